@@ -1,0 +1,166 @@
+"""What an export found out: plain data, printable and JSON-able."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from causal_onnx.runtime.contract import Contract
+
+__all__ = ["CausalityCase", "CausalityReport", "ExportReport", "ParityCase", "ParityReport"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParityCase:
+    """One shape at which the artifact was compared with its source."""
+
+    batch: int | None
+    """None: the call had no batch axis."""
+    seq: int
+    error: float
+    """Largest absolute error over the outputs, relative to the scale of each; inf: shape, dtype or
+    NaN pattern differ, or exactly one side raised."""
+    passed: bool
+    note: str = ""
+    """Why it failed, or what was special, e.g. "both refuse", "within rounding of float64"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParityReport:
+    """Equality of an artifact and its PyTorch source over a grid of shapes."""
+
+    cases: tuple[ParityCase, ...]
+    tolerance: float
+    skipped: tuple[str, ...] = ()
+    """Shapes that were not run, each with its reason."""
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.cases) and all(case.passed for case in self.cases)
+
+    @property
+    def max_error(self) -> float:
+        return max((case.error for case in self.cases), default=float("inf"))
+
+    def to_table(self) -> str:
+        """A text table: one row per length, one column per batch size, cells the relative error."""
+        batches = list(dict.fromkeys(case.batch for case in self.cases))
+        lengths = sorted({case.seq for case in self.cases})
+        cells = {(case.seq, case.batch): case for case in self.cases}
+        heads = ["no batch" if batch is None else f"batch {batch}" for batch in batches]
+        lines = ["   seq  " + "".join(f"{head:>12}" for head in heads)]
+        for seq in lengths:
+            row = [_cell(cells.get((seq, batch))) for batch in batches]
+            lines.append(f"{seq:>6}  " + "".join(f"{cell:>12}" for cell in row))
+        notes = [
+            f"  seq {case.seq}, batch {case.batch}: {case.note}" for case in self.cases if case.note
+        ]
+        skipped = [f"  not run: {reason}" for reason in self.skipped]
+        return "\n".join(lines + notes + skipped)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed, "max_error": self.max_error}
+
+
+def _cell(case: ParityCase | None) -> str:
+    if case is None:
+        return "-"
+    return f"{case.error:.1e}" + ("" if case.passed else " !")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CausalityCase:
+    """One cut: inputs from position `cut` on were changed, `outputs[:cut]` compared."""
+
+    seq: int
+    cut: int
+    past_error: float
+    """Largest relative change of outputs before the cut; 0.0 is bit-identical."""
+    source_past_error: float | None
+    """The same in the PyTorch source; None where it was not run (the artifact was bit-identical)."""
+    future_moved: bool
+    """Changing the inputs from the cut on changed some output from the cut on."""
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CausalityReport:
+    """Causality by perturbation, over lengths and cuts."""
+
+    cases: tuple[CausalityCase, ...]
+
+    @property
+    def is_causal(self) -> bool:
+        return bool(self.cases) and all(case.passed for case in self.cases)
+
+    @property
+    def bit_identical(self) -> bool:
+        return all(case.past_error == 0.0 for case in self.cases)
+
+    def summary(self) -> str:
+        """The verdict on one line."""
+        if self.is_causal:
+            how = "bit-identical" if self.bit_identical else "equal up to the source's own rounding"
+            return f"causal: {len(self.cases)} cuts, the past stayed {how}"
+        bad = next((case for case in self.cases if not case.passed), None)
+        if bad is None:
+            return "not shown to be causal: no cut was tested"
+        if not bad.future_moved:
+            return (
+                f"not shown to be causal: at length {bad.seq}, changing positions >= {bad.cut} "
+                "moved no output at all"
+            )
+        return (
+            f"NOT causal: at length {bad.seq}, changing positions >= {bad.cut} moved earlier "
+            f"outputs by {bad.past_error:.1e} of their scale"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "is_causal": self.is_causal,
+            "bit_identical": self.bit_identical,
+            "summary": self.summary(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportReport:
+    """One finished export."""
+
+    path: Path
+    contract: Contract
+    parity: ParityReport
+    causality: CausalityReport
+    source: dict[str, Any] = field(default_factory=dict)
+    """Class, versions and sha256 of the weights, as stored in the file."""
+    size_bytes: int = 0
+    nodes: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        limit = self.contract.max_seq_len
+        lines = [
+            f"{self.path}  {self.size_bytes / 1e6:.2f} MB, {self.nodes} nodes, "
+            f"opset {self.contract.opset}, max_seq_len {limit if limit else 'unlimited'}",
+            *(f"  in   {spec.describe()}" for spec in self.contract.inputs),
+            *(f"  out  {spec.describe()}" for spec in self.contract.outputs),
+            f"  {self.causality.summary()}",
+            f"  equal to PyTorch at {len(self.parity.cases)} shapes, largest error "
+            f"{self.parity.max_error:.1e} of the output's scale",
+            *(f"  warning: {text}" for text in self.warnings),
+        ]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "path": str(self.path),
+            "size_bytes": self.size_bytes,
+            "nodes": self.nodes,
+            "contract": self.contract.to_json(),
+            "source": self.source,
+            "parity": self.parity.to_dict(),
+            "causality": self.causality.to_dict(),
+            "warnings": list(self.warnings),
+        }

@@ -1,0 +1,163 @@
+"""The contract: what an artifact takes and gives, as stored in the file's `metadata_props`.
+
+Written once, here, because this side has no heavy imports; the exporter imports it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from causal_onnx.runtime.errors import ArtifactError
+
+__all__ = ["FORMAT", "AXIS_NAMES", "CONTRACT_KEY", "Contract", "TensorSpec"]
+
+FORMAT = 1
+"""Version of the metadata layout. A reader refuses a larger one; see CHANGELOG, "Artifact format"."""
+
+# Keys of `metadata_props`. Each value is one JSON document.
+CONTRACT_KEY = "causal_onnx.contract"
+SOURCE_KEY = "causal_onnx.source"
+GOLDEN_KEY = "causal_onnx.golden"
+CERTIFICATE_KEY = "causal_onnx.certificate"
+
+AXIS_NAMES = ("batch", "seq", "past_seq", "total_seq")
+"""The symbolic axes an artifact may have; every other axis is a fixed size."""
+
+DTYPES = (
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "bool",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSpec:
+    """One input or output of the graph."""
+
+    name: str
+    dtype: str
+    """A numpy dtype name, or "bfloat16"."""
+    axes: tuple[str | int, ...]
+    """One entry per axis: a symbolic name (see `AXIS_NAMES`) or a fixed size."""
+    vocab_size: int | None = None
+    """For an input of token ids: every id must lie in [0, vocab_size)."""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a tensor of the contract has an empty name")
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"{self.name}: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}"
+            )
+        for axis in self.axes:
+            if isinstance(axis, bool) or not isinstance(axis, str | int):
+                raise ValueError(f"{self.name}: an axis is a name or a size, got {axis!r}")
+            if isinstance(axis, int) and axis < 0:
+                raise ValueError(f"{self.name}: a fixed axis must not be negative, got {axis}")
+            if isinstance(axis, str) and axis not in AXIS_NAMES:
+                raise ValueError(
+                    f"{self.name}: axis names are {', '.join(AXIS_NAMES)}, got {axis!r}"
+                )
+        if self.vocab_size is not None and self.vocab_size < 1:
+            raise ValueError(f"{self.name}: vocab_size must be positive, got {self.vocab_size}")
+
+    def axis_of(self, name: str) -> int | None:
+        """The position of the symbolic axis `name`, or None if the tensor has no such axis."""
+        return self.axes.index(name) if name in self.axes else None
+
+    def describe(self) -> str:
+        """The spec on one line, e.g. `x: float32 (batch, seq, 64)`."""
+        shape = ", ".join(str(axis) for axis in self.axes)
+        ids = f", ids in [0, {self.vocab_size})" if self.vocab_size is not None else ""
+        return f"{self.name}: {self.dtype} ({shape}){ids}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contract:
+    """What an artifact takes and gives: the promise that a runtime checks a request against."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_seq_len: int | None = None
+    """The longest sequence that the source accepts; None: no limit is known."""
+    unbatched: bool = False
+    """The source takes inputs without the batch axis too; the runtime then adds and removes it."""
+    form: str = "portable"
+    """How attention is written in the graph: "ort", "portable" or "tiled"."""
+    precision: str = "fp32"
+    opset: int | None = None
+    """Version of the default ONNX operator set that the graph uses."""
+
+    def __post_init__(self) -> None:
+        if not self.inputs or not self.outputs:
+            raise ValueError("a contract needs at least one input and one output")
+        for kind, specs in (("input", self.inputs), ("output", self.outputs)):
+            names = [spec.name for spec in specs]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{kind} names must differ, got {', '.join(names)}")
+        if self.max_seq_len is not None and self.max_seq_len < 1:
+            raise ValueError(f"max_seq_len must be positive, got {self.max_seq_len}")
+
+    def to_json(self) -> str:
+        """The contract as one JSON document, the same text for equal contracts."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Contract:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ArtifactError: The text is not a contract, is of a newer format, or holds unknown keys.
+        """
+        data = read_document(text, what="contract")
+        try:
+            data["inputs"] = tuple(_spec(item) for item in data["inputs"])
+            data["outputs"] = tuple(_spec(item) for item in data["outputs"])
+            return cls(**_known(data, cls))
+        except KeyError as error:
+            raise ArtifactError(f"the contract lacks the key {error}") from error
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"the contract is damaged: {error}") from error
+
+
+def read_document(text: str, *, what: str) -> dict[str, Any]:
+    """Parse one metadata document and check its format number, which it removes.
+
+    Raises:
+        ArtifactError: Not a JSON object with a format number, or of a newer format.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"the {what} in the metadata is not JSON: {error}") from error
+    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+        raise ArtifactError(f"the {what} in the metadata has no format number")
+    version = data.pop("format")
+    if version > FORMAT:
+        raise ArtifactError(
+            f"the {what} is of format {version}, this version of causal-onnx reads up to "
+            f"{FORMAT}. Update it: pip install -U causal-onnx"
+        )
+    return data
+
+
+def _known(data: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    names = {field.name for field in fields(cls)}
+    unknown = sorted(set(data) - names)
+    if unknown:
+        raise ArtifactError(f"unknown keys in the contract: {', '.join(unknown)}")
+    return dict(data)
+
+
+def _spec(item: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(**{**_known(item, TensorSpec), "axes": tuple(item["axes"])})

@@ -1,0 +1,18 @@
+"""The errors that causal-onnx raises on purpose.
+
+Wrong arguments raise `ValueError` or `TypeError`; these are for what a caller handles differently.
+"""
+
+__all__ = ["ArtifactError", "CausalOnnxError", "DeviceError"]
+
+
+class CausalOnnxError(Exception):
+    """Base of every error that causal-onnx raises on purpose."""
+
+
+class ArtifactError(CausalOnnxError):
+    """The file is not ours, damaged, or of a newer format."""
+
+
+class DeviceError(CausalOnnxError):
+    """The device asked for cannot be used."""

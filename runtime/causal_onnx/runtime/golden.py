@@ -1,0 +1,143 @@
+"""Golden vectors: small inputs with the outputs PyTorch gave, carried in the file for self-tests."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from causal_onnx.runtime.contract import FORMAT, read_document
+from causal_onnx.runtime.errors import ArtifactError
+
+__all__ = ["GoldenCase", "GoldenSet", "relative_error"]
+
+Array = npt.NDArray[Any]
+
+MAX_STORED_ELEMENTS = 4096
+"""Per output and case; a language model's logits are sampled evenly down to this many, so that the
+vectors stay small beside the weights (16 KiB each in fp32)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoldenCase:
+    """One recorded call."""
+
+    inputs: Mapping[str, Array]
+    outputs: Mapping[str, tuple[tuple[int, ...], int, Array]]
+    """Name -> (shape of the whole output, stride, flat elements 0, stride, 2 x stride, ...)."""
+
+    @classmethod
+    def record(cls, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> GoldenCase:
+        """Keep `inputs` whole and `outputs` sampled to at most `MAX_STORED_ELEMENTS` each."""
+        stored = {}
+        for name, value in outputs.items():
+            stride = max(1, math.ceil(value.size / MAX_STORED_ELEMENTS))
+            stored[name] = (tuple(value.shape), stride, value.reshape(-1)[::stride].copy())
+        return cls(inputs=dict(inputs), outputs=stored)
+
+    def error(self, outputs: Mapping[str, Array]) -> float:
+        """The largest error of `outputs` against the record, relative to each output's scale.
+
+        Infinite where an output is missing, or differs in shape or in where its NaNs are.
+        """
+        worst = 0.0
+        for name, (shape, stride, expected) in self.outputs.items():
+            got = outputs.get(name)
+            if got is None or tuple(got.shape) != shape:
+                return math.inf
+            worst = max(worst, relative_error(got.reshape(-1)[::stride], expected))
+        return worst
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GoldenSet:
+    """The recorded calls of one artifact, and how closely a runtime must repeat them."""
+
+    cases: Sequence[GoldenCase]
+    tolerance: float
+    """Largest error allowed, relative to the output's scale."""
+
+    def to_json(self) -> str:
+        """The set as one JSON document; arrays are little-endian bytes in base64."""
+        cases = [
+            {
+                "inputs": {name: _encode(value) for name, value in case.inputs.items()},
+                "outputs": {
+                    name: {**_encode(kept), "whole_shape": list(shape), "stride": stride}
+                    for name, (shape, stride, kept) in case.outputs.items()
+                },
+            }
+            for case in self.cases
+        ]
+        document = {"format": FORMAT, "tolerance": self.tolerance, "cases": cases}
+        return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> GoldenSet:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ArtifactError: The text holds no golden vectors, or of a newer format.
+        """
+        data = read_document(text, what="golden vectors")
+        try:
+            cases = [
+                GoldenCase(
+                    inputs={name: _decode(item) for name, item in case["inputs"].items()},
+                    outputs={
+                        name: (tuple(item["whole_shape"]), int(item["stride"]), _decode(item))
+                        for name, item in case["outputs"].items()
+                    },
+                )
+                for case in data["cases"]
+            ]
+            return cls(cases=cases, tolerance=float(data["tolerance"]))
+        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+            raise ArtifactError(f"the golden vectors are damaged: {error!r}") from error
+
+
+def relative_error(got: Array, expected: Array) -> float:
+    """max |got - expected| / max |expected|, both in float64; 0/0 counts as 0.
+
+    NaNs and infinities must stand in the same places, else the error is infinite.
+    """
+    if got.shape != expected.shape:
+        return math.inf
+    if got.size == 0:
+        return 0.0
+    got64, expected64 = got.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(expected64)
+    if not np.array_equal(np.isfinite(got64), finite) or not np.array_equal(
+        got64[~finite], expected64[~finite], equal_nan=True
+    ):
+        return math.inf
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(expected64[finite]).max())
+    worst = float(np.abs(got64[finite] - expected64[finite]).max())
+    if worst == 0.0:
+        return 0.0
+    return worst / scale if scale else math.inf
+
+
+def _encode(value: Array) -> dict[str, Any]:
+    little = np.ascontiguousarray(value.astype(value.dtype.newbyteorder("<"), copy=False))
+    return {
+        "dtype": value.dtype.name,
+        "shape": list(value.shape),
+        "data": base64.b64encode(little.tobytes()).decode("ascii"),
+    }
+
+
+def _decode(item: Mapping[str, Any]) -> Array:
+    dtype = np.dtype(item["dtype"]).newbyteorder("<")
+    raw = base64.b64decode(item["data"], validate=True)
+    array = np.frombuffer(raw, dtype=dtype).reshape(item["shape"])
+    return array.astype(dtype.newbyteorder("="))
