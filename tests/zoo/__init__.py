@@ -1,0 +1,25 @@
+"""The zoo: causal modules as people really write them, and the mutants a prover must reject."""
+
+from __future__ import annotations
+
+from .entry import ZooEntry, output_tensors
+from .masks import ENTRIES as _MASKS
+
+__all__ = ["ZOO", "ZooEntry", "entry", "output_tensors"]
+
+ZOO: tuple[ZooEntry, ...] = (*_MASKS,)
+"""Every entry, family by family."""
+
+_BY_NAME = {item.name: item for item in ZOO}
+
+
+def entry(name: str) -> ZooEntry:
+    """The entry called `name`.
+
+    Raises:
+        KeyError: No such entry; the message lists names that share a part with it.
+    """
+    if name not in _BY_NAME:
+        near = [known for known in _BY_NAME if set(known.split("_")) & set(name.split("_"))]
+        raise KeyError(f"no zoo entry {name!r}; similar: {', '.join(near[:8]) or 'none'}")
+    return _BY_NAME[name]
