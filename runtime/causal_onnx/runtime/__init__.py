@@ -1,3 +1,24 @@
 """Run exported causal attention on numpy and onnxruntime; needs nothing else."""
 
+from causal_onnx.runtime.artifact import Artifact, read_artifact
+from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.runtime.errors import ArtifactError, CausalOnnxError, DeviceError, RunError
+from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "CausalOnnxError",
+    "Contract",
+    "DeviceError",
+    "Model",
+    "RunError",
+    "SelfTestCase",
+    "SelfTestReport",
+    "TensorSpec",
+    "__version__",
+    "load",
+    "read_artifact",
+]

@@ -12,10 +12,20 @@ from typing import Any
 
 from causal_onnx.runtime.errors import ArtifactError
 
-__all__ = ["FORMAT", "AXIS_NAMES", "CONTRACT_KEY", "Contract", "TensorSpec"]
+__all__ = [
+    "AXIS_NAMES",
+    "CERTIFICATE_KEY",
+    "CONTRACT_KEY",
+    "FORMAT",
+    "GOLDEN_KEY",
+    "SOURCE_KEY",
+    "Contract",
+    "TensorSpec",
+    "read_document",
+]
 
 FORMAT = 1
-"""Version of the metadata layout. A reader refuses a larger one; see CHANGELOG, "Artifact format"."""
+"""Version of the metadata layout, see CHANGELOG, "Artifact format". A reader refuses a larger one."""
 
 # Keys of `metadata_props`. Each value is one JSON document.
 CONTRACT_KEY = "causal_onnx.contract"

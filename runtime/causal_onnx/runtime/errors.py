@@ -3,7 +3,7 @@
 Wrong arguments raise `ValueError` or `TypeError`; these are for what a caller handles differently.
 """
 
-__all__ = ["ArtifactError", "CausalOnnxError", "DeviceError"]
+__all__ = ["ArtifactError", "CausalOnnxError", "DeviceError", "RunError"]
 
 
 class CausalOnnxError(Exception):
@@ -16,3 +16,7 @@ class ArtifactError(CausalOnnxError):
 
 class DeviceError(CausalOnnxError):
     """The device asked for cannot be used."""
+
+
+class RunError(CausalOnnxError):
+    """onnxruntime failed while running a request that the contract allows."""

@@ -1,4 +1,4 @@
-"""Golden vectors: small inputs with the outputs PyTorch gave, carried in the file for self-tests."""
+"""Golden vectors: small inputs with the outputs PyTorch gave, kept in the file for self-tests."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class GoldenSet:
 
 
 def relative_error(got: Array, expected: Array) -> float:
-    """max |got - expected| / max |expected|, both in float64; 0/0 counts as 0.
+    """Give max |got - expected| / max |expected|, both in float64; 0/0 counts as 0.
 
     NaNs and infinities must stand in the same places, else the error is infinite.
     """

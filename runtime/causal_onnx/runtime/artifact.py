@@ -1,0 +1,112 @@
+"""An ONNX file with its metadata read, before any session is made of it."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from causal_onnx.runtime.contract import (
+    CERTIFICATE_KEY,
+    CONTRACT_KEY,
+    GOLDEN_KEY,
+    SOURCE_KEY,
+    Contract,
+    read_document,
+)
+from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.golden import GoldenSet
+from causal_onnx.runtime.onnx_header import OnnxHeader, read_header
+
+__all__ = ["Artifact", "read_artifact"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """Where a model lies and what its metadata says; each part is parsed when it is asked for.
+
+    Every property raises `ArtifactError` where its part of the metadata is damaged or of a newer
+    format.
+    """
+
+    location: Path | bytes
+    """The path, or the model itself when it was given as bytes."""
+    header: OnnxHeader
+
+    @property
+    def name(self) -> str:
+        return name_of(self.location)
+
+    @functools.cached_property
+    def contract(self) -> Contract | None:
+        """The contract in the file; None for an ONNX file that causal-onnx did not write."""
+        text = self.header.metadata.get(CONTRACT_KEY)
+        if text is None:
+            return None
+        try:
+            return Contract.from_json(text)
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.name}: {error}") from error
+
+    @functools.cached_property
+    def source(self) -> dict[str, Any]:
+        """What was exported: class, versions, sha256 of weights; empty where nothing is said."""
+        return self._document(SOURCE_KEY, "source") or {}
+
+    @functools.cached_property
+    def certificate(self) -> dict[str, Any] | None:
+        """The certificate of causality as it stands in the file, or None."""
+        return self._document(CERTIFICATE_KEY, "certificate")
+
+    @functools.cached_property
+    def golden(self) -> GoldenSet | None:
+        """The golden vectors, or None."""
+        text = self.header.metadata.get(GOLDEN_KEY)
+        if text is None:
+            return None
+        try:
+            return GoldenSet.from_json(text)
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.name}: {error}") from error
+
+    def _document(self, key: str, what: str) -> dict[str, Any] | None:
+        text = self.header.metadata.get(key)
+        if text is None:
+            return None
+        try:
+            return read_document(text, what=what)
+        except ArtifactError as error:
+            raise ArtifactError(f"{self.name}: {error}") from error
+
+
+def read_artifact(path: str | os.PathLike[str] | bytes) -> Artifact:
+    """Read the metadata of an ONNX file; onnxruntime is neither needed nor imported.
+
+    Args:
+        path: The file, or a whole model as bytes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ArtifactError: It is a folder, empty, damaged, or not an ONNX model.
+    """
+    if isinstance(path, bytes):
+        return Artifact(location=path, header=read_header(io.BytesIO(path), name=name_of(path)))
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a path or bytes, got {type(path).__name__}")
+    location = Path(path)
+    if location.is_dir():
+        raise ArtifactError(f"{location} is a folder: pass the .onnx file in it")
+    try:
+        with location.open("rb") as stream:
+            header = read_header(stream, name=name_of(location))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {location}") from None
+    return Artifact(location=location, header=header)
+
+
+def name_of(location: Path | bytes) -> str:
+    """How messages call a model."""
+    return "the model given as bytes" if isinstance(location, bytes) else str(location)

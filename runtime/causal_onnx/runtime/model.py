@@ -1,0 +1,283 @@
+"""Load an artifact and call it: numpy in, numpy out."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from causal_onnx.runtime import bfloat16
+from causal_onnx.runtime.artifact import Artifact, read_artifact
+from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.denormals import flushing_denormals
+from causal_onnx.runtime.device import Device
+from causal_onnx.runtime.errors import ArtifactError, RunError
+from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
+from causal_onnx.runtime.request import RequestChecker
+from causal_onnx.runtime.session import SessionSettings, open_session
+from causal_onnx.runtime.signature import check_signature
+
+__all__ = ["Model", "SelfTestCase", "SelfTestReport", "load"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelfTestCase:
+    """One golden vector, replayed."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the inputs."""
+    error: float
+    """Largest error relative to each output's scale; infinite where shapes or NaNs differ."""
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelfTestReport:
+    """Whether this runtime repeats what PyTorch computed."""
+
+    cases: tuple[SelfTestCase, ...]
+    tolerance: float
+    device: str
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.cases) and all(case.passed for case in self.cases)
+
+    @property
+    def max_error(self) -> float:
+        return max((case.error for case in self.cases), default=math.inf)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed, "max_error": self.max_error}
+
+
+def load(
+    path: str | os.PathLike[str] | bytes,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    spinning: bool | None = None,
+    contract: Contract | None = None,
+    cast: bool = False,
+    check_finite: bool = False,
+    flush_denormals: bool = True,
+) -> Model:
+    """Load an exported model.
+
+    Args:
+        path: The .onnx file, or a whole model as bytes (without external data).
+        device: "cpu"; "cuda" or "cuda:N", which runs there or raises; "auto", which uses CUDA
+            where it works and otherwise the CPU, with a warning in the log. `Model.device` says
+            what it is.
+        threads: Threads of one call; None: one per physical core that this process may use.
+        spinning: Whether idle threads wait in a busy loop. None: they do not, which holds up on a
+            machine that has other work; True is faster on one that has none.
+        contract: For a file without one: what it takes and gives. It is checked against the graph,
+            and replaces the contract of a file that has one.
+        cast: Convert inputs of another dtype, float64 to float32 for one. A value that the
+            contract's dtype cannot hold is an error still.
+        check_finite: Refuse NaN and infinity in the inputs; costs a pass over them.
+        flush_denormals: Compute with denormal numbers (below 1e-38) as zero; on x86 up to twice as
+            fast, and the caller's own arithmetic is untouched.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ArtifactError: Damaged, foreign, of a newer format, or without a contract.
+        DeviceError: The device cannot be used, or not for all of the model.
+        ImportError: onnxruntime is not installed.
+    """
+    settings = SessionSettings(threads=threads, spinning=spinning, flush_denormals=flush_denormals)
+    artifact = read_artifact(path)
+    promised = contract if contract is not None else artifact.contract
+    if promised is None:
+        raise ArtifactError(
+            f"{artifact.name} carries no contract: causal-onnx did not write it. If you know what "
+            "it takes and gives, say so: load(path, contract=Contract(inputs=..., outputs=...))"
+        )
+    session, chosen = open_session(artifact, device, settings)
+    check_signature(session, promised, name=artifact.name)
+    return Model(
+        artifact=artifact,
+        contract=promised,
+        session=session,
+        device=chosen,
+        settings=settings,
+        checker=RequestChecker(promised, cast=cast, check_finite=check_finite),
+    )
+
+
+class Model:
+    """A loaded artifact; made by `load`.
+
+    It may be called from any number of threads at once. It does not outlive `os.fork`: load it in
+    the child. Its memory is freed with the last reference to it.
+    """
+
+    def __init__(
+        self,
+        *,
+        artifact: Artifact,
+        contract: Contract,
+        session: Any,
+        device: Device,
+        settings: SessionSettings,
+        checker: RequestChecker,
+    ) -> None:
+        self._artifact = artifact
+        self._contract = contract
+        self._session = session
+        self._device = device
+        self._settings = settings
+        self._checker = checker
+        self._pid = os.getpid()
+        self._output_names = [spec.name for spec in contract.outputs]
+        self._output_batch_axes = {spec.name: spec.axis_of("batch") for spec in contract.outputs}
+        self._has_bfloat16 = any(
+            spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)
+        )
+        self._errors = onnxruntime_errors()
+
+    @property
+    def contract(self) -> Contract:
+        """What the model takes and gives."""
+        return self._contract
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu" or "cuda:0"."""
+        return str(self._device)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What was exported, as the file tells it; empty where it tells nothing."""
+        return self._artifact.source
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """The certificate of causality as it stands in the file, or None."""
+        return self._artifact.certificate
+
+    def __call__(self, /, *inputs: npt.ArrayLike, **named: npt.ArrayLike) -> Array:
+        """Run a model of one output.
+
+        Args:
+            *inputs: Arrays in the contract's order.
+            **named: Arrays by the name of the input.
+
+        Returns:
+            The output, a new array. bfloat16 comes as float32. Without the batch axis if the
+            inputs came without it.
+
+        Raises:
+            ValueError: The inputs are not what the contract allows, or there are several outputs.
+            RunError: onnxruntime failed.
+        """
+        if len(self._output_names) != 1:
+            raise ValueError(
+                f"this model has {len(self._output_names)} outputs "
+                f"({', '.join(self._output_names)}); call model.run(...), which gives all by name"
+            )
+        return self.run(*inputs, **named)[self._output_names[0]]
+
+    def run(self, /, *inputs: npt.ArrayLike, **named: npt.ArrayLike) -> dict[str, Array]:
+        """Run the model and give every output by its name; otherwise like calling it.
+
+        Raises:
+            ValueError: The inputs are not what the contract allows.
+            RunError: onnxruntime failed.
+        """
+        return self._run(self._checker, inputs, named)
+
+    def selftest(self) -> SelfTestReport:
+        """Replay the golden vectors in the file, whose outputs PyTorch computed.
+
+        Raises:
+            ArtifactError: The file carries none.
+            RunError: onnxruntime failed.
+        """
+        golden = self._artifact.golden
+        if golden is None or not golden.cases:
+            raise ArtifactError(
+                f"{self._artifact.name} carries no golden vectors to replay; export it with "
+                "causal-onnx"
+            )
+        # Recorded inputs are right by themselves; bfloat16 among them are stored as float32.
+        checker = RequestChecker(self._contract, cast=True)
+        cases = []
+        for case in golden.cases:
+            error = case.error(self._run(checker, (), case.inputs))
+            cases.append(
+                SelfTestCase(
+                    shapes={name: tuple(value.shape) for name, value in case.inputs.items()},
+                    error=error,
+                    passed=error <= golden.tolerance,
+                )
+            )
+        return SelfTestReport(cases=tuple(cases), tolerance=golden.tolerance, device=self.device)
+
+    def _run(
+        self, checker: RequestChecker, inputs: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> dict[str, Array]:
+        if self._pid != os.getpid():
+            raise RunError(
+                "this model was loaded before os.fork(), which does not copy the threads of its "
+                "session; load it in the child process, or start processes with 'spawn'"
+            )
+        request = checker.check(inputs, named)
+        mode = flushing_denormals() if self._settings.flush_denormals else contextlib.nullcontext()
+        try:
+            with mode:
+                outputs = (
+                    self._run_bfloat16(request.feeds)
+                    if self._has_bfloat16
+                    else self._session.run(self._output_names, request.feeds)
+                )
+        except self._errors as error:
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in request.feeds.items())
+            raise RunError(
+                f"onnxruntime failed on {self._artifact.name} with {shapes}: {first_line(error)}"
+            ) from error
+        if request.unbatched:
+            outputs = [
+                value if axis is None else value.squeeze(axis)
+                for value, axis in zip(outputs, self._output_batch_axes.values(), strict=True)
+            ]
+        return dict(zip(self._output_names, outputs, strict=True))
+
+    def _run_bfloat16(self, feeds: Mapping[str, Array]) -> list[Array]:
+        """Run with bfloat16 as bits, which `InferenceSession.run` cannot pass to or from numpy."""
+        ort_value = import_onnxruntime().OrtValue
+        values = {}
+        for spec in self._contract.inputs:
+            array = feeds[spec.name]
+            values[spec.name] = (
+                ort_value.ortvalue_from_numpy_with_onnx_type(bfloat16.to_bits(array), 16)
+                if spec.dtype == "bfloat16"
+                else ort_value.ortvalue_from_numpy(array)
+            )
+        results = self._session.run_with_ort_values(self._output_names, values)
+        return [
+            _bfloat16_values(result)
+            if result.data_type() == "tensor(bfloat16)"
+            else np.asarray(result.numpy())
+            for result in results
+        ]
+
+
+def _bfloat16_values(value: Any) -> Array:
+    """The float32 copy of a bfloat16 tensor of onnxruntime's, in host memory."""
+    shape = tuple(value.shape())
+    count = math.prod(shape)
+    if count == 0:
+        return np.zeros(shape, np.float32)
+    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr()))
+    return bfloat16.from_bits(bits).reshape(shape)

@@ -1,0 +1,114 @@
+"""The one place that imports onnxruntime: checked, with its telemetry off."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import os
+import sys
+from types import ModuleType
+
+from causal_onnx.runtime.errors import DeviceError
+
+__all__ = ["first_line", "import_onnxruntime", "installed_wheels", "onnxruntime_errors"]
+
+TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
+
+NOT_INSTALLED = (
+    "onnxruntime is not installed. For the CPU: pip install 'causal-onnx[cpu]'; "
+    "for NVIDIA GPUs: pip install 'causal-onnx[gpu]'"
+)
+
+
+@functools.cache
+def import_onnxruntime() -> ModuleType:
+    """Import onnxruntime, which must be installed exactly once.
+
+    Telemetry is on by default in onnxruntime's Linux wheels from 1.29: it writes files below the
+    user's cache folder and starts threads. It reads its switch once, while being imported, so the
+    switch is set before; a value that the user has set is kept. Where the host imported
+    onnxruntime first, only its events can still be turned off.
+
+    Raises:
+        ImportError: It is not installed, or does not load.
+        DeviceError: Several of its wheels are installed over each other.
+    """
+    wheels = installed_wheels()
+    if len(wheels) > 1:
+        both = ", ".join(f"{name} {version}" for name, version in wheels.items())
+        raise DeviceError(
+            f"several wheels of onnxruntime are installed over each other ({both}); they overwrite "
+            "each other's files. Keep one: "
+            f"pip uninstall -y {' '.join(wheels)} && pip install 'causal-onnx[cpu]' "
+            "(or 'causal-onnx[gpu]')"
+        )
+    already_imported = "onnxruntime" in sys.modules
+    telemetry_unset = TELEMETRY_VARIABLE not in os.environ
+    if telemetry_unset:
+        os.environ[TELEMETRY_VARIABLE] = "1"
+    try:
+        onnxruntime = importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        raise ImportError(NOT_INSTALLED) from error
+    # What is left of two wheels after one of them is uninstalled: a folder that still imports.
+    if not hasattr(onnxruntime, "InferenceSession"):
+        raise ImportError(
+            "onnxruntime is installed incompletely (it has no InferenceSession), as after one of "
+            "two wheels was uninstalled. Reinstall it: pip install --force-reinstall "
+            f"{next(iter(wheels), 'onnxruntime')}"
+        )
+    if already_imported and telemetry_unset:
+        onnxruntime.disable_telemetry_events()
+    return onnxruntime
+
+
+# Distributions that put their files into the folder `onnxruntime`.
+WHEELS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-rocm",
+    "onnxruntime-migraphx",
+    "onnxruntime-training",
+    "onnxruntime-qnn",
+    "onnxruntime-webgpu",
+    "onnxruntime-silicon",
+    "ort-nightly",
+    "ort-nightly-gpu",
+)
+
+
+def installed_wheels() -> dict[str, str]:
+    """Name -> version of every installed distribution that brings the module `onnxruntime`.
+
+    pip does not see that they clash, since their names differ.
+    """
+    found = {}
+    for name in WHEELS:
+        # Asking for each name takes 2 ms; walking over all distributions reads every METADATA file.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+@functools.cache
+def onnxruntime_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises: a dozen classes with no base of their own, and RuntimeError."""
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    found = [
+        value
+        for value in vars(state).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ]
+    return (*found, RuntimeError)
+
+
+def first_line(error: Exception) -> str:
+    """An onnxruntime error in one line, without the prefix that repeats its class."""
+    text = str(error).strip().partition("\n")[0]
+    return text.rpartition("[ONNXRuntimeError] : ")[2] or type(error).__name__

@@ -1,0 +1,184 @@
+"""Make an onnxruntime session on the device asked for, with settings that were measured."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from causal_onnx.runtime.artifact import Artifact
+from causal_onnx.runtime.device import Device, missing_provider, nodes_off_device, parse_device
+from causal_onnx.runtime.errors import ArtifactError, DeviceError
+from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
+from causal_onnx.runtime.threads import available_cores
+
+__all__ = ["SessionSettings", "open_session"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DEFAULT_SPINNING = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionSettings:
+    """How a session uses the processors."""
+
+    threads: int | None = None
+    """Threads of one call; None: one per physical core that this process may use."""
+    spinning: bool | None = None
+    """Threads wait for the next operator in a busy loop; None: see `DEFAULT_SPINNING`."""
+    flush_denormals: bool = True
+    """Treat denormal numbers as zero while the model runs."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and (
+            isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1
+        ):
+            raise ValueError(f"threads must be a positive integer or None, got {self.threads!r}")
+
+
+def open_session(artifact: Artifact, device: str, settings: SessionSettings) -> tuple[Any, Device]:
+    """Make the session of `artifact` and say where it runs.
+
+    Args:
+        artifact: The model.
+        device: "cpu", "cuda", "cuda:N" or "auto": CUDA where it works, else the CPU with a warning
+            in the log.
+        settings: Threads, spinning, denormals.
+
+    Raises:
+        DeviceError: The device cannot run this model, or not all of it.
+        ArtifactError: onnxruntime does not accept the model.
+        ValueError: `device` is none of the above.
+    """
+    wanted = parse_device(device)
+    if wanted is not None:
+        return _open(artifact, wanted, settings), wanted
+    cuda, cpu = Device("cuda"), Device("cpu")
+    try:
+        return _open(artifact, cuda, settings), cuda
+    except DeviceError as error:
+        logger.warning("device='auto' runs %s on the CPU: %s", artifact.name, error)
+    return _open(artifact, cpu, settings), cpu
+
+
+def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
+    ort = import_onnxruntime()
+    offered = ort.get_available_providers()
+    if device.provider not in offered:
+        raise missing_provider(device, offered)
+    if device.kind == "cuda":
+        _preload_cuda(ort)
+    try:
+        # onnxruntime sets the mode for denormals on the thread that makes the first session of a
+        # process, and leaves it so. This thread's end takes it away again.
+        session = _on_own_thread(lambda: _create(ort, artifact, device, settings))
+    except onnxruntime_errors() as error:
+        if device.kind == "cuda" and _is_about_cuda(error):
+            raise DeviceError(
+                f"device='{device}' was requested, but CUDA does not start: {first_line(error)}. "
+                "See `causal-onnx doctor`"
+            ) from error
+        raise _refused(ort, artifact, error) from error
+    got = session.get_providers()
+    if device.provider not in got[:1]:
+        raise DeviceError(
+            f"device='{device}' was requested, but onnxruntime made a session for "
+            f"{', '.join(got)}: the driver or a CUDA library is missing. See `causal-onnx doctor`"
+        )
+    if device.kind != "cpu":
+        off = nodes_off_device(session.get_provider_graph_assignment_info(), device)
+        if off:
+            raise DeviceError(
+                f"device='{device}' was requested, but onnxruntime has no kernel there for "
+                f"{len(off)} nodes of {artifact.name}, and would run them on the CPU: "
+                f"{', '.join(off[:10])}{', ...' if len(off) > 10 else ''}. "
+                "Export with target='portable' or another precision, or load with device='cpu'"
+            )
+    return session
+
+
+def _create(ort: Any, artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
+    options = ort.SessionOptions()
+    # Its warnings and errors go to stderr, past Python; what matters comes as an exception.
+    options.log_severity_level = 4
+    options.intra_op_num_threads = settings.threads or available_cores()
+    spinning = DEFAULT_SPINNING if settings.spinning is None else settings.spinning
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    # For the threads of the pool; the calling thread is seen to with every call (denormals.py).
+    options.add_session_config_entry(
+        "session.set_denormal_as_zero", str(int(settings.flush_denormals))
+    )
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if device.kind == "cuda":
+        # TF32 is on by default and keeps 10 bits of the mantissa: errors of 1e-3 instead of 1e-6.
+        cuda = {"device_id": str(device.index), "use_tf32": "0"}
+        providers = [(device.provider, cuda), *providers]
+    location = artifact.location
+    if isinstance(location, bytes):
+        # Else external data named in the bytes would be read from the current folder.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", "/nonexistent"
+        )
+    return ort.InferenceSession(
+        location if isinstance(location, bytes) else str(location),
+        options,
+        providers=providers,
+        # Without this a failing provider is replaced by the CPU, with a line on stdout.
+        enable_fallback=0,
+    )
+
+
+def _preload_cuda(ort: Any) -> None:
+    """Load the CUDA libraries that pip installed; the system's are found without it."""
+    said = io.StringIO()
+    # It prints what it does not find; the session's own error is the one that counts.
+    with contextlib.redirect_stdout(said):
+        ort.preload_dlls()
+    if said.getvalue():
+        logger.info("onnxruntime.preload_dlls: %s", said.getvalue().strip())
+
+
+def _is_about_cuda(error: Exception) -> bool:
+    text = str(error).lower()
+    return any(word in text for word in ("cuda", "cudnn", "cublas", "gpu"))
+
+
+def _refused(ort: Any, artifact: Artifact, error: Exception) -> ArtifactError:
+    kind = type(error).__name__
+    remedy = {
+        "NotImplemented": "an operator has no kernel for its types; export in another precision",
+        "InvalidProtobuf": "the file is damaged; export or download it again",
+        "InvalidGraph": "its operators are newer than this onnxruntime, or wrong; update "
+        "onnxruntime or export with a lower opset",
+    }.get(kind, "update onnxruntime, or export again")
+    return ArtifactError(
+        f"onnxruntime {ort.__version__} does not load {artifact.name}: {first_line(error)} "
+        f"({remedy})"
+    )
+
+
+def _on_own_thread(make: Callable[[], T]) -> T:
+    """Call `make` on a thread that ends with it, and give its result or raise its error."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(make())
+        except BaseException as error:  # raised again in the caller
+            errors.append(error)
+
+    thread = threading.Thread(target=body, name="causal-onnx-load", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
