@@ -1,0 +1,72 @@
+# `make help` lists what there is. Every target that needs an environment makes it first.
+# Needs: make, a POSIX shell, Python 3.11 or newer. Choose the interpreter: make PYTHON=python3.12
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+PYTHON ?=
+# Test processes. Two is what CI has; with more cores: make test JOBS=8
+JOBS ?= 2
+
+BIN := .venv/bin
+THIN := .venv-thin/bin
+SOURCES := export models runtime cli tests tools examples bench
+
+# One thread per test process: two of them with a pool each are slower than without.
+# Tests never reach for the network; this makes a library that tries fail at once.
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+.PHONY: setup
+setup:  ## Make .venv from requirements.lock (the other targets do this themselves)
+	@python=$$(sh tools/find_python.sh "$(PYTHON)") && \
+	"$$python" tools/make_env.py .venv requirements.lock --editable
+
+.PHONY: demo
+demo: setup  ## Export, prove, train, stream without PyTorch; writes build/demo/report.html
+	@$(BIN)/python examples/demo.py
+
+.PHONY: test
+test: lint test-thin  ## Everything CI runs
+	@echo "== all tests"
+	@$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS)
+
+.PHONY: test-thin
+test-thin: setup  ## The runtime's tests where only numpy and onnxruntime are installed
+	@python=$$(sh tools/find_python.sh "$(PYTHON)") && \
+	"$$python" tools/make_env.py .venv-thin requirements-thin.lock
+	@echo "== tests of the runtime, from a wheel, without PyTorch"
+	@rm -rf build/thin
+	@$(BIN)/python -m pip --quiet wheel --no-deps --no-build-isolation --wheel-dir build/thin .
+	@$(THIN)/python -m pip --quiet install --no-deps --force-reinstall build/thin/*.whl
+	@$(TEST_ENV) $(THIN)/python -m pytest -q -p no:cacheprovider tests/runtime tests/cli
+
+.PHONY: lint
+lint: setup  ## Check format, style, spelling and types
+	@echo "== ruff"
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/codespell
+	@echo "== mypy --strict"
+	@$(BIN)/mypy
+
+.PHONY: format
+format: setup  ## Format the code and mend what ruff can
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+.PHONY: bench
+bench: setup  ## Time whole modules against PyTorch; writes bench/results.json, bench/README.md
+	@$(BIN)/python bench/run.py
+
+.PHONY: lock
+lock: setup  ## Resolve requirements*.in into the lock files (the only target that changes pins)
+	@$(BIN)/python tools/lock.py
+
+.PHONY: clean
+clean:  ## Remove both environments, caches and everything built
+	rm -rf .venv .venv-thin build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find export models runtime cli tests tools examples bench -name __pycache__ -prune -exec rm -rf {} +
