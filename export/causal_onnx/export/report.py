@@ -22,8 +22,10 @@ class ParityCase:
     """Largest absolute error over the outputs, relative to the scale of each; inf: shape, dtype or
     NaN pattern differ, or exactly one side raised."""
     passed: bool
+    refused: bool = False
+    """The call was longer than `max_seq_len`, and the graph refused it, as it must."""
     note: str = ""
-    """Why it failed, or what was special, e.g. "both refuse", "within rounding of float64"."""
+    """Why it failed, or what was special, e.g. how far both are from float64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +68,8 @@ class ParityReport:
 def _cell(case: ParityCase | None) -> str:
     if case is None:
         return "-"
+    if case.refused:
+        return "refused"
     return f"{case.error:.1e}" + ("" if case.passed else " !")
 
 
@@ -147,7 +151,7 @@ class ExportReport:
             *(f"  in   {spec.describe()}" for spec in self.contract.inputs),
             *(f"  out  {spec.describe()}" for spec in self.contract.outputs),
             f"  {self.causality.summary()}",
-            f"  equal to PyTorch at {len(self.parity.cases)} shapes, largest error "
+            f"  equal to PyTorch at {sum(not c.refused for c in self.parity.cases)} shapes, largest error "
             f"{self.parity.max_error:.1e} of the output's scale",
             *(f"  warning: {text}" for text in self.warnings),
         ]

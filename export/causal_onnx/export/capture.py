@@ -1,0 +1,265 @@
+"""Capture: a module becomes an ONNX graph with named, dynamic axes.
+
+`torch.export` on a copy in eval mode, with an example of our own making, then `torch.onnx.export` of
+the exported program. Several ways are tried in turn; each result is judged by the caller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch.export import Dim, ExportedProgram
+
+from causal_onnx.export.domain import Domain, read_domain
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.patches import patched, replaying
+from causal_onnx.export.probe import runs
+from causal_onnx.export.source import Source
+
+__all__ = ["Capture", "attempts", "capture_sizes"]
+
+OLDEST_OPSET, NEWEST_OPSET = 18, 25
+"""Below 18 the exporter writes invalid models, above 25 runtimes refuse them (both measured)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capture:
+    """One captured graph and the sizes it is valid for."""
+
+    model: ir.Model
+    domain: Domain
+    way: str
+    """Which attempt gave it."""
+
+
+def capture_sizes(source: Source, specs: Sequence[InputSpec], max_seq_len: int | None) -> Sizes:
+    """Sizes for the traced example: >= 2, pairwise different, unlike any width of the module.
+
+    An example of length 1 folds shapes and drops masks, silently, for a quarter of all modules;
+    a size equal to a width can be taken for that width.
+
+    Raises:
+        ExportError: The module accepts no length from 2 on.
+    """
+    taken = {n for tensor in source.state_dict().values() for n in tensor.shape}
+    taken |= {
+        size
+        for spec in specs
+        for axis, size in enumerate(spec.example.shape)
+        if axis not in spec.axes
+    }
+    limit = max_seq_len if max_seq_len is not None else 64
+    by_preference = [7, 11, 13, 9, 10, 12, 14, 15, 17, 19, 6, 5, 23, 8, 16, 4, 3, 32, 64, 2]
+    lengths = [n for n in by_preference if n < limit and n not in taken]
+    lengths += [n for n in by_preference if n <= limit and n not in lengths]
+    for seq in lengths:
+        batch = next(b for b in (3, 5, 4, 6, 2, 7, 9, 11) if b != seq and b not in taken | {0})
+        past = next(p for p in (5, 4, 6, 8, 10, 3) if p not in (seq, batch))
+        sizes = Sizes(batch=batch, seq=seq, past=past)
+        if runs(source, specs, sizes):
+            return sizes
+    raise ExportError(
+        f"{type(source.module).__name__} accepts no sequence of 2 positions or more "
+        f"(tried {sorted(lengths)}); an example of that length shows the error: "
+        f"{type(source.module).__name__}()(example)"
+    )
+
+
+def attempts(
+    source: Source, specs: Sequence[InputSpec], sizes: Sizes, *, opset: int
+) -> Iterator[Capture | ExportError]:
+    """Capture in one way after the other, the most faithful first.
+
+    Yields:
+        A capture, or the error that this way ended in. The caller takes the first that it can
+        verify, and reports the first error if there is none.
+    """
+    ways: list[tuple[str, Callable[[Source, tuple[torch.Tensor, ...]], ExportedProgram]]] = [
+        ("non-strict", lambda s, x: _trace(s, specs, x, opset)),
+        ("replayed conditions", lambda s, x: _trace_replaying(s, specs, x, opset)),
+        ("strict", lambda s, x: _trace_strict(s, specs, x)),
+        ("warmed at the largest length", lambda s, x: _trace_warm(s, specs, x, opset)),
+    ]
+    for name, trace in ways:
+        try:
+            with _quiet(), torch.no_grad():
+                program = trace(source.fresh(), make_inputs(specs, sizes))
+                model = _translate(program, opset)
+            domain = read_domain(program, specs)
+        except ExportError as error:
+            yield error
+            continue
+        except Exception as error:  # torch raises everything from KeyError to its own classes here
+            yield _explained(error, source)
+            continue
+        _name_axes(model, specs, source.output_names)
+        yield Capture(model=model, domain=domain, way=name)
+
+
+def _trace(
+    source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], opset: int
+) -> ExportedProgram:
+    with patched(zero_masked_rows=opset < 23):
+        return _export_program(source, specs, inputs, strict=False)
+
+
+def _trace_replaying(
+    source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], opset: int
+) -> ExportedProgram:
+    answers: list[bool] = []
+    with replaying(answers, record=True):
+        source.fresh()(*inputs)
+    if not answers:
+        raise ExportError("the module asks no tensor for its truth; nothing to replay")
+    with replaying(answers, record=False):
+        return _trace(source, specs, inputs, opset)
+
+
+def _trace_strict(
+    source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...]
+) -> ExportedProgram:
+    # Strict mode reads bytecode and does not see the replacements; it takes other code as it is.
+    return _export_program(source, specs, inputs, strict=True)
+
+
+def _trace_warm(
+    source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], opset: int
+) -> ExportedProgram:
+    if source.longest is None:
+        raise ExportError("the module has no largest length to warm its buffers at")
+    source(*make_inputs(specs, Sizes(batch=inputs[0].shape[0], seq=source.longest)))
+    return _trace(source, specs, inputs, opset)
+
+
+def _export_program(
+    source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], *, strict: bool
+) -> ExportedProgram:
+    shapes = tuple(dict.fromkeys(spec.axes, Dim.DYNAMIC) for spec in specs)
+    # Not `prefer_deferred_runtime_asserts`: the guards would become nodes that the translation
+    # drops, and they are the description of the valid domain.
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        return torch.export.export(source, inputs, dynamic_shapes={"inputs": shapes}, strict=strict)
+
+
+def _translate(program: ExportedProgram, opset: int) -> ir.Model:
+    # At opset 23 exactly, `optimize=True` fuses rotary embeddings wrongly for batch >= 2.
+    translated = torch.onnx.export(
+        program, (), opset_version=opset, optimize=opset != 23, verbose=False
+    )
+    assert translated is not None
+    return translated.model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints progress and warns about itself; the caller gets our report instead."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _name_axes(model: ir.Model, specs: Sequence[InputSpec], output_names: Sequence[str]) -> None:
+    """Give inputs, outputs and dynamic axes the contract's names; drop the exporter's shape hints.
+
+    The hints go because ONNX Runtime believes them, and they are wrong for some modules.
+    """
+    graph = model.graph
+    renamed: dict[str, str] = {}
+    for value, spec in zip(graph.inputs, specs, strict=True):
+        value.name = spec.name
+        assert value.shape is not None
+        dims: list[int | str] = []
+        for axis, dim in enumerate(value.shape):
+            if axis in spec.axes:
+                renamed[str(dim)] = spec.axes[axis]
+                dims.append(spec.axes[axis])
+            else:
+                dims.append(int(dim))  # type: ignore[arg-type]
+        value.shape = ir.Shape(dims)
+    for position, name in enumerate(output_names):
+        value = graph.outputs[position]
+        if value.is_graph_input() or value in list(graph.outputs)[:position]:
+            # A module that returns its input, or one tensor twice: an output needs a name of its own.
+            producer = ir.node("Identity", inputs=[value])
+            producer.outputs[0].shape, producer.outputs[0].type = value.shape, value.type
+            graph.append(producer)
+            graph.outputs[position] = value = producer.outputs[0]
+        value.name = name
+    outputs = set(graph.outputs)
+    for node in graph:
+        for value in node.outputs:
+            if value not in outputs:
+                value.shape = None
+
+
+def _explained(error: Exception, source: Source) -> ExportError:
+    """What PyTorch said, shortened, with the user's own line and a remedy where one is known."""
+    text = str(error)
+    module = type(source.module).__name__
+    place = _place(error, text)
+    for pattern, remedy in _REMEDIES:
+        if re.search(pattern, text):
+            break
+    else:
+        remedy = "write the forward pass with tensor operations on the input's shape"
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    failure = ExportError(f"{module} cannot be captured{place}: {first[:300]}. Remedy: {remedy}")
+    failure.__cause__ = error
+    return failure
+
+
+_REMEDIES = (
+    (
+        r"specializ|inferred a static shape|Constraints violated",
+        "a Python loop over positions or a number taken from the example fixes the length; build "
+        "masks and positions from x.shape with torch.arange, and use tensor operations, not loops",
+    ),
+    (
+        r"data-dependent|Could not guard|Could not extract|item\(\)",
+        "the code branches on the values of a tensor; express the choice with torch.where",
+    ),
+    (
+        r"ConversionError|No (ONNX )?function|not supported|Unsupported",
+        "this operator has no ONNX translation; write it with basic tensor operations",
+    ),
+)
+
+
+_LIBRARIES = ("/torch/", "/sympy/", "/onnxscript/", "/onnx_ir/", "/contextlib.py", "<")
+
+
+def _place(error: BaseException, text: str) -> str:
+    """` at file.py:12 (the code)`: the innermost frame that is the user's own."""
+    quoted = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', text)
+    frames = [(f, int(n), code) for f, n, code in quoted]
+    chain: BaseException | None = error
+    while chain is not None:
+        frames += [
+            (f.filename, f.lineno or 0, f.line or "")
+            for f in traceback.extract_tb(chain.__traceback__)
+        ]
+        chain = chain.__cause__ or chain.__context__
+    for filename, line, code in reversed(frames):
+        ours = "causal_onnx/export" in filename.replace("\\", "/")
+        library = any(part in filename for part in _LIBRARIES)
+        if not ours and not library:
+            return f" at {filename}:{line} ({code.strip()[:80]})"
+    return ""

@@ -1,0 +1,39 @@
+"""Golden vectors: small inputs with PyTorch's own outputs, recorded for the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.numbers import to_numpy
+from causal_onnx.export.source import Source
+from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.golden import GoldenCase, GoldenSet
+
+__all__ = ["record_goldens"]
+
+
+def record_goldens(
+    source: Source, specs: Sequence[InputSpec], contract: Contract, *, tolerance: float
+) -> GoldenSet:
+    """Three calls: one position, one row of five, two rows of three."""
+    limit = contract.max_seq_len or 5
+    has_past = any("past_seq" in spec.axes.values() for spec in specs)
+    shapes = [Sizes(batch=1, seq=1), Sizes(batch=1, seq=min(5, limit))]
+    shapes.append(Sizes(batch=2, seq=min(3, limit), past=2 if has_past else 0))
+    if not any("batch" in spec.axes.values() for spec in specs):
+        shapes = shapes[:2]
+    cases = []
+    for sizes in dict.fromkeys(shapes):
+        inputs = make_inputs(specs, sizes, seed=7)
+        with torch.no_grad():
+            outputs = source(*inputs)
+        cases.append(
+            GoldenCase.record(
+                {s.name: to_numpy(x) for s, x in zip(contract.inputs, inputs, strict=True)},
+                {s.name: to_numpy(x) for s, x in zip(contract.outputs, outputs, strict=True)},
+            )
+        )
+    return GoldenSet(cases=cases, tolerance=tolerance)

@@ -1,0 +1,21 @@
+"""Tensors as numpy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+__all__ = ["Array", "to_numpy"]
+
+Array = npt.NDArray[Any]
+
+
+def to_numpy(value: torch.Tensor) -> Array:
+    """A numpy copy; bfloat16, which numpy lacks, is carried as float32."""
+    value = value.detach().cpu()
+    if value.dtype == torch.bfloat16:
+        value = value.float()
+    return np.ascontiguousarray(value.numpy()).reshape(tuple(value.shape))

@@ -1,0 +1,236 @@
+"""Parity: the artifact against its PyTorch source, at shapes that the capture never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+
+from causal_onnx.export.inputs import InputSpec, Padding, Sizes, make_inputs
+from causal_onnx.export.numbers import Array, to_numpy
+from causal_onnx.export.report import ParityCase, ParityReport
+from causal_onnx.export.source import Source
+from causal_onnx.runtime import Model
+from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.golden import relative_error
+
+__all__ = ["Session", "compare", "compare_unbatched", "grid", "tolerance_for"]
+
+TOLERANCES = {"float64": 1e-7, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
+"""Largest error relative to the output's scale: some tens of the dtype's own rounding, except for
+float64, where Python scalars are rounded to float32 by the exporter."""
+
+BATCHES = (1, 2, 5)
+LARGEST_SCORES = 70_000_000
+"""batch x seq x seq up to which a shape is run: 8192 positions at batch 1, about 4 GB for 16 heads."""
+LARGEST_WORK = 3e11
+"""parameters x tokens up to which a shape is run: 2048 tokens of a 135M model, some seconds."""
+
+
+class Session:
+    """The artifact in a bare onnxruntime session, without the contract's checks."""
+
+    def __init__(self, path: Path, contract: Contract):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # errors reach us as exceptions
+        self._session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+        self._names = [spec.name for spec in contract.inputs]
+        self.output_names = [spec.name for spec in contract.outputs]
+
+    def __call__(self, inputs: Sequence[Array]) -> list[Array]:
+        feed = dict(zip(self._names, inputs, strict=True))
+        return list(self._session.run(self.output_names, feed))
+
+
+def tolerance_for(contract: Contract) -> float:
+    """The tolerance of the least precise floating-point tensor that goes in or out."""
+    dtypes = [spec.dtype for spec in (*contract.inputs, *contract.outputs)]
+    return max((TOLERANCES[dtype] for dtype in dtypes if dtype in TOLERANCES), default=1e-5)
+
+
+def grid(
+    specs: Sequence[InputSpec], max_seq_len: int | None, parameters: int
+) -> tuple[list[tuple[Sizes, Padding]], list[str]]:
+    """The shapes to compare at, and those left out with the reason.
+
+    Lengths 1, 2, 3, a prime, the example's and its neighbours, the maximum; batches 1, 2, 5; pasts
+    0, 1, 5 and both kinds of padding where the module has such inputs.
+    """
+    example = next(
+        spec.example.shape[axis]
+        for spec in specs
+        for axis, label in spec.axes.items()
+        if label == "seq"
+    )
+    wanted = {1, 2, 3, 13, example - 1, example, example + 1}
+    top = max_seq_len if max_seq_len is not None else 257
+    lengths = sorted(n for n in wanted | {top} if 1 <= n <= top)
+    has_batch = any("batch" in spec.axes.values() for spec in specs)
+    batches = BATCHES if has_batch else (1,)
+    pasts = (0, 1, 5) if any("past_seq" in s.axes.values() for s in specs) else (0,)
+    shapes: list[tuple[Sizes, Padding]] = []
+    skipped = []
+    for seq in lengths:
+        for batch in batches:
+            if _affordable(batch, seq, parameters):
+                shapes += [(Sizes(batch=batch, seq=seq, past=past), "none") for past in pasts]
+                continue
+            smaller = seq
+            while smaller > 1 and not _affordable(batch, smaller, parameters):
+                smaller //= 2
+            skipped.append(
+                f"seq {seq}, batch {batch}: more than this check computes; run at {smaller} instead"
+            )
+            shapes.append((Sizes(batch=batch, seq=smaller), "none"))
+    if has_batch and any(spec.kind == "mask" for spec in specs):
+        some = [n for n in lengths if n > 1][:3]
+        for padding in ("left", "right"):
+            shapes += [(Sizes(batch=3, seq=n), padding) for n in some]  # type: ignore[misc]
+    return list(dict.fromkeys(shapes)), skipped
+
+
+def _affordable(batch: int, seq: int, parameters: int) -> bool:
+    scores = batch * seq * seq
+    return scores <= LARGEST_SCORES and batch * seq * parameters <= LARGEST_WORK
+
+
+def compare(
+    session: Session,
+    source: Source,
+    specs: Sequence[InputSpec],
+    contract: Contract,
+    progress: Callable[[int, int], None] | None = None,
+) -> ParityReport:
+    """Run both over the grid. Never raises for a mismatch: the report holds it."""
+    parameters = sum(p.numel() for p in source.parameters())
+    shapes, skipped = grid(specs, contract.max_seq_len, parameters)
+    tolerance = tolerance_for(contract)
+    cases = []
+    for index, (sizes, padding) in enumerate(shapes):
+        cases.append(_case(session, source, specs, contract, sizes, padding, tolerance))
+        if progress is not None:
+            progress(index + 1, len(shapes))
+    if contract.max_seq_len is not None:
+        cases += list(_beyond(session, specs, contract.max_seq_len))
+    return ParityReport(cases=tuple(cases), tolerance=tolerance, skipped=tuple(skipped))
+
+
+def _case(
+    session: Session,
+    source: Source,
+    specs: Sequence[InputSpec],
+    contract: Contract,
+    sizes: Sizes,
+    padding: Padding,
+    tolerance: float,
+) -> ParityCase:
+    inputs = make_inputs(specs, sizes, seed=sizes.seq * 31 + sizes.batch, padding=padding)
+    batch = sizes.batch if any("batch" in s.axes.values() for s in specs) else None
+    note = f"{padding} padding" if padding != "none" else ""
+    if sizes.past:
+        note = f"past {sizes.past}"
+
+    def case(error: float, passed: bool, text: str = "") -> ParityCase:
+        joined = "; ".join(part for part in (note, text) if part)
+        return ParityCase(batch=batch, seq=sizes.seq, error=error, passed=passed, note=joined)
+
+    try:
+        with torch.no_grad():
+            expected = [to_numpy(value) for value in source(*inputs)]
+    except Exception as error:  # the module's own refusal is part of its behaviour
+        return case(math.inf, False, f"the source refuses this shape: {_short(error)}")
+    try:
+        got = session([to_numpy(value) for value in inputs])
+    except Exception as error:  # onnxruntime raises a dozen classes of its own
+        return case(math.inf, False, f"onnxruntime: {_short(error)}")
+    for name, value, wanted in zip(session.output_names, got, expected, strict=True):
+        if value.shape != wanted.shape or value.dtype != wanted.dtype:
+            return case(
+                math.inf,
+                False,
+                f"{name} is {value.dtype} {value.shape}, PyTorch gives {wanted.dtype} "
+                f"{wanted.shape}",
+            )
+    worst = max(relative_error(g, e) for g, e in zip(got, expected, strict=True))
+    if worst <= tolerance:
+        return case(worst, True)
+    exact = _in_float64(source, inputs)
+    if exact is not None:
+        ours = max(relative_error(g, e) for g, e in zip(got, exact, strict=True))
+        theirs = max(relative_error(g, e) for g, e in zip(expected, exact, strict=True))
+        if ours <= max(tolerance, 2 * theirs) and math.isfinite(ours):
+            text = f"{ours:.1e} from float64, PyTorch itself {theirs:.1e}"
+            return case(ours, True, text)
+    return case(worst, False, _where(got, expected, session.output_names))
+
+
+def compare_unbatched(
+    model: Model, source: Source, specs: Sequence[InputSpec], report: ParityReport
+) -> ParityReport:
+    """`report` with calls that have no batch axis, through the runtime, which adds and removes it."""
+    cases = []
+    for seq in sorted({case.seq for case in report.cases if not case.refused}):
+        batched = make_inputs(specs, Sizes(batch=1, seq=seq), seed=seq)
+        inputs = [
+            x.squeeze(next(a for a, label in spec.axes.items() if label == "batch"))
+            for spec, x in zip(specs, batched, strict=True)
+        ]
+        with torch.no_grad():
+            expected = [to_numpy(value) for value in source(*inputs)]
+        got = model.run(*[to_numpy(x) for x in inputs])
+        error = max(
+            relative_error(got[spec.name], value)
+            for spec, value in zip(model.contract.outputs, expected, strict=True)
+        )
+        passed = error <= report.tolerance
+        cases.append(ParityCase(batch=None, seq=seq, error=error, passed=passed))
+    return replace(report, cases=(*report.cases, *cases))
+
+
+def _in_float64(source: Source, inputs: Sequence[torch.Tensor]) -> list[Array] | None:
+    """The source in float64, or None where the module cannot be converted."""
+    twin = source.fresh().double()
+    wide = [x.double() if x.is_floating_point() else x for x in inputs]
+    try:
+        with torch.no_grad():
+            return [to_numpy(value) for value in twin(*wide)]
+    except Exception:  # a dtype written into the code; there is then no float64 reference
+        return None
+
+
+def _where(got: Sequence[Array], expected: Sequence[Array], names: Sequence[str]) -> str:
+    for name, a, b in zip(names, got, expected, strict=True):
+        if not np.array_equal(np.isnan(a), np.isnan(b)):
+            return f"{name}: NaN in different places"
+        gap = np.nan_to_num(np.abs(a.astype(np.float64) - b.astype(np.float64)))
+        if gap.size and gap.max() > 0:
+            place = tuple(int(n) for n in np.unravel_index(gap.argmax(), gap.shape))
+            return f"{name}{list(place)} is {a[place]!s}, PyTorch gives {b[place]!s}"
+    return "differs"
+
+
+def _beyond(session: Session, specs: Sequence[InputSpec], limit: int) -> Iterator[ParityCase]:
+    """One position more than the limit: the graph itself must refuse it."""
+    if not _affordable(1, limit + 1, 0):
+        return
+    inputs = make_inputs(specs, Sizes(batch=1, seq=limit + 1))
+    batch = 1 if any("batch" in s.axes.values() for s in specs) else None
+    try:
+        session([to_numpy(value) for value in inputs])
+    except Exception:  # onnxruntime raises a dozen classes of its own
+        yield ParityCase(batch=batch, seq=limit + 1, error=0.0, passed=True, refused=True)
+    else:
+        note = f"accepted, though max_seq_len is {limit}"
+        yield ParityCase(batch=batch, seq=limit + 1, error=math.inf, passed=False, note=note)
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:240]}"

@@ -1,0 +1,315 @@
+"""Reversible replacements, during capture only, for what the exporter refuses or gets wrong.
+
+Each was measured: the error it answers stands beside it. Outside `patched()` PyTorch is untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import bias as attention_bias
+
+try:  # moved once already between PyTorch versions
+    from torch.nn.attention import flex_attention as flex
+except ImportError:  # pragma: no cover
+    flex = None  # type: ignore[assignment]
+
+__all__ = ["patched", "replaying"]
+
+_sdpa = F.scaled_dot_product_attention
+
+
+@contextlib.contextmanager
+def patched(*, zero_masked_rows: bool) -> Iterator[None]:
+    """Replace what cannot be captured by equal code that can; restore everything on leaving.
+
+    Args:
+        zero_masked_rows: Write out that a row which may attend to nothing gives 0, as PyTorch has
+            it. Needed below opset 23, where the exported softmax gives the mean of every value,
+            later positions included; the `Attention` operator of opset 23 gives 0 itself.
+    """
+    attention = _attention_zeroing_masked_rows if zero_masked_rows else _attention
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        enter(_replaced(_sdpa, attention))
+        enter(_replaced(attention_bias.causal_upper_left, _causal_upper_left))
+        enter(_replaced(attention_bias.causal_lower_right, _causal_lower_right))
+        if flex is not None:
+            enter(_replaced(flex.flex_attention, _flex_attention))
+            enter(_replaced(flex.create_block_mask, _create_block_mask))
+        enter(_replaced(torch.triu_indices, _triu_indices))
+        enter(_replaced(torch.tril_indices, _tril_indices))
+        enter(_attribute(Tensor, "__setitem__", _set_item))
+        # TypeError: unhashable type: non-nested SymInt - caches keyed by the length.
+        enter(_attribute(torch.SymInt, "__hash__", lambda s: hash(str(s.node.expr))))
+        # ConversionError: aten._transformer_encoder_layer_fwd - the fused inference path.
+        was_fast = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, was_fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        enter(
+            _attribute(
+                torch.nn.modules.transformer,
+                "_detect_is_causal_mask",
+                # The original compares the mask with a causal one value by value, which a trace
+                # cannot do; without the hint the mask itself is applied, with equal results.
+                lambda mask, is_causal=None, size=None: bool(is_causal),
+            )
+        )
+        yield
+
+
+@contextlib.contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    original = owner.__dict__[name] if name in vars(owner) else None
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if original is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, original)
+
+
+@contextlib.contextmanager
+def _replaced(original: Any, replacement: Any) -> Iterator[None]:
+    """Replace a function under every name it was imported as, in every loaded module."""
+    places = [
+        (module, name)
+        for module in list(sys.modules.values())
+        if module is not None and module.__name__ != __name__
+        for name, value in list(vars(module).items())
+        if value is original
+    ]
+    for module, name in places:
+        setattr(module, name, replacement)
+    try:
+        yield
+    finally:
+        for module, name in places:
+            setattr(module, name, original)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: Any = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` in the forms that the exporter translates."""
+    if enable_gqa and query.shape[-3] == key.shape[-3]:
+        enable_gqa = False  # "requires q_num_heads > kv_num_heads"
+    if isinstance(attn_mask, _LazyCausalBias):
+        attn_mask = attn_mask.mask(query.device)
+    if query.ndim == 3:  # "only 4D query, key, and value are supported"
+        mask = (
+            attn_mask.unsqueeze(-3) if attn_mask is not None and attn_mask.ndim == 3 else attn_mask
+        )
+        return _attention(
+            query.unsqueeze(1),
+            key.unsqueeze(1),
+            value.unsqueeze(1),
+            mask,
+            dropout_p,
+            is_causal,
+            scale=scale,
+        ).squeeze(1)
+    if isinstance(is_causal, torch.SymBool):
+        # "argument 'is_causal' must be bool, not SymBool": is_causal=length > 1.
+        on = torch.full((1,), torch.sym_ite(is_causal, 1, 0), device=query.device) > 0
+        lower = _tril(query.shape[-2], key.shape[-2], query.device)
+        causal = lower | ~on
+        if attn_mask is None:
+            attn_mask = causal
+        elif attn_mask.dtype == torch.bool:
+            attn_mask = attn_mask & causal
+        else:
+            attn_mask = attn_mask.masked_fill(~causal, -math.inf)
+        is_causal = False
+    return _sdpa(
+        query,
+        key,
+        value,
+        attn_mask,
+        dropout_p,
+        is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+    )
+
+
+def _attention_zeroing_masked_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: Any = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    out = _attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
+        out = torch.where(attn_mask.any(-1, keepdim=True), out, torch.zeros_like(out))
+    return out
+
+
+def _tril(rows: Any, columns: Any, device: torch.device, diagonal: Any = 0) -> Tensor:
+    i = torch.arange(rows, device=device).unsqueeze(-1)
+    j = torch.arange(columns, device=device).unsqueeze(0)
+    return j <= i + diagonal
+
+
+class _LazyCausalBias:
+    """Stands for a `CausalBias`: "Creating a new Tensor subclass CausalBias ..."."""
+
+    def __init__(self, rows: Any, columns: Any, lower_right: bool):
+        self._rows, self._columns = rows, columns
+        self._diagonal = columns - rows if lower_right else 0
+
+    def mask(self, device: torch.device) -> Tensor:
+        return _tril(self._rows, self._columns, device, self._diagonal)
+
+
+def _causal_upper_left(*size: Any) -> _LazyCausalBias:
+    return _LazyCausalBias(*size, lower_right=False)
+
+
+def _causal_lower_right(*size: Any) -> _LazyCausalBias:
+    return _LazyCausalBias(*size, lower_right=True)
+
+
+def _triu_indices(
+    row: Any, col: Any, offset: int = 0, *, dtype: Any = torch.long, device: Any = None, **_: Any
+) -> Tensor:
+    # "conflicts ... inferred a static shape of 7": the operator needs a number for its own shape.
+    i = torch.arange(row, device=device).unsqueeze(-1)
+    j = torch.arange(col, device=device).unsqueeze(0)
+    return (j - i >= offset).nonzero().t().to(dtype)
+
+
+def _tril_indices(
+    row: Any, col: Any, offset: int = 0, *, dtype: Any = torch.long, device: Any = None, **_: Any
+) -> Tensor:
+    i = torch.arange(row, device=device).unsqueeze(-1)
+    j = torch.arange(col, device=device).unsqueeze(0)
+    return (j - i <= offset).nonzero().t().to(dtype)
+
+
+_original_set_item = Tensor.__setitem__
+
+
+def _set_item(self: Tensor, index: Any, value: Any) -> None:
+    """`scores[:, mask] = -inf` as a masked fill: "ConversionError ... aten.index_put"."""
+    parts = index if isinstance(index, tuple) else (index,)
+    masks = [p for p in parts if isinstance(p, Tensor) and p.dtype == torch.bool]
+    whole = [isinstance(p, slice) and p == slice(None) for p in parts]
+    plain = isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)
+    if (
+        len(masks) == 1
+        and plain
+        and all(w or p is masks[0] for w, p in zip(whole, parts, strict=True))
+    ):
+        before = next(i for i, p in enumerate(parts) if p is masks[0])
+        mask = masks[0]
+        covered = before + mask.ndim
+        mask = mask.reshape((1,) * before + tuple(mask.shape) + (1,) * (self.ndim - covered))
+        self.masked_fill_(mask, value)
+        return
+    _original_set_item(self, index, value)
+
+
+class _LazyBlockMask:
+    """Stands for a `BlockMask`: keeps the rule, not the blocks."""
+
+    def __init__(self, mask_mod: Callable[..., Tensor], rows: Any, columns: Any):
+        self.mask_mod = mask_mod
+        self.seq_lengths = (rows, columns)
+
+
+def _create_block_mask(
+    mask_mod: Callable[..., Tensor],
+    B: Any,  # noqa: N803 - as the replaced function spells them
+    H: Any,  # noqa: N803
+    Q_LEN: Any,  # noqa: N803
+    KV_LEN: Any,  # noqa: N803
+    device: Any = None,
+    BLOCK_SIZE: Any = 128,  # noqa: N803
+    _compile: bool = False,
+    **_: Any,
+) -> _LazyBlockMask:
+    return _LazyBlockMask(mask_mod, Q_LEN, KV_LEN)
+
+
+def _flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Callable[..., Tensor] | None = None,
+    block_mask: Any = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    kernel_options: Any = None,
+    **_: Any,
+) -> Any:
+    """`flex_attention` by broadcasting: "ConversionError ... aten.sort.stable"."""
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query @ key.transpose(-2, -1)) * scale
+    device = query.device
+    b = torch.arange(query.shape[0], device=device).view(-1, 1, 1, 1)
+    h = torch.arange(query.shape[1], device=device).view(1, -1, 1, 1)
+    i = torch.arange(query.shape[2], device=device).view(1, 1, -1, 1)
+    j = torch.arange(key.shape[2], device=device).view(1, 1, 1, -1)
+    if score_mod is not None:
+        scores = score_mod(scores, b, h, i, j)
+    rule = getattr(block_mask, "mask_mod", None)
+    if rule is not None:
+        allowed = rule(b, h, i, j)
+        scores = torch.where(allowed, scores, torch.full_like(scores, -math.inf))
+        weights = scores.softmax(-1)
+        weights = torch.where(allowed.any(-1, keepdim=True), weights, torch.zeros_like(weights))
+    else:
+        weights = scores.softmax(-1)
+    out = (weights @ value).to(query.dtype)
+    return (out, torch.logsumexp(scores, -1)) if return_lse else out
+
+
+@contextlib.contextmanager
+def replaying(answers: list[bool], *, record: bool) -> Iterator[None]:
+    """Record the truth of tensors in an eager run, or answer with it while tracing.
+
+    For `if mask.any():`, `assert not x.isnan().any()`: "Could not guard on data-dependent
+    expression". What was replayed is baked into the graph; the parity grid decides if it may be.
+    """
+    original = Tensor.__bool__
+    position = iter(list(answers))
+
+    def recorded(self: Tensor) -> bool:
+        answer = bool(original(self))
+        answers.append(answer)
+        return answer
+
+    def replayed(self: Tensor) -> bool:
+        return next(position, True)
+
+    with _attribute(Tensor, "__bool__", recorded if record else replayed):
+        yield

@@ -1,0 +1,372 @@
+"""The pipeline: module -> graph -> proof -> file. Reads top to bottom."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+from torch import nn
+
+from causal_onnx.export import probe
+from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
+from causal_onnx.export.capture import (
+    NEWEST_OPSET,
+    OLDEST_OPSET,
+    Capture,
+    attempts,
+    capture_sizes,
+)
+from causal_onnx.export.causality import perturb
+from causal_onnx.export.compact import compute_position_matrices
+from causal_onnx.export.errors import CausalityError, ExportError, ParityError
+from causal_onnx.export.goldens import record_goldens
+from causal_onnx.export.inputs import InputSpec, Sizes
+from causal_onnx.export.limit import enforce_max_seq_len
+from causal_onnx.export.outputs import describe_outputs, dtype_name
+from causal_onnx.export.parity import Session, compare, compare_unbatched, tolerance_for
+from causal_onnx.export.report import CausalityReport, ExportReport, ParityReport
+from causal_onnx.export.source import Axes, Example, Source, open_source
+from causal_onnx.runtime import load
+from causal_onnx.runtime.contract import (
+    CERTIFICATE_KEY,
+    CONTRACT_KEY,
+    FORMAT,
+    GOLDEN_KEY,
+    Contract,
+    TensorSpec,
+)
+
+__all__ = ["export", "verify"]
+
+Progress = Callable[[str, float], None]
+"""Called with the name of the step and how much of it is done, 0.0 to 1.0."""
+
+OPSETS = {"ort": 24, "portable": 20}
+"""Default opset per target. 24 writes SDPA as one `Attention` node, which onnxruntime >= 1.28 (all
+this project runs on) computes right; 20 is read by every runtime of the last years."""
+
+
+def export(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    example: Example | None = None,
+    axes: Axes | None = None,
+    target: str = "ort",
+    opset: int | None = None,
+    max_seq_len: int | None = None,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Export a causal attention module to one ONNX file, verified before the file appears.
+
+    Args:
+        module: Any module with causal self-attention. It is left exactly as it is: a copy in eval
+            mode is exported.
+        path: Where the file goes. Written whole or not at all; an older file stays on failure.
+        example: A tensor, a tuple of tensors, or a dict of them by keyword; any sizes will do.
+            None: the module has a method `example_input(batch, seq)`, or is a Hugging Face decoder.
+        axes: One {axis: name} per input, names "batch" and "seq" ("past_seq", "total_seq" for
+            modules with a cache of their own). None: integer 2-D is (batch, seq), float 3-D
+            (batch, seq, features), float 2-D (seq, features).
+        target: "ort" (onnxruntime) or "portable" (any ONNX runtime).
+        opset: ONNX operator set, 18 to 25. None: 24 for "ort", 20 for "portable".
+        max_seq_len: A limit lower than the module's own. None: the module's own, found by its
+            guards and by calling it.
+        progress: Called with (step, fraction done).
+
+    Returns:
+        What was written and what was found.
+
+    Raises:
+        ExportError: The module cannot be captured, is random in eval mode, or has no dynamic
+            sequence axis; names the line and the remedy.
+        ParityError: The graph disagrees with the module; carries the table. No file appears.
+        CausalityError: A later input moves an earlier output; carries the cuts. No file appears.
+        TypeError, ValueError: Arguments that do not fit.
+    """
+    path = Path(path)
+    opset = _check_arguments(path, target, opset, max_seq_len)
+    tell = progress or (lambda step, fraction: None)
+    with torch.random.fork_rng(devices=[]):
+        tell("probe", 0.0)
+        source, specs, contract, sizes, warnings = _prepare(
+            module, example, axes, max_seq_len=max_seq_len, target=target, opset=opset
+        )
+        errors: list[ExportError] = []
+        tell("capture", 0.0)
+        for attempt in attempts(source, specs, sizes, opset=opset):
+            if isinstance(attempt, ExportError):
+                errors.append(attempt)
+                continue
+            try:
+                return _finish(attempt, source, specs, contract, path, module, warnings, tell)
+            except CausalityError:
+                raise  # another capture of the same module would leak the same way
+            except ExportError as error:
+                errors.append(error)
+    raise errors[0]
+
+
+def verify(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    example: Example | None = None,
+    axes: Axes | None = None,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Compare an existing file with a module over a grid of shapes.
+
+    Args:
+        module: The source that the file should equal; left as it is.
+        path: A file with a contract, as `export` writes it.
+        example: As for `export`.
+        axes: As for `export`.
+        progress: Called with (step, fraction done).
+
+    Raises:
+        ArtifactError: The file has no contract or is damaged.
+        ValueError: Module and contract differ in their inputs or outputs.
+    """
+    path = Path(path)
+    contract = load(path).contract
+    tell = progress or (lambda step, fraction: None)
+    with torch.random.fork_rng(devices=[]):
+        source, specs, expected, _, _ = _prepare(
+            module,
+            example,
+            axes,
+            max_seq_len=contract.max_seq_len,
+            target=contract.form,
+            opset=contract.opset,
+        )
+        _check_same_interface(contract, expected)
+        session = Session(path, contract)
+        return compare(
+            session, source.fresh(), specs, contract, lambda i, n: tell("compare", i / n)
+        )
+
+
+def _check_arguments(path: Path, target: str, opset: int | None, max_seq_len: int | None) -> int:
+    if target not in OPSETS:
+        raise ValueError(f"target must be one of {', '.join(OPSETS)}, got {target!r}")
+    if opset is None:
+        opset = OPSETS[target]
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ValueError(f"opset must be in [{OLDEST_OPSET}, {NEWEST_OPSET}], got {opset}")
+    if max_seq_len is not None and max_seq_len < 2:
+        raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
+    if path.is_dir():
+        raise ValueError(f"path must name a file, {path} is a folder; try {path / 'model.onnx'}")
+    return opset
+
+
+def _prepare(
+    module: nn.Module,
+    example: Example | None,
+    axes: Axes | None,
+    *,
+    max_seq_len: int | None,
+    target: str,
+    opset: int | None,
+) -> tuple[Source, tuple[InputSpec, ...], Contract, Sizes, list[str]]:
+    """Open the module and learn from calling it what the contract must say."""
+    source, specs = open_source(module, example, axes)
+    probe.refuse_broken(source, specs)
+    specs = probe.find_vocabularies(source, specs)
+    limit = probe.find_max_seq_len(source.fresh(), specs)
+    warnings = []
+    if max_seq_len is not None:
+        if limit is not None and max_seq_len > limit:
+            raise ValueError(
+                f"max_seq_len is {max_seq_len}, but the module accepts at most {limit} positions"
+            )
+        limit = max_seq_len
+    source.longest = limit
+    sizes = capture_sizes(source.fresh(), specs, limit)
+    probe.refuse_random(source, specs, sizes)
+    other = _other_sizes(source, specs, sizes)
+    outputs = describe_outputs(source.fresh(), specs, sizes, other)
+    source.output_names = tuple(spec.name for spec in outputs)
+    contract = Contract(
+        inputs=tuple(
+            TensorSpec(
+                name=spec.name,
+                dtype=dtype_name(spec.example.dtype),
+                axes=tuple(
+                    spec.axes.get(axis, size) for axis, size in enumerate(spec.example.shape)
+                ),
+                vocab_size=spec.vocab_size,
+            )
+            for spec in specs
+        ),
+        outputs=outputs,
+        max_seq_len=limit,
+        unbatched=probe.takes_unbatched(source.fresh(), specs, sizes),
+        form=target,
+        opset=opset,
+    )
+    if not any(spec.axis_of("seq") is not None for spec in outputs):
+        warnings.append("no output has a sequence axis, so causality cannot be tested from outside")
+    return source, specs, contract, sizes, warnings
+
+
+def _other_sizes(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Sizes:
+    """Sizes that differ from `sizes` in every axis, and that the module accepts."""
+    for seq in (sizes.seq - 1, sizes.seq - 2, sizes.seq + 1, 1):
+        other = Sizes(batch=sizes.batch - 1, seq=seq, past=max(sizes.past - 2, 0))
+        if seq >= 1 and seq != other.batch and probe.runs(source, specs, other):
+            return other
+    raise ExportError(
+        f"the module accepts a length of {sizes.seq}, but neither {sizes.seq - 1} nor "
+        f"{sizes.seq + 1}; its sequence axis is not dynamic"
+    )
+
+
+def _finish(
+    capture: Capture,
+    source: Source,
+    specs: Sequence[InputSpec],
+    contract: Contract,
+    path: Path,
+    module: nn.Module,
+    warnings: Sequence[str],
+    tell: Progress,
+) -> ExportReport:
+    """Turn one capture into a verified file."""
+    _check_domain(capture, specs, contract)
+    model = capture.model
+    _simplify(model)
+    compute_position_matrices(model)
+    if contract.max_seq_len is not None:
+        spec = next(spec for spec in contract.inputs if spec.axis_of("seq") is not None)
+        axis = spec.axis_of("seq")
+        assert axis is not None
+        enforce_max_seq_len(model, input_name=spec.name, axis=axis, limit=contract.max_seq_len)
+    _tidy(model)
+    with staged(path) as draft:
+        metadata = {CONTRACT_KEY: contract.to_json()}
+        write_model(model, draft, metadata)
+        session = Session(draft, contract)
+        parity = compare(
+            session, source.fresh(), specs, contract, lambda i, n: tell("compare", i / n)
+        )
+        if contract.unbatched and parity.passed:
+            parity = compare_unbatched(load(draft), source.fresh(), specs, parity)
+        if not parity.passed:
+            raise ParityError(
+                f"the graph disagrees with {type(module).__name__} (captured {capture.way}); "
+                f"no file was written\n{parity.to_table()}",
+                parity,
+            )
+        tell("causality", 0.0)
+        causality = perturb(session, source.fresh(), specs, contract)
+        if causality.cases and not causality.is_causal:
+            raise CausalityError(
+                f"{type(module).__name__} is {causality.summary()}; no file was written",
+                causality,
+            )
+        goldens = record_goldens(
+            source.fresh(), specs, contract, tolerance=2 * tolerance_for(contract)
+        )
+        described = describe_source(module)
+        metadata |= source_document(described)
+        metadata[GOLDEN_KEY] = goldens.to_json()
+        metadata[CERTIFICATE_KEY] = _certificate(parity, causality)
+        size = write_model(model, draft, metadata)
+        replayed = load(draft).selftest()
+        if not replayed.passed:
+            raise ParityError(
+                f"the written file fails its own golden vectors (error {replayed.max_error:.1e})",
+                parity,
+            )
+    tell("done", 1.0)
+    return ExportReport(
+        path=path,
+        contract=contract,
+        parity=parity,
+        causality=causality,
+        source=described,
+        size_bytes=size,
+        nodes=sum(1 for _ in model.graph.all_nodes()),
+        warnings=tuple(warnings),
+    )
+
+
+def _check_domain(capture: Capture, specs: Sequence[InputSpec], contract: Contract) -> None:
+    """The guards must allow every length and batch that the contract promises.
+
+    Raises:
+        ExportError: They allow fewer; names the guard.
+    """
+    top = contract.max_seq_len or capture.domain.max_seq_len() or 4096
+    for batch in (1, 2, 5, 64):
+        for seq in sorted({1, 2, 3, 5, 8, top // 2, top - 1, top} - {0}):
+            if seq > top:
+                continue
+            guard = capture.domain.refusal(Sizes(batch=batch, seq=seq))
+            if guard is not None:
+                raise ExportError(
+                    f"the captured graph is not valid at batch {batch}, seq {seq}, which the module "
+                    f"accepts (captured {capture.way}; guard: {guard}). Build masks and positions "
+                    "from x.shape, without Python branches on the length"
+                )
+
+
+def _simplify(model: ir.Model) -> None:
+    common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass(size_limit=1 << 20)(model)
+
+
+def _tidy(model: ir.Model) -> None:
+    """Drop what nothing uses and the exporter's notes, which hold paths of the exporting machine."""
+    common.CommonSubexpressionEliminationPass()(model)
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    places = {id(node): _place(node) for node in model.graph.all_nodes()}
+    common.ClearMetadataAndDocStringPass()(model)
+    for node in model.graph.all_nodes():
+        if places[id(node)]:
+            node.metadata_props["causal_onnx.module"] = places[id(node)]
+    model.producer_name, model.producer_version = "causal-onnx", None
+    model.graph.name = "main"
+
+
+def _place(node: ir.Node) -> str:
+    """The submodule that a node comes from, as `named_modules` spells it."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if not scopes:
+        return ""
+    names = json.loads(scopes.replace("'", '"'))
+    return next((n.removeprefix("module.") for n in reversed(names[:-1]) if n != "module"), "")
+
+
+def _certificate(parity: ParityReport, causality: CausalityReport) -> str:
+    document = {
+        "format": FORMAT,
+        "parity": parity.to_dict(),
+        "causality": causality.to_dict(),
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def _check_same_interface(contract: Contract, expected: Contract) -> None:
+    for kind in ("inputs", "outputs"):
+        ours = [(spec.name, spec.dtype, spec.axes) for spec in getattr(contract, kind)]
+        theirs = [(spec.name, spec.dtype, spec.axes) for spec in getattr(expected, kind)]
+        if ours != theirs:
+            raise ValueError(
+                f"the file's {kind} are {_listed(getattr(contract, kind))}; the module's are "
+                f"{_listed(getattr(expected, kind))}. Pass the example and axes of the export"
+            )
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return "; ".join(spec.describe() for spec in specs)

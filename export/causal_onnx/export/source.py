@@ -1,0 +1,215 @@
+"""The module under export: a private copy in eval mode, called by position, outputs flattened."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.inputs import InputSpec, describe_inputs
+
+__all__ = ["Source", "flatten_outputs"]
+
+Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+Axes = Sequence[Mapping[int, str]] | Mapping[int, str]
+
+
+class Source(nn.Module):
+    """The caller's module as the pipeline sees it: tensors in by position, named tensors out.
+
+    Holds a deep copy, so nothing that capturing does reaches the caller's module.
+    """
+
+    def __init__(self, module: nn.Module, keywords: Sequence[str | None], fixed: dict[str, Any]):
+        super().__init__()
+        self.module = private_copy(module)
+        self._keywords = tuple(keywords)
+        self._fixed = fixed
+        self.output_names: tuple[str, ...] = ()
+        self.longest: int | None = None
+        """The limit of the sequence length, once it is known."""
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The tensors among the module's outputs, in order."""
+        return tuple(tensor for _, tensor in flatten_outputs(self._call(inputs)))
+
+    def name_outputs(self, inputs: Sequence[Tensor]) -> list[str]:
+        """Call once and name the tensors that come out.
+
+        Raises:
+            ExportError: No tensor comes out.
+        """
+        result = self._call(inputs)
+        names = [name for name, _ in flatten_outputs(result)]
+        if not names:
+            raise ExportError(
+                f"{type(self.module).__name__}.forward returned {type(result).__name__}, which "
+                "holds no tensor; return a tensor, or a tuple, dict or dataclass of tensors"
+            )
+        return names
+
+    def _call(self, inputs: Sequence[Tensor]) -> Any:
+        pairs = list(zip(self._keywords, inputs, strict=True))
+        args = [value for key, value in pairs if key is None]
+        named = {key: value for key, value in pairs if key is not None}
+        return self.module(*args, **named, **self._fixed)
+
+    def fresh(self) -> Source:
+        """Another copy, untouched by what calls left in this one (lazily grown buffers)."""
+        return copy.deepcopy(self)
+
+
+def open_source(
+    module: nn.Module, example: Example | None, axes: Axes | None
+) -> tuple[Source, tuple[InputSpec, ...]]:
+    """Take the caller's module and example apart.
+
+    Args:
+        module: Left as it is; a copy is exported.
+        example: A tensor, a tuple of them (positional), or a dict (by keyword). None: the module
+            makes its own (`example_input(batch, seq)`, or a Hugging Face `config`).
+        axes: One {axis: name} per input, in the order of `example`.
+
+    Raises:
+        TypeError: `module` is no `nn.Module`, or the example holds something that is no tensor.
+        ValueError: An example or axes are needed and missing, or do not fit.
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"export takes a torch.nn.Module, got {type(module).__name__}")
+    fixed = _fixed_arguments(module)
+    if example is None:
+        example = default_example(module)
+    keywords: list[str | None]
+    if isinstance(example, Mapping):
+        names = list(example)
+        keywords = list(names)
+        tensors = list(example.values())
+    else:
+        tensors = [example] if isinstance(example, Tensor) else list(example)
+        names = _parameter_names(module, len(tensors))
+        keywords = [None] * len(tensors)
+    for name, tensor in zip(names, tensors, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"example input {name!r} must be a tensor, got {type(tensor).__name__}")
+    if isinstance(axes, Mapping):
+        axes = [axes]
+    specs = describe_inputs(names, tensors, axes)
+    return Source(module, keywords, fixed), specs
+
+
+def default_example(module: nn.Module) -> Example:
+    """An example that the module can make itself.
+
+    Raises:
+        ValueError: It cannot; the caller must give one.
+    """
+    maker = getattr(module, "example_input", None)
+    if callable(maker):
+        limit = getattr(module, "max_seq_len", None)
+        made = maker(3, min(7, limit) if isinstance(limit, int) else 7)
+        return made if isinstance(made, Tensor | Mapping) else tuple(made)
+    vocab = getattr(getattr(module, "config", None), "vocab_size", None)
+    if isinstance(vocab, int) and "input_ids" in inspect.signature(module.forward).parameters:
+        generator = torch.Generator().manual_seed(0)
+        return {"input_ids": torch.randint(vocab, (3, 7), generator=generator)}
+    raise ValueError(
+        f"{type(module).__name__} does not say what its input looks like; pass one: "
+        "export(module, path, example=torch.randn(2, 8, embed_dim))"
+    )
+
+
+def flatten_outputs(result: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a module's result with a name each, in a fixed order.
+
+    Mappings and dataclasses give their own keys; the first of a tuple is `output`, the others
+    `output_1`, `output_2`, ... Values that are no tensors are left out.
+    """
+    if isinstance(result, Tensor):
+        yield name, result
+    elif isinstance(result, Mapping):
+        for key, value in result.items():
+            yield from flatten_outputs(value, _join(name, str(key)))
+    elif dataclasses.is_dataclass(result) and not isinstance(result, type):
+        for item in dataclasses.fields(result):
+            yield from flatten_outputs(getattr(result, item.name), _join(name, item.name))
+    elif isinstance(result, tuple) and hasattr(result, "_fields"):
+        for key in result._fields:
+            yield from flatten_outputs(getattr(result, key), _join(name, key))
+    elif isinstance(result, tuple | list):
+        for index, value in enumerate(result):
+            yield from flatten_outputs(value, f"{name}_{index}" if index else name)
+
+
+def _join(prefix: str, key: str) -> str:
+    return key if prefix == "output" else f"{prefix}.{key}"
+
+
+def private_copy(module: nn.Module) -> nn.Module:
+    """A deep copy on the CPU in eval mode, without gradients.
+
+    Tensors that hang on an autograd graph (a cache kept from a training step) cannot be deep-copied
+    by PyTorch; they are detached first.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            for tensor in _tensors_in(value):
+                if not tensor.is_leaf:
+                    memo[id(tensor)] = tensor.detach().clone()
+        for parameter in part.parameters(recurse=False):
+            # The copy needs no gradients; mapping them to None spares their memory.
+            if parameter.grad is not None:
+                memo[id(parameter.grad)] = None
+    try:
+        twin = copy.deepcopy(module, memo)
+    except Exception as error:
+        raise ExportError(
+            f"{type(module).__name__} cannot be deep-copied ({error}); export works on a copy so "
+            "that your module stays as it is. Remove what cannot be copied (locks, open files, "
+            "lambdas that capture them) from its attributes"
+        ) from error
+    twin = twin.to("cpu").eval()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(False)
+    return twin
+
+
+def _tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors_in(item, depth - 1)
+    elif depth and isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _tensors_in(item, depth - 1)
+
+
+def _parameter_names(module: nn.Module, count: int) -> list[str]:
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    variadic = next((p.name for p in parameters if p.kind == p.VAR_POSITIONAL), None)
+    if variadic is not None:
+        names += [f"{variadic}_{index}" for index in range(count - len(names))]
+    if len(names) < count:
+        raise ValueError(
+            f"the example has {count} inputs, {type(module).__name__}.forward takes {len(names)} "
+            f"({', '.join(names)})"
+        )
+    return names[:count]
+
+
+def _fixed_arguments(module: nn.Module) -> dict[str, Any]:
+    """Arguments that a Hugging Face model needs so that it does not return its own cache."""
+    parameters = inspect.signature(module.forward).parameters
+    if hasattr(module, "config") and hasattr(module.config, "use_cache"):
+        if "use_cache" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+            return {"use_cache": False}
+    return {}
