@@ -176,7 +176,10 @@ def past_change(subject: Subject, sizes: Sizes, cut: int, *, fresh: bool = True)
 
 
 def future_moves(subject: Subject, sizes: Sizes, cut: int) -> bool:
-    """Whether replacing tokens before `cut` moves the first output at the last position."""
+    """Whether replacing tokens before `cut` moves the first output at the last position.
+
+    An output without a position axis counts as a whole.
+    """
     module = subject.factory().eval()
     axes = seq_axes(module, subject, sizes)
     inputs = make_inputs(subject, sizes)
@@ -184,11 +187,11 @@ def future_moves(subject: Subject, sizes: Sizes, cut: int) -> bool:
     base = run(module, inputs, kwargs)
     moved = run(module, change_tokens(subject, inputs, cut, before=True), kwargs)
     for a, b, where in zip(base, moved, axes, strict=True):
-        if where is not None:
-            axis = where[0]
-            last = a.shape[axis] - 1
-            return relative_change(a.select(axis, last), b.select(axis, last), a) > 0.0
-    return False
+        if where is None:
+            return relative_change(a, b) > 0.0
+        axis, last = where[0], a.shape[where[0]] - 1
+        return relative_change(a.select(axis, last), b.select(axis, last), a) > 0.0
+    raise ValueError("the module gave no tensor")
 
 
 def prefix_change(subject: Subject, sizes: Sizes, short: int) -> float:
