@@ -77,7 +77,7 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = self._project(x)
         config, seq = self.config, x.shape[1]
         dropout = config.dropout if self.training else 0.0
-        bias = self._bias(x)
+        bias = self._bias(q)
         if config.softcap is None:
             plain = config.window is None and bias is None
             mask = None if plain else causal_mask(seq, window=config.window, device=x.device)
@@ -112,7 +112,7 @@ class GroupedQueryAttention(nn.Module):
             q,
             k,
             mask=causal_mask(x.shape[1], window=self.config.window, device=x.device),
-            bias=self._bias(x),
+            bias=self._bias(q),
             scale=self.config.resolved_scale,
             softcap=self.config.softcap,
         )
@@ -135,17 +135,17 @@ class GroupedQueryAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:
-            q, k = self.rotary(q), self.rotary(k)
+            q, k = self.rotary(q, k)
         return q, k, v
 
     def _split_heads(self, x: Tensor, heads: int) -> Tensor:
         batch, seq, _ = x.shape
         return x.reshape(batch, seq, heads, self.head_dim).transpose(1, 2)
 
-    def _bias(self, x: Tensor) -> Tensor | None:
+    def _bias(self, q: Tensor) -> Tensor | None:
         if not self.config.alibi:
             return None
-        return alibi_bias(self.num_heads, x.shape[1], dtype=x.dtype, device=x.device)
+        return alibi_bias(self.num_heads, q.shape[2], dtype=q.dtype, device=q.device)
 
 
 class MultiHeadAttention(GroupedQueryAttention):

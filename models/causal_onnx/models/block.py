@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from causal_onnx.models.attention import GroupedQueryAttention
 from causal_onnx.models.config import DecoderConfig
+from causal_onnx.models.inputs import check_features
 from causal_onnx.models.mlp import make_mlp
 from causal_onnx.models.norm import make_norm
 from causal_onnx.models.seeding import seeded
@@ -46,6 +47,7 @@ class DecoderBlock(nn.Module):
         Raises:
             ValueError: `x` has the wrong rank or width, is empty, or is longer than `max_seq_len`.
         """
+        check_features(x, width=self.config.embed_dim, max_seq_len=self.max_seq_len)
         x = x + self.attention(self.attention_norm(x))
         return x + self.mlp_dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
 
@@ -55,6 +57,7 @@ class DecoderBlock(nn.Module):
         Raises:
             ValueError: As for `forward`.
         """
+        check_features(x, width=self.config.embed_dim, max_seq_len=self.max_seq_len)
         return self.attention.attention_weights(self.attention_norm(x))
 
     def example_input(self, batch: int, seq: int) -> Tensor:

@@ -6,6 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from causal_onnx.models.validate import (
+    check_at_least,
+    check_choice,
+    check_positive,
+    check_probability,
+    check_size,
+)
+
 __all__ = [
     "Activation",
     "AttentionConfig",
@@ -38,7 +46,7 @@ class LinearRopeScaling:
     factor: float
 
     def __post_init__(self) -> None:
-        _check_at_least("factor", self.factor, 1.0)
+        check_at_least("factor", self.factor, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +65,9 @@ class Llama3RopeScaling:
     """The context the model was first trained on."""
 
     def __post_init__(self) -> None:
-        _check_at_least("factor", self.factor, 1.0)
-        _check_size("original_max_seq_len", self.original_max_seq_len)
-        _check_positive("low_freq_factor", self.low_freq_factor)
+        check_at_least("factor", self.factor, 1.0)
+        check_size("original_max_seq_len", self.original_max_seq_len)
+        check_positive("low_freq_factor", self.low_freq_factor)
         if not self.high_freq_factor > self.low_freq_factor:
             raise ValueError(
                 f"high_freq_factor ({self.high_freq_factor}) must be greater than "
@@ -105,26 +113,26 @@ class AttentionConfig:
     """On the attention weights and on the output, in training only."""
 
     def __post_init__(self) -> None:
-        _check_size("embed_dim", self.embed_dim)
-        _check_size("num_heads", self.num_heads)
+        check_size("embed_dim", self.embed_dim)
+        check_size("num_heads", self.num_heads)
         if self.num_kv_heads is not None:
-            _check_size("num_kv_heads", self.num_kv_heads)
+            check_size("num_kv_heads", self.num_kv_heads)
             if self.num_heads % self.num_kv_heads:
                 raise ValueError(
                     f"num_heads ({self.num_heads}) must be a multiple of "
                     f"num_kv_heads ({self.num_kv_heads})"
                 )
         if self.head_dim is not None:
-            _check_size("head_dim", self.head_dim)
+            check_size("head_dim", self.head_dim)
         elif self.embed_dim % self.num_heads:
             raise ValueError(
                 f"embed_dim ({self.embed_dim}) must be a multiple of num_heads "
                 f"({self.num_heads}), or head_dim must be given"
             )
         if self.max_seq_len is not None:
-            _check_size("max_seq_len", self.max_seq_len)
+            check_size("max_seq_len", self.max_seq_len)
         if self.rotary is not None:
-            _check_choice("rotary", self.rotary, get_args(RotaryStyle))
+            check_choice("rotary", self.rotary, get_args(RotaryStyle))
             if self.resolved_head_dim % 2:
                 raise ValueError(
                     "rotary positions turn pairs of features: head_dim must be even, "
@@ -134,15 +142,15 @@ class AttentionConfig:
                 raise ValueError("rotary and alibi are both set; choose one kind of positions")
         elif self.rope_scaling is not None:
             raise ValueError("rope_scaling is set, but rotary is None")
-        _check_positive("rope_base", self.rope_base)
+        check_positive("rope_base", self.rope_base)
         if self.window is not None:
-            _check_size("window", self.window)
+            check_size("window", self.window)
         if self.softcap is not None:
-            _check_positive("softcap", self.softcap)
+            check_positive("softcap", self.softcap)
         if self.scale is not None:
-            _check_positive("scale", self.scale)
-        _check_positive("norm_eps", self.norm_eps)
-        _check_probability("dropout", self.dropout)
+            check_positive("scale", self.scale)
+        check_positive("norm_eps", self.norm_eps)
+        check_probability("dropout", self.dropout)
 
     @property
     def resolved_num_kv_heads(self) -> int:
@@ -184,13 +192,13 @@ class DecoderConfig:
     `attention.dropout`."""
 
     def __post_init__(self) -> None:
-        _check_size("vocab_size", self.vocab_size)
-        _check_size("num_layers", self.num_layers)
-        _check_size("mlp_dim", self.mlp_dim)
-        _check_choice("activation", self.activation, get_args(Activation))
-        _check_choice("norm", self.norm, get_args(NormKind))
-        _check_positive("norm_eps", self.norm_eps)
-        _check_probability("dropout", self.dropout)
+        check_size("vocab_size", self.vocab_size)
+        check_size("num_layers", self.num_layers)
+        check_size("mlp_dim", self.mlp_dim)
+        check_choice("activation", self.activation, get_args(Activation))
+        check_choice("norm", self.norm, get_args(NormKind))
+        check_positive("norm_eps", self.norm_eps)
+        check_probability("dropout", self.dropout)
         if self.learned_positions and self.attention.max_seq_len is None:
             raise ValueError(
                 "learned_positions needs attention.max_seq_len: it is the size of their table"
@@ -203,30 +211,3 @@ class DecoderConfig:
     @property
     def max_seq_len(self) -> int | None:
         return self.attention.max_seq_len
-
-
-def _check_size(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-
-
-def _check_at_least(name: str, value: float, least: float) -> None:
-    if not (value >= least and math.isfinite(value)):
-        raise ValueError(f"{name} must be finite and at least {least}, got {value}")
-
-
-def _check_probability(name: str, value: float) -> None:
-    if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} must be in [0, 1), got {value}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

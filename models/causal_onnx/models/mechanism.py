@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from causal_onnx.models.inputs import check_features, draw_features
 from causal_onnx.models.seeding import seeded
+from causal_onnx.models.validate import check_probability, check_size
 
 __all__ = ["CausalMechanismV1"]
 
@@ -42,15 +43,14 @@ class CausalMechanismV1(nn.Module):
                 None: drawn from that state, as PyTorch's own modules do.
 
         Raises:
+            TypeError: A size is not an int.
             ValueError: A size is below 1, or `dropout` is not in [0, 1).
         """
         super().__init__()
         sizes = {"dim_in": dim_in, "dim_out": dim_out, "context_length": context_length}
         for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+            check_size(name, size)
+        check_probability("dropout", dropout)
         self.dim_in, self.dim_out, self.context_length = dim_in, dim_out, context_length
         with seeded(seed):
             self.q_proj = nn.Linear(dim_in, dim_out, bias=qkv_bias)

@@ -64,7 +64,7 @@ def tiny_gpt2_config() -> DecoderConfig:
 
 
 def tiny_llama_config() -> DecoderConfig:
-    """A Llama-style model of 33 thousand parameters over bytes, two query heads per key-value head."""
+    """A Llama-style model of 33 thousand parameters over bytes, with shared key-value heads."""
     return DecoderConfig(
         vocab_size=256,
         num_layers=2,

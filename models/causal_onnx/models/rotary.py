@@ -36,13 +36,25 @@ class Rotary(nn.Module):
         # Not a buffer: `module.half()` would round it, and angles need float32 at every precision.
         self.frequencies = rotary_frequencies(head_dim, base=base, scaling=scaling)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Rotate (..., seq, head_dim), position 0 first; shape and dtype are kept."""
-        exact = torch.float64 if x.dtype == torch.float64 else torch.float32
-        position = torch.arange(x.shape[-2], device=x.device).to(exact)
-        frequencies = self.frequencies.to(device=x.device, dtype=exact)
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotate queries and keys.
+
+        Args:
+            q: (batch, num_heads, seq, head_dim), position 0 first.
+            k: (batch, num_kv_heads, seq, head_dim).
+
+        Returns:
+            Both, rotated, in their shapes and dtypes.
+        """
+        # float64 stays float64; below float32 the angles would lose whole turns.
+        exact = torch.float64 if q.dtype == torch.float64 else torch.float32
+        position = torch.arange(q.shape[-2], device=q.device).to(exact)
+        frequencies = self.frequencies.to(device=q.device, dtype=exact)
         angle = position[:, None] * frequencies[None, :]  # (seq, head_dim / 2)
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+        cos, sin = angle.cos().to(q.dtype), angle.sin().to(q.dtype)
+        return self._turn(q, cos, sin), self._turn(k, cos, sin)
+
+    def _turn(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.style == "half":
             first, second = x.chunk(2, dim=-1)
             return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
