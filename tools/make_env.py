@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,12 +107,13 @@ def install(env: Path, lock: Path) -> None:
 
     def follow(line: str) -> None:
         nonlocal seen
-        if line.startswith("Collecting "):
+        # "Processing" is what pip says of a wheel that it finds in a folder.
+        if line.startswith(("Collecting ", "Processing ")):
             seen += 1
-            name = line.split()[1].partition("==")[0]
+            name = re.split("==|-", line.split()[1].rpartition("/")[2])[0]
             note(f"[{seen}/{max(seen, len(pins))}] fetching {name}")
         elif line.startswith("Installing collected packages"):
-            note(f"unpacking {len(pins)} packages, the longest step (torch alone is 0.7 GB)")
+            note(f"unpacking {len(pins)} packages")
 
     say(f"installing {len(pins)} packages from {lock.name}\n")
     done = run(command, follow)
