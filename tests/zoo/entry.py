@@ -96,6 +96,8 @@ class ZooEntry:
     kwargs: Callable[..., dict[str, Tensor]] | None = None
     """(batch, seq) -> keyword inputs, for modules called by keyword."""
     kwargs_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    warns: str | None = None
+    """Start of a warning that the source itself gives in eager."""
     fully_masked_rows: bool = False
     """The inputs leave rows that may attend to nothing."""
 
