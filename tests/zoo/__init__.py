@@ -5,11 +5,12 @@ from __future__ import annotations
 from .attention import ENTRIES as _ATTENTION
 from .entry import ZooEntry, output_tensors
 from .masks import ENTRIES as _MASKS
+from .positions import ENTRIES as _POSITIONS
 from .whole import ENTRIES as _WHOLE
 
 __all__ = ["ZOO", "ZooEntry", "entry", "output_tensors"]
 
-ZOO: tuple[ZooEntry, ...] = (*_MASKS, *_ATTENTION, *_WHOLE)
+ZOO: tuple[ZooEntry, ...] = (*_MASKS, *_ATTENTION, *_POSITIONS, *_WHOLE)
 """Every entry, family by family."""
 
 _BY_NAME = {item.name: item for item in ZOO}
