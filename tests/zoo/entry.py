@@ -100,6 +100,9 @@ class ZooEntry:
     """Start of a warning that the source itself gives in eager."""
     fully_masked_rows: bool = False
     """The inputs leave rows that may attend to nothing."""
+    padded_rows_leak: bool = False
+    """The source's outputs at padding depend on later tokens (a row of equal scores averages every
+    position); those of real tokens do not, and the entry's claims are about these."""
 
     def __post_init__(self) -> None:
         kind, _, why = self.expect.partition(":")

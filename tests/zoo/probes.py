@@ -154,10 +154,31 @@ def seq_axes(
     return tuple(found)
 
 
-def past_change(subject: Subject, sizes: Sizes, cut: int, *, fresh: bool = True) -> float:
+def real_positions(subject: Subject, inputs: tuple[Tensor, ...]) -> Tensor | None:
+    """(batch, seq), True where no (batch, seq) mask among the inputs says padding."""
+    real: Tensor | None = None
+    for value, axes, role in zip(inputs, subject.axes, subject.roles, strict=True):
+        if role == "mask" and dict(axes) == {0: "batch", 1: "seq"} and value.dim() == 2:
+            real = value > 0 if real is None else real & (value > 0)
+    return real
+
+
+def keep_real(value: Tensor, axis: int, real: Tensor | None) -> Tensor:
+    """`value` with outputs at padding set to 0; batch is axis 0, positions are `axis`."""
+    if real is None:
+        return value
+    shape = [1] * value.dim()
+    shape[0], shape[axis] = real.shape[0], value.shape[axis]
+    return torch.where(real[:, : value.shape[axis]].view(shape), value, torch.zeros_like(value))
+
+
+def past_change(
+    subject: Subject, sizes: Sizes, cut: int, *, fresh: bool = True, real_only: bool = False
+) -> float:
     """How far outputs before `cut` move when tokens from `cut` on are replaced.
 
-    Relative to each output's scale; `fresh`: each run gets a module of its own.
+    Relative to each output's scale; `fresh`: each run gets a module of its own; `real_only`:
+    outputs at padding are left out.
     """
     module = subject.factory().eval()
     axes = seq_axes(module, subject, sizes)
@@ -171,7 +192,11 @@ def past_change(subject: Subject, sizes: Sizes, cut: int, *, fresh: bool = True)
         if where is not None:
             axis, offset = where
             keep = cut + offset
-            worst = max(worst, relative_change(a.narrow(axis, 0, keep), b.narrow(axis, 0, keep), a))
+            before, after = a.narrow(axis, 0, keep), b.narrow(axis, 0, keep)
+            if real_only:
+                real = real_positions(subject, inputs)
+                before, after = keep_real(before, axis, real), keep_real(after, axis, real)
+            worst = max(worst, relative_change(before, after, a))
     return worst
 
 
@@ -194,15 +219,15 @@ def future_moves(subject: Subject, sizes: Sizes, cut: int) -> bool:
     raise ValueError("the module gave no tensor")
 
 
-def prefix_change(subject: Subject, sizes: Sizes, short: int) -> float:
+def prefix_change(subject: Subject, sizes: Sizes, short: int, *, real_only: bool = False) -> float:
     """How far outputs at the first `short` positions differ from running those tokens alone."""
     module = subject.factory().eval()
     axes_out = seq_axes(module, subject, sizes)
     inputs = make_inputs(subject, sizes)
     cut_inputs = []
     keep_of = {"seq": short, "total_seq": sizes.past + short}
-    for value, axes in zip(inputs, subject.axes, strict=True):
-        kept = value
+    for value, axes, role in zip(inputs, subject.axes, subject.roles, strict=True):
+        kept = value.clamp(max=short) if role == "lengths" else value
         for axis, name in axes.items():
             if name in keep_of:
                 kept = kept.narrow(axis, 0, keep_of[name])
@@ -217,7 +242,11 @@ def prefix_change(subject: Subject, sizes: Sizes, short: int) -> float:
         keep = short + offset
         # Attention weights grow along the keys too: compare the corner that both have.
         corner = a[tuple(slice(0, size) for size in b.shape)]
-        worst = max(worst, relative_change(corner.narrow(axis, 0, keep), b.narrow(axis, 0, keep)))
+        before, after = corner.narrow(axis, 0, keep), b.narrow(axis, 0, keep)
+        if real_only:
+            real = real_positions(subject, inputs)
+            before, after = keep_real(before, axis, real), keep_real(after, axis, real)
+        worst = max(worst, relative_change(before, after))
     return worst
 
 
