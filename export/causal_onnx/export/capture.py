@@ -10,7 +10,6 @@ import contextlib
 import io
 import logging
 import re
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,12 @@ import onnx_ir as ir
 import torch
 from torch.export import Dim, ExportedProgram
 
+from causal_onnx.export.caches import without_caches
 from causal_onnx.export.domain import Domain, read_domain
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.patches import patched, replaying
+from causal_onnx.export.patches import patched, replaying, watching_sizes
+from causal_onnx.export.places import line_of_error
 from causal_onnx.export.probe import runs
 from causal_onnx.export.source import Source
 
@@ -30,6 +31,11 @@ __all__ = ["Capture", "attempts", "capture_sizes"]
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
 """Below 18 the exporter writes invalid models, above 25 runtimes refuse them (both measured)."""
+
+
+WARM = "with filled buffers"
+WARM_LENGTH = 4096
+"""Where buffers that grow on demand are filled to, if the module has no limit of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +46,11 @@ class Capture:
     domain: Domain
     way: str
     """Which attempt gave it."""
+
+    @property
+    def is_warm(self) -> bool:
+        """Buffers that grow on demand were filled before the trace, and limit the length."""
+        return self.way == WARM
 
 
 def capture_sizes(source: Source, specs: Sequence[InputSpec], max_seq_len: int | None) -> Sizes:
@@ -86,13 +97,15 @@ def attempts(
     """
     ways: list[tuple[str, Callable[[Source, tuple[torch.Tensor, ...]], ExportedProgram]]] = [
         ("non-strict", lambda s, x: _trace(s, specs, x, opset)),
+        ("emptied caches", lambda s, x: _trace(without_caches(s, specs, sizes), specs, x, opset)),
         ("replayed conditions", lambda s, x: _trace_replaying(s, specs, x, opset)),
         ("strict", lambda s, x: _trace_strict(s, specs, x)),
-        ("warmed at the largest length", lambda s, x: _trace_warm(s, specs, x, opset)),
+        (WARM, lambda s, x: _trace_warm(s, specs, x, opset)),
     ]
     for name, trace in ways:
+        sized: list[str] = []
         try:
-            with _quiet(), torch.no_grad():
+            with _quiet(), torch.no_grad(), watching_sizes(sized):
                 program = trace(source.fresh(), make_inputs(specs, sizes))
                 model = _translate(program, opset)
             domain = read_domain(program, specs)
@@ -100,7 +113,7 @@ def attempts(
             yield error
             continue
         except Exception as error:  # torch raises everything from KeyError to its own classes here
-            yield _explained(error, source)
+            yield _explained(error, source, sized)
             continue
         _name_axes(model, specs, source.output_names)
         yield Capture(model=model, domain=domain, way=name)
@@ -135,9 +148,7 @@ def _trace_strict(
 def _trace_warm(
     source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], opset: int
 ) -> ExportedProgram:
-    if source.longest is None:
-        raise ExportError("the module has no largest length to warm its buffers at")
-    source(*make_inputs(specs, Sizes(batch=inputs[0].shape[0], seq=source.longest)))
+    source(*make_inputs(specs, Sizes(batch=1, seq=source.longest or WARM_LENGTH)))
     return _trace(source, specs, inputs, opset)
 
 
@@ -210,56 +221,45 @@ def _name_axes(model: ir.Model, specs: Sequence[InputSpec], output_names: Sequen
                 value.shape = None
 
 
-def _explained(error: Exception, source: Source) -> ExportError:
+def _explained(error: Exception, source: Source, sized: Sequence[str]) -> ExportError:
     """What PyTorch said, shortened, with the user's own line and a remedy where one is known."""
     text = str(error)
+    if error.__cause__ is not None:
+        text = f"{error.__cause__}\n{text}"  # the translation wraps what really happened
     module = type(source.module).__name__
-    place = _place(error, text)
-    for pattern, remedy in _REMEDIES:
-        if re.search(pattern, text):
-            break
-    else:
-        remedy = "write the forward pass with tensor operations on the input's shape"
+    kind, remedy = next(
+        ((kind, remedy) for kind, pattern, remedy in _REMEDIES if re.search(pattern, text)),
+        ("other", "write the forward pass with tensor operations on the input's shape"),
+    )
+    place = sized[0] if kind == "length" and sized else line_of_error(error)
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    failure = ExportError(f"{module} cannot be captured{place}: {first[:300]}. Remedy: {remedy}")
+    failure = ExportError(
+        f"{module} cannot be captured{f' at {place}' if place else ''}: "
+        f"{_plain(first)[:300]}. Remedy: {remedy}"
+    )
     failure.__cause__ = error
     return failure
 
 
+def _plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)  # the exporter colours its messages
+
+
 _REMEDIES = (
     (
+        "length",
         r"specializ|inferred a static shape|Constraints violated",
         "a Python loop over positions or a number taken from the example fixes the length; build "
         "masks and positions from x.shape with torch.arange, and use tensor operations, not loops",
     ),
     (
+        "data",
         r"data-dependent|Could not guard|Could not extract|item\(\)",
         "the code branches on the values of a tensor; express the choice with torch.where",
     ),
     (
+        "operator",
         r"ConversionError|No (ONNX )?function|not supported|Unsupported",
         "this operator has no ONNX translation; write it with basic tensor operations",
     ),
 )
-
-
-_LIBRARIES = ("/torch/", "/sympy/", "/onnxscript/", "/onnx_ir/", "/contextlib.py", "<")
-
-
-def _place(error: BaseException, text: str) -> str:
-    """` at file.py:12 (the code)`: the innermost frame that is the user's own."""
-    quoted = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', text)
-    frames = [(f, int(n), code) for f, n, code in quoted]
-    chain: BaseException | None = error
-    while chain is not None:
-        frames += [
-            (f.filename, f.lineno or 0, f.line or "")
-            for f in traceback.extract_tb(chain.__traceback__)
-        ]
-        chain = chain.__cause__ or chain.__context__
-    for filename, line, code in reversed(frames):
-        ours = "causal_onnx/export" in filename.replace("\\", "/")
-        library = any(part in filename for part in _LIBRARIES)
-        if not ours and not library:
-            return f" at {filename}:{line} ({code.strip()[:80]})"
-    return ""

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 from torch.nn.attention import bias as attention_bias
+
+from causal_onnx.export.places import user_line
 
 try:  # moved once already between PyTorch versions
     from torch.nn.attention import flex_attention as flex
 except ImportError:  # pragma: no cover
     flex = None  # type: ignore[assignment]
 
-__all__ = ["patched", "replaying"]
+__all__ = ["patched", "replaying", "watching_sizes"]
 
 _sdpa = F.scaled_dot_product_attention
 
@@ -216,22 +218,26 @@ _original_set_item = Tensor.__setitem__
 
 def _set_item(self: Tensor, index: Any, value: Any) -> None:
     """`scores[:, mask] = -inf` as a masked fill: "ConversionError ... aten.index_put"."""
-    parts = index if isinstance(index, tuple) else (index,)
-    masks = [p for p in parts if isinstance(p, Tensor) and p.dtype == torch.bool]
-    whole = [isinstance(p, slice) and p == slice(None) for p in parts]
+    parts = list(index) if isinstance(index, tuple) else [index]
+    masks = [i for i, p in enumerate(parts) if isinstance(p, Tensor) and p.dtype == torch.bool]
     plain = isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)
-    if (
-        len(masks) == 1
-        and plain
-        and all(w or p is masks[0] for w, p in zip(whole, parts, strict=True))
-    ):
-        before = next(i for i, p in enumerate(parts) if p is masks[0])
-        mask = masks[0]
-        covered = before + mask.ndim
-        mask = mask.reshape((1,) * before + tuple(mask.shape) + (1,) * (self.ndim - covered))
-        self.masked_fill_(mask, value)
+    others = [p for p in parts if not isinstance(p, Tensor)]
+    if len(masks) == 1 and plain and len(others) == len(parts) - 1 and all(map(_is_whole, others)):
+        mask = parts[masks[0]]
+        if Ellipsis not in others:
+            parts.append(Ellipsis)
+        where = next(i for i, p in enumerate(parts) if p is Ellipsis)
+        free = self.ndim - mask.ndim - (len(parts) - 2)  # axes that the Ellipsis stands for
+        before = masks[0] + (free - 1 if where < masks[0] else 0)
+        after = self.ndim - mask.ndim - before
+        shape = (1,) * before + tuple(mask.shape) + (1,) * after
+        self.masked_fill_(mask.reshape(shape), value)
         return
     _original_set_item(self, index, value)
+
+
+def _is_whole(part: Any) -> bool:
+    return part is Ellipsis or (isinstance(part, slice) and part == slice(None))
 
 
 class _LazyBlockMask:
@@ -312,4 +318,21 @@ def replaying(answers: list[bool], *, record: bool) -> Iterator[None]:
         return next(position, True)
 
     with _attribute(Tensor, "__bool__", recorded if record else replayed):
+        yield
+
+
+@contextlib.contextmanager
+def watching_sizes(places: list[str]) -> Iterator[None]:
+    """Note the lines that turn a dynamic size into a Python number (`range(n)`, `int(n)`)."""
+    with contextlib.ExitStack() as stack:
+        for name in ("__index__", "__int__"):
+            original = getattr(torch.SymInt, name)
+
+            def watched(self: torch.SymInt, original: Any = original) -> int:
+                place = user_line()
+                if place is not None:
+                    places.append(place)
+                return int(original(self))
+
+            stack.enter_context(_attribute(torch.SymInt, name, watched))
         yield

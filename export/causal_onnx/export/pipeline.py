@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -176,8 +177,9 @@ def _prepare(
 ) -> tuple[Source, tuple[InputSpec, ...], Contract, Sizes, list[str]]:
     """Open the module and learn from calling it what the contract must say."""
     source, specs = open_source(module, example, axes)
-    probe.refuse_broken(source, specs)
-    specs = probe.find_vocabularies(source, specs)
+    # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.
+    probe.refuse_broken(source.fresh(), specs)
+    specs = probe.find_vocabularies(source.fresh(), specs)
     limit = probe.find_max_seq_len(source.fresh(), specs)
     warnings = []
     if max_seq_len is not None:
@@ -188,8 +190,8 @@ def _prepare(
         limit = max_seq_len
     source.longest = limit
     sizes = capture_sizes(source.fresh(), specs, limit)
-    probe.refuse_random(source, specs, sizes)
-    other = _other_sizes(source, specs, sizes)
+    probe.refuse_random(source.fresh(), specs, sizes)
+    other = _other_sizes(source.fresh(), specs, sizes)
     outputs = describe_outputs(source.fresh(), specs, sizes, other)
     source.output_names = tuple(spec.name for spec in outputs)
     contract = Contract(
@@ -238,7 +240,8 @@ def _finish(
     tell: Progress,
 ) -> ExportReport:
     """Turn one capture into a verified file."""
-    _check_domain(capture, specs, contract)
+    contract = _narrowed(capture, contract)
+    _check_domain(capture, contract)
     model = capture.model
     _simplify(model)
     compute_position_matrices(model)
@@ -293,17 +296,33 @@ def _finish(
         source=described,
         size_bytes=size,
         nodes=sum(1 for _ in model.graph.all_nodes()),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *_warm_warning(capture, contract)),
     )
 
 
-def _check_domain(capture: Capture, specs: Sequence[InputSpec], contract: Contract) -> None:
+def _narrowed(capture: Capture, contract: Contract) -> Contract:
+    """A module without a limit whose buffers had to be filled beforehand gets theirs."""
+    if contract.max_seq_len is not None or not capture.is_warm:
+        return contract
+    return replace(contract, max_seq_len=capture.domain.max_seq_len())
+
+
+def _warm_warning(capture: Capture, contract: Contract) -> list[str]:
+    if not capture.is_warm:
+        return []
+    return [
+        f"the module grows buffers on demand; they were filled to {contract.max_seq_len} positions "
+        "and stand in the file"
+    ]
+
+
+def _check_domain(capture: Capture, contract: Contract) -> None:
     """The guards must allow every length and batch that the contract promises.
 
     Raises:
         ExportError: They allow fewer; names the guard.
     """
-    top = contract.max_seq_len or capture.domain.max_seq_len() or 4096
+    top = contract.max_seq_len or probe.LONGEST_PROBE
     for batch in (1, 2, 5, 64):
         for seq in sorted({1, 2, 3, 5, 8, top // 2, top - 1, top} - {0}):
             if seq > top:

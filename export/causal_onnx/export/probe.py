@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.places import user_line
 from causal_onnx.export.source import Source
 
 __all__ = ["find_max_seq_len", "find_vocabularies", "refuse_random", "takes_unbatched"]
@@ -88,16 +89,8 @@ class _RandomCalls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            self.found.append(f"{func.name()} at {_user_line()}")
+            self.found.append(f"{func.name()} at {user_line()}")
         return func(*args, **(kwargs or {}))
-
-
-def _user_line() -> str:
-    import traceback
-
-    frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename]
-    frames = [f for f in frames if "causal_onnx" not in f.filename]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "an unknown line"
 
 
 def find_vocabularies(source: Source, specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:

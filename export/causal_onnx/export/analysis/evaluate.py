@@ -5,7 +5,7 @@ The frequent operators run in numpy; any other in onnxruntime, as a model of tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -259,7 +259,9 @@ def _split(node: ir.Node, arrays: Sequence[Array | None]) -> list[Array]:
     return list(np.split(array, bounds, axis=axis))
 
 
-def evaluate(node: ir.Node, arrays: Sequence[Array | None]) -> list[Array]:
+def evaluate(
+    node: ir.Node, arrays: Sequence[Array | None], opsets: Mapping[str, int]
+) -> list[Array]:
     """The outputs of a node from its inputs; None for an absent optional input.
 
     Raises:
@@ -282,10 +284,12 @@ def evaluate(node: ir.Node, arrays: Sequence[Array | None]) -> list[Array]:
             direct = _direct(node, arrays)
         if direct is not None:
             return direct
-    return _run(node, arrays)
+    return _run(node, arrays, opsets)
 
 
-def _run(node: ir.Node, arrays: Sequence[Array | None]) -> list[Array]:
+def _run(
+    node: ir.Node, arrays: Sequence[Array | None], opsets: Mapping[str, int]
+) -> list[Array]:
     """Run one node in onnxruntime."""
     import onnxruntime as ort  # noqa: PLC0415 - slow to import, and seldom needed
 
@@ -304,14 +308,12 @@ def _run(node: ir.Node, arrays: Sequence[Array | None]) -> list[Array]:
     copy = ir.Node(
         node.domain, node.op_type, inputs, list(node.attributes.values()), outputs=outputs
     )
-    opsets = dict(node.graph.opset_imports) if node.graph is not None else {}
-    opsets.setdefault("", 18)
-    opsets.setdefault(node.domain, 1)
+    imports = {"": 18, node.domain: 1, **opsets}
     graph = ir.Graph(
         [value for value in inputs if value is not None],
         outputs,
         nodes=[copy],
-        opset_imports=opsets,
+        opset_imports=imports,
         name="node",
     )
     options = ort.SessionOptions()

@@ -1,0 +1,152 @@
+"""Quantised operators, down to the bits: what a scale is computed from is part of the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.attributes import attr, normal_axis, tensor_at
+from causal_onnx.export.analysis.elements import (
+    NONE,
+    Abstract,
+    Elements,
+    Known,
+    Tensor,
+    compress,
+    lift,
+)
+from causal_onnx.export.analysis.rules.contraction import matmul
+from causal_onnx.export.analysis.rules.elementwise import combine
+from causal_onnx.export.analysis.rules.registry import Context, rule
+
+
+def _tensor(inputs: Sequence[Abstract], index: int) -> Tensor:
+    found = tensor_at(inputs, index)
+    assert found is not None
+    return found
+
+
+@rule("QuantizeLinear", "DequantizeLinear")
+def scale_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+    """Element by element with given scales."""
+    return [_scaled(node, inputs)]
+
+
+@rule("QuantizeLinear", "DequantizeLinear", domain="com.microsoft")
+def contrib_scale_elements(
+    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
+) -> list[Abstract]:
+    """As in the default domain."""
+    return [_scaled(node, inputs)]
+
+
+def _scaled(node: ir.Node, inputs: Sequence[Abstract]) -> Tensor:
+    source = lift(_tensor(inputs, 0))
+    reach = source.reach
+    rank = len(source.shape)
+    for index in (1, 2):
+        extra = tensor_at(inputs, index)
+        if not isinstance(extra, Elements):
+            continue
+        if extra.reach.ndim == 1 and rank > 1:
+            axis = normal_axis(attr(node, "axis", 1), rank)
+            shape = [1] * rank
+            shape[axis] = extra.reach.shape[0]
+            reach = np.maximum(reach, extra.reach.reshape(shape))
+        elif attr(node, "block_size", 0):
+            reach = np.maximum(reach, np.int32(extra.reach.max(initial=NONE)))
+        else:
+            reach = np.maximum(reach, extra.reach)
+    return Elements(source.shape, compress(np.asarray(reach, np.int32)))
+
+
+@rule("DynamicQuantizeLinear")
+def dynamic_quantize(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+    """One scale from the extremes of the whole tensor: every element depends on all of it."""
+    source = lift(_tensor(inputs, 0))
+    top = int(source.reach.max(initial=NONE))
+    scalar = Elements((), np.asarray(top, np.int32))
+    whole = Elements(source.shape, np.full((1,) * len(source.shape), top, np.int32))
+    return [whole, scalar, Elements((), np.asarray(top, np.int32))]
+
+
+@rule("MatMulInteger")
+def matmul_integer(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+    """A product whose factors are shifted by zero points, so that a stored 0 is not a 0."""
+    return [_dense_product(inputs, 0, 1)]
+
+
+@rule("QLinearMatMul")
+def qlinear_matmul(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+    """The same, scaled."""
+    return [_dense_product(inputs, 0, 3)]
+
+
+@rule("DynamicQuantizeMatMul", domain="com.microsoft")
+def dynamic_quantize_matmul(
+    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
+) -> list[Abstract]:
+    """A is quantised with one scale from its extremes."""
+    a = lift(_tensor(inputs, 0))
+    top = np.full((1,) * len(a.shape), int(a.reach.max(initial=NONE)), np.int32)
+    return [_dense_product([Elements(a.shape, top), *inputs[1:]], 0, 1)]
+
+
+@rule("MatMulIntegerToFloat", domain="com.microsoft")
+def matmul_integer_to_float(
+    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
+) -> list[Abstract]:
+    """MatMulInteger with the scales applied."""
+    return [_dense_product(inputs, 0, 1)]
+
+
+def _dense_product(inputs: Sequence[Abstract], first: int, second: int) -> Tensor:
+    """A product in which no stored value counts as zero; all other inputs add what they reach."""
+    a, b = (_dense(_tensor(inputs, i)) for i in (first, second))
+    out: Tensor = matmul(a, b)
+    extras = [tensor_at(inputs, i) for i in range(len(inputs)) if i not in (first, second)]
+    for extra in extras:
+        if isinstance(extra, Elements):
+            grown = extra
+            if len(extra.shape) > len(out.shape):
+                grown = Elements((), np.asarray(extra.reach.max(initial=NONE), np.int32))
+            out = combine("", [out, grown], None)
+    return out
+
+
+def _dense(tensor: Tensor) -> Elements:
+    if isinstance(tensor, Known):
+        return Elements(tensor.shape, np.full((1,) * len(tensor.shape), NONE, np.int32))
+    return Elements(tensor.shape, tensor.reach)
+
+
+@rule("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", domain="com.microsoft")
+def matmul_nbits(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+    """A times a packed weight of N columns; activations are quantised row by row at most."""
+    source = lift(_tensor(inputs, 0))
+    columns = attr(node, "N")
+    reach = source.reach.max(axis=-1, keepdims=True)
+    return [Elements((*source.shape[:-1], columns), compress(reach))]
+
+
+@rule("GatherBlockQuantized", domain="com.microsoft")
+def gather_block_quantized(
+    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
+) -> list[Abstract]:
+    """An embedding stored in blocks of few bits."""
+    data, indices = _tensor(inputs, 0), lift(_tensor(inputs, 1))
+    axis = normal_axis(attr(node, "gather_axis", 0), len(data.shape))
+    if axis != 0 or isinstance(data, Elements):
+        raise ValueError("GatherBlockQuantized is followed for constant tables and axis 0")
+    bits = attr(node, "bits", 4)
+    scales = _tensor(inputs, 2)
+    width = list(data.shape[1:])
+    if width:
+        # uint8 storage packs 8 / bits numbers in a byte; int4 and uint4 tensors are not packed.
+        packed = isinstance(data, Known) and scales.shape[-1] * attr(node, "block_size", 128)
+        if packed and width[-1] * (8 // bits) <= int(packed) and width[-1] < int(packed):
+            width[-1] = width[-1] * (8 // bits)
+    lead = indices.reach.reshape(indices.reach.shape + (1,) * len(width))
+    return [Elements((*indices.shape, *width), lead)]

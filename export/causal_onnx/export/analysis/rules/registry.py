@@ -1,0 +1,72 @@
+"""Where the transfer rules are registered, and what a rule is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.elements import Abstract, Array, Known, Tensor, lift, normal
+from causal_onnx.export.analysis.evaluate import evaluate
+
+__all__ = ["RULES", "Context", "Rule", "rule"]
+
+
+@dataclass
+class Context:
+    """What the rules may ask, and where they leave what the certificate must mention."""
+
+    opsets: Mapping[str, int]
+    run_graph: Callable[[ir.Graph, Sequence[Abstract]], list[Abstract]]
+    """Analyses a subgraph with the given inputs, outer values in reach."""
+    caveats: dict[str, set[str]] = field(default_factory=dict)
+    """Assumption -> names of the nodes that needed it."""
+    approximate: dict[ir.Node, str] = field(default_factory=dict)
+    """Nodes whose rule claims more dependence than there may be, each with the reason."""
+    random: set[str] = field(default_factory=set)
+    """Nodes that draw random numbers."""
+
+    def assume(self, node: ir.Node, text: str) -> None:
+        """Record that the proof rests on `text` at `node`."""
+        self.caveats.setdefault(text, set()).add(node.name or node.op_type)
+
+    def approximated(self, node: ir.Node, reason: str) -> None:
+        """Record that the outputs of `node` may depend on less than its rule says."""
+        self.approximate.setdefault(node, reason)
+
+    def function(self, node: ir.Node) -> Callable[[Sequence[Array | None]], Array]:
+        """The node as a function on known arrays."""
+        return lambda arrays: evaluate(node, arrays, self.opsets)[0]
+
+
+Rule: TypeAlias = Callable[[Context, ir.Node, Sequence[Abstract]], Sequence[Abstract]]
+
+RULES: dict[tuple[str, str], Rule] = {}
+"""(domain, operator) -> rule; the default domain is ""."""
+
+
+def rule(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
+    """Register a rule for some operators of one domain."""
+
+    def register(function: Rule) -> Rule:
+        for op_type in op_types:
+            if (domain, op_type) in RULES:
+                raise ValueError(f"two rules for {domain}:{op_type}")
+            RULES[domain, op_type] = function
+        return function
+
+    return register
+
+
+def known_or(tensor: Tensor) -> Tensor:
+    """The tensor in its simplest form."""
+    return normal(tensor)
+
+
+def all_known(inputs: Sequence[Abstract]) -> bool:
+    return all(value is None or isinstance(value, Known) for value in inputs)
+
+
+__all__ += ["all_known", "lift"]

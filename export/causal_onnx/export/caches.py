@@ -1,0 +1,118 @@
+"""Buffers that a module grows on demand: emptied, so that the graph computes them instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source import Source
+
+__all__ = ["without_caches"]
+
+Place = tuple[str, str]  # (name of the submodule, name of the attribute)
+
+
+def without_caches(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Source:
+    """A copy whose masks and tables, if it keeps any that grow with the length, are empty again.
+
+    A module that keeps its mask from an earlier call (`if self.mask.shape[0] < n: self.mask = ...`)
+    would bring that mask into the graph, good for no longer sequence. Emptied, it is made anew while
+    tracing, from the length.
+
+    Raises:
+        ExportError: Nothing grows, or the module does not work with what grows emptied.
+    """
+    grown = _grown(source, specs, sizes)
+    if not grown:
+        raise ExportError("the module keeps nothing that grows with the length")
+    inputs = make_inputs(specs, sizes)
+    with torch.no_grad():
+        expected = source.fresh()(*inputs)
+    for empty in (_none, _shortened):
+        twin = source.fresh()
+        for place, (before, after) in grown.items():
+            _set(twin, place, empty(before, after))
+        try:
+            with torch.no_grad():
+                got = twin.fresh()(*inputs)
+        except Exception:  # the module did not expect its cache to look like this
+            continue
+        if len(got) == len(expected) and all(
+            a.shape == b.shape and torch.allclose(a.double(), b.double(), equal_nan=True)
+            for a, b in zip(got, expected, strict=True)
+        ):
+            return twin
+    names = ", ".join(".".join(part for part in place if part) for place in grown)
+    raise ExportError(
+        f"the module keeps what it computed for a shorter sequence ({names}) and does not work "
+        "without it; compute it in forward from x.shape"
+    )
+
+
+def _grown(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> dict[Place, tuple[Any, Any]]:
+    twin = source.fresh()
+    before = dict(_state(twin))
+    largest = max([sizes.seq, *(max(t.shape) for t in before.values() if _sized(t))])
+    for seq in (largest + 5, sizes.seq + 2):
+        try:
+            with torch.no_grad():
+                twin(*make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past)))
+        except Exception:  # past the module's limit
+            continue
+        break
+    after = dict(_state(twin))
+    return {
+        place: (before.get(place), value)
+        for place, value in after.items()
+        if _differs(before.get(place), value)
+    }
+
+
+def _state(module: nn.Module) -> Iterator[tuple[Place, Any]]:
+    for name, part in module.named_modules():
+        for key, value in {**vars(part), **part._buffers}.items():
+            if isinstance(value, Tensor) or (isinstance(value, int) and key != "training"):
+                yield (name, key), value
+
+
+def _sized(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0
+
+
+def _differs(before: Any, after: Any) -> bool:
+    if isinstance(before, Tensor) and isinstance(after, Tensor):
+        return before.shape != after.shape
+    if isinstance(before, Tensor) or isinstance(after, Tensor):
+        return True
+    return bool(before != after)
+
+
+def _none(before: Any, after: Any) -> Any:
+    return None if isinstance(after, Tensor) else 0
+
+
+def _shortened(before: Any, after: Any) -> Any:
+    if not isinstance(after, Tensor):
+        return 0
+    if not isinstance(before, Tensor) or before.ndim != after.ndim:
+        return before
+    return before[
+        tuple(
+            slice(0, 0) if m != n else slice(None)
+            for m, n in zip(before.shape, after.shape, strict=True)
+        )
+    ].clone()
+
+
+def _set(module: nn.Module, place: Place, value: Any) -> None:
+    name, key = place
+    part = module.get_submodule(name)
+    if key in part._buffers:
+        part._buffers[key] = value
+    else:
+        setattr(part, key, value)

@@ -1,0 +1,43 @@
+"""Where in the user's own code something happened."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterable
+
+__all__ = ["line_of_error", "user_line"]
+
+_LIBRARIES = re.compile(r"/(torch|sympy|onnxscript|onnx_ir|causal_onnx/export)/|/contextlib\.py|^<")
+
+
+def user_line() -> str | None:
+    """The innermost line of the current call stack that is the user's own."""
+    return _innermost(
+        (frame.filename, frame.lineno or 0, frame.line or "") for frame in traceback.extract_stack()
+    )
+
+
+def line_of_error(error: BaseException) -> str | None:
+    """The innermost line of the user's own that `error`, or what caused it, passed through.
+
+    PyTorch quotes the traced code in the text of its errors; that is nearer than the traceback.
+    """
+    frames: list[tuple[str, int, str]] = []
+    chain: BaseException | None = error
+    while chain is not None:
+        frames += [
+            (frame.filename, frame.lineno or 0, frame.line or "")
+            for frame in traceback.extract_tb(chain.__traceback__)
+        ]
+        chain = chain.__cause__ or chain.__context__
+    quoted = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', str(error))
+    return _innermost([*frames, *((name, int(line), code) for name, line, code in quoted)])
+
+
+def _innermost(frames: Iterable[tuple[str, int, str]]) -> str | None:
+    own = [frame for frame in frames if not _LIBRARIES.search(frame[0].replace("\\", "/"))]
+    if not own:
+        return None
+    filename, line, code = own[-1]
+    return f"{filename}:{line} ({code.strip()[:80]})"
