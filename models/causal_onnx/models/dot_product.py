@@ -30,15 +30,20 @@ def attend_fused(
         k: (batch, num_kv_heads, seq, head_dim).
         v: Same shape as `k`.
         mask: (seq, seq), bool, True where attention is allowed; None: plain causal.
-        bias: (num_heads, seq, seq), added to the scaled scores; needs `mask`.
+        bias: (num_heads, seq, seq), added to the scaled scores, or None; needs `mask`.
         scale: Factor on q k^T.
         dropout: Probability that a weight is dropped; 0 outside training.
 
     Returns:
         (batch, num_heads, seq, head_dim), in the dtype of `q`.
+
+    Raises:
+        ValueError: There is a bias without a mask.
     """
     blend = mask
-    if bias is not None and mask is not None:
+    if bias is not None:
+        if mask is None:
+            raise ValueError("a bias needs a mask: SDPA takes one or the other as attn_mask")
         blend = bias.masked_fill(~mask, float("-inf"))
     return functional.scaled_dot_product_attention(
         q,
