@@ -54,7 +54,9 @@ def without_caches(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> 
     )
 
 
-def _grown(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> dict[Place, tuple[Any, Any]]:
+def _grown(
+    source: Source, specs: Sequence[InputSpec], sizes: Sizes
+) -> dict[Place, tuple[Any, Any]]:
     twin = source.fresh()
     before = dict(_state(twin))
     largest = max([sizes.seq, *(max(t.shape) for t in before.values() if _sized(t))])

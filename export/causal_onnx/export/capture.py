@@ -70,6 +70,8 @@ def capture_sizes(source: Source, specs: Sequence[InputSpec], max_seq_len: int |
         if axis not in spec.axes
     }
     limit = max_seq_len if max_seq_len is not None else 64
+    if source.fixed_seq is not None:
+        return Sizes(batch=next(b for b in (3, 5, 2) if b not in taken), seq=source.fixed_seq)
     by_preference = [7, 11, 13, 9, 10, 12, 14, 15, 17, 19, 6, 5, 23, 8, 16, 4, 3, 32, 64, 2]
     lengths = [n for n in by_preference if n < limit and n not in taken]
     lengths += [n for n in by_preference if n <= limit and n not in lengths]
@@ -108,7 +110,7 @@ def attempts(
             with _quiet(), torch.no_grad(), watching_sizes(sized):
                 program = trace(source.fresh(), make_inputs(specs, sizes))
                 model = _translate(program, opset)
-            domain = read_domain(program, specs)
+            domain = read_domain(program, specs, source.fixed_seq)
         except ExportError as error:
             yield error
             continue
@@ -155,7 +157,11 @@ def _trace_warm(
 def _export_program(
     source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], *, strict: bool
 ) -> ExportedProgram:
-    shapes = tuple(dict.fromkeys(spec.axes, Dim.DYNAMIC) for spec in specs)
+    fixed = {"seq"} if source.fixed_seq is not None else set()
+    shapes = tuple(
+        {axis: Dim.DYNAMIC for axis, label in spec.axes.items() if label not in fixed}
+        for spec in specs
+    )
     # Not `prefer_deferred_runtime_asserts`: the guards would become nodes that the translation
     # drops, and they are the description of the valid domain.
     with torch.fx.experimental._config.patch(backed_size_oblivious=True):
@@ -193,17 +199,12 @@ def _name_axes(model: ir.Model, specs: Sequence[InputSpec], output_names: Sequen
     The hints go because ONNX Runtime believes them, and they are wrong for some modules.
     """
     graph = model.graph
-    renamed: dict[str, str] = {}
     for value, spec in zip(graph.inputs, specs, strict=True):
         value.name = spec.name
         assert value.shape is not None
         dims: list[int | str] = []
         for axis, dim in enumerate(value.shape):
-            if axis in spec.axes:
-                renamed[str(dim)] = spec.axes[axis]
-                dims.append(spec.axes[axis])
-            else:
-                dims.append(int(dim))  # type: ignore[arg-type]
+            dims.append(dim if isinstance(dim, int) else spec.axes[axis])
         value.shape = ir.Shape(dims)
     for position, name in enumerate(output_names):
         value = graph.outputs[position]

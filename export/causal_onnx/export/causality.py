@@ -31,7 +31,7 @@ def perturb(
     PyTorch and ONNX Runtime alike).
     """
     limit = contract.max_seq_len or 64
-    lengths = sorted({min(n, limit) for n in (2, 3, 7, 17, 33)} - {1})
+    lengths = sorted({min(max(n, contract.min_seq_len), limit) for n in (2, 3, 7, 17, 33)} - {1})
     batch = 2
     cases = []
     for seq in lengths:

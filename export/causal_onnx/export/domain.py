@@ -120,7 +120,9 @@ def _compile(guard: str) -> Any:
         return None
 
 
-def read_domain(program: ExportedProgram, specs: Sequence[InputSpec]) -> Domain:
+def read_domain(
+    program: ExportedProgram, specs: Sequence[InputSpec], fixed_seq: int | None = None
+) -> Domain:
     """Collect the guards and the ranges of the symbols that stand for our axes.
 
     Raises:
@@ -137,6 +139,8 @@ def read_domain(program: ExportedProgram, specs: Sequence[InputSpec]) -> Domain:
         for axis, label in spec.axes.items():
             size = value.shape[axis]
             if isinstance(size, int):
+                if label == "seq" and fixed_seq is not None:
+                    continue
                 raise ExportError(
                     f"the capture fixed {label} to {size} (axis {axis} of input {spec.name!r})"
                 )

@@ -19,10 +19,10 @@ def record_goldens(
     source: Source, specs: Sequence[InputSpec], contract: Contract, *, tolerance: float
 ) -> GoldenSet:
     """Three calls: one position, one row of five, two rows of three."""
-    limit = contract.max_seq_len or 5
+    least, limit = contract.min_seq_len, contract.max_seq_len or 5
     has_past = any("past_seq" in spec.axes.values() for spec in specs)
-    shapes = [Sizes(batch=1, seq=1), Sizes(batch=1, seq=min(5, limit))]
-    shapes.append(Sizes(batch=2, seq=min(3, limit), past=2 if has_past else 0))
+    shapes = [Sizes(batch=1, seq=least), Sizes(batch=1, seq=max(least, min(5, limit)))]
+    shapes.append(Sizes(batch=2, seq=max(least, min(3, limit)), past=2 if has_past else 0))
     if not any("batch" in spec.axes.values() for spec in specs):
         shapes = shapes[:2]
     cases = []

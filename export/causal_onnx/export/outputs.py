@@ -34,6 +34,7 @@ def describe_outputs(
             f"{_shapes(b)} at {second}; return the same structure for every input"
         )
     names = _field_names(names, a, specs)
+    seq_axes = {axis for spec in specs for axis, label in spec.axes.items() if label == "seq"}
     labels = ["batch", "seq"]
     if any("past_seq" in spec.axes.values() for spec in specs):
         labels += ["total_seq", "past_seq"]
@@ -42,7 +43,9 @@ def describe_outputs(
             name=name,
             dtype=dtype_name(x.dtype),
             axes=tuple(
-                _axis(name, axis, (m, n), labels, first, second)
+                "seq"
+                if m == source.fixed_seq and axis in seq_axes
+                else _axis(name, axis, (m, n), labels, first, second)
                 for axis, (m, n) in enumerate(zip(x.shape, y.shape, strict=True))
             ),
         )

@@ -56,7 +56,7 @@ def tolerance_for(contract: Contract) -> float:
 
 
 def grid(
-    specs: Sequence[InputSpec], max_seq_len: int | None, parameters: int
+    specs: Sequence[InputSpec], contract: Contract, parameters: int
 ) -> tuple[list[tuple[Sizes, Padding]], list[str]]:
     """The shapes to compare at, and those left out with the reason.
 
@@ -70,8 +70,8 @@ def grid(
         if label == "seq"
     )
     wanted = {1, 2, 3, 13, example - 1, example, example + 1}
-    top = max_seq_len if max_seq_len is not None else 257
-    lengths = sorted(n for n in wanted | {top} if 1 <= n <= top)
+    top = contract.max_seq_len if contract.max_seq_len is not None else 257
+    lengths = sorted(n for n in wanted | {top} if contract.min_seq_len <= n <= top)
     has_batch = any("batch" in spec.axes.values() for spec in specs)
     batches = BATCHES if has_batch else (1,)
     pasts = (0, 1, 5) if any("past_seq" in s.axes.values() for s in specs) else (0,)
@@ -110,7 +110,7 @@ def compare(
 ) -> ParityReport:
     """Run both over the grid. Never raises for a mismatch: the report holds it."""
     parameters = sum(p.numel() for p in source.parameters())
-    shapes, skipped = grid(specs, contract.max_seq_len, parameters)
+    shapes, skipped = grid(specs, contract, parameters)
     tolerance = tolerance_for(contract)
     cases = []
     for index, (sizes, padding) in enumerate(shapes):

@@ -189,6 +189,10 @@ def _prepare(
             )
         limit = max_seq_len
     source.longest = limit
+    source.fixed_seq = probe.find_fixed_seq(source.fresh(), specs)
+    if source.fixed_seq is not None:
+        limit = source.fixed_seq
+        warnings.append(f"the module accepts sequences of {limit} positions only, not shorter ones")
     sizes = capture_sizes(source.fresh(), specs, limit)
     probe.refuse_random(source.fresh(), specs, sizes)
     other = _other_sizes(source.fresh(), specs, sizes)
@@ -208,6 +212,7 @@ def _prepare(
         ),
         outputs=outputs,
         max_seq_len=limit,
+        min_seq_len=source.fixed_seq or 1,
         unbatched=probe.takes_unbatched(source.fresh(), specs, sizes),
         form=target,
         opset=opset,
@@ -219,6 +224,8 @@ def _prepare(
 
 def _other_sizes(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Sizes:
     """Sizes that differ from `sizes` in every axis, and that the module accepts."""
+    if source.fixed_seq is not None:
+        return replace(sizes, batch=sizes.batch - 1)
     for seq in (sizes.seq - 1, sizes.seq - 2, sizes.seq + 1, 1):
         other = Sizes(batch=sizes.batch - 1, seq=seq, past=max(sizes.past - 2, 0))
         if seq >= 1 and seq != other.batch and probe.runs(source, specs, other):
@@ -325,7 +332,7 @@ def _check_domain(capture: Capture, contract: Contract) -> None:
     top = contract.max_seq_len or probe.LONGEST_PROBE
     for batch in (1, 2, 5, 64):
         for seq in sorted({1, 2, 3, 5, 8, top // 2, top - 1, top} - {0}):
-            if seq > top:
+            if not contract.min_seq_len <= seq <= top:
                 continue
             guard = capture.domain.refusal(Sizes(batch=batch, seq=seq))
             if guard is not None:

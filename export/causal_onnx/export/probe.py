@@ -17,7 +17,13 @@ from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.places import user_line
 from causal_onnx.export.source import Source
 
-__all__ = ["find_max_seq_len", "find_vocabularies", "refuse_random", "takes_unbatched"]
+__all__ = [
+    "find_fixed_seq",
+    "find_max_seq_len",
+    "find_vocabularies",
+    "refuse_random",
+    "takes_unbatched",
+]
 
 LONGEST_PROBE = 8192
 """No eager run beyond this length: attention in PyTorch holds seq x seq scores."""
@@ -184,6 +190,15 @@ def find_max_seq_len(source: Source, specs: Sequence[InputSpec]) -> int | None:
             return low
         low = candidate + 1
     return None
+
+
+def find_fixed_seq(source: Source, specs: Sequence[InputSpec]) -> int | None:
+    """The example's length, if the module accepts no other (a mask of fixed size, not sliced)."""
+    known = next(spec.example.shape[_axis(spec, "seq")] for spec in specs if _has_seq(spec))
+    others = {1, 2, 3, known // 2, known - 1, known + 1} - {0, known}
+    if any(runs(source, specs, Sizes(batch=1, seq=seq)) for seq in sorted(others)):
+        return None
+    return known
 
 
 def _has_seq(spec: InputSpec) -> bool:

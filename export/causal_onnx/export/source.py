@@ -34,6 +34,8 @@ class Source(nn.Module):
         self.output_names: tuple[str, ...] = ()
         self.longest: int | None = None
         """The limit of the sequence length, once it is known."""
+        self.fixed_seq: int | None = None
+        """The only length that the module accepts, if there is but one."""
         self.eval()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-"""Version of the metadata layout, see CHANGELOG, "Artifact format". A reader refuses a larger one."""
+"""Version of the metadata layout (CHANGELOG, "Artifact format"); a reader refuses a larger one."""
 
 # Keys of `metadata_props`. Each value is one JSON document.
 CONTRACT_KEY = "causal_onnx.contract"
@@ -100,6 +100,9 @@ class Contract:
     outputs: tuple[TensorSpec, ...]
     max_seq_len: int | None = None
     """The longest sequence that the source accepts; None: no limit is known."""
+    min_seq_len: int = 1
+    """The shortest; larger than 1 only for a source that takes one length alone (a mask of fixed
+    size that is not sliced)."""
     unbatched: bool = False
     """The source takes inputs without the batch axis too; the runtime then adds and removes it."""
     form: str = "portable"
@@ -117,6 +120,11 @@ class Contract:
                 raise ValueError(f"{kind} names must differ, got {', '.join(names)}")
         if self.max_seq_len is not None and self.max_seq_len < 1:
             raise ValueError(f"max_seq_len must be positive, got {self.max_seq_len}")
+        if self.min_seq_len < 1 or self.min_seq_len > (self.max_seq_len or self.min_seq_len):
+            raise ValueError(
+                f"min_seq_len must be in [1, max_seq_len], got {self.min_seq_len} with max_seq_len "
+                f"{self.max_seq_len}"
+            )
 
     def to_json(self) -> str:
         """The contract as one JSON document, the same text for equal contracts."""

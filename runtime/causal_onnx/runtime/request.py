@@ -215,6 +215,12 @@ class RequestChecker:
                 "the input, or export with a larger max_seq_len if the module has one"
             )
 
+        if seq is not None and seq < self._contract.min_seq_len:
+            raise ValueError(
+                f"the sequence length is {seq}, but this model accepts no fewer than "
+                f"{self._contract.min_seq_len}: its source has a mask of fixed size"
+            )
+
     def _wrong_rank(self, spec: TensorSpec, array: Array) -> str:
         also = ""
         if self._contract.unbatched and "batch" in spec.axes:

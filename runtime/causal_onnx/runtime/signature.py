@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from causal_onnx.runtime.contract import Contract, TensorSpec
@@ -37,7 +38,16 @@ def check_signature(session: Any, contract: Contract, *, name: str) -> None:
                 f"{', '.join(real)}"
             )
         for spec in specs:
-            _check_tensor(spec, real[spec.name], f"the contract does not fit {name}: {kind}")
+            start = f"the contract does not fit {name}: {kind}"
+            _check_tensor(_with_fixed_seq(spec, contract), real[spec.name], start)
+
+
+def _with_fixed_seq(spec: TensorSpec, contract: Contract) -> TensorSpec:
+    """`spec` as the graph declares it: a contract of one length only has that number there."""
+    if contract.min_seq_len != contract.max_seq_len:
+        return spec
+    fixed = contract.min_seq_len
+    return replace(spec, axes=tuple(fixed if axis == "seq" else axis for axis in spec.axes))
 
 
 def _check_tensor(spec: TensorSpec, node: Any, start: str) -> None:
