@@ -287,9 +287,7 @@ def evaluate(
     return _run(node, arrays, opsets)
 
 
-def _run(
-    node: ir.Node, arrays: Sequence[Array | None], opsets: Mapping[str, int]
-) -> list[Array]:
+def _run(node: ir.Node, arrays: Sequence[Array | None], opsets: Mapping[str, int]) -> list[Array]:
     """Run one node in onnxruntime."""
     import onnxruntime as ort  # noqa: PLC0415 - slow to import, and seldom needed
 

@@ -179,7 +179,7 @@ def _indices(indices: Array, size: int) -> Array:
         ValueError: One is out of range: the runtime refuses these sizes.
     """
     indices = np.where(indices < 0, indices + size, indices)
-    if indices.size and not (0 <= int(indices.min()) and int(indices.max()) < size):
+    if indices.size and not (int(indices.min()) >= 0 and int(indices.max()) < size):
         raise ValueError(f"index {int(indices.max())} of an axis of size {size}")
     return indices
 

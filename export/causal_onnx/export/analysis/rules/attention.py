@@ -157,7 +157,7 @@ def _is_bool(node: ir.Node, index: int, tensor: Tensor) -> bool:
 
 
 @rule("Attention")
-def attention(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def attention(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The operator of ONNX, opset 23 and later.
 
     Source: https://onnx.ai/onnx/operators/onnx__Attention.html
@@ -222,7 +222,7 @@ def _attn_mask(node: ir.Node, given: Tensor, columns: int, mask: Mask) -> None:
 @rule("GroupQueryAttention", domain="com.microsoft")
 def group_query_attention(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """Causal attention over a past, with grouped heads; rotary inside on demand.
 
     Source: onnxruntime's ContribOperators.md. Where query i stands follows from `seqlens_k` (total
@@ -246,9 +246,7 @@ def group_query_attention(
     k = _into_past(past_k, k, starts, total[0])
     v = _into_past(past_v, v, starts, total[0])
     window = attr(node, "local_window_size", -1)
-    mask = Mask(
-        rule=CausalRule(offset=np.asarray(starts), left=None if window < 0 else window - 1)
-    )
+    mask = Mask(rule=CausalRule(offset=np.asarray(starts), left=None if window < 0 else window - 1))
     bias = tensor_at(inputs, 10)
     if bias is not None:
         mask.bias.append(_bias_for(bias, k.shape[2]))
@@ -297,7 +295,9 @@ def _whole_heads(tensor: Tensor) -> Tensor:
 
 
 def _into_past(
-    past: Tensor | None, new: Tensor, starts: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
+    past: Tensor | None,
+    new: Tensor,
+    starts: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
     total: int,
 ) -> Tensor:
     """Keys after this step: the past followed by the new, or a buffer that the new is put into."""
@@ -321,7 +321,7 @@ def _into_past(
 @rule("MultiHeadAttention", domain="com.microsoft")
 def multi_head_attention(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """Attention with optional bias, padding mask, additive bias and past.
 
     Source: onnxruntime's ContribOperators.md.
@@ -394,7 +394,7 @@ def _unpacked(tensor: Tensor, axis: int, index: int) -> Tensor:
 @rule("Attention", domain="com.microsoft")
 def contrib_attention(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """Projection and attention in one; all of a position's features meet in the projection."""
     source, weight = lift(_required(inputs, 0)), _required(inputs, 1)
     heads = attr(node, "num_heads")
@@ -438,13 +438,13 @@ def _grown(tensor: Tensor) -> Tensor:
 
 
 @rule("RotaryEmbedding")
-def rotary(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def rotary(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """ONNX order: x, cos, sin, positions."""
     return [_rotated(inputs, 0, (1, 2), 3)]
 
 
 @rule("RotaryEmbedding", domain="com.microsoft")
-def contrib_rotary(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def contrib_rotary(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Contrib order: x, positions, cos, sin."""
     return [_rotated(inputs, 0, (2, 3), 1)]
 
@@ -471,7 +471,7 @@ def _rotated(
 
 
 @rule("SwiGLU")
-def swiglu(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def swiglu(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Halves of the last axis, one gating the other."""
     source = lift(_required(inputs, 0))
     axis = attr(node, "axis", -1) % len(source.shape)

@@ -164,13 +164,13 @@ def transposed(tensor: Tensor, perm: Sequence[int]) -> Tensor:
 
 
 @rule("MatMul")
-def matmul_node(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def matmul_node(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The product over the last axis of A and the last but one of B."""
     return [matmul(_tensor(inputs, 0), _tensor(inputs, 1))]
 
 
 @rule("FusedMatMul", "TransposeMatMul", domain="com.microsoft")
-def fused_matmul(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def fused_matmul(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """MatMul with either factor transposed."""
     sides = []
     for index, name in ((0, "A"), (1, "B")):
@@ -196,7 +196,7 @@ def _swapped(tensor: Tensor) -> Tensor:
 
 
 @rule("Gemm")
-def gemm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def gemm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """A B + C of matrices."""
     a, b, c = _tensor(inputs, 0), _tensor(inputs, 1), tensor_at(inputs, 2)
     a = _swapped(a) if attr(node, "transA", 0) else a
@@ -208,12 +208,12 @@ def gemm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstra
 
 
 def _plus(a: Tensor, b: Tensor) -> Tensor:
-    """a + b, whose known values nothing needs (a bias after a product)."""
+    """A + b, whose known values nothing needs (a bias after a product)."""
     return combine("", [a, b], None)
 
 
 @rule("Einsum")
-def einsum(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def einsum(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Products of any number of operands, two at a time."""
     tensors = [_tensor(inputs, i) for i in range(len(inputs))]
     terms, out = _equation(attr(node, "equation"), [len(t.shape) for t in tensors])
@@ -237,8 +237,11 @@ def _equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     if len(terms) != len(ranks):
         raise ValueError(f"einsum {equation!r} of {len(ranks)} operands")
     dots = max(
-        (rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True)
-         if "..." in term),
+        (
+            rank - len(term.replace("...", ""))
+            for term, rank in zip(terms, ranks, strict=True)
+            if "..." in term
+        ),
         default=0,
     )
     used = set(equation)
@@ -254,7 +257,7 @@ def _equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 
 @rule("Conv", "ConvInteger", "QLinearConv")
-def conv(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def conv(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each output gathers its window; taps whose weights are all 0 leave no trace."""
     weight_index = 3 if node.op_type == "QLinearConv" else 1
     tensor, weight = _tensor(inputs, 0), _tensor(inputs, weight_index)
@@ -269,7 +272,7 @@ def conv(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstra
 
 def _with_others(
     node: ir.Node, out: Elements, inputs: Sequence[Abstract], done: set[int], weight: Tensor
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """Weights, biases and scales that depend on data reach everywhere they are used."""
     top = int(lift(weight).reach.max(initial=NONE)) if isinstance(weight, Elements) else NONE
     for index in range(len(inputs)):
@@ -355,7 +358,7 @@ def _conv_pads(
 
 
 @rule("MaxPool", "AveragePool", "LpPool")
-def pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each output gathers its window."""
     source = lift(_tensor(inputs, 0))
     kernel = list(attr(node, "kernel_shape"))
@@ -366,7 +369,7 @@ def pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstra
 
 
 @rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
-def global_pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def global_pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Everything after the channels becomes one number."""
     source = lift(_tensor(inputs, 0))
     axes = tuple(range(2, len(source.shape)))
@@ -375,7 +378,7 @@ def global_pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list
 
 
 @rule("ConvTranspose")
-def conv_transpose(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def conv_transpose(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each input spreads over its window."""
     tensor, weight = _tensor(inputs, 0), _tensor(inputs, 1)
     source = lift(tensor)
@@ -401,8 +404,6 @@ def conv_transpose(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> l
                 for t, d, n, s in zip(tap, dilations, space, strides, strict=True)
             )
             out[window] = np.maximum(out[window], reach)
-    crop = tuple(
-        slice(pads[i], full[i] - pads[rank + i]) for i in range(rank)
-    )
+    crop = tuple(slice(pads[i], full[i] - pads[rank + i]) for i in range(rank))
     found = out[(slice(None), slice(None), *crop)]
     return _with_others(node, Elements(found.shape, compress(found)), inputs, {0, 1}, weight)

@@ -55,7 +55,7 @@ def join(condition: Elements, a: Abstract, b: Abstract) -> Abstract:
 
 
 @rule("If")
-def branch(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def branch(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The branch that is taken, or both where data decides."""
     condition = _tensor(inputs, 0)
     then, other = attr(node, "then_branch"), attr(node, "else_branch")
@@ -68,7 +68,7 @@ def branch(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abst
 
 
 @rule("Loop")
-def loop(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def loop(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The body once per iteration; how many must not depend on data."""
     trips = known_ints(inputs, 0, "number of iterations")
     going = known_value(inputs, 1, "condition")
@@ -124,7 +124,7 @@ def squeeze(tensor: Tensor, axis: int) -> Tensor:
 
 
 @rule("Scan")
-def scan(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def scan(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The body once per position of the scanned inputs, states carried along."""
     body: ir.Graph = attr(node, "body")
     count = attr(node, "num_scan_inputs")
@@ -156,7 +156,7 @@ def scan(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstra
 
 
 @rule("SequenceEmpty")
-def sequence_empty(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def sequence_empty(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """No tensors."""
     return [[]]
 
@@ -164,12 +164,12 @@ def sequence_empty(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> l
 @rule("SequenceConstruct")
 def sequence_construct(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """The inputs as a sequence."""
     return [list(inputs)]
 
 
-def _sequence(inputs: Sequence[Abstract]) -> list[Abstract]:
+def _sequence(inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     found = inputs[0]
     if not isinstance(found, list):
         raise UnsupportedError("its first input is not a sequence")
@@ -177,7 +177,7 @@ def _sequence(inputs: Sequence[Abstract]) -> list[Abstract]:
 
 
 @rule("SequenceInsert")
-def sequence_insert(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def sequence_insert(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """One more tensor."""
     items = list(_sequence(inputs))
     place = known_ints(inputs, 2, "place")
@@ -186,7 +186,7 @@ def sequence_insert(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> 
 
 
 @rule("SequenceErase")
-def sequence_erase(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def sequence_erase(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """One tensor less."""
     items = list(_sequence(inputs))
     place = known_ints(inputs, 1, "place")
@@ -195,7 +195,7 @@ def sequence_erase(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> l
 
 
 @rule("SequenceAt")
-def sequence_at(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def sequence_at(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """One tensor of a sequence."""
     place = known_ints(inputs, 1, "place")
     assert place is not None
@@ -203,7 +203,7 @@ def sequence_at(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list
 
 
 @rule("SequenceLength")
-def sequence_length(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def sequence_length(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """How many tensors."""
     return [Known(np.asarray(len(_sequence(inputs)), np.int64))]
 
@@ -211,7 +211,7 @@ def sequence_length(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> 
 @rule("ConcatFromSequence")
 def concat_from_sequence(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """The tensors of a sequence, joined or stacked."""
     items = [_item(item) for item in _sequence(inputs)]
     axis = attr(node, "axis")
@@ -224,7 +224,7 @@ def concat_from_sequence(
 @rule("SplitToSequence")
 def split_to_sequence(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """Slices along an axis."""
     tensor = _tensor(inputs, 0)
     axis = normal_axis(attr(node, "axis", 0), len(tensor.shape))
@@ -249,7 +249,7 @@ def split_to_sequence(
 
 
 @rule("Optional", "OptionalGetElement")
-def optional(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def optional(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The value inside, which is present."""
     return [inputs[0]]
 
@@ -257,7 +257,7 @@ def optional(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Ab
 @rule("OptionalHasElement")
 def optional_has_element(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """Whether there is a value, which does not depend on data."""
     return [Known(np.asarray(bool(inputs) and inputs[0] is not None))]
 
@@ -270,7 +270,7 @@ def optional_has_element(
     "Bernoulli",
     "Multinomial",
 )
-def random(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def random(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Random numbers: independent of the data, but for Bernoulli's and Multinomial's."""
     ctx.random.add(node.name or node.op_type)
     first = tensor_at(inputs, 0)

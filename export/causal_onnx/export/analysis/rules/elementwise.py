@@ -48,9 +48,7 @@ def _value(part: Elements | None) -> Array:
     return part.value
 
 
-def combine(
-    op_type: str, inputs: Sequence[Tensor | None], function: Function | None
-) -> Tensor:
+def combine(op_type: str, inputs: Sequence[Tensor | None], function: Function | None) -> Tensor:
     """The result of an element-wise operator.
 
     Args:
@@ -360,20 +358,20 @@ def bound_of(tensor: Elements, low: BoolArray) -> float:
 
 
 @rule(*sorted(ELEMENTWISE - {"CastLike", "Identity"}), "Mean", "PRelu")
-def elementwise(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def elementwise(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The operators that numpy evaluates."""
     tensors = [tensor_at(inputs, i) for i in range(len(inputs))]
     return [apply(ctx, node, node.op_type, tensors)]
 
 
 @rule("Identity")
-def identity(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def identity(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """A tensor or a sequence, unchanged."""
     return [inputs[0]]
 
 
 @rule("CastLike")
-def cast_like(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def cast_like(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Only the type of the second input matters."""
     like = node.inputs[1]
     dtype = None if like is None else like.dtype
@@ -400,21 +398,21 @@ def cast_like(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[A
     "Swish",
     "ThresholdedRelu",
 )
-def activation(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def activation(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Functions of one number that onnxruntime evaluates."""
     return [combine(node.op_type, [tensor_at(inputs, 0)], ctx.function(node))]
 
 
 @rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain="com.microsoft")
-def contrib_activation(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def contrib_activation(
+    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
+) -> Sequence[Abstract]:
     """The same with an optional bias; their known values are of no use to any mask."""
     tensors = [tensor_at(inputs, i) for i in range(len(inputs))]
     return [combine(node.op_type, tensors, None)]
 
 
-def apply(
-    ctx: Context, node: ir.Node, op_type: str, tensors: Sequence[Tensor | None]
-) -> Tensor:
+def apply(ctx: Context, node: ir.Node, op_type: str, tensors: Sequence[Tensor | None]) -> Tensor:
     """Apply a numpy-evaluated operator, with what masks need beyond values.
 
     A function that vanishes for very negative arguments gives a known 0 there.

@@ -49,13 +49,13 @@ def moved(node: ir.Node, inputs: Sequence[Abstract]) -> Tensor:
 
 
 @rule(*_SIMPLE)
-def move_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def move_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Reshape, Transpose, Slice, Expand, Tile, ...: known targets, any data."""
     return [moved(node, inputs)]
 
 
 @rule("Pad", "Trilu")
-def fill_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def fill_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Moves that put a known value where there was none."""
     first = tensor_at(inputs, 0)
     assert first is not None
@@ -76,7 +76,7 @@ def fill_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> li
 
 
 @rule("Split")
-def split(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def split(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """One slice per output."""
     first = tensor_at(inputs, 0)
     assert first is not None
@@ -96,7 +96,7 @@ def take_slice(tensor: Tensor, axis: int, start: int, end: int) -> Tensor:
 
 
 @rule("Concat")
-def concat(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def concat(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Join along an axis."""
     tensors = [tensor_at(inputs, i) for i in range(len(inputs))]
     return [concatenate([t for t in tensors if t is not None], attr(node, "axis"))]
@@ -123,7 +123,7 @@ def reach_over(tensor: Elements, axes: Sequence[int]) -> IntArray:
 
 
 @rule("Gather")
-def gather(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def gather(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Rows by index; an index made of data reaches what the data reaches."""
     data, indices = tensor_at(inputs, 0), tensor_at(inputs, 1)
     assert data is not None
@@ -133,9 +133,7 @@ def gather(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abst
     return [gather_rows(ctx, node, data, indices, attr(node, "axis", 0))]
 
 
-def gather_rows(
-    ctx: Context, node: ir.Node, data: Tensor, indices: Elements, axis: int
-) -> Tensor:
+def gather_rows(ctx: Context, node: ir.Node, data: Tensor, indices: Elements, axis: int) -> Tensor:
     """Gather with indices that depend on data: any row may be the one."""
     axis = normal_axis(axis, len(data.shape))
     shape = data.shape[:axis] + indices.shape + data.shape[axis + 1 :]
@@ -146,15 +144,13 @@ def gather_rows(
         over = reach_over(data, [axis])
         if int(over.max(initial=NONE)) > NONE:
             ctx.approximated(node, "the index depends on data, so that any element may be taken")
-        grown = over.reshape(
-            over.shape[:axis] + (1,) * len(indices.shape) + over.shape[axis + 1 :]
-        )
+        grown = over.reshape(over.shape[:axis] + (1,) * len(indices.shape) + over.shape[axis + 1 :])
         reach = np.maximum(reach, grown)
     return Elements(shape, reach)
 
 
 @rule("GatherElements")
-def gather_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def gather_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """One element per index, within its line along the axis."""
     data, indices = tensor_at(inputs, 0), tensor_at(inputs, 1)
     assert data is not None
@@ -179,7 +175,7 @@ def _uniform(array: Array, axis: int) -> bool:
 
 
 @rule("GatherND")
-def gather_nd(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def gather_nd(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Elements or slices by index tuples."""
     data, indices = tensor_at(inputs, 0), tensor_at(inputs, 1)
     assert data is not None
@@ -201,7 +197,7 @@ def gather_nd(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[A
 
 
 @rule("ScatterND", "ScatterElements")
-def scatter(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def scatter(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Updates put at indices into a copy of the data."""
     data, indices, updates = (tensor_at(inputs, i) for i in range(3))
     assert data is not None
@@ -236,9 +232,7 @@ def _scatter_lines(
     both = np.maximum(view(indices.reach, indices.shape), view(updates.reach, indices.shape))
     lines = both.max(axis=axis, keepdims=True, initial=NONE)
     reach = view(data.reach, data.shape).copy()
-    where = tuple(
-        slice(None) if i == axis else slice(0, n) for i, n in enumerate(indices.shape)
-    )
+    where = tuple(slice(None) if i == axis else slice(0, n) for i, n in enumerate(indices.shape))
     reach[where] = np.maximum(reach[where], lines)
     if not _uniform(both, axis):
         ctx.approximated(node, "the index depends on data, so that any element may be overwritten")
@@ -286,9 +280,7 @@ def _written(
     return compress(record)
 
 
-def _targets(
-    node: ir.Node, shape: tuple[int, ...], indices: Array
-) -> tuple[Array | slice, ...]:
+def _targets(node: ir.Node, shape: tuple[int, ...], indices: Array) -> tuple[Array | slice, ...]:
     """The numpy index of the elements that the updates replace."""
     if node.op_type == "ScatterElements":
         axis = normal_axis(attr(node, "axis", 0), len(shape))
@@ -303,7 +295,7 @@ def _targets(
 
 
 @rule("TensorScatter")
-def tensor_scatter(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def tensor_scatter(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Write new positions into a cache, at a known index per batch row."""
     cache, update = tensor_at(inputs, 0), tensor_at(inputs, 1)
     assert cache is not None
@@ -328,19 +320,19 @@ def tensor_scatter(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> l
 
 
 @rule("Compress")
-def compress_axis(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def compress_axis(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Keep the elements where a known condition holds."""
     return [moved(node, inputs)]
 
 
 @rule("Resize", "Upsample", "GridSample", "CenterCropPad")
-def resample(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def resample(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Refused: interpolation weights are not followed."""
     raise UnsupportedError("interpolation along axes is not followed")
 
 
 @rule("Shape")
-def shape_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def shape_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The sizes, which are known."""
     first = tensor_at(inputs, 0)
     assert first is not None
@@ -349,7 +341,7 @@ def shape_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Ab
 
 
 @rule("Size")
-def size_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def size_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The number of elements, which is known."""
     first = tensor_at(inputs, 0)
     assert first is not None
@@ -357,7 +349,7 @@ def size_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abs
 
 
 @rule("OneHot")
-def one_hot(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def one_hot(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each index becomes a line of its own."""
     indices = lift(_present(inputs, 0))
     depth = known_value(inputs, 1, "depth")
@@ -375,7 +367,7 @@ def _present(inputs: Sequence[Abstract], index: int) -> Tensor:
 
 
 @rule("EyeLike")
-def eye_like(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def eye_like(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Depends on the shape of its input alone."""
     first = _present(inputs, 0)
     dtype = attr(node, "dtype")

@@ -29,7 +29,7 @@ def _tensor(inputs: Sequence[Abstract], index: int) -> Tensor:
 
 
 @rule("QuantizeLinear", "DequantizeLinear")
-def scale_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def scale_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Element by element with given scales."""
     return [_scaled(node, inputs)]
 
@@ -37,7 +37,7 @@ def scale_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> l
 @rule("QuantizeLinear", "DequantizeLinear", domain="com.microsoft")
 def contrib_scale_elements(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """As in the default domain."""
     return [_scaled(node, inputs)]
 
@@ -63,7 +63,7 @@ def _scaled(node: ir.Node, inputs: Sequence[Abstract]) -> Tensor:
 
 
 @rule("DynamicQuantizeLinear")
-def dynamic_quantize(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def dynamic_quantize(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """One scale from the extremes of the whole tensor: every element depends on all of it."""
     source = lift(_tensor(inputs, 0))
     top = int(source.reach.max(initial=NONE))
@@ -73,13 +73,13 @@ def dynamic_quantize(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) ->
 
 
 @rule("MatMulInteger")
-def matmul_integer(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def matmul_integer(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """A product whose factors are shifted by zero points, so that a stored 0 is not a 0."""
     return [_dense_product(inputs, 0, 1)]
 
 
 @rule("QLinearMatMul")
-def qlinear_matmul(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def qlinear_matmul(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The same, scaled."""
     return [_dense_product(inputs, 0, 3)]
 
@@ -87,7 +87,7 @@ def qlinear_matmul(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> l
 @rule("DynamicQuantizeMatMul", domain="com.microsoft")
 def dynamic_quantize_matmul(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """A is quantised with one scale from its extremes."""
     a = lift(_tensor(inputs, 0))
     top = np.full((1,) * len(a.shape), int(a.reach.max(initial=NONE)), np.int32)
@@ -97,7 +97,7 @@ def dynamic_quantize_matmul(
 @rule("MatMulIntegerToFloat", domain="com.microsoft")
 def matmul_integer_to_float(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """MatMulInteger with the scales applied."""
     return [_dense_product(inputs, 0, 1)]
 
@@ -123,7 +123,7 @@ def _dense(tensor: Tensor) -> Elements:
 
 
 @rule("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", domain="com.microsoft")
-def matmul_nbits(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def matmul_nbits(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """A times a packed weight of N columns; activations are quantised row by row at most."""
     source = lift(_tensor(inputs, 0))
     columns = attr(node, "N")
@@ -134,7 +134,7 @@ def matmul_nbits(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> lis
 @rule("GatherBlockQuantized", domain="com.microsoft")
 def gather_block_quantized(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """An embedding stored in blocks of few bits."""
     data, indices = _tensor(inputs, 0), lift(_tensor(inputs, 1))
     axis = normal_axis(attr(node, "gather_axis", 0), len(data.shape))

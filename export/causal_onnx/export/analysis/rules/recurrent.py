@@ -20,7 +20,7 @@ from causal_onnx.export.analysis.rules.registry import Context, rule
 
 
 @rule("LSTM", "GRU", "RNN")
-def recurrent(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def recurrent(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """X is (seq, batch, input), or (batch, seq, input) with layout 1."""
     first = tensor_at(inputs, 0)
     weight = tensor_at(inputs, 1)

@@ -94,7 +94,7 @@ def _finish(out: Elements, axes: Sequence[int], *, keep: bool) -> Tensor:
     "ReduceMin",
     "ReduceProd",
 )
-def reduce(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def reduce(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Combine along axes; elements that cannot change the result leave no trace."""
     tensor = lift(_first(inputs))
     rank = len(tensor.shape)
@@ -121,9 +121,7 @@ NEUTRAL = {
 }
 
 
-def _live(
-    ctx: Context, node: ir.Node, tensor: Elements, axes: Sequence[int]
-) -> BoolArray | None:
+def _live(ctx: Context, node: ir.Node, tensor: Elements, axes: Sequence[int]) -> BoolArray | None:
     """Where an element can change the result; None: everywhere."""
     live: BoolArray | None = None
     op = node.op_type
@@ -217,18 +215,24 @@ def _reduced_values(
     elif op == "ReduceMax":
         _set(out, settled, np.where(known, values, -np.inf).max(axis=axes, keepdims=True))
         top = known & ((values == np.inf) | _boolean_top(tensor, values, 1))
-        _set(out, top.any(axis=axes, keepdims=True), np.where(top, values, -np.inf).max(
-            axis=axes, keepdims=True
-        ))
+        _set(
+            out,
+            top.any(axis=axes, keepdims=True),
+            np.where(top, values, -np.inf).max(axis=axes, keepdims=True),
+        )
     elif op == "ReduceMin":
         _set(out, settled, np.where(known, values, np.inf).min(axis=axes, keepdims=True))
         bottom = known & ((values == -np.inf) | _boolean_top(tensor, values, 0))
-        _set(out, bottom.any(axis=axes, keepdims=True), np.where(bottom, values, np.inf).min(
-            axis=axes, keepdims=True
-        ))
+        _set(
+            out,
+            bottom.any(axis=axes, keepdims=True),
+            np.where(bottom, values, np.inf).min(axis=axes, keepdims=True),
+        )
 
 
-def _boolean_top(tensor: Elements, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], top: int) -> BoolArray:  # noqa: E501
+def _boolean_top(
+    tensor: Elements, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]], top: int
+) -> BoolArray:
     assert tensor.value is not None
     if tensor.value.dtype == np.bool_:
         return np.asarray(values == top)
@@ -246,7 +250,7 @@ def _set(out: Elements, where: BoolArray, value: object) -> None:
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
-def softmax_node(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def softmax_node(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Softmax along one axis; before opset 13, along all axes from that one on."""
     tensor = lift(_first(inputs))
     rank = len(tensor.shape)
@@ -285,7 +289,7 @@ def softmax(
 
 
 @rule("CumSum", "CumProd")
-def cumulate(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def cumulate(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each element gathers those before it (after it, in reverse)."""
     tensor = lift(_first(inputs))
     axes = known_ints(inputs, 1, "axis")
@@ -304,7 +308,7 @@ def cumulate(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Ab
 
 
 @rule("ArgMax", "ArgMin")
-def arg_extreme(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def arg_extreme(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The place of the extreme depends on the whole line."""
     tensor = lift(_first(inputs))
     axis = normal_axis(attr(node, "axis", 0), len(tensor.shape))
@@ -318,7 +322,7 @@ def arg_extreme(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list
 
 
 @rule("TopK")
-def top_k(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def top_k(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The k largest of each line depend on the whole line."""
     tensor = lift(_first(inputs))
     axis = normal_axis(attr(node, "axis", -1), len(tensor.shape))
@@ -346,7 +350,7 @@ def _with_parameters(out: Elements, inputs: Sequence[Abstract], start: int = 1) 
 
 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
-def layer_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def layer_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise over the axes from `axis` to the last."""
     tensor = lift(_first(inputs))
     rank = len(tensor.shape)
@@ -361,7 +365,7 @@ def layer_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[
 
 
 @rule("SimplifiedLayerNormalization", domain="com.microsoft")
-def contrib_rms_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def contrib_rms_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """As in the default domain."""
     return list(layer_norm(ctx, node, inputs))
 
@@ -371,7 +375,7 @@ def contrib_rms_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) ->
     "SkipSimplifiedLayerNormalization",
     domain="com.microsoft",
 )
-def skip_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def skip_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Add the skip (and a bias), then normalise the last axis."""
     total = lift(_first(inputs))
     skip = lift(_tensor(inputs, 1))
@@ -395,7 +399,7 @@ def _grown(tensor: Elements, rank: int) -> IntArray:
 
 
 @rule("BatchNormalization")
-def batch_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def batch_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """With stored statistics element by element; in training mode over all but the channels."""
     tensor = lift(_first(inputs))
     rank = len(tensor.shape)
@@ -410,21 +414,21 @@ def batch_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[
 
 
 @rule("InstanceNormalization")
-def instance_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def instance_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise over all axes after the channels."""
     tensor = lift(_first(inputs))
     return [mix(tensor, range(2, len(tensor.shape)))]
 
 
 @rule("GroupNormalization")
-def group_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def group_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise over groups of channels and all axes after them."""
     tensor = lift(_first(inputs))
     return [mix(tensor, range(1, len(tensor.shape)))]
 
 
 @rule("LpNormalization")
-def lp_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def lp_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise along one axis."""
     tensor = lift(_first(inputs))
     return [mix(tensor, (normal_axis(attr(node, "axis", -1), len(tensor.shape)),))]
@@ -433,7 +437,7 @@ def lp_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abs
 @rule("MeanVarianceNormalization")
 def mean_variance_norm(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """Normalise over the given axes."""
     tensor = lift(_first(inputs))
     rank = len(tensor.shape)
@@ -443,13 +447,13 @@ def mean_variance_norm(
 @rule("LRN")
 def local_response_norm(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> list[Abstract]:
+) -> Sequence[Abstract]:
     """Normalise over neighbouring channels (all of them, here)."""
     return [mix(lift(_first(inputs)), (1,))]
 
 
 @rule("Dropout")
-def dropout(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> list[Abstract]:
+def dropout(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The identity, unless the graph was exported in training mode."""
     first = _first(inputs)
     training = known_value(inputs, 2, "training mode")

@@ -1,0 +1,283 @@
+"""The element-wise analysis of a whole graph at one choice of sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.attributes import UnsupportedError, attr
+from causal_onnx.export.analysis.elements import (
+    NONE,
+    Abstract,
+    Array,
+    Elements,
+    Known,
+    lift,
+)
+from causal_onnx.export.analysis.evaluate import ELEMENTWISE, evaluate
+from causal_onnx.export.analysis.rules import RULES, Context
+from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
+
+__all__ = ["Constants", "Run", "SizesRefusedError", "StuckError", "run"]
+
+CONTROL = frozenset({"If", "Loop", "Scan"})
+RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli",
+     "Multinomial", "Dropout"}
+)  # fmt: skip
+LAZY_SIZE = 1 << 16
+"""Element-wise results on constants beyond this size are evaluated only when a rule asks."""
+
+
+class SizesRefusedError(Exception):
+    """The graph does not run at these sizes."""
+
+    def __init__(self, node: ir.Node, reason: str) -> None:
+        super().__init__(f"{node.op_type} {node.name!r}: {reason}")
+        self.node = node
+        self.reason = reason
+
+
+class StuckError(Exception):
+    """The analysis cannot go on past this node: its output's shape is not known."""
+
+    def __init__(self, node: ir.Node, reason: str) -> None:
+        super().__init__(f"{node.op_type} {node.name!r}: {reason}")
+        self.node = node
+        self.reason = reason
+
+
+@dataclass
+class Run:
+    """What one run found."""
+
+    sizes: Sizes
+    values: dict[ir.Value, Abstract]
+    context: Context
+    unknown: dict[ir.Node, str] = field(default_factory=dict)
+    """Nodes that were taken to mix everything, with the reason."""
+
+
+class Constants:
+    """Values that do not depend on any input, evaluated once for all runs."""
+
+    def __init__(self) -> None:
+        self.values: dict[ir.Value, Known] = {}
+
+    def of(self, value: ir.Value) -> Known | None:
+        """The constant behind a value: an initializer, or what was remembered."""
+        found = self.values.get(value)
+        if found is not None:
+            return found
+        tensor = value.const_value
+        if tensor is None or not value.is_initializer():
+            return None
+        shape = tuple(int(str(dim)) for dim in tensor.shape)
+        found = Known(constant=True, shape=shape, load=tensor.numpy)
+        self.values[value] = found
+        return found
+
+
+def run(
+    model: ir.Model,
+    signature: Signature,
+    sizes: Sizes,
+    constants: Constants,
+    *,
+    inputs: Mapping[str, Abstract] | None = None,
+    step: Callable[[], None] | None = None,
+) -> Run:
+    """Analyse the graph at `sizes`.
+
+    Args:
+        model: Without local functions.
+        signature: Which axes are positions.
+        sizes: The sizes to analyse at.
+        constants: Shared between runs of the same graph.
+        inputs: Abstract inputs instead of those the signature gives.
+        step: Called once per node of the outermost graph.
+
+    Raises:
+        SizesRefusedError: The graph does not take these sizes.
+        StuckError: An operator has no rule and its output no declared shape.
+    """
+    walker = _Walker(model, signature, sizes, constants)
+    for spec, value in _inputs_of(model, signature):
+        given = None if inputs is None else inputs.get(spec.name)
+        walker.values[value] = input_elements(spec, sizes) if given is None else given
+    walker.graph(model.graph, step)
+    return walker.found
+
+
+def _inputs_of(model: ir.Model, signature: Signature) -> Iterable[tuple[InputAxes, ir.Value]]:
+    specs = {spec.name: spec for spec in signature.inputs}
+    for value in model.graph.inputs:
+        if (value.name or "") in specs:
+            yield specs[value.name or ""], value
+
+
+def input_elements(spec: InputAxes, sizes: Sizes) -> Elements:
+    """Data of which entry i of the position axis belongs to position first + i."""
+    shape = spec.shape(sizes)
+    axis = spec.position_axis
+    record = [1] * len(shape)
+    if axis is None:
+        return Elements(shape, np.full(record, NONE, np.int32))
+    record[axis] = shape[axis]
+    first = spec.first_position(sizes)
+    places = np.arange(first, first + shape[axis], dtype=np.int32).reshape(record)
+    return Elements(shape, places)
+
+
+class _Walker:
+    def __init__(
+        self, model: ir.Model, signature: Signature, sizes: Sizes, constants: Constants
+    ) -> None:
+        self.values: dict[ir.Value, Abstract] = {}
+        self.constants = constants
+        self.sizes = sizes
+        self.names = signature.names
+        context = Context(opsets=dict(model.opset_imports), run_graph=self.subgraph)
+        self.found = Run(sizes, self.values, context)
+
+    def graph(self, graph: ir.Graph, step: Callable[[], None] | None = None) -> None:
+        for node in graph:
+            self.node(node)
+            if step is not None:
+                step()
+
+    def subgraph(self, graph: ir.Graph, inputs: Sequence[Abstract]) -> list[Abstract]:
+        """One pass through a body; its values are overwritten by the next pass."""
+        for value, given in zip(graph.inputs, inputs, strict=True):
+            self.values[value] = given
+        self.graph(graph)
+        return [self.lookup(value) for value in graph.outputs]
+
+    def lookup(self, value: ir.Value | None) -> Abstract:
+        if value is None:
+            return None
+        found = self.values.get(value)
+        if found is None:
+            found = self.constants.of(value)
+            if found is None:
+                raise KeyError(value.name)
+        return found
+
+    def node(self, node: ir.Node) -> None:
+        known = self.constants.values.get(node.outputs[0]) if node.outputs else None
+        if known is not None and all(out in self.constants.values for out in node.outputs):
+            for out in node.outputs:
+                self.values[out] = self.constants.values[out]
+            return
+        inputs = [self.lookup(value) for value in node.inputs]
+        try:
+            outputs = self.transfer(node, inputs)
+        except UnsupportedError as error:
+            outputs = self.mixing(node, inputs, str(error))
+        except (ValueError, IndexError, AssertionError) as error:
+            raise SizesRefusedError(node, str(error) or type(error).__name__) from error
+        for value, result in zip(node.outputs, outputs, strict=False):
+            self.values[value] = result
+
+    def transfer(self, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        if (
+            node.op_type not in CONTROL
+            and node.op_type not in RANDOM
+            and all(value is None or isinstance(value, Known) for value in inputs)
+        ):
+            return self.evaluate(node, inputs)
+        rule = RULES.get((domain, node.op_type))
+        if rule is None:
+            return self.mixing(node, inputs, "this operator has no rule")
+        return rule(self.found.context, node, inputs)
+
+    def evaluate(self, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
+        given = [value for value in inputs if isinstance(value, Known)]
+        constant = all(value.constant for value in given)
+        if node.op_type in ("Shape", "Size") and given and not given[0].is_loaded:
+            dims = given[0].shape[attr(node, "start", 0) : attr(node, "end")]
+            size = np.asarray(dims if node.op_type == "Shape" else given[0].size, np.int64)
+            outputs: list[Abstract] = [Known(size, constant=constant)]
+        else:
+            outputs = self.lazy(node, inputs, given) if constant else []
+            if not outputs:
+                arrays = [v.value if isinstance(v, Known) else None for v in inputs]
+                opsets = self.found.context.opsets
+                outputs = [Known(a, constant=constant) for a in evaluate(node, arrays, opsets)]
+        if constant:
+            for value, result in zip(node.outputs, outputs, strict=False):
+                assert isinstance(result, Known)
+                self.constants.values[value] = result
+        return outputs
+
+    def lazy(
+        self, node: ir.Node, inputs: Sequence[Abstract], given: Sequence[Known]
+    ) -> list[Abstract]:
+        """A large element-wise constant, to be evaluated when needed; empty if it is not one."""
+        if not given or max(value.size for value in given) < LAZY_SIZE:
+            return []
+        if node.op_type in ELEMENTWISE or node.op_type == "QuantizeLinear":
+            shape = np.broadcast_shapes(*(value.shape for value in given))
+        elif node.op_type == "DequantizeLinear":
+            shape = given[0].shape
+        else:
+            return []
+        opsets = self.found.context.opsets
+
+        def load() -> Array:
+            arrays = [v.value if isinstance(v, Known) else None for v in inputs]
+            return evaluate(node, arrays, opsets)[0]
+
+        return [Known(constant=True, shape=shape, load=load)]
+
+    def mixing(self, node: ir.Node, inputs: Sequence[Abstract], reason: str) -> Sequence[Abstract]:
+        """Assume the worst: every element of every output depends on all of every input."""
+        self.found.unknown.setdefault(node, reason)
+        top = NONE
+        for value in self.reads(node, inputs):
+            if isinstance(value, Elements):
+                top = max(top, int(value.reach.max(initial=NONE)))
+            elif isinstance(value, list):
+                for item in value:
+                    if isinstance(item, Elements):
+                        top = max(top, int(item.reach.max(initial=NONE)))
+        outputs: list[Abstract] = []
+        for value in node.outputs:
+            shape = self.declared(value)
+            if shape is None:
+                raise StuckError(node, reason)
+            outputs.append(Elements(shape, np.full((1,) * len(shape), top, np.int32)))
+        return outputs
+
+    def reads(self, node: ir.Node, inputs: Sequence[Abstract]) -> Iterable[Abstract]:
+        """The inputs, and what subgraphs of the node read from outside."""
+        yield from inputs
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                for inner in attribute.as_graph().all_nodes():
+                    for value in inner.inputs:
+                        if value is not None and value in self.values:
+                            yield self.values[value]
+
+    def declared(self, value: ir.Value) -> tuple[int, ...] | None:
+        """The shape that the graph declares, at these sizes."""
+        if value.shape is None:
+            return None
+        sizes: list[int] = []
+        for dim in value.shape:
+            if isinstance(dim, int):
+                sizes.append(dim)
+                continue
+            name = self.names.get(dim.value or "", dim.value)
+            try:
+                sizes.append(self.sizes.of(name or ""))
+            except KeyError:
+                return None
+        return tuple(sizes)
+
+
+__all__ += ["input_elements", "lift"]
