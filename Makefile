@@ -60,7 +60,7 @@ format: setup  ## Format the code and mend what ruff can
 
 .PHONY: bench
 bench: setup  ## Time whole modules against PyTorch; writes bench/results.json, bench/README.md
-	@$(BIN)/python bench/run.py
+	@$(BIN)/python -m bench
 
 .PHONY: lock
 lock: setup  ## Resolve requirements*.in into the lock files (the only target that changes pins)
