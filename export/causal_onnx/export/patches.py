@@ -115,6 +115,18 @@ def _attention(
         enable_gqa = False  # "requires q_num_heads > kv_num_heads"
     if isinstance(attn_mask, _LazyCausalBias):
         attn_mask = attn_mask.mask(query.device)
+    if query.ndim == 2:
+        lead = attn_mask.unsqueeze(0) if attn_mask is not None else None
+        return _attention(
+            *(x.unsqueeze(0) for x in (query, key, value)), lead, dropout_p, is_causal, scale=scale
+        ).squeeze(0)
+    if query.ndim > 4:
+        heads, mask = query.shape[:-2], attn_mask
+        if mask is not None and mask.ndim > 2:
+            mask = mask.expand(*heads, *mask.shape[-2:]).flatten(0, -4)
+        flat = (x.expand(*heads, *x.shape[-2:]).flatten(0, -4) for x in (query, key, value))
+        out = _attention(*flat, mask, dropout_p, is_causal, scale=scale)
+        return out.reshape(*heads, *out.shape[-2:])
     if query.ndim == 3:  # "only 4D query, key, and value are supported"
         mask = (
             attn_mask.unsqueeze(-3) if attn_mask is not None and attn_mask.ndim == 3 else attn_mask

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from causal_onnx.export.errors import ExportError
@@ -67,12 +68,13 @@ def refuse_random(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> N
         ExportError: The module is random in eval mode, so no file can equal it.
     """
     inputs = make_inputs(specs, sizes)
-    with torch.no_grad(), _RandomCalls() as calls:
-        first = source(*inputs)
     with torch.no_grad():
-        second = source(*inputs)
+        first, second = source(*inputs), source(*inputs)
     if all(torch.equal(_bits(a), _bits(b)) for a, b in zip(first, second, strict=True)):
         return
+    calls = _RandomCalls()
+    with torch.no_grad(), calls:
+        _failure(source, inputs)  # some tensor subclasses cannot be made under a dispatch mode
     place = f" ({calls.found[0]})" if calls.found else ""
     raise ExportError(
         f"{type(source.module).__name__} is random in eval mode{place}: two calls on one input "
@@ -114,7 +116,7 @@ def find_vocabularies(source: Source, specs: Sequence[InputSpec]) -> tuple[Input
     )
 
 
-class _Lookups(TorchDispatchMode):
+class _Lookups(TorchFunctionMode):
     """Notes the number of rows of every table that the watched ids index."""
 
     def __init__(self, watched: Sequence[Tensor]) -> None:
@@ -122,12 +124,10 @@ class _Lookups(TorchDispatchMode):
         self._watched = watched
         self.rows: list[int | None] = [None] * len(watched)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        name = func.name()
-        if name in ("aten::embedding", "aten::index_select", "aten::index.Tensor"):
-            indices = args[1] if name == "aten::embedding" else args[-1]
-            indices = indices[0] if isinstance(indices, list | tuple) else indices
+        if func in (torch.embedding, torch.index_select, torch.Tensor.__getitem__):
+            indices = args[-1] if func is not torch.embedding else args[1]
             for position, ids in enumerate(self._watched):
                 if isinstance(indices, Tensor) and _same_values(indices, ids):
                     rows = int(args[0].shape[0])
