@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from .attention import ENTRIES as _ATTENTION
 from .entry import ZooEntry, output_tensors
+from .guards import ENTRIES as _GUARDS
 from .masks import ENTRIES as _MASKS
+from .own_caches import ENTRIES as _OWN_CACHES
 from .padding import ENTRIES as _PADDING
 from .positions import ENTRIES as _POSITIONS
 from .whole import ENTRIES as _WHOLE
@@ -12,7 +14,16 @@ from .windows import ENTRIES as _WINDOWS
 
 __all__ = ["ZOO", "ZooEntry", "entry", "output_tensors"]
 
-ZOO: tuple[ZooEntry, ...] = (*_MASKS, *_ATTENTION, *_POSITIONS, *_WINDOWS, *_PADDING, *_WHOLE)
+ZOO: tuple[ZooEntry, ...] = (
+    *_MASKS,
+    *_ATTENTION,
+    *_POSITIONS,
+    *_WINDOWS,
+    *_PADDING,
+    *_GUARDS,
+    *_OWN_CACHES,
+    *_WHOLE,
+)
 """Every entry, family by family."""
 
 _BY_NAME = {item.name: item for item in ZOO}
