@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+import causal_onnx.runtime  # noqa: F401 - switches onnxruntime's telemetry off before its import
 from causal_onnx.models import (
     AttentionConfig,
     CausalMechanismV1,
@@ -86,8 +87,6 @@ def test_attention_node_is_right_at_shapes_the_exporter_never_saw(
 
 def check_onnx(module: nn.Module, program: ExportedProgram, *, opset: int) -> None:
     import onnxruntime
-
-    import causal_onnx.runtime  # noqa: F401 - switches onnxruntime's telemetry off
 
     onnx_program = torch.onnx.export(program, (), opset_version=opset, verbose=False)
     session = onnxruntime.InferenceSession(

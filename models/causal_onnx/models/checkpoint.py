@@ -65,28 +65,17 @@ def _read_config(path: Path) -> DecoderConfig:
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
-    if path.suffix in PICKLE_SUFFIXES:
-        raise ValueError(
-            f"{path} is a pickle, which can run any code when it is loaded: convert it with "
-            "safetensors.torch.save_file, and give the .safetensors file"
-        )
     if path.is_dir():
         if (path / INDEX).is_file():
             return _read_shards(path / INDEX)
-        if not (path / WEIGHTS).is_file():
-            pickles = sorted(file.name for file in path.iterdir() if _is_pickle(file))
-            hint = f"; {', '.join(pickles)} are pickles, which are not read" if pickles else ""
-            raise FileNotFoundError(f"{path} holds neither {WEIGHTS} nor {INDEX}{hint}")
-        path = path / WEIGHTS
+        if (path / WEIGHTS).is_file():
+            return _read_safetensors(path / WEIGHTS)
+        pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
+        hint = f"; {pickles[0]} is a pickle and not read" if pickles else ""
+        raise FileNotFoundError(f"{path} holds neither {WEIGHTS} nor {INDEX}{hint}")
     if path.name.endswith(".safetensors.index.json"):
         return _read_shards(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"expected a folder or a .safetensors file, got {path}")
     return _read_safetensors(path)
-
-
-def _is_pickle(path: Path) -> bool:
-    return path.suffix in PICKLE_SUFFIXES
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
@@ -107,6 +96,15 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix in PICKLE_SUFFIXES:
+        raise ValueError(
+            f"{path} is a pickle, which can run any code when it is loaded: convert it with "
+            "safetensors.torch.save_file, and give the .safetensors file"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"expected a folder or a .safetensors file, got {path}")
     try:
         from safetensors import SafetensorError  # noqa: PLC0415 - only checkpoints need it
         from safetensors.torch import load_file  # noqa: PLC0415
@@ -115,8 +113,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             "reading checkpoints needs safetensors: pip install 'causal-onnx[export]'",
             name="safetensors",
         ) from error
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
     try:
         return load_file(path)
     except SafetensorError as error:
