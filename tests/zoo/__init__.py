@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from .attention import ENTRIES as _ATTENTION
+from .dtypes import ENTRIES as _DTYPES
 from .entry import ZooEntry, output_tensors
 from .guards import ENTRIES as _GUARDS
 from .masks import ENTRIES as _MASKS
 from .own_caches import ENTRIES as _OWN_CACHES
 from .padding import ENTRIES as _PADDING
 from .positions import ENTRIES as _POSITIONS
+from .scans import ENTRIES as _SCANS
 from .whole import ENTRIES as _WHOLE
 from .windows import ENTRIES as _WINDOWS
 
@@ -22,6 +24,8 @@ ZOO: tuple[ZooEntry, ...] = (
     *_PADDING,
     *_GUARDS,
     *_OWN_CACHES,
+    *_DTYPES,
+    *_SCANS,
     *_WHOLE,
 )
 """Every entry, family by family."""
