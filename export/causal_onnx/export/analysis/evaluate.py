@@ -24,14 +24,14 @@ def _divide(a: Array, b: Array) -> Array:
     """Integers divide towards zero, as in C."""
     if np.issubdtype(a.dtype, np.integer):
         quotient = np.abs(a) // np.where(b == 0, 1, np.abs(b))
-        return (quotient * np.sign(a) * np.sign(b)).astype(a.dtype)
-    return a / b
+        return np.asarray(quotient * np.sign(a) * np.sign(b)).astype(a.dtype)
+    return np.asarray(a / b)
 
 
 def _power(a: Array, b: Array) -> Array:
     if np.issubdtype(a.dtype, np.integer):
-        return np.power(a.astype(np.float64), b).astype(a.dtype)
-    return np.power(a, b.astype(a.dtype))
+        return np.asarray(np.power(a.astype(np.float64), b)).astype(a.dtype)
+    return np.asarray(np.power(a, b.astype(a.dtype)))
 
 
 def _sigmoid(a: Array) -> Array:

@@ -246,8 +246,8 @@ class _Walker:
                     if isinstance(item, Elements):
                         top = max(top, int(item.reach.max(initial=NONE)))
         outputs: list[Abstract] = []
-        for value in node.outputs:
-            shape = self.declared(value)
+        for output in node.outputs:
+            shape = self.declared(output)
             if shape is None:
                 raise StuckError(node, reason)
             outputs.append(Elements(shape, np.full((1,) * len(shape), top, np.int32)))

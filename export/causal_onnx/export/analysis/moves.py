@@ -141,8 +141,8 @@ def _slice(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
     axes = list(range(len(starts))) if axes is None else list(axes)
     steps = [1] * len(starts) if steps is None else steps
     index = [slice(None)] * len(shape)
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        axis = normal_axis(axis, len(shape))
+    for start, end, given, step in zip(starts, ends, axes, steps, strict=True):
+        axis = normal_axis(given, len(shape))
         index[axis] = _python_slice(start, end, step, shape[axis])
     return lambda array, _: array[tuple(index)]
 

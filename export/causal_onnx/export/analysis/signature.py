@@ -84,6 +84,8 @@ class Signature:
     """Free axes that are neither batch nor positions."""
     names: Mapping[str, str]
     """The graph's own names of its axes -> ours."""
+    fixed_seq: int | None = None
+    """The one length of a graph that was exported without a free length."""
 
     @property
     def has_past(self) -> bool:
@@ -155,10 +157,10 @@ def read_signature(
     """
     graph_inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     names = [value.name or "" for value in graph_inputs]
-    for name, given in (axes or {}).items():
+    for name, words in (axes or {}).items():
         if name not in names:
             raise ValueError(f"axes names an input {name!r}; the graph has {', '.join(names)}")
-        for word in given.values():
+        for word in words.values():
             if word not in AXIS_NAMES:
                 raise ValueError(
                     f"axes[{name!r}]: an axis is one of {', '.join(AXIS_NAMES)}, got {word!r}"
@@ -188,8 +190,15 @@ def read_signature(
     symbols = sorted(
         {a for spec in specs for a in spec.axes if isinstance(a, str) and a not in AXIS_NAMES}
     )
+    fixed = [
+        int(own)
+        for spec in specs
+        for own, axis in zip(dims[spec.name], spec.axes, strict=True)
+        if axis == "seq" and isinstance(own, int)
+    ]
     return Signature(
         inputs=tuple(specs),
+        fixed_seq=fixed[0] if fixed else None,
         max_seq_len=None if contract is None else contract.max_seq_len,
         symbols=tuple(symbols),
         names=aliases,
@@ -253,7 +262,7 @@ def _spec(
             if spec.name == name and len(spec.axes) == len(dims):
                 axes = list(spec.axes)
     if given is not None:
-        axes = [dim if isinstance(dim, int) else dim for dim in dims]
+        axes = list(dims)
         for axis, word in given.items():
             axes[axis % len(dims)] = word
     return InputAxes(name=name, role=role, axes=tuple(axes), dtype=dtype)
@@ -334,9 +343,7 @@ def _by_rank(spec: InputAxes) -> InputAxes:
     time = {1: 0, 2: 1 if is_integer else 0, 3: 1, 4: 2}.get(rank)
     if time is None:
         return spec
-    if isinstance(axes[time], str):
-        axes[time] = "seq"
-        if time > 0 and isinstance(axes[0], str):
-            axes[0] = "batch"
-        return _replace(spec, axes, guessed=True)
-    return spec
+    axes[time] = "seq"
+    if time > 0 and isinstance(axes[0], str):
+        axes[0] = "batch"
+    return _replace(spec, axes, guessed=True)

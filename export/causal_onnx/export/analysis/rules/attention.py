@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import onnx_ir as ir
@@ -79,7 +80,7 @@ class Mask:
 
 
 def attend(
-    ctx: Context, node: ir.Node, q: Tensor, k: Tensor, v: Tensor, mask: Mask
+    ctx: Context, node: ir.Node, q: Tensor, k: Tensor, v: Tensor, *, mask: Mask
 ) -> tuple[Tensor, Tensor]:
     """Attention of (batch, heads, seq, head_dim) tensors with one key head per query head.
 
@@ -177,7 +178,7 @@ def attention(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequen
     mask = Mask()
     lengths = tensor_at(inputs, 6)
     if lengths is not None:
-        offset = _padded_keys(ctx, node, lengths, q, k, mask)
+        offset = _padded_keys(lengths, q, k, mask)
     window = {name: attr(node, f"{name}_window_size", -1) for name in ("left", "right")}
     mask.rule = CausalRule(
         offset=offset,
@@ -189,16 +190,14 @@ def attention(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequen
     if given is not None:
         _attn_mask(node, given, k.shape[2], mask)
     heads = q.shape[1]
-    out, weights = attend(ctx, node, q, repeat_heads(k, heads), repeat_heads(v, heads), mask)
+    out, weights = attend(ctx, node, q, repeat_heads(k, heads), repeat_heads(v, heads), mask=mask)
     if len(node.outputs) > 3 and attr(node, "qk_matmul_output_mode", 0) != 3:
         weights = contract("bhsd", "bhtd", "bhst", q, repeat_heads(k, heads))
     results = [join_heads(out) if flat else out, present_k, present_v, weights]
     return list(results[: len(node.outputs)])
 
 
-def _padded_keys(
-    ctx: Context, node: ir.Node, lengths: Tensor, q: Tensor, k: Tensor, mask: Mask
-) -> int | BoolArray:
+def _padded_keys(lengths: Tensor, q: Tensor, k: Tensor, mask: Mask) -> int | BoolArray:
     """The offset where the number of valid keys per batch row is given."""
     if isinstance(lengths, Elements):
         raise UnsupportedError("the number of valid keys depends on data")
@@ -250,7 +249,7 @@ def group_query_attention(
     bias = tensor_at(inputs, 10)
     if bias is not None:
         mask.bias.append(_bias_for(bias, k.shape[2]))
-    out, weights = attend(ctx, node, q, repeat_heads(k, heads), repeat_heads(v, heads), mask)
+    out, weights = attend(ctx, node, q, repeat_heads(k, heads), repeat_heads(v, heads), mask=mask)
     return [join_heads(out), k, v, weights][: len(node.outputs)]
 
 
@@ -277,10 +276,7 @@ def _gqa_inputs(
     else:
         width = query.shape[2] // (heads + 2 * kv_heads)
         bounds = np.cumsum([0, heads * width, kv_heads * width, kv_heads * width])
-        slices = [
-            take_slice(query, 2, int(a), int(b))
-            for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        slices = [take_slice(query, 2, int(a), int(b)) for a, b in pairwise(bounds)]
         parts = [
             split_heads(part, count)
             for part, count in zip(slices, (heads, kv_heads, kv_heads), strict=True)
@@ -346,13 +342,14 @@ def multi_head_attention(
     bias = tensor_at(inputs, 5)
     if bias is not None:
         mask.bias.append(bias)
-    out, weights = attend(ctx, node, q, k, v, mask)
+    out, weights = attend(ctx, node, q, k, v, mask=mask)
     return [join_heads(out), k, v, weights][: len(node.outputs)]
 
 
 def _padding(padding: Tensor, columns: int) -> Tensor:
     """A key padding mask (batch, total) or (batch, seq, total); lengths must be known."""
     rank = len(padding.shape)
+    shape: tuple[int, ...]
     if rank == 2 and padding.shape[1] == columns:
         shape = (padding.shape[0], 1, 1, columns)
     elif rank == 3:
@@ -423,7 +420,7 @@ def contrib_attention(
     bias = tensor_at(inputs, 5)
     if bias is not None:
         mask.bias.append(bias)
-    out, _ = attend(ctx, node, q, k, v, mask)
+    out, _ = attend(ctx, node, q, k, v, mask=mask)
     results: list[Abstract] = [join_heads(out), present]
     return results[: len(node.outputs)]
 

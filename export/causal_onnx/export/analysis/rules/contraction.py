@@ -100,7 +100,7 @@ def contract(a_labels: str, b_labels: str, out_labels: str, a: Tensor, b: Tensor
     some = some_a & some_b
     reach = np.where(some, np.maximum(reach_a, reach_b), np.int32(NONE))
     out = Elements(shape, compress(reach.max(axis=axes) if axes else reach))
-    zero = ~some.any(axis=axes) if axes else ~some
+    zero = np.asarray(~some.any(axis=axes) if axes else ~some)
     if zero.any():
         out.known = compress(zero)
         out.value = np.zeros((1,) * len(shape), np.float32)
@@ -399,10 +399,11 @@ def conv_transpose(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> S
     live = _live_taps(weight, kernel)
     for tap in product(*(range(k) for k in kernel)):
         if live[tap]:
-            window = (slice(None), slice(None)) + tuple(
+            taps = (
                 slice(t * d, t * d + (n - 1) * s + 1, s)
                 for t, d, n, s in zip(tap, dilations, space, strides, strict=True)
             )
+            window = (slice(None), slice(None), *taps)
             out[window] = np.maximum(out[window], reach)
     crop = tuple(slice(pads[i], full[i] - pads[rank + i]) for i in range(rank))
     found = out[(slice(None), slice(None), *crop)]

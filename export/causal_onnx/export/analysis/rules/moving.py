@@ -119,7 +119,7 @@ def reach_over(tensor: Elements, axes: Sequence[int]) -> IntArray:
     """The largest reach over the axes, which keep size 1."""
     if 0 in tensor.shape:
         return np.full((1,) * len(tensor.shape), NONE, np.int32)
-    return tensor.reach.max(axis=tuple(axes), keepdims=True)
+    return np.asarray(tensor.reach.max(axis=tuple(axes), keepdims=True))
 
 
 @rule("Gather")
@@ -167,7 +167,7 @@ def gather_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> 
 
 
 def _with(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
-    return shape[:axis] + (size,) + shape[axis + 1 :]
+    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def _uniform(array: Array, axis: int) -> bool:
@@ -208,7 +208,7 @@ def scatter(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence
     source, changes = lift(data), lift(updates)
     if node.op_type == "ScatterElements":
         axis = normal_axis(attr(node, "axis", 0), len(data.shape))
-        return [_scatter_lines(ctx, node, source, indices, changes, axis)]
+        return [_scatter_lines(ctx, node, source, indices, changes, axis=axis)]
     depth = indices.shape[-1]
     top = max(
         int(indices.reach.max(initial=NONE)),
@@ -226,6 +226,7 @@ def _scatter_lines(
     data: Elements,
     indices: Elements,
     updates: Elements,
+    *,
     axis: int,
 ) -> Elements:
     """Indices made of data move updates along `axis` only: line by line."""
@@ -249,7 +250,7 @@ def _scatter_known(
     reach = view(data.reach, shape).copy()
     change = view(updates.reach, source_shape)
     if adds:
-        np.maximum.at(reach, where, change)
+        np.maximum.at(reach, where, change)  # type: ignore[arg-type]
         return normal(Elements(shape, compress(reach)))
     reach[where] = change
     out = Elements(shape, compress(reach))
@@ -372,4 +373,5 @@ def eye_like(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequenc
     first = _present(inputs, 0)
     dtype = attr(node, "dtype")
     kind = np.dtype(np.float32) if dtype is None else ir.DataType(dtype).numpy()
-    return [Known(np.eye(*first.shape, k=attr(node, "k", 0)).astype(kind))]
+    rows, columns = first.shape
+    return [Known(np.eye(rows, columns, k=attr(node, "k", 0)).astype(kind))]

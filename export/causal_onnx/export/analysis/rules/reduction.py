@@ -52,7 +52,7 @@ def blend(tensor: Elements, axes: Iterable[int], live: BoolArray | None = None) 
         reach = np.where(live, reach, np.int32(NONE))
     if not axes or 0 in tensor.shape:
         return reach
-    return reach.max(axis=axes, keepdims=True)
+    return np.asarray(reach.max(axis=axes, keepdims=True))
 
 
 def _full(record: BoolArray | None, tensor: Elements) -> BoolArray:
@@ -239,7 +239,8 @@ def _boolean_top(
     return np.zeros((1,) * values.ndim, np.bool_)
 
 
-def _set(out: Elements, where: BoolArray, value: object) -> None:
+def _set(out: Elements, chosen: object, value: object) -> None:
+    where = np.asarray(chosen)
     if not where.any():
         return
     old = np.zeros((), np.float64) if out.value is None else out.value

@@ -1,0 +1,226 @@
+"""Reading a run: is each output causal, and if not, where does it begin?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.elements import NONE, Abstract, Elements, view
+from causal_onnx.export.analysis.interpret import Run
+from causal_onnx.export.analysis.signature import Sizes
+
+__all__ = ["Leak", "OutputVerdict", "is_causal_somehow", "judge_output", "offender"]
+
+Places = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leak:
+    """One element that depends on a later position."""
+
+    sizes: Sizes
+    index: tuple[int, ...]
+    position: int
+    """The position that the element stands for."""
+    reach: int
+    """The later position that it depends on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputVerdict:
+    """One output over all runs."""
+
+    name: str
+    axes: tuple[int, ...]
+    """Its position axis; two for an output with one entry per pair of positions; () if none."""
+    leak: Leak | None
+    note: str = ""
+
+
+def places(size: int, sizes: Sizes) -> Places:
+    """The positions that the entries of a position axis stand for.
+
+    The axis ends at the last position: (seq), (total_seq), or a cache cropped to a window.
+    """
+    return np.arange(size) + (sizes.total_seq - size)
+
+
+def _merged(size: int, sizes: Sizes) -> Iterator[Places]:
+    """Readings of an axis that merges positions with others, (batch, seq) to batch * seq."""
+    for length in {sizes.seq, sizes.total_seq}:
+        if length and size % length == 0 and size != length:
+            rest = size // length
+            for inner in range(1, rest + 1):
+                if rest % inner == 0:
+                    step = np.arange(size) // inner % length
+                    yield step + (sizes.total_seq - length)
+
+
+def _violation(tensor: Elements, place: npt.NDArray[np.int64]) -> tuple[int, ...] | None:
+    """The first element whose reach exceeds its place; None if there is none."""
+    excess = tensor.reach.astype(np.int64) - place
+    if excess.size == 0 or int(excess.max()) <= 0:
+        return None
+    return tuple(int(i) for i in np.unravel_index(int(excess.argmax()), excess.shape))
+
+
+def _along(place: Places, axis: int, rank: int) -> Places:
+    return place.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def is_causal_somehow(value: Abstract, sizes: Sizes) -> bool:
+    """Whether some reading of the axes makes the tensor causal: its future is still repairable.
+
+    A single position axis (also one merged with others), or a pair of them: element (t, j) may
+    depend on positions up to max(t, j), as scores do before they are masked.
+    """
+    if isinstance(value, list):
+        return all(is_causal_somehow(item, sizes) for item in value)
+    if not isinstance(value, Elements):
+        return True
+    top = int(value.reach.max(initial=NONE))
+    if top == NONE or (sizes.seq == 1 and top < sizes.total_seq):
+        return True
+    readings: list[tuple[int, Places]] = []
+    rank = len(value.shape)
+    for axis, size in enumerate(value.shape):
+        if value.reach.shape[axis] == 1 and size > 1:
+            continue
+        if size in (sizes.seq, sizes.total_seq):
+            readings.append((axis, _along(places(size, sizes), axis, rank)))
+        readings.extend((axis, _along(place, axis, rank)) for place in _merged(size, sizes))
+        if sizes.seq < size < sizes.total_seq or size > sizes.total_seq:
+            # A cropped past, or positions with something appended in front or behind.
+            readings.append((axis, _along(places(size, sizes), axis, rank)))
+            readings.append((axis, _along(np.arange(size), axis, rank)))
+    if any(_violation(value, place) is None for _, place in readings):
+        return True
+    return any(
+        _violation(value, np.maximum(first, second)) is None
+        for (a, first), (b, second) in combinations(readings, 2)
+        if a != b
+    )
+
+
+def judge_output(
+    value: ir.Value, runs: Sequence[Run], declared: dict[int, str] | None = None
+) -> OutputVerdict:
+    """Find the position axis of an output that makes it causal in all runs, or its leak.
+
+    Args:
+        value: An output of the graph.
+        runs: At several sizes.
+        declared: Axes whose meaning is given, {axis: "seq"}; the others are found by their sizes.
+    """
+    name = value.name or ""
+    tensors: list[tuple[Run, Elements]] = []
+    for run in runs:
+        found = run.values[value]
+        if isinstance(found, list):
+            return OutputVerdict(name=name, axes=(), leak=None, note="a sequence of tensors")
+        if isinstance(found, Elements):
+            tensors.append((run, found))
+    if not tensors:
+        return OutputVerdict(name=name, axes=(), leak=None, note="does not depend on any data")
+    axes = _position_axes(tensors, declared)
+    if not axes:
+        return OutputVerdict(name=name, axes=(), leak=None, note="has no position axis")
+    best: tuple[tuple[int, ...], Leak] | None = None
+    pairs = list(combinations(axes, 2)) if len(axes) > 1 else []
+    for chosen in [*((axis,) for axis in axes), *pairs]:
+        leak = _first_leak(tensors, chosen)
+        if leak is None:
+            note = "entry (t, j) depends on positions up to max(t, j)" if len(chosen) > 1 else ""
+            return OutputVerdict(name=name, axes=chosen, leak=None, note=note)
+        if best is None:
+            best = (chosen, leak)
+    assert best is not None
+    return OutputVerdict(name=name, axes=best[0], leak=best[1])
+
+
+def _position_axes(
+    tensors: Sequence[tuple[Run, Elements]], declared: dict[int, str] | None
+) -> list[int]:
+    """Axes whose size follows the length; with a single length, those that have its size."""
+    if declared:
+        return sorted(declared)
+    rank = len(tensors[0][1].shape)
+    lengths = {run.sizes.total_seq for run, _ in tensors}
+    found = []
+    for axis in range(rank):
+        sizes = [(run.sizes, tensor.shape[axis]) for run, tensor in tensors]
+        if len(lengths) > 1:
+            if len({size for _, size in sizes}) > 1:
+                found.append(axis)
+        elif all(size in (s.seq, s.total_seq) for s, size in sizes):
+            found.append(axis)
+    if len(lengths) == 1 and len(found) > 1 and rank >= 3 and rank - 1 in found:
+        found.remove(rank - 1)  # a width that happens to equal the length
+    return found
+
+
+def _first_leak(tensors: Sequence[tuple[Run, Elements]], axes: tuple[int, ...]) -> Leak | None:
+    for run, tensor in tensors:
+        rank = len(tensor.shape)
+        place = np.full((1,) * rank, -1, np.int64)
+        for axis in axes:
+            size = tensor.shape[axis]
+            options = [places(size, run.sizes)]
+            if size not in (run.sizes.seq, run.sizes.total_seq):
+                options.extend(_merged(size, run.sizes))
+            fitting = [o for o in options if _violation(tensor, _along(o, axis, rank)) is None]
+            chosen = (fitting or options)[0]
+            place = np.maximum(place, _along(chosen, axis, rank))
+        index = _violation(tensor, place)
+        if index is not None:
+            full = view(place, np.broadcast_shapes(place.shape, tensor.reach.shape))
+            return Leak(
+                sizes=run.sizes,
+                index=index,
+                position=int(full[index]),
+                reach=int(view(tensor.reach, full.shape)[index]),
+            )
+    return None
+
+
+def reads(node: ir.Node) -> Iterable[ir.Value]:
+    """The inputs of a node, and what its subgraphs read from outside."""
+    for value in node.inputs:
+        if value is not None:
+            yield value
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            body = attribute.as_graph()
+            inner = {out for n in body.all_nodes() for out in n.outputs} | set(body.inputs)
+            for n in body.all_nodes():
+                for value in n.inputs:
+                    if value is not None and value not in inner:
+                        yield value
+
+
+def offender(run: Run, output: ir.Value, order: dict[ir.Node, int]) -> ir.Node | None:
+    """The first node past which the order of positions cannot be restored, on a way to `output`.
+
+    From the leaking output back through values that are not causal in any reading, as far as such
+    values go; of several, the one that the graph computes first.
+    """
+    current = output
+    while True:
+        node = current.producer()
+        if node is None:
+            return None
+        bad = [
+            value
+            for value in reads(node)
+            if value in run.values
+            and value.producer() is not None
+            and not is_causal_somehow(run.values[value], run.sizes)
+        ]
+        if not bad:
+            return node
+        current = min(bad, key=lambda v: order.get(v.producer() or node, 0))

@@ -1,0 +1,305 @@
+"""The dynamic check: change the future, and the past must stay bit-identical."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
+
+__all__ = ["DynamicCase", "DynamicCheck", "perturb", "vocabulary_sizes"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DynamicCase:
+    """One cut: the data of positions from `cut` on was changed."""
+
+    batch: int
+    seq: int
+    past_seq: int
+    cut: int
+    """Absolute position."""
+    leak: float
+    """Largest absolute change of an output at positions before the cut; 0.0 is bit-identical."""
+    output: str
+    """Where the largest change was; "" if nowhere."""
+    moved: bool
+    """Some output at or after the cut changed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DynamicCheck:
+    """All cuts, or why there are none."""
+
+    cases: tuple[DynamicCase, ...] = ()
+    skipped: str = ""
+    """Why the check did not run; "" if it did."""
+    refused: tuple[str, ...] = ()
+    """Sizes that the runtime refused, each with its message."""
+    provider: str = ""
+    seconds: float = 0.0
+
+    @property
+    def leaks(self) -> tuple[DynamicCase, ...]:
+        return tuple(case for case in self.cases if case.leak > 0)
+
+    @property
+    def moved(self) -> bool:
+        """Changing the data changed some output: the outputs are not constant."""
+        return any(case.moved for case in self.cases)
+
+
+def vocabulary_sizes(model: ir.Model) -> dict[str, int]:
+    """Input of integers -> the fewest rows of the tables that it indexes."""
+    found: dict[str, int] = {}
+    for value in model.graph.inputs:
+        if value.dtype not in (ir.DataType.INT64, ir.DataType.INT32):
+            continue
+        sizes = list(_tables(value, depth=8))
+        if sizes:
+            found[value.name or ""] = min(sizes)
+    return found
+
+
+def _tables(value: ir.Value, depth: int) -> Iterator[int]:
+    for use in value.uses():
+        node, index = use.node, use.idx
+        if node.op_type in ("Gather", "GatherBlockQuantized") and index == 1:
+            table, axis = node.inputs[0], node.attributes.get("axis")
+            if table is not None and table.shape is not None:
+                size = table.shape[axis.as_int() if axis is not None else 0]
+                if isinstance(size, int):
+                    yield size
+        elif depth and node.op_type in (
+            "Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Flatten",
+            "Expand", "Concat",
+        ):  # fmt: skip
+            for out in node.outputs:
+                yield from _tables(out, depth - 1)
+
+
+def make_input(
+    spec: InputAxes, sizes: Sizes, rng: np.random.Generator, vocabulary: int | None
+) -> Array:
+    """A plausible value: valid ids, an all-ones mask, positions after the past, finite floats."""
+    shape = spec.shape(sizes)
+    dtype = spec.dtype.numpy()
+    if spec.role == "positions":
+        places = np.arange(sizes.past_seq, sizes.total_seq)
+        return np.broadcast_to(places, shape).astype(dtype).copy()
+    if spec.role == "mask":
+        if np.issubdtype(dtype, np.floating) and len(shape) == 4:
+            return _additive_mask(shape, sizes, dtype)
+        return np.ones(shape, dtype)
+    if spec.role == "lengths":
+        if "total" in spec.name:
+            return np.full(shape, sizes.total_seq, dtype)
+        offset = 1 if "seqlens_k" in spec.name else 0
+        return np.full(shape, sizes.total_seq - offset, dtype)
+    if dtype == np.bool_:
+        return rng.random(shape) < 0.5
+    if np.issubdtype(dtype, np.integer):
+        return rng.integers(0, vocabulary or 2, shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def _additive_mask(shape: tuple[int, ...], sizes: Sizes, dtype: Any) -> Array:
+    rows, columns = shape[-2:]
+    seen = np.arange(columns)[None, :] <= np.arange(rows)[:, None] + sizes.past_seq
+    lowest = np.finfo(np.float32 if dtype == np.float32 else np.float16).min
+    return np.broadcast_to(np.where(seen, 0, lowest), shape).astype(dtype)
+
+
+def perturb(
+    source: str | os.PathLike[str] | bytes,
+    signature: Signature,
+    position_axes: Mapping[str, Sequence[int]],
+    grid: Sequence[Sizes],
+    *,
+    vocabulary: Mapping[str, int],
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    step: Callable[[], None] | None = None,
+    seed: int = 0,
+) -> DynamicCheck:
+    """Run the file with the future changed at several cuts, and compare the past bit by bit.
+
+    Args:
+        source: The file, or the serialised model.
+        signature: What the inputs are.
+        position_axes: Output -> its position axes; outputs without one are compared nowhere.
+        grid: Sizes to run at.
+        vocabulary: Input of ids -> number of valid ids.
+        providers: Execution providers of onnxruntime.
+        step: Called once per cut.
+        seed: Of the random data.
+    """
+    started = time.perf_counter()
+    session, problem = _session(source, providers)
+    if session is None:
+        return DynamicCheck(skipped=problem)
+    names = [output.name for output in session.get_outputs()]
+    cases: list[DynamicCase] = []
+    refused: list[str] = []
+    rng = np.random.default_rng(seed)
+    for sizes in grid:
+        specs = signature.inputs
+        feeds = {s.name: make_input(s, sizes, rng, vocabulary.get(s.name)) for s in specs}
+        base = _call(session, names, feeds, refused, sizes)
+        if base is None:
+            continue
+        for cut in _cuts(sizes):
+            changed = {
+                s.name: _changed(s, feeds[s.name], sizes, cut, rng, vocabulary.get(s.name))
+                for s in specs
+            }
+            after = _call(session, names, changed, refused, sizes)
+            if after is None:
+                break
+            cases.append(_compare(names, base, after, position_axes, sizes, cut))
+            if step is not None:
+                step()
+    seconds = time.perf_counter() - started
+    skipped = ""
+    if not cases:
+        reason = refused[0] if refused else "no length has a position to change"
+        skipped = f"the runtime took none of the inputs made for it: {reason}"
+    return DynamicCheck(
+        cases=tuple(cases),
+        skipped=skipped,
+        refused=tuple(dict.fromkeys(refused)),
+        provider=session.get_providers()[0],
+        seconds=seconds,
+    )
+
+
+def _session(source: Any, providers: Sequence[str]) -> tuple[Any, str]:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime as ort  # noqa: PLC0415 - the static proof runs without it
+    except ImportError:
+        return None, "onnxruntime is not installed: pip install 'causal-onnx[cpu]'"
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    if isinstance(source, os.PathLike):
+        source = str(Path(source))
+    try:
+        return ort.InferenceSession(source, options, providers=list(providers)), ""
+    except Exception as error:  # onnxruntime raises classes of its own, without a common base
+        return None, f"onnxruntime cannot load the graph: {str(error).splitlines()[0]}"
+
+
+def _call(
+    session: Any,
+    names: Sequence[str],
+    feeds: Mapping[str, Array],
+    refused: list[str],
+    sizes: Sizes,
+) -> list[Any] | None:
+    try:
+        return list(session.run(names, dict(feeds)))
+    except Exception as error:  # as above
+        text = str(error).splitlines()[0][:200]
+        refused.append(f"seq {sizes.seq}, past {sizes.past_seq}: {text}")
+        return None
+
+
+def _cuts(sizes: Sizes) -> list[int]:
+    """Absolute positions: the first and last new one, the middle, and one inside the past."""
+    first, total = sizes.past_seq, sizes.total_seq
+    cuts = {first + 1, (first + total + 1) // 2, total - 1}
+    if first > 1:
+        cuts.add(first // 2)
+        cuts.add(first)
+    return sorted(cut for cut in cuts if 0 < cut < total)
+
+
+def _changed(
+    spec: InputAxes,
+    array: Array,
+    sizes: Sizes,
+    cut: int,
+    rng: np.random.Generator,
+    vocabulary: int | None,
+) -> Array:
+    """The same input with other data from position `cut` on; masks and places stay."""
+    axis = spec.position_axis
+    if axis is None or spec.role not in ("tokens", "past"):
+        return array
+    begin = max(0, cut - spec.first_position(sizes))
+    if begin >= array.shape[axis]:
+        return array
+    fresh = make_input(spec, sizes, rng, vocabulary)
+    if np.issubdtype(array.dtype, np.integer) and vocabulary is not None and vocabulary > 1:
+        shift = rng.integers(1, vocabulary, array.shape)
+        fresh = ((array + shift) % vocabulary).astype(array.dtype)
+    elif np.issubdtype(array.dtype, np.floating):
+        fresh = (fresh * 3).astype(array.dtype)
+    index = (slice(None),) * axis + (slice(begin, None),)
+    out = array.copy()
+    out[index] = fresh[index]
+    return out
+
+
+def _compare(
+    names: Sequence[str],
+    base: Sequence[Any],
+    after: Sequence[Any],
+    position_axes: Mapping[str, Sequence[int]],
+    sizes: Sizes,
+    cut: int,
+) -> DynamicCase:
+    worst, where, moved = 0.0, "", False
+    for name, a, b in zip(names, base, after, strict=True):
+        if not isinstance(a, np.ndarray):
+            continue
+        axes = position_axes.get(name, ())
+        if not axes:
+            moved = moved or not _same(a, b)
+            continue
+        index: list[slice] = [slice(None)] * a.ndim
+        for axis in axes:
+            index[axis] = slice(0, max(0, cut - (sizes.total_seq - a.shape[axis])))
+        past_a, past_b = a[tuple(index)], b[tuple(index)]
+        if not _same(past_a, past_b):
+            change = _largest_change(past_a, past_b)
+            if change > worst:
+                worst, where = change, name
+        moved = moved or not _same(a, b)
+    return DynamicCase(
+        batch=sizes.batch,
+        seq=sizes.seq,
+        past_seq=sizes.past_seq,
+        cut=cut,
+        leak=worst,
+        output=where,
+        moved=moved,
+    )
+
+
+def _same(a: Array, b: Array) -> bool:
+    """Bit-identical, NaNs included."""
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def _largest_change(a: Array, b: Array) -> float:
+    """The largest difference; infinite where shapes or NaNs differ."""
+    if a.shape != b.shape:
+        return float("inf")
+    with np.errstate(all="ignore"):
+        gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    if not np.array_equal(np.isnan(a), np.isnan(b)):
+        return float("inf")
+    largest = float(np.nan_to_num(gap, nan=0.0, posinf=np.inf).max(initial=0.0))
+    # Bits differ without a numeric difference: -0.0 against 0.0, or other NaN payloads.
+    return largest if largest > 0 else 0.0

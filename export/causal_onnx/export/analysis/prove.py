@@ -1,0 +1,305 @@
+"""The static proof: runs of the analysis over several sizes, and what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.certificate import Assumption, Offence, OutputFinding
+from causal_onnx.export.analysis.elements import Abstract, Elements, Known
+from causal_onnx.export.analysis.graph import describe, source_of
+from causal_onnx.export.analysis.interpret import (
+    Constants,
+    Run,
+    SizesRefusedError,
+    StuckError,
+    run,
+)
+from causal_onnx.export.analysis.judge import Leak, OutputVerdict, judge_output, offender
+from causal_onnx.export.analysis.perturb import make_input
+from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
+
+__all__ = ["StaticProof", "default_grid", "prove"]
+
+LENGTHS = (1, 2, 3, 5, 8, 13)
+PASTS = (0, 1, 4)
+OTHER_SIZE = 3
+"""Of free axes that are neither batch nor positions."""
+
+
+@dataclass
+class StaticProof:
+    """What the runs found."""
+
+    verdict: str
+    reason: str
+    offence: Offence | None = None
+    outputs: tuple[OutputFinding, ...] = ()
+    assumptions: list[Assumption] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    refused: tuple[str, ...] = ()
+    deterministic: bool = True
+
+
+def default_grid(signature: Signature, lengths: Sequence[int] | None = None) -> list[Sizes]:
+    """The sizes to analyse at: each length without a past, some with one."""
+    other = tuple((name, OTHER_SIZE) for name in signature.symbols)
+    batch = 2
+    if signature.fixed_seq is not None:
+        return [Sizes(batch=batch, seq=signature.fixed_seq, other=other)]
+    limit = signature.max_seq_len
+    wanted = [n for n in (lengths or LENGTHS) if limit is None or n <= limit]
+    pasts = PASTS if signature.has_past else (0,)
+    grid = []
+    for past in pasts:
+        for n in wanted if past == 0 else wanted[:4]:
+            if limit is None or past + n <= limit:
+                grid.append(Sizes(batch=batch, seq=n, past_seq=past, other=other))
+    return grid
+
+
+def prove(
+    model: ir.Model,
+    signature: Signature,
+    grid: Sequence[Sizes],
+    constants: Constants,
+    *,
+    step: Callable[[], None] | None = None,
+) -> StaticProof:
+    """Follow every element through the graph at all sizes of the grid, and judge the outputs.
+
+    Masks, positions and lengths among the inputs are data first. Where that fails, they are taken
+    as those of unpadded sequences, which the proof then assumes.
+    """
+    proof = _attempt(model, signature, grid, constants, plain=(), step=step)
+    control = [s for s in signature.inputs if s.role in ("mask", "positions", "lengths")]
+    if proof.verdict == "causal" or not control:
+        return proof
+    second = _attempt(model, signature, grid, constants, plain=control, step=None)
+    if second.verdict != "causal":
+        return proof if proof.verdict == "not_causal" and second.verdict == "undecided" else second
+    names = ", ".join(spec.name for spec in control)
+    text = f"{names} are those of sequences without padding"
+    second.assumptions.append(Assumption(text=text))
+    return second
+
+
+def _plain(spec: InputAxes, sizes: Sizes) -> Known:
+    """The value of a control input for sequences without padding."""
+    return Known(make_input(spec, sizes, np.random.default_rng(0), None))
+
+
+def _attempt(
+    model: ir.Model,
+    signature: Signature,
+    grid: Sequence[Sizes],
+    constants: Constants,
+    *,
+    plain: Sequence[InputAxes],
+    step: Callable[[], None] | None,
+) -> StaticProof:
+    runs: list[Run] = []
+    refused: dict[str, ir.Node] = {}
+    for sizes in grid:
+        inputs: dict[str, Abstract] = {spec.name: _plain(spec, sizes) for spec in plain}
+        try:
+            runs.append(run(model, signature, sizes, constants, inputs=inputs, step=step))
+        except SizesRefusedError as error:
+            past = f" after a past of {sizes.past_seq}" if sizes.past_seq else ""
+            refused[f"length {sizes.seq}{past}: {describe(error.node)}: {error.reason}"] = (
+                error.node
+            )
+        except StuckError as error:
+            offence = _offence(error.node, f"it cannot be followed: {error.reason}")
+            return StaticProof("undecided", _stuck_text(error), offence, runs=runs)
+    if not runs:
+        text = next(iter(refused), "no sizes to try")
+        node = next(iter(refused.values()), None)
+        return StaticProof(
+            "undecided",
+            f"the graph takes none of the lengths tried ({text})",
+            None if node is None else _offence(node, text),
+            refused=tuple(refused),
+        )
+    proof = judge_runs(model, runs)
+    proof.refused = tuple(refused)
+    return proof
+
+
+def _stuck_text(error: StuckError) -> str:
+    return f"{describe(error.node)} cannot be followed: {error.reason}"
+
+
+def judge_runs(model: ir.Model, runs: list[Run]) -> StaticProof:
+    """The verdict over all outputs."""
+    verdicts = [(value, judge_output(value, runs)) for value in model.graph.outputs]
+    leaking = [(value, v) for value, v in verdicts if v.leak is not None]
+    outputs = tuple(_finding(v) for _, v in verdicts)
+    assumptions = _assumptions(runs)
+    deterministic = not any(r.context.random for r in runs)
+    common = {
+        "outputs": outputs,
+        "assumptions": assumptions,
+        "runs": runs,
+        "deterministic": deterministic,
+    }
+    if leaking:
+        verdict, reason, offence = _blame(model, runs, leaking)
+        return StaticProof(verdict, reason, offence, **common)  # type: ignore[arg-type]
+    if not any(v.axes for _, v in verdicts):
+        return StaticProof(
+            "undecided",
+            "no output has a position axis, so that there is nothing to prove",
+            **common,  # type: ignore[arg-type]
+        )
+    reason = "every output at position t depends on inputs up to t"
+    return StaticProof("causal", reason, **common)  # type: ignore[arg-type]
+
+
+def _finding(verdict: OutputVerdict) -> OutputFinding:
+    causal = None if not verdict.axes else verdict.leak is None
+    return OutputFinding(
+        name=verdict.name, position_axes=verdict.axes, causal=causal, note=verdict.note
+    )
+
+
+def _assumptions(runs: Iterable[Run]) -> list[Assumption]:
+    found: dict[str, set[str]] = {}
+    for one in runs:
+        for text, nodes in one.context.caveats.items():
+            found.setdefault(text, set()).update(nodes)
+    return [Assumption(text=text, nodes=tuple(sorted(nodes))) for text, nodes in found.items()]
+
+
+def _blame(
+    model: ir.Model, runs: Sequence[Run], leaking: Sequence[tuple[ir.Value, OutputVerdict]]
+) -> tuple[str, str, Offence | None]:
+    """Name the node that mixes positions, and say whether that is certain."""
+    order = {node: index for index, node in enumerate(model.graph.all_nodes())}
+    found: list[tuple[int, ir.Node, Run, Leak, str]] = []
+    for value, verdict in leaking:
+        leak = verdict.leak
+        assert leak is not None
+        where = next(r for r in runs if r.sizes == leak.sizes)
+        node = offender(where, value, order)
+        if node is not None:
+            found.append((order.get(node, 0), node, where, leak, verdict.name))
+    if not found:
+        name = leaking[0][1].name
+        return "not_causal", f"output {name} is an input, at other positions", None
+    _, node, where, leak, name = min(found, key=lambda item: item[0])
+    witness = _witness(name, leak)
+    unknown = where.unknown.get(node) or next(
+        (r.unknown[node] for r in runs if node in r.unknown), None
+    )
+    if unknown is not None:
+        reason = f"{describe(node)} is taken to mix all positions: {unknown}"
+        return "undecided", reason, _offence(node, unknown, witness)
+    guess = where.context.approximate.get(node)
+    if guess is not None:
+        reason = f"{describe(node)} may mix positions: {guess}"
+        return "undecided", reason, _offence(node, guess, witness)
+    text = explain(node, where)
+    return "not_causal", f"{describe(node)}: {text}", _offence(node, text, witness)
+
+
+def _witness(name: str, leak: Leak) -> str:
+    past = f" after a past of {leak.sizes.past_seq}" if leak.sizes.past_seq else ""
+    return (
+        f"{name}{list(leak.index)}, position {leak.position}, depends on position {leak.reach} "
+        f"(length {leak.sizes.seq}{past})"
+    )
+
+
+def explain(node: ir.Node, where: Run) -> str:
+    """One sentence on what the node does to the order of positions."""
+    value = next((out for out in node.outputs if out in where.values), None)
+    found = None if value is None else where.values[value]
+    spread = ""
+    if isinstance(found, Elements) and found.reach.size:
+        spread = f"; its output reaches up to position {int(found.reach.max())} at once"
+    texts = {
+        "Softmax": "the scores it normalises are open to keys after the query",
+        "LogSoftmax": "the scores it normalises are open to keys after the query",
+        "MatMul": "it sums over positions after the one it computes",
+        "Gemm": "it sums over positions after the one it computes",
+        "Einsum": "it sums over positions after the one it computes",
+        "Attention": "its mask lets a query see later keys",
+        "MultiHeadAttention": "its mask lets a query see later keys",
+        "GroupQueryAttention": "its mask lets a query see later keys",
+        "Conv": "its window reaches past the position it computes",
+        "CumSum": "it sums from the end",
+        "DynamicQuantizeLinear": "its scale is computed from all positions",
+        "BatchNormalization": "it normalises over positions",
+        "InstanceNormalization": "it normalises over positions",
+        "LayerNormalization": "it normalises over positions",
+        "GroupNormalization": "it normalises over positions",
+    }
+    text = texts.get(node.op_type)
+    if text is None and node.op_type.startswith("Reduce"):
+        text = "it reduces over positions"
+    if text is None and node.op_type in ("Slice", "Pad", "Gather", "Concat", "Reshape"):
+        text = "it puts data of a later position in the place of an earlier one"
+    return (text or "it carries data of later positions to earlier ones") + spread
+
+
+def _offence(node: ir.Node, reason: str, witness: str = "") -> Offence:
+    source = source_of(node)
+    name = node.name or (node.outputs[0].name if node.outputs else "") or ""
+    return Offence(
+        node=name,
+        op_type=node.op_type,
+        domain=node.domain,
+        module=source.module or "",
+        line=source.line or "",
+        reason=reason,
+        witness=witness,
+    )
+
+
+def batch_independent(
+    model: ir.Model, signature: Signature, constants: Constants, sizes: Sizes
+) -> bool | None:
+    """Whether row b of every output depends on row b of the inputs alone; None: not found out.
+
+    Two runs with the batch in the place of the positions, once counted backwards: a row that
+    depends on no later row in either order depends on itself.
+    """
+    if not signature.has_batch or signature.fixed_seq is not None:
+        return None
+    sizes = replace(sizes, batch=3)
+    verdicts = []
+    for backwards in (False, True):
+        rows = np.arange(sizes.batch, dtype=np.int32)
+        rows = rows[::-1] if backwards else rows
+        inputs: dict[str, Abstract] = {}
+        for spec in signature.inputs:
+            shape = spec.shape(sizes)
+            record = [1] * len(shape)
+            reach = np.full(record, -1, np.int32)
+            if "batch" in spec.axes:
+                axis = spec.axes.index("batch")
+                record[axis] = sizes.batch
+                reach = rows.reshape(record)
+            inputs[spec.name] = Elements(shape, reach)
+        try:
+            found = run(model, signature, sizes, constants, inputs=inputs)
+        except (SizesRefusedError, StuckError):
+            return None
+        verdicts.append([_rows_alone(found.values[v], rows) for v in model.graph.outputs])
+    return all(all(verdict) for verdict in verdicts)
+
+
+def _rows_alone(value: Abstract, rows: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> bool:
+    if not isinstance(value, Elements) or value.reach.max(initial=-1) < 0:
+        return True
+    for axis, size in enumerate(value.shape):
+        if size % len(rows) == 0 and value.reach.shape[axis] == size:
+            for own in (np.repeat(rows, size // len(rows)), np.tile(rows, size // len(rows))):
+                place = own.reshape([-1 if i == axis else 1 for i in range(len(value.shape))])
+                if (value.reach <= place).all():
+                    return True
+    return False

@@ -1,0 +1,178 @@
+"""attest: a certificate of causality for any ONNX file, without PyTorch."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.certificate import Assumption, Certificate
+from causal_onnx.export.analysis.graph import load_model
+from causal_onnx.export.analysis.interpret import Constants
+from causal_onnx.export.analysis.perturb import DynamicCheck, perturb, vocabulary_sizes
+from causal_onnx.export.analysis.prove import (
+    StaticProof,
+    batch_independent,
+    default_grid,
+    prove,
+)
+from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
+
+__all__ = ["attest"]
+
+Progress = Callable[[str, int, int], None]
+"""(stage, done, total)."""
+
+
+def attest(
+    source: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    *,
+    axes: Mapping[str, Mapping[int, str]] | None = None,
+    lengths: Sequence[int] | None = None,
+    dynamic: bool = True,
+    providers: Sequence[str] = ("CPUExecutionProvider",),
+    progress: Progress | None = None,
+) -> Certificate:
+    """Judge whether the output at position t of a graph depends on inputs up to t alone.
+
+    A static proof from the graph, then a check by perturbation in onnxruntime. The verdict is
+    "causal" only where the proof succeeds and the check does not contradict it.
+
+    Args:
+        source: An ONNX file of any origin, or a model in memory.
+        axes: What the axes of the inputs are, {input: {axis: name}}, names batch, seq, past_seq and
+            total_seq. Without it: the contract in the file, the graph's names, or the rank.
+        lengths: Sequence lengths to follow every element at, instead of the usual ones.
+        dynamic: Whether to run the check by perturbation.
+        providers: Execution providers of onnxruntime for that.
+        progress: Called with (stage, done, total); stages are "static" and "dynamic".
+
+    Returns:
+        The certificate; `str()` of it is the report.
+
+    Raises:
+        ValueError: The file is no ONNX model, or no input has an axis that could be positions.
+    """
+    model = load_model(source)
+    signature = read_signature(model, axes)
+    started = time.perf_counter()
+    grid = default_grid(signature, lengths)
+    constants = Constants()
+    count = len(model.graph)
+    proof = prove(
+        model, signature, grid, constants, step=_counter(progress, "static", count * len(grid))
+    )
+    middle = grid[min(len(grid) - 1, 2)]
+    independent = batch_independent(model, signature, constants, middle)
+    static_seconds = time.perf_counter() - started
+    check = DynamicCheck(skipped="it was not asked for")
+    if dynamic:
+        check = _dynamic(source, model, signature, proof, grid, providers, progress)
+    return _certificate(
+        model,
+        signature,
+        proof,
+        check,
+        grid=grid,
+        independent=independent,
+        static_seconds=static_seconds,
+    )
+
+
+def _counter(progress: Progress | None, stage: str, total: int) -> Callable[[], None] | None:
+    """A function that counts its calls and reports every hundredth of the total."""
+    if progress is None:
+        return None
+    done = 0
+    every = max(1, total // 100)
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if done % every == 0 or done == total:
+            progress(stage, min(done, total), total)
+
+    return count
+
+
+def _dynamic(
+    source: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    model: ir.Model,
+    signature: Signature,
+    proof: StaticProof,
+    grid: Sequence[Sizes],
+    providers: Sequence[str],
+    progress: Progress | None,
+) -> DynamicCheck:
+    runnable: str | os.PathLike[str] | bytes
+    if isinstance(source, str | os.PathLike):
+        runnable = Path(source)
+    elif isinstance(source, onnx.ModelProto):
+        if source.ByteSize() > 1 << 31:
+            return DynamicCheck(skipped="the model is too large to hand over in memory")
+        runnable = source.SerializeToString()
+    else:
+        runnable = ir.to_proto(model).SerializeToString()
+    batches = [sizes for sizes in grid if sizes.total_seq > 1][:8]
+    cuts = 3 * len(batches)
+    position_axes = {out.name: out.position_axes for out in proof.outputs}
+    return perturb(
+        runnable,
+        signature,
+        position_axes,
+        batches,
+        vocabulary=vocabulary_sizes(model),
+        providers=providers,
+        step=_counter(progress, "dynamic", cuts),
+    )
+
+
+def _certificate(
+    model: ir.Model,
+    signature: Signature,
+    proof: StaticProof,
+    check: DynamicCheck,
+    *,
+    grid: Sequence[Sizes],
+    independent: bool | None,
+    static_seconds: float,
+) -> Certificate:
+    verdict, reason = proof.verdict, proof.reason
+    if verdict != "not_causal" and check.leaks:
+        worst = max(check.leaks, key=lambda case: case.leak)
+        reason = (
+            f"changing positions >= {worst.cut} of {worst.past_seq + worst.seq} moved earlier "
+            f"entries of {worst.output} by {worst.leak:.1e}"
+            + (f"; {proof.reason}" if verdict == "undecided" else "")
+        )
+        verdict = "not_causal"
+    assumptions = [*proof.assumptions]
+    guessed = [s.name for s in signature.inputs if s.guessed]
+    if guessed:
+        text = f"the position axis of {', '.join(guessed)} was taken by rank, no name says so"
+        assumptions.append(Assumption(text=text))
+    tried = sorted({r.sizes.seq for r in proof.runs})
+    scope = f"lengths {', '.join(map(str, tried))}" if tried else "no length"
+    return Certificate(
+        verdict=verdict,
+        scope=scope,
+        reason=reason,
+        offence=proof.offence,
+        inputs=tuple(
+            f"{s.name} ({', '.join(map(str, s.axes))}), {s.role}" for s in signature.inputs
+        ),
+        outputs=proof.outputs,
+        assumptions=tuple(assumptions),
+        lengths=tuple(f"{r.sizes.past_seq}+{r.sizes.seq}" for r in proof.runs),
+        refused=proof.refused,
+        batch_independent=independent,
+        deterministic=proof.deterministic,
+        nodes=sum(1 for _ in model.graph.all_nodes()),
+        static_seconds=static_seconds,
+        dynamic=replace(check),
+    )
