@@ -1,1 +1,1 @@
-"""causal_onnx.cli"""
+"""The `causal-onnx` command: export, run and inspect proven ONNX files of causal attention."""

@@ -1,0 +1,95 @@
+"""Show what a file takes, gives, comes from and was proved to be.
+
+Reads the file's metadata only: nothing is run, and files of any size open at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from causal_onnx.cli.console import Console
+
+if TYPE_CHECKING:
+    from causal_onnx.cli.certificate import Certificate
+    from causal_onnx.runtime import Artifact
+
+__all__ = ["EPILOG", "add_arguments", "run"]
+
+EPILOG = """\
+example:
+  causal-onnx inspect model.onnx
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Read and print the metadata."""
+    from causal_onnx.cli.certificate import read_certificate
+    from causal_onnx.runtime import read_artifact
+
+    artifact = read_artifact(args.model)
+    certificate = read_certificate(artifact.certificate)
+    if args.json:
+        console.json(_document(artifact))
+    else:
+        _print(artifact, certificate, console)
+    return 0
+
+
+def _document(artifact: Artifact) -> dict[str, Any]:
+    header, golden = artifact.header, artifact.golden
+    contract = artifact.contract
+    return {
+        "path": str(artifact.location),
+        "size_bytes": header.size_bytes,
+        "ir_version": header.ir_version,
+        "opsets": {domain or "ai.onnx": version for domain, version in header.opsets.items()},
+        "producer": header.producer,
+        "contract": None if contract is None else json.loads(contract.to_json()),
+        "source": artifact.source,
+        "certificate": artifact.certificate,
+        "golden": None
+        if golden is None
+        else {"cases": len(golden.cases), "tolerance": golden.tolerance},
+    }
+
+
+def _print(artifact: Artifact, certificate: Certificate | None, console: Console) -> None:
+    from causal_onnx.cli import describe
+
+    console.print(artifact.name)
+    console.pairs(describe.file_pairs(artifact))
+    console.heading("contract")
+    if artifact.contract is None:
+        console.print("  none: causal-onnx did not write this file")
+        return
+    console.pairs(describe.contract_pairs(artifact.contract))
+    if artifact.source:
+        console.heading("source")
+        console.pairs(describe.source_pairs(artifact.source))
+    console.heading("certificate")
+    if certificate is None:
+        console.print("  none")
+    else:
+        console.pairs(
+            [
+                ("causality", certificate.causality_summary or "not stated"),
+                ("parity", describe.parity_summary(certificate)),
+            ]
+        )
+    golden = artifact.golden
+    if golden is None:
+        console.print("\nno golden vectors: `selftest` has nothing to replay")
+    else:
+        console.print(
+            f"\n{len(golden.cases)} golden vectors (limit {golden.tolerance:.0e}); replay them "
+            f"here: causal-onnx selftest {artifact.name}"
+        )

@@ -1,0 +1,102 @@
+"""Say in words what a file tells about itself; shared by `inspect` and `report`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from causal_onnx.cli.certificate import Certificate
+    from causal_onnx.runtime import Artifact, Contract
+
+__all__ = [
+    "contract_pairs",
+    "file_pairs",
+    "parity_summary",
+    "parity_table",
+    "size_text",
+    "source_pairs",
+]
+
+Pairs = list[tuple[str, str]]
+
+
+def file_pairs(artifact: Artifact) -> Pairs:
+    """Size, versions and writer of the file."""
+    header = artifact.header
+    opsets = ", ".join(
+        f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(header.opsets.items())
+    )
+    return [
+        ("size", size_text(header.size_bytes)),
+        ("opset", opsets or "not stated"),
+        ("IR version", str(header.ir_version)),
+        ("written by", header.producer or "not stated"),
+    ]
+
+
+def contract_pairs(contract: Contract) -> Pairs:
+    """What the model takes and gives, one line each."""
+    batch = "may be left out" if contract.unbatched else "must be given"
+    has_batch = any(spec.axis_of("batch") is not None for spec in contract.inputs)
+    return [
+        *(("input", spec.describe()) for spec in contract.inputs),
+        *(("output", spec.describe()) for spec in contract.outputs),
+        ("max_seq_len", str(contract.max_seq_len or "no limit is known")),
+        ("batch axis", batch if has_batch else "none"),
+        ("form", contract.form),
+        ("precision", contract.precision),
+    ]
+
+
+def source_pairs(source: dict[str, Any]) -> Pairs:
+    """What was exported, as the file tells it."""
+    return [(key.replace("_", " "), _value_text(value)) for key, value in source.items()]
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def parity_summary(certificate: Certificate) -> str:
+    """The verdict on equality with PyTorch, on one line."""
+    if certificate.is_equal is None:
+        return "not stated"
+    compared = sum(not case.refused for case in certificate.shapes)
+    verdict = "equal to PyTorch" if certificate.is_equal else "NOT equal to PyTorch"
+    return (
+        f"{verdict} at {compared} shapes: largest error {certificate.max_error:.1e} of the "
+        f"output's scale, limit {certificate.tolerance:.0e}"
+    )
+
+
+def parity_table(certificate: Certificate) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows: one row per length, one column per batch size, cells the error."""
+    batches = list(dict.fromkeys(case.batch for case in certificate.shapes))
+    # Of several calls of one shape (with and without padding, say) the worst is shown.
+    worst = sorted(certificate.shapes, key=lambda case: (not case.passed, case.error))
+    cells = {(case.seq, case.batch): case for case in worst}
+    headers = ["seq", *("no batch" if b is None else f"batch {b}" for b in batches)]
+    rows = []
+    for seq in sorted({case.seq for case in certificate.shapes}):
+        row = [str(seq)]
+        for batch in batches:
+            case = cells.get((seq, batch))
+            if case is None:
+                row.append("-")
+            elif case.refused:
+                row.append("refused")
+            else:
+                row.append(f"{case.error:.1e}{'' if case.passed else ' !'}")
+        rows.append(row)
+    return headers, rows
+
+
+def size_text(size_bytes: int) -> str:
+    """A size in the unit that leaves few digits; the exact number where that is small."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.2f} {unit}"
+    return f"{size_bytes} bytes"

@@ -1,0 +1,136 @@
+"""Time a model by sequence length, on inputs made from its contract alone."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from causal_onnx.runtime import Contract, Model, TensorSpec
+
+__all__ = ["Timing", "default_lengths", "make_request", "time_lengths"]
+
+Array = npt.NDArray[Any]
+
+SECONDS_PER_LENGTH = 0.4
+MAX_RUNS = 100
+MAX_CALL_S = 3.0
+"""A length whose call is likely to take longer is left out: this is a look, not a benchmark."""
+MAX_OUTPUT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timing:
+    """Calls of one length, at batch 1."""
+
+    seq: int
+    median_ms: float
+    fastest_ms: float
+    runs: int
+
+
+def default_lengths(max_seq_len: int | None) -> list[int]:
+    """1, 4, 16, ... up to the limit and with it; up to 1024 where no limit is known."""
+    top = max_seq_len or 1024
+    lengths = [4**power for power in range(7) if 4**power < top]
+    return [*lengths, min(top, 4**7)]
+
+
+def time_lengths(
+    model: Model,
+    lengths: Sequence[int],
+    *,
+    tell: Callable[[str, float], None] = lambda step, fraction: None,
+) -> tuple[list[Timing], list[str]]:
+    """Time `model` at each of `lengths`, shortest first, at batch 1.
+
+    Returns:
+        The timings, and for each length that was left out a line that says why.
+
+    Raises:
+        ValueError: A length is more than the contract allows.
+        RunError: onnxruntime failed.
+    """
+    timings: list[Timing] = []
+    left_out: list[str] = []
+    for index, seq in enumerate(sorted(set(lengths))):
+        tell(f"length {seq}", index / len(lengths))
+        reason = _reason_to_skip(model.contract, seq, timings[-1] if timings else None)
+        if reason:
+            left_out.append(f"length {seq}: {reason}")
+            continue
+        request = make_request(model.contract, seq=seq)
+        model.run(**request)  # the first call of a shape plans memory
+        times: list[float] = []
+        until = time.perf_counter() + SECONDS_PER_LENGTH
+        while len(times) < 3 or (time.perf_counter() < until and len(times) < MAX_RUNS):
+            started = time.perf_counter()
+            model.run(**request)
+            times.append((time.perf_counter() - started) * 1e3)
+        timings.append(
+            Timing(
+                seq=seq,
+                median_ms=statistics.median(times),
+                fastest_ms=min(times),
+                runs=len(times),
+            )
+        )
+    return timings, left_out
+
+
+def _reason_to_skip(contract: Contract, seq: int, before: Timing | None) -> str | None:
+    sizes = {"batch": 1, "seq": seq, "past_seq": 0, "total_seq": seq}
+    size_bytes = sum(
+        math.prod(sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes)
+        * (2 if spec.dtype in ("float16", "bfloat16") else 4)
+        for spec in contract.outputs
+    )
+    if size_bytes > MAX_OUTPUT_BYTES:
+        return f"its outputs would take {size_bytes / 2**30:.1f} GiB"
+    if before is not None:
+        # Attention's own cost grows with the square of the length.
+        likely_s = before.median_ms / 1e3 * (seq / before.seq) ** 2
+        if likely_s > MAX_CALL_S:
+            return f"a call may take {likely_s:.0f} s"
+    return None
+
+
+def make_request(contract: Contract, *, seq: int) -> dict[str, Array]:
+    """Inputs that the contract allows, at batch 1, without a past; the same ones every time."""
+    sizes = {"batch": 1, "seq": seq, "past_seq": 0, "total_seq": seq}
+    generator = np.random.default_rng(0)
+    return {
+        spec.name: _values(
+            spec,
+            tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes),
+            seq,
+            generator,
+        )
+        for spec in contract.inputs
+    }
+
+
+def _values(
+    spec: TensorSpec, shape: tuple[int, ...], seq: int, generator: np.random.Generator
+) -> Array:
+    if spec.dtype == "bfloat16":
+        return generator.standard_normal(shape, dtype=np.float32)
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "f":
+        return generator.standard_normal(shape).astype(dtype)
+    if spec.vocab_size is not None:
+        high = min(spec.vocab_size, int(np.iinfo(dtype).max) + 1)
+        return generator.integers(high, size=shape, dtype=dtype)
+    # What an integer without a vocabulary means, only its name and axes can tell.
+    if "position" in spec.name and spec.axes and spec.axes[-1] in ("seq", "total_seq"):
+        return np.broadcast_to(np.arange(seq, dtype=dtype), shape)
+    if spec.axes == ("batch",):
+        return np.full(shape, seq, dtype)
+    return np.ones(shape, dtype)
