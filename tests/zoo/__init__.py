@@ -6,6 +6,7 @@ from .attention import ENTRIES as _ATTENTION
 from .dtypes import ENTRIES as _DTYPES
 from .entry import ZooEntry, output_tensors
 from .guards import ENTRIES as _GUARDS
+from .huggingface import ENTRIES as _HUGGINGFACE
 from .masks import ENTRIES as _MASKS
 from .own_caches import ENTRIES as _OWN_CACHES
 from .padding import ENTRIES as _PADDING
@@ -27,6 +28,7 @@ ZOO: tuple[ZooEntry, ...] = (
     *_DTYPES,
     *_SCANS,
     *_WHOLE,
+    *_HUGGINGFACE,
 )
 """Every entry, family by family."""
 

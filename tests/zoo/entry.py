@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -93,9 +93,6 @@ class ZooEntry:
     footprint: str = "causal"
     """What the attention cores are declared to see: "causal", "window:<w>" (itself and w - 1
     before), "other", or several joined by " / "."""
-    kwargs: Callable[..., dict[str, Tensor]] | None = None
-    """(batch, seq) -> keyword inputs, for modules called by keyword."""
-    kwargs_axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     warns: str | None = None
     """Start of a warning that the source itself gives in eager."""
     fully_masked_rows: bool = False

@@ -38,8 +38,6 @@ class Subject(Protocol):
     def axes(self) -> tuple[Mapping[int, str], ...]: ...
     @property
     def roles(self) -> tuple[str, ...]: ...
-    @property
-    def kwargs(self) -> Callable[..., dict[str, Tensor]] | None: ...
 
 
 @dataclass(frozen=True)
@@ -61,21 +59,15 @@ def make_inputs(subject: Subject, sizes: Sizes) -> tuple[Tensor, ...]:
     return subject.inputs(sizes.batch, sizes.seq)
 
 
-def run(
-    module: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
-) -> tuple[Tensor, ...]:
+def run(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The output tensors, copied; the inputs are copied first, for modules that write into them."""
     with torch.no_grad():
-        return tuple(
-            t.detach().clone()
-            for t in output_tensors(module(*copy.deepcopy(inputs), **copy.deepcopy(kwargs or {})))
-        )
+        return tuple(t.detach().clone() for t in output_tensors(module(*copy.deepcopy(inputs))))
 
 
 def call(module: nn.Module, subject: Subject, sizes: Sizes) -> tuple[Tensor, ...]:
     """Run on the subject's own inputs."""
-    kwargs = subject.kwargs(sizes.batch, sizes.seq) if subject.kwargs else None
-    return run(module, make_inputs(subject, sizes), kwargs)
+    return run(module, make_inputs(subject, sizes))
 
 
 def relative_change(a: Tensor, b: Tensor, scale_of: Tensor | None = None) -> float:
@@ -183,10 +175,9 @@ def past_change(
     module = subject.factory().eval()
     axes = seq_axes(module, subject, sizes)
     inputs = make_inputs(subject, sizes)
-    kwargs = subject.kwargs(sizes.batch, sizes.seq) if subject.kwargs else None
-    base = run(subject.factory().eval() if fresh else module, inputs, kwargs)
+    base = run(subject.factory().eval() if fresh else module, inputs)
     changed = change_tokens(subject, inputs, cut)
-    moved = run(subject.factory().eval() if fresh else module, changed, kwargs)
+    moved = run(subject.factory().eval() if fresh else module, changed)
     worst = 0.0
     for a, b, where in zip(base, moved, axes, strict=True):
         if where is not None:
@@ -208,9 +199,8 @@ def future_moves(subject: Subject, sizes: Sizes, cut: int) -> bool:
     module = subject.factory().eval()
     axes = seq_axes(module, subject, sizes)
     inputs = make_inputs(subject, sizes)
-    kwargs = subject.kwargs(sizes.batch, sizes.seq) if subject.kwargs else None
-    base = run(module, inputs, kwargs)
-    moved = run(module, change_tokens(subject, inputs, cut, before=True), kwargs)
+    base = run(module, inputs)
+    moved = run(module, change_tokens(subject, inputs, cut, before=True))
     for a, b, where in zip(base, moved, axes, strict=True):
         if where is None:
             return relative_change(a, b) > 0.0
