@@ -99,11 +99,13 @@ def read_artifact(path: str | os.PathLike[str] | bytes) -> Artifact:
     location = Path(path)
     if location.is_dir():
         raise ArtifactError(f"{location} is a folder: pass the .onnx file in it")
-    try:
-        with location.open("rb") as stream:
-            header = read_header(stream, name=name_of(location))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no file {location}") from None
+    if not location.exists():
+        raise FileNotFoundError(f"there is no file {location}")
+    # Opening a named pipe would wait for its other end.
+    if not location.is_file():
+        raise ArtifactError(f"{location} is not a regular file: pass the .onnx file")
+    with location.open("rb") as stream:
+        header = read_header(stream, name=name_of(location))
     return Artifact(location=location, header=header)
 
 

@@ -63,8 +63,8 @@ class TensorSpec:
     """For an input of token ids: every id must lie in [0, vocab_size)."""
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ValueError("a tensor of the contract has an empty name")
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"the name of a tensor must be a text, not empty, got {self.name!r}")
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"{self.name}: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}"
@@ -78,8 +78,16 @@ class TensorSpec:
                 raise ValueError(
                     f"{self.name}: axis names are {', '.join(AXIS_NAMES)}, got {axis!r}"
                 )
-        if self.vocab_size is not None and self.vocab_size < 1:
-            raise ValueError(f"{self.name}: vocab_size must be positive, got {self.vocab_size}")
+        for axis in ("batch", "past_seq", "total_seq"):
+            if self.axes.count(axis) > 1:
+                raise ValueError(f"{self.name}: the axis {axis!r} appears twice")
+        vocab = self.vocab_size
+        if vocab is None:
+            return
+        if isinstance(vocab, bool) or not isinstance(vocab, int) or vocab < 1:
+            raise ValueError(f"{self.name}: vocab_size must be a positive integer, got {vocab!r}")
+        if "int" not in self.dtype:
+            raise ValueError(f"{self.name}: ids are integers, but the dtype is {self.dtype}")
 
     def axis_of(self, name: str) -> int | None:
         """The position of the symbolic axis `name`, or None if the tensor has no such axis."""
@@ -118,9 +126,18 @@ class Contract:
             names = [spec.name for spec in specs]
             if len(set(names)) != len(names):
                 raise ValueError(f"{kind} names must differ, got {', '.join(names)}")
-        if self.max_seq_len is not None and self.max_seq_len < 1:
-            raise ValueError(f"max_seq_len must be positive, got {self.max_seq_len}")
-        if self.min_seq_len < 1 or self.min_seq_len > (self.max_seq_len or self.min_seq_len):
+        for field in ("max_seq_len", "min_seq_len", "opset"):
+            value = getattr(self, field)
+            if value is None and field != "min_seq_len":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+        for field in ("form", "precision"):
+            if not isinstance(getattr(self, field), str):
+                raise ValueError(f"{field} must be a string, got {getattr(self, field)!r}")
+        if not isinstance(self.unbatched, bool):
+            raise ValueError(f"unbatched must be true or false, got {self.unbatched!r}")
+        if self.max_seq_len is not None and self.min_seq_len > self.max_seq_len:
             raise ValueError(
                 f"min_seq_len must be in [1, max_seq_len], got {self.min_seq_len} with max_seq_len "
                 f"{self.max_seq_len}"
@@ -155,18 +172,18 @@ def read_document(text: str, *, what: str) -> dict[str, Any]:
         ArtifactError: Not a JSON object with a format number, or of a newer format.
     """
     try:
-        data = json.loads(text)
+        data: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the {what} in the metadata is not JSON: {error}") from error
-    if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+    version = data.pop("format", None) if isinstance(data, dict) else None
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise ArtifactError(f"the {what} in the metadata has no format number")
-    version = data.pop("format")
     if version > FORMAT:
         raise ArtifactError(
             f"the {what} is of format {version}, this version of causal-onnx reads up to "
             f"{FORMAT}. Update it: pip install -U causal-onnx"
         )
-    return data
+    return dict(data)
 
 
 def _known(data: Mapping[str, Any], cls: type) -> dict[str, Any]:

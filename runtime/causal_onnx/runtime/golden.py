@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from causal_onnx.runtime.contract import FORMAT, read_document
+from causal_onnx.runtime.contract import DTYPES, FORMAT, read_document
 from causal_onnx.runtime.errors import ArtifactError
 
 __all__ = ["GoldenCase", "GoldenSet", "relative_error"]
@@ -64,6 +64,11 @@ class GoldenSet:
     tolerance: float
     """Largest error allowed, relative to the output's scale."""
 
+    def __post_init__(self) -> None:
+        # With a tolerance of 1 or more, an output of zeros passes.
+        if not 0 < self.tolerance < 1:
+            raise ValueError(f"tolerance must be in (0, 1), got {self.tolerance}")
+
     def to_json(self) -> str:
         """The set as one JSON document; arrays are little-endian bytes in base64."""
         cases = [
@@ -92,7 +97,7 @@ class GoldenSet:
                 GoldenCase(
                     inputs={name: _decode(item) for name, item in case["inputs"].items()},
                     outputs={
-                        name: (tuple(item["whole_shape"]), int(item["stride"]), _decode(item))
+                        name: (tuple(item["whole_shape"]), _stride(item), _decode(item))
                         for name, item in case["outputs"].items()
                     },
                 )
@@ -136,7 +141,16 @@ def _encode(value: Array) -> dict[str, Any]:
     }
 
 
+def _stride(item: Mapping[str, Any]) -> int:
+    stride = item["stride"]
+    if isinstance(stride, bool) or not isinstance(stride, int) or stride < 1:
+        raise ValueError(f"stride must be a positive integer, got {stride!r}")
+    return stride
+
+
 def _decode(item: Mapping[str, Any]) -> Array:
+    if item["dtype"] not in DTYPES:
+        raise ValueError(f"unknown dtype {item['dtype']!r}")
     dtype = np.dtype(item["dtype"]).newbyteorder("<")
     raw = base64.b64decode(item["data"], validate=True)
     array = np.frombuffer(raw, dtype=dtype).reshape(item["shape"])

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,8 @@ def load(
             where it works and otherwise the CPU, with a warning in the log. `Model.device` says
             what it is.
         threads: Threads of one call; None: one per physical core that this process may use.
-        spinning: Whether idle threads wait in a busy loop. None: they do not, which holds up on a
-            machine that has other work; True is faster on one that has none.
+        spinning: Whether idle threads wait in a busy loop. None: for 100 us, which was the fastest
+            on a quiet and on a busy machine; True: without end; False: never.
         contract: For a file without one: what it takes and gives. It is checked against the graph,
             and replaces the contract of a file that has one.
         cast: Convert inputs of another dtype, float64 to float32 for one. A value that the
@@ -95,6 +96,8 @@ def load(
         DeviceError: The device cannot be used, or not for all of the model.
         ImportError: onnxruntime is not installed.
     """
+    if contract is not None and not isinstance(contract, Contract):
+        raise TypeError(f"contract must be a Contract, got {type(contract).__name__}")
     settings = SessionSettings(threads=threads, spinning=spinning, flush_denormals=flush_denormals)
     artifact = read_artifact(path)
     promised = contract if contract is not None else artifact.contract
@@ -110,16 +113,26 @@ def load(
         contract=promised,
         session=session,
         device=chosen,
-        settings=settings,
+        flush_denormals=flush_denormals,
         checker=RequestChecker(promised, cast=cast, check_finite=check_finite),
+        options={
+            "device": device,
+            "threads": threads,
+            "spinning": spinning,
+            "contract": contract,
+            "cast": cast,
+            "check_finite": check_finite,
+            "flush_denormals": flush_denormals,
+        },
     )
 
 
 class Model:
     """A loaded artifact; made by `load`.
 
-    It may be called from any number of threads at once. It does not outlive `os.fork`: load it in
-    the child. Its memory is freed with the last reference to it.
+    It may be called from any number of threads at once. Pickling keeps the path and the options,
+    and loads the file again on the other side. A model does not outlive `os.fork`: load it in the
+    child. Its memory is freed with the last reference to it.
     """
 
     def __init__(
@@ -129,15 +142,16 @@ class Model:
         contract: Contract,
         session: Any,
         device: Device,
-        settings: SessionSettings,
+        flush_denormals: bool,
         checker: RequestChecker,
+        options: Mapping[str, Any],
     ) -> None:
         self._artifact = artifact
         self._contract = contract
         self._session = session
         self._device = device
-        self._settings = settings
         self._checker = checker
+        self._options = options
         self._pid = os.getpid()
         self._output_names = [spec.name for spec in contract.outputs]
         self._output_batch_axes = {spec.name: spec.axis_of("batch") for spec in contract.outputs}
@@ -145,6 +159,12 @@ class Model:
             spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)
         )
         self._errors = onnxruntime_errors()
+        # A GPU flushes by itself, and its calling thread computes nothing.
+        self._mode = (
+            flushing_denormals
+            if flush_denormals and device.kind == "cpu"
+            else contextlib.nullcontext
+        )
 
     @property
     def contract(self) -> Contract:
@@ -165,6 +185,16 @@ class Model:
     def certificate(self) -> dict[str, Any] | None:
         """The certificate of causality as it stands in the file, or None."""
         return self._artifact.certificate
+
+    def __repr__(self) -> str:
+        takes = ", ".join(spec.describe() for spec in self._contract.inputs)
+        gives = ", ".join(spec.describe() for spec in self._contract.outputs)
+        return f"<Model {self._artifact.name} on {self.device}: {takes} -> {gives}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        location = self._artifact.location
+        path = location if isinstance(location, bytes) else location.absolute()
+        return _load_again, (path, dict(self._options))
 
     def __call__(self, /, *inputs: npt.ArrayLike, **named: npt.ArrayLike) -> Array:
         """Run a model of one output.
@@ -233,9 +263,8 @@ class Model:
                 "session; load it in the child process, or start processes with 'spawn'"
             )
         request = checker.check(inputs, named)
-        mode = flushing_denormals() if self._settings.flush_denormals else contextlib.nullcontext()
         try:
-            with mode:
+            with self._mode():
                 outputs = (
                     self._run_bfloat16(request.feeds)
                     if self._has_bfloat16
@@ -271,6 +300,10 @@ class Model:
             else np.asarray(result.numpy())
             for result in results
         ]
+
+
+def _load_again(path: Path | bytes, options: dict[str, Any]) -> Model:
+    return load(path, **options)
 
 
 def _bfloat16_values(value: Any) -> Array:
