@@ -42,11 +42,18 @@ def contract_pairs(contract: Contract) -> Pairs:
     return [
         *(("input", spec.describe()) for spec in contract.inputs),
         *(("output", spec.describe()) for spec in contract.outputs),
-        ("max_seq_len", str(contract.max_seq_len or "no limit is known")),
+        ("seq", _lengths_text(contract)),
         ("batch axis", batch if has_batch else "none"),
         ("form", contract.form),
         ("precision", contract.precision),
     ]
+
+
+def _lengths_text(contract: Contract) -> str:
+    least, most = contract.min_seq_len, contract.max_seq_len
+    if most is None:
+        return f"{least} and longer, no limit is known"
+    return f"{most} only" if least == most else f"{least} to {most}"
 
 
 def source_pairs(source: dict[str, Any]) -> Pairs:

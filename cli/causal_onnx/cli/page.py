@@ -126,8 +126,8 @@ def render(proof: Proof) -> str:
 
 
 def _first_line(proof: Proof) -> str:
-    limit = proof.contract.max_seq_len
-    length = f"sequences up to {limit:,}" if limit else "no limit of length is known"
+    least, most = proof.contract.min_seq_len, proof.contract.max_seq_len
+    length = f"sequences of {least:,} to {most:,}" if most else "no limit of length is known"
     return f"{describe.size_text(proof.artifact.header.size_bytes)}, {length}"
 
 

@@ -82,17 +82,21 @@ def gather(
     Raises:
         ArtifactError: Damaged, foreign, or without a contract.
         DeviceError: The device cannot be used.
-        ValueError: A length is more than the contract allows.
+        ValueError: A length is not one that the contract allows.
     """
     tell("load", 0.0)
     artifact = read_artifact(path)
     certificate = read_certificate(artifact.certificate)
     model = load(path, device=device, threads=threads)
-    limit = model.contract.max_seq_len
+    contract = model.contract
     if lengths is None:
-        lengths = default_lengths(limit)
-    elif limit is not None and max(lengths) > limit:
-        raise ValueError(f"{path} takes at most {limit} positions, asked to time {max(lengths)}")
+        lengths = default_lengths(contract)
+    longest, shortest = max(lengths), min(lengths)
+    if shortest < contract.min_seq_len or longest > (contract.max_seq_len or longest):
+        raise ValueError(
+            f"{path} takes lengths from {contract.min_seq_len} to {contract.max_seq_len}, asked "
+            f"to time {', '.join(str(length) for length in lengths)}"
+        )
     tell("selftest", 0.0)
     try:
         selftest = model.selftest() if artifact.golden is not None else None
@@ -105,7 +109,7 @@ def gather(
         timings, left_out = [], [f"made-up inputs do not run: {error}"]
     return Proof(
         artifact=artifact,
-        contract=model.contract,
+        contract=contract,
         certificate=certificate,
         selftest=selftest,
         timings=tuple(timings),

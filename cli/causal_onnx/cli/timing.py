@@ -36,11 +36,11 @@ class Timing:
     runs: int
 
 
-def default_lengths(max_seq_len: int | None) -> list[int]:
+def default_lengths(contract: Contract) -> list[int]:
     """1, 4, 16, ... up to the limit and with it; up to 1024 where no limit is known."""
-    top = max_seq_len or 1024
-    lengths = [4**power for power in range(7) if 4**power < top]
-    return [*lengths, min(top, 4**7)]
+    top = contract.max_seq_len or max(1024, contract.min_seq_len)
+    lengths = [4**power for power in range(7)]
+    return [*(n for n in lengths if contract.min_seq_len <= n < top), min(top, 4**7)]
 
 
 def time_lengths(

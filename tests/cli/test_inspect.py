@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from causal_onnx.cli.main import main
+from tests.cli.onnx_file import make_certificate, write_model
+
+
+def test_prints_contract_source_and_certificate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(write_model(tmp_path / "m.onnx"))]) == 0
+    out = capsys.readouterr().out
+    assert "x: float32 (batch, seq, 3)" in out
+    assert "1 to 16" in out
+    assert "tests.Cumulative" in out
+    assert "causal: 2 cuts, the past stayed bit-identical" in out
+    assert "equal to PyTorch at 3 shapes: largest error 3.0e-07" in out
+
+
+def test_json_holds_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_model(tmp_path / "m.onnx")
+    assert main(["inspect", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["size_bytes"] == path.stat().st_size
+    assert said["opsets"] == {"ai.onnx": 18}
+    assert said["contract"]["max_seq_len"] == 16
+    assert said["certificate"]["causality"]["is_causal"] is True
+    assert said["golden"] == {"cases": 1, "tolerance": 1e-5}
+
+
+def test_a_foreign_file_has_no_contract(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(write_model(tmp_path / "m.onnx", foreign=True))]) == 0
+    assert "none: causal-onnx did not write this file" in capsys.readouterr().out
+
+
+def test_parts_of_the_certificate_may_be_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = make_certificate(causality=None, parity=None)
+    assert main(["inspect", str(write_model(tmp_path / "m.onnx", certificate=certificate))]) == 0
+    assert capsys.readouterr().out.count("not stated") == 2
+
+
+def test_a_damaged_certificate_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_model(tmp_path / "m.onnx", certificate={"causality": {"cases": []}})
+    assert main(["inspect", str(path)]) == 1
+    assert (
+        "the certificate in the file is damaged: KeyError('is_causal')" in capsys.readouterr().err
+    )
+
+
+def test_a_file_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"PK\x03\x04 and more")
+    assert main(["inspect", str(path)]) == 1
+    assert "a zip file, such as torch.save writes" in capsys.readouterr().err
+
+
+def test_control_characters_in_a_file_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_model(tmp_path / "m.onnx", source={"class": "\x1b[2Jgone\x07"})
+    assert main(["inspect", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "\\x1b[2Jgone\\x07" in out
+    assert "\x1b" not in out

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from causal_onnx.cli import main as main_module
+from causal_onnx.cli.commands import inspect
+from causal_onnx.cli.main import COMMANDS, main
+from causal_onnx.runtime import __version__
+from tests.cli.onnx_file import write_model
+
+
+def run(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "causal_onnx.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload, no-any-return]
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for module in COMMANDS:
+        assert f"    {module.__name__.rpartition('.')[2]} " in out
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
+def test_every_command_has_help_with_an_example(
+    module: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"causal-onnx {name}" in out
+    assert "example" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["bogus"], "invalid choice: 'bogus'"),
+        (["inspect"], "the following arguments are required: MODEL"),
+        (["inspect", "m.onnx", "--jso"], "unrecognized arguments: --jso"),
+        (["run", "m.onnx"], "the following arguments are required: -o/--output"),
+        (["selftest", "m.onnx", "--threads", "two"], "invalid int value: 'two'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"causal-onnx {__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [["--debug", "inspect"], ["inspect", "--debug"]])
+def test_debug_shows_the_traceback(argv: list[str], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        main([*argv, str(tmp_path / "missing.onnx")])
+
+
+def test_an_unforeseen_error_is_one_line_with_its_class(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> int:
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr(inspect, "run", fail)
+    assert main(["inspect", "m.onnx"]) == 1
+    assert capsys.readouterr().err == "error: KeyError: 'a\\nb'; --debug shows where\n"
+
+
+def test_an_interrupt_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspect, "run", interrupt)
+    assert main(["inspect", "m.onnx"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_what_the_library_logs_is_shown_as_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn(*_: object) -> int:
+        logging.getLogger("causal_onnx.runtime.session").warning("runs on the CPU")
+        return 0
+
+    monkeypatch.setattr(inspect, "run", warn)
+    assert main(["inspect", "m.onnx"]) == 0
+    assert capsys.readouterr().err == "warning: runs on the CPU\n"
+    assert logging.getLogger("causal_onnx").handlers == []
+
+
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
+    done = run("inspect", str(write_model(tmp_path / "m.onnx")))
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "x: float32 (batch, seq, 3)" in done.stdout
+    assert run("inspect", str(tmp_path / "missing.onnx")).returncode == 1
+
+
+def test_a_reader_that_stops_early_is_no_error_message(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.onnx")
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [sys.executable, "-m", "causal_onnx.cli", "inspect", str(path)]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(write)
+    assert done.stderr == ""
+
+
+BLOCKED = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "onnx", "onnx_ir", "onnxscript", "rich"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+from causal_onnx.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("command", ["inspect", "selftest", "report"])
+def test_commands_on_files_need_neither_pytorch_nor_rich(command: str, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.onnx")
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, command, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_export_without_pytorch_says_what_to_install(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, "export", "a.b:c", "-o", str(tmp_path / "m.onnx")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "pip install 'causal-onnx[export]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_imports_no_numpy() -> None:
+    code = "import sys; from causal_onnx.cli.main import main; main(['--help']); "
+    code += "sys.exit('numpy' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_main_is_what_the_entry_point_calls() -> None:
+    assert main_module.main is main

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from causal_onnx.cli.main import main
+from tests.cli.onnx_file import make_certificate, make_contract, make_golden, write_model
+
+
+class Page(HTMLParser):
+    """Collects what a page says, and notes tags that do not close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [f"{k}={v}" for k, v in attrs if k in ("src", "href") or k.startswith("on")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+def render(path: Path, *arguments: str, code: int = 0) -> Page:
+    output = path.with_suffix(".html")
+    assert main(["report", str(path), "-o", str(output), "--lengths", "1,4", *arguments]) == code
+    return Page(output.read_text(encoding="utf-8"))
+
+
+def test_the_page_holds_the_proof(tmp_path: Path) -> None:
+    page = render(write_model(tmp_path / "m.onnx"))
+    assert page.open == []
+    assert "✓ Causal" in page.text
+    assert "✓ Equal to PyTorch" in page.text
+    assert "✓ Self-test passed here" in page.text
+    assert "x: float32 (batch, seq, 3)" in page.text
+    assert page.tags.count("circle") == 2  # one point per length
+
+
+def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    page = render(write_model(tmp_path / "m.onnx"))
+    assert page.links == []
+    assert not {"script", "link", "img", "iframe", "object"} & set(page.tags)
+    assert "url(" not in (tmp_path / "m.html").read_text(encoding="utf-8")
+
+
+def test_everything_from_the_file_is_escaped(tmp_path: Path) -> None:
+    evil = "</style></pre><script>alert('1')</script>\"<img src=x onerror=alert(1)>"
+    certificate = make_certificate(**{evil: {evil: evil}})
+    certificate["causality"]["summary"] = evil
+    certificate["parity"]["cases"][0]["note"] = evil
+    certificate["parity"]["skipped"] = [evil]
+    page = render(write_model(tmp_path / "m.onnx", source={evil: evil}, certificate=certificate))
+    assert page.open == []
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert page.text.count(evil) >= 5
+
+
+def test_a_failing_file_fails_the_command_and_says_so_on_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = make_certificate()
+    certificate["causality"] |= {"is_causal": False, "summary": "NOT causal: at length 7"}
+    certificate["causality"]["cases"][1] |= {"passed": False, "past_error": 0.5}
+    certificate["parity"]["passed"] = False
+    certificate["parity"]["cases"][0] |= {"passed": False, "error": 0.25}
+    golden = make_golden(wrong_by=0.01)
+    path = write_model(tmp_path / "m.onnx", certificate=certificate, golden=golden)
+    page = render(path, code=1)
+    assert "✗ Not causal" in page.text
+    assert "✗ Not equal to PyTorch" in page.text
+    assert "2.5e-01 !" in page.text
+    assert "✗ Self-test failed here" in page.text
+    assert re.search(
+        "error: .*NOT causal: at length 7; .*not equal to its source; the self-test failed here",
+        capsys.readouterr().err,
+    )
+
+
+def test_what_a_file_does_not_say_is_shown_as_unknown(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "m.onnx", certificate={}, source={})
+    page = render(path)
+    assert "? Causality not stated" in page.text
+    assert "? Equality not stated" in page.text
+    assert "The file does not say." in page.text
+
+
+def test_text_without_an_output_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(write_model(tmp_path / "m.onnx")), "--lengths", "1,4,16"]) == 0
+    out = capsys.readouterr().out
+    assert "stated by the exporter: causality" in out
+    assert re.search(r"^ *17 +refused +-$", out, re.MULTILINE)
+    assert re.search(r"^ *16 +[\d.]+ +[\d.]+ +[\d,]+ +\d+$", out, re.MULTILINE)
+
+
+def test_json_holds_timings_and_selftest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_model(tmp_path / "m.onnx")
+    assert main(["report", str(path), "--lengths", "1,16", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [timing["seq"] for timing in said["timings"]] == [1, 16]
+    assert said["selftest"]["passed"] is True
+
+
+def test_default_lengths_end_at_the_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_model(tmp_path / "m.onnx", contract=make_contract(max_seq_len=5))
+    assert main(["report", str(path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [timing["seq"] for timing in said["timings"]] == [1, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--lengths", "17"], 1, "takes lengths from 1 to 16, asked to time 17"),
+        (["--lengths", "0"], 2, "--lengths takes positive numbers"),
+        (["--lengths", "a"], 2, "--lengths takes positive numbers"),
+        (["-o", "report.pdf"], 2, "-o takes a .html file"),
+    ],
+)
+def test_wrong_requests_are_named(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["report", str(write_model(tmp_path / "m.onnx")), *arguments]) == code
+    assert message in capsys.readouterr().err
+
+
+def test_a_foreign_file_cannot_be_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(write_model(tmp_path / "m.onnx", foreign=True))]) == 1
+    assert "carries no contract" in capsys.readouterr().err
