@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="export needs PyTorch")
+
+from causal_onnx.cli.main import main  # noqa: E402 - after the check for PyTorch
+
+SOURCE = '''
+import torch
+from torch import nn
+
+from causal_onnx.models import CausalMechanismV1
+
+WIDTH = 6
+
+
+def attention(context_length=8, *, bias=False):
+    torch.manual_seed(0)
+    return CausalMechanismV1(WIDTH, 4, context_length, qkv_bias=bias)
+
+
+class RunningMean(nn.Module):
+    """Says nothing of what it takes."""
+
+    def forward(self, x, scale):
+        counts = torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[:, None]
+        return x.cumsum(1) / counts * scale
+
+
+class Mean(nn.Module):
+    """Not causal."""
+
+    def forward(self, x):
+        return x - x.mean(1, keepdim=True)
+
+
+def failing():
+    raise RuntimeError("no weights")
+
+
+def number():
+    return 3
+
+
+ready = attention()
+'''
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a file of modules, made the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zoo_of_the_cli_tests.py").write_text(SOURCE)
+    for name in ("zoo_of_the_cli_tests", "exported_json"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+TARGET = "zoo_of_the_cli_tests"
+
+
+def test_exports_what_a_factory_gives(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path_before = list(sys.path)
+    arguments = ["--arg", "context_length=12", "--arg", "bias=true"]
+    assert main(["export", f"{TARGET}:attention", "-o", "m.onnx", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "max_seq_len 12" in out
+    assert "causal: " in out
+    assert "batch 1" in out
+    assert sys.path == path_before
+
+    x = np.random.default_rng(0).standard_normal((2, 5, 6), dtype=np.float32)
+    np.save("x.npy", x)
+    assert main(["run", "m.onnx", "x.npy", "-o", "y.npy"]) == 0
+    module = sys.modules[TARGET].attention(12, bias=True).eval()
+    expected = module(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(np.load("y.npy"), expected, rtol=0, atol=1e-5)
+
+
+def test_exports_a_module_from_a_file_and_reports_json(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A name that the standard library has too.
+    (folder / f"{TARGET}.py").rename(folder / "json.py")
+    code = main(["export", "./json.py:ready", "-o", "m.onnx", "--json", "--max-seq-len", "5"])
+    said = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert said["path"] == "m.onnx"
+    assert said["contract"]["max_seq_len"] == 5
+    assert said["causality"]["is_causal"] is True
+    assert sys.modules["json"] is json
+
+
+def test_inputs_are_described_by_shape_file_and_axes(folder: Path) -> None:
+    np.save("scale.npy", np.array([0.5], dtype=np.float32))
+    arguments = ["--example", "x=2,4,3", "--example", "scale=scale.npy"]
+    arguments += ["--axes", "0=batch,1=seq", "--axes", "fixed", "--opset", "20"]
+    assert main(["export", f"{TARGET}:RunningMean", "-o", "m.onnx", *arguments]) == 0
+    np.savez("in.npz", x=np.ones((1, 7, 3), np.float32), scale=np.array([2.0], np.float32))
+    assert main(["run", "m.onnx", "in.npz", "-o", "y.npy"]) == 0
+    np.testing.assert_allclose(np.load("y.npy"), np.full((1, 7, 3), 2.0), rtol=1e-6)
+
+
+def test_a_module_that_is_not_causal_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", f"{TARGET}:Mean", "-o", "m.onnx", "--example", "2,4,3", "--json"]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)
+    assert said["failed"] == "CausalityError"
+    assert said["report"]["is_causal"] is False
+    assert captured.err.startswith("error: Mean is NOT causal")
+    assert captured.err.count("\n") == 1
+    assert not (folder / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["attention"], 2, "'attention' does not say what to export; write pkg.module:name"),
+        ([f"{TARGET}:"], 2, "does not say what to export"),
+        ([f"{TARGET}:attention", "--arg", "x"], 2, "--arg takes key=value, got 'x'"),
+        ([f"{TARGET}:attention", "--arg", "a=1", "--arg", "a=2"], 2, "--arg a was given twice"),
+        ([f"{TARGET}:nothing"], 1, "has no 'nothing'; it has CausalMechanismV1, Mean, RunningMean"),
+        (["no_such_module:x"], 1, "there is no module 'no_such_module'"),
+        (["missing.py:x"], 1, "there is no file missing.py"),
+        (["broken.py:x"], 1, "importing broken.py failed with SyntaxError"),
+        (["lacking.py:x"], 1, "importing lacking.py failed: No module named 'no_such_package'"),
+        ([f"{TARGET}:attention", "--arg", "bad=1"], 1, "unexpected keyword argument 'bad'"),
+        ([f"{TARGET}:failing"], 1, "failing() raised RuntimeError: no weights"),
+        ([f"{TARGET}:number"], 1, "gave an object of type int; expected a torch.nn.Module"),
+        ([f"{TARGET}:WIDTH"], 1, "is of type int; expected a torch.nn.Module, or a function"),
+        ([f"{TARGET}:ready", "--arg", "a=1"], 1, "is a module already and takes no --arg (a)"),
+        ([f"{TARGET}:Mean"], 1, "On the command line: --example 2,16,64"),
+        ([f"{TARGET}:Mean", "--example", "2,x"], 2, "--example takes a shape such as 2,16,64"),
+        ([f"{TARGET}:Mean", "--example", "2,3:int65"], 2, "there is no dtype 'int65'"),
+        ([f"{TARGET}:Mean", "--example", "no.npy"], 1, "there is no file no.npy"),
+        (
+            [f"{TARGET}:RunningMean", "--example", "x=2,3,4", "--example", "1"],
+            2,
+            "give a name to every --example or to none",
+        ),
+        (
+            [f"{TARGET}:Mean", "--example", "2,3,4", "--axes", "batch"],
+            2,
+            "--axes takes axis=name pairs such as 0=batch,1=seq, or fixed; got 'batch'",
+        ),
+        (
+            [f"{TARGET}:Mean", "--example", "2,3,4", "--axes", "fixed", "--axes", "fixed"],
+            2,
+            "2 --axes for 1 --example",
+        ),
+        ([f"{TARGET}:ready", "--target", "abacus"], 1, "got 'abacus'"),
+    ],
+)
+def test_wrong_requests_are_named(
+    arguments: list[str],
+    code: int,
+    message: str,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (folder / "broken.py").write_text("def (")
+    (folder / "lacking.py").write_text("import no_such_package")
+    assert main(["export", *arguments, "-o", "m.onnx"]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert not (folder / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("false", False),
+        ("False", False),
+        ("None", None),
+        ("null", None),
+        ("[1, 2]", [1, 2]),
+        ("(1, 2)", (1, 2)),
+        ("1e-3", 1e-3),
+        ("gelu", "gelu"),
+        ("a=b", "a=b"),
+        ("", ""),
+    ],
+)
+def test_argument_values_are_json_or_python_or_text(text: str, value: object) -> None:
+    from causal_onnx.cli.factory import parse_arguments
+
+    assert parse_arguments([f"key={text}"]) == {"key": value}
+
+
+def test_example_values_fit_what_the_name_says() -> None:
+    from causal_onnx.cli.examples import make_example
+
+    class Decoder(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None: ...
+
+    ids, mask = make_example(["2,50:int64", "2,50:bool"], Decoder())
+    assert sorted(set(ids.flatten().tolist())) == [0, 1]
+    assert mask.all()
