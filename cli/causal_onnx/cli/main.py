@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from causal_onnx.cli.commands import export, inspect, report, run, selftest
+from causal_onnx.cli.commands import doctor, export, inspect, report, run, selftest
 from causal_onnx.cli.console import Console, printable
 from causal_onnx.cli.errors import UsageError
 
 __all__ = ["main"]
 
-COMMANDS = (export, run, inspect, selftest, report)
+COMMANDS = (export, run, inspect, selftest, report, doctor)
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = """\
