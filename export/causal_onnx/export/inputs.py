@@ -82,7 +82,7 @@ class InputSpec:
         )
 
     def _mask(self, shape: tuple[int, ...], padding: Padding) -> Tensor:
-        keep = self.example.flatten().mode().values.item() if self.example.numel() else 1
+        keep = self._keep()
         mask = torch.full(shape, keep, dtype=self.example.dtype)
         axis = next((a for a, n in self.axes.items() if n in ("seq", "total_seq")), None)
         batch_axis = next((a for a, n in self.axes.items() if n == "batch"), None)
@@ -97,6 +97,17 @@ class InputSpec:
             start = 0 if padding == "left" else shape[axis] - count
             view.narrow(rest, start, count).fill_(drop)
         return mask
+
+    def _keep(self) -> int | bool:
+        """The value that stands for a real token.
+
+        Most of the example's entries; where it is a tie, what the field means by the name: a
+        `padding_mask` marks padding, any other mask marks tokens.
+        """
+        ones = int(self.example.bool().sum())
+        zeros = self.example.numel() - ones
+        keep = ones > zeros if ones != zeros else "padding" not in self.name
+        return keep if self.example.dtype == torch.bool else int(keep)
 
     def _positions(self, shape: tuple[int, ...], sizes: Sizes) -> Tensor:
         axis = next(a for a, n in self.axes.items() if n in ("seq", "total_seq"))

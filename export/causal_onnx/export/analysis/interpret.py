@@ -32,6 +32,10 @@ LAZY_SIZE = 1 << 16
 """Element-wise results on constants beyond this size are evaluated only when a rule asks."""
 
 
+LARGE_MASK = 1 << 12
+"""In a blank run, masks beyond this size are not combined with data."""
+
+
 class SizesRefusedError(Exception):
     """The graph does not run at these sizes."""
 
@@ -89,6 +93,7 @@ def run(
     *,
     inputs: Mapping[str, Abstract] | None = None,
     step: Callable[[], None] | None = None,
+    blank: bool = False,
 ) -> Run:
     """Analyse the graph at `sizes`.
 
@@ -99,15 +104,19 @@ def run(
         constants: Shared between runs of the same graph.
         inputs: Abstract inputs instead of those the signature gives.
         step: Called once per node of the outermost graph.
+        blank: Follow shapes and position-only values alone, for large sizes.
 
     Raises:
         SizesRefusedError: The graph does not take these sizes.
         StuckError: An operator has no rule and its output no declared shape.
     """
     walker = _Walker(model, signature, sizes, constants)
+    walker.found.context.blank = blank
     for spec, value in _inputs_of(model, signature):
         given = None if inputs is None else inputs.get(spec.name)
-        walker.values[value] = input_elements(spec, sizes) if given is None else given
+        if given is None:
+            given = blank_elements(spec.shape(sizes)) if blank else input_elements(spec, sizes)
+        walker.values[value] = given
     walker.graph(model.graph, step)
     return walker.found
 
@@ -130,6 +139,11 @@ def input_elements(spec: InputAxes, sizes: Sizes) -> Elements:
     first = spec.first_position(sizes)
     places = np.arange(first, first + shape[axis], dtype=np.int32).reshape(record)
     return Elements(shape, places)
+
+
+def blank_elements(shape: tuple[int, ...]) -> Elements:
+    """A tensor of which only the shape is followed."""
+    return Elements(shape, np.full((1,) * len(shape), NONE, np.int32))
 
 
 class _Walker:
@@ -191,6 +205,11 @@ class _Walker:
         ):
             return self.evaluate(node, inputs)
         rule = RULES.get((domain, node.op_type))
+        if self.found.context.blank and node.op_type in ELEMENTWISE:
+            inputs = [
+                blank_elements(v.shape) if isinstance(v, Known) and v.size > LARGE_MASK else v
+                for v in inputs
+            ]
         if rule is None:
             return self.mixing(node, inputs, "this operator has no rule")
         return rule(self.found.context, node, inputs)

@@ -24,12 +24,6 @@ from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 
 __all__ = ["StaticProof", "default_grid", "prove"]
 
-LENGTHS = (1, 2, 3, 5, 8, 13)
-PASTS = (0, 1, 4)
-OTHER_SIZE = 3
-"""Of free axes that are neither batch nor positions."""
-
-
 @dataclass
 class StaticProof:
     """What the runs found."""
@@ -42,23 +36,6 @@ class StaticProof:
     runs: list[Run] = field(default_factory=list)
     refused: tuple[str, ...] = ()
     deterministic: bool = True
-
-
-def default_grid(signature: Signature, lengths: Sequence[int] | None = None) -> list[Sizes]:
-    """The sizes to analyse at: each length without a past, some with one."""
-    other = tuple((name, OTHER_SIZE) for name in signature.symbols)
-    batch = 2
-    if signature.fixed_seq is not None:
-        return [Sizes(batch=batch, seq=signature.fixed_seq, other=other)]
-    limit = signature.max_seq_len
-    wanted = [n for n in (lengths or LENGTHS) if limit is None or n <= limit]
-    pasts = PASTS if signature.has_past else (0,)
-    grid = []
-    for past in pasts:
-        for n in wanted if past == 0 else wanted[:4]:
-            if limit is None or past + n <= limit:
-                grid.append(Sizes(batch=batch, seq=n, past_seq=past, other=other))
-    return grid
 
 
 def prove(

@@ -87,6 +87,10 @@ def attend(
     Returns:
         The output (batch, heads, seq, v_dim) and the weights (batch, heads, seq, total).
     """
+    if ctx.blank:
+        one = np.full((1, 1, 1, 1), NONE, np.int32)
+        weights: Tensor = Elements((*q.shape[:3], k.shape[2]), one)
+        return Elements((*q.shape[:3], v.shape[3]), one), weights
     scores: Tensor = contract("bhsd", "bhtd", "bhst", q, k)
     for bias in mask.bias:
         scores = binary("Add", scores, bias)
@@ -96,8 +100,8 @@ def attend(
         allowed.append(Known(mask.rule.visible(q.shape[2], k.shape[2])))
     for seen in allowed:
         scores = combine("Where", [seen, scores, hidden], None)
-    weights = softmax(ctx, node, lift(scores), (3,))
-    weights = _no_nan(weights)
+    ctx.scores[node] = scores
+    weights = _no_nan(softmax(ctx, node, lift(scores), (3,)))
     return contract("bhst", "bhtd", "bhsd", weights, v), weights
 
 

@@ -30,7 +30,7 @@ from causal_onnx.export.analysis.elements import (
 from causal_onnx.export.analysis.rules.elementwise import combine
 from causal_onnx.export.analysis.rules.registry import Context, rule
 
-__all__ = ["contract", "matmul"]
+__all__ = ["LETTERS", "contract", "equation_terms", "matmul"]
 
 BLOCK = 1 << 24
 """Most elements of the space of all labels held at once (the operands are compressed, so that only
@@ -216,7 +216,7 @@ def _plus(a: Tensor, b: Tensor) -> Tensor:
 def einsum(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Products of any number of operands, two at a time."""
     tensors = [_tensor(inputs, i) for i in range(len(inputs))]
-    terms, out = _equation(attr(node, "equation"), [len(t.shape) for t in tensors])
+    terms, out = equation_terms(attr(node, "equation"), [len(t.shape) for t in tensors])
     labels, current = terms[0], tensors[0]
     if len(tensors) == 1:
         one = Known(np.ones((), np.float32))
@@ -230,7 +230,7 @@ def einsum(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[
     return [current]
 
 
-def _equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+def equation_terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     """The labels of each operand and of the result, with "..." spelled out."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")

@@ -171,10 +171,14 @@ def _subtract(out: Elements, parts: Sequence[Elements | None]) -> None:
         if part.known is not None and _value(part).dtype.kind == "f":
             for infinity in (-np.inf, np.inf):
                 _decide(out, _is(part, lambda v, i=infinity: v == i), sign * infinity)  # type: ignore[misc]
-    low = is_low(a, infinite=False)
-    if low is not None:
+    low, large = is_low(a, infinite=False), _is(b, lambda v: v >= -VERY_NEGATIVE)
+    if low is not None or large.any():
         # A row's largest score is subtracted before exp; it is no more negative than the rest.
-        _bound(out, low & ~_high(b), np.where(low, _value(a), 0.0))
+        low = FALSE if low is None else low & ~_high(b)
+        zero = np.zeros((), np.float64)
+        bound_a = np.where(low, _value(a), 0.0) if low.any() else zero
+        bound_b = np.where(large, -_value(b).astype(np.float64), 0.0) if large.any() else zero
+        _bound(out, low | large, np.maximum(bound_a + bound_b, np.finfo(np.float64).min))
     out.maybe_low = _may_be_low(a)
 
 

@@ -25,7 +25,11 @@ class Context:
     """Assumption -> names of the nodes that needed it."""
     approximate: dict[ir.Node, str] = field(default_factory=dict)
     """Nodes whose rule claims more dependence than there may be, each with the reason."""
+    scores: dict[ir.Node, Tensor] = field(default_factory=dict)
+    """Fused attention node -> its masked scores (batch, heads, seq, total)."""
     random: set[str] = field(default_factory=set)
+    blank: bool = False
+    """Only shapes and position-only values are wanted, at a size too large for the rest."""
     """Nodes that draw random numbers."""
 
     def assume(self, node: ir.Node, text: str) -> None:

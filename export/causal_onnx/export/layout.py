@@ -1,0 +1,118 @@
+"""What every value of a graph is: constant, position-only or tainted; and how its axes grow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.elements import Array, Elements, Known
+from causal_onnx.export.analysis.interpret import Constants, Run, run
+from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
+from causal_onnx.export.errors import ExportError
+
+__all__ = ["Axis", "Layouts"]
+
+
+def probing_sizes(max_seq_len: int | None) -> tuple[Sizes, Sizes, Sizes]:
+    """Sizes that differ from each other and from usual widths, so that growth tells what counts."""
+    seq, longer = (7, 11) if max_seq_len is None or max_seq_len >= 11 else (2, max_seq_len)
+    if max_seq_len is not None and max_seq_len < 3:
+        raise ExportError(f"a length limit of {max_seq_len} is too short to analyse the graph")
+    return Sizes(batch=2, seq=seq), Sizes(batch=2, seq=longer), Sizes(batch=3, seq=seq)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An axis of `count * batch ** batches * seq ** seqs` entries; count 0: something else."""
+
+    count: int
+    batches: int = 0
+    seqs: int = 0
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.count > 0 and not self.batches and not self.seqs
+
+    @property
+    def is_seq(self) -> bool:
+        return self == Axis(1, 0, 1)
+
+    @property
+    def is_batch(self) -> bool:
+        """The batch, possibly with heads folded in."""
+        return self.batches == 1 and not self.seqs
+
+    def size(self, batch: int, seq: int) -> int:
+        return int(self.count * batch**self.batches * seq**self.seqs)
+
+
+class Layouts:
+    """The class and the axes of each value, from the analysis at three choices of sizes."""
+
+    def __init__(self, model: ir.Model, max_seq_len: int | None = None):
+        self.model = model
+        self.signature: Signature = read_signature(model)
+        self.sizes = probing_sizes(max_seq_len)
+        constants = Constants()
+        self.base, *self._others = (
+            run(model, self.signature, sizes, constants) for sizes in self.sizes
+        )
+
+    def is_tainted(self, value: ir.Value | None) -> bool:
+        """Whether the value depends on the data of an input."""
+        return value is not None and isinstance(self.base.values.get(value), Elements)
+
+    def is_position_only(self, value: ir.Value | None) -> bool:
+        """Whether the value depends on the inputs' shapes, and on nothing else of them."""
+        known = None if value is None else self.base.values.get(value)
+        return isinstance(known, Known) and not known.constant
+
+    def constant(self, value: ir.Value | None) -> Known | None:
+        """The value, if it is the same for all inputs of all shapes."""
+        if value is None:
+            return None
+        found = self.base.values.get(value)
+        if found is None and value.const_value is not None:
+            return Known(value.const_value.numpy(), constant=True)
+        return found if isinstance(found, Known) and found.constant else None
+
+    def known(self, value: ir.Value | None) -> Array | None:
+        """The value at the base sizes, if no data decides it."""
+        found = None if value is None else self.base.values.get(value)
+        if isinstance(found, Known):
+            return found.value
+        constant = self.constant(value)
+        return None if constant is None else constant.value
+
+    def scalar(self, value: ir.Value | None) -> float | None:
+        """The number that a constant of one element holds."""
+        known = self.constant(value)
+        return float(known.value.reshape(-1)[0]) if known is not None and known.size == 1 else None
+
+    def axes(self, value: ir.Value) -> tuple[Axis, ...]:
+        """How each axis of `value` grows with the batch and the length."""
+        if value.is_initializer() and value.const_value is not None:
+            return tuple(Axis(int(str(n))) for n in value.const_value.shape)
+        base = _shape(self.base, value)
+        longer, wider = (_shape(other, value) for other in self._others)
+        return tuple(self._axis(seen) for seen in zip(base, longer, wider, strict=True))
+
+    def _axis(self, seen: tuple[int, int, int]) -> Axis:
+        for batches in (0, 1):
+            for seqs in (0, 1, 2):
+                unit = self.sizes[0].batch ** batches * self.sizes[0].seq ** seqs
+                axis = Axis(seen[0] // unit, batches, seqs)
+                if all(
+                    axis.size(z.batch, z.seq) == n for z, n in zip(self.sizes, seen, strict=True)
+                ):
+                    return axis
+        return Axis(0)
+
+
+def _shape(found: Run, value: ir.Value) -> Sequence[int]:
+    known = found.values.get(value)
+    if not isinstance(known, Known | Elements):
+        raise ExportError(f"the shape of {value.name} was not found by the analysis")
+    return known.shape
