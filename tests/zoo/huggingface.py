@@ -792,7 +792,7 @@ def _padded_entry(architecture: Architecture, implementation: str, side: str) ->
         cacheable=architecture.cacheable,
         footprint=architecture.footprint,
         fully_masked_rows=side == "left",
-        padded_rows_leak=side == "left",
+        padded_rows_leak=side == "left" and implementation == "eager",
     )
 
 
