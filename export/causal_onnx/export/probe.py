@@ -126,14 +126,25 @@ class _Lookups(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in (torch.embedding, torch.index_select, torch.Tensor.__getitem__):
-            indices = args[-1] if func is not torch.embedding else args[1]
+        looked_up = _table_and_indices(func, args, kwargs or {})
+        if looked_up is not None:
+            table, indices = looked_up
             for position, ids in enumerate(self._watched):
                 if isinstance(indices, Tensor) and _same_values(indices, ids):
-                    rows = int(args[0].shape[0])
+                    rows = int(table.shape[0])
                     known = self.rows[position]
                     self.rows[position] = rows if known is None else min(rows, known)
         return result
+
+
+def _table_and_indices(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Any] | None:
+    """The table that a call looks rows up in, and by which indices; None for other calls."""
+    if func is nn.functional.embedding:  # what nn.Embedding calls: indices first
+        ids, table = [*args, *(kwargs[key] for key in ("input", "weight") if key in kwargs)][:2]
+        return table, ids
+    if func in (torch.embedding, torch.index_select, torch.Tensor.__getitem__) and len(args) > 1:
+        return args[0], args[1] if func is torch.embedding else args[-1]
+    return None
 
 
 def _same_values(a: Tensor, b: Tensor) -> bool:
