@@ -11,16 +11,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.certificate import Assumption, Certificate
-from causal_onnx.export.analysis.graph import load_model
-from causal_onnx.export.analysis.interpret import Constants
+from causal_onnx.export.analysis.analyse import default_grid
+from causal_onnx.export.analysis.certificate import Assumption, Certificate, CoreFinding
+from causal_onnx.export.analysis.cores import AttentionCore, find_cores
+from causal_onnx.export.analysis.graph import load_model, source_of
 from causal_onnx.export.analysis.perturb import DynamicCheck, perturb, vocabulary_sizes
-from causal_onnx.export.analysis.prove import (
-    StaticProof,
-    batch_independent,
-    default_grid,
-    prove,
-)
+from causal_onnx.export.analysis.prove import StaticProof, batch_independent, prove
 from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
 
 __all__ = ["attest"]
@@ -62,23 +58,27 @@ def attest(
     signature = read_signature(model, axes)
     started = time.perf_counter()
     grid = default_grid(signature, lengths)
-    constants = Constants()
     count = len(model.graph)
-    proof = prove(
-        model, signature, grid, constants, step=_counter(progress, "static", count * len(grid))
-    )
-    middle = grid[min(len(grid) - 1, 2)]
-    independent = batch_independent(model, signature, constants, middle)
+    proof = prove(model, signature, grid, step=_counter(progress, "static", count * len(grid)))
+    cores: list[AttentionCore] = []
+    independent = None
+    if proof.analysis is not None:
+        probe = proof.analysis.probe_sizes()
+        if probe is not None:
+            independent = batch_independent(proof.analysis, probe)
+        cores = find_cores(proof.analysis)
     static_seconds = time.perf_counter() - started
     check = DynamicCheck(skipped="it was not asked for")
     if dynamic:
-        check = _dynamic(source, model, signature, proof, grid, providers, progress)
+        check = _dynamic(
+            source, model, signature, proof, grid=grid, providers=providers, progress=progress
+        )
     return _certificate(
         model,
         signature,
         proof,
         check,
-        grid=grid,
+        cores=cores,
         independent=independent,
         static_seconds=static_seconds,
     )
@@ -105,6 +105,7 @@ def _dynamic(
     model: ir.Model,
     signature: Signature,
     proof: StaticProof,
+    *,
     grid: Sequence[Sizes],
     providers: Sequence[str],
     progress: Progress | None,
@@ -138,7 +139,7 @@ def _certificate(
     proof: StaticProof,
     check: DynamicCheck,
     *,
-    grid: Sequence[Sizes],
+    cores: Sequence[AttentionCore],
     independent: bool | None,
     static_seconds: float,
 ) -> Certificate:
@@ -156,7 +157,8 @@ def _certificate(
     if guessed:
         text = f"the position axis of {', '.join(guessed)} was taken by rank, no name says so"
         assumptions.append(Assumption(text=text))
-    tried = sorted({r.sizes.seq for r in proof.runs})
+    runs = [] if proof.analysis is None else proof.analysis.runs
+    tried = sorted({r.sizes.seq for r in runs})
     scope = f"lengths {', '.join(map(str, tried))}" if tried else "no length"
     return Certificate(
         verdict=verdict,
@@ -167,12 +169,27 @@ def _certificate(
             f"{s.name} ({', '.join(map(str, s.axes))}), {s.role}" for s in signature.inputs
         ),
         outputs=proof.outputs,
+        cores=tuple(_core(core) for core in cores),
         assumptions=tuple(assumptions),
-        lengths=tuple(f"{r.sizes.past_seq}+{r.sizes.seq}" for r in proof.runs),
+        lengths=tuple(f"{r.sizes.past_seq}+{r.sizes.seq}" for r in runs),
         refused=proof.refused,
         batch_independent=independent,
         deterministic=proof.deterministic,
         nodes=sum(1 for _ in model.graph.all_nodes()),
         static_seconds=static_seconds,
         dynamic=replace(check),
+    )
+
+
+def _core(core: AttentionCore) -> CoreFinding:
+    return CoreFinding(
+        node=core.node.name or "",
+        op_type=core.node.op_type,
+        footprint=core.describe(),
+        num_heads=core.num_heads,
+        num_kv_heads=core.num_kv_heads,
+        head_dim=core.head_dim,
+        scale=core.scale,
+        module=source_of(core.node).module or "",
+        problem=core.problem,
     )

@@ -1,4 +1,4 @@
-"""The certificate: what was proved about a graph, on which assumptions, or what stands against it."""
+"""The certificate: what was proved about a graph and on what, or what stands against it."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ class CoreFinding:
     head_dim: int | None = None
     scale: float | None = None
     module: str = ""
+    problem: str = ""
+    """What keeps it from being rewritten in another form."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,7 +150,9 @@ class Certificate:
                     heads += f" over {core.num_kv_heads}"
                 if core.head_dim is not None:
                     heads += f" of {core.head_dim}"
-            text = f"{core.footprint} ({core.op_type}{heads})"
+            text = f"{core.footprint} ({core.op_type}{heads})" + (
+                f": {core.problem}" if core.problem else ""
+            )
             counts[text] = counts.get(text, 0) + 1
         return list(counts.items())
 

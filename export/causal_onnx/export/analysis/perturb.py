@@ -159,13 +159,17 @@ def perturb(
             continue
         for cut in _cuts(sizes):
             changed = {
-                s.name: _changed(s, feeds[s.name], sizes, cut, rng, vocabulary.get(s.name))
+                s.name: _changed(
+                    s, feeds[s.name], sizes, cut, rng=rng, vocabulary=vocabulary.get(s.name)
+                )
                 for s in specs
             }
             after = _call(session, names, changed, refused, sizes)
             if after is None:
                 break
-            cases.append(_compare(names, base, after, position_axes, sizes, cut))
+            cases.append(
+                _compare(names, base, after, position_axes=position_axes, sizes=sizes, cut=cut)
+            )
             if step is not None:
                 step()
     seconds = time.perf_counter() - started
@@ -229,6 +233,7 @@ def _changed(
     array: Array,
     sizes: Sizes,
     cut: int,
+    *,
     rng: np.random.Generator,
     vocabulary: int | None,
 ) -> Array:
@@ -255,6 +260,7 @@ def _compare(
     names: Sequence[str],
     base: Sequence[Any],
     after: Sequence[Any],
+    *,
     position_axes: Mapping[str, Sequence[int]],
     sizes: Sizes,
     cut: int,

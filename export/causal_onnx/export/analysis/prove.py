@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.analyse import Analysis, plain_input
 from causal_onnx.export.analysis.certificate import Assumption, Offence, OutputFinding
-from causal_onnx.export.analysis.elements import Abstract, Elements, Known
+from causal_onnx.export.analysis.elements import Abstract, Elements
 from causal_onnx.export.analysis.graph import describe, source_of
 from causal_onnx.export.analysis.interpret import (
-    Constants,
     Run,
     SizesRefusedError,
     StuckError,
     run,
 )
 from causal_onnx.export.analysis.judge import Leak, OutputVerdict, judge_output, offender
-from causal_onnx.export.analysis.perturb import make_input
-from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
+from causal_onnx.export.analysis.signature import Signature, Sizes
 
-__all__ = ["StaticProof", "default_grid", "prove"]
+__all__ = ["StaticProof", "batch_independent", "prove"]
+
 
 @dataclass
 class StaticProof:
@@ -33,7 +33,7 @@ class StaticProof:
     offence: Offence | None = None
     outputs: tuple[OutputFinding, ...] = ()
     assumptions: list[Assumption] = field(default_factory=list)
-    runs: list[Run] = field(default_factory=list)
+    analysis: Analysis | None = None
     refused: tuple[str, ...] = ()
     deterministic: bool = True
 
@@ -42,7 +42,6 @@ def prove(
     model: ir.Model,
     signature: Signature,
     grid: Sequence[Sizes],
-    constants: Constants,
     *,
     step: Callable[[], None] | None = None,
 ) -> StaticProof:
@@ -51,11 +50,12 @@ def prove(
     Masks, positions and lengths among the inputs are data first. Where that fails, they are taken
     as those of unpadded sequences, which the proof then assumes.
     """
-    proof = _attempt(model, signature, grid, constants, plain=(), step=step)
-    control = [s for s in signature.inputs if s.role in ("mask", "positions", "lengths")]
+    first = Analysis(model, signature)
+    proof = _attempt(first, grid, step)
+    control = tuple(s for s in signature.inputs if s.role in ("mask", "positions", "lengths"))
     if proof.verdict == "causal" or not control:
         return proof
-    second = _attempt(model, signature, grid, constants, plain=control, step=None)
+    second = _attempt(Analysis(model, signature, first.constants, plain=control), grid, None)
     if second.verdict != "causal":
         return proof if proof.verdict == "not_causal" and second.verdict == "undecided" else second
     names = ", ".join(spec.name for spec in control)
@@ -64,35 +64,25 @@ def prove(
     return second
 
 
-def _plain(spec: InputAxes, sizes: Sizes) -> Known:
-    """The value of a control input for sequences without padding."""
-    return Known(make_input(spec, sizes, np.random.default_rng(0), None))
-
-
 def _attempt(
-    model: ir.Model,
-    signature: Signature,
-    grid: Sequence[Sizes],
-    constants: Constants,
-    *,
-    plain: Sequence[InputAxes],
-    step: Callable[[], None] | None,
+    analysis: Analysis, grid: Sequence[Sizes], step: Callable[[], None] | None
 ) -> StaticProof:
-    runs: list[Run] = []
+    model, signature, constants = analysis.model, analysis.signature, analysis.constants
     refused: dict[str, ir.Node] = {}
     for sizes in grid:
-        inputs: dict[str, Abstract] = {spec.name: _plain(spec, sizes) for spec in plain}
+        inputs: dict[str, Abstract] = {s.name: plain_input(s, sizes) for s in analysis.plain}
         try:
-            runs.append(run(model, signature, sizes, constants, inputs=inputs, step=step))
+            found = run(model, signature, sizes, constants, inputs=inputs, step=step)
         except SizesRefusedError as error:
             past = f" after a past of {sizes.past_seq}" if sizes.past_seq else ""
-            refused[f"length {sizes.seq}{past}: {describe(error.node)}: {error.reason}"] = (
-                error.node
-            )
+            text = f"length {sizes.seq}{past}: {describe(error.node)}: {error.reason}"
+            refused[text] = error.node
         except StuckError as error:
             offence = _offence(error.node, f"it cannot be followed: {error.reason}")
-            return StaticProof("undecided", _stuck_text(error), offence, runs=runs)
-    if not runs:
+            return StaticProof("undecided", _stuck_text(error), offence, analysis=analysis)
+        else:
+            analysis.runs.append(found)
+    if not analysis.runs:
         text = next(iter(refused), "no sizes to try")
         node = next(iter(refused.values()), None)
         return StaticProof(
@@ -100,8 +90,10 @@ def _attempt(
             f"the graph takes none of the lengths tried ({text})",
             None if node is None else _offence(node, text),
             refused=tuple(refused),
+            analysis=analysis,
         )
-    proof = judge_runs(model, runs)
+    proof = judge_runs(model, analysis.runs)
+    proof.analysis = analysis
     proof.refused = tuple(refused)
     return proof
 
@@ -120,7 +112,6 @@ def judge_runs(model: ir.Model, runs: list[Run]) -> StaticProof:
     common = {
         "outputs": outputs,
         "assumptions": assumptions,
-        "runs": runs,
         "deterministic": deterministic,
     }
     if leaking:
@@ -237,37 +228,23 @@ def _offence(node: ir.Node, reason: str, witness: str = "") -> Offence:
     )
 
 
-def batch_independent(
-    model: ir.Model, signature: Signature, constants: Constants, sizes: Sizes
-) -> bool | None:
+def batch_independent(analysis: Analysis, sizes: Sizes) -> bool | None:
     """Whether row b of every output depends on row b of the inputs alone; None: not found out.
 
     Two runs with the batch in the place of the positions, once counted backwards: a row that
     depends on no later row in either order depends on itself.
     """
-    if not signature.has_batch or signature.fixed_seq is not None:
+    if not analysis.signature.has_batch:
         return None
-    sizes = replace(sizes, batch=3)
-    verdicts = []
+    rows = np.arange(sizes.batch, dtype=np.int32)
+    verdicts: list[bool] = []
     for backwards in (False, True):
-        rows = np.arange(sizes.batch, dtype=np.int32)
-        rows = rows[::-1] if backwards else rows
-        inputs: dict[str, Abstract] = {}
-        for spec in signature.inputs:
-            shape = spec.shape(sizes)
-            record = [1] * len(shape)
-            reach = np.full(record, -1, np.int32)
-            if "batch" in spec.axes:
-                axis = spec.axes.index("batch")
-                record[axis] = sizes.batch
-                reach = rows.reshape(record)
-            inputs[spec.name] = Elements(shape, reach)
-        try:
-            found = run(model, signature, sizes, constants, inputs=inputs)
-        except (SizesRefusedError, StuckError):
+        found = analysis.by_batch(sizes, backwards=backwards)
+        if found is None:
             return None
-        verdicts.append([_rows_alone(found.values[v], rows) for v in model.graph.outputs])
-    return all(all(verdict) for verdict in verdicts)
+        order = rows[::-1] if backwards else rows
+        verdicts.extend(_rows_alone(found.values[v], order) for v in analysis.model.graph.outputs)
+    return all(verdicts)
 
 
 def _rows_alone(value: Abstract, rows: np.ndarray[tuple[int, ...], np.dtype[np.int32]]) -> bool:

@@ -1,0 +1,121 @@
+"""One graph with everything that was found out about it, for the passes that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.elements import Abstract, Elements, Known
+from causal_onnx.export.analysis.interpret import (
+    Constants,
+    Run,
+    SizesRefusedError,
+    StuckError,
+    run,
+)
+from causal_onnx.export.analysis.perturb import make_input
+from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
+
+__all__ = ["Analysis", "default_grid", "plain_input"]
+
+LENGTHS = (1, 2, 3, 5, 8, 13)
+PASTS = (0, 1, 4)
+OTHER_SIZE = 3
+"""Of free axes that are neither batch nor positions."""
+
+
+def default_grid(signature: Signature, lengths: Sequence[int] | None = None) -> list[Sizes]:
+    """The sizes to analyse at: each length without a past, the first few with one."""
+    other = tuple((name, OTHER_SIZE) for name in signature.symbols)
+    batch = 2
+    if signature.fixed_seq is not None:
+        return [Sizes(batch=batch, seq=signature.fixed_seq, other=other)]
+    limit = signature.max_seq_len
+    wanted = [n for n in (lengths or LENGTHS) if limit is None or n <= limit]
+    grid = []
+    for past in PASTS if signature.has_past else (0,):
+        for n in wanted if past == 0 else wanted[:4]:
+            if limit is None or past + n <= limit:
+                grid.append(Sizes(batch=batch, seq=n, past_seq=past, other=other))
+    return grid
+
+
+def plain_input(spec: InputAxes, sizes: Sizes) -> Known:
+    """The value of a mask, of positions or of lengths for sequences without padding."""
+    return Known(make_input(spec, sizes, np.random.default_rng(0), None))
+
+
+@dataclass
+class Analysis:
+    """A graph, what its inputs are, and the runs over it."""
+
+    model: ir.Model
+    """Without local functions."""
+    signature: Signature
+    constants: Constants = field(default_factory=Constants)
+    runs: list[Run] = field(default_factory=list)
+    """By positions, at several sizes; those that the graph takes."""
+    plain: tuple[InputAxes, ...] = ()
+    """Inputs that were taken as those of unpadded sequences."""
+    _extra: dict[tuple[str, Sizes], Run | None] = field(default_factory=dict)
+
+    def probe_sizes(self) -> Sizes | None:
+        """Sizes at which to look at layouts: small, batch 3, and like no other run."""
+        if not self.runs:
+            return None
+        fixed = self.signature.fixed_seq is not None
+        longest = max(self.runs, key=lambda r: (r.sizes.seq, r.sizes.past_seq)).sizes
+        seq = longest.seq if fixed else min(5, longest.seq)
+        past = max(r.sizes.past_seq for r in self.runs if r.sizes.seq >= min(seq, 2))
+        return replace(longest, batch=3, seq=seq, past_seq=min(past, 4))
+
+    def by_position(self, sizes: Sizes) -> Run | None:
+        """A run by positions at other sizes; None where the graph does not take them."""
+        return self._run("position", sizes, None)
+
+    def by_batch(self, sizes: Sizes, *, backwards: bool = False) -> Run | None:
+        """A run in which reach counts rows of the batch instead of positions."""
+        rows = np.arange(sizes.batch, dtype=np.int32)
+        rows = rows[::-1] if backwards else rows
+        inputs: dict[str, Abstract] = {}
+        for spec in self.signature.inputs:
+            shape = spec.shape(sizes)
+            record = [1] * len(shape)
+            reach = np.full(record, -1, np.int32)
+            if "batch" in spec.axes:
+                axis = spec.axes.index("batch")
+                record[axis] = sizes.batch
+                reach = rows.reshape(record)
+            inputs[spec.name] = Elements(shape, reach)
+        return self._run("batch backwards" if backwards else "batch", sizes, inputs)
+
+    def blank(self, sizes: Sizes) -> Run | None:
+        """A run that follows shapes and position-only values alone."""
+        return self._run("blank", sizes, None, blank=True)
+
+    def _run(
+        self,
+        kind: str,
+        sizes: Sizes,
+        inputs: dict[str, Abstract] | None,
+        *,
+        blank: bool = False,
+    ) -> Run | None:
+        key = (kind, sizes)
+        if key not in self._extra:
+            known = {s.name: plain_input(s, sizes) for s in self.plain}
+            try:
+                self._extra[key] = run(
+                    self.model,
+                    self.signature,
+                    sizes,
+                    self.constants,
+                    inputs={**(inputs or {}), **known},
+                    blank=blank,
+                )
+            except (SizesRefusedError, StuckError):
+                self._extra[key] = None
+        return self._extra[key]
