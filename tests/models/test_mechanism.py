@@ -27,7 +27,7 @@ def reference(mechanism: CausalMechanismV1, x: Tensor) -> tuple[list[list[float]
         [
             [
                 math.fsum((row.double() * position.double()).tolist())
-                + (float(layer.bias[index]) if layer.bias is not None else 0.0)
+                + (float(layer.bias[index].detach()) if layer.bias is not None else 0.0)
                 for index, row in enumerate(layer.weight)
             ]
             for position in x
