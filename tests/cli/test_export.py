@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -83,14 +84,26 @@ def test_exports_what_a_factory_gives(folder: Path, capsys: pytest.CaptureFixtur
     np.testing.assert_allclose(np.load("y.npy"), expected, rtol=0, atol=1e-5)
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_exports_a_module_from_a_file_and_reports_json(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A name that the standard library has too.
     (folder / f"{TARGET}.py").rename(folder / "json.py")
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, terminal)
     code = main(["export", "./json.py:ready", "-o", "m.onnx", "--json", "--max-seq-len", "5"])
-    said = json.loads(capsys.readouterr().out)
+    shown = terminal.getvalue()
     assert code == 0
+    assert "compare" in shown
+    # The progress bar is gone before the result is printed.
+    said = json.loads(shown.rpartition("\x1b[2K")[2])
     assert said["path"] == "m.onnx"
     assert said["contract"]["max_seq_len"] == 5
     assert said["causality"]["is_causal"] is True

@@ -89,6 +89,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             f"{len(axes)} --axes for {len(args.example)} --example; give one per input, "
             "`fixed` for an input without batch and seq"
         )
+    failure: ParityError | CausalityError | None = None
     with importable(place), console.progress() as tell:
         tell("import", 0.0)
         module = make_module(place, name, arguments)
@@ -105,9 +106,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
             )
         except (ParityError, CausalityError) as error:
             failure = error
-        else:
-            _print_report(report, console, as_json=args.json)
-            return 0
+    # Not before: what is printed while the progress bar is up mixes with it.
+    if failure is None:
+        _print_report(report, console, as_json=args.json)
+        return 0
     _print_failure(failure, console, as_json=args.json)
     # The table went to stdout; what is left for stderr is the verdict.
     raise CommandError(str(failure).partition("\n")[0]) from failure
