@@ -11,7 +11,7 @@ from torch import Tensor
 
 from causal_onnx.runtime.contract import AXIS_NAMES
 
-__all__ = ["InputSpec", "Sizes", "infer_axes", "make_inputs"]
+__all__ = ["InputSpec", "Sizes", "describe_inputs", "infer_axes", "make_inputs"]
 
 Kind = Literal["features", "ids", "mask", "positions", "lengths", "fixed"]
 Padding = Literal["none", "left", "right"]
@@ -55,15 +55,17 @@ class InputSpec:
     def make(self, sizes: Sizes, generator: torch.Generator, padding: Padding = "none") -> Tensor:
         """A valid input of `sizes`, in the dtype of the example.
 
-        Values follow the example's: features its mean and spread, ids its vocabulary, masks its
-        "may attend" value with `padding` on one side, positions 0, 1, 2, ...
+        Values follow the example's: features its mean and spread (and its sign, where no feature is
+        negative), ids its vocabulary, masks its "may attend" value with `padding` on one side,
+        positions 0, 1, 2, ...
         """
         shape, dtype = self.shape(sizes), self.example.dtype
         if self.kind == "fixed":
             return self.example.clone()
         if self.kind == "ids":
             assert self.vocab_size is not None
-            return torch.randint(self.vocab_size, shape, generator=generator).to(dtype)
+            rows = min(self.vocab_size, torch.iinfo(dtype).max + 1)
+            return torch.randint(rows, shape, generator=generator).to(dtype)
         if self.kind == "mask":
             return self._mask(shape, padding)
         if self.kind == "positions":
@@ -77,18 +79,19 @@ class InputSpec:
         spread = float(example.std()) if example.numel() > 1 else 0.0
         if not spread > 0.0 or not torch.isfinite(torch.tensor([mean, spread])).all():
             mean, spread = 0.0, 1.0
-        return (torch.randn(shape, generator=generator, dtype=torch.float64) * spread + mean).to(
-            dtype
-        )
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * spread + mean
+        if example.numel() > 1 and bool((example >= 0).all()):
+            drawn = drawn.abs()  # lengths, energies, what a logarithm is taken of
+        return drawn.to(dtype)
 
     def _mask(self, shape: tuple[int, ...], padding: Padding) -> Tensor:
-        keep = self._keep()
+        keep, drop = _mask_values(self.example)
         mask = torch.full(shape, keep, dtype=self.example.dtype)
-        axis = next((a for a, n in self.axes.items() if n in ("seq", "total_seq")), None)
+        # The last one: a (batch, 1, seq, seq) mask has its keys there.
+        axis = max((a for a, n in self.axes.items() if n in ("seq", "total_seq")), default=None)
         batch_axis = next((a for a, n in self.axes.items() if n == "batch"), None)
         if padding == "none" or axis is None:
             return mask
-        drop = 1 - keep if not self.example.dtype == torch.bool else not keep
         for row in range(shape[batch_axis] if batch_axis is not None else 1):
             # Row 0 stays whole, row b loses b tokens but never the last one that is left.
             count = min(row, shape[axis] - 1)
@@ -97,17 +100,6 @@ class InputSpec:
             start = 0 if padding == "left" else shape[axis] - count
             view.narrow(rest, start, count).fill_(drop)
         return mask
-
-    def _keep(self) -> int | bool:
-        """The value that stands for a real token.
-
-        Most of the example's entries; where it is a tie, what the field means by the name: a
-        `padding_mask` marks padding, any other mask marks tokens.
-        """
-        ones = int(self.example.bool().sum())
-        zeros = self.example.numel() - ones
-        keep = ones > zeros if ones != zeros else "padding" not in self.name
-        return keep if self.example.dtype == torch.bool else int(keep)
 
     def _positions(self, shape: tuple[int, ...], sizes: Sizes) -> Tensor:
         axis = next(a for a, n in self.axes.items() if n in ("seq", "total_seq"))
@@ -134,23 +126,19 @@ def describe_inputs(
     """Name the axes of every input and guess what its values mean.
 
     Raises:
+        TypeError: `axes` is not one {axis: name} per input.
         ValueError: `axes` does not fit the examples, or is needed and missing.
     """
-    if axes is not None and len(axes) != len(examples):
-        raise ValueError(
-            f"axes has {len(axes)} entries for {len(examples)} inputs ({', '.join(names)}); "
-            "give one {axis: name} per input, {} for an input of fixed shape"
-        )
+    named = _infer_all(names, examples) if axes is None else _given(names, examples, axes)
     specs = []
-    for position, (name, example) in enumerate(zip(names, examples, strict=True)):
-        named = infer_axes(name, example) if axes is None else dict(axes[position])
-        _check_axes(name, example, named)
+    for name, example, labels in zip(names, examples, named, strict=True):
+        _check_axes(name, example, labels)
         specs.append(
             InputSpec(
                 name=name,
-                example=example.detach().cpu().clone(),
-                axes={axis % example.ndim: label for axis, label in named.items()},
-                kind=_kind(name, example, named),
+                example=example.detach().cpu().clone(memory_format=torch.contiguous_format),
+                axes={axis % example.ndim: label for axis, label in labels.items()},
+                kind=_kind(name, example, labels),
             )
         )
     specs = [_with_vocab(spec) for spec in specs]
@@ -159,8 +147,52 @@ def describe_inputs(
             f"no input has a sequence axis (inputs: {', '.join(names)}); "
             "name it: axes=[{0: 'batch', 1: 'seq'}]"
         )
+    for spec in specs:
+        if not spec.example.numel() and "past_seq" not in spec.axes.values():
+            raise ValueError(
+                f"the example of input {spec.name!r} is empty, shape {tuple(spec.example.shape)}; "
+                "give one of at least one row and one position"
+            )
     _check_agreement(specs)
     return tuple(specs)
+
+
+def _given(
+    names: Sequence[str], examples: Sequence[Tensor], axes: Sequence[Mapping[int, str]]
+) -> list[dict[int, str]]:
+    for labels in axes:
+        if not isinstance(labels, Mapping) or not all(isinstance(axis, int) for axis in labels):
+            raise TypeError(
+                "axes is one {axis: name} per input with integer axes, e.g. "
+                f"[{{0: 'batch', 1: 'seq'}}], got {axes!r}"
+            )
+    if len(axes) != len(examples):
+        raise ValueError(
+            f"axes has {len(axes)} entries for {len(examples)} inputs ({', '.join(names)}); "
+            "give one {axis: name} per input, {} for an input of fixed shape"
+        )
+    return [dict(labels) for labels in axes]
+
+
+def _infer_all(names: Sequence[str], examples: Sequence[Tensor]) -> list[dict[int, str]]:
+    """Axes of every input; a 1-D input of integers beside batched ones holds one per row."""
+    named = [infer_axes(name, example) for name, example in zip(names, examples, strict=True)]
+    sizes = {
+        label: example.shape[axis]
+        for example, labels in zip(examples, named, strict=True)
+        if example.ndim > 1
+        for axis, label in labels.items()
+    }
+    batch, seq = sizes.get("batch"), sizes.get("seq")
+    return [
+        {0: "batch"}
+        if example.ndim == 1
+        and example.shape[0] == batch
+        and (batch != seq or "len" in name)
+        and "position" not in name
+        else labels
+        for name, example, labels in zip(names, examples, named, strict=True)
+    ]
 
 
 def infer_axes(name: str, example: Tensor) -> dict[int, str]:
@@ -182,7 +214,7 @@ def infer_axes(name: str, example: Tensor) -> dict[int, str]:
         return {}
     raise ValueError(
         f"cannot tell which axes of input {name!r} ({example.dtype}, shape {tuple(example.shape)}) "
-        "are batch and sequence; name them: axes=[{0: 'batch', 1: 'seq'}], one entry per input"
+        "are batch and sequence; name them, one entry per input: axes=[{0: 'batch', 1: 'seq'}]"
     )
 
 
@@ -192,7 +224,8 @@ def _check_axes(name: str, example: Tensor, axes: Mapping[int, str]) -> None:
             raise ValueError(f"axes of {name!r}: axis {axis} is out of range for {example.ndim}-D")
         if label not in AXIS_NAMES:
             raise ValueError(
-                f"axes of {name!r}: names are {', '.join(AXIS_NAMES)}, got {label!r} for axis {axis}"
+                f"axes of {name!r}: names are {', '.join(AXIS_NAMES)}, "
+                f"got {label!r} for axis {axis}"
             )
     if len({axis % max(example.ndim, 1) for axis in axes}) != len(axes):
         raise ValueError(f"axes of {name!r} names one axis twice: {dict(axes)}")
@@ -217,6 +250,8 @@ def _kind(name: str, example: Tensor, axes: Mapping[int, str]) -> Kind:
     labels = set(axes.values())
     if example.dtype == torch.bool:
         return "mask"
+    if example.is_floating_point() and "mask" in name and _is_mask(example):
+        return "mask"
     if example.is_floating_point() or example.is_complex():
         return "features"
     if labels == {"batch"}:
@@ -226,6 +261,25 @@ def _kind(name: str, example: Tensor, axes: Mapping[int, str]) -> Kind:
     if "position" in name:
         return "positions"
     return "ids"
+
+
+def _is_mask(example: Tensor) -> bool:
+    """Whether a floating-point example is a mask: 0 and 1, or 0 and something very negative."""
+    one, hidden = example == 1, example <= -1e4
+    return bool(((example == 0) | one | hidden).all()) and not bool(one.any() and hidden.any())
+
+
+def _mask_values(example: Tensor) -> tuple[float | bool, float | bool]:
+    """(the value of what may be attended to, the value of what is hidden) in a mask's example."""
+    if example.dtype == torch.bool:
+        usual = bool(example.flatten().mode().values)
+        return usual, not usual
+    if example.is_floating_point() and not bool((example == 1).any()):
+        # Added to the scores.
+        hidden = float(example.min()) if example.numel() else 0.0
+        return 0.0, hidden if hidden < 0 else torch.finfo(example.dtype).min
+    keep = float(example.flatten().mode().values)
+    return keep, 1 - keep
 
 
 def _with_vocab(spec: InputSpec) -> InputSpec:

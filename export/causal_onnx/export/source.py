@@ -42,13 +42,23 @@ class Source(nn.Module):
         """The tensors among the module's outputs, in order."""
         return tuple(tensor for _, tensor in flatten_outputs(self._call(inputs)))
 
+    def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Call on copies of `inputs` without gradients and copy what comes out.
+
+        A module may write into its input, or return it, or return a buffer that its next call
+        overwrites; none of that reaches the caller of this method.
+        """
+        with torch.no_grad():
+            return tuple(value.clone() for value in self(*(x.clone() for x in inputs)))
+
     def name_outputs(self, inputs: Sequence[Tensor]) -> list[str]:
         """Call once and name the tensors that come out.
 
         Raises:
             ExportError: No tensor comes out.
         """
-        result = self._call(inputs)
+        with torch.no_grad():
+            result = self._call([x.clone() for x in inputs])
         names = [name for name, _ in flatten_outputs(result)]
         if not names:
             raise ExportError(
@@ -80,7 +90,8 @@ def open_source(
         axes: One {axis: name} per input, in the order of `example`.
 
     Raises:
-        TypeError: `module` is no `nn.Module`, or the example holds something that is no tensor.
+        TypeError: `module` is no `nn.Module`, the example is no tensor, tuple, list or dict, or
+            holds something that is no tensor.
         ValueError: An example or axes are needed and missing, or do not fit.
     """
     if not isinstance(module, nn.Module):
@@ -88,6 +99,11 @@ def open_source(
     fixed = _fixed_arguments(module)
     if example is None:
         example = default_example(module)
+    if not isinstance(example, Tensor | Mapping | tuple | list):
+        raise TypeError(
+            "example is a tensor, a tuple of tensors or a dict of them by keyword, got "
+            f"{type(example).__name__}"
+        )
     keywords: list[str | None]
     if isinstance(example, Mapping):
         names = list(example)
@@ -192,6 +208,9 @@ def _tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
     elif depth and isinstance(value, list | tuple | set):
         for item in value:
             yield from _tensors_in(item, depth - 1)
+    elif depth and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type):
+        for item in vars(value).values():  # a cache object of the module's own
+            yield from _tensors_in(item, depth - 1)
 
 
 def _parameter_names(module: nn.Module, count: int) -> list[str]:
@@ -210,8 +229,8 @@ def _parameter_names(module: nn.Module, count: int) -> list[str]:
 
 def _fixed_arguments(module: nn.Module) -> dict[str, Any]:
     """Arguments that a Hugging Face model needs so that it does not return its own cache."""
+    if not hasattr(getattr(module, "config", None), "use_cache"):
+        return {}
     parameters = inspect.signature(module.forward).parameters
-    if hasattr(module, "config") and hasattr(module.config, "use_cache"):
-        if "use_cache" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
-            return {"use_cache": False}
-    return {}
+    takes = "use_cache" in parameters or any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    return {"use_cache": False} if takes else {}
