@@ -8,16 +8,18 @@ else needs `cast=True`, and even then a value that the new dtype cannot hold is 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from causal_onnx.runtime.contract import TensorSpec
 
-__all__ = ["to_array"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+    Array = npt.NDArray[Any]
+
+__all__ = ["to_array"]
 
 # numpy has no bfloat16; its values travel as float32, which holds them all.
 _DTYPES = {"bfloat16": np.dtype(np.float32)}

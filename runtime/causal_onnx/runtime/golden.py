@@ -8,17 +8,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from causal_onnx.runtime.contract import DTYPES, FORMAT, read_document
 from causal_onnx.runtime.errors import ArtifactError
 
-__all__ = ["GoldenCase", "GoldenSet", "relative_error"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+    Array = npt.NDArray[Any]
+
+__all__ = ["GoldenCase", "GoldenSet", "relative_error"]
 
 MAX_STORED_ELEMENTS = 4096
 """Per output and case; a language model's logits are sampled evenly down to this many, so that the

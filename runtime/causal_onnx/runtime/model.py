@@ -9,10 +9,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from causal_onnx.runtime import bfloat16
 from causal_onnx.runtime.artifact import Artifact, read_artifact
@@ -25,9 +24,12 @@ from causal_onnx.runtime.request import RequestChecker
 from causal_onnx.runtime.session import SessionSettings, open_session
 from causal_onnx.runtime.signature import check_signature
 
-__all__ = ["Model", "SelfTestCase", "SelfTestReport", "load"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+    Array = npt.NDArray[Any]
+
+__all__ = ["Model", "SelfTestCase", "SelfTestReport", "load"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +156,7 @@ class Model:
         self._options = options
         self._pid = os.getpid()
         self._output_names = [spec.name for spec in contract.outputs]
+        self._results = [name for name in self._output_names if name not in contract.present_names]
         self._output_batch_axes = {spec.name: spec.axis_of("batch") for spec in contract.outputs}
         self._has_bfloat16 = any(
             spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)
@@ -197,7 +200,7 @@ class Model:
         return _load_again, (path, dict(self._options))
 
     def __call__(self, /, *inputs: npt.ArrayLike, **named: npt.ArrayLike) -> Array:
-        """Run a model of one output.
+        """Run a model of one output (the cache, if it has one, starts empty and is not returned).
 
         Args:
             *inputs: Arrays in the contract's order.
@@ -211,12 +214,12 @@ class Model:
             ValueError: The inputs are not what the contract allows, or there are several outputs.
             RunError: onnxruntime failed.
         """
-        if len(self._output_names) != 1:
+        if len(self._results) != 1:
             raise ValueError(
-                f"this model has {len(self._output_names)} outputs "
-                f"({', '.join(self._output_names)}); call model.run(...), which gives all by name"
+                f"this model has {len(self._results)} outputs "
+                f"({', '.join(self._results)}); call model.run(...), which gives all by name"
             )
-        return self.run(*inputs, **named)[self._output_names[0]]
+        return self.run(*inputs, **named)[self._results[0]]
 
     def run(self, /, *inputs: npt.ArrayLike, **named: npt.ArrayLike) -> dict[str, Array]:
         """Run the model and give every output by its name; otherwise like calling it.

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.convert import to_array
 
-__all__ = ["Request", "RequestChecker"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+    Array = npt.NDArray[Any]
+
+__all__ = ["Request", "RequestChecker"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +62,17 @@ class RequestChecker:
         """
         given = self._bind(inputs, named)
         arrays = {
-            name: to_array(spec, given[name], cast=self._cast) for name, spec in self._specs.items()
+            name: to_array(spec, given[name], cast=self._cast)
+            for name, spec in self._specs.items()
+            if name in given
         }
         unbatched = self._contract.unbatched and self._lacks_batch(arrays)
         if unbatched:
             for name, axis in self._batch_axes.items():
-                arrays[name] = np.expand_dims(arrays[name], axis)
+                if name in arrays:
+                    arrays[name] = np.expand_dims(arrays[name], axis)
+        if len(arrays) < len(self._specs):
+            arrays |= self._empty_cache(arrays)
         self._check_sizes(arrays, unbatched)
         for name, spec in self._specs.items():
             if spec.vocab_size is not None:
@@ -75,7 +82,7 @@ class RequestChecker:
         return Request(arrays, unbatched)
 
     def _bind(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> Mapping[str, Any]:
-        names = list(self._specs)
+        names = [name for name in self._specs if name not in self._contract.past_names]
         if len(inputs) > len(names):
             raise ValueError(
                 f"got {len(inputs)} positional inputs, expected at most {len(names)}: "
@@ -88,18 +95,34 @@ class RequestChecker:
             if name in given:
                 raise ValueError(f"input {name!r} was given twice, by position and by name")
             given[name] = value
-        if len(given) < len(names):
-            missing = [spec.describe() for name, spec in self._specs.items() if name not in given]
+        # The cache is given whole or not at all; without it, the sequence starts here.
+        needed = self._specs if self._contract.past_names & given.keys() else names
+        missing = [self._specs[name].describe() for name in needed if name not in given]
+        if missing:
             raise ValueError(
-                f"got {len(given)} of {len(names)} inputs; missing: {'; '.join(missing)}"
+                f"got {len(given)} of {len(needed)} inputs; missing: {'; '.join(missing)}"
             )
         return given
+
+    def _empty_cache(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Past keys and values of no positions, for the batch of the other inputs."""
+        sizes = {"past_seq": 0}
+        for name, array in arrays.items():
+            if name in self._batch_axes and array.ndim == len(self._specs[name].axes):
+                sizes["batch"] = array.shape[self._batch_axes[name]]
+        empty = {}
+        for name in self._contract.past_names:
+            spec = self._specs[name]
+            dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
+            shape = [a if isinstance(a, int) else sizes.get(a, 1) for a in spec.axes]
+            empty[name] = np.zeros(shape, dtype)
+        return empty
 
     def _lacks_batch(self, arrays: Mapping[str, Array]) -> bool:
         without = [
             name
             for name in self._batch_axes
-            if arrays[name].ndim == len(self._specs[name].axes) - 1
+            if name in arrays and arrays[name].ndim == len(self._specs[name].axes) - 1
         ]
         if without and len(without) < len(self._batch_axes):
             having = [name for name in self._batch_axes if name not in without]

@@ -111,7 +111,7 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
             raise DeviceError(
                 f"device='{device}' was requested, but onnxruntime has no kernel there for "
                 f"{len(off)} nodes of {artifact.name}, and would run them on the CPU: "
-                f"{', '.join(off[:10])}{', ...' if len(off) > 10 else ''}. "
+                f"{', '.join(off[:10])}{' and others' if len(off) > 10 else ''}. "
                 "Export with target='portable' or another precision, or load with device='cpu'"
             )
     return session

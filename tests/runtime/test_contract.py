@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from causal_onnx.runtime import ArtifactError, Contract, TensorSpec
+from causal_onnx.runtime.contract import FORMAT
+
+IDS = TensorSpec(name="input_ids", dtype="int64", axes=("batch", "seq"), vocab_size=7)
+LOGITS = TensorSpec(name="logits", dtype="float32", axes=("batch", "seq", 7))
+CONTRACT = Contract(
+    inputs=(IDS,), outputs=(LOGITS,), max_seq_len=9, unbatched=True, form="ort", opset=20
+)
+
+
+def changed(**changes: Any) -> str:
+    return json.dumps({**json.loads(CONTRACT.to_json()), **changes})
+
+
+def spec_with(**changes: Any) -> list[dict[str, Any]]:
+    return [{"name": "x", "dtype": "float32", "axes": ["seq"], **changes}]
+
+
+def test_a_contract_survives_the_round_trip() -> None:
+    assert Contract.from_json(CONTRACT.to_json()) == CONTRACT
+
+
+def test_equal_contracts_give_the_same_text() -> None:
+    assert Contract.from_json(CONTRACT.to_json()).to_json() == CONTRACT.to_json()
+
+
+def test_a_spec_describes_itself_on_one_line() -> None:
+    assert IDS.describe() == "input_ids: int64 (batch, seq), ids in [0, 7)"
+    assert IDS.axis_of("seq") == 1
+    assert IDS.axis_of("past_seq") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[1]", "no format number"),
+        ("{}", "no format number"),
+        (changed(format=True), "no format number"),
+        (changed(format="1"), "no format number"),
+        (changed(format=0), "no format number"),
+        (changed(format=FORMAT + 1), f"of format {FORMAT + 1}, .* reads up to {FORMAT}. Update"),
+        (changed(surprise=1), "unknown keys in the contract: surprise"),
+        (json.dumps({"format": 1}), "lacks the key 'inputs'"),
+        (changed(inputs=3), "the contract is damaged"),
+        (changed(inputs=["x"]), "unknown keys|damaged"),
+        (changed(inputs=[]), "at least one input"),
+        (changed(outputs=spec_with() * 2), "output names must differ"),
+        (changed(max_seq_len=0), "max_seq_len must be a positive integer, got 0"),
+        (changed(max_seq_len="9"), "max_seq_len must be a positive integer, got '9'"),
+        (changed(max_seq_len=2, min_seq_len=3), "min_seq_len must be in"),
+        (changed(min_seq_len=None), "min_seq_len must be a positive integer, got None"),
+        (changed(opset=True), "opset must be a positive integer, got True"),
+        (changed(unbatched="yes"), "unbatched must be true or false, got 'yes'"),
+        (changed(form=None), "form must be a string, got None"),
+        (changed(inputs=spec_with(name="")), "must be a text, not empty, got ''"),
+        (changed(inputs=spec_with(name=3)), "must be a text, not empty, got 3"),
+        (changed(inputs=spec_with(dtype="float31")), "dtype must be one of .*, got 'float31'"),
+        (changed(inputs=spec_with(dtype=["f"])), "damaged"),
+        (changed(inputs=spec_with(axes=["time"])), "axis names are .*, got 'time'"),
+        (changed(inputs=spec_with(axes=[True])), "an axis is a name or a size, got True"),
+        (changed(inputs=spec_with(axes=[2.0])), "an axis is a name or a size, got 2.0"),
+        (changed(inputs=spec_with(axes=[-1])), "must not be negative, got -1"),
+        (changed(inputs=spec_with(axes=["batch", "batch"])), "'batch' appears twice"),
+        (changed(inputs=spec_with(dtype="int64", vocab_size=0)), "positive integer, got 0"),
+        (changed(inputs=spec_with(dtype="int64", vocab_size="9")), "positive integer, got '9'"),
+        (changed(inputs=spec_with(vocab_size=9)), "ids are integers, but the dtype is float32"),
+        (changed(inputs=spec_with(extra=1)), "unknown keys in the contract: extra"),
+    ],
+)
+def test_a_damaged_contract_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Contract.from_json(text)
+
+
+def test_a_square_of_positions_may_have_the_axis_twice() -> None:
+    spec = TensorSpec(name="weights", dtype="float32", axes=("batch", 4, "seq", "seq"))
+    assert spec.axis_of("seq") == 2

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from causal_onnx.runtime import Contract, TensorSpec
+from causal_onnx.runtime.request import Request, RequestChecker
+
+X = TensorSpec(name="x", dtype="float32", axes=("batch", "seq", 4))
+Y = TensorSpec(name="y", dtype="float32", axes=("batch", "seq", 4))
+IDS = TensorSpec(name="input_ids", dtype="int64", axes=("batch", "seq"), vocab_size=7)
+PAST = TensorSpec(name="past", dtype="float32", axes=("batch", "past_seq", 4))
+MASK = TensorSpec(name="attention_mask", dtype="int64", axes=("batch", "total_seq"))
+
+
+def check(
+    *values: Any,
+    specs: tuple[TensorSpec, ...] = (X,),
+    check_finite: bool = False,
+    cast: bool = False,
+    named: dict[str, Any] | None = None,
+    **limits: Any,
+) -> Request:
+    contract = Contract(inputs=specs, outputs=(Y,), **limits)
+    return RequestChecker(contract, check_finite=check_finite, cast=cast).check(values, named or {})
+
+
+def zeros(*shape: int, dtype: str = "float32") -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
+def test_positional_and_named_inputs_come_in_the_order_of_the_contract() -> None:
+    x, past = zeros(2, 3, 4), zeros(2, 0, 4)
+    for request in (
+        check(x, past, specs=(X, PAST)),
+        check(x, specs=(X, PAST), named={"past": past}),
+        check(specs=(X, PAST), named={"past": past, "x": x}),
+    ):
+        assert list(request.feeds) == ["x", "past"]
+        assert request.feeds["x"] is x
+        assert not request.unbatched
+
+
+@pytest.mark.parametrize(
+    ("values", "named", "message"),
+    [
+        ((), {}, r"got 0 of 2 inputs; missing: x: float32 .*; past: float32"),
+        ((zeros(1, 1, 4),), {}, r"got 1 of 2 inputs; missing: past: float32"),
+        ((0, 0, 0), {}, "got 3 positional inputs, expected at most 2: x, past"),
+        ((), {"z": 0}, "unknown input 'z'; the inputs are x, past"),
+        ((zeros(1, 1, 4),), {"x": 0}, "input 'x' was given twice"),
+    ],
+)
+def test_a_wrong_number_or_name_is_refused(
+    values: tuple[Any, ...], named: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(*values, specs=(X, PAST), named=named)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 4), r"input 'x' has rank 2, shape \(3, 4\); expected rank 3: x: .*; .*x\[None\]"),
+        ((4,), r"input 'x' has rank 1, shape \(4,\); expected rank 3: x: float32"),
+        ((1, 2, 3, 4), "input 'x' has rank 4"),
+        ((2, 3, 5), r"has shape \(2, 3, 5\): axis 2 must be 4, got 5; expected x: float32"),
+        ((0, 3, 4), r"has shape \(0, 3, 4\): its axis 'batch' is empty; expected at least 1"),
+        ((2, 0, 4), "its axis 'seq' is empty"),
+        ((2, 3, 0), "axis 2 must be 4, got 0"),
+        ((2, 10, 4), "the sequence length is 10, but this model accepts at most 9"),
+    ],
+)
+def test_a_wrong_shape_is_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(zeros(*shape), max_seq_len=9)
+
+
+@pytest.mark.parametrize("seq", [1, 9])
+def test_the_first_and_the_last_length_are_accepted(seq: int) -> None:
+    assert check(zeros(1, seq, 4), max_seq_len=9).feeds["x"].shape == (1, seq, 4)
+
+
+def test_a_source_of_one_length_refuses_shorter_ones() -> None:
+    assert check(zeros(1, 3, 4), min_seq_len=3, max_seq_len=3).feeds
+    with pytest.raises(ValueError, match="length is 2, but this model accepts no fewer than 3"):
+        check(zeros(1, 2, 4), min_seq_len=3, max_seq_len=3)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((1, 3, 4), (2, 0, 4)), "input 'past' has batch 2, but input 'x' has batch 1"),
+        (((0, 3, 4), (0, 0, 4)), "'batch' is empty"),
+    ],
+)
+def test_inputs_that_disagree_are_refused(
+    shapes: tuple[tuple[int, ...], ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(*(zeros(*shape) for shape in shapes), specs=(X, PAST))
+
+
+def test_an_empty_past_is_accepted_and_counts_towards_the_limit() -> None:
+    assert check(zeros(1, 9, 4), zeros(1, 0, 4), specs=(X, PAST), max_seq_len=9).feeds
+    assert check(zeros(1, 1, 4), zeros(1, 8, 4), specs=(X, PAST), max_seq_len=9).feeds
+    with pytest.raises(ValueError, match=r"length is 10 \(past_seq 8 \+ seq 2\), but .* most 9"):
+        check(zeros(1, 2, 4), zeros(1, 8, 4), specs=(X, PAST), max_seq_len=9)
+
+
+def test_the_total_length_must_be_the_sum() -> None:
+    inputs = zeros(1, 2, 4), zeros(1, 3, 4)
+    specs = (X, PAST, MASK)
+    assert check(*inputs, zeros(1, 5, dtype="int64"), specs=specs).feeds
+    with pytest.raises(ValueError, match=r"total_seq is 4, but past_seq \(3\) \+ seq \(2\) is 5"):
+        check(*inputs, zeros(1, 4, dtype="int64"), specs=specs)
+
+
+def test_a_mask_alone_is_held_to_the_limit() -> None:
+    with pytest.raises(ValueError, match="length is 10, but this model accepts at most 9"):
+        check(zeros(1, 10, dtype="int64"), specs=(MASK,), max_seq_len=9)
+
+
+class TestWithoutBatchAxis:
+    def test_it_is_added_where_the_contract_says_so(self) -> None:
+        request = check(zeros(3, 4), unbatched=True)
+        assert request.feeds["x"].shape == (1, 3, 4)
+        assert request.unbatched
+        assert not check(zeros(1, 3, 4), unbatched=True).unbatched
+
+    def test_it_is_added_where_it_belongs(self) -> None:
+        seq_first = TensorSpec(name="x", dtype="float32", axes=("seq", "batch", 4))
+        request = check(zeros(3, 4), specs=(seq_first,), unbatched=True)
+        assert request.feeds["x"].shape == (3, 1, 4)
+
+    def test_inputs_without_that_axis_stay_as_they_are(self) -> None:
+        scale = TensorSpec(name="scale", dtype="float32", axes=(4,))
+        request = check(zeros(3, 4), zeros(4), specs=(X, scale), unbatched=True)
+        assert request.feeds["scale"].shape == (4,)
+
+    def test_some_with_and_some_without_are_refused(self) -> None:
+        message = r"some inputs lack the batch axis \(past\) and others have it \(x\)"
+        with pytest.raises(ValueError, match=message):
+            check(zeros(1, 3, 4), zeros(0, 4), specs=(X, PAST), unbatched=True)
+
+    @pytest.mark.parametrize(
+        ("shape", "message"),
+        [
+            ((3, 5), r"has shape \(3, 5\): axis 1 must be 4, got 5"),
+            ((0, 4), r"has shape \(0, 4\): its axis 'seq' is empty"),
+            ((4,), "expected rank 3: .*, with or without the batch axis"),
+        ],
+    )
+    def test_messages_count_the_axes_as_the_caller_does(
+        self, shape: tuple[int, ...], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            check(zeros(*shape), unbatched=True)
+
+    def test_a_bad_id_is_placed_as_the_caller_sees_it(self) -> None:
+        with pytest.raises(ValueError, match=r"holds the id 7 at \[1\]"):
+            check(np.array([0, 7]), specs=(IDS,), unbatched=True)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint8"])
+def test_ids_within_the_vocabulary_are_accepted(dtype: str) -> None:
+    spec = TensorSpec(name="input_ids", dtype=dtype, axes=("batch", "seq"), vocab_size=7)
+    assert check(np.array([[0, 6]], dtype), specs=(spec,)).feeds
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
+@pytest.mark.parametrize("bad", [7, -1, 127, -128])
+def test_ids_outside_the_vocabulary_are_refused(dtype: str, bad: int) -> None:
+    spec = TensorSpec(name="input_ids", dtype=dtype, axes=("batch", "seq"), vocab_size=7)
+    message = rf"input 'input_ids' holds the id {bad} at \[1, 0\], expected ids in \[0, 7\)"
+    with pytest.raises(ValueError, match=message):
+        check(np.array([[0, 6], [bad, 3]], dtype), specs=(spec,))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_if_asked(bad: float) -> None:
+    x = zeros(2, 3, 4)
+    x[1, 2, 3] = x[1, 2, 1] = bad
+    assert check(x).feeds
+    with pytest.raises(ValueError, match=r"holds .* at \[1, 2, 1\], expected finite .*\(2 are"):
+        check(x, check_finite=True)
+
+
+def test_integers_pass_the_check_for_finite_values() -> None:
+    assert check(np.array([[1]]), specs=(IDS,), check_finite=True).feeds
