@@ -1,0 +1,37 @@
+"""Subjects must compute the same thing before their times mean anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+
+from causal_onnx.runtime.golden import relative_error
+
+__all__ = ["DisagreementError", "check_agreement"]
+
+
+class DisagreementError(Exception):
+    """A subject computes something else than the reference."""
+
+
+def check_agreement(
+    name: str, got: npt.NDArray[Any], expected: npt.NDArray[Any], *, tolerance: float, where: str
+) -> float:
+    """Give the largest difference relative to the scale of the reference's output.
+
+    Raises:
+        DisagreementError: It exceeds `tolerance`, or shape, dtype or NaNs differ.
+    """
+    if got.shape != expected.shape or got.dtype != expected.dtype:
+        raise DisagreementError(
+            f"{name} at {where} gives {got.dtype} {got.shape}, the reference gives "
+            f"{expected.dtype} {expected.shape}; its times would mean nothing"
+        )
+    error = relative_error(got, expected)
+    if not error <= tolerance:
+        raise DisagreementError(
+            f"{name} at {where} differs from the reference by {error:.1e} of the output's scale, "
+            f"allowed are {tolerance:.0e}; its times would mean nothing"
+        )
+    return error

@@ -1,0 +1,1 @@
+"""A whole multi-head attention module: forward time and memory by length."""

@@ -1,0 +1,73 @@
+"""What the figures were measured on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.resident import field_bytes
+from causal_onnx.runtime.threads import available_cores
+
+__all__ = ["describe_machine"]
+
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
+"""Those that decide which kernels a library takes."""
+
+
+def describe_machine(distributions: Sequence[str]) -> dict[str, Any]:
+    """Processor, memory, system, and the versions of `distributions`; plain data.
+
+    What the system does not tell is None.
+    """
+    model, flags = _processor()
+    return {
+        "cpu": model or platform.processor() or platform.machine(),
+        "features": [name for name in FEATURES if name in flags],
+        "cores": available_cores(),
+        "memory_bytes": _memory(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in distributions},
+        "revision": _revision(),
+    }
+
+
+def _processor() -> tuple[str, set[str]]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "", set()
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = fields.get("flags", fields.get("Features", ""))
+    return fields.get("model name", ""), set(flags.split())
+
+
+def _memory() -> int | None:
+    try:
+        return field_bytes(Path("/proc/meminfo"), "MemTotal")
+    except OSError:
+        return None
+
+
+def _revision() -> str | None:
+    """The commit of the working tree, with "-dirty" where it was changed."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() or None

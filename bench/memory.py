@@ -1,0 +1,62 @@
+"""The memory that one call needs, seen in a fresh process, and whether a case fits the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.client import Worker
+
+__all__ = ["Footprint", "fits", "measure_footprint", "predict_extra"]
+
+MARGIN = 0.9
+"""Part of the available memory that a case may take; the rest is for what else goes on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Footprint:
+    """Resident memory of one process, in bytes."""
+
+    loaded_bytes: int
+    """After loading, a first small call, and making the input of the case."""
+    peak_bytes: int
+    """The most at once over the whole life of the process."""
+    extra_bytes: int
+    """The most at once during the case's call, less `loaded_bytes`."""
+
+
+def measure_footprint(
+    start: Callable[[], Worker], *, case: Mapping[str, Any], settle: Mapping[str, Any]
+) -> Footprint:
+    """Measure in a process of its own.
+
+    Args:
+        start: Starts the worker.
+        case: What to measure.
+        settle: A case to run before, so that what every first call sets up is not counted.
+
+    Raises:
+        WorkerError: The subject failed or the process died.
+    """
+    with start() as worker:
+        return Footprint(**worker.ask("memory", case=dict(case), settle=dict(settle)))
+
+
+def predict_extra(known: Mapping[int, int], seq: int) -> int:
+    """An upper bound for the extra bytes at a length, from those measured at other lengths.
+
+    Grows with the square of the length beyond the longest that was measured; 0 where none was.
+    """
+    longer = [length for length in known if length >= seq]
+    if longer:
+        return known[min(longer)]
+    if not known:
+        return 0
+    longest = max(known)
+    return round(known[longest] * (seq / longest) ** 2)
+
+
+def fits(need_bytes: int, available_bytes: int) -> bool:
+    """Whether so much may be asked of a machine with so much left."""
+    return need_bytes <= MARGIN * available_bytes
