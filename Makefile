@@ -27,7 +27,7 @@ setup:  ## Make .venv from requirements.lock (the other targets do this themselv
 
 .PHONY: demo
 demo: setup  ## Export, prove, train, stream without PyTorch; writes build/demo/report.html
-	@$(BIN)/python examples/demo.py
+	@$(BIN)/python -m examples.demo
 
 .PHONY: test
 test: lint test-thin  ## Everything CI runs
