@@ -22,7 +22,7 @@ from causal_onnx.export.footprint import Footprint, footprint_of
 from causal_onnx.export.graph import constant
 from causal_onnx.export.layout import Axis, Layouts
 
-__all__ = ["DOMAIN", "CanonicalCore", "canonicalise", "is_canonical"]
+__all__ = ["DOMAIN", "CanonicalCore", "bias_of", "canonicalise", "is_canonical"]
 
 DOMAIN = "causal_onnx"
 
@@ -33,10 +33,18 @@ class CanonicalCore:
 
     node: ir.Node
     footprint: Footprint
+    has_batch: bool
     num_heads: int
     num_kv_heads: int
     head_dim: int
     value_dim: int
+    has_data_mask: bool
+    """Part of the mask depends on the data of an input (padding)."""
+
+
+def bias_of(node: ir.Node) -> ir.Value | None:
+    """The bias input of a canonical core."""
+    return node.inputs[3] if len(node.inputs) > 3 else None
 
 
 def is_canonical(node: ir.Node) -> bool:
@@ -94,14 +102,17 @@ def _unfit(layouts: Layouts, core: Core) -> str | None:
 def _rewrite(
     graph: ir.Graph, layouts: Layouts, core: Core, max_seq_len: int | None
 ) -> CanonicalCore:
-    write = _Writer(graph, core.node)
+    # Before the last node of the core: the values may be computed after the softmax.
+    last = core.output.producer()
+    assert last is not None
+    write = _Writer(graph, last)
     q = _four_axes(write, layouts, core.q)
     k = _four_axes(write, layouts, _compact(layouts, core.k))
     v = _four_axes(write, layouts, _compact(layouts, core.v))
     by_position = [bias for bias in core.biases if not _is_data(layouts, bias)]
     footprint = footprint_of(layouts, by_position, max_seq_len)
-    if core.is_causal and footprint.kind == "full":
-        footprint = replace(footprint, kind="causal")
+    if core.is_causal and footprint.kind == "full":  # no other mask
+        footprint = replace(footprint, kind="causal", is_causal=True)
     plain = footprint.kind in ("full", "causal", "window") and not footprint.has_bias
     kept = [bias for bias in core.biases if not plain or _is_data(layouts, bias)]
     dtype = core.q.value.dtype or ir.DataType.FLOAT
@@ -132,10 +143,12 @@ def _rewrite(
     return CanonicalCore(
         node=node,
         footprint=footprint,
+        has_batch=bool(core.q.lead) and layouts.axes(core.q.value)[core.q.lead[0]].is_batch,
         num_heads=q.heads,
         num_kv_heads=k.heads,
         head_dim=q.width,
         value_dim=v.width,
+        has_data_mask=any(_is_data(layouts, bias) for bias in core.biases),
     )
 
 

@@ -25,6 +25,11 @@ class Footprint:
     window: int | None = None
     has_bias: bool = False
     """Allowed scores are changed by position (ALiBi and the like)."""
+    is_causal: bool = True
+    """No query may attend to a later key."""
+
+
+_OTHER = Footprint("other", has_bias=True)
 
 
 def footprint_of(layouts: Layouts, biases: list[Bias], max_seq_len: int | None) -> Footprint:
@@ -43,7 +48,7 @@ def footprint_of(layouts: Layouts, biases: list[Bias], max_seq_len: int | None) 
                 continue
             if length > LONGEST_EVALUATED:
                 if max_seq_len is None or max_seq_len > LONGEST_EVALUATED:
-                    return Footprint("other", has_bias=True)
+                    return Footprint("other", has_bias=True, is_causal=False)
                 length = max_seq_len
             lengths.add(length if max_seq_len is None else min(length, max_seq_len))
     found = {_at(regions, biases, length) for length in sorted(lengths)}
@@ -52,8 +57,10 @@ def footprint_of(layouts: Layouts, biases: list[Bias], max_seq_len: int | None) 
     if windows and all(f.kind == "causal" for f in found - windows) and len(windows) == 1:
         window = next(iter(windows))
         assert window.window is not None
-        return window if _longer_than(window.window, lengths, found) else Footprint("other")
-    return found.pop() if len(found) == 1 else Footprint("other", has_bias=True)
+        return window if _longer_than(window.window, lengths, found) else _OTHER
+    if len(found) == 1:
+        return found.pop()
+    return Footprint("other", has_bias=True, is_causal=all(f.is_causal for f in found))
 
 
 def _longer_than(window: int, lengths: set[int], found: set[Footprint]) -> bool:
@@ -64,7 +71,7 @@ def _at(regions: list[PositionRegion], biases: list[Bias], length: int) -> Footp
     allowed = np.ones((length, length), np.bool_)
     has_bias = False
     for region, bias in zip(regions, biases, strict=True):
-        value = region.evaluate(2, length)
+        value = region.evaluate(1, length)
         if bias.allowed_where is not None:
             may = value if bias.allowed_where else ~value
         else:
@@ -73,17 +80,23 @@ def _at(regions: list[PositionRegion], biases: list[Bias], length: int) -> Footp
             has_bias |= bool((np.where(may, added, 0.0) != 0.0).any())
         pairs = _pairs(may, length)
         if pairs is None:
-            return Footprint("other", has_bias=True)
+            later = np.triu(np.ones((length, length), np.bool_), 1)
+            causal = may.ndim >= 2 and not (np.broadcast_to(may, _whole(may, length)) & later).any()
+            return Footprint("other", has_bias=True, is_causal=bool(causal))
         allowed &= pairs
     i, j = np.arange(length)[:, None], np.arange(length)[None, :]
-    if allowed.all():
-        return Footprint("full", has_bias=has_bias)
+    if length > 1 and allowed.all():
+        return Footprint("full", has_bias=has_bias, is_causal=False)
     if np.array_equal(allowed, j <= i):
         return Footprint("causal", has_bias=has_bias)
     window = int(allowed[-1].sum())
     if np.array_equal(allowed, (j <= i) & (j > i - window)):
         return Footprint("window", window, has_bias)
-    return Footprint("other", has_bias=True)
+    return Footprint("other", has_bias=True, is_causal=not (allowed & (j > i)).any())
+
+
+def _whole(may: Array, length: int) -> tuple[int, ...]:
+    return (*may.shape[:-2], length, length)
 
 
 def _pairs(may: Array, length: int) -> Array | None:

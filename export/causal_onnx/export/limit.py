@@ -10,8 +10,17 @@ from causal_onnx.export.graph import constant, insert_before_uses
 __all__ = ["enforce_max_seq_len"]
 
 
-def enforce_max_seq_len(model: ir.Model, *, input_name: str, axis: int, limit: int) -> None:
+def enforce_max_seq_len(
+    model: ir.Model, *, input_name: str, axis: int, limit: int, past: tuple[str, int] | None = None
+) -> None:
     """Make the graph fail where `input_name` is longer than `limit` along `axis`.
+
+    Args:
+        model: Changed in place.
+        input_name: An input with a sequence axis.
+        axis: That axis.
+        limit: The longest sequence.
+        past: An input that holds earlier positions, and its axis; they count too.
 
     PyTorch's own checks (`assert`, `raise`, an embedding's bounds) do not survive an export. A lookup
     in a table of `limit` zeros does it with four cheap standard operators: its index is the length
@@ -23,8 +32,14 @@ def enforce_max_seq_len(model: ir.Model, *, input_name: str, axis: int, limit: i
     assert value.shape is not None
     rank = len(value.shape)
     name = f"sequence_longer_than_max_seq_len_{limit}"
-    length = ir.node("Shape", [value], attributes={"start": axis, "end": axis + 1})
-    last = ir.node("Sub", [length.outputs[0], constant(graph, np.array([1], np.int64))])
+    nodes = [ir.node("Shape", [value], attributes={"start": axis, "end": axis + 1})]
+    if past is not None:
+        held = next(x for x in graph.inputs if x.name == past[0])
+        earlier = ir.node("Shape", [held], attributes={"start": past[1], "end": past[1] + 1})
+        total = ir.node("Add", [nodes[0].outputs[0], earlier.outputs[0]])
+        nodes += [earlier, total]
+    one = constant(graph, np.array([1], np.int64))
+    last = ir.node("Sub", [nodes[-1].outputs[0], one])
     table = ir.node(
         "ConstantOfShape",
         [constant(graph, np.array([limit], np.int64))],
@@ -35,4 +50,4 @@ def enforce_max_seq_len(model: ir.Model, *, input_name: str, axis: int, limit: i
     checked = ir.node("Reshape", [value, keep.outputs[0]])
     checked.outputs[0].name = f"{input_name}_checked"
     checked.outputs[0].type = value.type
-    insert_before_uses(graph, value, [length, last, table, zero, keep, checked])
+    insert_before_uses(graph, value, [*nodes, last, table, zero, keep, checked])

@@ -41,12 +41,37 @@ class Session:
         self._session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
-        self._names = [spec.name for spec in contract.inputs]
-        self.output_names = [spec.name for spec in contract.outputs]
+        past, present = contract.past_names, contract.present_names
+        self._inputs = [spec for spec in contract.inputs if spec.name not in past]
+        self._past = [spec for spec in contract.inputs if spec.name in past]
+        self.output_names = [spec.name for spec in contract.outputs if spec.name not in present]
+        self._present = [pair.present for pair in contract.cache]
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
-        feed = dict(zip(self._names, inputs, strict=True))
-        return list(self._session.run(self.output_names, feed))
+        """The outputs; a graph with a cache starts from an empty one."""
+        return self.step(inputs, self.empty_past(inputs))[0]
+
+    def step(
+        self, inputs: Sequence[Array], past: Sequence[Array]
+    ) -> tuple[list[Array], list[Array]]:
+        """The outputs, and the cache after these inputs."""
+        feed = {spec.name: x for spec, x in zip(self._inputs, inputs, strict=True)}
+        feed |= {spec.name: x for spec, x in zip(self._past, past, strict=True)}
+        outputs = list(self._session.run([*self.output_names, *self._present], feed))
+        count = len(self.output_names)
+        return outputs[:count], outputs[count:]
+
+    def empty_past(self, inputs: Sequence[Array]) -> list[Array]:
+        """A cache of no positions, for the batch of `inputs`."""
+        sizes = {"past_seq": 0}
+        for spec, x in zip(self._inputs, inputs, strict=True):
+            axis = spec.axis_of("batch")
+            if axis is not None:
+                sizes["batch"] = x.shape[axis]
+        return [
+            np.zeros([a if isinstance(a, int) else sizes[a] for a in spec.axes], spec.dtype)
+            for spec in self._past
+        ]
 
 
 def tolerance_for(contract: Contract) -> float:
@@ -175,6 +200,8 @@ def compare_unbatched(
     model: Model, source: Source, specs: Sequence[InputSpec], report: ParityReport
 ) -> ParityReport:
     """`report` with calls that have no batch axis, through the runtime, which adds and removes it."""
+    present = model.contract.present_names
+    results = [spec.name for spec in model.contract.outputs if spec.name not in present]
     cases = []
     for seq in sorted({case.seq for case in report.cases if not case.refused}):
         batched = make_inputs(specs, Sizes(batch=1, seq=seq), seed=seq)
@@ -186,8 +213,7 @@ def compare_unbatched(
             expected = [to_numpy(value) for value in source(*inputs)]
         got = model.run(*[to_numpy(x) for x in inputs])
         error = max(
-            relative_error(got[spec.name], value)
-            for spec, value in zip(model.contract.outputs, expected, strict=True)
+            relative_error(got[name], value) for name, value in zip(results, expected, strict=True)
         )
         passed = error <= report.tolerance
         cases.append(ParityCase(batch=None, seq=seq, error=error, passed=passed))

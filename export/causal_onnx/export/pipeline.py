@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -13,7 +13,12 @@ from onnx_ir.passes import common
 from torch import nn
 
 from causal_onnx.export import probe
+from causal_onnx.export.analysis.certificate import Certificate
+from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
+from causal_onnx.export.attest import attest
+from causal_onnx.export.cache import derive_cache
+from causal_onnx.export.canonical import canonicalise
 from causal_onnx.export.capture import (
     NEWEST_OPSET,
     OLDEST_OPSET,
@@ -22,21 +27,25 @@ from causal_onnx.export.capture import (
     capture_sizes,
 )
 from causal_onnx.export.causality import perturb
+from causal_onnx.export.chunks import prove_cache
 from causal_onnx.export.compact import compute_position_matrices
 from causal_onnx.export.errors import CausalityError, ExportError, ParityError
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.limit import enforce_max_seq_len
+from causal_onnx.export.lower import lower
 from causal_onnx.export.outputs import describe_outputs, dtype_name
 from causal_onnx.export.parity import Session, compare, compare_unbatched, tolerance_for
-from causal_onnx.export.report import CausalityReport, ExportReport, ParityReport
+from causal_onnx.export.report import CacheReport, CausalityReport, ExportReport, ParityReport
 from causal_onnx.export.source import Axes, Example, Source, open_source
+from causal_onnx.export.tidy import simplify, tidy
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
     CONTRACT_KEY,
     FORMAT,
     GOLDEN_KEY,
+    CachePair,
     Contract,
     TensorSpec,
 )
@@ -57,6 +66,7 @@ def export(
     *,
     example: Example | None = None,
     axes: Axes | None = None,
+    cache: bool = False,
     target: str = "ort",
     opset: int | None = None,
     max_seq_len: int | None = None,
@@ -73,6 +83,8 @@ def export(
         axes: One {axis: name} per input, names "batch" and "seq" ("past_seq", "total_seq" for
             modules with a cache of their own). None: integer 2-D is (batch, seq), float 3-D
             (batch, seq, features), float 2-D (seq, features).
+        cache: Derive a KV cache: the file takes `past_key_values.{i}.key` and `.value` and gives
+            `present.{i}.key` and `.value`, and serves prefill and decoding alike.
         target: "ort" (onnxruntime) or "portable" (any ONNX runtime).
         opset: ONNX operator set, 18 to 25. None: 24 for "ort", 20 for "portable".
         max_seq_len: A limit lower than the module's own. None: the module's own, found by its
@@ -104,7 +116,10 @@ def export(
                 errors.append(attempt)
                 continue
             try:
-                return _finish(attempt, source, specs, contract, path, module, warnings, tell)
+                report = _finish(
+                    attempt, source, specs, contract, path, module, cache=cache, tell=tell
+                )
+                return replace(report, warnings=(*warnings, *report.warnings))
             except CausalityError:
                 raise  # another capture of the same module would leak the same way
             except ExportError as error:
@@ -243,21 +258,98 @@ def _finish(
     contract: Contract,
     path: Path,
     module: nn.Module,
-    warnings: Sequence[str],
+    *,
+    cache: bool,
     tell: Progress,
 ) -> ExportReport:
-    """Turn one capture into a verified file."""
+    """Turn one capture into a verified file, in the best form that proves equal."""
     contract = _narrowed(capture, contract)
     _check_domain(capture, contract)
-    model = capture.model
-    _simplify(model)
+    simplify(capture.model)
+    failure: ExportError | None = None
+    for form in _forms(capture, contract, cache=cache):
+        if isinstance(form, ExportError):
+            failure = failure or form
+            continue
+        try:
+            report = _prove_and_write(form, source, specs, path, module, tell)
+        except ParityError as error:
+            failure = failure or error
+            continue
+        notes = [f"attention is written as captured: {failure}"] if failure else []
+        return replace(report, warnings=(*_warm_warning(capture, form.contract), *notes))
+    assert failure is not None
+    raise failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Form:
+    """One way of writing a captured graph."""
+
+    model: ir.Model
+    contract: Contract
+
+
+def _forms(capture: Capture, contract: Contract, *, cache: bool) -> Iterator[_Form | ExportError]:
+    """The captured graph with its attention rewritten; then, if no cache is asked for, as it is."""
+    try:
+        yield _rewritten(capture.model.clone(), contract, cache=cache)
+    except (ExportError, SizesRefusedError, StuckError) as error:
+        yield error if isinstance(error, ExportError) else ExportError(f"not analysable: {error}")
+    if not cache:
+        yield _Form(model=_finished(capture.model, contract), contract=contract)
+
+
+def _rewritten(model: ir.Model, contract: Contract, *, cache: bool) -> _Form:
+    cores, others = canonicalise(model, contract.max_seq_len)
+    if cache:
+        derived = derive_cache(model, cores, others, max_seq_len=contract.max_seq_len)
+        contract = replace(
+            contract,
+            inputs=(*contract.inputs, *derived.past),
+            outputs=(*contract.outputs, *derived.present),
+            cache=tuple(
+                CachePair(past=past.name, present=present.name)
+                for past, present in zip(derived.past, derived.present, strict=True)
+            ),
+        )
+    lower(model)
+    return _Form(model=_finished(model, contract), contract=contract)
+
+
+def _finished(model: ir.Model, contract: Contract) -> ir.Model:
+    """The last passes, the same for every form."""
     compute_position_matrices(model)
     if contract.max_seq_len is not None:
         spec = next(spec for spec in contract.inputs if spec.axis_of("seq") is not None)
         axis = spec.axis_of("seq")
         assert axis is not None
-        enforce_max_seq_len(model, input_name=spec.name, axis=axis, limit=contract.max_seq_len)
-    _tidy(model)
+        past = next(
+            ((s.name, s.axes.index("past_seq")) for s in contract.inputs if "past_seq" in s.axes),
+            None,
+        )
+        enforce_max_seq_len(
+            model, input_name=spec.name, axis=axis, limit=contract.max_seq_len, past=past
+        )
+    tidy(model)
+    return model
+
+
+def _prove_and_write(
+    form: _Form,
+    source: Source,
+    specs: Sequence[InputSpec],
+    path: Path,
+    module: nn.Module,
+    tell: Progress,
+) -> ExportReport:
+    """Prove the graph equal and causal, then let the file appear.
+
+    Raises:
+        ParityError: It differs from the source, or the cache from a full pass.
+        CausalityError: A later input moves an earlier output.
+    """
+    model, contract = form.model, form.contract
     with staged(path) as draft:
         metadata = {CONTRACT_KEY: contract.to_json()}
         write_model(model, draft, metadata)
@@ -269,10 +361,18 @@ def _finish(
             parity = compare_unbatched(load(draft), source.fresh(), specs, parity)
         if not parity.passed:
             raise ParityError(
-                f"the graph disagrees with {type(module).__name__} (captured {capture.way}); "
-                f"no file was written\n{parity.to_table()}",
+                f"the graph disagrees with {type(module).__name__}; no file was written\n"
+                f"{parity.to_table()}",
                 parity,
             )
+        cached = None
+        if contract.cache:
+            tell("cache", 0.0)
+            cached = prove_cache(session, source.fresh(), specs, contract, parity.tolerance)
+            if not cached.passed:
+                raise ParityError(
+                    f"{type(module).__name__}: {cached.summary()}; no file was written", parity
+                )
         tell("causality", 0.0)
         causality = perturb(session, source.fresh(), specs, contract)
         if causality.cases and not causality.is_causal:
@@ -280,13 +380,15 @@ def _finish(
                 f"{type(module).__name__} is {causality.summary()}; no file was written",
                 causality,
             )
+        tell("proof", 0.0)
+        certificate = replace(attest(draft, dynamic=False), static_seconds=0.0)
         goldens = record_goldens(
             source.fresh(), specs, contract, tolerance=2 * tolerance_for(contract)
         )
         described = describe_source(module)
         metadata |= source_document(described)
         metadata[GOLDEN_KEY] = goldens.to_json()
-        metadata[CERTIFICATE_KEY] = _certificate(parity, causality)
+        metadata[CERTIFICATE_KEY] = _certificate(certificate, parity, causality, cached)
         size = write_model(model, draft, metadata)
         replayed = load(draft).selftest()
         if not replayed.passed:
@@ -300,10 +402,11 @@ def _finish(
         contract=contract,
         parity=parity,
         causality=causality,
+        certificate=certificate,
+        cache=cached,
         source=described,
         size_bytes=size,
         nodes=sum(1 for _ in model.graph.all_nodes()),
-        warnings=(*warnings, *_warm_warning(capture, contract)),
     )
 
 
@@ -343,42 +446,17 @@ def _check_domain(capture: Capture, contract: Contract) -> None:
                 )
 
 
-def _simplify(model: ir.Model) -> None:
-    common.InlinePass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.DeduplicateInitializersPass(size_limit=1 << 20)(model)
-
-
-def _tidy(model: ir.Model) -> None:
-    """Drop what nothing uses and the exporter's notes, which hold paths of the exporting machine."""
-    common.CommonSubexpressionEliminationPass()(model)
-    common.IdentityEliminationPass()(model)
-    common.RemoveUnusedNodesPass()(model)
-    common.RemoveUnusedFunctionsPass()(model)
-    common.RemoveUnusedOpsetsPass()(model)
-    places = {id(node): _place(node) for node in model.graph.all_nodes()}
-    common.ClearMetadataAndDocStringPass()(model)
-    for node in model.graph.all_nodes():
-        if places[id(node)]:
-            node.metadata_props["causal_onnx.module"] = places[id(node)]
-    model.producer_name, model.producer_version = "causal-onnx", None
-    model.graph.name = "main"
-
-
-def _place(node: ir.Node) -> str:
-    """The submodule that a node comes from, as `named_modules` spells it."""
-    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    if not scopes:
-        return ""
-    names = json.loads(scopes.replace("'", '"'))
-    return next((n.removeprefix("module.") for n in reversed(names[:-1]) if n != "module"), "")
-
-
-def _certificate(parity: ParityReport, causality: CausalityReport) -> str:
+def _certificate(
+    certificate: Certificate,
+    parity: ParityReport,
+    causality: CausalityReport,
+    cached: CacheReport | None,
+) -> str:
     document = {
-        "format": FORMAT,
+        **certificate.to_dict(),
         "parity": parity.to_dict(),
         "causality": causality.to_dict(),
+        "cache": cached.to_dict() if cached else None,
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":"))
 

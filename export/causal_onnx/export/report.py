@@ -6,9 +6,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.runtime.contract import Contract
 
-__all__ = ["CausalityCase", "CausalityReport", "ExportReport", "ParityCase", "ParityReport"]
+__all__ = [
+    "CacheCase",
+    "CacheReport",
+    "CausalityCase",
+    "CausalityReport",
+    "ExportReport",
+    "ParityCase",
+    "ParityReport",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +139,57 @@ class CausalityReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CacheCase:
+    """One way of feeding a sequence through the cache, against PyTorch's full pass."""
+
+    batch: int
+    seq: int
+    feeding: str
+    error: float
+    """Relative to the output's scale."""
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheReport:
+    """Equality of all ways of feeding a sequence through the cache."""
+
+    cases: tuple[CacheCase, ...]
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.cases) and all(case.passed for case in self.cases)
+
+    @property
+    def max_error(self) -> float:
+        return max((case.error for case in self.cases), default=float("inf"))
+
+    def summary(self) -> str:
+        """The verdict on one line."""
+        if self.passed:
+            return (
+                f"cache: {len(self.cases)} ways of feeding equal PyTorch's full pass, largest error "
+                f"{self.max_error:.1e} of the output's scale"
+            )
+        bad = next((case for case in self.cases if not case.passed), None)
+        if bad is None:
+            return "cache: nothing was tested"
+        return (
+            f"cache: {bad.feeding} at batch {bad.batch}, length {bad.seq} is off by {bad.error:.1e} "
+            "of the output's scale"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "passed": self.passed,
+            "max_error": self.max_error,
+            "summary": self.summary(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
     """One finished export."""
 
@@ -137,6 +197,10 @@ class ExportReport:
     contract: Contract
     parity: ParityReport
     causality: CausalityReport
+    certificate: Certificate
+    """The static proof, from the graph that was written."""
+    cache: CacheReport | None = None
+    """None: exported without a cache."""
     source: dict[str, Any] = field(default_factory=dict)
     """Class, versions and sha256 of the weights, as stored in the file."""
     size_bytes: int = 0
@@ -150,7 +214,13 @@ class ExportReport:
             f"opset {self.contract.opset}, max_seq_len {limit if limit else 'unlimited'}",
             *(f"  in   {spec.describe()}" for spec in self.contract.inputs),
             *(f"  out  {spec.describe()}" for spec in self.contract.outputs),
+            *(
+                f"  attention {text}" + (f"  x {count}" if count > 1 else "")
+                for text, count in self.certificate.core_lines()
+            ),
+            f"  static proof: {self.certificate.verdict.replace('_', ' ')}, {self.certificate.scope}",
             f"  {self.causality.summary()}",
+            *([f"  {self.cache.summary()}"] if self.cache else []),
             f"  equal to PyTorch at {sum(not c.refused for c in self.parity.cases)} shapes, largest error "
             f"{self.parity.max_error:.1e} of the output's scale",
             *(f"  warning: {text}" for text in self.warnings),
@@ -166,5 +236,7 @@ class ExportReport:
             "source": self.source,
             "parity": self.parity.to_dict(),
             "causality": self.causality.to_dict(),
+            "certificate": self.certificate.to_dict(),
+            "cache": self.cache.to_dict() if self.cache else None,
             "warnings": list(self.warnings),
         }

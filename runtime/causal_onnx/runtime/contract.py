@@ -19,6 +19,7 @@ __all__ = [
     "FORMAT",
     "GOLDEN_KEY",
     "SOURCE_KEY",
+    "CachePair",
     "Contract",
     "TensorSpec",
     "read_document",
@@ -101,6 +102,14 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CachePair:
+    """An input of past keys or values, and the output that is the past of the next call."""
+
+    past: str
+    present: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Contract:
     """What an artifact takes and gives: the promise that a runtime checks a request against."""
 
@@ -115,6 +124,9 @@ class Contract:
     """The source takes inputs without the batch axis too; the runtime then adds and removes it."""
     form: str = "portable"
     """How attention is written in the graph: "ort", "portable" or "tiled"."""
+    cache: tuple[CachePair, ...] = ()
+    """The KV cache, if the graph has one: keys, then values, layer by layer. Past inputs may be
+    left out of a request; they are then empty."""
     precision: str = "fp32"
     opset: int | None = None
     """Version of the default ONNX operator set that the graph uses."""
@@ -137,11 +149,29 @@ class Contract:
                 raise ValueError(f"{field} must be a string, got {getattr(self, field)!r}")
         if not isinstance(self.unbatched, bool):
             raise ValueError(f"unbatched must be true or false, got {self.unbatched!r}")
+        inputs = {spec.name for spec in self.inputs}
+        outputs = {spec.name for spec in self.outputs}
+        for pair in self.cache:
+            if pair.past not in inputs or pair.present not in outputs:
+                raise ValueError(
+                    f"the cache pairs input {pair.past!r} with output {pair.present!r}; the inputs "
+                    f"are {', '.join(sorted(inputs))}, the outputs {', '.join(sorted(outputs))}"
+                )
         if self.max_seq_len is not None and self.min_seq_len > self.max_seq_len:
             raise ValueError(
                 f"min_seq_len must be in [1, max_seq_len], got {self.min_seq_len} with max_seq_len "
                 f"{self.max_seq_len}"
             )
+
+    @property
+    def past_names(self) -> frozenset[str]:
+        """The inputs that hold the cache."""
+        return frozenset(pair.past for pair in self.cache)
+
+    @property
+    def present_names(self) -> frozenset[str]:
+        """The outputs that hold the cache."""
+        return frozenset(pair.present for pair in self.cache)
 
     def to_json(self) -> str:
         """The contract as one JSON document, the same text for equal contracts."""
@@ -158,6 +188,8 @@ class Contract:
         try:
             data["inputs"] = tuple(_spec(item) for item in data["inputs"])
             data["outputs"] = tuple(_spec(item) for item in data["outputs"])
+            pairs = data.get("cache", ())
+            data["cache"] = tuple(CachePair(**_known(item, CachePair)) for item in pairs)
             return cls(**_known(data, cls))
         except KeyError as error:
             raise ArtifactError(f"the contract lacks the key {error}") from error

@@ -126,7 +126,7 @@ class Certificate:
             state = {True: "causal", False: "not causal", None: "nothing to prove"}[out.causal]
             along = f" along axis {', '.join(map(str, out.position_axes))}" if out.causal else ""
             lines.append(f"  output    {out.name}: {state}{along}{_aside(out.note)}")
-        for text, count in self._core_lines():
+        for text, count in self.core_lines():
             lines.append(f"  core      {text}" + (f"  x {count}" if count > 1 else ""))
         for assumption in self.assumptions:
             lines.append(f"  assumes   {assumption.text}{_aside(_some(assumption.nodes))}")
@@ -140,7 +140,8 @@ class Certificate:
         lines.append(f"  static    {self.nodes} nodes, {self.static_seconds:.2f} s")
         return "\n".join(lines)
 
-    def _core_lines(self) -> list[tuple[str, int]]:
+    def core_lines(self) -> list[tuple[str, int]]:
+        """Each kind of attention core in words, and how many there are of it."""
         counts: dict[str, int] = {}
         for core in self.cores:
             heads = ""

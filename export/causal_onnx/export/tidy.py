@@ -1,0 +1,46 @@
+"""Clean a graph before and after the passes."""
+
+from __future__ import annotations
+
+import ast
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+__all__ = ["simplify", "tidy"]
+
+PLACE_KEY = "causal_onnx.module"
+"""Node metadata: the submodule that the node was captured from, as `named_modules` spells it."""
+
+
+def simplify(model: ir.Model) -> None:
+    """Inline functions, lift constants, and keep of the exporter's notes only the submodule."""
+    common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.DeduplicateInitializersPass(size_limit=1 << 20)(model)
+    places = {id(node): _place(node) for node in model.graph.all_nodes()}
+    # The notes hold paths of the exporting machine.
+    common.ClearMetadataAndDocStringPass()(model)
+    for node in model.graph.all_nodes():
+        if places[id(node)]:
+            node.metadata_props[PLACE_KEY] = places[id(node)]
+
+
+def tidy(model: ir.Model) -> None:
+    """Drop what nothing uses, and compute nothing twice."""
+    common.CommonSubexpressionEliminationPass()(model)
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.NameFixPass()(model)
+    model.producer_name, model.producer_version = "causal-onnx", None
+    model.graph.name = "main"
+
+
+def _place(node: ir.Node) -> str:
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if not scopes:
+        return ""
+    names = [str(name) for name in ast.literal_eval(scopes)]
+    return next((n.removeprefix("module.") for n in reversed(names[:-1]) if n != "module"), "")
