@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.models.reference import largest_error, reference_attention, weights_of
 from torch import nn
 
 from causal_onnx.models import AttentionConfig, GroupedQueryAttention, MultiHeadAttention
+from tests.models.reference import largest_error, reference_attention, weights_of
 
 BASE = AttentionConfig(embed_dim=24, num_heads=4, max_seq_len=16)
 

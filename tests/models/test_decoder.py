@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.models.reference import largest_error
 from torch import nn
 
 from causal_onnx.models import (
@@ -15,6 +14,7 @@ from causal_onnx.models import (
     tiny_gpt2_config,
     tiny_llama_config,
 )
+from tests.models.reference import largest_error
 
 ALIBI = DecoderConfig(
     vocab_size=50,

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.models.reference import largest_error
 
 from causal_onnx.models.alibi import alibi_bias
 from causal_onnx.models.dot_product import attend_fused, attend_written_out
 from causal_onnx.models.mask import causal_mask
+from tests.models.reference import largest_error
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4], ids=["mqa", "gqa", "mha"])

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from tests.models.reference import largest_error
 from torch import Tensor, nn
 
 from causal_onnx.models import CausalMechanismV1
+from tests.models.reference import largest_error
 
 # float32, sums of up to 16 products: a few units in the last place (1.2e-7).
 TOLERANCE = 2e-6
