@@ -5,9 +5,12 @@ from __future__ import annotations
 from .attention import ENTRIES as _ATTENTION
 from .dtypes import ENTRIES as _DTYPES
 from .entry import ZooEntry, output_tensors
+from .graph_mutants import GRAPH_MUTANTS, GraphMutant
+from .graphs import GRAPHS, GoodGraph
 from .guards import ENTRIES as _GUARDS
 from .huggingface import ENTRIES as _HUGGINGFACE
 from .masks import ENTRIES as _MASKS
+from .mutants import MUTANTS, Mutant
 from .own_caches import ENTRIES as _OWN_CACHES
 from .padding import ENTRIES as _PADDING
 from .positions import ENTRIES as _POSITIONS
@@ -15,7 +18,18 @@ from .scans import ENTRIES as _SCANS
 from .whole import ENTRIES as _WHOLE
 from .windows import ENTRIES as _WINDOWS
 
-__all__ = ["ZOO", "ZooEntry", "entry", "output_tensors"]
+__all__ = [
+    "GRAPHS",
+    "GRAPH_MUTANTS",
+    "MUTANTS",
+    "ZOO",
+    "GoodGraph",
+    "GraphMutant",
+    "Mutant",
+    "ZooEntry",
+    "entry",
+    "output_tensors",
+]
 
 ZOO: tuple[ZooEntry, ...] = (
     *_MASKS,

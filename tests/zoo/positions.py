@@ -431,7 +431,7 @@ class RotaryLazy(Plain):
     origin="dynamic NTK: the base grows with the length of the input",
 )
 class RotaryScaled(Plain):
-    def __init__(self, kind, factor=4.0, original=8):
+    def __init__(self, kind, factor=4.0, original=4):
         super().__init__()
         self.kind, self.factor, self.original = kind, factor, original
 

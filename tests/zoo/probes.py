@@ -17,13 +17,18 @@ from torch import Tensor, nn
 from .entry import generator, output_tensors
 
 __all__ = [
+    "Sizes",
     "Subject",
+    "call",
+    "declared_influence",
     "first_difference",
     "future_moves",
+    "influence",
     "past_change",
     "prefix_change",
     "relative_change",
     "run",
+    "takes_past",
 ]
 
 
@@ -164,30 +169,25 @@ def keep_real(value: Tensor, axis: int, real: Tensor | None) -> Tensor:
     return torch.where(real[:, : value.shape[axis]].view(shape), value, torch.zeros_like(value))
 
 
-def past_change(
-    subject: Subject, sizes: Sizes, cut: int, *, fresh: bool = True, real_only: bool = False
-) -> float:
-    """How far outputs before `cut` move when tokens from `cut` on are replaced.
+def past_change(subject: Subject, sizes: Sizes, *cuts: int, real_only: bool = False) -> float:
+    """How far outputs before a cut move when tokens from the cut on are replaced, at worst.
 
-    Relative to each output's scale; `fresh`: each run gets a module of its own; `real_only`:
-    outputs at padding are left out.
+    Relative to each output's scale; every run gets a module of its own, so that nothing a module
+    keeps on itself can hide or feign a change; `real_only`: outputs at padding are left out.
     """
-    module = subject.factory().eval()
-    axes = seq_axes(module, subject, sizes)
+    axes = seq_axes(subject.factory().eval(), subject, sizes)
     inputs = make_inputs(subject, sizes)
-    base = run(subject.factory().eval() if fresh else module, inputs)
-    changed = change_tokens(subject, inputs, cut)
-    moved = run(subject.factory().eval() if fresh else module, changed)
+    real = real_positions(subject, inputs) if real_only else None
+    base = run(subject.factory().eval(), inputs)
     worst = 0.0
-    for a, b, where in zip(base, moved, axes, strict=True):
-        if where is not None:
-            axis, offset = where
-            keep = cut + offset
-            before, after = a.narrow(axis, 0, keep), b.narrow(axis, 0, keep)
-            if real_only:
-                real = real_positions(subject, inputs)
-                before, after = keep_real(before, axis, real), keep_real(after, axis, real)
-            worst = max(worst, relative_change(before, after, a))
+    for cut in cuts:
+        moved = run(subject.factory().eval(), change_tokens(subject, inputs, cut))
+        for a, b, where in zip(base, moved, axes, strict=True):
+            if where is not None:
+                axis, keep = where[0], cut + where[1]
+                before = keep_real(a.narrow(axis, 0, keep), axis, real)
+                after = keep_real(b.narrow(axis, 0, keep), axis, real)
+                worst = max(worst, relative_change(before, after, a))
     return worst
 
 
@@ -222,6 +222,7 @@ def prefix_change(subject: Subject, sizes: Sizes, short: int, *, real_only: bool
             if name in keep_of:
                 kept = kept.narrow(axis, 0, keep_of[name])
         cut_inputs.append(kept.contiguous())
+    real = real_positions(subject, inputs) if real_only else None
     whole = run(subject.factory().eval(), inputs)
     alone = run(subject.factory().eval(), tuple(cut_inputs))
     worst = 0.0
@@ -232,12 +233,47 @@ def prefix_change(subject: Subject, sizes: Sizes, short: int, *, real_only: bool
         keep = short + offset
         # Attention weights grow along the keys too: compare the corner that both have.
         corner = a[tuple(slice(0, size) for size in b.shape)]
-        before, after = corner.narrow(axis, 0, keep), b.narrow(axis, 0, keep)
-        if real_only:
-            real = real_positions(subject, inputs)
-            before, after = keep_real(before, axis, real), keep_real(after, axis, real)
-        worst = max(worst, relative_change(before, after))
+        before = keep_real(corner.narrow(axis, 0, keep), axis, real)
+        worst = max(worst, relative_change(before, keep_real(b.narrow(axis, 0, keep), axis, real)))
     return worst
+
+
+def influence(subject: Subject, sizes: Sizes) -> Tensor:
+    """(seq, seq) booleans: [t, j] is True where some output at position t moves with token j.
+
+    Bit for bit, so that 0.0 is no influence; outputs without a position axis are left out.
+    """
+    module = subject.factory().eval()
+    axes_out = seq_axes(module, subject, sizes)
+    inputs = make_inputs(subject, sizes)
+    base = run(subject.factory().eval(), inputs)
+    seen = torch.zeros(sizes.seq, sizes.seq, dtype=torch.bool)
+    for j in range(sizes.seq):
+        changed = list(inputs)
+        for i, (axes, role) in enumerate(zip(subject.axes, subject.roles, strict=True)):
+            if role == "tokens":
+                axis = next(a for a, name in axes.items() if name == "seq")
+                other = replaced_from(inputs[i], axis, 0).narrow(axis, j, 1)
+                changed[i] = inputs[i].clone()
+                changed[i].narrow(axis, j, 1).copy_(other)
+        moved = run(subject.factory().eval(), tuple(changed))
+        for a, b, where in zip(base, moved, axes_out, strict=True):
+            if where is not None:
+                axis, offset = where
+                differs = (a != b).movedim(axis, 0).flatten(1).any(1)
+                seen[:, j] |= differs[offset:]
+    return seen
+
+
+def declared_influence(footprint: str, seq: int) -> Tensor | None:
+    """The (seq, seq) booleans that one attention core of this footprint gives; None for others."""
+    lower = torch.ones(seq, seq, dtype=torch.bool).tril()
+    if footprint == "causal":
+        return lower
+    kind, _, width = footprint.partition(":")
+    if kind == "window" and width.isdigit():
+        return lower.triu(1 - int(width))
+    return None
 
 
 def first_difference(a: nn.Module, b: nn.Module) -> str | None:

@@ -299,6 +299,7 @@ class UniformSoftmax(nn.Module):
 @scans.add(
     "scan_running_maximum",
     inputs=features(16),
+    footprint="other",
     cacheable=False,
     origin="cummax over time as a feature",
 )
@@ -498,6 +499,7 @@ class ReluSquared(Qkv):
 @scans.add(
     "scan_online_normaliser",
     inputs=features(16),
+    footprint="other",
     cacheable=False,
     origin="a causal standardisation: running mean and variance by cumsum",
 )
