@@ -134,7 +134,7 @@ def test_a_session_on_cuda_is_made_without_tf32_and_without_fallback(
 BROKEN = {
     "silently on the CPU": (
         FakeOnnxruntime(providers=(CPU,)),
-        "onnxruntime made a session for CPUExecutionProvider: the driver or a CUDA library",
+        "made a session for CPUExecutionProvider: Failed to load libcudnn.*pip install 'causal-",
     ),
     "some nodes on the CPU": (
         FakeOnnxruntime(
@@ -160,14 +160,14 @@ def test_cuda_runs_on_cuda_or_raises(monkeypatch: pytest.MonkeyPatch, case: str)
 def test_auto_falls_back_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
-    fake, message = BROKEN[case]
+    fake, _ = BROKEN[case]
     with caplog.at_level(logging.WARNING):
         got, device = opened(monkeypatch, fake, "auto")
     assert device == Device("cpu")
     assert got.get_providers() == [CPU]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "device='auto' runs" in caplog.text
-    assert message.partition(" ")[0] in caplog.text
+    assert "was requested, but" in caplog.text
 
 
 def test_auto_takes_cuda_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import ArtifactError, Contract, Model, RunError, TensorSpec, load
-from causal_onnx.runtime.contract import GOLDEN_KEY
+from causal_onnx.runtime.contract import GOLDEN_KEY, CachePair
 from causal_onnx.runtime.golden import GoldenCase, GoldenSet
 from tests.runtime.artifacts import fixture, metadata
 
@@ -113,8 +114,19 @@ class TestSeveralOutputs:
 
     def test_calling_is_refused_and_points_to_run(self) -> None:
         model = load(fixture("cached"))
-        with pytest.raises(ValueError, match=r"2 outputs \(y, present\); call model\.run"):
+        with pytest.raises(ValueError, match=r"2 outputs .*\(y, present\); call model\.run"):
             model(random_input(1, 1, 4), random_input(1, 0, 4), np.ones((1, 1), np.int64))
+
+
+def test_the_cache_is_no_output_of_a_call() -> None:
+    whole = load(fixture("cached")).contract
+    cache = (CachePair(past="past", present="present"),)
+    model = load(fixture("cached"), contract=replace(whole, cache=cache))
+    x, mask = random_input(1, 3, 4), np.ones((1, 3), np.int64)
+    np.testing.assert_allclose(model(x, mask), x + 3, rtol=1e-6)
+    step = model.run(x, mask)
+    more = model.run(x, np.ones((1, 6), np.int64), past=step["present"])
+    assert more["present"].shape == (1, 6, 4)
 
 
 def test_run_and_call_agree_on_one_output(one_head: Model) -> None:

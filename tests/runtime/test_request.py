@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import Contract, TensorSpec
+from causal_onnx.runtime.contract import CachePair
 from causal_onnx.runtime.request import Request, RequestChecker
 
 X = TensorSpec(name="x", dtype="float32", axes=("batch", "seq", 4))
@@ -190,3 +191,55 @@ def test_values_that_are_not_finite_are_refused_if_asked(bad: float) -> None:
 
 def test_integers_pass_the_check_for_finite_values() -> None:
     assert check(np.array([[1]]), specs=(IDS,), check_finite=True).feeds
+
+
+class TestCache:
+    """Past inputs are given all together or not at all; left out, they are empty."""
+
+    KEY, VALUE = (
+        TensorSpec(name=f"past.{part}", dtype="float32", axes=("batch", 2, "past_seq", 3))
+        for part in ("key", "value")
+    )
+    GROWN = tuple(
+        TensorSpec(name=f"present.{part}", dtype="float32", axes=("batch", 2, "total_seq", 3))
+        for part in ("key", "value")
+    )
+
+    def check(self, *inputs: Any, unbatched: bool = False, **named: Any) -> Request:
+        pairs = (("past.key", "present.key"), ("past.value", "present.value"))
+        contract = Contract(
+            inputs=(self.KEY, X, self.VALUE),
+            outputs=(Y, *self.GROWN),
+            cache=tuple(CachePair(past=past, present=present) for past, present in pairs),
+            unbatched=unbatched,
+            max_seq_len=9,
+        )
+        return RequestChecker(contract).check(inputs, named)
+
+    @pytest.mark.parametrize("batch", [1, 5])
+    def test_left_out_it_is_empty_and_of_the_same_batch(self, batch: int) -> None:
+        feeds = self.check(zeros(batch, 3, 4)).feeds
+        assert {name: array.shape for name, array in feeds.items()} == {
+            "x": (batch, 3, 4),
+            "past.key": (batch, 2, 0, 3),
+            "past.value": (batch, 2, 0, 3),
+        }
+
+    def test_left_out_of_a_request_without_batch_axis_it_is_of_batch_1(self) -> None:
+        request = self.check(zeros(3, 4), unbatched=True)
+        assert request.unbatched
+        assert request.feeds["past.key"].shape == (1, 2, 0, 3)
+
+    def test_given_it_is_named_and_counts(self) -> None:
+        cache = {"past.key": zeros(1, 2, 8, 3), "past.value": zeros(1, 2, 8, 3)}
+        assert self.check(zeros(1, 1, 4), **cache).feeds["past.key"].shape == (1, 2, 8, 3)
+        with pytest.raises(ValueError, match=r"length is 10 .* at most 9"):
+            self.check(zeros(1, 2, 4), **cache)
+
+    def test_given_in_part_it_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"got 2 of 3 inputs; missing: past\.value: float32"):
+            self.check(zeros(1, 1, 4), **{"past.key": zeros(1, 2, 8, 3)})
+
+    def test_it_is_not_positional(self) -> None:
+        with pytest.raises(ValueError, match="got 2 positional inputs, expected at most 1: x"):
+            self.check(zeros(1, 1, 4), zeros(1, 2, 8, 3))

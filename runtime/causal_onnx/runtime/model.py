@@ -211,12 +211,13 @@ class Model:
             inputs came without it.
 
         Raises:
-            ValueError: The inputs are not what the contract allows, or there are several outputs.
+            ValueError: The inputs are not what the contract allows, or the model has several
+                outputs: then use `run`.
             RunError: onnxruntime failed.
         """
         if len(self._results) != 1:
             raise ValueError(
-                f"this model has {len(self._results)} outputs "
+                f"this model has {len(self._results)} outputs beside its cache "
                 f"({', '.join(self._results)}); call model.run(...), which gives all by name"
             )
         return self.run(*inputs, **named)[self._results[0]]

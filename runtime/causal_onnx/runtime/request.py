@@ -43,6 +43,9 @@ class RequestChecker:
     ) -> None:
         self._contract = contract
         self._specs = {spec.name: spec for spec in contract.inputs}
+        self._past = contract.past_names
+        self._positional = [name for name in self._specs if name not in self._past]
+        self._ids = [spec for spec in contract.inputs if spec.vocab_size is not None]
         self._cast = cast
         self._check_finite = check_finite
         self._batch_axes = {
@@ -74,31 +77,32 @@ class RequestChecker:
         if len(arrays) < len(self._specs):
             arrays |= self._empty_cache(arrays)
         self._check_sizes(arrays, unbatched)
-        for name, spec in self._specs.items():
-            if spec.vocab_size is not None:
-                _check_ids(spec, arrays[name], spec.vocab_size, unbatched)
-            if self._check_finite and arrays[name].dtype.kind == "f":
-                _check_finite(spec, arrays[name], unbatched)
+        for spec in self._ids:
+            _check_ids(spec, arrays[spec.name], unbatched)
+        if self._check_finite:
+            for name, array in arrays.items():
+                _check_finite(self._specs[name], array, unbatched)
         return Request(arrays, unbatched)
 
     def _bind(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> Mapping[str, Any]:
-        names = [name for name in self._specs if name not in self._contract.past_names]
-        if len(inputs) > len(names):
+        positional = self._positional
+        if len(inputs) > len(positional):
             raise ValueError(
-                f"got {len(inputs)} positional inputs, expected at most {len(names)}: "
-                f"{', '.join(names)}"
+                f"got {len(inputs)} positional inputs, expected at most {len(positional)}: "
+                f"{', '.join(positional)}"
             )
-        given = dict(zip(names, inputs, strict=False))
+        given = dict(zip(positional, inputs, strict=False))
         for name, value in named.items():
             if name not in self._specs:
-                raise ValueError(f"unknown input {name!r}; the inputs are {', '.join(names)}")
+                known = ", ".join(self._specs)
+                raise ValueError(f"unknown input {name!r}; the inputs are {known}")
             if name in given:
                 raise ValueError(f"input {name!r} was given twice, by position and by name")
             given[name] = value
         # The cache is given whole or not at all; without it, the sequence starts here.
-        needed = self._specs if self._contract.past_names & given.keys() else names
-        missing = [self._specs[name].describe() for name in needed if name not in given]
-        if missing:
+        needed = self._specs if self._past and self._past & given.keys() else positional
+        if len(given) < len(needed):
+            missing = [self._specs[name].describe() for name in needed if name not in given]
             raise ValueError(
                 f"got {len(given)} of {len(needed)} inputs; missing: {'; '.join(missing)}"
             )
@@ -111,7 +115,7 @@ class RequestChecker:
             if name in self._batch_axes and array.ndim == len(self._specs[name].axes):
                 sizes["batch"] = array.shape[self._batch_axes[name]]
         empty = {}
-        for name in self._contract.past_names:
+        for name in self._past:
             spec = self._specs[name]
             dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
             shape = [a if isinstance(a, int) else sizes.get(a, 1) for a in spec.axes]
@@ -119,13 +123,10 @@ class RequestChecker:
         return empty
 
     def _lacks_batch(self, arrays: Mapping[str, Array]) -> bool:
-        without = [
-            name
-            for name in self._batch_axes
-            if name in arrays and arrays[name].ndim == len(self._specs[name].axes) - 1
-        ]
-        if without and len(without) < len(self._batch_axes):
-            having = [name for name in self._batch_axes if name not in without]
+        given = [name for name in self._batch_axes if name in arrays]
+        without = [name for name in given if arrays[name].ndim == len(self._specs[name].axes) - 1]
+        if without and len(without) < len(given):
+            having = [name for name in given if name not in without]
             raise ValueError(
                 f"some inputs lack the batch axis ({', '.join(without)}) and others have it "
                 f"({', '.join(having)}); give it to all or to none"
@@ -208,7 +209,8 @@ class RequestChecker:
         )
 
 
-def _check_ids(spec: TensorSpec, ids: Array, vocab: int, unbatched: bool) -> None:
+def _check_ids(spec: TensorSpec, ids: Array, unbatched: bool) -> None:
+    vocab = spec.vocab_size or 0
     # Negative ids are huge when read as unsigned, so one pass finds both ends.
     unsigned = ids.view(f"u{ids.itemsize}")
     if int(unsigned.max()) < vocab:
@@ -221,6 +223,8 @@ def _check_ids(spec: TensorSpec, ids: Array, vocab: int, unbatched: bool) -> Non
 
 
 def _check_finite(spec: TensorSpec, array: Array, unbatched: bool) -> None:
+    if array.dtype.kind != "f":
+        return
     finite = np.isfinite(array)
     if finite.all():
         return

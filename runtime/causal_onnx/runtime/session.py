@@ -86,8 +86,7 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
     offered = ort.get_available_providers()
     if device.provider not in offered:
         raise missing_provider(device, offered)
-    if device.kind == "cuda":
-        _preload_cuda(ort)
+    not_found = _preload_cuda(ort) if device.kind == "cuda" else ""
     try:
         # onnxruntime sets the mode for denormals on the thread that makes the first session of a
         # process, and leaves it so. This thread's end takes it away again.
@@ -103,7 +102,8 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
     if device.provider not in got[:1]:
         raise DeviceError(
             f"device='{device}' was requested, but onnxruntime made a session for "
-            f"{', '.join(got)}: the driver or a CUDA library is missing. See `causal-onnx doctor`"
+            f"{', '.join(got)}: {not_found or 'the driver or a CUDA library is missing'}. "
+            "pip install 'causal-onnx[gpu]' brings the libraries; see `causal-onnx doctor`"
         )
     if device.kind != "cpu":
         off = nodes_off_device(session.get_provider_graph_assignment_info(), device)
@@ -153,14 +153,13 @@ def _create(ort: Any, artifact: Artifact, device: Device, settings: SessionSetti
     )
 
 
-def _preload_cuda(ort: Any) -> None:
-    """Load the CUDA libraries that pip installed; the system's are found without it."""
+def _preload_cuda(ort: Any) -> str:
+    """Load the CUDA libraries that pip installed, and give the first that is missing, or ""."""
     said = io.StringIO()
-    # It prints what it does not find; the session's own error is the one that counts.
+    # It prints what it does not find, which may lie where onnxruntime finds it all the same.
     with contextlib.redirect_stdout(said):
         ort.preload_dlls()
-    if said.getvalue():
-        logger.info("onnxruntime.preload_dlls: %s", said.getvalue().strip())
+    return said.getvalue().strip().partition("\n")[0]
 
 
 def _is_about_cuda(error: Exception) -> bool:
