@@ -322,6 +322,37 @@ class Parametrized(Guarded):
         return self.attend(x)
 
 
+class LowRank(nn.Module):
+    """A frozen linear layer and a low-rank correction."""
+
+    def __init__(self, base: nn.Linear, rank: int = 3) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, rank, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, base.out_features, bias=False)})
+        self.active, self.scaling = ["default"], 0.5
+
+    def forward(self, x):
+        result = self.base(x)
+        for name in self.active:
+            result = result + self.lora_B[name](self.lora_A[name](x)) * self.scaling
+        return result
+
+
+@guards.add(
+    "guard_low_rank_adapters",
+    inputs=features(16),
+    origin="projections replaced by frozen ones with low-rank adapters",
+)
+class LowRankAdapters(Guarded):
+    def __init__(self):
+        super().__init__()
+        self.c_attn, self.c_proj = LowRank(self.c_attn), LowRank(self.c_proj)
+
+    def forward(self, x):
+        return self.attend(x)
+
+
 @guards.add(
     "guard_forward_hooks",
     inputs=features(16),

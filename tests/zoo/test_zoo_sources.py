@@ -13,7 +13,7 @@ from tests.zoo.claims import broken_claims, broken_mutant_claims
 from tests.zoo.entry import ZooEntry, features, output_tensors, seeded
 from tests.zoo.huggingface import ARCHITECTURES
 from tests.zoo.mutants import Mutant
-from tests.zoo.probes import Sizes, first_difference, influence, past_change, relative_change
+from tests.zoo.probes import Sizes, call, first_difference, influence, past_change, relative_change
 
 OWN = tuple(item for item in ZOO if "hf" not in item.tags)
 HUGGING_FACE = tuple(item for item in ZOO if "hf" in item.tags)
@@ -33,6 +33,35 @@ def test_entry_keeps_its_claims(item: ZooEntry) -> None:
 def test_library_entry_keeps_its_claims(item: ZooEntry) -> None:
     pytest.importorskip("transformers")
     assert broken_claims(item) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("mistral_eager", 9), ("mistral_sdpa", 9), ("phi3_sdpa", 9), ("starcoder2_eager", 9)],
+)
+def test_library_windows_are_in_force(name: str, width: int) -> None:
+    pytest.importorskip("transformers")
+    seen = influence(entry(f"hf_{name}"), Sizes(1, 12))  # two layers of 5: 1 + 2 x 4 positions
+    assert torch.equal(seen, torch.ones(12, 12).tril().triu(1 - width).bool())
+
+
+# Falcon's eager attention adds ALiBi to the scores and, within the mask, once more; its SDPA path
+# adds it once. Each entry is its own reference, so both stand in the zoo as they are.
+DISAGREE = ("falcon_alibi",)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [a.name for a in ARCHITECTURES if len(a.implementations) == 2 and a.name not in DISAGREE],
+)
+def test_library_implementations_agree(name: str) -> None:
+    pytest.importorskip("transformers")
+    eager, sdpa = (entry(f"hf_{name}_{kind}") for kind in ("eager", "sdpa"))
+    a = call(eager.factory().eval(), eager, Sizes(2, 9))[0]
+    b = call(sdpa.factory().eval(), sdpa, Sizes(2, 9))[0]
+    assert relative_change(a, b) < 1e-5
 
 
 @pytest.mark.parametrize("item", MUTANTS, ids=lambda item: item.name)
