@@ -8,10 +8,14 @@ from typing import Any
 
 from bench.client import Worker
 
-__all__ = ["Footprint", "fits", "measure_footprint", "predict_extra"]
+__all__ = ["LEAST_BYTES", "Footprint", "fits", "measure_footprint", "predict_extra"]
 
 MARGIN = 0.9
 """Part of the available memory that a case may take; the rest is for what else goes on."""
+
+
+LEAST_BYTES = 4_000_000
+"""Below it pages and allocators round, and neither ratios nor predictions say anything."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,14 +50,15 @@ def measure_footprint(
 def predict_extra(known: Mapping[int, int], seq: int) -> int:
     """An upper bound for the extra bytes at a length, from those measured at other lengths.
 
-    Grows with the square of the length beyond the longest that was measured; 0 where none was.
+    Grows with the square of the length beyond the longest that was measured; 0 where that needed
+    too little to tell.
     """
     longer = [length for length in known if length >= seq]
     if longer:
         return known[min(longer)]
-    if not known:
+    longest = max(known, default=0)
+    if known.get(longest, 0) < LEAST_BYTES:
         return 0
-    longest = max(known)
     return round(known[longest] * (seq / longest) ** 2)
 
 

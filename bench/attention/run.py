@@ -27,7 +27,7 @@ from bench.rounds import RoundPolicy, Turn, calls_per_turn, run_rounds
 __all__ = ["TOLERANCE", "Plan", "run"]
 
 TOLERANCE = 1e-5
-"""Of the output's scale, in float32; the largest seen between subjects is 2e-6."""
+"""Of the output's scale, in float32; the subjects differ by less than 1e-6."""
 
 DISTRIBUTIONS = ("torch", "onnxruntime", "numpy", "onnx", "onnxscript", "causal-onnx")
 

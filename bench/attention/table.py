@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.attention.section import MemoryRow, Section, TimeRow
+from bench.memory import LEAST_BYTES
 
 __all__ = ["losses", "to_markdown"]
 
@@ -197,10 +198,6 @@ def _memory(section: Section, batch: int) -> str:
             cells.append("-" if ratio is None else _marked(f"{ratio:.2f}", ratio > LOSS))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-LEAST_BYTES = 4_000_000
-"""Below it allocators round, and a ratio says nothing."""
 
 
 def _memory_ratio(section: Section, own: MemoryRow | None, base: str) -> float | None:

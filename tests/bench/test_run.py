@@ -113,11 +113,11 @@ def test_what_does_not_fit_the_machine_is_left_out(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def footprint(start: object, *, case: dict[str, int], settle: object) -> Footprint:
-        return Footprint(loaded_bytes=0, peak_bytes=0, extra_bytes=case["seq"] ** 2 * 10**6)
+        return Footprint(loaded_bytes=0, peak_bytes=0, extra_bytes=case["seq"] ** 2 * 4 * 10**6)
 
     monkeypatch.setattr(run_module, "measure_footprint", footprint)
     monkeypatch.setattr(resident, "is_supported", lambda: True)
-    monkeypatch.setattr(resident, "available_bytes", lambda: 10 * 10**6)
+    monkeypatch.setattr(resident, "available_bytes", lambda: 10**7)
     other = subject("other", "right")
     cases = [Case(batch=1, seq=seq) for seq in (1, 16)]
     section = run(replace(plan, cases=cases, subjects=[other, REFERENCE], has_memory=True))
@@ -126,4 +126,4 @@ def test_what_does_not_fit_the_machine_is_left_out(
     assert shapes_timed(section, "other") == [(1, 1)]
     assert not any(item.has_failed for item in section.left_out)
     reasons = [item.reason for item in section.left_out if item.what == "time"]
-    assert reasons == ["beside the others, it would need 0.3 GB of 0.0 GB that were available"]
+    assert reasons == ["beside the others, it would need 1.0 GB of 0.0 GB that were available"]

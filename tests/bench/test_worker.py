@@ -111,11 +111,15 @@ def test_memory_of_the_settling_call_is_not_counted(tmp_path: Path) -> None:
 
 
 def test_memory_is_predicted_by_the_square_of_the_length() -> None:
-    known = {100: 10, 200: 40}
-    assert predict_extra(known, 800) == 640
-    assert predict_extra(known, 200) == 40
-    assert predict_extra(known, 150) == 40  # an upper bound
-    assert predict_extra({}, 800) == 0
+    known = {100: 10_000_000, 200: 40_000_000}
+    assert predict_extra(known, 800) == 640_000_000
+    assert predict_extra(known, 200) == 40_000_000
+    assert predict_extra(known, 150) == 40_000_000  # an upper bound
+
+
+@pytest.mark.parametrize("known", [{}, {1: 4096}, {1: 0, 16: 65536}])
+def test_pages_say_nothing_about_long_lengths(known: dict[int, int]) -> None:
+    assert predict_extra(known, 8192) == 0
 
 
 def test_some_memory_is_left_to_the_machine() -> None:
