@@ -237,6 +237,8 @@ class Family:
                         warm(module)
                 return module
 
+            # A module with a past of its own needs no other.
+            has_past = any("past_seq" in axes.values() for axes in inputs.axes)
             self.entries.append(
                 ZooEntry(
                     name=name,
@@ -246,7 +248,7 @@ class Family:
                     roles=inputs.roles,
                     origin=origin,
                     tags=frozenset((*self.tags, *tags)),
-                    **rest,
+                    **{"cacheable": not has_past, **rest},
                 )
             )
             return make

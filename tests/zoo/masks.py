@@ -589,6 +589,7 @@ class DictByLength(nn.Module):
     inputs=features(16),
     limit=24,
     lengths=(24,),
+    cacheable=False,
     origin="a [context, context] mask that is never sliced: one length only",
 )
 class FixedContext(nn.Module):
