@@ -1,0 +1,1 @@
+"""The main job on real input: export, prove, train, stream without PyTorch, write a report."""

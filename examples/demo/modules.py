@@ -1,0 +1,75 @@
+"""Export two attention modules and time each beside PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from causal_onnx.export import ExportReport, export
+from causal_onnx.models import AttentionConfig, CausalMechanismV1, MultiHeadAttention
+from causal_onnx.runtime import load
+from examples.demo.screen import Update
+from examples.demo.timing import Timing, time_beside
+
+__all__ = ["Exported", "attention_modules", "export_with_progress", "time_exported"]
+
+EMBED_DIM = 256
+
+SHARES = {
+    "probe": (0.0, 0.1),
+    "capture": (0.1, 0.5),
+    "compare": (0.5, 0.9),
+    "causality": (0.9, 1.0),
+    "done": (1.0, 1.0),
+}
+"""Where each step of an export lies on its progress bar, by the time it takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exported:
+    """One module, exported."""
+
+    name: str
+    summary: str
+    """Its sizes, in words."""
+    report: ExportReport
+    timings: Sequence[Timing]
+    threads: int
+    """Of both sides of `timings`."""
+
+
+def attention_modules(*, context_length: int) -> dict[str, tuple[nn.Module, str]]:
+    """The modules to export: name -> (module, its sizes in words)."""
+    one_head = CausalMechanismV1(EMBED_DIM, EMBED_DIM, context_length, seed=0)
+    config = AttentionConfig(embed_dim=EMBED_DIM, num_heads=4, max_seq_len=context_length)
+    several_heads = MultiHeadAttention(config, seed=0)
+    sizes = f"{EMBED_DIM} features, up to {context_length} positions"
+    return {
+        "CausalMechanismV1": (one_head.eval(), f"one head, {sizes}"),
+        "MultiHeadAttention": (several_heads.eval(), f"4 heads, {sizes}"),
+    }
+
+
+def export_with_progress(module: nn.Module, path: Path, update: Update) -> ExportReport:
+    """Export with all its proofs, moving a progress bar."""
+    share = 0.0
+
+    def progress(step: str, fraction: float) -> None:
+        nonlocal share
+        low, high = SHARES.get(step, (share, share))
+        # A second way of capturing begins again; a bar that jumps back would look like an error.
+        share = max(share, low + (high - low) * fraction)
+        update(share, step)
+
+    return export(module, path, progress=progress)
+
+
+def time_exported(
+    module: nn.Module, path: Path, *, lengths: Sequence[int], threads: int, update: Update
+) -> list[Timing]:
+    """Time the file beside its source, at batch 1."""
+    model = load(path, threads=threads)
+    return time_beside(module, model, lengths=lengths, threads=threads, progress=update)
