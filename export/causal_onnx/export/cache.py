@@ -308,7 +308,7 @@ def _rejoin(
             old.op_type,
             [*old.inputs[:3], bias_of(old), past_k, past_v],
             domain=old.domain,
-            attributes={a.name: a.value for a in old.attributes.values()},  # type: ignore[misc]
+            attributes={a.name: a.value for a in old.attributes.values()},
             num_outputs=3,
             metadata_props=dict(old.metadata_props),
         )

@@ -348,9 +348,9 @@ def _labels(layouts: Layouts, node: ir.Node) -> tuple[list[str], list[str], list
         equation = node.attributes["equation"].as_string().replace(" ", "")
         if "..." in equation or "->" not in equation or len(node.inputs) != 2:
             raise _NoMatchError(f"Einsum {node.name!r}: {equation}")
-        inputs, out = equation.split("->")
-        left, right = inputs.split(",")
-        return list(left), list(right), list(out)
+        inputs, product = equation.split("->")
+        first, second = inputs.split(",")
+        return list(first), list(second), list(product)
     if node.op_type == "Gemm":
         left, right = ["q", "d"], ["d", "k"]
         if node.attributes.get("transA") and node.attributes["transA"].as_int():

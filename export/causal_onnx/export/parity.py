@@ -11,8 +11,10 @@ import numpy as np
 import onnxruntime
 import torch
 
+from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, Padding, Sizes, make_inputs
 from causal_onnx.export.numbers import Array, to_numpy
+from causal_onnx.export.outputs import dtype_name
 from causal_onnx.export.report import ParityCase, ParityReport
 from causal_onnx.export.source import Source
 from causal_onnx.runtime import Model
@@ -38,9 +40,12 @@ class Session:
     def __init__(self, path: Path, contract: Contract):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors reach us as exceptions
-        self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises a dozen classes of its own
+            raise ExportError(f"onnxruntime cannot load the graph: {_short(error)}") from error
         past, present = contract.past_names, contract.present_names
         self._inputs = [spec for spec in contract.inputs if spec.name not in past]
         self._past = [spec for spec in contract.inputs if spec.name in past]
@@ -74,9 +79,10 @@ class Session:
         ]
 
 
-def tolerance_for(contract: Contract) -> float:
-    """The tolerance of the least precise floating-point tensor that goes in or out."""
+def tolerance_for(contract: Contract, source: Source) -> float:
+    """The tolerance of the least precise floating-point tensor that goes in, out, or is a weight."""
     dtypes = [spec.dtype for spec in (*contract.inputs, *contract.outputs)]
+    dtypes += {dtype_name(p.dtype) for p in source.parameters()}
     return max((TOLERANCES[dtype] for dtype in dtypes if dtype in TOLERANCES), default=1e-5)
 
 
@@ -117,7 +123,7 @@ def grid(
     if has_batch and any(spec.kind == "mask" for spec in specs):
         some = [n for n in lengths if n > 1][:3]
         for padding in ("left", "right"):
-            shapes += [(Sizes(batch=3, seq=n), padding) for n in some]  # type: ignore[misc]
+            shapes += [(Sizes(batch=3, seq=n), padding) for n in some]
     return list(dict.fromkeys(shapes)), skipped
 
 
@@ -136,7 +142,7 @@ def compare(
     """Run both over the grid. Never raises for a mismatch: the report holds it."""
     parameters = sum(p.numel() for p in source.parameters())
     shapes, skipped = grid(specs, contract, parameters)
-    tolerance = tolerance_for(contract)
+    tolerance = tolerance_for(contract, source)
     cases = []
     for index, (sizes, padding) in enumerate(shapes):
         cases.append(_case(session, source, specs, contract, sizes, padding, tolerance))

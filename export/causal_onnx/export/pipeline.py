@@ -9,7 +9,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes import common
 from torch import nn
 
 from causal_onnx.export import probe
@@ -35,7 +34,8 @@ from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import lower
 from causal_onnx.export.outputs import describe_outputs, dtype_name
-from causal_onnx.export.parity import Session, compare, compare_unbatched, tolerance_for
+from causal_onnx.export.parity import Session, compare, compare_unbatched
+from causal_onnx.export.precision import PRECISIONS, in_precision
 from causal_onnx.export.report import CacheReport, CausalityReport, ExportReport, ParityReport
 from causal_onnx.export.source import Axes, Example, Source, open_source
 from causal_onnx.export.tidy import simplify, tidy
@@ -43,7 +43,6 @@ from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
     CONTRACT_KEY,
-    FORMAT,
     GOLDEN_KEY,
     CachePair,
     Contract,
@@ -68,6 +67,7 @@ def export(
     axes: Axes | None = None,
     cache: bool = False,
     target: str = "ort",
+    precision: str = "fp32",
     opset: int | None = None,
     max_seq_len: int | None = None,
     progress: Progress | None = None,
@@ -86,6 +86,9 @@ def export(
         cache: Derive a KV cache: the file takes `past_key_values.{i}.key` and `.value` and gives
             `present.{i}.key` and `.value`, and serves prefill and decoding alike.
         target: "ort" (onnxruntime) or "portable" (any ONNX runtime).
+        precision: "fp32", which leaves a module of another precision as it is (bfloat16 is widened
+            to fp32), or "fp16": weights, inputs, outputs and computation in half precision,
+            compared with the module in fp32.
         opset: ONNX operator set, 18 to 25. None: 24 for "ort", 20 for "portable".
         max_seq_len: A limit lower than the module's own. None: the module's own, found by its
             guards and by calling it.
@@ -102,24 +105,27 @@ def export(
         TypeError, ValueError: Arguments that do not fit.
     """
     path = Path(path)
-    opset = _check_arguments(path, target, opset, max_seq_len)
+    opset = _check_arguments(path, target, precision, opset, max_seq_len)
     tell = progress or (lambda step, fraction: None)
     with torch.random.fork_rng(devices=[]):
         tell("probe", 0.0)
-        source, specs, contract, sizes, warnings = _prepare(
-            module, example, axes, max_seq_len=max_seq_len, target=target, opset=opset
+        subject = _prepare(
+            module,
+            example,
+            axes,
+            max_seq_len=max_seq_len,
+            target=target,
+            precision=precision,
+            opset=opset,
         )
         errors: list[ExportError] = []
         tell("capture", 0.0)
-        for attempt in attempts(source, specs, sizes, opset=opset):
+        for attempt in attempts(subject.source, subject.specs, subject.sizes, opset=opset):
             if isinstance(attempt, ExportError):
                 errors.append(attempt)
                 continue
             try:
-                report = _finish(
-                    attempt, source, specs, contract, path, module, cache=cache, tell=tell
-                )
-                return replace(report, warnings=(*warnings, *report.warnings))
+                return _finish(attempt, subject, path, module, cache=cache, tell=tell)
             except CausalityError:
                 raise  # another capture of the same module would leak the same way
             except ExportError as error:
@@ -152,22 +158,31 @@ def verify(
     contract = load(path).contract
     tell = progress or (lambda step, fraction: None)
     with torch.random.fork_rng(devices=[]):
-        source, specs, expected, _, _ = _prepare(
+        subject = _prepare(
             module,
             example,
             axes,
             max_seq_len=contract.max_seq_len,
             target=contract.form,
+            precision=contract.precision if contract.precision in PRECISIONS else "fp32",
             opset=contract.opset,
         )
-        _check_same_interface(contract, expected)
+        _check_same_interface(contract, subject.contract)
         session = Session(path, contract)
         return compare(
-            session, source.fresh(), specs, contract, lambda i, n: tell("compare", i / n)
+            session,
+            subject.reference.fresh(),
+            subject.specs,
+            contract,
+            lambda i, n: tell("compare", i / n),
         )
 
 
-def _check_arguments(path: Path, target: str, opset: int | None, max_seq_len: int | None) -> int:
+def _check_arguments(
+    path: Path, target: str, precision: str, opset: int | None, max_seq_len: int | None
+) -> int:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if target not in OPSETS:
         raise ValueError(f"target must be one of {', '.join(OPSETS)}, got {target!r}")
     if opset is None:
@@ -181,6 +196,21 @@ def _check_arguments(path: Path, target: str, opset: int | None, max_seq_len: in
     return opset
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """A module under export, and what calling it told."""
+
+    source: Source
+    """What is captured."""
+    reference: Source
+    """What the file must equal."""
+    specs: tuple[InputSpec, ...]
+    contract: Contract
+    sizes: Sizes
+    """To capture at."""
+    warnings: tuple[str, ...]
+
+
 def _prepare(
     module: nn.Module,
     example: Example | None,
@@ -188,15 +218,16 @@ def _prepare(
     *,
     max_seq_len: int | None,
     target: str,
+    precision: str,
     opset: int | None,
-) -> tuple[Source, tuple[InputSpec, ...], Contract, Sizes, list[str]]:
+) -> _Subject:
     """Open the module and learn from calling it what the contract must say."""
     source, specs = open_source(module, example, axes)
+    source, reference, specs, precision, warnings = in_precision(source, specs, precision)
     # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.
     probe.refuse_broken(source.fresh(), specs)
     specs = probe.find_vocabularies(source.fresh(), specs)
     limit = probe.find_max_seq_len(source.fresh(), specs)
-    warnings = []
     if max_seq_len is not None:
         if limit is not None and max_seq_len > limit:
             raise ValueError(
@@ -230,11 +261,19 @@ def _prepare(
         min_seq_len=source.fixed_seq or 1,
         unbatched=probe.takes_unbatched(source.fresh(), specs, sizes),
         form=target,
+        precision=precision,
         opset=opset,
     )
     if not any(spec.axis_of("seq") is not None for spec in outputs):
         warnings.append("no output has a sequence axis, so causality cannot be tested from outside")
-    return source, specs, contract, sizes, warnings
+    return _Subject(
+        source=source,
+        reference=reference,
+        specs=specs,
+        contract=contract,
+        sizes=sizes,
+        warnings=tuple(warnings),
+    )
 
 
 def _other_sizes(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Sizes:
@@ -253,9 +292,7 @@ def _other_sizes(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Si
 
 def _finish(
     capture: Capture,
-    source: Source,
-    specs: Sequence[InputSpec],
-    contract: Contract,
+    subject: _Subject,
     path: Path,
     module: nn.Module,
     *,
@@ -263,7 +300,7 @@ def _finish(
     tell: Progress,
 ) -> ExportReport:
     """Turn one capture into a verified file, in the best form that proves equal."""
-    contract = _narrowed(capture, contract)
+    contract = _narrowed(capture, subject.contract)
     _check_domain(capture, contract)
     simplify(capture.model)
     failure: ExportError | None = None
@@ -272,12 +309,13 @@ def _finish(
             failure = failure or form
             continue
         try:
-            report = _prove_and_write(form, source, specs, path, module, tell)
+            report = _prove_and_write(form, subject, path, module, tell)
         except ParityError as error:
             failure = failure or error
             continue
         notes = [f"attention is written as captured: {failure}"] if failure else []
-        return replace(report, warnings=(*_warm_warning(capture, form.contract), *notes))
+        found = (*subject.warnings, *_warm_warning(capture, form.contract), *notes)
+        return replace(report, warnings=found)
     assert failure is not None
     raise failure
 
@@ -337,8 +375,7 @@ def _finished(model: ir.Model, contract: Contract) -> ir.Model:
 
 def _prove_and_write(
     form: _Form,
-    source: Source,
-    specs: Sequence[InputSpec],
+    subject: _Subject,
     path: Path,
     module: nn.Module,
     tell: Progress,
@@ -349,16 +386,16 @@ def _prove_and_write(
         ParityError: It differs from the source, or the cache from a full pass.
         CausalityError: A later input moves an earlier output.
     """
-    model, contract = form.model, form.contract
+    model, contract, specs = form.model, form.contract, subject.specs
     with staged(path) as draft:
         metadata = {CONTRACT_KEY: contract.to_json()}
         write_model(model, draft, metadata)
         session = Session(draft, contract)
         parity = compare(
-            session, source.fresh(), specs, contract, lambda i, n: tell("compare", i / n)
+            session, subject.reference.fresh(), specs, contract, lambda i, n: tell("compare", i / n)
         )
         if contract.unbatched and parity.passed:
-            parity = compare_unbatched(load(draft), source.fresh(), specs, parity)
+            parity = compare_unbatched(load(draft), subject.reference.fresh(), specs, parity)
         if not parity.passed:
             raise ParityError(
                 f"the graph disagrees with {type(module).__name__}; no file was written\n"
@@ -368,13 +405,15 @@ def _prove_and_write(
         cached = None
         if contract.cache:
             tell("cache", 0.0)
-            cached = prove_cache(session, source.fresh(), specs, contract, parity.tolerance)
+            cached = prove_cache(
+                session, subject.reference.fresh(), specs, contract, parity.tolerance
+            )
             if not cached.passed:
                 raise ParityError(
                     f"{type(module).__name__}: {cached.summary()}; no file was written", parity
                 )
         tell("causality", 0.0)
-        causality = perturb(session, source.fresh(), specs, contract)
+        causality = perturb(session, subject.reference.fresh(), specs, contract)
         if causality.cases and not causality.is_causal:
             raise CausalityError(
                 f"{type(module).__name__} is {causality.summary()}; no file was written",
@@ -383,7 +422,7 @@ def _prove_and_write(
         tell("proof", 0.0)
         certificate = replace(attest(draft, dynamic=False), static_seconds=0.0)
         goldens = record_goldens(
-            source.fresh(), specs, contract, tolerance=2 * tolerance_for(contract)
+            subject.reference.fresh(), specs, contract, tolerance=2 * parity.tolerance
         )
         described = describe_source(module)
         metadata |= source_document(described)

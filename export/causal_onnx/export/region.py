@@ -160,7 +160,7 @@ class PositionRegion:
                 node.op_type,
                 inputs,
                 domain=node.domain,
-                attributes={a.name: a.value for a in node.attributes.values()},  # type: ignore[misc]
+                attributes={a.name: a.value for a in node.attributes.values()},
                 num_outputs=len(node.outputs),
             )
             for old, new in zip(node.outputs, twin.outputs, strict=True):
