@@ -127,6 +127,10 @@ def _attention(
         flat = (x.expand(*heads, *x.shape[-2:]).flatten(0, -4) for x in (query, key, value))
         out = _attention(*flat, mask, dropout_p, is_causal, scale=scale)
         return out.reshape(*heads, *out.shape[-2:])
+    if not enable_gqa and query.ndim == 4 and key.shape[1] == 1 and query.shape[1] != 1:
+        # One head of keys for all queries, by broadcasting; the translation wants equal heads.
+        key = key.expand(-1, query.shape[1], -1, -1)
+        value = value.expand(-1, query.shape[1], -1, -1)
     if query.ndim == 3:  # "only 4D query, key, and value are supported"
         mask = (
             attn_mask.unsqueeze(-3) if attn_mask is not None and attn_mask.ndim == 3 else attn_mask

@@ -87,10 +87,15 @@ class PositionRegion:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(
-            ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        result: Array = session.run(None, {})[0]
+        try:
+            session = onnxruntime.InferenceSession(
+                ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+            result: Array = session.run(None, {})[0]
+        except Exception as error:  # onnxruntime raises a dozen classes of its own
+            raise ExportError(
+                f"{self.value.name}, which only positions decide, cannot be evaluated: {error}"
+            ) from error
         return result
 
     def write_for_total(
