@@ -57,7 +57,7 @@ class AttentionMaps:
         """How many bytes back each head looks on average over its rows: (num_layers, num_heads)."""
         seq = self.weights.shape[-1]
         distance = np.arange(seq)[:, None] - np.arange(seq)[None, :]
-        return (self.weights * distance).sum(axis=-1).mean(axis=-1)
+        return np.asarray((self.weights * distance).sum(axis=-1).mean(axis=-1))
 
 
 def draw_maps(model: DecoderLM, text: bytes, *, length: int) -> AttentionMaps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def stream_quietly(
         assert process.stdout is not None
         with process:
             received = 0
-            while chunk := process.stdout.read1(4096):
+            while chunk := os.read(process.stdout.fileno(), 4096):
                 received += len(chunk)
                 progress(min(1.0, received / request.max_bytes), f"{received} bytes")
         return _result(process.returncode, command, figures)

@@ -157,13 +157,13 @@ def bits_per_byte(
         inputs, targets = inputs[chosen], targets[chosen]
     was_training = model.training
     model.eval()
+    nats = 0.0
     with torch.inference_mode():
-        total = sum(
-            functional.cross_entropy(model(x).flatten(0, 1), y.flatten(), reduction="sum").item()
-            for x, y in zip(inputs.split(16), targets.split(16), strict=True)
-        )
+        for x, y in zip(torch.split(inputs, 16), torch.split(targets, 16), strict=True):
+            logits = model(x).flatten(0, 1)
+            nats += functional.cross_entropy(logits, y.flatten(), reduction="sum").item()
     model.train(was_training)
-    return total / targets.numel() / math.log(2)
+    return nats / targets.numel() / math.log(2)
 
 
 def _optimizers(model: nn.Module) -> dict[torch.optim.Optimizer, float]:
@@ -173,7 +173,8 @@ def _optimizers(model: nn.Module) -> dict[torch.optim.Optimizer, float]:
     all, at three quarters of its steps. Source: Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon.
     """
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         in_block = name.startswith("blocks.")
         (matrices if in_block and parameter.ndim == 2 else others).append(parameter)
@@ -190,7 +191,7 @@ def _step(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], rows: T
     """Learn from rows (batch, seq + 1); returns the loss in nats."""
     loss = functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
     model.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
