@@ -14,7 +14,7 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.analyse import default_grid
 from causal_onnx.export.analysis.certificate import Assumption, Certificate, CoreFinding
 from causal_onnx.export.analysis.cores import AttentionCore, find_cores
-from causal_onnx.export.analysis.graph import load_model, source_of
+from causal_onnx.export.analysis.graph import describe, load_model, source_of
 from causal_onnx.export.analysis.perturb import DynamicCheck, perturb, vocabulary_sizes
 from causal_onnx.export.analysis.prove import StaticProof, batch_independent, prove
 from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
@@ -158,11 +158,17 @@ def _certificate(
         text = f"the position axis of {', '.join(guessed)} was taken by rank, no name says so"
         assumptions.append(Assumption(text=text))
     runs = [] if proof.analysis is None else proof.analysis.runs
-    tried = sorted({r.sizes.seq for r in runs})
-    scope = f"lengths {', '.join(map(str, tried))}" if tried else "no length"
+    scope, every_length, open_step = _scope(signature, proof)
+    measured = {} if proof.symbolic is None else proof.symbolic.measured
+    if every_length and measured:
+        names = tuple(node.name or node.op_type for node in measured)
+        text = "these steps act at every length as they do at the lengths tried"
+        assumptions.append(Assumption(text=text, nodes=names))
     return Certificate(
         verdict=verdict,
         scope=scope,
+        every_length=every_length,
+        open_step=open_step,
         reason=reason,
         offence=proof.offence,
         inputs=tuple(
@@ -179,6 +185,24 @@ def _certificate(
         static_seconds=static_seconds,
         dynamic=replace(check),
     )
+
+
+def _scope(signature: Signature, proof: StaticProof) -> tuple[str, bool, str]:
+    """The lengths the static analysis speaks of, whether that is every one, and why not."""
+    runs = [] if proof.analysis is None else proof.analysis.runs
+    tried = sorted({r.sizes.seq for r in runs})
+    some = f"lengths {', '.join(map(str, tried))}" if tried else "no length"
+    if proof.verdict != "causal":
+        return some, False, ""
+    if signature.fixed_seq is not None:
+        return f"length {signature.fixed_seq}, the only one that the graph takes", True, ""
+    symbolic = proof.symbolic
+    if symbolic is None or not symbolic.holds:
+        where = None if symbolic is None else symbolic.node
+        reason = "" if symbolic is None else symbolic.reason
+        return some, False, reason + (f" (at {describe(where)})" if where is not None else "")
+    limits = f" with {', '.join(symbolic.limits)}" if symbolic.limits else ""
+    return f"every length{limits}", True, ""
 
 
 def _core(core: AttentionCore) -> CoreFinding:

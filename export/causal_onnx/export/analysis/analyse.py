@@ -23,6 +23,9 @@ __all__ = ["Analysis", "default_grid", "plain_input"]
 
 LENGTHS = (1, 2, 3, 5, 8, 13)
 PASTS = (0, 1, 4)
+MAX_LONGER = 96
+"""Longest length at which every element is followed."""
+
 OTHER_SIZE = 3
 """Of free axes that are neither batch nor positions."""
 
@@ -71,6 +74,26 @@ class Analysis:
         seq = longest.seq if fixed else min(5, longest.seq)
         past = max(r.sizes.past_seq for r in self.runs if r.sizes.seq >= min(seq, 2))
         return replace(longest, batch=3, seq=seq, past_seq=min(past, 4))
+
+    def run_longer(self) -> int:
+        """Add runs at longer lengths; how many the graph took.
+
+        A length past each small whole number among the constants, as a mask may change there.
+        """
+        base = max((r.sizes for r in self.runs), key=lambda s: s.seq)
+        wanted = {17, 32, 33, 64}
+        wanted.update(n + 1 for n in self.constants.small_numbers() if n < MAX_LONGER)
+        limit = self.signature.max_seq_len
+        count = 0
+        for n in sorted(wanted):
+            if n <= base.seq or (limit is not None and n > limit):
+                continue
+            for past in {0, max(r.sizes.past_seq for r in self.runs)}:
+                found = self.by_position(replace(base, seq=n, past_seq=past))
+                if found is not None:
+                    self.runs.append(found)
+                    count += 1
+        return count
 
     def by_position(self, sizes: Sizes) -> Run | None:
         """A run by positions at other sizes; None where the graph does not take them."""

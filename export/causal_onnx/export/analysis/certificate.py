@@ -81,7 +81,10 @@ class Certificate:
     """causal: output t depends on inputs up to t. not_causal: it does not. undecided: see offence.
     """
     scope: str
-    """The lengths the static proof holds for: "every length", or the lengths tried."""
+    """The lengths that the static analysis speaks of: "every length" (within the limits it names),
+    or those at which every element was followed."""
+    every_length: bool = False
+    """The proof is for every length that the graph takes, not for those tried alone."""
     reason: str
     """One sentence."""
     offence: Offence | None = None
@@ -92,6 +95,8 @@ class Certificate:
     assumptions: tuple[Assumption, ...] = ()
     lengths: tuple[str, ...] = ()
     """Sizes at which every element was followed."""
+    open_step: str = ""
+    """Where the proof for every length stopped, if it did."""
     refused: tuple[str, ...] = ()
     """Sizes that the graph does not take, each with the first node that refuses."""
     length_dependent: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ from causal_onnx.export.analysis.elements import (
     Abstract,
     Elements,
     Known,
+    plain,
     restructure,
     view,
 )
@@ -161,7 +162,7 @@ def _constant(value: ir.Value) -> Known:
     tensor = value.const_value
     assert tensor is not None
     shape = tuple(int(str(dim)) for dim in tensor.shape)
-    return Known(constant=True, shape=shape, load=tensor.numpy)
+    return Known(constant=True, shape=shape, load=lambda: plain(tensor.numpy()))
 
 
 def _scalar(found: Abstract) -> float | None:

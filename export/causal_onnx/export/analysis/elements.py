@@ -33,6 +33,7 @@ __all__ = [
     "is_low",
     "lift",
     "merge",
+    "plain",
     "restructure",
     "view",
 ]
@@ -133,6 +134,13 @@ Abstract: TypeAlias = Tensor | list[Any] | None
 
 LIFT_LIMIT = 1 << 25
 """Constants of more elements (256 MB in fp64) are weights, whose values no rule needs."""
+
+
+def plain(array: Array) -> Array:
+    """The same numbers in a type that numpy knows: bfloat16 as float32, int4 as int8, ..."""
+    if array.dtype.kind != "V":
+        return array
+    return array.astype(np.int8 if "int" in array.dtype.name else np.float32)
 
 
 def view(array: Array, shape: tuple[int, ...]) -> Array:

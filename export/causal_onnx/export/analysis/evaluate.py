@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import UnsupportedError, attr, normal_axis
-from causal_onnx.export.analysis.elements import Array, Known
+from causal_onnx.export.analysis.elements import Array, Known, plain
 from causal_onnx.export.analysis.moves import MOVES, split_sizes
 
 __all__ = ["ELEMENTWISE", "evaluate", "evaluate_elementwise"]
@@ -107,7 +107,7 @@ def _cast(node: ir.Node, array: Array) -> Array:
 def _to_dtype(array: Array, dtype: Any) -> Array:
     if array.dtype == dtype:
         return array
-    return array.astype(dtype)
+    return plain(array.astype(dtype))
 
 
 def _cast_like(node: ir.Node, array: Array, like: Array) -> Array:
@@ -202,7 +202,7 @@ def _cumsum(array: Array, axis: int, *, exclusive: bool, reverse: bool) -> Array
 def _constant(node: ir.Node) -> Array:
     for name, found in node.attributes.items():
         if name == "value":
-            return np.asarray(found.as_tensor().numpy())
+            return plain(np.asarray(found.as_tensor().numpy()))
         if name == "value_int":
             return np.asarray(found.value, np.int64)
         if name == "value_ints":
@@ -231,7 +231,7 @@ def _direct(node: ir.Node, arrays: Sequence[Array | None]) -> list[Array] | None
         return [np.asarray(first.size, np.int64)]
     if op == "ConstantOfShape":
         fill = attr(node, "value")
-        entry = np.zeros(1, np.float32) if fill is None else fill.numpy().reshape(-1)
+        entry = np.zeros(1, np.float32) if fill is None else plain(fill.numpy().reshape(-1))
         return [np.full([int(n) for n in first], entry[0], entry.dtype)]
     if op == "Range" and arrays[1] is not None and arrays[2] is not None:
         return [np.arange(first.item(), arrays[1].item(), arrays[2].item(), dtype=first.dtype)]

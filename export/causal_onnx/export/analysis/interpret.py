@@ -16,6 +16,7 @@ from causal_onnx.export.analysis.elements import (
     Elements,
     Known,
     lift,
+    plain,
 )
 from causal_onnx.export.analysis.evaluate import ELEMENTWISE, evaluate
 from causal_onnx.export.analysis.rules import RULES, Context
@@ -80,8 +81,19 @@ class Constants:
         if tensor is None or not value.is_initializer():
             return None
         shape = tuple(int(str(dim)) for dim in tensor.shape)
-        found = Known(constant=True, shape=shape, load=tensor.numpy)
+        found = Known(constant=True, shape=shape, load=lambda: plain(tensor.numpy()))
         self.values[value] = found
+        return found
+
+    def small_numbers(self) -> set[int]:
+        """Whole numbers that stand alone among the constants that were looked at."""
+        found = set()
+        for known in self.values.values():
+            if known.size == 1 and known.is_loaded:
+                value = known.value.reshape(-1)[0]
+                number = float(value) if known.value.dtype.kind in "iuf" else 0.0
+                if number.is_integer() and 0 < number < 1 << 20:
+                    found.add(int(number))
         return found
 
 

@@ -20,6 +20,7 @@ from causal_onnx.export.analysis.interpret import (
 )
 from causal_onnx.export.analysis.judge import Leak, OutputVerdict, judge_output, offender
 from causal_onnx.export.analysis.signature import Signature, Sizes
+from causal_onnx.export.analysis.symbolic.engine import SymbolicProof, prove_symbolically
 
 __all__ = ["StaticProof", "batch_independent", "prove"]
 
@@ -36,6 +37,8 @@ class StaticProof:
     analysis: Analysis | None = None
     refused: tuple[str, ...] = ()
     deterministic: bool = True
+    symbolic: SymbolicProof | None = None
+    """The proof for every length, where the runs found no leak."""
 
 
 def prove(
@@ -95,7 +98,27 @@ def _attempt(
     proof = judge_runs(model, analysis.runs)
     proof.analysis = analysis
     proof.refused = tuple(refused)
-    return proof
+    return proof if proof.verdict != "causal" else _for_every_length(proof)
+
+
+def _for_every_length(proof: StaticProof) -> StaticProof:
+    """Go from the lengths that were run to all; where that needs evidence, run more lengths."""
+    analysis = proof.analysis
+    assert analysis is not None
+    if analysis.signature.fixed_seq is not None:
+        return proof
+    axes = {out.name: out.position_axes for out in proof.outputs}
+    proof.symbolic = prove_symbolically(analysis, axes)
+    if proof.symbolic.holds and not proof.symbolic.measured:
+        return proof
+    more = analysis.run_longer()
+    if not more:
+        return proof
+    longer = judge_runs(analysis.model, analysis.runs)
+    longer.analysis, longer.refused = analysis, proof.refused
+    if longer.verdict == "causal":
+        longer.symbolic = prove_symbolically(analysis, axes)
+    return longer
 
 
 def _stuck_text(error: StuckError) -> str:

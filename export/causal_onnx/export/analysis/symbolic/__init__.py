@@ -1,0 +1,1 @@
+"""The analysis with sizes as symbols: what it shows holds for every length."""

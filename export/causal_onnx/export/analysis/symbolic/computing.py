@@ -1,0 +1,713 @@
+"""Symbolic rules of operators that compute: element by element, along axes, and products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.attributes import attr
+from causal_onnx.export.analysis.elements import Known
+from causal_onnx.export.analysis.symbolic.arranging import axis_of
+from causal_onnx.export.analysis.symbolic.expression import (
+    UNKNOWN,
+    Constant,
+    Expression,
+    Lookup,
+    Vanish,
+    apply,
+    as_poly,
+    evaluate,
+    linear,
+)
+from causal_onnx.export.analysis.symbolic.poly import ZERO, Poly, symbol
+from causal_onnx.export.analysis.symbolic.registry import (
+    Given,
+    SymbolicContext,
+    ints,
+    numbers,
+    optional,
+    rule,
+    tensor,
+    whole,
+)
+from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic, Term
+
+__all__ = ["contract", "mixed", "softmax"]
+
+ELEMENTWISE = (
+    "Abs", "Neg", "Ceil", "Floor", "Round", "Sqrt", "Exp", "Log", "Sin", "Cos", "Tan", "Asin",
+    "Acos", "Atan", "Sinh", "Cosh", "Tanh", "Asinh", "Acosh", "Atanh", "Sigmoid", "Relu", "Sign",
+    "Reciprocal", "Not", "BitwiseNot", "IsNaN", "IsInf", "Add", "Sub", "Mul", "Div", "Pow", "Max",
+    "Min", "Sum", "Mean", "And", "Or", "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal",
+    "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Where", "Clip", "Mod", "BitShift", "PRelu",
+    "Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Selu", "Shrink",
+    "Softplus", "Softsign", "Swish", "ThresholdedRelu",
+)  # fmt: skip
+
+
+@rule(*ELEMENTWISE)
+def elementwise(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Each element alone, with broadcasting."""
+    parts = [part for part in inputs if part is not None]
+    return [combine(ctx.space, node.op_type, parts)]
+
+
+@rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain="com.microsoft")
+def contrib_elementwise(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """The same with an optional bias."""
+    parts = [part for part in inputs if part is not None]
+    return [combine(ctx.space, "Gelu", parts)]
+
+
+@rule("Cast")
+def cast(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Another type; to integers it truncates, to booleans it tests."""
+    first = tensor(inputs, 0)
+    target = ir.DataType(attr(node, "to"))
+    op = "Cast"
+    if target == ir.DataType.BOOL:
+        op = "CastBool"
+    elif not target.is_floating_point():
+        op = "CastInt"
+    held = None if target == ir.DataType.BOOL else first.ints
+    return [replace(first, value=apply(op, [first.value]), ints=held)]
+
+
+@rule("CastLike")
+def cast_like(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """The type of another tensor."""
+    like = node.inputs[1]
+    dtype = None if like is None else like.dtype
+    if dtype is None:
+        raise OpenError("the type it casts to is not declared")
+    first = tensor(inputs, 0)
+    op = "CastBool" if dtype == ir.DataType.BOOL else "Cast"
+    op = op if dtype.is_floating_point() or op == "CastBool" else "CastInt"
+    return [replace(first, value=apply(op, [first.value]))]
+
+
+def combine(space: Space, op: str, parts: Sequence[Symbolic]) -> Symbolic:
+    """An element-wise operator on tensors that broadcast."""
+    known = all(part.known for part in parts)
+    held = _whole_numbers(space, op, parts) if known else None
+    moved, axes = space.align(parts)
+    value = apply(op, [part.value for part in moved])
+    terms = space.join(term for part in moved for term in part.terms)
+    if held is not None and len(held) == 1:
+        value = linear(held[0])
+    poly = as_poly(value)
+    if held is None and not axes and poly is not None:
+        held = (poly,)
+    return Symbolic(axes, terms, value, ints=held, known=known)
+
+
+_ON_WHOLE: dict[str, Callable[[Poly, Poly], Poly | None]] = {
+    "Add": lambda a, b: a + b,
+    "Sub": lambda a, b: a - b,
+    "Mul": lambda a, b: a * b,
+    "Div": lambda a, b: a.divided_by(b),
+}
+
+
+def _whole_numbers(space: Space, op: str, parts: Sequence[Symbolic]) -> tuple[Poly, ...] | None:
+    """Shape arithmetic: the operator on scalars and short vectors of whole numbers."""
+    if any(part.ints is None or part.rank > 1 for part in parts):
+        return None
+    rows = [part.ints or () for part in parts]
+    count = max(len(row) for row in rows)
+    if any(len(row) not in (1, count) for row in rows):
+        return None
+    columns = zip(*(row * count if len(row) == 1 else row for row in rows), strict=True)
+    found: list[Poly] = []
+    for column in columns:
+        poly = _whole_number(space, op, column)
+        if poly is None:
+            return None
+        found.append(poly)
+    return tuple(found)
+
+
+def _whole_number(space: Space, op: str, column: Sequence[Poly]) -> Poly | None:
+    if op in _ON_WHOLE:
+        return _ON_WHOLE[op](column[0], column[1])
+    if op == "Neg":
+        return -column[0]
+    if op == "Abs":
+        return column[0] if space.nonnegative(column[0]) else None
+    if op in ("Max", "Min") and len(column) == 2:
+        for a, b in (column, column[::-1]):
+            if space.nonnegative(a - b):
+                return a if op == "Max" else b
+        return None
+    comparisons = {
+        "Equal": lambda a, b: _surely(space, a - b, b - a),
+        "GreaterOrEqual": lambda a, b: _sign(space, a - b),
+        "LessOrEqual": lambda a, b: _sign(space, b - a),
+        "Greater": lambda a, b: _sign(space, a - b - 1),
+        "Less": lambda a, b: _sign(space, b - a - 1),
+    }
+    if op in comparisons:
+        return comparisons[op](column[0], column[1])
+    if op == "Where":
+        condition = column[0].constant
+        return None if condition is None else column[1] if condition else column[2]
+    constants = [poly.constant for poly in column]
+    if op == "Mod" and all(c is not None for c in constants) and constants[1]:
+        return Poly.of((constants[0] or 0) % constants[1])
+    if op in ("And", "Or") and all(c is not None for c in constants):
+        truths = [bool(c) for c in constants]
+        return Poly.of(int(all(truths) if op == "And" else any(truths)))
+    if op == "Not" and constants[0] is not None:
+        return Poly.of(int(not constants[0]))
+    if op in ("Floor", "Ceil", "Round"):
+        return column[0]
+    return None
+
+
+def _sign(space: Space, poly: Poly) -> Poly | None:
+    """1 if poly >= 0 for all sizes, 0 if for none."""
+    if space.nonnegative(poly):
+        return Poly.of(1)
+    return Poly.of(0) if space.nonnegative(-poly - 1) else None
+
+
+def _surely(space: Space, forth: Poly, back: Poly) -> Poly | None:
+    if forth == 0:
+        return Poly.of(1)
+    apart = space.nonnegative(forth - 1) or space.nonnegative(back - 1)
+    return Poly.of(0) if apart else None
+
+
+def mixed(space: Space, first: Symbolic, axes: Sequence[int]) -> Symbolic:
+    """Every element comes to depend on its line along the axes, which stay."""
+    gone = {name for axis in axes for name in first.axes[axis]}
+    kept = [own for i, own in enumerate(first.axes) if i not in axes]
+    terms = space.eliminate(first.terms, gone, space.guesses(kept))
+    return Symbolic(first.axes, terms, known=first.known)
+
+
+def _reduced(
+    space: Space, first: Symbolic, axes: Sequence[int], *, dead: str, keep: bool
+) -> Symbolic:
+    gone = {name for axis in axes for name in first.axes[axis]}
+    left = [own for i, own in enumerate(first.axes) if i not in axes]
+    terms = space.eliminate(
+        first.terms, gone, space.guesses(left), factors=[first.value], dead=dead
+    )
+    made = tuple(() if i in axes else own for i, own in enumerate(first.axes))
+    if not keep:
+        made = tuple(left)
+    return Symbolic(made, terms, known=first.known)
+
+
+@rule(
+    "ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum",
+    "ReduceLogSumExp", "ReduceMax", "ReduceMin", "ReduceProd",
+)  # fmt: skip
+def reduce(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Combine along axes; neutral elements leave no trace."""
+    first = tensor(inputs, 0)
+    op = node.op_type
+    given = numbers(inputs, 1)
+    axes = list(attr(node, "axes") or ()) if given is None else given
+    keep = bool(attr(node, "keepdims", 1))
+    if not axes:
+        if attr(node, "noop_with_empty_axes", 0):
+            return [first]
+        axes = list(range(first.rank))
+    axes = [axis_of(axis, first.rank) for axis in axes]
+    dead = "zero"
+    if op in ("ReduceMax", "ReduceLogSumExp"):
+        dead = "low"
+    elif op in ("ReduceMin", "ReduceProd"):
+        dead = ""
+    out = _reduced(ctx.space, first, axes, dead=dead, keep=keep)
+    if op == "ReduceProd" and first.ints is not None and first.rank == 1:
+        product = Poly.of(1)
+        for poly in first.ints:
+            product = product * poly
+        out = replace(out, ints=(product,), value=linear(product))
+    elif first.value == Constant(0.0) and op in ("ReduceSum", "ReduceMean", "ReduceMax"):
+        out = replace(out, value=Constant(0.0))
+    elif first.value == Constant(1.0) and op in ("ReduceMean", "ReduceMax", "ReduceMin"):
+        out = replace(out, value=Constant(1.0))
+    elif first.value == Constant(1.0) and op == "ReduceSum":
+        count = Poly.of(1)
+        for axis in axes:
+            count = count * ctx.space.size(first.axes[axis])
+        out = replace(out, value=linear(count), ints=(count,) if not out.axes else None)
+    return [out]
+
+
+@rule("Softmax", "LogSoftmax", "Hardmax")
+def softmax_node(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """Over one axis, or before opset 13 over all from one on."""
+    first = tensor(inputs, 0)
+    if ctx.opsets.get("", 18) < 13:
+        start = axis_of(attr(node, "axis", 1), first.rank)
+        axes = list(range(start, first.rank))
+    else:
+        axes = [axis_of(attr(node, "axis", -1), first.rank)]
+    out = softmax(ctx.space, first, axes)
+    if node.op_type != "Softmax":
+        # The logarithm of a weight that vanishes is again -inf.
+        out = replace(out, value=apply("Log", [out.value]))
+    return [out]
+
+
+def softmax(space: Space, first: Symbolic, axes: Sequence[int]) -> Symbolic:
+    """Weights: 0 where the score is -inf or very negative, a function of the others elsewhere."""
+    gone = {name for axis in axes for name in first.axes[axis]}
+    left = [own for i, own in enumerate(first.axes) if i not in axes]
+    terms = space.eliminate(
+        first.terms, gone, space.guesses(left), factors=[first.value], dead="low"
+    )
+    value: Expression = UNKNOWN if first.value == UNKNOWN else Vanish(first.value)
+    return Symbolic(first.axes, terms, value, known=first.known)
+
+
+@rule("CumSum")
+def cumsum(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Sums of what came before."""
+    space = ctx.space
+    first = tensor(inputs, 0)
+    axis = axis_of((numbers(inputs, 1) or [0])[0], first.rank)
+    first, index = space.single(first, axis)
+    reverse, exclusive = bool(attr(node, "reverse", 0)), bool(attr(node, "exclusive", 0))
+    value: Expression = UNKNOWN
+    size = space.size(first.axes[axis])
+    poly = as_poly(first.value)
+    if poly is not None and poly.constant is not None:
+        count = size - index if reverse else index + 1
+        count = count - 1 if exclusive else count
+        value = linear(count * poly)
+    terms: list[Term] = []
+    (name,) = index.variables() or {""}
+    for term in first.terms:
+        if name not in term.variables():
+            terms.append(term)
+            continue
+        parts = term.reach.split(name)
+        if reverse or parts is None or not space.nonnegative(parts[0]):
+            raise OpenError("it sums from the end")
+        # Elements up to this one: the last has the largest reach; where it applies may differ.
+        kept = tuple(w for w in term.where if name not in w.variables())
+        terms.append(Term(term.reach, kept))
+    return [Symbolic(first.axes, space.join(terms), value, known=first.known)]
+
+
+@rule("ArgMax", "ArgMin")
+def arg_extreme(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """The place of the extreme of each line."""
+    first = tensor(inputs, 0)
+    axis = axis_of(attr(node, "axis", 0), first.rank)
+    dead = "low" if node.op_type == "ArgMax" else ""
+    keep = bool(attr(node, "keepdims", 1))
+    return [_reduced(ctx.space, first, [axis], dead=dead, keep=keep)]
+
+
+@rule("TopK")
+def top_k(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """The largest of each line and where they were."""
+    first = tensor(inputs, 0)
+    axis = axis_of(attr(node, "axis", -1), first.rank)
+    k = ints(inputs, 1)
+    out = _reduced(ctx.space, first, [axis], dead="", keep=True)
+    count = Poly.of(attr(node, "k")) if k is None else k[0]
+    made = (*out.axes[:axis], ctx.space.axis(count), *out.axes[axis + 1 :])
+    found = replace(out, axes=made)
+    return [found, found]
+
+
+def _with_parameters(space: Space, out: Symbolic, inputs: Sequence[Given], start: int) -> Symbolic:
+    extra = [part for part in inputs[start:] if part is not None and part.terms]
+    if not extra:
+        return out
+    moved, axes = space.align([out, *extra])
+    return Symbolic(axes, space.join(term for part in moved for term in part.terms))
+
+
+@rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+def layer_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Over the axes from `axis` on."""
+    first = tensor(inputs, 0)
+    start = axis_of(attr(node, "axis", -1), first.rank)
+    axes = list(range(start, first.rank))
+    out = _with_parameters(ctx.space, mixed(ctx.space, first, axes), inputs, 1)
+    small = _reduced(ctx.space, first, axes, dead="", keep=True)
+    return [out, *(small for _ in node.outputs[1:])]
+
+
+@rule("SimplifiedLayerNormalization", domain="com.microsoft")
+def contrib_norm(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """As in the default domain."""
+    return layer_norm(ctx, node, inputs)
+
+
+@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
+def skip_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Add, then normalise the last axis."""
+    added = combine(ctx.space, "Add", [tensor(inputs, 0), tensor(inputs, 1)])
+    last = added.rank - 1
+    out = mixed(ctx.space, added, [last])
+    small = _reduced(ctx.space, added, [last], dead="", keep=True)
+    return [out, small, small, replace(added, value=UNKNOWN)][: len(node.outputs)]
+
+
+@rule("BatchNormalization")
+def batch_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Element by element with stored statistics."""
+    if attr(node, "training_mode", 0):
+        raise OpenError("it normalises over the batch and positions")
+    return [replace(tensor(inputs, 0), value=UNKNOWN)]
+
+
+@rule("InstanceNormalization")
+def instance_norm(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """Over all axes after the channels."""
+    first = tensor(inputs, 0)
+    return [mixed(ctx.space, first, list(range(2, first.rank)))]
+
+
+@rule("GroupNormalization")
+def group_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Over channels in groups and all axes after them."""
+    first = tensor(inputs, 0)
+    return [mixed(ctx.space, first, list(range(1, first.rank)))]
+
+
+@rule("LpNormalization")
+def lp_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Over one axis."""
+    first = tensor(inputs, 0)
+    return [mixed(ctx.space, first, [axis_of(attr(node, "axis", -1), first.rank)])]
+
+
+def contract(space: Space, labels: tuple[str, str, str], a: Symbolic, b: Symbolic) -> Symbolic:
+    """Sum of products over the labels that the result lacks."""
+    a_labels, b_labels, out = labels
+    joint = "".join(dict.fromkeys(a_labels + b_labels))
+    if len(a_labels) != a.rank or len(b_labels) != b.rank:
+        raise OpenError("ranks do not fit the equation")
+    if len(set(a_labels)) < len(a_labels) or len(set(b_labels)) < len(b_labels):
+        raise OpenError("it takes a diagonal")
+    spread = [
+        replace(part, axes=tuple(_at(part, own, label) for label in joint), ints=None)
+        for part, own in ((a, a_labels), (b, b_labels))
+    ]
+    moved, axes = space.align(spread)
+    by_label = dict(zip(joint, axes, strict=True))
+    gone = {name for label in joint if label not in out for name in by_label[label]}
+    made = tuple(by_label[label] for label in out)
+    terms = space.eliminate(
+        [term for part in moved for term in part.terms],
+        gone,
+        space.guesses(made),
+        factors=[part.value for part in moved],
+        dead="zero",
+    )
+    value: Expression = UNKNOWN
+    if not gone:
+        value = apply("Mul", [part.value for part in moved])
+    return Symbolic(made, terms, value, known=a.known and b.known)
+
+
+def _at(part: Symbolic, labels: str, label: str) -> tuple[str, ...]:
+    return part.axes[labels.index(label)] if label in labels else ()
+
+
+def matmul(space: Space, a: Symbolic, b: Symbolic) -> Symbolic:
+    """numpy.matmul."""
+    lead_a, lead_b = max(a.rank - 2, 0), max(b.rank - 2, 0)
+    lead = max(lead_a, lead_b)
+    batch = "abcdefghijklmnop"[:lead]
+    row, column = ("x" if a.rank > 1 else ""), ("z" if b.rank > 1 else "")
+    labels = (
+        batch[lead - lead_a :] + row + "y",
+        batch[lead - lead_b :] + "y" + column,
+        batch + row + column,
+    )
+    return contract(space, labels, a, b)
+
+
+def _swapped(part: Symbolic) -> Symbolic:
+    if part.rank < 2:
+        return part
+    return replace(part, axes=(*part.axes[:-2], part.axes[-1], part.axes[-2]))
+
+
+@rule("MatMul")
+def matmul_node(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """A product."""
+    return [matmul(ctx.space, tensor(inputs, 0), tensor(inputs, 1))]
+
+
+@rule("FusedMatMul", domain="com.microsoft")
+def fused_matmul(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """A product of transposed factors."""
+    a, b = tensor(inputs, 0), tensor(inputs, 1)
+    if attr(node, "transBatchA", 0) or attr(node, "transBatchB", 0):
+        raise OpenError("transposed batch axes are not followed")
+    a = _swapped(a) if attr(node, "transA", 0) else a
+    b = _swapped(b) if attr(node, "transB", 0) else b
+    return [matmul(ctx.space, a, b)]
+
+
+@rule("Gemm")
+def gemm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """A B + C."""
+    a, b, c = tensor(inputs, 0), tensor(inputs, 1), optional(inputs, 2)
+    a = _swapped(a) if attr(node, "transA", 0) else a
+    b = _swapped(b) if attr(node, "transB", 0) else b
+    out = matmul(ctx.space, a, b)
+    return [out if c is None else combine(ctx.space, "Add", [out, replace(c, value=UNKNOWN)])]
+
+
+@rule("Einsum")
+def einsum(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Products of any number of tensors, two at a time."""
+    from causal_onnx.export.analysis.rules.contraction import equation_terms  # noqa: PLC0415
+
+    parts = [tensor(inputs, i) for i in range(len(inputs))]
+    terms, out = equation_terms(attr(node, "equation"), [part.rank for part in parts])
+    labels, current = terms[0], parts[0]
+    if len(parts) == 1:
+        scalar = Symbolic((), value=Constant(1.0), known=True)
+        return [contract(ctx.space, (labels, "", out), current, scalar)]
+    for i in range(1, len(parts)):
+        later = set(out).union(*terms[i + 1 :])
+        joint = dict.fromkeys(labels + terms[i])
+        kept = out if i == len(parts) - 1 else "".join(x for x in joint if x in later)
+        current = contract(ctx.space, (labels, terms[i], kept), current, parts[i])
+        labels = kept
+    return [current]
+
+
+@rule("Conv")
+def conv(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """A window along each axis after the channels."""
+    space = ctx.space
+    first, weight = tensor(inputs, 0), tensor(inputs, 1)
+    if weight.terms or attr(node, "auto_pad", "NOTSET") not in ("NOTSET", ""):
+        raise OpenError("its weight or its padding is not fixed")
+    sizes = [whole(n) for n in space.shape(weight)]
+    rank = first.rank - 2
+    kernel = sizes[2:]
+    strides = list(attr(node, "strides") or [1] * rank)
+    dilations = list(attr(node, "dilations") or [1] * rank)
+    pads = list(attr(node, "pads") or [0] * (2 * rank))
+    live = _live_taps(weight.value, kernel)
+    gone = set(first.axes[1])
+    if any(gone & term.variables() for term in first.terms):
+        raise OpenError("its channels are positions")
+    for i in range(rank):
+        taps = np.flatnonzero(live.any(axis=tuple(j for j in range(rank) if j != i)))
+        if not len(taps):
+            continue
+        last = int(taps[-1]) * dilations[i] - pads[i]
+        extent = dilations[i] * (kernel[i] - 1) + 1
+        first = _window(space, first, 2 + i, (last, strides[i]), pads[i] + pads[rank + i] - extent)
+    channels = space.axis(Poly.of(sizes[0]))
+    out = replace(first, axes=(first.axes[0], channels, *first.axes[2:]), value=UNKNOWN, ints=None)
+    return [out]
+
+
+def _live_taps(
+    weight: Expression, kernel: Sequence[int]
+) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    if isinstance(weight, Lookup) and weight.array.size <= 1 << 24:
+        array = weight.array.value
+        if array.ndim == len(kernel) + 2:
+            return np.asarray((array != 0).any(axis=(0, 1)))
+    return np.ones(tuple(kernel), np.bool_)
+
+
+def _window(
+    space: Space, first: Symbolic, axis: int, last: tuple[int, int], extra: int
+) -> Symbolic:
+    """An output at o reaches the input at o * stride + last; the size grows by extra + 1."""
+    offset, stride = last
+    size = space.size(first.axes[axis]) + extra
+    count = size.divided_by(stride)
+    if count is None:
+        raise OpenError(f"a stride of {stride} over a size of {size!r}")
+    first, index = space.single(first, axis)
+    made = space.axis(count + 1)
+    place = (symbol(made[0]) if made else ZERO) * stride + offset
+    terms = []
+    for term in first.terms:
+        for name in index.variables() & term.variables():
+            parts = term.reach.split(name)
+            if parts is None or not space.nonnegative(parts[0]):
+                raise OpenError("positions run backwards")
+            kept = tuple(w for w in term.where if name not in w.variables())
+            term = Term(term.reach.subs({name: place}), kept)  # noqa: PLW2901 - one name at most
+        terms.append(term)
+    axes = (*first.axes[:axis], made, *first.axes[axis + 1 :])
+    return replace(first, axes=axes, terms=tuple(terms), value=UNKNOWN, ints=None)
+
+
+@rule("QuantizeLinear", "DequantizeLinear")
+def scale_elements(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """Element by element with fixed scales."""
+    if any(part is not None and part.terms for part in inputs[1:]):
+        raise OpenError("its scale depends on data")
+    first = tensor(inputs, 0)
+    return [Symbolic(first.axes, first.terms, known=first.known)]
+
+
+@rule("QuantizeLinear", "DequantizeLinear", domain="com.microsoft")
+def contrib_scale(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """As in the default domain."""
+    return scale_elements(ctx, node, inputs)
+
+
+@rule("MatMulNBits", "MatMulBnb4", domain="com.microsoft")
+def matmul_nbits(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """Rows times a packed weight."""
+    first = tensor(inputs, 0)
+    out = _reduced(ctx.space, first, [first.rank - 1], dead="", keep=False)
+    axes = (*out.axes, ctx.space.axis(Poly.of(attr(node, "N"))))
+    return [Symbolic(axes, out.terms)]
+
+
+@rule("MatMulInteger")
+def matmul_integer(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """A product; stored zeros are not zeros."""
+    if any(part is not None and part.terms for part in inputs[2:]):
+        raise OpenError("its zero point depends on data")
+    a, b = (replace(tensor(inputs, i), value=UNKNOWN) for i in range(2))
+    return [matmul(ctx.space, a, b)]
+
+
+@rule("LSTM", "GRU", "RNN")
+def recurrent(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Each step depends on those before it."""
+    space = ctx.space
+    first = tensor(inputs, 0)
+    if attr(node, "direction", "forward") != "forward":
+        raise OpenError("it runs backwards as well")
+    if any(part is not None and part.terms for part in inputs[1:]):
+        raise OpenError("its state or lengths depend on data")
+    time = 1 if attr(node, "layout", 0) else 0
+    flat = _reduced(space, first, [2], dead="", keep=False)
+    for term in flat.terms:
+        for name in flat.axes[time]:
+            parts = term.reach.split(name)
+            if parts is None or not space.nonnegative(parts[0]):
+                raise OpenError("positions run backwards")
+    hidden = space.axis(Poly.of(attr(node, "hidden_size")))
+    one: tuple[str, ...] = ()
+    terms = tuple(Term(term.reach) for term in flat.terms)
+    if time:
+        axes = (flat.axes[0], flat.axes[1], one, hidden)
+        end_axes = (flat.axes[0], one, hidden)
+    else:
+        axes = (flat.axes[0], one, flat.axes[1], hidden)
+        end_axes = (one, flat.axes[1], hidden)
+    gone = set(flat.axes[time])
+    last = space.eliminate(terms, gone, ())
+    end = Symbolic(end_axes, last)
+    return [Symbolic(axes, terms), end, end][: len(node.outputs)]
+
+
+@rule("OneHot")
+def one_hot(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """A line per index."""
+    indices = tensor(inputs, 0)
+    depth = ints(inputs, 1)
+    if depth is None:
+        raise OpenError("its depth is not known")
+    axis = attr(node, "axis", -1)
+    axis = axis + indices.rank + 1 if axis < 0 else axis
+    axes = (*indices.axes[:axis], ctx.space.axis(depth[0]), *indices.axes[axis:])
+    return [Symbolic(axes, indices.terms, known=indices.known)]
+
+
+@rule("If")
+def branch(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """The branch that is taken for all sizes."""
+    condition = tensor(inputs, 0)
+    value = evaluate(condition.value, ctx.space.bounds, tuple(ctx.space.limits))
+    number = None if condition.ints is None else condition.ints[0].constant
+    if number is None:
+        if value is None or value[0] != value[1]:
+            raise OpenError("which branch runs depends on the sizes or on data")
+        number = int(value[0])
+    return ctx.run_graph(attr(node, "then_branch" if number else "else_branch"))
+
+
+def constant(space: Space, known: Known) -> Symbolic:
+    """A tensor that does not depend on the sizes."""
+    axes = tuple(space.axis(Poly.of(n)) for n in known.shape)
+    held: tuple[Poly, ...] | None = None
+    value: Expression = UNKNOWN
+    rank = len(known.shape)
+    if known.size == 1:
+        number = known.value.reshape(-1)[0]
+        kind = known.value.dtype.kind
+        if kind in "biuf":
+            value = Constant(float(number))
+            if rank <= 1 and (kind != "f" or float(number).is_integer()):
+                held = (Poly.of(int(number)),)
+    elif known.size > 0:
+        index = tuple(symbol(axis[0]) if axis else ZERO for axis in axes)
+        value = Lookup(known, index)
+        if rank == 1:
+            held, value = _vector(known, index[0], value)
+        elif known.size <= 1 << 22 and rank == 2 and known.value.dtype.kind in "biuf":
+            array = known.value
+            if (array == array.flat[0]).all():
+                value = Constant(float(array.flat[0]))
+    elif rank == 1:
+        held = ()
+    return Symbolic(axes, value=value, ints=held, known=True)
+
+
+def _vector(
+    known: Known, place: Poly, value: Expression
+) -> tuple[tuple[Poly, ...] | None, Expression]:
+    """Short vectors of whole numbers, and those that count up evenly."""
+    array = known.value
+    if array.dtype.kind not in "biuf":
+        return None, UNKNOWN
+    if (array == array[0]).all():
+        value = Constant(float(array[0]))
+    held = None
+    if array.dtype.kind in "iub" and len(array) <= 64:
+        held = tuple(Poly.of(int(x)) for x in array)
+    if len(array) > 1 and array.dtype.kind in "iuf" and np.isfinite(array).all():
+        steps = np.diff(array)
+        step = float(steps[0])
+        if (
+            step
+            and step == int(step)
+            and (steps == step).all()
+            and float(array[0]) == int(array[0])
+        ):
+            value = linear(place * int(step) + int(array[0]))
+    return held, value
+
+
+__all__ += ["combine", "constant", "matmul"]

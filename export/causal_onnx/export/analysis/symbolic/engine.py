@@ -1,0 +1,266 @@
+"""The proof for every length: the graph followed once, with sizes as symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.analyse import Analysis
+from causal_onnx.export.analysis.elements import Known
+from causal_onnx.export.analysis.interpret import Run
+from causal_onnx.export.analysis.signature import InputAxes
+from causal_onnx.export.analysis.symbolic import arranging, attending, computing
+from causal_onnx.export.analysis.symbolic.adopt import Evidence, adopt
+from causal_onnx.export.analysis.symbolic.expression import UNKNOWN, Constant, Expression, linear
+from causal_onnx.export.analysis.symbolic.poly import ZERO, Poly, symbol
+from causal_onnx.export.analysis.symbolic.registry import RULES, Given, SymbolicContext
+from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic, Term
+
+__all__ = ["SymbolicProof", "prove_symbolically"]
+
+_RULE_FILES = (arranging, attending, computing)
+"""Imported for the rules that they register."""
+
+
+@dataclass
+class SymbolicProof:
+    """What was shown for every length."""
+
+    holds: bool
+    reason: str = ""
+    """Why not, where it does not hold."""
+    node: ir.Node | None = None
+    """Where the proof stopped."""
+    measured: dict[ir.Node, str] = field(default_factory=dict)
+    """Nodes whose effect was read off the runs, with the reason."""
+    limits: tuple[str, ...] = ()
+    """Inequalities between sizes that the proof rests on: the graph takes no others."""
+
+
+class _Prover:
+    def __init__(self, analysis: Analysis) -> None:
+        signature = analysis.signature
+        self.analysis = analysis
+        total = symbol("seq") + (symbol("past_seq") if signature.has_past else ZERO)
+        least = {"batch": 1, "seq": 1, **dict.fromkeys(signature.symbols, 1)}
+        self.space = Space(least, total)
+        self.values: dict[ir.Value, Symbolic] = {}
+        self.measured: dict[ir.Node, str] = {}
+        context_opsets = dict(analysis.model.opset_imports)
+        self.context = SymbolicContext(self.space, context_opsets, self.subgraph)
+        self.evidence = Evidence(_evidence(analysis), _symbols(analysis))
+
+    def size(self, axis: str | int) -> Poly:
+        if isinstance(axis, int):
+            return Poly.of(axis)
+        if axis == "total_seq":
+            return self.space.total
+        return symbol(axis)
+
+    def input(self, spec: InputAxes) -> Symbolic:
+        """An input: data of which entry i of the position axis is at position first + i."""
+        axes = tuple(self.space.axis(self.size(axis)) for axis in spec.axes)
+        if any(spec.name == plain.name for plain in self.analysis.plain):
+            return self.plain(spec, axes)
+        position = spec.position_axis
+        if position is None:
+            return Symbolic(axes)
+        first = symbol("past_seq") if "seq" in spec.axes and self.has_past else ZERO
+        place = symbol(axes[position][0]) if axes[position] else ZERO
+        return Symbolic(axes, (Term(place + first),))
+
+    @property
+    def has_past(self) -> bool:
+        return self.analysis.signature.has_past
+
+    def plain(self, spec: InputAxes, axes: tuple[tuple[str, ...], ...]) -> Symbolic:
+        """A mask, positions or lengths of sequences without padding."""
+        value: Expression = UNKNOWN
+        held: tuple[Poly, ...] | None = None
+        first = symbol("past_seq") if self.has_past else ZERO
+        if spec.role == "positions" and axes and axes[-1]:
+            value = linear(symbol(axes[-1][0]) + first)
+        elif spec.role == "mask" and len(axes) == 2:
+            value = Constant(1.0)
+        elif spec.role == "lengths":
+            less = 1 if "seqlens_k" in spec.name and "total" not in spec.name else 0
+            value = linear(self.space.total - less)
+            if not axes or axes == ((),):
+                held = (self.space.total - less,)
+        return Symbolic(axes, value=value, ints=held, known=True)
+
+    def lookup(self, value: ir.Value | None) -> Given:
+        if value is None:
+            return None
+        found = self.values.get(value)
+        if found is not None:
+            return found
+        known = self.analysis.constants.of(value)
+        if known is None:
+            raise OpenError(f"{value.name} is not known")
+        found = computing.constant(self.space, known)
+        self.values[value] = found
+        return found
+
+    def subgraph(self, graph: ir.Graph) -> list[Symbolic]:
+        self.graph(graph)
+        found = [self.lookup(value) for value in graph.outputs]
+        return [value for value in found if value is not None]
+
+    def graph(self, graph: ir.Graph) -> None:
+        for node in graph:
+            self.node(node)
+
+    def node(self, node: ir.Node) -> None:
+        constants = self.analysis.constants.values
+        known = [constants.get(out) for out in node.outputs]
+        if known and all(isinstance(k, Known) for k in known):
+            for out, constant in zip(node.outputs, known, strict=True):
+                assert constant is not None
+                self.values[out] = computing.constant(self.space, constant)
+            return
+        try:
+            outputs: Sequence[Symbolic] = self.transfer(node)
+        except OpenError as error:
+            self.adopt(node, str(error))
+            return
+        for out, result in zip(node.outputs, outputs, strict=False):
+            self.values[out] = result
+        self.check_spread(node)
+
+    def transfer(self, node: ir.Node) -> Sequence[Symbolic]:
+        domain = "" if node.domain == "ai.onnx" else node.domain
+        rule = RULES.get((domain, node.op_type))
+        if rule is None:
+            raise OpenError("this operator has no symbolic rule")
+        inputs = [self.lookup(value) for value in node.inputs]
+        return rule(self.context, node, inputs)
+
+    def check_spread(self, node: ir.Node) -> None:
+        """A rule that had to give up on a mask: the runs may show that it is tighter."""
+        everything = self.space.everything()
+        for out in node.outputs:
+            found = self.values.get(out)
+            if found is None or everything not in found.terms:
+                continue
+            inputs = [self.lookup(value) for value in node.inputs]
+            if any(part is not None and everything in part.terms for part in inputs):
+                continue
+            try:
+                better = adopt(self.space, self.evidence, out)
+            except OpenError:
+                continue
+            if everything not in better.terms:
+                self.measured[node] = "which positions it combines follows no symbolic rule"
+                self.values[out] = better
+
+    def adopt(self, node: ir.Node, reason: str) -> None:
+        for out in node.outputs:
+            self.values[out] = adopt(self.space, self.evidence, out)
+        self.measured[node] = reason
+
+    def judge(self, value: ir.Value, axes: Sequence[int]) -> bool:
+        """Whether the reach of an output is within its position, for all sizes."""
+        found = self.lookup(value)
+        assert found is not None
+        places = []
+        for axis in axes:
+            try:
+                found, index = self.space.single(found, axis)
+            except OpenError:
+                return self.judge_merged(found, axis)
+            places.append(index + self.space.total - self.space.size(found.axes[axis]))
+        return all(
+            any(
+                self.space.bounds.implied(place - term.reach, (*term.where, *self.space.limits))
+                for place in places
+            )
+            for term in found.terms
+        )
+
+    def judge_merged(self, found: Symbolic, axis: int) -> bool:
+        """An output axis that merges batch and positions."""
+        for name in found.axes[axis]:
+            size = self.space.bounds.sizes[name]
+            place = symbol(name) + self.space.total - size
+            if all(
+                self.space.bounds.implied(place - term.reach, (*term.where, *self.space.limits))
+                for term in found.terms
+            ):
+                return True
+        return False
+
+
+def _symbols(analysis: Analysis) -> list[str]:
+    found = ["batch"] if analysis.signature.has_batch else []
+    found.append("seq")
+    if analysis.signature.has_past:
+        found.append("past_seq")
+    return found
+
+
+def _evidence(analysis: Analysis) -> list[Run]:
+    """The runs, and one with another batch size."""
+    runs = list(analysis.runs)
+    probe = analysis.probe_sizes()
+    if probe is not None and analysis.signature.has_batch:
+        other = analysis.by_position(probe)
+        if other is not None:
+            runs.append(other)
+    return runs
+
+
+def prove_symbolically(analysis: Analysis, outputs: dict[str, tuple[int, ...]]) -> SymbolicProof:
+    """Show for every length what the runs showed at some.
+
+    Args:
+        analysis: With the runs.
+        outputs: Output -> its position axes, as the runs found them; () is nothing to prove.
+    """
+    prover = _Prover(analysis)
+    specs = {spec.name: spec for spec in analysis.signature.inputs}
+    for value in analysis.model.graph.inputs:
+        if (value.name or "") in specs:
+            prover.values[value] = prover.input(specs[value.name or ""])
+    for step in analysis.model.graph:
+        try:
+            prover.node(step)
+        except OpenError as error:
+            return SymbolicProof(False, str(error), step, prover.measured)
+    limits = tuple(dict.fromkeys(_readable(poly) for poly in prover.space.limits))
+    for value in analysis.model.graph.outputs:
+        axes = outputs.get(value.name or "", ())
+        if axes and not prover.judge(value, axes):
+            node = _first_spread(prover, value)
+            reason = "it was not shown for every length that no later position enters"
+            return SymbolicProof(False, reason, node, prover.measured, limits)
+    return SymbolicProof(True, "", None, prover.measured, limits)
+
+
+def _readable(poly: Poly) -> str:
+    """Poly >= 0 as an upper bound, e.g. seq <= 64."""
+    fixed = Poly.of(poly.terms.get((), 0))
+    return f"{fixed - poly!r} <= {fixed!r}"
+
+
+def _first_spread(prover: _Prover, value: ir.Value) -> ir.Node | None:
+    """The earliest node, upstream of an output, whose result reaches everywhere."""
+    everything = prover.space.everything()
+    current = value
+    while True:
+        node = current.producer()
+        if node is None:
+            return None
+        wide = [
+            v
+            for v in node.inputs
+            if v is not None
+            and v.producer() is not None
+            and v in prover.values
+            and everything in prover.values[v].terms
+        ]
+        if not wide:
+            return node
+        current = wide[0]
