@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -258,7 +259,7 @@ def _kind(name: str, example: Tensor, axes: Mapping[int, str]) -> Kind:
         return "lengths"
     if "mask" in name and bool(((example == 0) | (example == 1)).all()):
         return "mask"
-    if "position" in name:
+    if labels & {"seq", "total_seq"} and re.search(r"(^|_)pos(_|$|ition)", name):
         return "positions"
     return "ids"
 

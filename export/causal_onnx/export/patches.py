@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -37,17 +38,19 @@ def patched(*, zero_masked_rows: bool) -> Iterator[None]:
             it. Needed below opset 23, where the exported softmax gives the mean of every value,
             later positions included; the `Attention` operator of opset 23 gives 0 itself.
     """
-    attention = _attention_zeroing_masked_rows if zero_masked_rows else _attention
+    replacements: list[tuple[Any, Any]] = [
+        (_sdpa, _attention_zeroing_masked_rows if zero_masked_rows else _attention),
+        (attention_bias.causal_upper_left, _causal_upper_left),
+        (attention_bias.causal_lower_right, _causal_lower_right),
+        (torch.triu_indices, _triu_indices),
+        (torch.tril_indices, _tril_indices),
+    ]
+    if flex is not None:
+        replacements.append((flex.flex_attention, _flex_attention))
+        replacements.append((flex.create_block_mask, _create_block_mask))
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        enter(_replaced(_sdpa, attention))
-        enter(_replaced(attention_bias.causal_upper_left, _causal_upper_left))
-        enter(_replaced(attention_bias.causal_lower_right, _causal_lower_right))
-        if flex is not None:
-            enter(_replaced(flex.flex_attention, _flex_attention))
-            enter(_replaced(flex.create_block_mask, _create_block_mask))
-        enter(_replaced(torch.triu_indices, _triu_indices))
-        enter(_replaced(torch.tril_indices, _tril_indices))
+        enter(_replaced(replacements))
         enter(_attribute(Tensor, "__setitem__", _set_item))
         # TypeError: unhashable type: non-nested SymInt - caches keyed by the length.
         enter(_attribute(torch.SymInt, "__hash__", lambda s: hash(str(s.node.expr))))
@@ -81,25 +84,26 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(original: Any, replacement: Any) -> Iterator[None]:
-    """Replace a function under every name it was imported as, in every loaded module."""
+def _replaced(replacements: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    """Replace functions under every name they were imported as, in every loaded module."""
+    by_id = {id(original): (original, new) for original, new in replacements}
     places = [
-        (module, name)
+        (module, name, *by_id[id(value)])
         for module in list(sys.modules.values())
-        if module is not None and module.__name__ != __name__
+        if isinstance(module, ModuleType) and module.__name__ != __name__
         for name, value in list(vars(module).items())
-        if value is original
+        if id(value) in by_id
     ]
-    for module, name in places:
-        setattr(module, name, replacement)
     try:
+        for module, name, _, new in places:
+            setattr(module, name, new)
         yield
     finally:
-        for module, name in places:
+        for module, name, original, _ in places:
             setattr(module, name, original)
 
 
-def _attention(
+def _attention(  # noqa: PLR0917 - the signature of what it replaces
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -117,15 +121,14 @@ def _attention(
         attn_mask = attn_mask.mask(query.device)
     if query.ndim == 2:
         lead = attn_mask.unsqueeze(0) if attn_mask is not None else None
-        return _attention(
-            *(x.unsqueeze(0) for x in (query, key, value)), lead, dropout_p, is_causal, scale=scale
-        ).squeeze(0)
+        q, k, v = (x.unsqueeze(0) for x in (query, key, value))
+        return _attention(q, k, v, lead, dropout_p, is_causal, scale=scale).squeeze(0)
     if query.ndim > 4:
         heads, mask = query.shape[:-2], attn_mask
         if mask is not None and mask.ndim > 2:
             mask = mask.expand(*heads, *mask.shape[-2:]).flatten(0, -4)
-        flat = (x.expand(*heads, *x.shape[-2:]).flatten(0, -4) for x in (query, key, value))
-        out = _attention(*flat, mask, dropout_p, is_causal, scale=scale)
+        q, k, v = (x.expand(*heads, *x.shape[-2:]).flatten(0, -4) for x in (query, key, value))
+        out = _attention(q, k, v, mask, dropout_p, is_causal, scale=scale)
         return out.reshape(*heads, *out.shape[-2:])
     if not enable_gqa and query.ndim == 4 and key.shape[1] == 1 and query.shape[1] != 1:
         # One head of keys for all queries, by broadcasting; the translation wants equal heads.
@@ -146,7 +149,8 @@ def _attention(
         ).squeeze(1)
     if isinstance(is_causal, torch.SymBool):
         # "argument 'is_causal' must be bool, not SymBool": is_causal=length > 1.
-        on = torch.full((1,), torch.sym_ite(is_causal, 1, 0), device=query.device) > 0
+        wanted = torch.sym_ite(is_causal, 1, 0)  # type: ignore[no-untyped-call]
+        on = torch.full((1,), wanted, device=query.device) > 0
         lower = _tril(query.shape[-2], key.shape[-2], query.device)
         causal = lower | ~on
         if attn_mask is None:
@@ -156,7 +160,7 @@ def _attention(
         else:
             attn_mask = attn_mask.masked_fill(~causal, -math.inf)
         is_causal = False
-    return _sdpa(
+    result: Tensor = _sdpa(
         query,
         key,
         value,
@@ -166,9 +170,10 @@ def _attention(
         scale=scale,
         enable_gqa=enable_gqa,
     )
+    return result
 
 
-def _attention_zeroing_masked_rows(
+def _attention_zeroing_masked_rows(  # noqa: PLR0917 - the signature of what it replaces
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -190,7 +195,8 @@ def _attention_zeroing_masked_rows(
 def _tril(rows: Any, columns: Any, device: torch.device, diagonal: Any = 0) -> Tensor:
     i = torch.arange(rows, device=device).unsqueeze(-1)
     j = torch.arange(columns, device=device).unsqueeze(0)
-    return j <= i + diagonal
+    lower: Tensor = j <= i + diagonal
+    return lower
 
 
 class _LazyCausalBias:
@@ -204,12 +210,12 @@ class _LazyCausalBias:
         return _tril(self._rows, self._columns, device, self._diagonal)
 
 
-def _causal_upper_left(*size: Any) -> _LazyCausalBias:
-    return _LazyCausalBias(*size, lower_right=False)
+def _causal_upper_left(rows: Any, columns: Any) -> _LazyCausalBias:
+    return _LazyCausalBias(rows, columns, lower_right=False)
 
 
-def _causal_lower_right(*size: Any) -> _LazyCausalBias:
-    return _LazyCausalBias(*size, lower_right=True)
+def _causal_lower_right(rows: Any, columns: Any) -> _LazyCausalBias:
+    return _LazyCausalBias(rows, columns, lower_right=True)
 
 
 def _triu_indices(
@@ -264,7 +270,7 @@ class _LazyBlockMask:
         self.seq_lengths = (rows, columns)
 
 
-def _create_block_mask(
+def _create_block_mask(  # noqa: PLR0917 - the signature of what it replaces
     mask_mod: Callable[..., Tensor],
     B: Any,  # noqa: N803 - as the replaced function spells them
     H: Any,  # noqa: N803
@@ -278,7 +284,7 @@ def _create_block_mask(
     return _LazyBlockMask(mask_mod, Q_LEN, KV_LEN)
 
 
-def _flex_attention(
+def _flex_attention(  # noqa: PLR0917 - the signature of what it replaces
     query: Tensor,
     key: Tensor,
     value: Tensor,

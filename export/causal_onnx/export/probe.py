@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from causal_onnx.export.dry_run import dry_run
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.places import user_line
@@ -23,13 +24,20 @@ __all__ = [
     "find_max_seq_len",
     "find_vocabularies",
     "refuse_random",
+    "refuse_rigid",
     "takes_unbatched",
 ]
 
 LONGEST_PROBE = 8192
-"""No eager run beyond this length: attention in PyTorch holds seq x seq scores."""
-PROBE_TIME_S = 8.0
-"""No single eager run expected to take longer."""
+"""A module without a limit is promised to work, and asked of the graph's guards, up to here."""
+LARGEST_LIMIT = 1 << 18
+"""Numbers in a module beyond this are no length limits (and no dry run is made beyond it)."""
+REAL_ELEMENTS, REAL_FLOPS = 70_000_000, 1e11
+"""What a real run may cost where a dry one is not believed: 280 MB for one fp32 tensor, seconds."""
+SHORT = 64
+"""Up to here a real run is cheaper than a dry one."""
+REAL_LENGTH = 2049
+"""The longest real run of a module that cannot be run dry, whose cost is then unknown."""
 
 
 def runs(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
@@ -39,8 +47,7 @@ def runs(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
 
 def _failure(source: Source, inputs: Sequence[Tensor]) -> Exception | None:
     try:
-        with torch.no_grad():
-            source(*inputs)
+        source.run(inputs)
     except Exception as error:  # whatever the module raises is its answer
         return error
     return None
@@ -61,25 +68,96 @@ def refuse_broken(source: Source, specs: Sequence[InputSpec]) -> None:
         ) from error
 
 
+def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
+    """Check that the batch is free, and the length has no gaps below the example's.
+
+    A module that takes one length only passes (`find_fixed_seq` says which).
+
+    Raises:
+        ExportError: Another batch size, or a shorter sequence, is refused.
+    """
+    module = type(source.module).__name__
+    seq = _example_size(specs, "seq")
+    assert seq is not None
+    past = _example_size(specs, "past_seq") or 0
+    batch = _example_size(specs, "batch")
+
+    def failure(batch: int, seq: int) -> Exception | None:
+        sizes = Sizes(batch=batch, seq=seq, past=past)
+        return _failure(source, make_inputs(specs, sizes))
+
+    if batch is not None and failure(batch, seq) is None:
+        for other in (1, batch + 1, 2):
+            error = failure(other, seq)
+            if error is not None:
+                raise ExportError(
+                    f"{module} accepts a batch of {batch} but not of {other}: "
+                    f"{type(error).__name__}: {error}. Take the batch size from the input: "
+                    "x.view(x.shape[0], ...)"
+                ) from error
+    some = batch or 1
+    shorter = sorted({n for n in (*range(1, 9), seq // 2, seq - 2, seq - 1) if 0 < n < seq})
+    works = {n: failure(some, n) for n in shorter}
+    refused = [n for n, error in works.items() if error is not None]
+    accepted = [n for n in shorter if n not in refused]
+    if refused and not accepted:
+        accepted = [n for n in (seq + 1, seq + 2, 2 * seq) if failure(some, n) is None]
+    if refused and accepted:
+        error = works[refused[-1]]
+        raise ExportError(
+            f"{module} accepts sequences of {_listed([*accepted, seq])} positions but not of "
+            f"{_listed(refused)}: {type(error).__name__}: {error}. A file is called with every "
+            "length from 1 to the maximum; pad inside forward and cut the result: "
+            "y = core(F.pad(x, (0, 0, 0, -n % chunk)))[:, :n]"
+        ) from error
+
+
+def _listed(lengths: Sequence[int]) -> str:
+    return ", ".join(str(n) for n in sorted(lengths))
+
+
+def _example_size(specs: Sequence[InputSpec], label: str) -> int | None:
+    sizes = [s.example.shape[axis] for s in specs for axis, name in s.axes.items() if name == label]
+    return sizes[0] if sizes else None
+
+
 def refuse_random(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> None:
     """Run twice on one input and name the line that draws random numbers.
 
     Raises:
-        ExportError: The module is random in eval mode, so no file can equal it.
+        ExportError: The two results differ, so no file can equal the module: it is random in eval
+            mode, or its result depends on earlier calls.
     """
     inputs = make_inputs(specs, sizes)
-    with torch.no_grad():
-        first, second = source(*inputs), source(*inputs)
-    if all(torch.equal(_bits(a), _bits(b)) for a, b in zip(first, second, strict=True)):
+    twin = source.fresh()
+    before = _snapshot(twin)
+    first, second = twin.run(inputs), twin.run(inputs)
+    if _same(first, second):
         return
+    module = type(source.module).__name__
+    if _same(first, source.fresh().run(inputs)):
+        changed = [name for name, value in _snapshot(twin).items() if before.get(name) != value]
+        what = f" ({', '.join(changed[:3])} changed)" if changed else ""
+        raise ExportError(
+            f"{module} gives another result when it is called again with one input: it keeps "
+            f"state between calls{what}, which a file cannot. Take what is kept as an input and "
+            "return it as an output"
+        )
     calls = _RandomCalls()
-    with torch.no_grad(), calls:
+    with calls:
         _failure(source, inputs)  # some tensor subclasses cannot be made under a dispatch mode
     place = f" ({calls.found[0]})" if calls.found else ""
     raise ExportError(
-        f"{type(source.module).__name__} is random in eval mode{place}: two calls on one input "
+        f"{module} is random in eval mode{place}: two calls on one input "
         "differ. Dropout must be off when not training: F.dropout(x, p, self.training), "
         "scaled_dot_product_attention(..., dropout_p=self.p if self.training else 0.0)"
+    )
+
+
+def _same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return len(first) == len(second) and all(
+        a.shape == b.shape and torch.equal(_bits(a), _bits(b))
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -88,11 +166,26 @@ def _bits(value: Tensor) -> Tensor:
     return torch.nan_to_num(value, nan=1.2345e30) if value.is_floating_point() else value
 
 
-class _RandomCalls(TorchDispatchMode):
+def _snapshot(source: Source) -> dict[str, str]:
+    """The buffers and plain attributes of every submodule, as text that shows a change."""
+    found = {}
+    for name, part in source.module.named_modules():
+        for key, value in {**part._buffers, **vars(part)}.items():
+            if isinstance(value, Tensor):
+                text = f"{tuple(value.shape)} {value.double().sum() if value.numel() else 0}"
+            elif isinstance(value, int | float | str):
+                text = repr(value)
+            else:
+                continue
+            found[f"{name}.{key}" if name else key] = text
+    return found
+
+
+class _RandomCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records calls of operators that draw random numbers, with the caller's line."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,7 +199,12 @@ def find_vocabularies(source: Source, specs: Sequence[InputSpec]) -> tuple[Input
     watched = {i: spec for i, spec in enumerate(specs) if spec.kind == "ids"}
     if not watched:
         return tuple(specs)
-    inputs = tuple(spec.example.clone() for spec in specs)
+    # Drawn ids, since those of an example may look like positions (0, 1, 2, ...) by chance, and
+    # then the table of positions would count.
+    drawn = make_inputs(specs, Sizes(batch=2, seq=_example_size(specs, "seq") or 1), seed=11)
+    if _failure(source, drawn) is not None:
+        drawn = tuple(spec.example for spec in specs)
+    inputs = tuple(x.clone() for x in drawn)
     mode = _Lookups([inputs[i] for i in watched])
     with torch.no_grad(), mode:
         source(*inputs)
@@ -160,16 +258,16 @@ def takes_unbatched(source: Source, specs: Sequence[InputSpec], sizes: Sizes) ->
     row = [x.select(_axis(spec, "batch"), 0) for x, spec in zip(inputs, specs, strict=True)]
     if _failure(source, row) is not None:
         return False
-    with torch.no_grad():
-        whole, single = source(*inputs), source(*row)
+    whole, single = source.run(inputs), source.run(row)
     if len(whole) != len(single):
         return False
     for batched, alone in zip(whole, single, strict=True):
         if batched.ndim == 0 or batched.shape[0] != sizes.batch:
             return False
         expected = batched[0]
+        tolerance = 0.02 if alone.dtype in (torch.float16, torch.bfloat16) else 1e-4
         if expected.shape != alone.shape or not torch.allclose(
-            expected.double(), alone.double(), rtol=1e-4, atol=1e-5, equal_nan=True
+            expected.double(), alone.double(), rtol=tolerance, atol=tolerance, equal_nan=True
         ):
             return False
     return True
@@ -184,10 +282,14 @@ def find_max_seq_len(source: Source, specs: Sequence[InputSpec]) -> int | None:
 
     A limit is always a number that stands in the module - the size of a buffer or table, or an
     integer attribute - so lengths around those numbers are tried, then the exact one is bisected.
+    Nothing depends on the clock, so that every export of a module finds the same.
     """
-    known = next(spec.example.shape[_axis(spec, "seq")] for spec in specs if _has_seq(spec))
-    candidates = [n for n in _numbers(source) if known <= n <= LONGEST_PROBE]
-    accepts = _timed(lambda n: runs(source, specs, Sizes(batch=1, seq=n)))
+    known = _example_size(specs, "seq")
+    assert known is not None
+    candidates = [n for n in _numbers(source) if known <= n <= LARGEST_LIMIT]
+    accepts = _acceptance(source, specs, known)
+    if not candidates or accepts(candidates[-1] + 1):
+        return None
     low = known
     for candidate in candidates:
         answer = accepts(candidate + 1)
@@ -203,34 +305,42 @@ def find_max_seq_len(source: Source, specs: Sequence[InputSpec]) -> int | None:
     return None
 
 
+def _acceptance(
+    source: Source, specs: Sequence[InputSpec], known: int
+) -> Callable[[int], bool | None]:
+    """A function that tells whether a length is accepted; None: that would cost too much."""
+
+    def inputs(seq: int) -> tuple[Tensor, ...]:
+        return make_inputs(specs, Sizes(batch=1, seq=seq))
+
+    @functools.cache
+    def runs_dry() -> bool:
+        # Some modules cannot be run dry at all, and refuse even what they accept.
+        return dry_run(source.fresh(), inputs(known)).accepted is True
+
+    def accepts(seq: int) -> bool | None:
+        if seq <= SHORT:
+            return _failure(source, inputs(seq)) is None
+        if not runs_dry():
+            return _failure(source, inputs(seq)) is None if seq <= REAL_LENGTH else None
+        found = dry_run(source.fresh(), inputs(seq))
+        if found.accepted:
+            return True
+        if found.largest > REAL_ELEMENTS or found.flops > REAL_FLOPS:
+            return found.accepted
+        return _failure(source, inputs(seq)) is None  # it stopped early: the real error is cheap
+
+    return accepts
+
+
 def find_fixed_seq(source: Source, specs: Sequence[InputSpec]) -> int | None:
     """The example's length, if the module accepts no other (a mask of fixed size, not sliced)."""
-    known = next(spec.example.shape[_axis(spec, "seq")] for spec in specs if _has_seq(spec))
+    known = _example_size(specs, "seq")
+    assert known is not None
     others = {1, 2, 3, known // 2, known - 1, known + 1} - {0, known}
     if any(runs(source, specs, Sizes(batch=1, seq=seq)) for seq in sorted(others)):
         return None
     return known
-
-
-def _has_seq(spec: InputSpec) -> bool:
-    return "seq" in spec.axes.values()
-
-
-def _timed(accepts: Callable[[int], bool]) -> Callable[[int], bool | None]:
-    """Answers None instead of starting a run that would take longer than `PROBE_TIME_S`."""
-    last: tuple[int, float] | None = None
-
-    def call(n: int) -> bool | None:
-        nonlocal last
-        if last is not None and last[1] * (n / last[0]) ** 2 > PROBE_TIME_S:
-            return None
-        start = time.perf_counter()
-        answer = accepts(n)
-        if answer:
-            last = (n, time.perf_counter() - start)
-        return answer
-
-    return call
 
 
 def _numbers(source: nn.Module) -> list[int]:

@@ -1,0 +1,156 @@
+"""Run a module without paying for its large tensors: is a length accepted, and what would it cost.
+
+Small tensors are computed, so that positions, ids and the checks on them are real; large ones are
+only followed in their shape. A table that is too short, a mask that does not fit and a check in
+Python code all show, at 8192 positions and a dozen heads, in milliseconds and megabytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from causal_onnx.export.patches import patched
+
+__all__ = ["DryRun", "dry_run"]
+
+SMALL_ELEMENTS = 1 << 20
+"""Tensors up to here are computed; a mask of 1024 x 1024 still is."""
+SMALL_FLOPS = 2e7
+"""Products up to here are computed: some milliseconds each."""
+
+_aten = torch.ops.aten
+
+# What the shape-only tensors cannot do; anything else that is raised is the module's own answer.
+_UNSUPPORTED = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+    fake_tensor.UnsupportedOperatorException,
+    NotImplementedError,
+)
+_UNSUPPORTED_TEXTS = ("FakeTensor", "numpy", "data pointer", "data_ptr", "storage", "subclass")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DryRun:
+    """What a call would have done."""
+
+    accepted: bool | None
+    """Whether the module takes the inputs; None: only a real run can tell."""
+    largest: int
+    """Elements of the largest tensor it makes (the scores of every attention are one), up to where
+    it stopped."""
+    flops: float
+    """Multiplications and additions of its matrix products, up to where it stopped."""
+    is_real: bool
+    """Nothing was large: this was a real run."""
+
+
+def dry_run(module: nn.Module, inputs: Sequence[Tensor]) -> DryRun:
+    """Call `module` on `inputs`, computing small tensors only.
+
+    What the call leaves behind in `module` may be a shape without values: give it a copy.
+    """
+    mode = _ShapesOfLarge()
+    accepted: bool | None = True
+    try:
+        # The replacements make plain tensors of what cannot be followed (flex_attention, biases).
+        with torch.no_grad(), _silent(), patched(zero_masked_rows=False), mode:
+            module(*(x.clone() for x in inputs))
+    except _UNSUPPORTED:
+        accepted = None if mode.followed else False
+    except Exception as error:  # whatever the module raises is its answer
+        doubtful = mode.followed and any(text in str(error) for text in _UNSUPPORTED_TEXTS)
+        accepted = None if doubtful else False
+    return DryRun(
+        accepted=accepted, largest=mode.largest, flops=mode.flops, is_real=not mode.followed
+    )
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """A mismatch is an answer here; PyTorch would log it with a traceback before it raises it."""
+    logger = logging.getLogger(fake_tensor.__name__)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+class _ShapesOfLarge(TorchDispatchMode):
+    """Computes operators on small tensors and infers the shapes of the others."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._shapes = FakeTensorMode(allow_non_fake_inputs=True)
+        self.followed = False
+        """Some tensor was followed in its shape only."""
+        self.largest = 0
+        self.flops = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = None
+        has_shapes = any(isinstance(x, FakeTensor) for x in tree_iter((args, kwargs)))
+        try:
+            with self._shapes:
+                result = func(*args, **kwargs)
+        except Exception:
+            if has_shapes:
+                raise
+            # The operator depends on values (`nonzero`), or the module is wrong: run it and see.
+            return func(*args, **kwargs)
+        if func.is_view:  # a part of something that exists already, at no cost
+            return result if has_shapes else func(*args, **kwargs)
+        elements = max((x.numel() for x in tree_iter(result) if isinstance(x, Tensor)), default=0)
+        flops = 0.0
+        if func.overloadpacket in flop_registry:
+            flops = float(flop_registry[func.overloadpacket](*args, **kwargs, out_val=result))
+        elif func is _aten._scaled_dot_product_flash_attention_for_cpu.default:
+            query, key = args[0], args[1]
+            flops = 4.0 * query.numel() * key.shape[-2]
+            # PyTorch does not hold the scores here; onnxruntime does.
+            elements = query.numel() // query.shape[-1] * key.shape[-2]
+        self.largest, self.flops = max(self.largest, elements), self.flops + flops
+        if not has_shapes and elements <= SMALL_ELEMENTS and flops <= SMALL_FLOPS:
+            return func(*args, **kwargs)
+        self.followed = True
+        _check_indices(func, args)
+        return result
+
+
+def _check_indices(func: Any, args: Any) -> None:
+    """Shapes know nothing of values; indices that were computed are compared with their table.
+
+    Raises:
+        IndexError: One is out of range.
+    """
+    if func is _aten.embedding.default:
+        table, axis, indices = args[0], 0, args[1]
+    elif func in (_aten.index_select.default, _aten.gather.default):
+        table, axis, indices = args[0], args[1], args[2]
+    elif func is _aten.index.Tensor:
+        known = [i for i, index in enumerate(args[1]) if index is not None]
+        if len(known) != 1:
+            return
+        table, axis, indices = args[0], known[0], args[1][known[0]]
+    else:
+        return
+    if isinstance(indices, FakeTensor) or indices.dtype == torch.bool or not indices.numel():
+        return
+    if int(indices.max()) >= table.shape[axis]:
+        raise IndexError(f"index {int(indices.max())} in a table of {table.shape[axis]} rows")
