@@ -6,6 +6,7 @@ The model is y = CumSum(x) along the sequence: causal, and numpy computes the sa
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from causal_onnx.runtime.contract import (
     FORMAT,
     GOLDEN_KEY,
     SOURCE_KEY,
+    CachePair,
     Contract,
     TensorSpec,
 )
@@ -45,6 +47,19 @@ def make_contract(*, outputs: int = 1, max_seq_len: int | None = LIMIT) -> Contr
     )
 
 
+def make_cached_contract() -> Contract:
+    """With a "cache" that holds all inputs so far."""
+    plain = make_contract()
+    past = TensorSpec(name="past", dtype="float32", axes=("batch", "past_seq", WIDTH))
+    present = TensorSpec(name="present", dtype="float32", axes=("batch", "total_seq", WIDTH))
+    return replace(
+        plain,
+        inputs=(*plain.inputs, past),
+        outputs=(*plain.outputs, present),
+        cache=(CachePair(past="past", present="present"),),
+    )
+
+
 def make_golden(*, wrong_by: float = 0.0) -> GoldenSet:
     x = random_input()
     case = GoldenCase.record({"x": x}, {"y": np.cumsum(x, axis=1) + np.float32(wrong_by)})
@@ -55,7 +70,21 @@ def make_certificate(**changes: Any) -> dict[str, Any]:
     """A certificate as an export writes it; `changes` replace whole sections, None removes one."""
     cut = {"past_error": 0.0, "source_past_error": None, "future_moved": True, "passed": True}
     shape = {"error": 1e-7, "passed": True, "refused": False, "note": ""}
+    core = {"footprint": "causal", "op_type": "Attention", "num_heads": 4, "num_kv_heads": 2}
+    fed = {"batch": 1, "seq": 5, "error": 2e-7, "passed": True}
     document = {
+        "verdict": "causal",
+        "scope": "every length",
+        "reason": "every output at position t depends on inputs up to t",
+        "offence": None,
+        "cores": [{**core, "head_dim": 8}, {**core, "head_dim": 8}],
+        "assumptions": [{"text": "the mask is a mask", "nodes": []}],
+        "cache": {
+            "cases": [{**fed, "feeding": "steps"}, {**fed, "feeding": "random chunks"}],
+            "passed": True,
+            "tolerance": 1e-5,
+            "summary": "cache: 2 ways of feeding equal PyTorch's full pass",
+        },
         "causality": {
             "cases": [{"seq": 2, "cut": 1, **cut}, {"seq": 7, "cut": 3, **cut}],
             "is_causal": True,
@@ -102,15 +131,22 @@ def write_model(
             CERTIFICATE_KEY: json.dumps({"format": FORMAT, **certificate}),
             SOURCE_KEY: json.dumps({"format": FORMAT, **source}),
         }
-    names = ["y", "y_1", "y_2"][:outputs]
+    sums = ["y", "y_1", "y_2"][:outputs]
+    nodes = [_node("CumSum", ["x", "axis"], [name]) for name in sums]
+    inputs, results = [_value("x")], [_value(name) for name in sums]
+    if contract is not None and contract.cache:
+        attribute = _bytes(1, b"axis") + _number(3, 1) + _number(20, 2)
+        nodes.append(_node("Concat", ["past", "x"], ["present"]) + _bytes(5, attribute))
+        inputs.append(_value("past", "past_seq"))
+        results.append(_value("present", "total_seq"))
     axis = _number(1, 1) + _number(2, INT64) + _bytes(8, b"axis") + _bytes(9, b"\1" + bytes(7))
     graph = b"".join(
         [
-            *(_bytes(1, _node("CumSum", ["x", "axis"], [name])) for name in names),
+            *(_bytes(1, node) for node in nodes),
             _bytes(2, b"main"),
             _bytes(5, axis),
-            _bytes(11, _value("x")),
-            *(_bytes(12, _value(name)) for name in names),
+            *(_bytes(11, value) for value in inputs),
+            *(_bytes(12, value) for value in results),
         ]
     )
     model = b"".join(
@@ -156,8 +192,8 @@ def _node(operator: str, inputs: list[str], outputs: list[str]) -> bytes:
     )
 
 
-def _value(name: str) -> bytes:
-    axes = [_bytes(2, b"batch"), _bytes(2, b"seq"), _number(1, WIDTH)]
+def _value(name: str, length: str = "seq") -> bytes:
+    axes = [_bytes(2, b"batch"), _bytes(2, length.encode()), _number(1, WIDTH)]
     shape = b"".join(_bytes(1, axis) for axis in axes)
     tensor = _number(1, FLOAT) + _bytes(2, shape)
     return _bytes(1, name.encode()) + _bytes(2, _bytes(1, tensor))

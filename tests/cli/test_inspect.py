@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from causal_onnx.cli.main import main
-from tests.cli.onnx_file import make_certificate, write_model
+from tests.cli.onnx_file import make_certificate, make_contract, write_model
 
 
 def test_prints_contract_source_and_certificate(
@@ -17,7 +17,9 @@ def test_prints_contract_source_and_certificate(
     assert "x: float32 (batch, seq, 3)" in out
     assert "1 to 16" in out
     assert "tests.Cumulative" in out
-    assert "causal: 2 cuts, the past stayed bit-identical" in out
+    assert "the graph is causal for every length; causal: 2 cuts" in out
+    assert "causal (Attention, 4 heads over 2 of 8) x 2" in out
+    assert "cache: 2 ways of feeding equal PyTorch's full pass" in out
     assert "equal to PyTorch at 3 shapes: largest error 3.0e-07" in out
 
 
@@ -40,7 +42,7 @@ def test_a_foreign_file_has_no_contract(tmp_path: Path, capsys: pytest.CaptureFi
 def test_parts_of_the_certificate_may_be_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    certificate = make_certificate(causality=None, parity=None)
+    certificate = make_certificate(causality=None, parity=None, cache=None, verdict=None)
     assert main(["inspect", str(write_model(tmp_path / "m.onnx", certificate=certificate))]) == 0
     assert capsys.readouterr().out.count("not stated") == 2
 
@@ -70,3 +72,13 @@ def test_control_characters_in_a_file_do_not_reach_the_terminal(
     out = capsys.readouterr().out
     assert "\\x1b[2Jgone\\x07" in out
     assert "\x1b" not in out
+
+
+def test_tensors_of_a_cache_share_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contract = make_contract(outputs=3)
+    assert main(["inspect", str(write_model(tmp_path / "m.onnx", contract=contract))]) == 0
+    out = capsys.readouterr().out
+    assert "y: float32 (batch, seq, 3)\n" in out
+    assert "y_{i}: float32 (batch, seq, 3), 2 of them" in out

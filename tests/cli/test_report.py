@@ -53,6 +53,8 @@ def test_the_page_holds_the_proof(tmp_path: Path) -> None:
     page = render(write_model(tmp_path / "m.onnx"))
     assert page.open == []
     assert "✓ Causal" in page.text
+    assert "random chunks" in page.text
+    assert "causal (Attention, 4 heads over 2 of 8) x 2" in page.text
     assert "✓ Equal to PyTorch" in page.text
     assert "✓ Self-test passed here" in page.text
     assert "x: float32 (batch, seq, 3)" in page.text
@@ -68,7 +70,10 @@ def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
 
 def test_everything_from_the_file_is_escaped(tmp_path: Path) -> None:
     evil = "</style></pre><script>alert('1')</script>\"<img src=x onerror=alert(1)>"
-    certificate = make_certificate(**{evil: {evil: evil}})
+    certificate = make_certificate(scope=evil, reason=evil)
+    certificate["cores"][0]["footprint"] = evil
+    certificate["assumptions"][0]["text"] = evil
+    certificate["cache"]["cases"][0]["feeding"] = evil
     certificate["causality"]["summary"] = evil
     certificate["parity"]["cases"][0]["note"] = evil
     certificate["parity"]["skipped"] = [evil]
@@ -76,16 +81,19 @@ def test_everything_from_the_file_is_escaped(tmp_path: Path) -> None:
     assert page.open == []
     assert "script" not in page.tags
     assert "img" not in page.tags
-    assert page.text.count(evil) >= 5
+    assert page.text.count(evil) >= 10
 
 
 def test_a_failing_file_fails_the_command_and_says_so_on_the_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    certificate = make_certificate()
+    offence = {"op_type": "ReduceMean", "node": "mean", "module": "block.0", "line": ""}
+    certificate = make_certificate(verdict="not_causal", offence=offence)
     certificate["causality"] |= {"is_causal": False, "summary": "NOT causal: at length 7"}
     certificate["causality"]["cases"][1] |= {"passed": False, "past_error": 0.5}
     certificate["parity"]["passed"] = False
+    certificate["cache"] |= {"passed": False, "summary": "cache: steps are off"}
+    certificate["cache"]["cases"][0] |= {"passed": False, "error": 0.125}
     certificate["parity"]["cases"][0] |= {"passed": False, "error": 0.25}
     golden = make_golden(wrong_by=0.01)
     path = write_model(tmp_path / "m.onnx", certificate=certificate, golden=golden)
@@ -93,9 +101,12 @@ def test_a_failing_file_fails_the_command_and_says_so_on_the_page(
     assert "✗ Not causal" in page.text
     assert "✗ Not equal to PyTorch" in page.text
     assert "2.5e-01 !" in page.text
+    assert 'ReduceMean "mean" (block.0)' in page.text
+    assert "✗ FAILED" in page.text
     assert "✗ Self-test failed here" in page.text
     assert re.search(
-        "error: .*NOT causal: at length 7; .*not equal to its source; the self-test failed here",
+        'error: .*ReduceMean "mean".*NOT causal: at length 7; .*not equal to its source; '
+        ".*cache: steps are off; the self-test failed here",
         capsys.readouterr().err,
     )
 
@@ -160,3 +171,28 @@ def test_a_foreign_file_cannot_be_reported(
 ) -> None:
     assert main(["report", str(write_model(tmp_path / "m.onnx", foreign=True))]) == 1
     assert "carries no contract" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verdict", "perturbed", "shown"),
+    [
+        ("causal", True, "✓ Causal"),
+        ("causal", False, "✗ Not causal"),
+        ("not_causal", True, "✗ Not causal"),
+        ("undecided", False, "✗ Not causal"),
+        ("undecided", True, "? Causality undecided"),
+        ("causal", None, "✓ Causal"),
+        (None, True, "✓ Causal"),
+        (None, None, "? Causality not stated"),
+    ],
+)
+def test_proof_and_perturbation_give_one_verdict(
+    verdict: str | None, perturbed: bool | None, shown: str, tmp_path: Path
+) -> None:
+    certificate = make_certificate(verdict=verdict)
+    if perturbed is None:
+        del certificate["causality"]
+    else:
+        certificate["causality"]["is_causal"] = perturbed
+    path = write_model(tmp_path / "m.onnx", certificate=certificate)
+    assert shown in render(path, code=1 if "✗" in shown else 0).text

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.cli.main import main
-from tests.cli.onnx_file import make_contract, random_input, write_model
+from tests.cli.onnx_file import make_cached_contract, make_contract, random_input, write_model
 
 
 @pytest.fixture
@@ -53,6 +53,16 @@ def test_several_outputs_do_not_fit_a_npy(
     assert main(["run", str(model), x, "-o", str(tmp_path / "y.npy")]) == 1
     assert "has 2 outputs (y, y_1), a .npy file holds one" in capsys.readouterr().err
     assert not (tmp_path / "y.npy").exists()
+
+
+def test_a_cache_is_kept_in_npz_and_left_out_of_npy(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "m.onnx", contract=make_cached_contract())
+    x = save(tmp_path / "x.npy", random_input())
+    assert main(["run", str(model), x, "-o", str(tmp_path / "y.npy")]) == 0
+    assert np.load(tmp_path / "y.npy").shape == (2, 5, 3)
+    assert main(["run", str(model), x, "-o", str(tmp_path / "y.npz")]) == 0
+    with np.load(tmp_path / "y.npz") as written:
+        assert sorted(written.files) == ["present", "y"]
 
 
 def test_json_says_what_was_written(

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from causal_onnx.runtime import ArtifactError
 
-__all__ = ["Certificate", "CutCase", "ShapeCase", "read_certificate"]
+__all__ = [
+    "CacheCase",
+    "CacheFinding",
+    "Certificate",
+    "CutCase",
+    "GraphProof",
+    "ShapeCase",
+    "read_certificate",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,10 +48,50 @@ class CutCase:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CacheCase:
+    """One way of feeding a sequence through the KV cache, compared with PyTorch's full pass."""
+
+    batch: int
+    seq: int
+    feeding: str
+    error: float
+    """Relative to the output's scale."""
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheFinding:
+    """Equality of all ways of feeding."""
+
+    passed: bool
+    summary: str
+    tolerance: float
+    cases: tuple[CacheCase, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphProof:
+    """What following every element of the graph showed, without running it."""
+
+    verdict: str
+    """causal, not_causal or undecided."""
+    scope: str
+    """The lengths that it holds for."""
+    reason: str
+    offence: str
+    """The first node that mixes positions; empty where there is none."""
+    cores: tuple[str, ...]
+    """Each kind of attention core in words, with how often it is there."""
+    assumptions: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Certificate:
     """What the exporter stated about the file; parts that it left out are None or empty."""
 
-    is_causal: bool | None
+    proof: GraphProof | None
+    perturbed_causal: bool | None
+    """Whether changing the future left the past alone."""
     causality_summary: str
     cuts: tuple[CutCase, ...]
     is_equal: bool | None
@@ -50,8 +99,28 @@ class Certificate:
     tolerance: float
     shapes: tuple[ShapeCase, ...]
     skipped: tuple[str, ...]
-    other: Mapping[str, Any]
-    """Sections that this version does not know."""
+    cache: CacheFinding | None
+
+    @property
+    def is_causal(self) -> bool | None:
+        """The verdict of proof and perturbation together; None: neither decides."""
+        verdict = None if self.proof is None else self.proof.verdict
+        if verdict == "not_causal" or self.perturbed_causal is False:
+            return False
+        # That no change was seen to leak decides nothing where the proof is open.
+        return None if verdict == "undecided" else bool(verdict or self.perturbed_causal) or None
+
+    @property
+    def verdict_text(self) -> str:
+        """Why, on one line."""
+        parts = []
+        if self.proof is not None:
+            verdict = self.proof.verdict.replace("_", " ")
+            at = f", at {self.proof.offence}" if self.proof.offence else ""
+            parts.append(f"the graph is {verdict} for {self.proof.scope}{at}")
+        if self.causality_summary:
+            parts.append(self.causality_summary)
+        return "; ".join(parts) or "not stated"
 
 
 def read_certificate(document: Mapping[str, Any] | None) -> Certificate | None:
@@ -68,12 +137,13 @@ def read_certificate(document: Mapping[str, Any] | None) -> Certificate | None:
     """
     if document is None:
         return None
-    known = ("causality", "parity")
     try:
         causality = document.get("causality")
         parity = document.get("parity")
+        cache = document.get("cache")
         return Certificate(
-            is_causal=None if causality is None else bool(causality["is_causal"]),
+            proof=_proof(document) if "verdict" in document else None,
+            perturbed_causal=None if causality is None else bool(causality["is_causal"]),
             causality_summary="" if causality is None else str(causality["summary"]),
             cuts=() if causality is None else tuple(_cut(case) for case in causality["cases"]),
             is_equal=None if parity is None else bool(parity["passed"]),
@@ -81,10 +151,56 @@ def read_certificate(document: Mapping[str, Any] | None) -> Certificate | None:
             tolerance=0.0 if parity is None else float(parity["tolerance"]),
             shapes=() if parity is None else tuple(_shape(case) for case in parity["cases"]),
             skipped=() if parity is None else tuple(str(text) for text in parity["skipped"]),
-            other={key: value for key, value in document.items() if key not in known},
+            cache=None if cache is None else _cache(cache),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"the certificate in the file is damaged: {error!r}") from error
+
+
+def _proof(document: Mapping[str, Any]) -> GraphProof:
+    kinds = Counter(_core_text(core) for core in document.get("cores", ()))
+    return GraphProof(
+        verdict=str(document["verdict"]),
+        scope=str(document["scope"]),
+        reason=str(document["reason"]),
+        offence=_offence_text(document.get("offence")),
+        cores=tuple(text if count == 1 else f"{text} x {count}" for text, count in kinds.items()),
+        assumptions=tuple(str(item["text"]) for item in document.get("assumptions", ())),
+    )
+
+
+def _core_text(core: Mapping[str, Any]) -> str:
+    details = [str(core["op_type"])]
+    heads, kv_heads, head_dim = (core.get(n) for n in ("num_heads", "num_kv_heads", "head_dim"))
+    if heads is not None:
+        over = f" over {kv_heads}" if kv_heads not in (None, heads) else ""
+        details.append(f"{heads} heads{over}" + (f" of {head_dim}" if head_dim else ""))
+    return f"{core['footprint']} ({', '.join(details)})"
+
+
+def _offence_text(offence: Mapping[str, Any] | None) -> str:
+    if offence is None:
+        return ""
+    place = ", ".join(str(offence[key]) for key in ("module", "line") if offence.get(key))
+    return f'{offence["op_type"]} "{offence["node"]}"' + (f" ({place})" if place else "")
+
+
+def _cache(section: Mapping[str, Any]) -> CacheFinding:
+    return CacheFinding(
+        passed=bool(section["passed"]),
+        summary=str(section["summary"]),
+        tolerance=float(section["tolerance"]),
+        cases=tuple(
+            CacheCase(
+                batch=int(case["batch"]),
+                seq=int(case["seq"]),
+                feeding=str(case["feeding"]),
+                error=float(case["error"]),
+                passed=bool(case["passed"]),
+            )
+            for case in section["cases"]
+        ),
+    )
 
 
 def _cut(case: Mapping[str, Any]) -> CutCase:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from causal_onnx.cli.certificate import Certificate
-    from causal_onnx.runtime import Artifact, Contract
+    from causal_onnx.cli.certificate import CacheFinding, Certificate
+    from causal_onnx.runtime import Artifact, Contract, TensorSpec
 
 __all__ = [
+    "cache_table",
     "contract_pairs",
     "file_pairs",
     "parity_summary",
@@ -40,12 +43,25 @@ def contract_pairs(contract: Contract) -> Pairs:
     batch = "may be left out" if contract.unbatched else "must be given"
     has_batch = any(spec.axis_of("batch") is not None for spec in contract.inputs)
     return [
-        *(("input", spec.describe()) for spec in contract.inputs),
-        *(("output", spec.describe()) for spec in contract.outputs),
+        *(("input", text) for text in _spec_lines(contract.inputs)),
+        *(("output", text) for text in _spec_lines(contract.outputs)),
         ("seq", _lengths_text(contract)),
         ("batch axis", batch if has_batch else "none"),
+        ("KV cache", "yes; past inputs may be left out" if contract.cache else "none"),
         ("form", contract.form),
         ("precision", contract.precision),
+    ]
+
+
+def _spec_lines(specs: Sequence[TensorSpec]) -> list[str]:
+    """One line per tensor; those that differ in a number of their name share one, as a cache's."""
+    groups: dict[tuple[str, str], list[TensorSpec]] = {}
+    for spec in specs:
+        pattern = re.sub(r"\d+", "{i}", spec.name)
+        groups.setdefault((pattern, spec.describe().removeprefix(spec.name)), []).append(spec)
+    return [
+        members[0].describe() if len(members) == 1 else f"{pattern}{rest}, {len(members)} of them"
+        for (pattern, rest), members in groups.items()
     ]
 
 
@@ -99,6 +115,18 @@ def parity_table(certificate: Certificate) -> tuple[list[str], list[list[str]]]:
                 row.append(f"{case.error:.1e}{'' if case.passed else ' !'}")
         rows.append(row)
     return headers, rows
+
+
+def cache_table(finding: CacheFinding) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows: per way of feeding how often it was tried and the largest error."""
+    feedings = list(dict.fromkeys(case.feeding for case in finding.cases))
+    rows = []
+    for feeding in feedings:
+        cases = [case for case in finding.cases if case.feeding == feeding]
+        passed = all(case.passed for case in cases)
+        worst = max(case.error for case in cases)
+        rows.append([feeding, "passed" if passed else "FAILED", str(len(cases)), f"{worst:.1e}"])
+    return ["fed as", "result", "times", "error"], rows
 
 
 def size_text(size_bytes: int) -> str:

@@ -15,7 +15,7 @@ from causal_onnx.cli.errors import CommandError, UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["make_example", "parse_axes"]
+__all__ = ["make_example"]
 
 
 def make_example(
@@ -81,32 +81,3 @@ def _make(text: str, name: str, *, seed: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
     low = 1 if "mask" in name else 0
     return torch.randint(low, 2, shape, generator=generator).to(dtype)
-
-
-def parse_axes(texts: Sequence[str]) -> list[dict[int, str]]:
-    """Read one `0=batch,1=seq` per input; `fixed` stands for an input without such axes.
-
-    Raises:
-        UsageError: It cannot be read.
-    """
-    return [_axes_of(text) for text in texts]
-
-
-def _axes_of(text: str) -> dict[int, str]:
-    if text == "fixed":
-        return {}
-    axes: dict[int, str] = {}
-    for item in text.split(","):
-        number, equals, label = item.partition("=")
-        try:
-            axis = int(number)
-        except ValueError:
-            equals = ""
-        if not equals or not label:
-            raise UsageError(
-                f"--axes takes axis=name pairs such as 0=batch,1=seq, or fixed; got {text!r}"
-            )
-        if axis in axes:
-            raise UsageError(f"--axes names axis {axis} twice in {text!r}")
-        axes[axis] = label
-    return axes

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from causal_onnx.cli.commands import doctor, export, inspect, report, run, selftest
+from causal_onnx.cli.commands import attest, doctor, export, inspect, report, run, selftest
 from causal_onnx.cli.console import Console, printable
 from causal_onnx.cli.errors import UsageError
 
 __all__ = ["main"]
 
-COMMANDS = (export, run, inspect, selftest, report, doctor)
+COMMANDS = (export, run, inspect, selftest, report, attest, doctor)
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = """\
@@ -28,7 +28,7 @@ examples:
   causal-onnx run model.onnx x.npy -o y.npy
   causal-onnx report model.onnx -o report.html
 
-exit codes: 0 done, 1 failed, 2 wrong usage
+exit codes: 0 done, 1 failed, 2 wrong usage; attest says what else it means by them
 """
 
 

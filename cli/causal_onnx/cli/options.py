@@ -1,10 +1,12 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how their values are read."""
 
 from __future__ import annotations
 
 import argparse
 
-__all__ = ["add_device_arguments"]
+from causal_onnx.cli.errors import UsageError
+
+__all__ = ["add_device_arguments", "parse_axes", "parse_lengths"]
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,3 +17,43 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads of one call (default: physical cores)"
     )
+
+
+def parse_axes(text: str) -> dict[int, str]:
+    """Read `0=batch,1=seq`; `fixed` stands for an input without such axes.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    if text == "fixed":
+        return {}
+    axes: dict[int, str] = {}
+    for item in text.split(","):
+        number, equals, label = item.partition("=")
+        try:
+            axis = int(number)
+        except ValueError:
+            equals = ""
+        if not equals or not label:
+            raise UsageError(
+                f"--axes takes axis=name pairs such as 0=batch,1=seq, or fixed; got {text!r}"
+            )
+        if axis in axes:
+            raise UsageError(f"--axes names axis {axis} twice in {text!r}")
+        axes[axis] = label
+    return axes
+
+
+def parse_lengths(text: str) -> list[int]:
+    """Read `1,16,256`.
+
+    Raises:
+        UsageError: It is no list of positive numbers.
+    """
+    try:
+        lengths = [int(item) for item in text.split(",")]
+    except ValueError:
+        lengths = []
+    if not lengths or min(lengths) < 1:
+        raise UsageError(f"--lengths takes positive numbers such as 1,16,256, got {text!r}")
+    return lengths

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 
@@ -38,6 +37,7 @@ body {
 main { max-width: 54rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.1rem; margin: 0 0 .25rem; }
+h3 { font-size: 1rem; margin: 1.1rem 0 .1rem; }
 p { margin: .25rem 0 .75rem; }
 .soft, footer { color: var(--soft); }
 .small, footer { font-size: .875rem; }
@@ -61,7 +61,6 @@ dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 code, dd, td { font-variant-numeric: tabular-nums; }
 code, .mono { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; }
-pre { overflow-x: auto; font-size: .8125rem; }
 .scroll { overflow-x: auto; margin: .5rem 0 0; }
 table { border-collapse: separate; border-spacing: 0 2px; font-size: .9375rem; }
 th, td { padding: .35rem .8rem; text-align: left; white-space: nowrap; }
@@ -95,7 +94,7 @@ def render(proof: Proof) -> str:
         _contract(proof),
         _causality(proof.certificate),
         _parity(proof.certificate),
-        *_other(proof.certificate),
+        _cache(proof.certificate),
         _selftest(proof),
         _latency(proof),
         _source(proof),
@@ -134,14 +133,21 @@ def _first_line(proof: Proof) -> str:
 def _verdicts(proof: Proof) -> Markup:
     certificate = proof.certificate
     causal = certificate.is_causal if certificate else None
+    has_proof = certificate is not None and certificate.proof is not None
     equal = certificate.is_equal if certificate else None
     selftest = proof.selftest
     return element(
         "div",
         _verdict(
             causal,
-            ("Causal", "Not causal", "Causality not stated"),
-            (certificate and certificate.causality_summary) or "the file carries no finding",
+            (
+                "Causal",
+                "Not causal",
+                "Causality undecided"
+                if certificate and certificate.proof
+                else "Causality not stated",
+            ),
+            certificate.verdict_text if certificate else "the file carries no finding",
         ),
         _verdict(
             equal,
@@ -188,8 +194,40 @@ def _source(proof: Proof) -> Markup:
 
 def _causality(certificate: Certificate | None) -> Markup:
     title = "Causality"
-    if certificate is None or certificate.is_causal is None:
+    if certificate is None or (certificate.proof is None and certificate.perturbed_causal is None):
         return _section(title, None, element("p", "The file carries no finding on causality."))
+    return _section(
+        title, "Stated by the exporter.", *_proof(certificate), *_perturbation(certificate)
+    )
+
+
+def _proof(certificate: Certificate) -> list[Markup]:
+    proof = certificate.proof
+    if proof is None:
+        return []
+    pairs = [
+        ("verdict", proof.verdict.replace("_", " ")),
+        ("because", proof.reason),
+        ("holds for", proof.scope),
+        *(("attention", core) for core in proof.cores),
+        *(("assumed", text) for text in proof.assumptions),
+    ]
+    if proof.offence:
+        pairs.insert(1, ("at", proof.offence))
+    return [
+        element("h3", "From the graph"),
+        element(
+            "p",
+            "Every element was followed to the positions it may depend on.",
+            class_="soft small",
+        ),
+        _pairs(pairs),
+    ]
+
+
+def _perturbation(certificate: Certificate) -> list[Markup]:
+    if certificate.perturbed_causal is None:
+        return []
     rows = []
     for seq in sorted({case.seq for case in certificate.cuts}):
         cases = [case for case in certificate.cuts if case.seq == seq]
@@ -206,18 +244,18 @@ def _causality(certificate: Certificate | None) -> Markup:
                 _cell(f"{moved} of {len(cases)}", "num"),
             )
         )
-    table = _table(
-        ["length", "result", "cuts", "change before the cut", "changed after it"],
-        rows,
-        right=(0, 3, 4),
-    )
-    return _section(
-        title,
-        "Stated by the exporter. Everything from a cut on was replaced: outputs before the cut "
-        "must not change, outputs after it must.",
+    headers = ["length", "result", "cuts", "change before the cut", "changed after it"]
+    return [
+        element("h3", "By running it"),
+        element(
+            "p",
+            "Everything from a cut on was replaced: outputs before the cut must not change, "
+            "outputs after it must.",
+            class_="soft small",
+        ),
         element("p", certificate.causality_summary),
-        table if rows else None,
-    )
+        *([_table(headers, rows, right=(0, 3, 4))] if rows else []),
+    ]
 
 
 def _parity(certificate: Certificate | None) -> Markup:
@@ -252,18 +290,28 @@ def _error_cell(text: str) -> Markup:
     return _cell(text, "num bad" if text.endswith("!") else "num good")
 
 
-def _other(certificate: Certificate | None) -> list[Markup]:
-    """Sections of a certificate that this version has no picture for, as they stand."""
-    if certificate is None:
-        return []
-    return [
-        _section(
-            key.replace("_", " ").capitalize(),
-            "Stated by the exporter.",
-            element("pre", json.dumps(value, indent=2, ensure_ascii=False)),
+def _cache(certificate: Certificate | None) -> Markup | None:
+    finding = certificate.cache if certificate else None
+    if finding is None:
+        return None
+    headers, cells = describe.cache_table(finding)
+    rows = [
+        element(
+            "tr",
+            _cell(feeding),
+            _cell(f"✗ {result}", "bad") if result == "FAILED" else _cell(f"✓ {result}", "good"),
+            _cell(times, "num"),
+            _cell(error, "num"),
         )
-        for key, value in certificate.other.items()
+        for feeding, result, times, error in cells
     ]
+    return _section(
+        "KV cache",
+        "Stated by the exporter. The same sequences fed in pieces through the cache, compared with "
+        "PyTorch's full pass; the largest error relative to the output's scale.",
+        element("p", finding.summary),
+        _table(headers, rows, right=(2, 3)),
+    )
 
 
 def _selftest(proof: Proof) -> Markup:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
 from causal_onnx.cli.factory import importable, make_module, parse_arguments, split_target
+from causal_onnx.cli.options import parse_axes
 
 if TYPE_CHECKING:
     from causal_onnx.export import CausalityError, ExportReport, ParityError
@@ -61,7 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which axes of an input are batch and seq, such as 0=batch,1=seq, or fixed; one per "
         "input; guessed from rank and dtype where missing",
     )
+    parser.add_argument(
+        "--cache",
+        action="store_true",
+        help="derive a KV cache: the file takes past keys and values and gives present ones",
+    )
     parser.add_argument("--target", dest="form", default="ort", help="ort (default) or portable")
+    parser.add_argument("--precision", default="fp32", help="fp32 (default) or fp16")
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: by target)")
     parser.add_argument(
         "--max-seq-len", type=int, metavar="N", help="a limit lower than the module's own"
@@ -74,7 +81,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     place, name = split_target(args.target)
     arguments = parse_arguments(args.arg)
     try:
-        from causal_onnx.cli.examples import make_example, parse_axes
+        from causal_onnx.cli.examples import make_example
         from causal_onnx.export import CausalityError, ParityError, export
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("causal_onnx"):
@@ -83,7 +90,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             f"export needs PyTorch and onnx ({error.name} is missing): "
             "pip install 'causal-onnx[export]'"
         ) from error
-    axes = parse_axes(args.axes) if args.axes else None
+    axes = [parse_axes(text) for text in args.axes] or None
     if axes is not None and args.example and len(axes) != len(args.example):
         raise UsageError(
             f"{len(axes)} --axes for {len(args.example)} --example; give one per input, "
@@ -99,7 +106,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 args.output,
                 example=make_example(args.example, module) if args.example else None,
                 axes=axes,
+                cache=args.cache,
                 target=args.form,
+                precision=args.precision,
                 opset=args.opset,
                 max_seq_len=args.max_seq_len,
                 progress=tell,

@@ -79,9 +79,12 @@ def _print(artifact: Artifact, certificate: Certificate | None, console: Console
     if certificate is None:
         console.print("  none")
     else:
+        proof = certificate.proof
         console.pairs(
             [
-                ("causality", certificate.causality_summary or "not stated"),
+                ("causality", certificate.verdict_text),
+                *(("attention", core) for core in (proof.cores if proof else ())),
+                *([("cache", certificate.cache.summary)] if certificate.cache else []),
                 ("parity", describe.parity_summary(certificate)),
             ]
         )

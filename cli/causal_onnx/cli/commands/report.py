@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from causal_onnx.cli.commands.selftest import selftest_table
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
-from causal_onnx.cli.options import add_device_arguments
+from causal_onnx.cli.options import add_device_arguments, parse_lengths
 
 if TYPE_CHECKING:
     from causal_onnx.cli.proof import Proof
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Gather the proof and write it."""
     from causal_onnx.cli.proof import gather
 
-    lengths = None if args.lengths is None else _lengths(args.lengths)
+    lengths = None if args.lengths is None else parse_lengths(args.lengths)
     if args.output is not None and args.output.suffix not in (".html", ".htm"):
         raise UsageError(f"-o takes a .html file, got {str(args.output)!r}")
     with console.progress() as tell:
@@ -69,23 +69,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _lengths(text: str) -> list[int]:
-    try:
-        lengths = [int(item) for item in text.split(",")]
-    except ValueError:
-        lengths = []
-    if not lengths or min(lengths) < 1:
-        raise UsageError(f"--lengths takes positive numbers such as 1,16,256, got {text!r}")
-    return lengths
-
-
 def _complaints(proof: Proof) -> list[str]:
     certificate = proof.certificate
     complaints = []
     if certificate is not None and certificate.is_causal is False:
-        complaints.append(f"its certificate says {certificate.causality_summary}")
+        complaints.append(f"its certificate says not causal: {certificate.verdict_text}")
     if certificate is not None and certificate.is_equal is False:
         complaints.append("its certificate says that it is not equal to its source")
+    if certificate is not None and certificate.cache is not None and not certificate.cache.passed:
+        complaints.append(f"its certificate says {certificate.cache.summary}")
     if proof.selftest is not None and not proof.selftest.passed:
         complaints.append(
             f"the self-test failed here, error {proof.selftest.max_error:.1e}, limit "
@@ -106,7 +98,10 @@ def _print(proof: Proof, console: Console) -> None:
         console.heading("source")
         console.pairs(describe.source_pairs(proof.artifact.source))
     console.heading("stated by the exporter: causality")
-    console.print(f"  {(certificate and certificate.causality_summary) or 'not stated'}")
+    console.print(f"  {certificate.verdict_text if certificate else 'not stated'}")
+    if certificate is not None and certificate.proof is not None:
+        console.pairs([("attention", core) for core in certificate.proof.cores])
+        console.pairs([("assumed", text) for text in certificate.proof.assumptions])
     console.heading("stated by the exporter: equality with PyTorch")
     if certificate is None or certificate.is_equal is None:
         console.print("  not stated")
@@ -116,6 +111,11 @@ def _print(proof: Proof, console: Console) -> None:
         console.table(headers, rows, numbers=len(headers))
         for reason in certificate.skipped:
             console.print(f"  not run: {reason}")
+    if certificate is not None and certificate.cache is not None:
+        console.heading("stated by the exporter: KV cache")
+        console.print(f"  {certificate.cache.summary}")
+        headers, rows = describe.cache_table(certificate.cache)
+        console.table(headers, rows, numbers=2)
     console.heading(f"found here ({proof.machine}): self-test on {proof.device}")
     if proof.selftest is None:
         console.print("  the file carries no golden vectors to replay")

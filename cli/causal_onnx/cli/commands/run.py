@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help=".npy for the one output, .npz for all of them by name",
+        help=".npy for the one output, .npz for all of them by name, a KV cache's included",
     )
     parser.add_argument(
         "--cast",
@@ -66,7 +66,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     _check_output(args.output, [args.model, *args.inputs])
     positional, named = _read_inputs(args.inputs, args.named)
     model = load(args.model, device=args.device, threads=args.threads, cast=args.cast)
-    names = [spec.name for spec in model.contract.outputs]
+    # The cache's outputs are for a next call; a .npz file keeps them, a .npy file does without.
+    present = model.contract.present_names
+    names = [spec.name for spec in model.contract.outputs if spec.name not in present]
     if args.output.suffix == ".npy" and len(names) > 1:
         raise CommandError(
             f"{args.model} has {len(names)} outputs ({', '.join(names)}), a .npy file holds one; "
@@ -76,6 +78,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     started = time.perf_counter()
     outputs = model.run(*positional, **named)
     run_ms = (time.perf_counter() - started) * 1e3
+    if args.output.suffix == ".npy":
+        outputs = {name: outputs[name] for name in names}
     write_arrays(args.output, outputs)
     if args.json:
         console.json(

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="attest needs the exporter's packages")
+onnx = pytest.importorskip("onnx", reason="attest needs the exporter's packages")
+
+from causal_onnx.cli.main import main  # noqa: E402 - after the check for packages
+from tests.cli.onnx_file import write_model  # noqa: E402
+
+
+def write_graph(path: Path, operator: str, **attributes: object) -> str:
+    """A foreign file of one node from x to y, both (batch, seq, 4)."""
+    helper = onnx.helper
+    shape = ["batch", "seq", 4]
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x"], ["y"], name="only", **attributes)],
+        "main",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape)],
+    )
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    return str(path)
+
+
+def test_a_causal_file_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attest", str(write_model(tmp_path / "m.onnx"))]) == 0
+    assert capsys.readouterr().out.startswith("causal: ")
+
+
+def test_a_foreign_file_that_is_not_causal_names_the_node(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_graph(tmp_path / "m.onnx", "Softmax", axis=1)
+    assert main(["attest", path]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith("not causal: ")
+    assert 'Softmax "only"' in captured.out
+    assert captured.err == ""
+
+
+def test_json_and_axes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Along axis 1 this softmax mixes; if positions were the batch axis, it would not.
+    path = write_graph(tmp_path / "m.onnx", "Softmax", axis=1)
+    assert main(["attest", path, "--json", "--static", "--axes", "x:0=seq"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["verdict"] == "causal"
+    assert said["dynamic"]["cases"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["missing.onnx"], 1, "there is no file missing.onnx"),
+        (["m.onnx", "--axes", "0=batch"], 2, "--axes takes INPUT:0=batch,1=seq here"),
+        (["m.onnx", "--axes", "x:a"], 2, "--axes takes axis=name pairs"),
+        (["m.onnx", "--axes", "q:0=batch"], 1, "axes names an input 'q'; the graph has x"),
+        (["m.onnx", "--lengths", "x"], 2, "--lengths takes positive numbers"),
+        (["text.onnx"], 1, "holds no ONNX model"),
+    ],
+)
+def test_wrong_requests_are_named(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "m.onnx")
+    (tmp_path / "text.onnx").write_text("no model")
+    assert main(["attest", *arguments]) == code
+    assert message in capsys.readouterr().err
