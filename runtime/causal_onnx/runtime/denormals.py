@@ -1,10 +1,15 @@
 """Flush denormal numbers to zero on the calling thread, for the length of one call.
 
-The softmax of masked scores makes denormals, and x86 computes with each of them in microcode,
-a hundred times slower. onnxruntime can flush them on the threads of its pool, but on a *calling*
-thread only if its session was the first of the process. That thread does a full share of the work,
-or with `threads=1` all of it. So the calling thread's mode is set here, and put back behind the
-call, because the caller's own arithmetic must not change.
+The softmax of masked scores makes denormals, and some x86 processors compute with each of them in
+microcode, a hundred times slower. With 12 heads of 64 at length 1024, flushing them made every
+form of attention 1.5 to 2 times faster on one machine with AVX-512, and changed nothing (0.96 to
+1.08) on an AMD Zen 4, which has no such penalty.
+
+onnxruntime can flush them on the threads of its pool, but on a *calling* thread only if its session
+was the first of the process, and then for good. That thread does a full share of the work, or with
+`threads=1` all of it. So its mode is set here and put back behind the call, because the caller's
+own arithmetic must not change. That costs 2 us; handing the call to a thread of our own would cost
+12 to 21 us, and would need that thread to be the first of the process to make a session.
 """
 
 from __future__ import annotations

@@ -26,11 +26,11 @@ T = TypeVar("T")
 SPIN_US = 100
 """How long an idle thread waits in a busy loop before it sleeps, unless the caller decides.
 
-A decoder of 8 layers, width 768, one token, two threads on two cores, median ms a call (and ms of
-processor time), endless / none / 20 us / 100 us / 1000 us: on a quiet machine 7.4 (14), 10.7 (22),
-8.6 (17), 7.1 (14), 7.2 (14); beside one busy process 40 (16), 22 (15), 20 (12), 10.8 (11), 19 (13);
-under a load of seven processes 34, 34, -, 26, -. The gaps between operators are short, so 100 us
-catch nearly all of them; a thread that spins longer only takes a core from another that works.
+A decoder of 8 layers, width 768, two threads on two cores, median ms of a call (ms of processor
+time). One token on a quiet machine: endless 7.4 (14), none 10.7 (22), 20 us 8.6 (17), 100 us 7.1
+(14), 1000 us 7.2 (14). Beside eight busy processes: endless 66 (24), none 33 (12), 50 us 38 (15),
+100 us 39 (16), 300 us 57 (19); 64 tokens there: 328, 210, 218, 222, 277. A short wait catches
+nearly all gaps between operators; a thread that spins longer only takes a core from another.
 """
 
 

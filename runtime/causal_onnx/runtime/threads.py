@@ -13,9 +13,11 @@ __all__ = ["available_cores", "cpu_quota"]
 def available_cores() -> int:
     """Physical cores that this process may run on, at least 1.
 
-    onnxruntime's own default counts the cores of the machine. In a container with a quota that is
-    many threads taking turns on few processors. Two hardware threads of one core share the
-    arithmetic units that attention needs, so they count once.
+    onnxruntime's own default counts those of the machine: bound to one of two processors it still
+    starts a second thread, and in a container with a quota many threads take turns on few
+    processors. Two hardware threads of one core share the arithmetic units that attention needs,
+    so they count once. Using all of the cores pays at every length: a layer of width 768, two
+    threads against one on a quiet machine, 0.34 to 0.50 ms at length 1, 47 to 98 ms at 1024.
     """
     processors = _allowed_processors()
     cores = len({_core_of(processor) for processor in processors})
