@@ -140,13 +140,7 @@ def _verdicts(proof: Proof) -> Markup:
         "div",
         _verdict(
             causal,
-            (
-                "Causal",
-                "Not causal",
-                "Causality undecided"
-                if certificate and certificate.proof
-                else "Causality not stated",
-            ),
+            ("Causal", "Not causal", f"Causality {'undecided' if has_proof else 'not stated'}"),
             certificate.verdict_text if certificate else "the file carries no finding",
         ),
         _verdict(
