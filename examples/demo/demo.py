@@ -40,12 +40,12 @@ class Settings:
     """Everything is written here."""
     context_length: int = 1024
     """Of the two attention modules."""
-    prompt: str = "The "
+    prompt: str = "A function is "
     train_s: float = 60.0
     decoder: DecoderConfig = field(default_factory=decoder_config)
     max_bytes: int = 700
     """Length of the streamed text."""
-    temperature: float = 0.6
+    temperature: float = 0.5
     seed: int = 0
     lengths: Sequence[int] = (16, 64, 256, 1024)
     """At which the modules are timed, as far as each can."""
@@ -92,8 +92,8 @@ def run_demo(settings: Settings, screen: Screen) -> Findings:
             threads=threads,
         )
         path = write_report(findings, settings.folder / "report.html")
-    screen.line(f"  attention maps  {maps.checks.summary()}")
-    screen.line(f"  report          {path}")
+    screen.fact("maps", maps.checks.summary(), passed=maps.checks.passed)
+    screen.fact("report", str(path))
     _summarise(findings, screen)
     return findings
 
@@ -113,9 +113,10 @@ def _export_modules(settings: Settings, screen: Screen, threads: int) -> list[Ex
 
 def _train(corpus: Corpus, settings: Settings, screen: Screen) -> Training:
     screen.section("A byte-level decoder, trained on the text behind Python's help()")
-    screen.line(
-        f"  text      {len(corpus.train) / 1e3:.0f} kB to learn from, "
-        f"{len(corpus.held_out) / 1e3:.0f} kB held out, no paragraph twice"
+    screen.fact(
+        "text",
+        f"{len(corpus.train) / 1e3:.0f} kB to learn from, "
+        f"{len(corpus.held_out) / 1e3:.0f} kB held out, no paragraph twice",
     )
     with screen.step(f"train for {settings.train_s:.0f} s") as update:
         training = train(
@@ -125,15 +126,16 @@ def _train(corpus: Corpus, settings: Settings, screen: Screen) -> Training:
             seed=settings.seed,
             update=update,
         )
-    screen.line(
-        f"  model     {training.parameters / 1e3:.0f} thousand parameters; {training.steps} steps, "
-        f"{training.bytes_read / 1e3:.0f} kB read"
+    screen.fact(
+        "model",
+        f"{training.parameters / 1e3:.0f} thousand parameters; {training.steps} steps, "
+        f"{training.bytes_read / 1e3:.0f} kB read",
     )
-    screen.line("  bits per byte")
+    screen.fact("loss", "bits per byte; held out: a sample of the held-out text")
     screen.line("      time    train  held out")
     for point in training.curve:
         screen.line(f"  {point.seconds:>6.1f} s  {point.train:>7.2f}  {point.held_out:>8.2f}")
-    screen.line(f"  over all of the held-out text  {training.held_out:.2f}")
+    screen.fact("held out", f"{training.held_out:.2f} bits per byte over all of it")
     return training
 
 
@@ -175,14 +177,16 @@ def _export(
     lengths = [n for n in settings.lengths if limit is None or n <= limit]
     with screen.step("time beside PyTorch") as update:
         timings = time_exported(module, path, lengths=lengths, threads=threads, update=update)
-    screen.line(f"  file      {path}  {report.size_bytes / 1e6:.2f} MB, {report.nodes} nodes")
-    screen.line(f"  verdict   {report.causality.summary()}")
-    screen.line(
-        f"  parity    largest error {report.parity.max_error:.1e} of the output's scale "
-        f"(allowed {report.parity.tolerance:.0e})"
+    screen.fact("file", f"{path}  {report.size_bytes / 1e6:.2f} MB, {report.nodes} nodes")
+    screen.fact("verdict", report.causality.summary(), passed=report.causality.is_causal)
+    screen.fact(
+        "parity",
+        f"largest error {report.parity.max_error:.1e} of the output's scale, allowed "
+        f"{report.parity.tolerance:.0e}",
+        passed=report.parity.passed,
     )
     screen.block(report.parity.to_table(), indent=4)
-    screen.line(f"  speed     median of one call, {_threads(threads)} each")
+    screen.fact("speed", f"median of one call, {_threads(threads)} each")
     screen.line("       seq          file       PyTorch   file / PyTorch")
     for timing in timings:
         screen.line(
@@ -205,9 +209,9 @@ def _stream(settings: Settings, screen: Screen, threads: int) -> tuple[Run, Run]
     without = stream_to_terminal(settings.folder / "decoder.onnx", request)
     screen.line()
     screen.line()
+    screen.fact("imported", ", ".join(without.packages))
     for package, error in without.refused.items():
-        screen.line(f"  import {package:<20} {error}", style="dim")
-    screen.line(f"  packages it did import      {', '.join(without.packages)}")
+        screen.fact("refused", f"import {package}: {error}")
     with screen.step("the same in a process with PyTorch") as update:
         beside = stream_quietly(settings.folder / "decoder.pt", request, progress=update)
     screen.line("                     without PyTorch   with PyTorch")
@@ -219,9 +223,11 @@ def _stream(settings: Settings, screen: Screen, threads: int) -> tuple[Run, Run]
     for label, ours, theirs in rows:
         screen.line(f"  {label:<17}  {ours:>15}  {theirs:>13}")
     same = without.text == beside.text
-    screen.line(
-        f"  the two texts are {'the same, byte for byte' if same else 'DIFFERENT'} "
-        f"({without.tokens} and {beside.tokens} bytes)"
+    screen.fact(
+        "texts",
+        f"{'the same, byte for byte' if same else 'DIFFERENT'} "
+        f"({without.tokens} and {beside.tokens} bytes)",
+        passed=same,
     )
     return without, beside
 
@@ -238,19 +244,20 @@ def _summarise(findings: Findings, screen: Screen) -> None:
     agreement = (
         "the same text" if difference is None else f"texts that differ from character {difference}"
     )
-    for line in (
-        f"exported   {len(exported)} modules, {causal} of them shown causal; largest error "
-        f"{worst:.1e} over {shapes} shapes",
-        f"trained    {findings.training.held_out:.2f} bits per byte on held-out text after "
+    lines = {
+        "exported": f"{causal} of {len(exported)} modules shown causal; largest error {worst:.1e} "
+        f"over {shapes} shapes",
+        "trained": f"{findings.training.held_out:.2f} bits per byte on held-out text after "
         f"{findings.training.seconds:.0f} s",
-        f"start-up   {ours.startup_s:.2f} s to the first token, PyTorch {theirs.startup_s:.2f} s "
-        f"({theirs.startup_s / ours.startup_s:.1f} times as long)",
-        f"memory     {_megabytes(ours)} at most, PyTorch {_megabytes(theirs)} "
-        f"({theirs.peak_memory_bytes / ours.peak_memory_bytes:.1f} times as much)",
-        f"speed      {ours.tokens_per_s:.0f} tokens/s, PyTorch {theirs.tokens_per_s:.0f}; "
+        "start-up": f"{ours.startup_s:.2f} s to the first token; PyTorch {theirs.startup_s:.2f} s, "
+        f"{theirs.startup_s / ours.startup_s:.1f} times as long",
+        "memory": f"{_megabytes(ours)} at most; PyTorch {_megabytes(theirs)}, "
+        f"{theirs.peak_memory_bytes / ours.peak_memory_bytes:.1f} times as much",
+        "speed": f"{ours.tokens_per_s:.0f} tokens/s; PyTorch {theirs.tokens_per_s:.0f}; "
         f"{agreement}",
-    ):
-        screen.line(f"  {line}")
+    }
+    for label, text in lines.items():
+        screen.fact(label, text)
 
 
 def _megabytes(run: Run) -> str:

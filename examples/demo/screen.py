@@ -12,8 +12,11 @@ from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 __all__ = ["Screen", "Update"]
+
+LABEL_WIDTH = 10
 
 Update = Callable[[float, str], None]
 """Called with the share done, 0.0 to 1.0, and a few words on what is going on."""
@@ -38,7 +41,7 @@ class Screen:
         """Start a part of the output."""
         if self.is_terminal:
             self._console.print()
-            self._console.rule(f"[bold]{title}", align="left", style="cyan")
+            self._console.rule(Text(title, style="bold"), align="left", style="cyan")
         else:
             self.line()
             self.line(f"== {title}")
@@ -46,6 +49,18 @@ class Screen:
     def line(self, text: str = "", *, style: str | None = None) -> None:
         """Print text as it is; square brackets mean nothing."""
         self._console.print(text, style=style, markup=False)
+
+    def fact(self, label: str, text: str, *, passed: bool | None = None) -> None:
+        """Print what was found under a label.
+
+        Args:
+            label: A word or two.
+            text: What was found.
+            passed: Shown as a green or a red sign; None: nothing was judged.
+        """
+        sign = {True: ("✓ ", "green"), False: ("✗ ", "bold red"), None: ("", "")}[passed]
+        parts = Text.assemble(("  " + label.ljust(LABEL_WIDTH), "dim"), sign, text)
+        self._console.print(parts)
 
     def block(self, text: str, *, indent: int = 2) -> None:
         """Print several lines, indented."""

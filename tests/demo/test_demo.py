@@ -24,6 +24,8 @@ from examples.demo.serve import BARRED
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "The <b>&"
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Finished:
