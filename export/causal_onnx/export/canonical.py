@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 from causal_onnx.export.cores import Bias, Core, Operand, find_cores
 from causal_onnx.export.footprint import Footprint, footprint_of
@@ -133,6 +133,7 @@ def _rewrite(
     node.outputs[0].type = ir.TensorType(dtype)
     node.metadata_props.update(core.node.metadata_props)
     node.meta.update(num_heads=q.heads, num_kv_heads=k.heads, head_dim=q.width, value_dim=v.width)
+    _note_packed(node, layouts, core)
     result = _restore(write, layouts, node.outputs[0], core)
     if core.output.is_graph_output():
         index = list(graph.outputs).index(core.output)
@@ -150,6 +151,48 @@ def _rewrite(
         value_dim=v.width,
         has_data_mask=any(_is_data(layouts, bias) for bias in core.biases),
     )
+
+
+def _note_packed(node: ir.Node, layouts: Layouts, core: Core) -> None:
+    """Note where q, k, v exist as (batch, seq, heads * width), heads not yet split, and where the
+    output is wanted so: operators that take that form spare the transpositions."""
+    packed = [_packed(layouts, operand) for operand in (core.q, core.k, core.v)]
+    if all(value is not None for value in packed):
+        node.meta["packed_inputs"] = packed
+    users = [use.node for use in core.output.uses()]
+    if len(users) != 1 or users[0].op_type != "Transpose" or len(core.output_lead) != 2:
+        return
+    order = (core.output_lead[0], core.output_positions, core.output_lead[1], core.output_features)
+    moved = users[0].outputs[0]
+    merged = [use.node for use in moved.uses()]
+    if tuple(users[0].attributes["perm"].as_ints()) != order or len(merged) != 1:
+        return
+    result = merged[0].outputs[0]
+    axes = layouts.axes(result)
+    width = node.meta["num_heads"] * node.meta["value_dim"]
+    if (
+        merged[0].op_type == "Reshape"
+        and merged[0].inputs[0] is moved
+        and axes == (Axis(1, 1, 0), Axis(1, 0, 1), Axis(width))
+    ):
+        node.meta["packed_output"] = result
+
+
+def _packed(layouts: Layouts, operand: Operand) -> ir.Value | None:
+    """`operand` before its heads were split, if that is all that was done to it."""
+    operand = _compact(layouts, operand)
+    node = operand.value.producer()
+    if node is None or node.op_type != "Reshape" or len(operand.lead) != 2:
+        return None
+    order = (operand.lead[0], operand.positions, operand.lead[1], operand.features)
+    source = node.inputs[0]
+    if order != (0, 1, 2, 3) or source is None:
+        return None
+    before, after = layouts.axes(source), layouts.axes(operand.value)
+    width = after[2].count * after[3].count
+    if before != (Axis(1, 1, 0), Axis(1, 0, 1), Axis(width)):
+        return None
+    return source
 
 
 def _is_data(layouts: Layouts, bias: Bias) -> bool:

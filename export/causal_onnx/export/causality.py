@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.lower import LONGEST_SHORT
 from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.parity import Session
 from causal_onnx.export.report import CausalityCase, CausalityReport
@@ -30,8 +31,9 @@ def perturb(
     Inputs from the cut on are replaced by other finite values (NaN would leak through 0 x NaN in
     PyTorch and ONNX Runtime alike).
     """
-    limit = contract.max_seq_len or 64
-    lengths = sorted({min(max(n, contract.min_seq_len), limit) for n in (2, 3, 7, 17, 33)} - {1})
+    limit = contract.max_seq_len or LONGEST_SHORT + 1
+    wanted = [2, 3, 7, 17, 33, *([LONGEST_SHORT + 1] if contract.form == "ort" else [])]
+    lengths = sorted({min(max(n, contract.min_seq_len), limit) for n in wanted} - {1})
     batch = 2
     cases = []
     for seq in lengths:

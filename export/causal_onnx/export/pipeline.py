@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
-import torch
 from torch import nn
 
 from causal_onnx.export import probe
@@ -31,6 +30,7 @@ from causal_onnx.export.compact import compute_position_matrices
 from causal_onnx.export.errors import CausalityError, ExportError, ParityError
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
+from causal_onnx.export.isolation import isolated
 from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import lower
 from causal_onnx.export.outputs import describe_outputs, dtype_name
@@ -107,7 +107,7 @@ def export(
     path = Path(path)
     opset = _check_arguments(path, target, precision, opset, max_seq_len)
     tell = progress or (lambda step, fraction: None)
-    with torch.random.fork_rng(devices=[]):
+    with isolated():
         tell("probe", 0.0)
         subject = _prepare(
             module,
@@ -157,7 +157,7 @@ def verify(
     path = Path(path)
     contract = load(path).contract
     tell = progress or (lambda step, fraction: None)
-    with torch.random.fork_rng(devices=[]):
+    with isolated():
         subject = _prepare(
             module,
             example,
@@ -226,6 +226,9 @@ def _prepare(
     source, reference, specs, precision, warnings = in_precision(source, specs, precision)
     # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.
     probe.refuse_broken(source.fresh(), specs)
+    if axes is None:
+        specs = probe.with_batch(source.fresh(), specs)
+    probe.refuse_rigid(source.fresh(), specs)
     specs = probe.find_vocabularies(source.fresh(), specs)
     limit = probe.find_max_seq_len(source.fresh(), specs)
     if max_seq_len is not None:
@@ -351,7 +354,7 @@ def _rewritten(model: ir.Model, contract: Contract, *, cache: bool) -> _Form:
                 for past, present in zip(derived.past, derived.present, strict=True)
             ),
         )
-    lower(model)
+    lower(model, contract.form)
     return _Form(model=_finished(model, contract), contract=contract)
 
 
