@@ -26,6 +26,7 @@ __all__ = [
     "refuse_random",
     "refuse_rigid",
     "takes_unbatched",
+    "with_batch",
 ]
 
 LONGEST_PROBE = 8192
@@ -249,25 +250,58 @@ def _same_values(a: Tensor, b: Tensor) -> bool:
     return a.numel() == b.numel() and bool((a.flatten() == b.flatten()).all())
 
 
+def with_batch(source: Source, specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
+    """`specs` with a leading batch axis, if none has a batch axis and the module takes one.
+
+    A module of either rank is exported with the batch: one file then serves both.
+    """
+    if any("batch" in spec.axes.values() for spec in specs):
+        return tuple(specs)
+    lifted = tuple(
+        replace(
+            spec,
+            example=spec.example.unsqueeze(0),
+            axes={0: "batch", **{axis + 1: label for axis, label in spec.axes.items()}},
+        )
+        for spec in specs
+    )
+    sizes = Sizes(batch=2, seq=_example_size(specs, "seq") or 1)
+    if _failure(source, make_inputs(lifted, sizes)) is None and takes_unbatched(
+        source, lifted, sizes
+    ):
+        return lifted
+    return tuple(specs)
+
+
 def takes_unbatched(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
-    """Whether the module takes one row without its batch axis and gives that row's output."""
-    with_batch = [spec for spec in specs if "batch" in spec.axes.values()]
-    if len(with_batch) != len(specs):
+    """Whether the module takes every row without its batch axis and gives that row's output."""
+    with_batch_axis = [spec for spec in specs if "batch" in spec.axes.values()]
+    if len(with_batch_axis) != len(specs):
         return False
     inputs = make_inputs(specs, sizes)
-    row = [x.select(_axis(spec, "batch"), 0) for x, spec in zip(inputs, specs, strict=True)]
-    if _failure(source, row) is not None:
-        return False
-    whole, single = source.run(inputs), source.run(row)
+    whole: tuple[Tensor, ...] | None = None
+    for index in range(sizes.batch):
+        row = [x.select(_axis(spec, "batch"), index) for x, spec in zip(inputs, specs, strict=True)]
+        if _failure(source, row) is not None:
+            return False
+        whole = source.run(inputs) if whole is None else whole
+        if not _is_row(source.run(row), whole, index, sizes.batch):
+            return False
+    return True
+
+
+def _is_row(single: Sequence[Tensor], whole: Sequence[Tensor], index: int, batch: int) -> bool:
+    """Whether `single` holds row `index` of every output in `whole`, up to rounding."""
     if len(whole) != len(single):
         return False
     for batched, alone in zip(whole, single, strict=True):
-        if batched.ndim == 0 or batched.shape[0] != sizes.batch:
+        if batched.ndim == 0 or batched.shape[0] != batch or batched[index].shape != alone.shape:
             return False
-        expected = batched[0]
+        expected = batched[index].double()
         tolerance = 0.02 if alone.dtype in (torch.float16, torch.bfloat16) else 1e-4
-        if expected.shape != alone.shape or not torch.allclose(
-            expected.double(), alone.double(), rtol=tolerance, atol=tolerance, equal_nan=True
+        scale = float(expected.abs().nan_to_num(0, 0, 0).max()) if expected.numel() else 0.0
+        if not torch.allclose(
+            expected, alone.double(), rtol=0.0, atol=tolerance * scale, equal_nan=True
         ):
             return False
     return True
