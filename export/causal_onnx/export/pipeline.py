@@ -39,6 +39,7 @@ from causal_onnx.export.precision import PRECISIONS, in_precision
 from causal_onnx.export.report import CacheReport, CausalityReport, ExportReport, ParityReport
 from causal_onnx.export.source import Axes, Example, Source, open_source
 from causal_onnx.export.tidy import simplify, tidy
+from causal_onnx.export.tied import share_transposed_weights
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
@@ -361,6 +362,7 @@ def _rewritten(model: ir.Model, contract: Contract, *, cache: bool) -> _Form:
 def _finished(model: ir.Model, contract: Contract) -> ir.Model:
     """The last passes, the same for every form."""
     compute_position_matrices(model)
+    share_transposed_weights(model)
     if contract.max_seq_len is not None:
         spec = next(spec for spec in contract.inputs if spec.axis_of("seq") is not None)
         axis = spec.axis_of("seq")

@@ -1,0 +1,54 @@
+"""A weight that stands in the graph twice, once transposed, is stored once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from torch import nn
+
+from causal_onnx.export import export
+from causal_onnx.export.graph import constant
+from causal_onnx.export.tied import share_transposed_weights
+from causal_onnx.models import DecoderLM, tiny_gpt2_config
+
+
+def graph_with(first: np.ndarray, second: np.ndarray) -> ir.Model:
+    """ids -> first[ids] @ second."""
+    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["n"]))
+    graph = ir.Graph([ids], [], nodes=[], opset_imports={"": 20}, name="g")
+    table, head = constant(graph, first, "table"), constant(graph, second, "head")
+    rows = ir.node("Gather", [table, ids])
+    product = ir.node("MatMul", [rows.outputs[0], head])
+    graph.extend([rows, product])
+    graph.outputs.append(product.outputs[0])
+    return ir.Model(graph, ir_version=10)
+
+
+def test_transposed_copy_becomes_a_transpose_of_the_table() -> None:
+    table = np.arange(512, dtype=np.float32).reshape(32, 16)
+    model = graph_with(table, np.ascontiguousarray(table.T))
+    assert share_transposed_weights(model) == 1
+    assert list(model.graph.initializers) == ["table"]
+    assert [node.op_type for node in model.graph] == ["Transpose", "Gather", "MatMul"]
+
+
+def test_a_matrix_that_differs_in_one_place_stays() -> None:
+    table = np.arange(512, dtype=np.float32).reshape(32, 16)
+    other = np.ascontiguousarray(table.T)
+    other[3, 5] += 1
+    model = graph_with(table, other)
+    assert share_transposed_weights(model) == 0
+    assert set(model.graph.initializers) == {"table", "head"}
+
+
+def test_file_of_a_tied_decoder_holds_the_embedding_once(tmp_path: Path) -> None:
+    decoder = DecoderLM(tiny_gpt2_config(), seed=0).eval()
+    report = export(decoder, tmp_path / "m.onnx", max_seq_len=8)
+    tensors = ir.load(tmp_path / "m.onnx").graph.initializers.values()
+    weight = next(m.weight for m in decoder.modules() if isinstance(m, nn.Embedding))
+    shapes = [tuple(t.const_value.shape) for t in tensors if t.const_value is not None]
+    rows, columns = weight.shape
+    assert shapes.count((rows, columns)) + shapes.count((columns, rows)) == 1
+    assert report.parity.passed
