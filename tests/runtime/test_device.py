@@ -142,9 +142,9 @@ BROKEN = {
         ),
         r"no kernel there for 12 nodes of .*: Softmax \(0\), .*Softmax \(9\) and others\. Export",
     ),
-    "CUDA does not start": (
+    "CUDA fails": (
         FakeOnnxruntime(error=RuntimeError("CUDA failure 100: no CUDA-capable device")),
-        "CUDA does not start: CUDA failure 100: no CUDA-capable device. See `causal-onnx doctor`",
+        "CUDA fails: CUDA failure 100: no CUDA-capable device. See `causal-onnx doctor`",
     ),
 }
 
@@ -175,7 +175,7 @@ def test_auto_takes_cuda_where_it_works(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_bad_model_is_not_blamed_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeOnnxruntime(error=RuntimeError("No Op registered for Foo"))
+    fake = FakeOnnxruntime(error=RuntimeError("/models/cuda/gpu.onnx: No Op registered for Foo"))
     with pytest.raises(ArtifactError, match=r"does not load .*one_head.*No Op registered"):
         opened(monkeypatch, fake, "auto")
 

@@ -25,6 +25,21 @@ def test_this_environment_is_described(diagnosis: Diagnosis) -> None:
     assert "ORT_DISABLE_TELEMETRY" in diagnosis.telemetry
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("1", "off: ORT_DISABLE_TELEMETRY=1"),
+        ("0", "on: ORT_DISABLE_TELEMETRY=0 was set, and is kept"),
+        (None, "started by whoever imported onnxruntime first; its events are disabled"),
+    ],
+)
+def test_telemetry_is_told(monkeypatch: pytest.MonkeyPatch, value: str | None, said: str) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("ORT_DISABLE_TELEMETRY", value)
+    assert diagnose().telemetry == said
+
+
 def test_the_cpu_works_and_was_tried(diagnosis: Diagnosis) -> None:
     assert diagnosis.devices[0].name == "cpu"
     assert diagnosis.devices[0].works

@@ -118,12 +118,27 @@ class TestSeveralOutputs:
             model(random_input(1, 1, 4), random_input(1, 0, 4), np.ones((1, 1), np.int64))
 
 
-def test_the_cache_is_no_output_of_a_call() -> None:
+class Recording:
+    """A session that writes down which outputs it was asked for."""
+
+    def __init__(self, session: Any, asked: list[list[str]]) -> None:
+        self._session, self._asked = session, asked
+
+    def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> Any:
+        self._asked.append(names)
+        return self._session.run(names, feeds)
+
+
+def test_the_cache_is_no_output_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load(fixture("cached")).contract
     cache = (CachePair(past="past", present="present"),)
     model = load(fixture("cached"), contract=replace(whole, cache=cache))
     x, mask = random_input(1, 3, 4), np.ones((1, 3), np.int64)
     np.testing.assert_allclose(model(x, mask), x + 3, rtol=1e-6)
+    asked = []
+    monkeypatch.setattr(model, "_session", Recording(model._session, asked))
+    model(x, mask)
+    assert asked == [["y"]]
     step = model.run(x, mask)
     more = model.run(x, np.ones((1, 6), np.int64), past=step["present"])
     assert more["present"].shape == (1, 6, 4)
@@ -184,6 +199,14 @@ class TestSelfTest:
         report = load(foreign, contract=load(fixture("one_head")).contract).selftest()
         assert not report.passed
         assert report.max_error == np.inf
+
+    def test_golden_vectors_of_another_model_are_refused(self) -> None:
+        case = GoldenCase.record({"z": np.zeros(1, np.float32)}, {"y": np.zeros(1, np.float32)})
+        golden = GoldenSet(cases=[case], tolerance=1e-5)
+        content = fixture("decoder").read_bytes() + metadata(GOLDEN_KEY, golden.to_json())
+        message = "golden vectors in .* do not fit its contract: unknown input 'z'"
+        with pytest.raises(ArtifactError, match=message):
+            load(content).selftest()
 
     def test_a_file_without_golden_vectors_cannot_be_tested(self) -> None:
         with pytest.raises(ArtifactError, match="carries no golden vectors to replay"):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from causal_onnx.runtime import __version__
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.denormals import can_flush
 from causal_onnx.runtime.device import PROVIDERS
@@ -107,7 +108,6 @@ def diagnose() -> Diagnosis:
     devices = _devices(providers, problems) if providers else ()
     problems += _partly_installed(extras)
     names = [
-        "causal-onnx",
         "numpy",
         *(need.name for needs in requirements.values() for need in needs),
     ]
@@ -116,6 +116,7 @@ def diagnose() -> Diagnosis:
         platform=platform.platform(),
         versions={
             "python": platform.python_version(),
+            "causal-onnx": __version__,
             **{name: version for name, version in found.items() if version is not None},
         },
         extras=extras,
@@ -193,8 +194,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _telemetry() -> str:
     value = os.environ.get(TELEMETRY_VARIABLE)
+    if value in ("1", "true"):
+        return f"off: {TELEMETRY_VARIABLE}={value}"
     if value is not None:
-        return f"{TELEMETRY_VARIABLE}={value} was set by the user, and is kept"
+        return f"on: {TELEMETRY_VARIABLE}={value} was set, and is kept"
     if "onnxruntime" in sys.modules:
         return "started by whoever imported onnxruntime first; its events are disabled"
     return f"off: {TELEMETRY_VARIABLE}=1 is set before onnxruntime is imported"

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,9 +93,9 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
         # process, and leaves it so. This thread's end takes it away again.
         session = _on_own_thread(lambda: _create(ort, artifact, device, settings))
     except onnxruntime_errors() as error:
-        if device.kind == "cuda" and _is_about_cuda(error):
+        if device.kind == "cuda" and _CUDA_FAILURE.search(str(error)):
             raise DeviceError(
-                f"device='{device}' was requested, but CUDA does not start: {first_line(error)}. "
+                f"device='{device}' was requested, but CUDA fails: {first_line(error)}. "
                 "See `causal-onnx doctor`"
             ) from error
         raise _refused(ort, artifact, error) from error
@@ -162,9 +163,10 @@ def _preload_cuda(ort: Any) -> str:
     return said.getvalue().strip().partition("\n")[0]
 
 
-def _is_about_cuda(error: Exception) -> bool:
-    text = str(error).lower()
-    return any(word in text for word in ("cuda", "cudnn", "cublas", "gpu"))
+# As onnxruntime words failures of CUDA; the word alone may stand in the name of the file.
+_CUDA_FAILURE = re.compile(
+    r"CUDA (?:failure|error|driver|runtime)|cudaError|CUDNN|CUBLAS|CUDAExecutionProvider|CUDA_PATH"
+)
 
 
 _REMEDIES = (
