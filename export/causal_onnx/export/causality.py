@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from causal_onnx.export.budget import Budget
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.lower import LONGEST_SHORT
 from causal_onnx.export.numbers import Array, to_numpy
-from causal_onnx.export.parity import Session
+from causal_onnx.export.parity import Session, tolerance_for
 from causal_onnx.export.report import CausalityCase, CausalityReport
 from causal_onnx.export.source import Source
 from causal_onnx.runtime.contract import Contract
@@ -19,37 +20,53 @@ from causal_onnx.runtime.golden import relative_error
 __all__ = ["perturb"]
 
 ROUNDING = 1e-5
-"""Where the source itself is causal only up to rounding (masked after the softmax and renormalised),
-the artifact may move by this much, relative to the output's scale."""
+"""Where the source itself is causal only up to rounding (a mask after the softmax, renormalised),
+the artifact may move by this much, relative to the output's scale; by the tolerance of a less
+precise dtype where that is more."""
 
 
 def perturb(
     session: Session, source: Source, specs: Sequence[InputSpec], contract: Contract
 ) -> CausalityReport:
-    """Test cuts at several lengths.
+    """Test cuts at several lengths, a long one included, and after a past where inputs hold one.
 
     Inputs from the cut on are replaced by other finite values (NaN would leak through 0 x NaN in
-    PyTorch and ONNX Runtime alike).
+    PyTorch and ONNX Runtime alike). No cases: no output has a sequence axis to look at.
     """
-    limit = contract.max_seq_len or LONGEST_SHORT + 1
-    wanted = [2, 3, 7, 17, 33, *([LONGEST_SHORT + 1] if contract.form == "ort" else [])]
-    lengths = sorted({min(max(n, contract.min_seq_len), limit) for n in wanted} - {1})
-    batch = 2
+    given = [spec for spec in contract.outputs if spec.name not in contract.present_names]
+    axes = [spec.axis_of("seq") for spec in given]
+    if not any(axis is not None for axis in axes):
+        return CausalityReport(cases=())
+    rounding = max(ROUNDING, tolerance_for(contract, source))
     cases = []
-    for seq in lengths:
-        sizes = Sizes(batch=batch, seq=seq)
-        for cut in sorted({1, seq // 2, seq - 1} - {0}):
-            cases.append(_case(session, source, specs, contract, sizes, cut))
+    for sizes in _shapes(source, specs, contract):
+        for cut in sorted({1, sizes.seq // 2, sizes.seq - 1} - {0}):
+            cases.append(
+                _case(session, source, specs, axes=axes, sizes=sizes, cut=cut, rounding=rounding)
+            )
     return CausalityReport(cases=tuple(cases))
+
+
+def _shapes(source: Source, specs: Sequence[InputSpec], contract: Contract) -> list[Sizes]:
+    least, limit = contract.min_seq_len, contract.max_seq_len or LONGEST_SHORT + 1
+    allows = Budget(source, specs).allows
+    wanted = [2, 3, 7, 17, 33, 257, *([LONGEST_SHORT + 1] if contract.form == "ort" else [])]
+    lengths = sorted({min(max(n, least), limit) for n in wanted} - {1})
+    shapes = [Sizes(batch=2, seq=n) for n in lengths]
+    if any("past_seq" in spec.axes.values() for spec in specs):
+        shapes += [Sizes(batch=2, seq=n, past=3) for n in lengths if 3 + n <= limit]
+    return [sizes for sizes in shapes if allows(sizes)]
 
 
 def _case(
     session: Session,
     source: Source,
     specs: Sequence[InputSpec],
-    contract: Contract,
+    *,
+    axes: Sequence[int | None],
     sizes: Sizes,
     cut: int,
+    rounding: float,
 ) -> CausalityCase:
     before = make_inputs(specs, sizes, seed=1)
     other = make_inputs(specs, sizes, seed=2)
@@ -58,18 +75,14 @@ def _case(
     )
     first = session([to_numpy(x) for x in before])
     second = session([to_numpy(x) for x in after])
-    axes = [
-        spec.axis_of("seq") for spec in contract.outputs if spec.name not in contract.present_names
-    ]
     past_error, moved = _compare(first, second, axes, cut)
     source_error = None
     if past_error > 0.0:
-        with torch.no_grad():
-            a, b = source(*before), source(*after)
+        a, b = source.run(before), source.run(after)
         source_error, _ = _compare([to_numpy(x) for x in a], [to_numpy(x) for x in b], axes, cut)
     passed = moved and (
         past_error == 0.0
-        or (source_error is not None and source_error > 0.0 and past_error <= ROUNDING)
+        or (source_error is not None and source_error > 0.0 and past_error <= rounding)
     )
     return CausalityCase(
         seq=sizes.seq,
@@ -109,6 +122,6 @@ def _compare(
         tail = np.arange(cut, a.shape[axis])
         old, new = a.take(head, axis), b.take(head, axis)
         if not np.array_equal(old, new, equal_nan=a.dtype.kind == "f"):
-            worst = max(worst, relative_error(new, old), np.finfo(np.float32).tiny)
+            worst = max(worst, relative_error(new, old), float(np.finfo(np.float32).tiny))
         moved |= not np.array_equal(a.take(tail, axis), b.take(tail, axis))
     return worst, moved

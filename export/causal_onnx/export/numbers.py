@@ -18,4 +18,4 @@ def to_numpy(value: torch.Tensor) -> Array:
     value = value.detach().cpu()
     if value.dtype == torch.bfloat16:
         value = value.float()
-    return np.ascontiguousarray(value.numpy()).reshape(tuple(value.shape))
+    return np.array(value.numpy(), order="C")

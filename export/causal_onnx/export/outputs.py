@@ -25,9 +25,8 @@ def describe_outputs(
             neither the batch nor the sequence.
     """
     inputs = make_inputs(specs, first)
-    with torch.no_grad():
-        names = source.name_outputs(inputs)
-        a, b = source(*inputs), source(*make_inputs(specs, second))
+    names = source.name_outputs(inputs)
+    a, b = source.run(inputs), source.run(make_inputs(specs, second))
     if len(a) != len(b) or any(x.ndim != y.ndim for x, y in zip(a, b, strict=True)):
         raise ExportError(
             f"the number or rank of the outputs changes with the sizes: {_shapes(a)} at {first}, "
@@ -45,7 +44,7 @@ def describe_outputs(
             axes=tuple(
                 "seq"
                 if m == source.fixed_seq and axis in seq_axes
-                else _axis(name, axis, (m, n), labels, first, second)
+                else _axis(name, axis, seen=(m, n), labels=labels, sizes=(first, second))
                 for axis, (m, n) in enumerate(zip(x.shape, y.shape, strict=True))
             ),
         )
@@ -61,20 +60,21 @@ def dtype_name(dtype: torch.dtype) -> str:
 def _axis(
     name: str,
     axis: int,
+    *,
     seen: tuple[int, int],
     labels: Sequence[str],
-    first: Sizes,
-    second: Sizes,
+    sizes: tuple[Sizes, Sizes],
 ) -> str | int:
+    first, second = sizes
     if seen[0] == seen[1]:
         return seen[0]
     for label in labels:
         if seen == (first.of(label), second.of(label)):
             return label
     raise ExportError(
-        f"axis {axis} of output {name!r} has size {seen[0]} at batch {first.batch}, seq {first.seq} "
-        f"and {seen[1]} at batch {second.batch}, seq {second.seq}: neither the batch nor the "
-        "sequence. Keep them as axes of their own (do not merge them with view or flatten)"
+        f"axis {axis} of output {name!r} has size {seen[0]} at batch {first.batch}, seq "
+        f"{first.seq} and {seen[1]} at batch {second.batch}, seq {second.seq}: neither the batch "
+        "nor the sequence. Keep them as axes of their own (do not merge them with view or flatten)"
     )
 
 
@@ -84,11 +84,14 @@ def _field_names(
     """`logits` for scores over the vocabulary of the ids; else the module's own names."""
     taken = {spec.name for spec in specs}
     vocabularies = {spec.vocab_size for spec in specs if spec.kind == "ids"}
-    result = []
-    for name, value in zip(names, outputs, strict=True):
-        if name == "output" and value.ndim >= 2 and value.shape[-1] in vocabularies:
-            name = "logits"
-        result.append(f"{name}_out" if name in taken else name)
+    result: list[str] = []
+    for own, value in zip(names, outputs, strict=True):
+        is_scores = own == "output" and value.ndim >= 2 and value.shape[-1] in vocabularies
+        name = "logits" if is_scores and "logits" not in names else own
+        while name in taken:
+            name += "_out"
+        taken.add(name)
+        result.append(name)
     return result
 
 

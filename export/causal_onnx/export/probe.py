@@ -96,6 +96,7 @@ def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
                     f"{type(error).__name__}: {error}. Take the batch size from the input: "
                     "x.view(x.shape[0], ...)"
                 ) from error
+            _refuse_fixed_batch(source, specs, Sizes(batch=batch, seq=seq, past=past), other)
     some = batch or 1
     shorter = sorted({n for n in (*range(1, 9), seq // 2, seq - 2, seq - 1) if 0 < n < seq})
     works = {n: failure(some, n) for n in shorter}
@@ -111,6 +112,23 @@ def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
             "length from 1 to the maximum; pad inside forward and cut the result: "
             "y = core(F.pad(x, (0, 0, 0, -n % chunk)))[:, :n]"
         ) from error
+
+
+def _refuse_fixed_batch(
+    source: Source, specs: Sequence[InputSpec], sizes: Sizes, other: int
+) -> None:
+    """Compare the outputs' shapes at two batch sizes: `x.view(4, -1, width)` takes any batch."""
+    there = source.run(make_inputs(specs, replace(sizes, batch=other)))
+    here = source.run(make_inputs(specs, sizes))
+    for a, b in zip(here, there, strict=False):
+        moved = [(m, n) for m, n in zip(a.shape, b.shape, strict=False) if m != n]
+        if a.ndim != b.ndim or any(pair != (sizes.batch, other) for pair in moved):
+            raise ExportError(
+                f"{type(source.module).__name__} has its batch size written into it: an output is "
+                f"{tuple(a.shape)} for a batch of {sizes.batch} and {tuple(b.shape)} for one of "
+                f"{other}, both of length {sizes.seq}. Take it from the input: "
+                "x.view(x.shape[0], ...)"
+            )
 
 
 def _listed(lengths: Sequence[int]) -> str:

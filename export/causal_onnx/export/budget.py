@@ -1,0 +1,40 @@
+"""Which shapes a check may run, by what they would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from causal_onnx.export.dry_run import dry_run
+from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source import Source
+
+__all__ = ["Budget"]
+
+LARGEST_TENSOR = 270_000_000
+"""Elements: 1.1 GB in fp32, of which PyTorch and onnxruntime hold a few. 4 heads at 8192 positions,
+16 at 4096."""
+LARGEST_FLOPS = 6e11
+"""2048 tokens of a 135M model: some seconds."""
+SURE_SCORES, SURE_WORK = 1 << 20, 3e9
+"""batch x seq x seq, and parameters x tokens, up to which the cost need not be looked at."""
+ASSUMED_HEADS = 16
+
+
+class Budget:
+    """Decides for one module and its inputs."""
+
+    def __init__(self, source: Source, specs: Sequence[InputSpec]):
+        self._source, self._specs = source, specs
+        self._parameters = sum(p.numel() for p in source.parameters())
+
+    def allows(self, sizes: Sizes) -> bool:
+        """Whether a run at `sizes` fits into memory and time everywhere this project is tested."""
+        total = sizes.past + sizes.seq
+        scores = sizes.batch * sizes.seq * total
+        work = float(self._parameters * sizes.batch * sizes.seq)
+        if scores <= SURE_SCORES and work <= SURE_WORK:
+            return True
+        found = dry_run(self._source.fresh(), make_inputs(self._specs, sizes))
+        if found.accepted:
+            return found.largest <= LARGEST_TENSOR and found.flops <= LARGEST_FLOPS
+        return scores * ASSUMED_HEADS <= LARGEST_TENSOR and 2 * work <= LARGEST_FLOPS
