@@ -194,6 +194,12 @@ def private_copy(module: nn.Module) -> nn.Module:
             "lambdas that capture them) from its attributes"
         ) from error
     twin = twin.to("cpu").eval()
+    for part in twin.modules():
+        choose = getattr(part, "set_experts_implementation", None)
+        if callable(choose):
+            # Hugging Face's mixtures of experts: the default operator has no ONNX translation, this
+            # one is made of gathers and products, each token by itself.
+            choose("batched_mm")
     for parameter in twin.parameters():
         parameter.requires_grad_(False)
     return twin
