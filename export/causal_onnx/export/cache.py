@@ -93,8 +93,8 @@ def _refuse_odd_cores(cores: Sequence[CanonicalCore], others: Mapping[ir.Node, s
     for core in cores:
         if core.has_data_mask:
             raise ExportError(
-                f"no cache can be derived: the mask of {_named(core.node)} depends on the data of an "
-                "input (padding); export without that input"
+                f"no cache can be derived: the mask of {_named(core.node)} depends on the data of "
+                "an input (padding); export without that input"
             )
         if not core.footprint.is_causal:
             raise ExportError(
@@ -104,7 +104,7 @@ def _refuse_odd_cores(cores: Sequence[CanonicalCore], others: Mapping[ir.Node, s
 
 
 def _cut_at_cores(graph: ir.Graph, cores: Sequence[CanonicalCore]) -> list[ir.Value]:
-    """Put a fresh graph input in the place of each core's output, so that analysis sees no cores."""
+    """Put a new graph input in the place of each core's output: the analysis then sees no cores."""
     cut = []
     for index, core in enumerate(cores):
         batch = "batch" if core.has_batch else 1
@@ -122,7 +122,7 @@ def _cut_at_cores(graph: ir.Graph, cores: Sequence[CanonicalCore]) -> list[ir.Va
 def _refuse_mixing(
     layouts: Layouts, cores: Sequence[CanonicalCore], others: Mapping[ir.Node, str]
 ) -> None:
-    """Every element must depend on exactly one position: the last equals the first it depends on."""
+    """Every element must depend on one position alone: the last it depends on is the first."""
     sizes = layouts.sizes[0]
     first_positions = _reversed_run(layouts, sizes)
     for node in layouts.model.graph:
@@ -135,9 +135,10 @@ def _refuse_mixing(
             starts = sizes.seq - 1 - view(low.reach, low.shape)
             depends = ends != NONE
             if bool((ends[depends] != starts[depends]).any()):
+                hint = _unrecognised(layouts, node, others)
                 raise ExportError(
                     f"no cache can be derived: {node.op_type} {_named(node)} mixes positions "
-                    f"outside the attention that was recognised{_unrecognised(layouts, node, others)}"
+                    f"outside the attention that was recognised{hint}"
                 )
     for core in cores:
         for value in core.node.inputs[:3]:
@@ -153,8 +154,8 @@ def _unrecognised(layouts: Layouts, mixing: ir.Node, others: Mapping[ir.Node, st
         after |= node is mixing
         if after and node in others:
             return (
-                f" (it may belong to {node.op_type} {_named(node)}: {others[node]}). Write attention "
-                "as softmax(q k^T * scale + mask) v, or with scaled_dot_product_attention"
+                f" (it may belong to {node.op_type} {_named(node)}: {others[node]}). Write "
+                "attention as softmax(q k^T * scale + mask) v, or with scaled_dot_product_attention"
             )
     return ""
 
@@ -178,7 +179,7 @@ def _refuse_shift(layouts: Layouts, value: ir.Value | None, node: ir.Node | None
 
 
 def _reversed_run(layouts: Layouts, sizes: Sizes) -> Run:
-    """The analysis with positions numbered from the end: it finds the first position, not the last."""
+    """The analysis with positions counted from the end: it finds the first, not the last."""
     inputs = {}
     for spec in layouts.signature.inputs:
         elements = input_elements(spec, sizes)

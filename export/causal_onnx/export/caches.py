@@ -12,7 +12,7 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.source import Source
 
-__all__ = ["without_caches"]
+__all__ = ["grows", "without_caches"]
 
 Place = tuple[str, str]  # (name of the submodule, name of the attribute)
 
@@ -21,7 +21,8 @@ def without_caches(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> 
     """A copy whose masks and tables, if it keeps any that grow with the length, are empty again.
 
     A module that keeps its mask from an earlier call (`if self.mask.shape[0] < n: self.mask = ...`)
-    would bring that mask into the graph, good for no longer sequence. Emptied, it is made anew while
+    would bring that mask into the graph, good for no longer sequence. Emptied, it is made anew
+    while
     tracing, from the length.
 
     Raises:
@@ -31,15 +32,13 @@ def without_caches(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> 
     if not grown:
         raise ExportError("the module keeps nothing that grows with the length")
     inputs = make_inputs(specs, sizes)
-    with torch.no_grad():
-        expected = source.fresh()(*inputs)
+    expected = source.fresh().run(inputs)
     for empty in (_none, _shortened):
         twin = source.fresh()
         for place, (before, after) in grown.items():
             _set(twin, place, empty(before, after))
         try:
-            with torch.no_grad():
-                got = twin.fresh()(*inputs)
+            got = twin.fresh().run(inputs)
         except Exception:  # the module did not expect its cache to look like this
             continue
         if len(got) == len(expected) and all(
@@ -54,6 +53,11 @@ def without_caches(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> 
     )
 
 
+def grows(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
+    """Whether a call longer than any before leaves a larger tensor in the module."""
+    return bool(_grown(source, specs, sizes))
+
+
 def _grown(
     source: Source, specs: Sequence[InputSpec], sizes: Sizes
 ) -> dict[Place, tuple[Any, Any]]:
@@ -62,8 +66,7 @@ def _grown(
     largest = max([sizes.seq, *(max(t.shape) for t in before.values() if _sized(t))])
     for seq in (largest + 5, sizes.seq + 2):
         try:
-            with torch.no_grad():
-                twin(*make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past)))
+            twin.run(make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past)))
         except Exception:  # past the module's limit
             continue
         break

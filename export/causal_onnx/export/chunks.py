@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -27,8 +28,11 @@ def prove_cache(
     contract: Contract,
     tolerance: float,
 ) -> CacheReport:
-    """Compare one full pass of PyTorch with prefill and single steps, random chunkings, and a replay
-    after rewinding the cache, at several lengths and batches."""
+    """Compare ways of feeding a sequence through the cache with one full pass of PyTorch.
+
+    Prefill and single steps, random chunks, and a replay after rewinding, at several lengths and
+    batches.
+    """
     limit = contract.max_seq_len or 41
     generator = random.Random(0)
     cases = []
@@ -61,7 +65,7 @@ def _chunkings(seq: int, generator: random.Random) -> list[tuple[str, list[tuple
         found.append(("prefill + steps", [(0, seq // 2), *steps[seq // 2 :]]))
         cuts = sorted(generator.sample(range(1, seq), min(3, seq - 1)))
         bounds = [0, *cuts, seq]
-        found.append(("random chunks", list(zip(bounds, bounds[1:], strict=False))))
+        found.append(("random chunks", list(pairwise(bounds))))
         found.append(("rewind and replay", [(0, seq), (seq // 2, seq)]))
     return found
 

@@ -1,12 +1,13 @@
 """Replace stored position matrices (masks, distance biases) by nodes that compute them.
 
-A module that keeps a context x context mask buffer would carry it in the file, once per layer: 50 MB
-for 12 layers of 1024 positions. Such a matrix is constant along its diagonals, so it is written as a
-function of `column - row` on just the rows and columns that are used.
+A module that keeps a context x context mask buffer would carry it in the file, once per layer: 50
+MB for 12 layers of 1024 positions. Such a matrix is constant along its diagonals, so it is written
+as a function of `column - row` on just the rows and columns that are used.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,16 +84,17 @@ def compute_position_matrices(model: ir.Model) -> int:
 
 
 def _first_user(graph: ir.Graph, value: ir.Value) -> ir.Node:
-    # A use may sit in a subgraph (an If branch); the nodes go before the outer node that holds it.
-    node = next(iter(value.uses())).node
-    while node.graph is not graph:
-        assert node.graph is not None and node.graph.parent_node is not None
-        node = node.graph.parent_node
-    users = [use.node for use in value.uses() if use.node.graph is graph]
-    if len(users) <= 1:
-        return node
-    wanted = set(users) | {node}
-    return next(candidate for candidate in graph if candidate in wanted)
+    """The first node of `graph` that reads `value`, itself or in a branch it holds."""
+    users = {use.node for use in value.uses()}
+    return next(
+        node for node in graph if node in users or any(inner in users for inner in _nested(node))
+    )
+
+
+def _nested(node: ir.Node) -> Iterator[ir.Node]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from attribute.as_graph().all_nodes()
 
 
 def _diagonals(value: ir.Value) -> _Diagonals | None:

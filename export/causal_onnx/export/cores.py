@@ -305,8 +305,22 @@ def _query_and_key(layouts: Layouts, node: ir.Node) -> tuple[Operand, Operand]:
         raise _NoMatchError(f"{node.op_type} {node.name!r} does not pair queries with keys")
     lead = out[:-2]
     return (
-        _operand(layouts, _input(node, q_side), sides[q_side], lead, query, feature),
-        _operand(layouts, _input(node, 1 - q_side), sides[1 - q_side], lead, key, feature),
+        _operand(
+            layouts,
+            _input(node, q_side),
+            sides[q_side],
+            lead=lead,
+            positions=query,
+            features=feature,
+        ),
+        _operand(
+            layouts,
+            _input(node, 1 - q_side),
+            sides[1 - q_side],
+            lead=lead,
+            positions=key,
+            features=feature,
+        ),
     )
 
 
@@ -336,7 +350,9 @@ def _forward(
     if key in out or query not in out or len(features) != 1 or key not in other:
         raise _NoMatchError(f"{node.op_type} {node.name!r} is no product of weights and values")
     lead = [label for label in mine[:-2] if label in out]
-    v = _operand(layouts, _input(node, 1 - side), other, lead, key, features[0])
+    v = _operand(
+        layouts, _input(node, 1 - side), other, lead=lead, positions=key, features=features[0]
+    )
     where = (tuple(out.index(x) for x in lead), out.index(query), out.index(features[0]))
     return node.outputs[0], v, where
 
@@ -370,6 +386,7 @@ def _operand(
     layouts: Layouts,
     value: ir.Value,
     labels: Sequence[str],
+    *,
     lead: Sequence[str],
     positions: str,
     features: str,

@@ -1,4 +1,4 @@
-"""Write the length limit into the graph, so that every runtime refuses a longer sequence by name."""
+"""Write the length limit into the graph: every runtime then refuses a longer sequence by name."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def enforce_max_seq_len(
         limit: The longest sequence.
         past: An input that holds earlier positions, and its axis; they count too.
 
-    PyTorch's own checks (`assert`, `raise`, an embedding's bounds) do not survive an export. A lookup
-    in a table of `limit` zeros does it with four cheap standard operators: its index is the length
-    minus one, so a longer input is out of bounds, and every runtime reports the name of the node.
+    PyTorch's own checks (`assert`, `raise`, an embedding's bounds) do not survive an export. A
+    lookup in a table of `limit` zeros does it with four cheap standard operators: its index is the
+    length minus one, so a longer input is out of bounds, and every runtime reports the name of the
+    node.
     The zero found is added to the shape of a Reshape that changes nothing.
     """
     graph = model.graph

@@ -79,10 +79,9 @@ def _switching(write: _Writer, node: ir.Node) -> ir.Value:
     present are given, so an empty past is.
     """
     q, k, v, *_ = _inputs(node)
-    packed_inputs = node.meta.get("packed_inputs")
-    packed_output = node.meta.get("packed_output")
-    packed = packed_inputs is not None and packed_output is not None
-    values = packed_inputs if packed else [q, k, v]
+    packed_output: ir.Value | None = node.meta.get("packed_output")
+    packed = packed_output is not None and "packed_inputs" in node.meta
+    values: list[ir.Value] = node.meta["packed_inputs"] if packed else [q, k, v]
     axis = 1 if packed else 2
     seq = write("Shape", values[0], start=axis, end=axis + 1)
     is_long = write("Greater", write("Squeeze", seq), write.scalar(LONGEST_SHORT))
@@ -125,7 +124,10 @@ def _short(write: _Writer, node: ir.Node, values: Sequence[ir.Value], packed: bo
 
 
 def _flash(write: _Writer, node: ir.Node, values: Sequence[ir.Value], packed: bool) -> ir.Value:
-    """https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md"""
+    """The contrib operator, with an empty past.
+
+    Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
+    """
     heads, groups = node.meta["num_heads"], node.meta["num_kv_heads"]
     width = node.meta["head_dim"]
     merged = list(values)
@@ -254,6 +256,7 @@ def _window(
     k: ir.Value,
     past_k: ir.Value | None,
     window: int,
+    *,
     axis: int = 2,
 ) -> ir.Value:
     rows, columns = _positions(write, q, k, past_k, axis)

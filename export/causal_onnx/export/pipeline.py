@@ -484,9 +484,9 @@ def _check_domain(capture: Capture, contract: Contract) -> None:
             guard = capture.domain.refusal(Sizes(batch=batch, seq=seq))
             if guard is not None:
                 raise ExportError(
-                    f"the captured graph is not valid at batch {batch}, seq {seq}, which the module "
-                    f"accepts (captured {capture.way}; guard: {guard}). Build masks and positions "
-                    "from x.shape, without Python branches on the length"
+                    f"the captured graph is not valid at batch {batch}, seq {seq}, which the "
+                    f"module accepts (captured {capture.way}; guard: {guard}). Build masks and "
+                    "positions from x.shape, without Python branches on the length"
                 )
 
 

@@ -1,7 +1,7 @@
 """The position-only region: masks, rotary tables, position ids - what only shapes decide.
 
-It can be evaluated at any length without the rest of the graph, and written again for another length
-(the total of past and new positions) when a cache is derived.
+It can be evaluated at any length without the rest of the graph, and written again for another
+length (the total of past and new positions) when a cache is derived.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PositionRegion:
                 if source is not None and not source.is_initializer():
                     if self._layouts.is_tainted(source):
                         raise ExportError(
-                            f"{node.op_type} {node.name!r} reads more of {source.name} than its shape"
+                            f"{node.op_type} {node.name!r} reads data of {source.name}"
                         )
                     stack.append((source.producer(), False))
         for node in order:

@@ -91,7 +91,7 @@ class CausalityCase:
     past_error: float
     """Largest relative change of outputs before the cut; 0.0 is bit-identical."""
     source_past_error: float | None
-    """The same in the PyTorch source; None where it was not run (the artifact was bit-identical)."""
+    """The same in the PyTorch source; None: not run, as the artifact was bit-identical."""
     future_moved: bool
     """Changing the inputs from the cut on changed some output from the cut on."""
     passed: bool
@@ -169,15 +169,15 @@ class CacheReport:
         """The verdict on one line."""
         if self.passed:
             return (
-                f"cache: {len(self.cases)} ways of feeding equal PyTorch's full pass, largest error "
-                f"{self.max_error:.1e} of the output's scale"
+                f"cache: {len(self.cases)} ways of feeding equal PyTorch's full pass, largest "
+                f"error {self.max_error:.1e} of the output's scale"
             )
         bad = next((case for case in self.cases if not case.passed), None)
         if bad is None:
             return "cache: nothing was tested"
         return (
-            f"cache: {bad.feeding} at batch {bad.batch}, length {bad.seq} is off by {bad.error:.1e} "
-            "of the output's scale"
+            f"cache: {bad.feeding} at batch {bad.batch}, length {bad.seq} is off by "
+            f"{bad.error:.1e} of the output's scale"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -209,6 +209,8 @@ class ExportReport:
 
     def __str__(self) -> str:
         limit = self.contract.max_seq_len
+        verdict = self.certificate.verdict.replace("_", " ")
+        compared = sum(not case.refused for case in self.parity.cases)
         lines = [
             f"{self.path}  {self.size_bytes / 1e6:.2f} MB, {self.nodes} nodes, "
             f"opset {self.contract.opset}, max_seq_len {limit if limit else 'unlimited'}",
@@ -218,10 +220,10 @@ class ExportReport:
                 f"  attention {text}" + (f"  x {count}" if count > 1 else "")
                 for text, count in self.certificate.core_lines()
             ),
-            f"  static proof: {self.certificate.verdict.replace('_', ' ')}, {self.certificate.scope}",
+            f"  static proof: {verdict}, {self.certificate.scope}",
             f"  {self.causality.summary()}",
             *([f"  {self.cache.summary()}"] if self.cache else []),
-            f"  equal to PyTorch at {sum(not c.refused for c in self.parity.cases)} shapes, largest error "
+            f"  equal to PyTorch at {compared} shapes, largest error "
             f"{self.parity.max_error:.1e} of the output's scale",
             *(f"  warning: {text}" for text in self.warnings),
         ]

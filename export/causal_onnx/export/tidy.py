@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common
+from onnx_ir.passes import common
 
 __all__ = ["simplify", "tidy"]
 
@@ -31,7 +31,6 @@ def tidy(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     common.IdentityEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
-    common.RemoveUnusedFunctionsPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.NameFixPass()(model)
     model.producer_name, model.producer_version = "causal-onnx", None
