@@ -62,6 +62,10 @@ format: setup  ## Format the code and mend what ruff can
 bench: setup  ## Time whole modules against PyTorch; writes bench/results.json, bench/README.md
 	@$(BIN)/python -m bench
 
+.PHONY: zoo
+zoo: setup  ## Every module of tests/zoo through export and attest; writes docs/zoo.md
+	@$(BIN)/python -m tools.zoo
+
 .PHONY: lock
 lock: setup  ## Resolve requirements*.in into the lock files (the only target that changes pins)
 	@$(BIN)/python tools/lock.py

@@ -1,0 +1,380 @@
+"""An independent check of an ONNX file against a zoo entry, in a bare onnxruntime session.
+
+It shares nothing with the exporter's own verification: other inputs, other lengths, the entry's own
+factory as the reference.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from torch import Tensor, nn
+
+from tests.zoo.entry import ZooEntry
+from tests.zoo.probes import (
+    Sizes,
+    change_tokens,
+    keep_real,
+    make_inputs,
+    real_positions,
+    relative_change,
+    run,
+    seq_axes,
+)
+
+__all__ = ["File", "Finding", "Reference", "check_chunks", "check_file", "differ", "sizes_of"]
+
+TOLERANCES = {
+    torch.float64: 1e-7,
+    torch.float32: 1e-5,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
+"""Largest error relative to the output's scale, by the least precise tensor that takes part.
+float64 is not finer because exporters round Python scalars to float32."""
+
+LENGTHS = (1, 2, 3, 7, 8, 16)
+WITHOUT_LIMIT = 29
+"""The longest sequence tried where the source sets no limit."""
+BATCHES = (1, 2, 5)
+PASTS = (0, 1, 5)
+LEAK_BATCH = 2
+MASKED_PAST = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What became of one file."""
+
+    status: str
+    """right; wrong: other numbers, silently; fails: an error at a shape that the source accepts;
+    unloadable."""
+    reason: str = ""
+    max_error: float = 0.0
+    """Relative to each output's scale, over the shapes that ran."""
+    shapes: int = 0
+    leak: float = 0.0
+    """How far outputs moved when later tokens changed, relative to the output's scale."""
+    beyond: str = ""
+    """One position past the source's limit the file: refuses | same (as the source) | answers
+    (though the source raises) | differs. Empty: no limit."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Reference:
+    """A zoo entry in eager PyTorch, a fresh copy for every call."""
+
+    def __init__(self, entry: ZooEntry) -> None:
+        self.entry = entry
+        self._module = entry.factory().eval()
+        self.tolerance = max(
+            (
+                TOLERANCES[t.dtype]
+                for t in (*self._module.parameters(), *make_inputs(entry, usual_sizes(entry)))
+                if t.dtype in TOLERANCES
+            ),
+            default=1e-5,
+        )
+
+    def fresh(self) -> nn.Module:
+        """A copy that no call has touched (a mask grown on demand is not there yet)."""
+        try:
+            return copy.deepcopy(self._module)
+        except RuntimeError:  # holds a tensor that autograd made
+            return self.entry.factory().eval()
+
+    def __call__(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return run(self.fresh(), inputs)
+
+    def axes(self, sizes: Sizes) -> tuple[tuple[int, int] | None, ...]:
+        """See `tests.zoo.probes.seq_axes`."""
+        return seq_axes(self.fresh(), self.entry, sizes)
+
+
+class File:
+    """An ONNX file in a session without options."""
+
+    def __init__(self, path: Path) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 4  # what goes wrong reaches us as an exception
+        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        inputs = self._session.get_inputs()
+        self.past = [item for item in inputs if item.name.startswith("past_key_values.")]
+        self.inputs = [item for item in inputs if item not in self.past]
+        names = [item.name for item in self._session.get_outputs()]
+        self.present = [name for name in names if name.startswith("present.")] if self.past else []
+        self.outputs = [name for name in names if name not in self.present]
+
+    def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs for inputs by position; a cache starts empty."""
+        return self.step(values, self.empty_past(values))[0]
+
+    def step(
+        self, values: Sequence[Tensor], past: Sequence[np.ndarray[Any, Any]]
+    ) -> tuple[list[Tensor], list[np.ndarray[Any, Any]]]:
+        """The outputs, and the cache after these inputs."""
+        if len(values) != len(self.inputs):
+            names = ", ".join(item.name for item in self.inputs)
+            raise ValueError(f"the file has inputs {names}, the source takes {len(values)}")
+        feed = {
+            item.name: _array(value, item.type)
+            for item, value in zip(self.inputs, values, strict=True)
+        }
+        feed |= {item.name: value for item, value in zip(self.past, past, strict=True)}
+        results = self._session.run([*self.outputs, *self.present], feed)
+        count = len(self.outputs)
+        return [torch.from_numpy(np.array(r)) for r in results[:count]], list(results[count:])
+
+    def empty_past(self, values: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+        """A cache of no positions for the batch of `values`."""
+        sizes: dict[Any, int] = {"past_seq": 0}
+        for item, value in zip(self.inputs, values, strict=False):
+            sizes |= {n: s for n, s in zip(item.shape, value.shape, strict=True) if n == "batch"}
+        return [
+            np.zeros(
+                [axis if isinstance(axis, int) else sizes[axis] for axis in item.shape],
+                np.float16 if item.type == "tensor(float16)" else np.float32,
+            )
+            for item in self.past
+        ]
+
+
+def _array(value: Tensor, wanted: str) -> np.ndarray[Any, Any]:
+    if value.dtype == torch.bfloat16:  # numpy has none
+        if wanted != "tensor(float)":
+            raise TypeError(f"a bfloat16 input of type {wanted} cannot be made from numpy")
+        value = value.float()
+    return value.contiguous().numpy()
+
+
+def usual_sizes(entry: ZooEntry) -> Sizes:
+    """Sizes past the first block, chunk or window of every entry."""
+    past = MASKED_PAST if entry.takes_past else 0
+    seq = 8 if entry.lengths is None else next(n for n in entry.lengths if n >= 8)
+    return Sizes(LEAK_BATCH, seq, past)
+
+
+def sizes_of(entry: ZooEntry) -> list[Sizes]:
+    """The shapes to compare at, shortest first."""
+    has_batch = any("batch" in axes.values() for axes in entry.axes)
+    found = []
+    for past in PASTS if entry.takes_past else (0,):
+        top = entry.limit - past if entry.limit is not None else WITHOUT_LIMIT
+        lengths = entry.lengths or sorted({*(n for n in LENGTHS if n <= top), top})
+        for seq in lengths:
+            found += [Sizes(batch, seq, past) for batch in (BATCHES if has_batch else (1,))]
+    return found
+
+
+def check_file(path: Path, reference: Reference) -> Finding:
+    """Load the file and compare it with the entry at every size, beyond the limit, and causally."""
+    entry = reference.entry
+    try:
+        file = File(path)
+    except Exception as error:  # onnxruntime raises a dozen classes of its own
+        return Finding(status="unloadable", reason=_short(error))
+    worst, shapes = 0.0, 0
+    for sizes in sizes_of(entry):
+        inputs = make_inputs(entry, sizes)
+        expected = reference(inputs)
+        place = f"batch {sizes.batch}, length {sizes.seq}" + (
+            f", past {sizes.past}" if entry.takes_past else ""
+        )
+        try:
+            got = file(inputs)
+        except Exception as error:
+            reason = f"{place}: {_short(error)}"
+            return Finding(status="fails", reason=reason, max_error=worst, shapes=shapes)
+        error_here, why = difference(got, expected)
+        worst, shapes = max(worst, error_here), shapes + 1
+        if error_here > reference.tolerance:
+            return Finding(status="wrong", reason=f"{place}: {why}", max_error=worst, shapes=shapes)
+    beyond = _beyond(file, reference)
+    leak = 0.0
+    if not entry.expect.startswith("not_causal"):
+        leak = _leak(file, reference)
+        # What the source itself lets through is its own rounding.
+        if leak > max(4 * entry.causal_up_to, reference.tolerance / 10):
+            reason = f"changing later tokens moves earlier outputs by {leak:.1e}"
+            return Finding(status="wrong", reason=reason, max_error=worst, shapes=shapes, leak=leak)
+    return Finding(status="right", max_error=worst, shapes=shapes, leak=leak, beyond=beyond)
+
+
+def difference(got: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, str]:
+    """The largest error over the outputs, and what it is about."""
+    if len(got) != len(expected):
+        return float("inf"), f"{len(got)} outputs instead of {len(expected)}"
+    worst, why = 0.0, ""
+    for index, (a, b) in enumerate(zip(got, expected, strict=True)):
+        if a.shape != b.shape:
+            shapes = f"shape {tuple(a.shape)} instead of {tuple(b.shape)}"
+            return float("inf"), f"output {index} has {shapes}"
+        wide = b.float() if b.dtype == torch.bfloat16 and a.dtype == torch.float32 else b
+        if a.dtype != wide.dtype:
+            return float("inf"), f"output {index} is {a.dtype} instead of {b.dtype}"
+        error = relative_change(wide, a)
+        if error >= worst:
+            worst, why = error, f"output {index} is off by {error:.1e} of its scale"
+    return worst, why
+
+
+def _beyond(file: File, reference: Reference) -> str:
+    entry = reference.entry
+    if entry.limit is None:
+        return ""
+    past = MASKED_PAST if entry.takes_past else 0
+    inputs = make_inputs(entry, Sizes(2, entry.limit - past + 1, past))
+    try:
+        got = file(inputs)
+    except Exception:  # any error is a refusal
+        return "refuses"
+    try:
+        expected = reference(inputs)
+    except Exception:  # whatever the module raises is its answer
+        return "answers"
+    return "same" if difference(got, expected)[0] <= reference.tolerance else "differs"
+
+
+def _leak(file: File, reference: Reference) -> float:
+    """How far outputs before a cut move when the tokens from it on are replaced, at worst."""
+    entry = reference.entry
+    sizes = usual_sizes(entry)
+    axes = reference.axes(sizes)
+    inputs = make_inputs(entry, sizes)
+    real = real_positions(entry, inputs) if entry.padded_rows_leak else None
+    base = file(inputs)
+    worst = 0.0
+    for cut in sorted({1, sizes.seq // 2, sizes.seq - 1}):
+        moved = file(change_tokens(entry, inputs, cut))
+        for a, b, where in zip(base, moved, axes, strict=True):
+            if where is not None:
+                axis, keep = where[0], cut + where[1]
+                before = keep_real(a.narrow(axis, 0, keep), axis, real)
+                after = keep_real(b.narrow(axis, 0, keep), axis, real)
+                worst = max(worst, relative_change(before, after, a))
+    return worst
+
+
+def check_chunks(path: Path, reference: Reference) -> Finding:
+    """Feed sequences through the cache of a file in several chunkings; compare with full passes."""
+    entry = reference.entry
+    try:
+        file = File(path)
+    except Exception as error:
+        return Finding(status="unloadable", reason=_short(error))
+    if not file.past:
+        return Finding(status="fails", reason="the file has no past_key_values inputs")
+    top = entry.limit if entry.limit is not None else WITHOUT_LIMIT
+    has_batch = any("batch" in axes.values() for axes in entry.axes)
+    worst, shapes = 0.0, 0
+    for seq in sorted({1, 2, min(11, top), top}):
+        for batch in (1, 3) if has_batch else (1,):
+            sizes = Sizes(batch, seq)
+            inputs = make_inputs(entry, sizes)
+            expected = reference(inputs)
+            axes = reference.axes(sizes) if seq > 1 else reference.axes(Sizes(batch, 2))
+            for bounds in _chunkings(seq):
+                place = f"batch {batch}, length {seq}, chunks of {_widths(bounds)}"
+                try:
+                    error_here, why = _fed(
+                        file, entry, inputs, expected=expected, axes=axes, bounds=bounds
+                    )
+                except Exception as error:
+                    reason = f"{place}: {_short(error)}"
+                    return Finding(status="fails", reason=reason, max_error=worst, shapes=shapes)
+                worst, shapes = max(worst, error_here), shapes + 1
+                if error_here > reference.tolerance:
+                    return Finding(
+                        status="wrong", reason=f"{place}: {why}", max_error=worst, shapes=shapes
+                    )
+    return Finding(status="right", max_error=worst, shapes=shapes)
+
+
+def _chunkings(seq: int) -> list[list[int]]:
+    """Bounds of the chunks: all at once, single steps, a prefill and steps, uneven pieces."""
+    found = [[0, seq], list(range(seq + 1))]
+    if seq > 3:
+        found += [[0, *range(seq // 2, seq + 1)], [0, 1, 3, seq - 1, seq]]
+    return found if seq > 1 else found[:1]
+
+
+def _widths(bounds: Sequence[int]) -> str:
+    widths = [b - a for a, b in pairwise(bounds)]
+    return ", ".join(map(str, widths[:4])) + (", ..." if len(widths) > 4 else "")
+
+
+def _fed(
+    file: File,
+    entry: ZooEntry,
+    inputs: tuple[Tensor, ...],
+    *,
+    expected: tuple[Tensor, ...],
+    axes: Sequence[tuple[int, int] | None],
+    bounds: Sequence[int],
+) -> tuple[float, str]:
+    """Feed the chunks in turn; the largest error of all, and where."""
+    past = file.empty_past(inputs)
+    worst, why = 0.0, ""
+    for start, stop in pairwise(bounds):
+        got, past = file.step(_chunk(file, entry, inputs, start, stop), past)
+        parts = []
+        for whole, piece, where in zip(expected, got, axes, strict=True):
+            if where is None:
+                parts.append(whole if stop == bounds[-1] else piece)
+                continue
+            axis, offset = where
+            part = whole.narrow(axis, start + offset, stop - start)
+            # What grows along the keys as well (attention weights) has only those seen so far.
+            corner = tuple(
+                slice(None) if i == axis else slice(0, size) for i, size in enumerate(piece.shape)
+            )
+            parts.append(part[corner])
+        error, reason = difference(got, parts)
+        if error >= worst:
+            worst, why = error, f"positions {start} to {stop - 1}: {reason}"
+    return worst, why
+
+
+def _chunk(
+    file: File, entry: ZooEntry, inputs: tuple[Tensor, ...], start: int, stop: int
+) -> list[Tensor]:
+    """The inputs of positions start to stop - 1; what runs along total_seq from 0 on."""
+    chunk = []
+    for item, value, axes in zip(file.inputs, inputs, entry.axes, strict=True):
+        part = value
+        for axis, name in axes.items():
+            if name == "seq":
+                first = 0 if item.shape[axis] == "total_seq" else start
+                part = part.narrow(axis, first, stop - first)
+        chunk.append(part)
+    return chunk
+
+
+def differ(first: Path, second: Path, reference: Reference) -> float:
+    """The largest difference between two files of one entry over several sizes."""
+    a, b = File(first), File(second)
+    shapes = sizes_of(reference.entry)
+    worst = 0.0
+    for sizes in {shapes[0], shapes[len(shapes) // 2], shapes[-1]}:
+        inputs = make_inputs(reference.entry, sizes)
+        worst = max(worst, difference(a(inputs), b(inputs))[0])
+    return worst
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:240]
