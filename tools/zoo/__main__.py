@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.zoo import GRAPHS, MUTANTS, ZOO
 from tools.zoo.judge import entry_steps, problems
 from tools.zoo.page import render, summary_lines
 from tools.zoo.pool import ROOT, Pool, Task
 from tools.zoo.progress import Progress
 from tools.zoo.store import Store, code_key, versions
 from tools.zoo.tasks import ENTRY_STEPS, GRAPH_SOURCES, MUTANT_STEPS
+
+from tests.zoo import GRAPHS, MUTANTS, ZOO
 
 __all__ = ["main"]
 

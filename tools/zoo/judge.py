@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tests.zoo import ZooEntry
 from tools.zoo.tasks import FORMS
+
+from tests.zoo import ZooEntry
 
 __all__ = ["LENGTH_DEPENDENT", "entry_steps", "problems", "wants_cache"]
 

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tests.zoo import MUTANTS, ZooEntry
 from tools.zoo.judge import entry_steps, problems, wants_cache
 from tools.zoo.tasks import FORMS
+
+from tests.zoo import MUTANTS, ZooEntry
 
 __all__ = ["mutant_rates", "render", "summary_lines"]
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import onnx
 import torch
+from tools.zoo.check import File, Reference, check_chunks, check_file, differ
+from tools.zoo.leaks import graph_leak
+from tools.zoo.plain import export_plainly, quiet
 
 from causal_onnx.export import CausalityError, ExportError, ExportReport, ParityError, export
 from causal_onnx.export.analysis.certificate import Certificate
@@ -18,9 +21,6 @@ from causal_onnx.export.attest import attest
 from tests.zoo import GRAPH_MUTANTS, GRAPHS, MUTANTS, ZooEntry, entry
 from tests.zoo.mutants import Mutant
 from tests.zoo.probes import Subject, takes_past
-from tools.zoo.check import File, Reference, check_chunks, check_file, differ
-from tools.zoo.leaks import graph_leak
-from tools.zoo.plain import export_plainly, quiet
 
 __all__ = ["ENTRY_STEPS", "GRAPH_SOURCES", "MUTANT_STEPS", "run", "run_entry", "run_mutant"]
 
