@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -41,10 +42,20 @@ def perturb(
     cases = []
     for sizes in _shapes(source, specs, contract):
         for cut in sorted({1, sizes.seq // 2, sizes.seq - 1} - {0}):
-            cases.append(
-                _case(session, source, specs, axes=axes, sizes=sizes, cut=cut, rounding=rounding)
+            cases.append(_case(session, source, specs, axes=axes, sizes=sizes, cut=cut))
+    # A source that rounds by the future (it masks after the softmax, say) need not do so at the
+    # very cut where the graph does.
+    is_inexact = any(case.source_past_error for case in cases)
+    return CausalityReport(
+        cases=tuple(
+            replace(
+                case,
+                passed=case.future_moved
+                and (case.past_error == 0.0 or (is_inexact and case.past_error <= rounding)),
             )
-    return CausalityReport(cases=tuple(cases))
+            for case in cases
+        )
+    )
 
 
 def _shapes(source: Source, specs: Sequence[InputSpec], contract: Contract) -> list[Sizes]:
@@ -66,8 +77,8 @@ def _case(
     axes: Sequence[int | None],
     sizes: Sizes,
     cut: int,
-    rounding: float,
 ) -> CausalityCase:
+    """What one cut shows; whether that passes is for all of them together to say."""
     before = make_inputs(specs, sizes, seed=1)
     other = make_inputs(specs, sizes, seed=2)
     after = tuple(
@@ -80,17 +91,13 @@ def _case(
     if past_error > 0.0:
         a, b = source.run(before), source.run(after)
         source_error, _ = _compare([to_numpy(x) for x in a], [to_numpy(x) for x in b], axes, cut)
-    passed = moved and (
-        past_error == 0.0
-        or (source_error is not None and source_error > 0.0 and past_error <= rounding)
-    )
     return CausalityCase(
         seq=sizes.seq,
         cut=cut,
         past_error=past_error,
         source_past_error=source_error,
         future_moved=moved,
-        passed=passed,
+        passed=False,
     )
 
 
