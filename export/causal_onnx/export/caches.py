@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.source import Source
+from causal_onnx.export.source import Source, tensors_in
 
 __all__ = ["grows", "without_caches"]
+
+LONGEST_CALL = 2048
+"""Kept tensors larger than this are not outgrown on purpose."""
 
 Place = tuple[str, str]  # (name of the submodule, name of the attribute)
 
@@ -54,8 +57,28 @@ def without_caches(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> 
 
 
 def grows(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
-    """Whether a call longer than any before leaves a larger tensor in the module."""
-    return bool(_grown(source, specs, sizes))
+    """Whether a longer call leaves larger tensors in the module, wherever it keeps them."""
+    twin = source.fresh()
+    before = _kept(twin)
+    for seq in (_longer(sizes, before), sizes.seq + 2):
+        try:
+            twin.run(make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past)))
+        except Exception:  # past the module's limit
+            continue
+        return _kept(twin) != before
+    return False
+
+
+def _kept(source: Source) -> list[int]:
+    """The sizes of every axis of every tensor that submodules hold, in order."""
+    return [
+        size
+        for part in source.modules()
+        for name, value in vars(part).items()
+        if name not in ("_parameters", "_modules")
+        for tensor in tensors_in(value)
+        for size in tensor.shape
+    ]
 
 
 def _grown(
@@ -63,8 +86,8 @@ def _grown(
 ) -> dict[Place, tuple[Any, Any]]:
     twin = source.fresh()
     before = dict(_state(twin))
-    largest = max([sizes.seq, *(max(t.shape) for t in before.values() if _sized(t))])
-    for seq in (largest + 5, sizes.seq + 2):
+    kept = [size for t in before.values() if _sized(t) for size in t.shape]
+    for seq in (_longer(sizes, kept), sizes.seq + 2):
         try:
             twin.run(make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past)))
         except Exception:  # past the module's limit
@@ -76,6 +99,11 @@ def _grown(
         for place, value in after.items()
         if _differs(before.get(place), value)
     }
+
+
+def _longer(sizes: Sizes, kept: Sequence[int]) -> int:
+    """A length beyond everything that is kept, as far as a run there is cheap."""
+    return max([sizes.seq, *(size for size in kept if size <= LONGEST_CALL)]) + 5
 
 
 def _state(module: nn.Module) -> Iterator[tuple[Place, Any]]:

@@ -1,7 +1,7 @@
 """Capture: a module becomes an ONNX graph with named, dynamic axes.
 
-`torch.export` on a copy in eval mode, with an example of our own making, then `torch.onnx.export` of
-the exported program. Several ways are tried in turn; each result is judged by the caller.
+`torch.export` on a copy in eval mode, with an example of our own making, then `torch.onnx.export`
+of the exported program. Several ways are tried in turn; each result is judged by the caller.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as _fx_config
 
-from causal_onnx.export.caches import without_caches
+from causal_onnx.export.caches import grows, without_caches
 from causal_onnx.export.domain import Domain, read_domain
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.patches import patched, replaying, watching_sizes
+from causal_onnx.export.patches import Answer, patched, replaying, watching_sizes
 from causal_onnx.export.places import line_of_error
 from causal_onnx.export.probe import runs
 from causal_onnx.export.source import Source
@@ -62,7 +63,8 @@ def capture_sizes(source: Source, specs: Sequence[InputSpec], max_seq_len: int |
     Raises:
         ExportError: The module accepts no length from 2 on.
     """
-    taken = {n for tensor in source.state_dict().values() for n in tensor.shape}
+    tensors = [*source.parameters(), *source.buffers()]
+    taken = {n for tensor in tensors for n in tensor.shape}
     taken |= {
         size
         for spec in specs
@@ -71,14 +73,14 @@ def capture_sizes(source: Source, specs: Sequence[InputSpec], max_seq_len: int |
     }
     limit = max_seq_len if max_seq_len is not None else 64
     if source.fixed_seq is not None:
-        return Sizes(batch=next(b for b in (3, 5, 2) if b not in taken), seq=source.fixed_seq)
+        batch = _first((3, 5, 2, 4, 6), {source.fixed_seq}, taken)
+        return Sizes(batch=batch, seq=source.fixed_seq)
     by_preference = [7, 11, 13, 9, 10, 12, 14, 15, 17, 19, 6, 5, 23, 8, 16, 4, 3, 32, 64, 2]
     lengths = [n for n in by_preference if n < limit and n not in taken]
     lengths += [n for n in by_preference if n <= limit and n not in lengths]
     for seq in lengths:
-        batch = next(b for b in (3, 5, 4, 6, 2, 7, 9, 11) if b != seq and b not in taken | {0})
-        past = next(p for p in (5, 4, 6, 8, 10, 3) if p not in (seq, batch))
-        sizes = Sizes(batch=batch, seq=seq, past=past)
+        batch = _first((3, 5, 4, 6, 2, 7, 9, 11), {seq}, taken)
+        sizes = Sizes(batch=batch, seq=seq, past=_first((5, 4, 6, 8, 10, 3), {seq, batch}, taken))
         if runs(source, specs, sizes):
             return sizes
     raise ExportError(
@@ -86,6 +88,12 @@ def capture_sizes(source: Source, specs: Sequence[InputSpec], max_seq_len: int |
         f"(tried {sorted(lengths)}); an example of that length shows the error: "
         f"{type(source.module).__name__}()(example)"
     )
+
+
+def _first(preferred: Sequence[int], never: set[int], better_not: set[int]) -> int:
+    """The first of `preferred` outside both sets; outside `never` alone where there is none."""
+    allowed = [n for n in preferred if n not in never]
+    return next((n for n in allowed if n not in better_not), allowed[0])
 
 
 def attempts(
@@ -102,7 +110,7 @@ def attempts(
         ("emptied caches", lambda s, x: _trace(without_caches(s, specs, sizes), specs, x, opset)),
         ("replayed conditions", lambda s, x: _trace_replaying(s, specs, x, opset)),
         ("strict", lambda s, x: _trace_strict(s, specs, x)),
-        (WARM, lambda s, x: _trace_warm(s, specs, x, opset)),
+        (WARM, lambda s, x: _trace(_filled(s, specs, sizes), specs, x, opset)),
     ]
     for name, trace in ways:
         sized: list[str] = []
@@ -131,13 +139,46 @@ def _trace(
 def _trace_replaying(
     source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], opset: int
 ) -> ExportedProgram:
-    answers: list[bool] = []
-    with replaying(answers, record=True):
-        source.fresh()(*inputs)
-    if not answers:
+    asked: list[Answer] = []
+    with replaying(asked, record=True):
+        expected = source.fresh().run(inputs)
+    if not asked:
         raise ExportError("the module asks no tensor for its truth; nothing to replay")
-    with replaying(answers, record=False):
+    _refuse_branches(source, inputs, asked, expected)
+    with replaying(asked, record=False):
         return _trace(source, specs, inputs, opset)
+
+
+def _refuse_branches(
+    source: Source,
+    inputs: tuple[torch.Tensor, ...],
+    asked: Sequence[Answer],
+    expected: Sequence[torch.Tensor],
+) -> None:
+    """Answer every question the other way, one at a time: the result must not depend on it.
+
+    A check that raises, and a short cut with the same result, may be fixed at what they were. A
+    branch that computes something else may not: the graph would take one way for every input.
+
+    Raises:
+        ExportError: A result changed; names the line that asks.
+    """
+    first_at = {question.place: index for index, question in reversed(list(enumerate(asked)))}
+    for place, index in first_at.items():
+        flipped = [*asked[:index], replace(asked[index], truth=not asked[index].truth)]
+        try:
+            with replaying(flipped, record=False):
+                got = source.fresh().run(inputs)
+        except Exception:  # an assertion, or a `raise`
+            continue
+        if len(got) != len(expected) or not all(
+            a.shape == b.shape and torch.allclose(a.double(), b.double(), 1e-4, 1e-5, True)
+            for a, b in zip(got, expected, strict=True)
+        ):
+            raise ExportError(
+                f"{type(source.module).__name__} computes something else when the values of a "
+                f"tensor say so ({place}). Remedy: express the choice with torch.where"
+            )
 
 
 def _trace_strict(
@@ -147,11 +188,13 @@ def _trace_strict(
     return _export_program(source, specs, inputs, strict=True)
 
 
-def _trace_warm(
-    source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], opset: int
-) -> ExportedProgram:
-    source(*make_inputs(specs, Sizes(batch=1, seq=source.longest or WARM_LENGTH)))
-    return _trace(source, specs, inputs, opset)
+def _filled(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Source:
+    """A copy whose tensors that grow on demand have grown as far as they may."""
+    if not grows(source, specs, sizes):
+        raise ExportError("the module keeps nothing that grows with the length")
+    twin = source.fresh()
+    twin.run(make_inputs(specs, Sizes(batch=1, seq=source.longest or WARM_LENGTH)))
+    return twin
 
 
 def _export_program(
@@ -164,7 +207,7 @@ def _export_program(
     )
     # Not `prefer_deferred_runtime_asserts`: the guards would become nodes that the translation
     # drops, and they are the description of the valid domain.
-    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+    with _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(source, inputs, dynamic_shapes={"inputs": shapes}, strict=strict)
 
 
@@ -185,7 +228,12 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        sink = io.StringIO()  # of a failed trace, the graph is written to stderr
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -199,6 +247,7 @@ def _name_axes(model: ir.Model, specs: Sequence[InputSpec], output_names: Sequen
     The hints go because ONNX Runtime believes them, and they are wrong for some modules.
     """
     graph = model.graph
+    _free_names(graph, {spec.name for spec in specs} | set(output_names))
     for value, spec in zip(graph.inputs, specs, strict=True):
         value.name = spec.name
         assert value.shape is not None
@@ -206,20 +255,48 @@ def _name_axes(model: ir.Model, specs: Sequence[InputSpec], output_names: Sequen
         for axis, dim in enumerate(value.shape):
             dims.append(dim if isinstance(dim, int) else spec.axes[axis])
         value.shape = ir.Shape(dims)
+    seen: set[ir.Value] = set()
     for position, name in enumerate(output_names):
         value = graph.outputs[position]
-        if value.is_graph_input() or value in list(graph.outputs)[:position]:
-            # A module that returns its input, or one tensor twice: an output needs a name of its own.
-            producer = ir.node("Identity", inputs=[value])
-            producer.outputs[0].shape, producer.outputs[0].type = value.shape, value.type
-            graph.append(producer)
-            graph.outputs[position] = value = producer.outputs[0]
+        origin = _origin(value)
+        if origin in seen or value.producer() is None:
+            # The module returns one tensor twice, an input or a parameter: an output needs a name
+            # of its own. Two names for one value would not survive the removal of an Identity.
+            assert origin.dtype is not None
+            node = (
+                ir.node("Cast", inputs=[origin], attributes={"to": int(origin.dtype)})
+                if origin in seen
+                else ir.node("Identity", inputs=[origin])
+            )
+            node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+            graph.append(node)
+            graph.outputs[position] = value = node.outputs[0]
+        seen.add(origin)
         value.name = name
     outputs = set(graph.outputs)
     for node in graph:
         for value in node.outputs:
             if value not in outputs:
                 value.shape = None
+
+
+def _origin(value: ir.Value) -> ir.Value:
+    """What `value` is a mere copy of."""
+    producer = value.producer()
+    while producer is not None and producer.op_type == "Identity":
+        assert producer.inputs[0] is not None
+        value = producer.inputs[0]
+        producer = value.producer()
+    return value
+
+
+def _free_names(graph: ir.Graph, names: set[str]) -> None:
+    """Rename what the exporter called as we call an input or output ("softmax", "linear")."""
+    values = [*graph.inputs, *graph.initializers.values()]
+    values += [value for node in graph.all_nodes() for value in node.outputs]
+    for value in values:
+        if value.name in names:
+            value.name = f"{value.name}_inside"
 
 
 def _explained(error: Exception, source: Source, sized: Sequence[str]) -> ExportError:

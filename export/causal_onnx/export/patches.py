@@ -9,6 +9,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +25,7 @@ try:  # moved once already between PyTorch versions
 except ImportError:  # pragma: no cover
     flex = None  # type: ignore[assignment]
 
-__all__ = ["patched", "replaying", "watching_sizes"]
+__all__ = ["Answer", "patched", "replaying", "watching_sizes"]
 
 _sdpa = F.scaled_dot_product_attention
 
@@ -321,23 +322,33 @@ def _flex_attention(  # noqa: PLR0917 - the signature of what it replaces
     return (out, torch.logsumexp(scores, -1)) if return_lse else out
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a tensor said when the module asked for its truth."""
+
+    truth: bool
+    place: str
+    """The line that asked."""
+
+
 @contextlib.contextmanager
-def replaying(answers: list[bool], *, record: bool) -> Iterator[None]:
+def replaying(answers: list[Answer], *, record: bool) -> Iterator[None]:
     """Record the truth of tensors in an eager run, or answer with it while tracing.
 
     For `if mask.any():`, `assert not x.isnan().any()`: "Could not guard on data-dependent
-    expression". What was replayed is baked into the graph; the parity grid decides if it may be.
+    expression". Questions beyond the answers that are given get the tensor's own.
     """
     original = Tensor.__bool__
     position = iter(list(answers))
 
     def recorded(self: Tensor) -> bool:
-        answer = bool(original(self))
-        answers.append(answer)
-        return answer
+        truth = bool(original(self))
+        answers.append(Answer(truth=truth, place=user_line() or "in PyTorch"))
+        return truth
 
     def replayed(self: Tensor) -> bool:
-        return next(position, True)
+        answer = next(position, None)
+        return bool(original(self)) if answer is None else answer.truth
 
     with _attribute(Tensor, "__bool__", recorded if record else replayed):
         yield

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, describe_inputs
 
-__all__ = ["Source", "flatten_outputs"]
+__all__ = ["Source", "flatten_outputs", "open_source", "tensors_in"]
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Axes = Sequence[Mapping[int, str]] | Mapping[int, str]
@@ -178,7 +178,7 @@ def private_copy(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for part in module.modules():
         for value in vars(part).values():
-            for tensor in _tensors_in(value):
+            for tensor in tensors_in(value):
                 if not tensor.is_leaf:
                     memo[id(tensor)] = tensor.detach().clone()
         for parameter in part.parameters(recurse=False):
@@ -205,18 +205,19 @@ def private_copy(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
+def tensors_in(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    """The tensors in an attribute: itself, or in containers and plain objects, `depth` deep."""
     if isinstance(value, Tensor):
         yield value
     elif depth and isinstance(value, Mapping):
         for item in value.values():
-            yield from _tensors_in(item, depth - 1)
+            yield from tensors_in(item, depth - 1)
     elif depth and isinstance(value, list | tuple | set):
         for item in value:
-            yield from _tensors_in(item, depth - 1)
+            yield from tensors_in(item, depth - 1)
     elif depth and hasattr(value, "__dict__") and not isinstance(value, nn.Module | type):
         for item in vars(value).values():  # a cache object of the module's own
-            yield from _tensors_in(item, depth - 1)
+            yield from tensors_in(item, depth - 1)
 
 
 def _parameter_names(module: nn.Module, count: int) -> list[str]:
