@@ -92,6 +92,7 @@ def _switching(write: _Writer, node: ir.Node) -> ir.Value:
         result = build(inner, node, values, packed)
         result.type = q.type
         graph.outputs.append(result)
+        _name_inner(graph, f"{node.outputs[0].name}_{name}")
         branches.append(graph)
     chosen = write.node(
         "If", [is_long], {"then_branch": branches[0], "else_branch": branches[1]}
@@ -105,6 +106,16 @@ def _switching(write: _Writer, node: ir.Node) -> ir.Value:
         return write("Transpose", write("Reshape", chosen, _split(write, node)), perm=[0, 2, 1, 3])
     packed_output.replace_all_uses_with(chosen)
     return chosen
+
+
+def _name_inner(branch: ir.Graph, stem: str) -> None:
+    """Name what a branch computes unlike anything else.
+
+    onnxruntime refuses a name of a branch that the graph around it uses anywhere, later included.
+    """
+    values = [value for item in branch for value in item.outputs]
+    for index, value in enumerate(values):
+        value.name = f"{stem}_{index}"
 
 
 def _short(write: _Writer, node: ir.Node, values: Sequence[ir.Value], packed: bool) -> ir.Value:
