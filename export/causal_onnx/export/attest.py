@@ -18,8 +18,13 @@ from causal_onnx.export.analysis.graph import describe, load_model, source_of
 from causal_onnx.export.analysis.perturb import DynamicCheck, perturb, vocabulary_sizes
 from causal_onnx.export.analysis.prove import StaticProof, batch_independent, prove
 from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
+from causal_onnx.export.analysis.stability import length_dependent
 
 __all__ = ["attest"]
+
+PREFIX_LIMIT = 1e-2
+"""Outputs of one position at two lengths differ by rounding: products of other sizes are summed in
+another order, at worst in half precision."""
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total)."""
@@ -179,6 +184,8 @@ def _certificate(
         assumptions=tuple(assumptions),
         lengths=tuple(f"{r.sizes.past_seq}+{r.sizes.seq}" for r in runs),
         refused=proof.refused,
+        length_dependent=() if proof.analysis is None else length_dependent(proof.analysis),
+        prefix_stable=None if check.prefix_change is None else check.prefix_change <= PREFIX_LIMIT,
         batch_independent=independent,
         deterministic=proof.deterministic,
         nodes=sum(1 for _ in model.graph.all_nodes()),

@@ -102,6 +102,9 @@ class Certificate:
     length_dependent: tuple[str, ...] = ()
     """Position-only values whose first entries change with the length (this is no leak, but a
     KV cache could not be derived)."""
+    prefix_stable: bool | None = None
+    """Whether outputs stayed the same as more positions followed, in the runtime; None: not run.
+    """
     batch_independent: bool | None = None
     """Whether a row of the batch depends on that row alone; None: unknown, or no batch axis."""
     deterministic: bool = True
@@ -135,8 +138,12 @@ class Certificate:
             lines.append(f"  core      {text}" + (f"  x {count}" if count > 1 else ""))
         for assumption in self.assumptions:
             lines.append(f"  assumes   {assumption.text}{_aside(_some(assumption.nodes))}")
+        if self.prefix_stable is False:
+            lines.append("  note      earlier outputs change as the sequence grows")
         if self.length_dependent:
-            lines.append(f"  note      depends on the whole length: {_some(self.length_dependent)}")
+            lines.append(
+                f"  note      computed from the whole length: {_some(self.length_dependent)}"
+            )
         if self.batch_independent is False:
             lines.append("  note      rows of the batch depend on each other")
         if not self.deterministic:

@@ -73,14 +73,15 @@ def _along(place: Places, axis: int, rank: int) -> Places:
     return place.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 
-def is_causal_somehow(value: Abstract, sizes: Sizes) -> bool:
+def is_causal_somehow(value: Abstract, sizes: Sizes, *, flipped: bool = True) -> bool:
     """Whether some reading of the axes makes the tensor causal: its future is still repairable.
 
     A single position axis (also one merged with others), or a pair of them: element (t, j) may
-    depend on positions up to max(t, j), as scores do before they are masked.
+    depend on positions up to max(t, j), as scores do before they are masked. With `flipped` an
+    axis may also count backwards, as another flip can undo that.
     """
     if isinstance(value, list):
-        return all(is_causal_somehow(item, sizes) for item in value)
+        return all(is_causal_somehow(item, sizes, flipped=flipped) for item in value)
     if not isinstance(value, Elements):
         return True
     top = int(value.reach.max(initial=NONE))
@@ -92,7 +93,9 @@ def is_causal_somehow(value: Abstract, sizes: Sizes) -> bool:
         if value.reach.shape[axis] == 1 and size > 1:
             continue
         if size in (sizes.seq, sizes.total_seq):
-            readings.append((axis, _along(places(size, sizes), axis, rank)))
+            ahead = places(size, sizes)
+            orders = (ahead, ahead[::-1]) if flipped else (ahead,)
+            readings.extend((axis, _along(place, axis, rank)) for place in orders)
         readings.extend((axis, _along(place, axis, rank)) for place in _merged(size, sizes))
         if sizes.seq < size < sizes.total_seq or size > sizes.total_seq:
             # A cropped past, or positions with something appended in front or behind.
@@ -209,6 +212,18 @@ def offender(run: Run, output: ir.Value, order: dict[ir.Node, int]) -> ir.Node |
     From the leaking output back through values that are not causal in any reading, as far as such
     values go; of several, the one that the graph computes first.
     """
+    node = _back(run, output, order, flipped=True)
+    if node is not None and all(
+        is_causal_somehow(run.values[v], run.sizes) for v in node.outputs if v in run.values
+    ):
+        # Only the order is wrong: go on to where it was turned round.
+        node = _back(run, output, order, flipped=False)
+    return node
+
+
+def _back(
+    run: Run, output: ir.Value, order: dict[ir.Node, int], *, flipped: bool
+) -> ir.Node | None:
     current = output
     while True:
         node = current.producer()
@@ -219,7 +234,7 @@ def offender(run: Run, output: ir.Value, order: dict[ir.Node, int]) -> ir.Node |
             for value in reads(node)
             if value in run.values
             and value.producer() is not None
-            and not is_causal_somehow(run.values[value], run.sizes)
+            and not is_causal_somehow(run.values[value], run.sizes, flipped=flipped)
         ]
         if not bad:
             return node

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ class DynamicCheck:
     """Why the check did not run; "" if it did."""
     refused: tuple[str, ...] = ()
     """Sizes that the runtime refused, each with its message."""
+    prefix_change: float | None = None
+    """How far outputs at a length are from those of a longer sequence that begins with the same
+    data, relative to the output's scale; None: no two lengths could be compared."""
     provider: str = ""
     seconds: float = 0.0
 
@@ -150,6 +153,7 @@ def perturb(
     names = [output.name for output in session.get_outputs()]
     cases: list[DynamicCase] = []
     refused: list[str] = []
+    prefix: float | None = None
     rng = np.random.default_rng(seed)
     for sizes in grid:
         specs = signature.inputs
@@ -157,6 +161,11 @@ def perturb(
         base = _call(session, names, feeds, refused, sizes)
         if base is None:
             continue
+        change = _prefix_change(
+            session, names, feeds, base, specs=specs, sizes=sizes, axes=position_axes
+        )
+        if change is not None:
+            prefix = max(prefix or 0.0, change)
         for cut in _cuts(sizes):
             changed = {
                 s.name: _changed(
@@ -181,6 +190,7 @@ def perturb(
         cases=tuple(cases),
         skipped=skipped,
         refused=tuple(dict.fromkeys(refused)),
+        prefix_change=prefix,
         provider=session.get_providers()[0],
         seconds=seconds,
     )
@@ -216,6 +226,46 @@ def _call(
         text = str(error).splitlines()[0][:200]
         refused.append(f"seq {sizes.seq}, past {sizes.past_seq}: {text}")
         return None
+
+
+def _prefix_change(
+    session: Any,
+    names: Sequence[str],
+    feeds: Mapping[str, Array],
+    base: Sequence[Any],
+    *,
+    specs: Sequence[InputAxes],
+    sizes: Sizes,
+    axes: Mapping[str, Sequence[int]],
+) -> float | None:
+    """The change of the outputs when the last third of the sequence is left out."""
+    less = replace(sizes, seq=max(1, sizes.seq - max(1, sizes.seq // 3)))
+    if less.seq == sizes.seq:
+        return None
+    shorter = {}
+    for spec in specs:
+        if spec.role == "lengths":
+            shorter[spec.name] = make_input(spec, less, np.random.default_rng(0), None)
+            continue
+        array = feeds[spec.name]
+        index = tuple(slice(0, n) for n in spec.shape(less))
+        shorter[spec.name] = np.ascontiguousarray(array[index])
+    after = _call(session, names, shorter, [], less)
+    if after is None:
+        return None
+    found = []
+    for name, a, b in zip(names, base, after, strict=True):
+        chosen = axes.get(name, ())
+        if not isinstance(a, np.ndarray) or not chosen or a.ndim != b.ndim:
+            continue
+        if a.dtype.kind != "f" or any(
+            a.shape[i] - b.shape[i] != sizes.seq - less.seq for i in chosen
+        ):
+            continue
+        part = a[tuple(slice(0, n) for n in b.shape)]
+        scale = float(np.abs(part[np.isfinite(part)].astype(np.float64)).max(initial=0.0)) or 1.0
+        found.append(_largest_change(part, b) / scale)
+    return max(found, default=None)
 
 
 def _cuts(sizes: Sizes) -> list[int]:

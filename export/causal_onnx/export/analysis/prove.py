@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import Analysis, plain_input
 from causal_onnx.export.analysis.certificate import Assumption, Offence, OutputFinding
-from causal_onnx.export.analysis.elements import Abstract, Elements
+from causal_onnx.export.analysis.elements import Abstract, Elements, view
 from causal_onnx.export.analysis.graph import describe, source_of
 from causal_onnx.export.analysis.interpret import (
     Run,
@@ -174,9 +174,14 @@ def _blame(
     for value, verdict in leaking:
         leak = verdict.leak
         assert leak is not None
-        where = next(r for r in runs if r.sizes == leak.sizes)
+        # At a long length, few wrong readings of the axes fit by chance.
+        where = max(
+            (r for r in runs if judge_output(value, [r], dict.fromkeys(verdict.axes, "")).leak),
+            key=lambda r: r.sizes.total_seq,
+        )
         node = offender(where, value, order)
         if node is not None:
+            node = _softmax_behind(node, where)
             found.append((order.get(node, 0), node, where, leak, verdict.name))
     if not found:
         name = leaking[0][1].name
@@ -197,6 +202,32 @@ def _blame(
     return "not_causal", f"{describe(node)}: {text}", _offence(node, text, witness)
 
 
+PLAIN_MOVES = frozenset(
+    {"Cast", "Identity", "Dropout", "Mul", "Div", "Reshape", "Squeeze", "Unsqueeze", "Expand"}
+)
+"""What may stand between a softmax and the sum that it weights, leaving rows as rows."""
+
+
+def _softmax_behind(node: ir.Node, where: Run) -> ir.Node:
+    """For a sum of values weighted by a softmax: the softmax, whose mask lets them in."""
+    if node.op_type not in ("MatMul", "Einsum", "Gemm", "FusedMatMul"):
+        return node
+    for value in node.inputs:
+        for _ in range(8):
+            maker = None if value is None else value.producer()
+            if maker is None or not isinstance(where.values.get(maker.outputs[0]), Elements):
+                break
+            if maker.op_type == "Softmax":
+                return maker
+            if maker.op_type == "Where" and len(maker.inputs) == 3:
+                value = maker.inputs[2]  # noqa: PLW2901 - walking back
+            elif maker.op_type in PLAIN_MOVES:
+                value = maker.inputs[0]  # noqa: PLW2901 - walking back
+            else:
+                break
+    return node
+
+
 def _witness(name: str, leak: Leak) -> str:
     past = f" after a past of {leak.sizes.past_seq}" if leak.sizes.past_seq else ""
     return (
@@ -211,9 +242,15 @@ def explain(node: ir.Node, where: Run) -> str:
     found = None if value is None else where.values[value]
     spread = ""
     if isinstance(found, Elements) and found.reach.size:
-        spread = f"; its output reaches up to position {int(found.reach.max())} at once"
+        reach = view(found.reach, found.shape)
+        index = tuple(int(i) for i in np.unravel_index(int(reach.argmax()), reach.shape))
+        length = where.sizes.total_seq
+        spread = (
+            f" (at length {length}, element {list(index)} of its output depends on position "
+            f"{int(reach[index])})"
+        )
     texts = {
-        "Softmax": "the scores it normalises are open to keys after the query",
+        "Softmax": "its weights, or the scores it normalises, are open to keys after the query",
         "LogSoftmax": "the scores it normalises are open to keys after the query",
         "MatMul": "it sums over positions after the one it computes",
         "Gemm": "it sums over positions after the one it computes",

@@ -222,7 +222,7 @@ def _attn_mask(node: ir.Node, given: Tensor, columns: int, mask: Mask) -> None:
     (mask.allowed if boolean else mask.bias).append(_with_rank(given, 4))
 
 
-@rule("GroupQueryAttention", domain="com.microsoft")
+@rule("GroupQueryAttention", domain="com.microsoft", follows=(0, 1, 2, 3, 4, 5, 6, 10))
 def group_query_attention(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:
@@ -318,7 +318,7 @@ def _into_past(
     return Elements(shape, compress(reach))
 
 
-@rule("MultiHeadAttention", domain="com.microsoft")
+@rule("MultiHeadAttention", domain="com.microsoft", follows=(0, 1, 2, 4, 5, 6, 7))
 def multi_head_attention(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:
@@ -392,7 +392,7 @@ def _unpacked(tensor: Tensor, axis: int, index: int) -> Tensor:
     return normal(restructure(part, lambda a, _: a.squeeze(axis).transpose(0, 2, 1, 3)))
 
 
-@rule("Attention", domain="com.microsoft")
+@rule("Attention", domain="com.microsoft", follows=(0, 3, 4, 5))
 def contrib_attention(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:

@@ -62,7 +62,7 @@ def fill_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Se
     fill = np.asarray(0)
     if node.op_type == "Pad":
         given = known_value(inputs, 2, "padding value")
-        fill = np.asarray(attr(node, "value", 0.0)) if given is None else given.reshape(())
+        fill = np.asarray(attr(node, "value", 0)) if given is None else given.reshape(())
     source = lift(first)
     move = MOVES[node.op_type](node, first.shape, inputs)
     out = restructure(source, move)
@@ -349,7 +349,7 @@ def size_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence
     return [Known(np.asarray(first.size, np.int64))]
 
 
-@rule("OneHot")
+@rule("OneHot", follows=(0,))
 def one_hot(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each index becomes a line of its own."""
     indices = lift(_present(inputs, 0))

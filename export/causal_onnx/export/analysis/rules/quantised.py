@@ -122,7 +122,7 @@ def _dense(tensor: Tensor) -> Elements:
     return Elements(tensor.shape, tensor.reach)
 
 
-@rule("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", domain="com.microsoft")
+@rule("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", domain="com.microsoft", follows=(0,))
 def matmul_nbits(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """A times a packed weight of N columns; activations are quantised row by row at most."""
     source = lift(_tensor(inputs, 0))
@@ -131,7 +131,7 @@ def matmul_nbits(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Seq
     return [Elements((*source.shape[:-1], columns), compress(reach))]
 
 
-@rule("GatherBlockQuantized", domain="com.microsoft")
+@rule("GatherBlockQuantized", domain="com.microsoft", follows=(1,))
 def gather_block_quantized(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import (
+    UnsupportedError,
     attr,
     known_ints,
     known_value,
@@ -308,6 +309,19 @@ def cumulate(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequenc
     return [Elements(tensor.shape, compress(total))]
 
 
+@rule("DFT")
+def fourier(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
+    """Every frequency depends on the whole line."""
+    tensor = lift(_first(inputs))
+    axes = known_ints(inputs, 2, "axis")
+    axis = normal_axis(attr(node, "axis", 1 if axes is None else axes[0]), len(tensor.shape))
+    length = known_ints(inputs, 1, "length")
+    if (length is not None and length[0] != tensor.shape[axis]) or attr(node, "onesided", 0):
+        raise UnsupportedError("a transform of another length is not followed")
+    mixed = mix(tensor, (axis,))
+    return [Elements((*tensor.shape[:-1], 2), mix(mixed, (len(tensor.shape) - 1,)).reach)]
+
+
 @rule("ArgMax", "ArgMin")
 def arg_extreme(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The place of the extreme depends on the whole line."""
@@ -375,6 +389,7 @@ def contrib_rms_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) ->
     "SkipLayerNormalization",
     "SkipSimplifiedLayerNormalization",
     domain="com.microsoft",
+    follows=(0, 1),
 )
 def skip_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Add the skip (and a bias), then normalise the last axis."""
@@ -411,17 +426,22 @@ def batch_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Seque
             (tensor.shape[1],), np.full(1, int(out.reach.max(initial=NONE)), np.int32)
         )
         return [out, channels, channels][: len(node.outputs)]
-    return [Elements(tensor.shape, tensor.reach)]
+    reach = tensor.reach
+    for index in range(1, len(inputs)):
+        extra = tensor_at(inputs, index)
+        if isinstance(extra, Elements):
+            reach = np.maximum(reach, extra.reach.reshape((1, -1) + (1,) * (rank - 2)))
+    return [Elements(tensor.shape, compress(np.asarray(reach, np.int32)))]
 
 
-@rule("InstanceNormalization")
+@rule("InstanceNormalization", follows=(0,))
 def instance_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise over all axes after the channels."""
     tensor = lift(_first(inputs))
     return [mix(tensor, range(2, len(tensor.shape)))]
 
 
-@rule("GroupNormalization")
+@rule("GroupNormalization", follows=(0,))
 def group_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise over groups of channels and all axes after them."""
     tensor = lift(_first(inputs))

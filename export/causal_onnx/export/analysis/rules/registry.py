@@ -8,7 +8,17 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.elements import Abstract, Array, Known, Tensor, lift, normal
+from causal_onnx.export.analysis.attributes import UnsupportedError
+from causal_onnx.export.analysis.elements import (
+    NONE,
+    Abstract,
+    Array,
+    Elements,
+    Known,
+    Tensor,
+    lift,
+    normal,
+)
 from causal_onnx.export.analysis.evaluate import evaluate
 
 __all__ = ["RULES", "Context", "Rule", "rule"]
@@ -51,17 +61,38 @@ RULES: dict[tuple[str, str], Rule] = {}
 """(domain, operator) -> rule; the default domain is ""."""
 
 
-def rule(*op_types: str, domain: str = "") -> Callable[[Rule], Rule]:
-    """Register a rule for some operators of one domain."""
+def rule(
+    *op_types: str, domain: str = "", follows: Sequence[int] | None = None
+) -> Callable[[Rule], Rule]:
+    """Register a rule for some operators of one domain.
+
+    Args:
+        op_types: The operators.
+        domain: Theirs.
+        follows: The inputs whose data the rule takes account of; data in any other is refused.
+            None: all.
+    """
 
     def register(function: Rule) -> Rule:
         for op_type in op_types:
             if (domain, op_type) in RULES:
                 raise ValueError(f"two rules for {domain}:{op_type}")
-            RULES[domain, op_type] = function
+            RULES[domain, op_type] = function if follows is None else _guarded(function, follows)
         return function
 
     return register
+
+
+def _guarded(function: Rule, follows: Sequence[int]) -> Rule:
+    def checked(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
+        for index, value in enumerate(inputs):
+            if index in follows or not isinstance(value, Elements):
+                continue
+            if int(value.reach.max(initial=NONE)) > NONE:
+                raise UnsupportedError(f"input {index} depends on data, which is not followed")
+        return function(ctx, node, inputs)
+
+    return checked
 
 
 def known_or(tensor: Tensor) -> Tensor:

@@ -211,7 +211,7 @@ def cut(
             raise OpenError("it reverses part of an axis")
         return _flip(space, first, axis)
     if step != 1:
-        raise OpenError(f"it takes every {step}th element")
+        return _every(space, first, axis, (start, end), step)
     begin = _bound(ctx, node, start, size)
     stop = _bound(ctx, node, end, size)
     if first.rank == 1 and first.ints is not None and size.constant is not None:
@@ -231,6 +231,34 @@ def cut(
         moved = first.subs({name: place})
     axes = (*first.axes[:axis], made, *first.axes[axis + 1 :])
     return replace(moved, axes=axes, ints=None)
+
+
+def _every(
+    space: Space, first: Symbolic, axis: int, limits: tuple[Poly, Poly], step: int
+) -> Symbolic:
+    """Every step-th element from a fixed start to the end of an axis."""
+    start, end = (limit.constant for limit in limits)
+    size = space.size(first.axes[axis])
+    if start is None or end is None or not 0 <= start < step or end < FAR:
+        if size.constant is None or end is None:
+            raise OpenError(f"it takes every {step}th element between bounds")
+        if start is None or not 0 <= start < step or end < size.constant:
+            raise OpenError(f"it takes every {step}th element between bounds")
+    # ceil((size - start) / step) elements: exact where (size - start + extra) divides.
+    count = None
+    for extra in range(step):
+        if size.constant is not None and (size.constant - start + extra) % step:
+            continue
+        count = (size - start + extra).divided_by(step)
+        if count is not None:
+            break
+    if count is None:
+        raise OpenError(f"it takes every {step}th element of {size!r}")
+    first, index = space.single(first, axis)
+    made = space.axis(count)
+    place = (symbol(made[0]) if made else ZERO) * step + start
+    moved = first.subs(dict.fromkeys(index.variables(), place))
+    return replace(moved, axes=(*first.axes[:axis], made, *first.axes[axis + 1 :]), ints=None)
 
 
 def _at_least(poly: Poly, other: Poly) -> bool:

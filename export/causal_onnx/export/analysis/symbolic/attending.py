@@ -105,7 +105,7 @@ def attention(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
         mask.causal = True
     given = optional(inputs, 3)
     if given is not None:
-        boolean = _is_bool(node, 3)
+        boolean = _is_bool(ctx, node, 3)
         (mask.allowed if boolean else mask.bias).append(given)
     heads = space.size(q.axes[1])
     out, weights = _attend(space, q, _any_head(space, k, heads), _any_head(space, v, heads), mask)
@@ -115,14 +115,15 @@ def attention(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
     return results[: len(node.outputs)]
 
 
-def _is_bool(node: ir.Node, index: int) -> bool:
+def _is_bool(ctx: SymbolicContext, node: ir.Node, index: int) -> bool:
     value = node.inputs[index]
-    if value is None or value.dtype is None:
-        raise OpenError("the type of its mask is not declared")
-    return value.dtype == ir.DataType.BOOL
+    dtype = None if value is None else ctx.dtype(value)
+    if dtype is None:
+        raise OpenError("the type of its mask is not known")
+    return dtype == ir.DataType.BOOL
 
 
-@rule("GroupQueryAttention", domain="com.microsoft")
+@rule("GroupQueryAttention", domain="com.microsoft", follows=(0, 1, 2, 3, 4, 5, 6, 10))
 def group_query_attention(
     ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
 ) -> Sequence[Symbolic]:
@@ -163,7 +164,7 @@ def group_query_attention(
     return [_join_heads(out), k, v, weights][: len(node.outputs)]
 
 
-@rule("MultiHeadAttention", domain="com.microsoft")
+@rule("MultiHeadAttention", domain="com.microsoft", follows=(0, 1, 2, 4, 5, 6, 7))
 def multi_head_attention(
     ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
 ) -> Sequence[Symbolic]:

@@ -353,7 +353,12 @@ def contrib_norm(
     return layer_norm(ctx, node, inputs)
 
 
-@rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain="com.microsoft")
+@rule(
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+    domain="com.microsoft",
+    follows=(0, 1),
+)
 def skip_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """Add, then normalise the last axis."""
     added = combine(ctx.space, "Add", [tensor(inputs, 0), tensor(inputs, 1)])
@@ -363,7 +368,7 @@ def skip_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
     return [out, small, small, replace(added, value=UNKNOWN)][: len(node.outputs)]
 
 
-@rule("BatchNormalization")
+@rule("BatchNormalization", follows=(0,))
 def batch_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """Element by element with stored statistics."""
     if attr(node, "training_mode", 0):
@@ -371,7 +376,7 @@ def batch_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> 
     return [replace(tensor(inputs, 0), value=UNKNOWN)]
 
 
-@rule("InstanceNormalization")
+@rule("InstanceNormalization", follows=(0,))
 def instance_norm(
     ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
 ) -> Sequence[Symbolic]:
@@ -380,7 +385,7 @@ def instance_norm(
     return [mixed(ctx.space, first, list(range(2, first.rank)))]
 
 
-@rule("GroupNormalization")
+@rule("GroupNormalization", follows=(0,))
 def group_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """Over channels in groups and all axes after them."""
     first = tensor(inputs, 0)
@@ -496,7 +501,7 @@ def einsum(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequ
     return [current]
 
 
-@rule("Conv")
+@rule("Conv", follows=(0,))
 def conv(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """A window along each axis after the channels."""
     space = ctx.space
@@ -579,7 +584,7 @@ def contrib_scale(
     return scale_elements(ctx, node, inputs)
 
 
-@rule("MatMulNBits", "MatMulBnb4", domain="com.microsoft")
+@rule("MatMulNBits", "MatMulBnb4", domain="com.microsoft", follows=(0,))
 def matmul_nbits(
     ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
 ) -> Sequence[Symbolic]:
@@ -632,7 +637,7 @@ def recurrent(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
     return [Symbolic(axes, terms), end, end][: len(node.outputs)]
 
 
-@rule("OneHot")
+@rule("OneHot", follows=(0,))
 def one_hot(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """A line per index."""
     indices = tensor(inputs, 0)

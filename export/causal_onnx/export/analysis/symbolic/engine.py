@@ -49,7 +49,7 @@ class _Prover:
         self.values: dict[ir.Value, Symbolic] = {}
         self.measured: dict[ir.Node, str] = {}
         context_opsets = dict(analysis.model.opset_imports)
-        self.context = SymbolicContext(self.space, context_opsets, self.subgraph)
+        self.context = SymbolicContext(self.space, context_opsets, self.subgraph, self.dtype)
         self.evidence = Evidence(_evidence(analysis), _symbols(analysis))
 
     def size(self, axis: str | int) -> Poly:
@@ -70,6 +70,16 @@ class _Prover:
         first = symbol("past_seq") if "seq" in spec.axes and self.has_past else ZERO
         place = symbol(axes[position][0]) if axes[position] else ZERO
         return Symbolic(axes, (Term(place + first),))
+
+    def dtype(self, value: ir.Value) -> ir.DataType | None:
+        """The declared type, or that of the evaluated value."""
+        if value.dtype is not None:
+            return value.dtype
+        for run in self.analysis.runs:
+            found = run.values.get(value)
+            if isinstance(found, Known):
+                return ir.DataType.from_numpy(found.value.dtype)
+        return None
 
     @property
     def has_past(self) -> bool:

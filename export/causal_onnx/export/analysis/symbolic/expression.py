@@ -331,8 +331,8 @@ def _array_holds(array: npt.NDArray[Any], test: Callable[[float], bool]) -> bool
 def evaluate(expression: Expression, bounds: Bounds, given: Sequence[Poly]) -> Interval | None:
     """Bounds of the value wherever all of `given` are >= 0; None where nothing is known."""
     match expression:
-        case Constant(value):
-            return (value, value)
+        case Constant(number):
+            return (number, number)
         case Linear(poly):
             return _linear_bounds(poly, bounds, given)
         case AtLeastZero(poly):

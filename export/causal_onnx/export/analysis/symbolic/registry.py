@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import onnx_ir as ir
@@ -24,7 +24,8 @@ class SymbolicContext:
     opsets: Mapping[str, int]
     run_graph: Callable[[ir.Graph], list[Symbolic]]
     """Follows a subgraph, for a branch that is surely taken."""
-    limits: dict[Poly, str] = field(default_factory=dict)
+    dtype: Callable[[ir.Value], ir.DataType | None] = lambda value: value.dtype
+    """The type of a value, as declared or as evaluated."""
 
 
 SymbolicRule: TypeAlias = Callable[[SymbolicContext, ir.Node, Sequence[Given]], Sequence[Symbolic]]
@@ -32,17 +33,36 @@ SymbolicRule: TypeAlias = Callable[[SymbolicContext, ir.Node, Sequence[Given]], 
 RULES: dict[tuple[str, str], SymbolicRule] = {}
 
 
-def rule(*op_types: str, domain: str = "") -> Callable[[SymbolicRule], SymbolicRule]:
-    """Register a symbolic rule for some operators of one domain."""
+def rule(
+    *op_types: str, domain: str = "", follows: Sequence[int] | None = None
+) -> Callable[[SymbolicRule], SymbolicRule]:
+    """Register a symbolic rule for some operators of one domain.
+
+    Args:
+        op_types: The operators.
+        domain: Theirs.
+        follows: The inputs whose data the rule takes account of; data in any other is refused.
+            None: all.
+    """
 
     def register(function: SymbolicRule) -> SymbolicRule:
         for op_type in op_types:
             if (domain, op_type) in RULES:
                 raise ValueError(f"two symbolic rules for {domain}:{op_type}")
-            RULES[domain, op_type] = function
+            RULES[domain, op_type] = function if follows is None else _guarded(function, follows)
         return function
 
     return register
+
+
+def _guarded(function: SymbolicRule, follows: Sequence[int]) -> SymbolicRule:
+    def checked(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+        for index, value in enumerate(inputs):
+            if index not in follows and value is not None and value.terms:
+                raise OpenError(f"input {index} depends on data, which is not followed")
+        return function(ctx, node, inputs)
+
+    return checked
 
 
 def tensor(inputs: Sequence[Given], index: int) -> Symbolic:
