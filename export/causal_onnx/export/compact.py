@@ -8,16 +8,21 @@ as a function of `column - row` on just the rows and columns that are used.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.evaluate import evaluate_elementwise
 from causal_onnx.export.graph import constant, constant_value
 
 __all__ = ["compute_position_matrices"]
+
+_EXACT = {"Abs", "Add", "And", "Cast", "Equal", "Greater", "GreaterOrEqual", "Identity", "Less"}
+_EXACT |= {"LessOrEqual", "Max", "Min", "Mul", "Neg", "Not", "Or", "Sub", "Where", "Xor"}
+"""Element-wise operators whose result is the same in numpy, to the last bit."""
 
 SMALLEST = 64
 """Elements from which a matrix is worth computing; below, the nodes are larger than the data."""
@@ -118,22 +123,111 @@ def _diagonals(value: ir.Value) -> _Diagonals | None:
 
 
 def _rewrite(graph: ir.Graph, value: ir.Value, matrix: _Diagonals, view: _View) -> None:
-    """Give every user of `value` a computed matrix; follow Slices to what they select."""
+    """Give every user of `value` a computed matrix; follow nodes that make another one of it.
+
+    A mask is cut, compared and lifted before it meets the scores; computing it before that would
+    hold it whole, context x context, in memory.
+    """
     others: list[tuple[ir.Node, int]] = []
     for use in list(value.uses()):
-        selected = None
-        if use.node.op_type == "Slice" and use.idx == 0 and use.node.graph is graph:
-            selected = _slice(graph, use.node, len(matrix.shape), view)
-        if selected is None or use.node.outputs[0].is_graph_output():
-            others.append((use.node, use.idx))
+        node = use.node
+        followed = None
+        if node.graph is graph and not node.domain and not node.outputs[0].is_graph_output():
+            followed = _follow(graph, node, use.idx, matrix, view)
+        if followed is None:
+            others.append((node, use.idx))
             continue
-        _rewrite(graph, use.node.outputs[0], matrix, selected)
-        graph.remove(use.node, safe=False)
+        _rewrite(graph, node.outputs[0], *followed)
+        graph.remove(node, safe=False)
     if others:
         computed = _compute(graph, _first_user(graph, value), matrix, view)
         computed.type = value.type
         for node, index in others:
             node.replace_input_with(index, computed)
+
+
+def _follow(
+    graph: ir.Graph, node: ir.Node, index: int, matrix: _Diagonals, view: _View
+) -> tuple[_Diagonals, _View] | None:
+    """What `node` makes of the matrix, if that is constant along its diagonals again."""
+    rank = len(matrix.shape)
+    if node.op_type in _EXACT:
+        return _elementwise(node, index, matrix, view)
+    if index != 0:
+        return None
+    if node.op_type == "Slice":
+        selected = _slice(graph, node, rank, view)
+        return None if selected is None else (matrix, selected)
+    if node.op_type in ("Unsqueeze", "Squeeze"):
+        axes = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
+        if axes is None:
+            return None
+        whole = rank + axes.size if node.op_type == "Unsqueeze" else rank
+        places = tuple(sorted(int(axis) % whole for axis in axes.reshape(-1)))
+        if any(axis >= whole - 2 for axis in places):
+            return None
+        change = np.expand_dims if node.op_type == "Unsqueeze" else np.squeeze
+        return _with_table(matrix, change(matrix.table, places)), view
+    if node.op_type == "Gather":
+        attribute = node.attributes.get("axis")
+        axis = (attribute.as_int() if attribute is not None else 0) % rank
+        return _gather(graph, node, axis, matrix, view)
+    if node.op_type == "GatherND" and rank == 2:  # mask[positions]: each in a list of its own
+        wrapped = node.inputs[1].producer() if node.inputs[1] is not None else None
+        if wrapped is not None and wrapped.op_type == "Unsqueeze" and _is_vector(wrapped.inputs[0]):
+            rows = _Writer(graph, node)("Gather", view.rows, wrapped.inputs[0])
+            return matrix, replace(view, rows=rows)
+    return None
+
+
+def _elementwise(
+    node: ir.Node, index: int, matrix: _Diagonals, view: _View
+) -> tuple[_Diagonals, _View] | None:
+    """The same operator on the table; the other operands must be single numbers."""
+    operands: list[Array] = []
+    for position, value in enumerate(node.inputs):
+        if position == index:
+            operands.append(matrix.table)
+            continue
+        found = constant_value(value)
+        if found is None or found.size != 1 or found.ndim > len(matrix.shape):
+            return None
+        operands.append(found.reshape(()))
+    return _with_table(matrix, evaluate_elementwise(node, operands)), view
+
+
+def _gather(
+    graph: ir.Graph, node: ir.Node, axis: int, matrix: _Diagonals, view: _View
+) -> tuple[_Diagonals, _View] | None:
+    """A choice of one leading index, or of rows or columns by a vector of positions."""
+    rank = len(matrix.shape)
+    if axis < rank - 2:
+        chosen = constant_value(node.inputs[1])
+        if chosen is None or chosen.ndim > 1:
+            return None
+        return _with_table(matrix, np.take(matrix.table, chosen, axis=axis)), view
+    if not _is_vector(node.inputs[1]):
+        return None
+    write = _Writer(graph, node)
+    if axis == rank - 2:
+        return matrix, replace(view, rows=write("Gather", view.rows, node.inputs[1]))
+    return matrix, replace(view, columns=write("Gather", view.columns, node.inputs[1]))
+
+
+def _is_vector(value: ir.Value | None) -> bool:
+    """Whether `value` is certainly 1-D: the numbers of an `arange`."""
+    producer = value.producer() if value is not None else None
+    while producer is not None and producer.op_type in ("Cast", "Identity"):
+        assert producer.inputs[0] is not None
+        producer = producer.inputs[0].producer()
+    if producer is not None and producer.op_type == "Reshape":
+        shape = constant_value(producer.inputs[1])
+        return shape is not None and shape.size == 1
+    return producer is not None and producer.op_type == "Range"
+
+
+def _with_table(matrix: _Diagonals, table: Array) -> _Diagonals:
+    return _Diagonals(table=table, shape=(*table.shape[:-1], *matrix.shape[-2:]))
 
 
 def _slice(graph: ir.Graph, node: ir.Node, rank: int, view: _View) -> _View | None:
@@ -187,12 +281,12 @@ def _compute(graph: ir.Graph, before: ir.Node, matrix: _Diagonals, view: _View) 
         result = allowed if inside else write("Not", allowed)
     else:
         dtype = matrix.table.dtype
-        result = write(
-            "Where",
-            allowed,
-            constant(graph, np.array(inside, dtype)),
-            constant(graph, np.array(outside, dtype)),
-        )
+        # onnxruntime has `Where` for some integers only.
+        wide = np.dtype(np.int64) if dtype.kind in "iu" else dtype
+        yes, no = constant(graph, np.array(inside, wide)), constant(graph, np.array(outside, wide))
+        result = write("Where", allowed, yes, no)
+        if wide != dtype:
+            result = write("Cast", result, to=int(ir.DataType.from_numpy(dtype)))
     lead = matrix.shape[:-2]
     if any(n != 1 for n in lead):
         sizes = np.array([*lead, 1, 1], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,14 +14,18 @@ __all__ = ["constant", "constant_value", "insert_before_uses"]
 
 
 def constant(graph: ir.Graph, array: npt.NDArray[Any], name: str | None = None) -> ir.Value:
-    """An initializer that holds `array`; equal arrays of up to 16 elements share one."""
+    """An initializer that holds `array`; equal arrays share one."""
     if name is None:
         if array.size <= 16:
             text = "_".join(str(x) for x in array.reshape(-1).tolist())
             shape = "x".join(str(n) for n in array.shape) or "scalar"
             name = f"const_{array.dtype.name}_{shape}_{text}"
         else:
-            name = f"const_{len(graph.initializers)}"
+            raw = (
+                f"{array.dtype.name} {array.shape} ".encode()
+                + np.ascontiguousarray(array).tobytes()
+            )
+            name = f"const_{array.dtype.name}_{hashlib.sha256(raw).hexdigest()[:16]}"
     if name in graph.initializers:
         return graph.initializers[name]
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
