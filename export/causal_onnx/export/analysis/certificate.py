@@ -179,9 +179,11 @@ class Certificate:
                 f"LEAK: at length {worst.seq} (past {worst.past_seq}), changing positions >= "
                 f"{worst.cut} moved earlier entries of {worst.output} by {worst.leak:.1e}"
             )
+        worst_change = max((case.leak for case in check.cases), default=0.0)
+        kept = f"within rounding ({worst_change:.0e})" if worst_change else "bit-identical"
         moved = "" if check.moved else "; but no change of the data moved any output"
         return (
-            f"{len(check.cases)} cuts on {check.provider}, the past stayed bit-identical{moved} "
+            f"{len(check.cases)} cuts on {check.provider}, the past stayed {kept}{moved} "
             f"({check.seconds:.2f} s)"
         )
 

@@ -264,7 +264,7 @@ class _SoftmaxCore:
             return np.zeros(count, np.int64)
         reach = view(found.reach, found.shape).transpose(order)
         flat = reach.reshape(count, -1)
-        return np.maximum(flat.max(axis=1), 0).astype(np.int64)
+        return np.asarray(np.maximum(flat.max(axis=1), 0), np.int64)
 
     def is_scores(self, value: ir.Value | None) -> bool:
         """Whether the value holds a score per query and key (rather than a mask made of data)."""

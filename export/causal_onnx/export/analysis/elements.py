@@ -27,6 +27,7 @@ __all__ = [
     "Array",
     "Elements",
     "Known",
+    "Ratio",
     "Tensor",
     "broadcast_shape",
     "compress",
@@ -102,6 +103,22 @@ class Known:
         return self._value is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """What is left of a tensor's reach once a factor that its rows share has cancelled.
+
+    A softmax weight is exp(score) over the row's sum: the sum reaches everything that the row
+    sees, but drops out where masked weights are divided by their own sum.
+    """
+
+    source: int
+    """Identifies the factor: equal numbers, equal factors row by row."""
+    axes: tuple[int, ...]
+    """The factor is the same along these."""
+    reach: IntArray
+    """Of the number without the factor."""
+
+
 @dataclass(slots=True)
 class Elements:
     """A tensor that depends on data somewhere.
@@ -119,6 +136,8 @@ class Elements:
     """Where the value is not known but surely at most VERY_NEGATIVE."""
     maybe_low: BoolArray | None = None
     """Where the data decides whether the value is masked (very negative or -inf)."""
+    ratio: Ratio | None = None
+    """The value is a number of its own times one that a whole row shares."""
 
     @property
     def size(self) -> int:

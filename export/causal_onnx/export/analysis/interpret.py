@@ -213,6 +213,8 @@ class _Walker:
         if (
             node.op_type not in CONTROL
             and node.op_type not in RANDOM
+            and "Sequence" not in node.op_type
+            and "Optional" not in node.op_type
             and all(value is None or isinstance(value, Known) for value in inputs)
         ):
             return self.evaluate(node, inputs)

@@ -191,6 +191,64 @@ def _first_leak(tensors: Sequence[tuple[Run, Elements]], axes: tuple[int, ...]) 
     return None
 
 
+def selection(run: Run, output: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:
+    """For an output without a position axis: the tensor of which it takes the last position.
+
+    Back through what works within a position to the operator that picks one.
+
+    Returns:
+        The tensor with all positions, and its position axis; None where the output combines
+        positions in another way.
+    """
+    current = output
+    for _ in range(MAX_BACK):
+        node = current.producer()
+        if node is None:
+            return None
+        data = [
+            value
+            for value in node.inputs
+            if value is not None and isinstance(run.values.get(value), Elements)
+        ]
+        if node.op_type in PICKING and data and data[0] is node.inputs[0]:
+            source = run.values[data[0]]
+            assert isinstance(source, Elements)
+            for axis, size in enumerate(source.shape):
+                if size == run.sizes.seq and source.reach.shape[axis] == size:
+                    verdict = judge_output(data[0], [run], {axis: "seq"})
+                    if verdict.leak is None and _takes_last(run, node):
+                        return data[0], (axis,)
+        # Of several inputs, the one that reaches furthest carries the last position.
+        if not data:
+            return None
+        current = max(data, key=lambda v: int(_reach_of(run, v)))
+    return None
+
+
+PICKING = frozenset({"Gather", "Slice", "Split", "GatherND", "Squeeze"})
+
+MAX_BACK = 64
+
+
+def _reach_of(run: Run, value: ir.Value) -> int:
+    found = run.values[value]
+    assert isinstance(found, Elements)
+    return int(found.reach.max(initial=NONE))
+
+
+def _takes_last(run: Run, node: ir.Node) -> bool:
+    """Every element that is picked stands for the last position."""
+    picked = run.values.get(node.outputs[0])
+    if not isinstance(picked, Elements):
+        return False
+    source = run.values[node.inputs[0]] if node.inputs[0] is not None else None
+    return (
+        isinstance(source, Elements)
+        and picked.size < source.size
+        and bool((picked.reach == run.sizes.total_seq - 1).all())
+    )
+
+
 def reads(node: ir.Node) -> Iterable[ir.Value]:
     """The inputs of a node, and what its subgraphs read from outside."""
     for value in node.inputs:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.analyse import Analysis, plain_input
+from causal_onnx.export.analysis.analyse import LENGTHS, Analysis, plain_input
 from causal_onnx.export.analysis.certificate import Assumption, Offence, OutputFinding
 from causal_onnx.export.analysis.elements import Abstract, Elements, view
 from causal_onnx.export.analysis.graph import describe, source_of
@@ -18,7 +18,7 @@ from causal_onnx.export.analysis.interpret import (
     StuckError,
     run,
 )
-from causal_onnx.export.analysis.judge import Leak, OutputVerdict, judge_output, offender
+from causal_onnx.export.analysis.judge import Leak, OutputVerdict, judge_output, offender, selection
 from causal_onnx.export.analysis.signature import Signature, Sizes
 from causal_onnx.export.analysis.symbolic.engine import SymbolicProof, prove_symbolically
 
@@ -37,6 +37,8 @@ class StaticProof:
     analysis: Analysis | None = None
     refused: tuple[str, ...] = ()
     deterministic: bool = True
+    picked: dict[str, tuple[ir.Value, tuple[int, ...]]] = field(default_factory=dict)
+    """Output of the last position alone -> the tensor that it is taken from, its position axis."""
     symbolic: SymbolicProof | None = None
     """The proof for every length, where the runs found no leak."""
 
@@ -85,6 +87,8 @@ def _attempt(
             return StaticProof("undecided", _stuck_text(error), offence, analysis=analysis)
         else:
             analysis.runs.append(found)
+    if not analysis.runs and signature.fixed_seq is None:
+        _find_lengths(analysis, grid)
     if not analysis.runs:
         text = next(iter(refused), "no sizes to try")
         node = next(iter(refused.values()), None)
@@ -101,13 +105,28 @@ def _attempt(
     return proof if proof.verdict != "causal" else _for_every_length(proof)
 
 
+def _find_lengths(analysis: Analysis, grid: Sequence[Sizes]) -> None:
+    """Where a graph refuses all usual lengths: the few that it takes, baked in by its export."""
+    longest = 0 if not grid else max(sizes.seq for sizes in grid)
+    for n in range(1, 33):
+        if n <= longest and n in LENGTHS:
+            continue
+        found = analysis.by_position(replace(grid[0], seq=n, past_seq=0))
+        if found is not None:
+            analysis.runs.append(found)
+            if len(analysis.runs) > 1:
+                return
+
+
 def _for_every_length(proof: StaticProof) -> StaticProof:
     """Go from the lengths that were run to all; where that needs evidence, run more lengths."""
     analysis = proof.analysis
     assert analysis is not None
     if analysis.signature.fixed_seq is not None:
         return proof
-    axes = {out.name: out.position_axes for out in proof.outputs}
+    named = {value.name or "": value for value in analysis.model.graph.outputs}
+    axes = {named[out.name]: out.position_axes for out in proof.outputs if out.position_axes}
+    axes.update(proof.picked.values())
     proof.symbolic = prove_symbolically(analysis, axes)
     if proof.symbolic.holds and not proof.symbolic.measured:
         return proof
@@ -140,7 +159,18 @@ def judge_runs(model: ir.Model, runs: list[Run]) -> StaticProof:
     if leaking:
         verdict, reason, offence = _blame(model, runs, leaking)
         return StaticProof(verdict, reason, offence, **common)  # type: ignore[arg-type]
-    if not any(v.axes for _, v in verdicts):
+    longest = max(runs, key=lambda r: r.sizes.total_seq)
+    picked = {
+        v.name: found
+        for value, v in verdicts
+        if not v.axes and (found := selection(longest, value)) is not None
+    }
+    common["picked"] = picked
+    common["outputs"] = tuple(
+        replace(out, note="is of the last position alone") if out.name in picked else out
+        for out in outputs
+    )
+    if not picked and not any(v.axes for _, v in verdicts):
         return StaticProof(
             "undecided",
             "no output has a position axis, so that there is nothing to prove",

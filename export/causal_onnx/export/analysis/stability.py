@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from causal_onnx.export.analysis.interpret import Run
 
 __all__ = ["length_dependent"]
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Concat", "If", "ScatterND", "ScatterElements"})
 MASKED = {"Attention": (3,), "GroupQueryAttention": (10,), "MultiHeadAttention": (4, 5)}

@@ -248,6 +248,20 @@ def split_to_sequence(
     return [pieces]
 
 
+@rule("SequenceMap")
+def sequence_map(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
+    """A subgraph for each tensor of a sequence."""
+    items = _sequence(inputs)
+    body: ir.Graph = attr(node, "body")
+    results: list[list[Abstract]] = [[] for _ in node.outputs]
+    for i, item in enumerate(items):
+        others = [other[i] if isinstance(other, list) else other for other in inputs[1:]]
+        found = ctx.run_graph(body, [item, *others])
+        for line, value in zip(results, found, strict=True):
+            line.append(value)
+    return results
+
+
 @rule("Optional", "OptionalGetElement")
 def optional(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The value inside, which is present."""

@@ -20,6 +20,7 @@ from causal_onnx.export.analysis.elements import (
     BoolArray,
     Elements,
     Known,
+    Ratio,
     Tensor,
     broadcast_shape,
     compress,
@@ -427,6 +428,10 @@ def apply(ctx: Context, node: ir.Node, op_type: str, tensors: Sequence[Tensor | 
     def function(arrays: Sequence[Array | None]) -> Array:
         return evaluate_elementwise(node, arrays)
 
+    if op_type in RATIO_OPS:
+        cancelled = _with_ratio(ctx, node, op_type, tensors)
+        if cancelled is not None:
+            return cancelled
     if op_type in VANISHING and isinstance(tensors[0], Elements):
         low = is_low(tensors[0], infinite=False)
         if low is not None:
@@ -438,6 +443,74 @@ def apply(ctx: Context, node: ir.Node, op_type: str, tensors: Sequence[Tensor | 
                 result.value = np.where(low, 0, result.value)
             return normal(_tidy(result))
     return combine(op_type, tensors, function)
+
+
+RATIO_OPS = frozenset({"Mul", "Div", "Add", "Max", "Clip", "Cast", "Where"})
+
+ROUNDING_NOTE = (
+    "weights are masked after the softmax and divided by their own sum: the softmax's sum over all "
+    "keys cancels up to rounding"
+)
+
+TINY = 1e-6
+"""A guard against division by zero that is small beside any sum of weights."""
+
+
+def _with_ratio(
+    ctx: Context, node: ir.Node, op_type: str, tensors: Sequence[Tensor | None]
+) -> Tensor | None:
+    """The result where a factor shared by rows is carried on or cancels; None in other cases."""
+    holders = [t for t in tensors if isinstance(t, Elements) and t.ratio is not None]
+    if not holders:
+        return None
+    first = holders[0]
+    ratio = first.ratio
+    assert ratio is not None
+
+    def function(arrays: Sequence[Array | None]) -> Array:
+        return evaluate_elementwise(node, arrays)
+
+    if op_type == "Div" and len(holders) == 2:
+        below = tensors[1]
+        assert isinstance(below, Elements)
+        assert below.ratio is not None
+        if tensors[0] is first and below.ratio.source == ratio.source and _is_row(below, ratio):
+            ctx.assume(node, ROUNDING_NOTE)
+            result = lift(combine("Div", tensors, function))
+            result.reach = np.maximum(ratio.reach, below.ratio.reach)
+            return normal(_tidy(result))
+        return None
+    if len(holders) > 1 or not _keeps_ratio(op_type, tensors, first):
+        return None
+    result = lift(combine(op_type, tensors, function))
+    if result.shape == first.shape:
+        result.ratio = ratio
+        return result if result.known is None or not result.known.all() else normal(result)
+    return None
+
+
+def _is_row(below: Elements, ratio: Ratio) -> bool:
+    return all(below.shape[axis] == 1 for axis in ratio.axes)
+
+
+def _keeps_ratio(op_type: str, tensors: Sequence[Tensor | None], first: Elements) -> bool:
+    """Whether the result is still a number of its own times the shared factor."""
+    others = [t for t in tensors if t is not None and t is not first]
+    if not all(isinstance(t, Known) for t in others):
+        return False
+    if op_type in ("Mul", "Cast"):
+        return True
+    if op_type == "Div":
+        return tensors[0] is first
+    if op_type == "Where":
+        return tensors[0] is not first and any(
+            isinstance(t, Known) and t.size == 1 and not t.value.any() for t in tensors[1:]
+        )
+    # A tiny number added to a sum of weights, or put below it.
+    return all(
+        isinstance(t, Known) and t.size == 1 and abs(float(t.value.reshape(()))) <= TINY
+        for t in others
+    )
 
 
 def binary(op_type: str, a: Tensor, b: Tensor) -> Tensor:

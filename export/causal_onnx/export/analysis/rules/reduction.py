@@ -21,6 +21,7 @@ from causal_onnx.export.analysis.elements import (
     BoolArray,
     Elements,
     IntArray,
+    Ratio,
     Tensor,
     compress,
     is_low,
@@ -105,6 +106,11 @@ def reduce(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[
     shape = tuple(1 if i in axes else size for i, size in enumerate(tensor.shape))
     out = Elements(shape, compress(reach))
     _reduced_values(node, tensor, axes, live, out)
+    ratio = tensor.ratio
+    sums = node.op_type == "ReduceSum" and attr(node, "keepdims", 1)
+    if sums and ratio is not None and tuple(axes) == ratio.axes:
+        own = Elements(tensor.shape, ratio.reach)
+        out.ratio = Ratio(ratio.source, ratio.axes, blend(own, axes, live))
     return [_finish(out, axes, keep=bool(attr(node, "keepdims", 1)))]
 
 
@@ -283,6 +289,9 @@ def softmax(
     wide = np.broadcast_shapes(live.shape, out.reach.shape)
     empty = ~np.broadcast_to(live, tensor.shape).any(axis=tuple(axes), keepdims=True)
     dead = ~live & ~empty
+    if not log:
+        own = np.where(live, tensor.reach, np.int32(NONE))
+        out.ratio = Ratio(ctx.next_number(), tuple(axes), own.astype(np.int32))
     out.known = compress(np.broadcast_to(dead | empty, np.broadcast_shapes(wide, empty.shape)))
     zero = -np.inf if log else 0.0
     out.value = np.where(empty, np.nan, zero).astype(np.float32)

@@ -38,9 +38,15 @@ class Context:
     scores: dict[ir.Node, Tensor] = field(default_factory=dict)
     """Fused attention node -> its masked scores (batch, heads, seq, total)."""
     random: set[str] = field(default_factory=set)
+    _count: int = 0
     blank: bool = False
     """Only shapes and position-only values are wanted, at a size too large for the rest."""
     """Nodes that draw random numbers."""
+
+    def next_number(self) -> int:
+        """A number that no other call of this run gives."""
+        self._count += 1
+        return self._count
 
     def assume(self, node: ir.Node, text: str) -> None:
         """Record that the proof rests on `text` at `node`."""

@@ -650,6 +650,20 @@ def one_hot(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Seq
     return [Symbolic(axes, indices.terms, known=indices.known)]
 
 
+@rule("RandomNormal", "RandomUniform")
+def random_of_shape(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """Numbers that depend on no data."""
+    return [Symbolic(tuple(ctx.space.axis(Poly.of(n)) for n in attr(node, "shape")))]
+
+
+@rule("RandomNormalLike", "RandomUniformLike")
+def random_like(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """The same in the shape of another tensor."""
+    return [Symbolic(tensor(inputs, 0).axes)]
+
+
 @rule("If")
 def branch(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """The branch that is taken for all sizes."""

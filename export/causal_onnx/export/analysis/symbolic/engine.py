@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import Analysis
+from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Known
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.signature import InputAxes
@@ -15,7 +16,7 @@ from causal_onnx.export.analysis.symbolic import arranging, attending, computing
 from causal_onnx.export.analysis.symbolic.adopt import Evidence, adopt
 from causal_onnx.export.analysis.symbolic.expression import UNKNOWN, Constant, Expression, linear
 from causal_onnx.export.analysis.symbolic.poly import ZERO, Poly, symbol
-from causal_onnx.export.analysis.symbolic.registry import RULES, Given, SymbolicContext
+from causal_onnx.export.analysis.symbolic.registry import RULES, Given, SymbolicContext, whole
 from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic, Term
 
 __all__ = ["SymbolicProof", "prove_symbolically"]
@@ -39,6 +40,10 @@ class SymbolicProof:
     """Inequalities between sizes that the proof rests on: the graph takes no others."""
 
 
+MAX_ASKED = 64
+"""How many nodes past one that reaches everywhere are compared with the runs."""
+
+
 class _Prover:
     def __init__(self, analysis: Analysis) -> None:
         signature = analysis.signature
@@ -48,6 +53,8 @@ class _Prover:
         self.space = Space(least, total)
         self.values: dict[ir.Value, Symbolic] = {}
         self.measured: dict[ir.Node, str] = {}
+        self.asked = 0
+        self.sequences: dict[ir.Value, list[Symbolic]] = {}
         context_opsets = dict(analysis.model.opset_imports)
         self.context = SymbolicContext(self.space, context_opsets, self.subgraph, self.dtype)
         self.evidence = Evidence(_evidence(analysis), _symbols(analysis))
@@ -132,6 +139,8 @@ class _Prover:
                 self.values[out] = computing.constant(self.space, constant)
             return
         try:
+            if "Sequence" in node.op_type and self.sequence(node):
+                return
             outputs: Sequence[Symbolic] = self.transfer(node)
         except OpenError as error:
             self.adopt(node, str(error))
@@ -139,6 +148,36 @@ class _Prover:
         for out, result in zip(node.outputs, outputs, strict=False):
             self.values[out] = result
         self.check_spread(node)
+
+    def sequence(self, node: ir.Node) -> bool:
+        """Operators on sequences of tensors; False for one that gives a tensor."""
+        out, first = node.outputs[0], node.inputs[0] if node.inputs else None
+        if node.op_type == "SequenceConstruct":
+            parts = [self.lookup(value) for value in node.inputs]
+            self.sequences[out] = [part for part in parts if part is not None]
+            return True
+        if first is None or first not in self.sequences:
+            return False
+        items = self.sequences[first]
+        if node.op_type == "SequenceAt":
+            place = self.lookup(node.inputs[1])
+            if place is None or place.ints is None:
+                raise OpenError("which tensor it takes is not known")
+            self.values[out] = items[whole(place.ints[0])]
+            return True
+        if node.op_type == "ConcatFromSequence" and not attr(node, "new_axis", 0):
+            axis = attr(node, "axis") % items[0].rank
+            self.values[out] = arranging.concatenate(self.space, items, axis)
+            return True
+        if node.op_type == "SequenceMap" and len(node.inputs) == 1:
+            body: ir.Graph = attr(node, "body")
+            results = []
+            for item in items:
+                self.values[body.inputs[0]] = item
+                results.append(self.subgraph(body)[0])
+            self.sequences[out] = results
+            return True
+        raise OpenError("this operator on sequences has no symbolic rule")
 
     def transfer(self, node: ir.Node) -> Sequence[Symbolic]:
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -157,7 +196,10 @@ class _Prover:
                 continue
             inputs = [self.lookup(value) for value in node.inputs]
             if any(part is not None and everything in part.terms for part in inputs):
-                continue
+                # The runs may have seen a mask take effect late; not worth asking at every node.
+                self.asked += 1
+                if self.asked > MAX_ASKED:
+                    continue
             try:
                 better = adopt(self.space, self.evidence, out)
             except OpenError:
@@ -222,12 +264,14 @@ def _evidence(analysis: Analysis) -> list[Run]:
     return runs
 
 
-def prove_symbolically(analysis: Analysis, outputs: dict[str, tuple[int, ...]]) -> SymbolicProof:
+def prove_symbolically(
+    analysis: Analysis, outputs: Mapping[ir.Value, tuple[int, ...]]
+) -> SymbolicProof:
     """Show for every length what the runs showed at some.
 
     Args:
         analysis: With the runs.
-        outputs: Output -> its position axes, as the runs found them; () is nothing to prove.
+        outputs: Value to judge -> its position axes, as the runs found them.
     """
     prover = _Prover(analysis)
     specs = {spec.name: spec for spec in analysis.signature.inputs}
@@ -240,9 +284,8 @@ def prove_symbolically(analysis: Analysis, outputs: dict[str, tuple[int, ...]]) 
         except OpenError as error:
             return SymbolicProof(False, str(error), step, prover.measured)
     limits = tuple(dict.fromkeys(_readable(poly) for poly in prover.space.limits))
-    for value in analysis.model.graph.outputs:
-        axes = outputs.get(value.name or "", ())
-        if axes and not prover.judge(value, axes):
+    for value, axes in outputs.items():
+        if not prover.judge(value, axes):
             node = _first_spread(prover, value)
             reason = "it was not shown for every length that no later position enters"
             return SymbolicProof(False, reason, node, prover.measured, limits)
