@@ -34,6 +34,8 @@ OLDEST_OPSET, NEWEST_OPSET = 18, 25
 """Below 18 the exporter writes invalid models, above 25 runtimes refuse them (both measured)."""
 
 
+PLAIN = "without the exporter's optimizer"
+"""It drops `+ 1e-9` as if it were nothing: log(p + 1e-9) gives NaN at 0 (onnxscript 0.7)."""
 WARM = "with filled buffers"
 WARM_LENGTH = 4096
 """Where buffers that grow on demand are filled to, if the module has no limit of its own."""
@@ -96,6 +98,9 @@ def _first(preferred: Sequence[int], never: set[int], better_not: set[int]) -> i
     return next((n for n in allowed if n not in better_not), allowed[0])
 
 
+_Trace = Callable[[Source, tuple[torch.Tensor, ...]], ExportedProgram]
+
+
 def attempts(
     source: Source, specs: Sequence[InputSpec], sizes: Sizes, *, opset: int
 ) -> Iterator[Capture | ExportError]:
@@ -105,8 +110,9 @@ def attempts(
         A capture, or the error that this way ended in. The caller takes the first that it can
         verify, and reports the first error if there is none.
     """
-    ways: list[tuple[str, Callable[[Source, tuple[torch.Tensor, ...]], ExportedProgram]]] = [
+    ways: list[tuple[str, _Trace]] = [
         ("non-strict", lambda s, x: _trace(s, specs, x, opset)),
+        (PLAIN, lambda s, x: _trace(s, specs, x, opset)),
         ("emptied caches", lambda s, x: _trace(without_caches(s, specs, sizes), specs, x, opset)),
         ("replayed conditions", lambda s, x: _trace_replaying(s, specs, x, opset)),
         ("strict", lambda s, x: _trace_strict(s, specs, x)),
@@ -117,7 +123,7 @@ def attempts(
         try:
             with _quiet(), torch.no_grad(), watching_sizes(sized):
                 program = trace(source.fresh(), make_inputs(specs, sizes))
-                model = _translate(program, opset)
+                model = _translate(program, opset, optimize=name != PLAIN)
             domain = read_domain(program, specs, source.fixed_seq)
         except ExportError as error:
             yield error
@@ -211,10 +217,10 @@ def _export_program(
         return torch.export.export(source, inputs, dynamic_shapes={"inputs": shapes}, strict=strict)
 
 
-def _translate(program: ExportedProgram, opset: int) -> ir.Model:
+def _translate(program: ExportedProgram, opset: int, *, optimize: bool) -> ir.Model:
     # At opset 23 exactly, `optimize=True` fuses rotary embeddings wrongly for batch >= 2.
     translated = torch.onnx.export(
-        program, (), opset_version=opset, optimize=opset != 23, verbose=False
+        program, (), opset_version=opset, optimize=optimize and opset != 23, verbose=False
     )
     assert translated is not None
     return translated.model

@@ -22,7 +22,7 @@ OLDEST_ATTENTION_OPSET = 23
 """From here on ONNX has an `Attention` operator."""
 
 
-def lower(model: ir.Model, target: str) -> int:
+def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
     """Replace every canonical core in place; returns how many there were.
 
     "portable": from opset 23 on the standard `Attention` operator, below MatMul and Softmax. "ort":
@@ -38,9 +38,11 @@ def lower(model: ir.Model, target: str) -> int:
         results: Sequence[ir.Value]
         if opset < OLDEST_ATTENTION_OPSET:
             results = _primitives(write, node)
-        elif target == "ort" and _fits_flash(node):
-            model.opset_imports[CONTRIB] = 1
-            results = [_switching(write, node)]
+        elif target == "ort" and _is_plain(node):
+            switching = _fits_flash(node) and (max_seq_len or LONGEST_SHORT + 1) > LONGEST_SHORT
+            if switching:
+                model.opset_imports[CONTRIB] = 1
+            results = [_packed(write, node, switching=switching)]
         else:
             results = _attention(write, node)
         for old, new in zip(node.outputs, results, strict=True):
@@ -59,29 +61,51 @@ def lower(model: ir.Model, target: str) -> int:
     return count
 
 
-def _fits_flash(node: ir.Node) -> bool:
-    """Whether `GroupQueryAttention` computes this core: plainly causal, no bias, no past."""
+def _is_plain(node: ir.Node) -> bool:
+    """Whether this core is causal attention without bias and past."""
     bias, past_k = _inputs(node)[3:5]
+    return node.attributes["is_causal"].as_int() == 1 and bias is None and past_k is None
+
+
+def _fits_flash(node: ir.Node) -> bool:
+    """Whether `GroupQueryAttention` computes this plain core."""
     return (
-        node.attributes["is_causal"].as_int() == 1
-        and bias is None
-        and past_k is None
-        and node.meta["head_dim"] == node.meta["value_dim"]
+        node.meta["head_dim"] == node.meta["value_dim"]
+        and node.meta["head_dim"] % 8 == 0  # it refuses others
         and node.inputs[0] is not None
         and node.inputs[0].dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
     )
 
 
-def _switching(write: _Writer, node: ir.Node) -> ir.Value:
-    """`Attention` up to LONGEST_SHORT positions, `GroupQueryAttention` beyond.
+def _packed(write: _Writer, node: ir.Node, *, switching: bool) -> ir.Value:
+    """Attention on (batch, seq, heads * width), without transpositions, where the module has that.
 
-    The contrib operator's flash path needs no seq x seq scores; it is taken only where past and
-    present are given, so an empty past is.
+    `Attention` up to LONGEST_SHORT positions and, if `switching`, `GroupQueryAttention` beyond.
     """
     q, k, v, *_ = _inputs(node)
     packed_output: ir.Value | None = node.meta.get("packed_output")
     packed = packed_output is not None and "packed_inputs" in node.meta
     values: list[ir.Value] = node.meta["packed_inputs"] if packed else [q, k, v]
+    if not switching:
+        chosen = _short(write, node, values, packed)
+    else:
+        chosen = _switch(write, node, values, packed)
+    chosen.type = q.type
+    if not packed:
+        return chosen
+    # The reader of the transposed and merged output takes this one; what led there falls away.
+    assert packed_output is not None
+    if not packed_output.is_graph_output():
+        packed_output.replace_all_uses_with(chosen)
+    return write("Transpose", write("Reshape", chosen, _split(write, node)), perm=[0, 2, 1, 3])
+
+
+def _switch(write: _Writer, node: ir.Node, values: Sequence[ir.Value], packed: bool) -> ir.Value:
+    """Choose the operator by the length, when the graph runs.
+
+    The contrib operator's flash path needs no seq x seq scores; it is taken only where past and
+    present are given, so an empty past is.
+    """
     axis = 1 if packed else 2
     seq = write("Shape", values[0], start=axis, end=axis + 1)
     is_long = write("Greater", write("Squeeze", seq), write.scalar(LONGEST_SHORT))
@@ -90,22 +114,13 @@ def _switching(write: _Writer, node: ir.Node) -> ir.Value:
         graph = ir.Graph([], [], nodes=[], opset_imports=dict(write.graph.opset_imports), name=name)
         inner = _Writer(graph, None, write.graph, node)
         result = build(inner, node, values, packed)
-        result.type = q.type
+        result.type = values[0].type
         graph.outputs.append(result)
         _name_inner(graph, f"{node.outputs[0].name}_{name}")
         branches.append(graph)
-    chosen = write.node(
+    return write.node(
         "If", [is_long], {"then_branch": branches[0], "else_branch": branches[1]}
     ).outputs[0]
-    chosen.type = q.type
-    if not packed:
-        return chosen
-    # The reader of the transposed and merged output takes this one; what led there falls away.
-    assert packed_output is not None
-    if packed_output.is_graph_output():
-        return write("Transpose", write("Reshape", chosen, _split(write, node)), perm=[0, 2, 1, 3])
-    packed_output.replace_all_uses_with(chosen)
-    return chosen
 
 
 def _name_inner(branch: ir.Graph, stem: str) -> None:

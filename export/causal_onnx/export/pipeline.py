@@ -355,7 +355,7 @@ def _rewritten(model: ir.Model, contract: Contract, *, cache: bool) -> _Form:
                 for past, present in zip(derived.past, derived.present, strict=True)
             ),
         )
-    lower(model, contract.form)
+    lower(model, contract.form, contract.max_seq_len)
     return _Form(model=_finished(model, contract), contract=contract)
 
 
