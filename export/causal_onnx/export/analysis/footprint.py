@@ -146,7 +146,8 @@ def position_bias(bias: npt.NDArray[np.float64], seen: BoolMatrix, past: int) ->
     distance = (j - t).astype(np.float64)
     wide = np.broadcast_to(bias, (bias.shape[0], rows, columns))
     # A softmax row is blind to a constant: measure against the query's own position.
-    at = np.broadcast_to(np.minimum(t, columns - 1), (wide.shape[0], rows, 1))
+    # (Where queries read another sequence, of another length, there is no own position to clip to.)
+    at = np.broadcast_to(np.clip(t, 0, columns - 1), (wide.shape[0], rows, 1))
     with np.errstate(invalid="ignore"):
         relative = np.where(seen, wide - np.take_along_axis(wide, at, axis=2), 0.0)
     scale = float(np.abs(relative).max(initial=0.0))
