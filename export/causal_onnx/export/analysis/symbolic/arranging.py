@@ -281,7 +281,10 @@ def _bound(ctx: SymbolicContext, node: ir.Node, bound: Poly, size: Poly) -> Poly
     if space.nonnegative(-bound - 1):
         bound = bound + size
     elif not space.nonnegative(bound):
-        raise OpenError(f"the sign of the bound {bound!r} depends on the sizes")
+        if size.constant is None:
+            raise OpenError(f"the sign of the bound {bound!r} depends on the sizes")
+        # ctx - seq of a table of ctx rows: beyond ctx it would count from the end.
+        space.limits[bound] = node.name or node.op_type
     if space.nonnegative(size - bound):
         if space.nonnegative(bound):
             return bound
@@ -497,13 +500,25 @@ def gather(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequ
     if place is None and indices.ints is not None and len(indices.ints) == 1:
         place = indices.ints[0]
     if place is not None:
-        if space.nonnegative(-place - 1):
-            place = place + space.bounds.sizes[name]
+        place = _from_front(space, place, space.bounds.sizes[name])
         moved = data.subs({name: place})
         return [_gathered(space, moved, indices, axes)]
     if any(name in term.variables() for term in data.terms):
         raise OpenError("it picks positions by an index that is no known function of the place")
     return [_gathered(space, replace(data, value=UNKNOWN), indices, axes)]
+
+
+def _from_front(space: Space, place: Poly, size: Poly) -> Poly:
+    """An index counted from the front.
+
+    Raises:
+        OpenError: Whether it counts from the end depends on the sizes.
+    """
+    if space.nonnegative(place):
+        return place
+    if space.nonnegative(-place - 1):
+        return place + size
+    raise OpenError(f"the sign of the index {place!r} depends on the sizes")
 
 
 def _gathered(
@@ -551,7 +566,7 @@ def gather_nd(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
                 raise OpenError("the index is not a known function of the place")
             data = replace(data, value=UNKNOWN)
             continue
-        data = data.subs({name: place})
+        data = data.subs({name: _from_front(space, place, space.bounds.sizes[name])})
     axes = (*out, *data.axes[depth:])
     return [
         Symbolic(
