@@ -40,6 +40,7 @@ def attest(
     source: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
     *,
     axes: Mapping[str, Mapping[int, str]] | None = None,
+    max_seq_len: int | None = None,
     lengths: Sequence[int] | None = None,
     dynamic: bool = True,
     providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -54,6 +55,8 @@ def attest(
         source: An ONNX file of any origin, or a model in memory.
         axes: What the axes of the inputs are, {input: {axis: name}}, names batch, seq, past_seq and
             total_seq. Without it: the contract in the file, the graph's names, or the rank.
+        max_seq_len: The longest sequence (past included) that the graph is meant for, where the
+            contract in the file does not say; longer ones are left out.
         lengths: Sequence lengths to follow every element at, instead of the usual ones.
         dynamic: Whether to run the check by perturbation.
         providers: Execution providers of onnxruntime for that.
@@ -67,6 +70,10 @@ def attest(
     """
     model = load_model(source)
     signature = read_signature(model, axes)
+    if max_seq_len is not None:
+        if max_seq_len < 1:
+            raise ValueError(f"max_seq_len must be positive, got {max_seq_len}")
+        signature = replace(signature, max_seq_len=max_seq_len)
     started = time.perf_counter()
     grid = default_grid(signature, lengths)
     count = len(model.graph)

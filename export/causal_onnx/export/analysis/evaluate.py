@@ -229,6 +229,11 @@ def _direct(node: ir.Node, arrays: Sequence[Array | None]) -> list[Array] | None
         return [np.asarray(first.shape[start:end], np.int64)]
     if op == "Size":
         return [np.asarray(first.size, np.int64)]
+    if op == "EyeLike":
+        dtype = attr(node, "dtype")
+        kind = first.dtype if dtype is None else ir.DataType(dtype).numpy()
+        rows, columns = first.shape
+        return [plain(np.eye(rows, columns, k=attr(node, "k", 0)).astype(kind))]
     if op == "ConstantOfShape":
         fill = attr(node, "value")
         entry = np.zeros(1, np.float32) if fill is None else plain(fill.numpy().reshape(-1))

@@ -203,6 +203,8 @@ class _Walker:
             outputs = self.transfer(node, inputs)
         except UnsupportedError as error:
             outputs = self.mixing(node, inputs, str(error))
+        except TypeError as error:
+            outputs = self.mixing(node, inputs, f"its inputs do not fit: {error}")
         except (ValueError, IndexError, AssertionError) as error:
             raise SizesRefusedError(node, str(error) or type(error).__name__) from error
         for value, result in zip(node.outputs, outputs, strict=False):

@@ -108,14 +108,17 @@ def _attempt(
 def _find_lengths(analysis: Analysis, grid: Sequence[Sizes]) -> None:
     """Where a graph refuses all usual lengths: the few that it takes, baked in by its export."""
     longest = 0 if not grid else max(sizes.seq for sizes in grid)
-    for n in range(1, 33):
-        if n <= longest and n in LENGTHS:
-            continue
-        found = analysis.by_position(replace(grid[0], seq=n, past_seq=0))
-        if found is not None:
-            analysis.runs.append(found)
-            if len(analysis.runs) > 1:
-                return
+    for batch in (2, 3, 1):
+        for n in range(1, 33):
+            if batch == 2 and n <= longest and n in LENGTHS:
+                continue
+            found = analysis.by_position(replace(grid[0], batch=batch, seq=n, past_seq=0))
+            if found is not None:
+                analysis.runs.append(found)
+                if len(analysis.runs) > 1:
+                    return
+        if analysis.runs:
+            return
 
 
 def _for_every_length(proof: StaticProof) -> StaticProof:

@@ -110,8 +110,17 @@ _ON_WHOLE: dict[str, Callable[[Poly, Poly], Poly | None]] = {
     "Add": lambda a, b: a + b,
     "Sub": lambda a, b: a - b,
     "Mul": lambda a, b: a * b,
-    "Div": lambda a, b: a.divided_by(b),
+    "Div": lambda a, b: _whole_quotient(a, b),  # noqa: PLW0108 - defined below
 }
+
+
+def _whole_quotient(a: Poly, b: Poly) -> Poly | None:
+    """Division of whole numbers: exact, or of fixed numbers towards zero."""
+    exact = a.divided_by(b)
+    if exact is not None or not b.constant or a.constant is None:
+        return exact
+    quotient = abs(a.constant) // abs(b.constant)
+    return Poly.of(quotient if (a.constant < 0) == (b.constant < 0) else -quotient)
 
 
 def _whole_numbers(space: Space, op: str, parts: Sequence[Symbolic]) -> tuple[Poly, ...] | None:

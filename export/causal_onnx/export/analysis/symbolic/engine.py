@@ -156,6 +156,9 @@ class _Prover:
             parts = [self.lookup(value) for value in node.inputs]
             self.sequences[out] = [part for part in parts if part is not None]
             return True
+        if node.op_type == "SplitToSequence":
+            self.sequences[out] = self.pieces(node)
+            return True
         if first is None or first not in self.sequences:
             return False
         items = self.sequences[first]
@@ -178,6 +181,20 @@ class _Prover:
             self.sequences[out] = results
             return True
         raise OpenError("this operator on sequences has no symbolic rule")
+
+    def pieces(self, node: ir.Node) -> list[Symbolic]:
+        """SplitToSequence into pieces of fixed sizes."""
+        whole_tensor = self.lookup(node.inputs[0])
+        given = self.lookup(node.inputs[1]) if len(node.inputs) > 1 else None
+        if whole_tensor is None or given is None or given.ints is None or given.rank == 0:
+            raise OpenError("how many pieces it makes depends on the sizes")
+        axis = attr(node, "axis", 0) % whole_tensor.rank
+        found, start = [], ZERO
+        for size in given.ints:
+            end = start + size
+            found.append(arranging.cut(self.context, node, whole_tensor, axis, start, end=end))
+            start = end
+        return found
 
     def transfer(self, node: ir.Node) -> Sequence[Symbolic]:
         domain = "" if node.domain == "ai.onnx" else node.domain
