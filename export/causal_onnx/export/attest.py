@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.analyse import default_grid
+from causal_onnx.export.analysis.analyse import default_grid, other_sizes
 from causal_onnx.export.analysis.certificate import Assumption, Certificate, CoreFinding
 from causal_onnx.export.analysis.cores import AttentionCore, find_cores
 from causal_onnx.export.analysis.graph import describe, load_model, source_of
@@ -75,7 +75,7 @@ def attest(
             raise ValueError(f"max_seq_len must be positive, got {max_seq_len}")
         signature = replace(signature, max_seq_len=max_seq_len)
     started = time.perf_counter()
-    grid = default_grid(signature, lengths)
+    grid = default_grid(signature, lengths, other_sizes(model, signature))
     count = len(model.graph)
     proof = prove(model, signature, grid, step=_counter(progress, "static", count * len(grid)))
     cores: list[AttentionCore] = []

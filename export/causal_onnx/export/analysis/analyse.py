@@ -19,7 +19,7 @@ from causal_onnx.export.analysis.interpret import (
 from causal_onnx.export.analysis.perturb import make_input
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 
-__all__ = ["Analysis", "default_grid", "plain_input"]
+__all__ = ["Analysis", "default_grid", "other_sizes", "plain_input"]
 
 LENGTHS = (1, 2, 3, 5, 8, 13)
 PASTS = (0, 1, 4)
@@ -30,9 +30,57 @@ OTHER_SIZE = 3
 """Of free axes that are neither batch nor positions."""
 
 
-def default_grid(signature: Signature, lengths: Sequence[int] | None = None) -> list[Sizes]:
-    """The sizes to analyse at: each length without a past, the first few with one."""
-    other = tuple((name, OTHER_SIZE) for name in signature.symbols)
+def other_sizes(model: ir.Model, signature: Signature) -> tuple[tuple[str, int], ...]:
+    """Sizes for the free axes that are neither batch nor positions.
+
+    Any will do for most; a free axis that is really a width (a cache whose head size was left open)
+    must have the one that fits the weights, which is found by trying.
+    """
+    usual = tuple((name, OTHER_SIZE) for name in signature.symbols)
+    if not usual:
+        return ()
+    dims = {
+        dim
+        for value in model.graph.initializers.values()
+        if value.shape is not None
+        for dim in value.shape
+        if isinstance(dim, int)
+    }
+    candidates = sorted({n for dim in dims for n in (dim, dim // 2, dim * 2) if 1 < n <= 1024})
+    seq = signature.fixed_seq or 2
+    for size in (OTHER_SIZE, *candidates):
+        other = tuple((name, size) for name in signature.symbols)
+        past = 2 if signature.has_past else 0
+        sizes = Sizes(batch=2, seq=seq, past_seq=past, other=other)
+        plain = {
+            s.name: plain_input(s, sizes)
+            for s in signature.inputs
+            if s.role in ("mask", "positions", "lengths")
+        }
+        try:
+            run(model, signature, sizes, Constants(), inputs=plain, blank=True)
+        except SizesRefusedError:
+            continue
+        except StuckError:
+            break
+        return other
+    return usual
+
+
+def default_grid(
+    signature: Signature,
+    lengths: Sequence[int] | None = None,
+    other: tuple[tuple[str, int], ...] | None = None,
+) -> list[Sizes]:
+    """The sizes to analyse at: each length without a past, the first few with one.
+
+    Args:
+        signature: Of the graph.
+        lengths: Instead of the usual ones.
+        other: What `other_sizes` found.
+    """
+    if other is None:
+        other = tuple((name, OTHER_SIZE) for name in signature.symbols)
     batch = 2
     if signature.fixed_seq is not None:
         return [Sizes(batch=batch, seq=signature.fixed_seq, other=other)]

@@ -105,13 +105,15 @@ _SEQ = re.compile(
     r"^(seq|sequence|seq_len|seqlen|seq_length|sequence_length|decoder_sequence_length|s|t|l|time|"
     r"length|len|tokens|num_tokens|n_tokens|n_ctx|steps|chunk|query_length|q_len)$"
 )
-_PAST = re.compile(r"past|cache|kv_len|kv_seq|history")
+_PAST = re.compile(r"past|(kv|cache)_?(len|seq)|history")
 _TOTAL = re.compile(r"total|\+")
 
 
 def axis_name(text: str) -> str | None:
     """Our name of an axis that somebody else named; None where the name says nothing."""
     text = text.strip().lower()
+    if text.startswith("?"):
+        return None
     if _TOTAL.search(text):
         return "total_seq"
     if text in AXIS_NAMES:
@@ -224,7 +226,7 @@ def _dims(value: ir.Value) -> tuple[Axis, ...]:
         if isinstance(dim, int):
             found.append(dim)
         else:
-            found.append(dim.value or f"{value.name}.{index}")
+            found.append(dim.value or f"?{value.name}.{index}")
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.analyse import Analysis
+from causal_onnx.export.analysis.analyse import OTHER_SIZE, Analysis
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Known
 from causal_onnx.export.analysis.interpret import Run
@@ -64,7 +64,9 @@ class _Prover:
             return Poly.of(axis)
         if axis == "total_seq":
             return self.space.total
-        return symbol(axis)
+        found = dict(self.analysis.runs[0].sizes.other).get(axis, OTHER_SIZE)
+        # An open axis that only one size fits is that size.
+        return symbol(axis) if found == OTHER_SIZE else Poly.of(found)
 
     def input(self, spec: InputAxes) -> Symbolic:
         """An input: data of which entry i of the position axis is at position first + i."""
