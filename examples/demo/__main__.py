@@ -29,7 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--temperature", type=float, default=defaults.temperature)
     parser.add_argument("--seed", type=int, default=defaults.seed)
-    parser.add_argument("--threads", type=int, default=None, help="default: one per core")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=None,
+        help="default: whichever is faster now, one or one per core",
+    )
     args = parser.parse_args(argv)
     try:
         settings = Settings(

@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 
 from causal_onnx.models import DecoderConfig
-from causal_onnx.runtime.threads import available_cores
 from examples.demo.attention import draw_maps
 from examples.demo.checkpoint import save_decoder
+from examples.demo.choose_threads import choose_threads
 from examples.demo.corpus import Corpus, load_corpus
 from examples.demo.findings import Findings
 from examples.demo.modules import (
     Exported,
     attention_modules,
     export_with_progress,
+    proof_line,
     time_exported,
 )
 from examples.demo.player import Run
@@ -67,7 +68,7 @@ class Settings:
 
 def run_demo(settings: Settings, screen: Screen) -> Findings:
     """Run all parts, print what they find, and write the report to `settings.folder`."""
-    threads = settings.threads or available_cores()
+    threads = settings.threads or choose_threads()
     torch.set_num_threads(threads)
     settings.folder.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus()
@@ -178,7 +179,11 @@ def _export(
     with screen.step("time beside PyTorch") as update:
         timings = time_exported(module, path, lengths=lengths, threads=threads, update=update)
     screen.fact("file", f"{path}  {report.size_bytes / 1e6:.2f} MB, {report.nodes} nodes")
-    screen.fact("verdict", report.causality.summary(), passed=report.causality.is_causal)
+    certificate = report.certificate
+    screen.fact("proof", proof_line(certificate), passed=certificate.is_causal)
+    for text, count in certificate.core_lines():
+        screen.fact("attention", f"{text} x {count}" if count > 1 else text)
+    screen.fact("tried", report.causality.summary(), passed=report.causality.is_causal)
     screen.fact(
         "parity",
         f"largest error {report.parity.max_error:.1e} of the output's scale, allowed "
@@ -238,14 +243,14 @@ def _summarise(findings: Findings, screen: Screen) -> None:
     exported = [*findings.modules, findings.decoder]
     worst = max(item.report.parity.max_error for item in exported)
     shapes = sum(len(item.report.parity.cases) for item in exported)
-    causal = sum(item.report.causality.is_causal for item in exported)
+    causal = sum(item.is_causal for item in exported)
     ours, theirs = findings.without_torch, findings.with_torch
     difference = findings.first_difference()
     agreement = (
         "the same text" if difference is None else f"texts that differ from character {difference}"
     )
     lines = {
-        "exported": f"{causal} of {len(exported)} modules shown causal; largest error {worst:.1e} "
+        "exported": f"{causal} of {len(exported)} modules proved causal; largest error {worst:.1e} "
         f"over {shapes} shapes",
         "trained": f"{findings.training.held_out:.2f} bits per byte on held-out text after "
         f"{findings.training.seconds:.0f} s",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
-from causal_onnx.export import ExportReport, export
+from causal_onnx.export import Certificate, ExportReport, export
 from causal_onnx.models import AttentionConfig, CausalMechanismV1, MultiHeadAttention
 from causal_onnx.runtime import load
 from examples.demo.screen import Update
 from examples.demo.timing import Timing, time_beside
 
-__all__ = ["Exported", "attention_modules", "export_with_progress", "time_exported"]
+__all__ = ["Exported", "attention_modules", "export_with_progress", "proof_line", "time_exported"]
 
 EMBED_DIM = 256
 
@@ -22,7 +22,8 @@ SHARES = {
     "probe": (0.0, 0.1),
     "capture": (0.1, 0.5),
     "compare": (0.5, 0.9),
-    "causality": (0.9, 1.0),
+    "causality": (0.9, 0.95),
+    "proof": (0.95, 1.0),
     "done": (1.0, 1.0),
 }
 """Where each step of an export lies on its progress bar, by the time it takes."""
@@ -40,6 +41,11 @@ class Exported:
     threads: int
     """Of both sides of `timings`."""
 
+    @property
+    def is_causal(self) -> bool:
+        """Proved from the graph, and not refuted by changing inputs."""
+        return self.report.certificate.is_causal and self.report.causality.is_causal
+
 
 def attention_modules(*, context_length: int) -> dict[str, tuple[nn.Module, str]]:
     """The modules to export: name -> (module, its sizes in words)."""
@@ -51,6 +57,13 @@ def attention_modules(*, context_length: int) -> dict[str, tuple[nn.Module, str]
         "CausalMechanismV1": (one_head.eval(), f"one head, {sizes}"),
         "MultiHeadAttention": (several_heads.eval(), f"4 heads, {sizes}"),
     }
+
+
+def proof_line(certificate: Certificate) -> str:
+    """What the static proof says, on one line."""
+    verdict = certificate.verdict.replace("_", " ")
+    place = f", at {certificate.offence}" if certificate.offence is not None else ""
+    return f"{verdict}, from the graph itself, for {certificate.scope}{place}"
 
 
 def export_with_progress(module: nn.Module, path: Path, update: Update) -> ExportReport:

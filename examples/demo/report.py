@@ -16,7 +16,7 @@ from examples.demo.attention import AttentionMaps
 from examples.demo.drawings import curve, map_cells, map_frame, map_thumbnail
 from examples.demo.findings import Findings
 from examples.demo.markup import Html, element, join, json_script, table
-from examples.demo.modules import Exported
+from examples.demo.modules import Exported, proof_line
 from examples.demo.timing import Timing
 from examples.demo.train import Training
 
@@ -64,12 +64,12 @@ def render_report(findings: Findings) -> str:
 def _header(findings: Findings) -> Html:
     exported = [*findings.modules, findings.decoder]
     ours, theirs = findings.without_torch, findings.with_torch
-    causal = sum(item.report.causality.is_causal for item in exported)
+    causal = sum(item.is_causal for item in exported)
     cuts = sum(len(item.report.causality.cases) for item in exported)
     shapes = sum(len(item.report.parity.cases) for item in exported)
     worst = max(item.report.parity.max_error for item in exported)
     tiles = (
-        ("Causal", f"{causal} of {len(exported)}", f"modules, by {cuts} cuts"),
+        ("Causal", f"{causal} of {len(exported)}", f"modules, by proof and by {cuts} cuts"),
         ("Largest error", f"{worst:.0e}", f"of the output's scale, {shapes} shapes"),
         ("First token", _seconds(ours.startup_s), f"PyTorch {_seconds(theirs.startup_s)}"),
         (
@@ -315,6 +315,10 @@ def _module(item: Exported) -> Html:
         ("Graph", f"{report.nodes} nodes, opset {report.contract.opset}"),
         ("Takes", "; ".join(spec.describe() for spec in report.contract.inputs)),
         ("Gives", "; ".join(spec.describe() for spec in report.contract.outputs)),
+        *(
+            ("Core", f"{text} x {count}" if count > 1 else text)
+            for text, count in report.certificate.core_lines()
+        ),
     )
     return element(
         "article",
@@ -325,7 +329,10 @@ def _module(item: Exported) -> Html:
             *(element("div", element("dt", key), element("dd", value)) for key, value in facts),
             class_="facts",
         ),
-        _verdict(report.causality.is_causal, _sentence(report.causality.summary())),
+        _verdict(
+            report.certificate.is_causal, _sentence(f"Proof: {proof_line(report.certificate)}")
+        ),
+        _verdict(report.causality.is_causal, _sentence(f"Trial: {report.causality.summary()}")),
         _verdict(
             report.parity.passed,
             f"Equal to PyTorch: largest error {report.parity.max_error:.1e} of the output's "
