@@ -139,7 +139,7 @@ def _dynamic(
         runnable = ir.to_proto(model).SerializeToString()
     taken = [] if proof.analysis is None else [r.sizes for r in proof.analysis.runs]
     batches = [sizes for sizes in taken or grid if 1 < sizes.total_seq <= 32][:8]
-    cuts = 3 * len(batches)
+    cuts = sum(min(sizes.total_seq, 6) for sizes in batches)
     position_axes = {out.name: out.position_axes for out in proof.outputs}
     check = DynamicCheck()
     # Random ids may happen to be all padding, of which the proof says nothing: leave out the

@@ -197,7 +197,7 @@ def normal(tensor: Tensor) -> Tensor:
     if known is not None:
         if known.all():
             assert tensor.value is not None
-            return Known(np.ascontiguousarray(view(tensor.value, tensor.shape)))
+            return Known(np.array(view(tensor.value, tensor.shape)))
         if not known.any():
             tensor.known = None
     if tensor.low is not None and not tensor.low.any():

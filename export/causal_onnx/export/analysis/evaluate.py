@@ -326,7 +326,7 @@ def _run(node: ir.Node, arrays: Sequence[Array | None], opsets: Mapping[str, int
         proto = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
         session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
         feeds = {
-            value.name: np.ascontiguousarray(array)
+            value.name: np.array(array, order="C")
             for value, array in zip([v for v in inputs if v is not None], given, strict=True)
         }
         return [np.asarray(out) for out in session.run(None, feeds)]

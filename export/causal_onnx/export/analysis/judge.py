@@ -85,8 +85,8 @@ def is_causal_somehow(value: Abstract, sizes: Sizes, *, flipped: bool = True) ->
     if not isinstance(value, Elements):
         return True
     top = int(value.reach.max(initial=NONE))
-    if top == NONE or (sizes.seq == 1 and top < sizes.total_seq):
-        return True
+    if top <= sizes.past_seq:
+        return True  # nothing after the first new position enters
     readings: list[tuple[int, Places]] = []
     rank = len(value.shape)
     for axis, size in enumerate(value.shape):

@@ -20,6 +20,10 @@ __all__ = ["DynamicCase", "DynamicCheck", "perturb", "vocabulary_sizes"]
 Array = npt.NDArray[Any]
 
 
+ALL_CUTS = 16
+"""Up to this many positions, every cut is tried."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DynamicCase:
     """One cut: the data of positions from `cut` on was changed."""
@@ -260,7 +264,7 @@ def _prefix_change(
             continue
         array = feeds[spec.name]
         index = tuple(slice(0, n) for n in spec.shape(less))
-        shorter[spec.name] = np.ascontiguousarray(array[index])
+        shorter[spec.name] = np.array(array[index], order="C")
     after = _call(session, names, shorter, [], less)
     if after is None:
         return None
@@ -279,12 +283,11 @@ def _prefix_change(
 
 
 def _cuts(sizes: Sizes) -> list[int]:
-    """Absolute positions: the first and last new one, the middle, and one inside the past."""
+    """Absolute positions: all of a short sequence, a few of a long one."""
     first, total = sizes.past_seq, sizes.total_seq
-    cuts = {first + 1, (first + total + 1) // 2, total - 1}
-    if first > 1:
-        cuts.add(first // 2)
-        cuts.add(first)
+    if total <= ALL_CUTS:
+        return list(range(1, total))
+    cuts = {first // 2, first, first + 1, (first + total + 1) // 2, total - 1}
     return sorted(cut for cut in cuts if 0 < cut < total)
 
 

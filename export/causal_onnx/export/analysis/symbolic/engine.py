@@ -19,7 +19,7 @@ from causal_onnx.export.analysis.symbolic.poly import ZERO, Poly, symbol
 from causal_onnx.export.analysis.symbolic.registry import RULES, Given, SymbolicContext, whole
 from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic, Term
 
-__all__ = ["SymbolicProof", "prove_symbolically"]
+__all__ = ["Prover", "SymbolicProof", "prove_symbolically"]
 
 _RULE_FILES = (arranging, attending, computing)
 """Imported for the rules that they register."""
@@ -44,7 +44,9 @@ MAX_ASKED = 64
 """How many nodes past one that reaches everywhere are compared with the runs."""
 
 
-class _Prover:
+class Prover:
+    """Follows the graph, one symbolic tensor per value."""
+
     def __init__(self, analysis: Analysis) -> None:
         signature = analysis.signature
         self.analysis = analysis
@@ -58,6 +60,19 @@ class _Prover:
         context_opsets = dict(analysis.model.opset_imports)
         self.context = SymbolicContext(self.space, context_opsets, self.subgraph, self.dtype)
         self.evidence = Evidence(_evidence(analysis), _symbols(analysis))
+
+    def follow(self) -> tuple[ir.Node, str] | None:
+        """Go through the graph; the node at which it stopped, and why, if it did."""
+        specs = {spec.name: spec for spec in self.analysis.signature.inputs}
+        for value in self.analysis.model.graph.inputs:
+            if (value.name or "") in specs:
+                self.values[value] = self.input(specs[value.name or ""])
+        for node in self.analysis.model.graph:
+            try:
+                self.node(node)
+            except OpenError as error:
+                return node, str(error)
+        return None
 
     def size(self, axis: str | int) -> Poly:
         if isinstance(axis, int):
@@ -292,22 +307,17 @@ def prove_symbolically(
         analysis: With the runs.
         outputs: Value to judge -> its position axes, as the runs found them.
     """
-    prover = _Prover(analysis)
-    specs = {spec.name: spec for spec in analysis.signature.inputs}
-    for value in analysis.model.graph.inputs:
-        if (value.name or "") in specs:
-            prover.values[value] = prover.input(specs[value.name or ""])
-    for step in analysis.model.graph:
-        try:
-            prover.node(step)
-        except OpenError as error:
-            return SymbolicProof(False, str(error), step, prover.measured)
+    prover = Prover(analysis)
+    stopped = prover.follow()
+    if stopped is not None:
+        node, why = stopped
+        return SymbolicProof(False, why, node, prover.measured)
     limits = tuple(dict.fromkeys(_readable(poly) for poly in prover.space.limits))
     for value, axes in outputs.items():
         if not prover.judge(value, axes):
-            node = _first_spread(prover, value)
+            spread = _first_spread(prover, value)
             reason = "it was not shown for every length that no later position enters"
-            return SymbolicProof(False, reason, node, prover.measured, limits)
+            return SymbolicProof(False, reason, spread, prover.measured, limits)
     return SymbolicProof(True, "", None, prover.measured, limits)
 
 
@@ -317,7 +327,7 @@ def _readable(poly: Poly) -> str:
     return f"{fixed - poly!r} <= {fixed!r}"
 
 
-def _first_spread(prover: _Prover, value: ir.Value) -> ir.Node | None:
+def _first_spread(prover: Prover, value: ir.Value) -> ir.Node | None:
     """The earliest node, upstream of an output, whose result reaches everywhere."""
     everything = prover.space.everything()
     current = value

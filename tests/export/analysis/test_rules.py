@@ -1,0 +1,101 @@
+"""Each operator on both sides of the line: within a position, and along positions."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+from causal_onnx.export.attest import attest
+
+from .graphs import build, static
+from .rule_cases import CASES, Case
+
+IDS = [case.name for case in CASES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_the_static_proof_alone_gives_the_verdict(case: Case) -> None:
+    proof = static(case.model())
+    assert proof.verdict == case.verdict, proof.reason
+    if case.blames:
+        assert proof.offence is not None
+        assert proof.offence.op_type == case.blames
+        assert proof.offence.witness
+
+
+@pytest.mark.parametrize("case", CASES, ids=IDS)
+def test_the_runtime_agrees_with_the_verdict(case: Case) -> None:
+    found = attest(case.model()).dynamic
+    assert not found.skipped
+    assert found.moved
+    assert bool(found.leaks) == (case.verdict == "not_causal" and case.shows)
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.verdict == "causal"], ids=lambda case: case.name
+)
+def test_the_proof_reaches_every_length(case: Case) -> None:
+    proof = static(case.model())
+    if proof.analysis is not None and proof.analysis.signature.fixed_seq is not None:
+        return
+    assert proof.symbolic is not None
+    assert proof.symbolic.holds == case.every_length, proof.symbolic.reason
+    assert bool(proof.symbolic.measured) == case.measured, proof.symbolic.measured
+
+
+UNKNOWN = "y = made.up.Mystery(x)"
+
+
+def mystery() -> onnx.ModelProto:
+    model = build("y = Relu(x)")
+    model.graph.node[0].op_type, model.graph.node[0].domain = "Mystery", "made.up"
+    model.opset_import.append(onnx.helper.make_opsetid("made.up", 1))
+    return model
+
+
+def test_an_operator_without_a_rule_is_named_and_never_assumed_harmless() -> None:
+    proof = static(mystery())
+    assert proof.verdict == "undecided"
+    assert proof.offence is not None
+    assert (proof.offence.domain, proof.offence.op_type) == ("made.up", "Mystery")
+    assert "no rule" in proof.reason
+
+
+def test_an_operator_without_a_rule_on_another_branch_does_not_matter() -> None:
+    model = build("y = Relu(x)")
+    model.graph.node.append(onnx.helper.make_node("Mystery", ["y"], ["unused"], domain="made.up"))
+    info = onnx.helper.make_tensor_value_info("unused", 1, ["batch", "seq", 4])
+    model.graph.value_info.append(info)
+    assert static(model).verdict == "causal"
+
+
+@pytest.mark.parametrize(
+    ("body", "operator"),
+    [
+        ("i = NonZero(x) t = Transpose(i) y0 = GatherND(x, t) y = Add(x, y0)", "NonZero"),
+        (
+            "z = Constant <value_ints = [0, 0, 0]> () f = GatherND(x, z) i = Cast <to = 7> (f) "
+            "o = Constant <value_ints = [0]> () q = Unsqueeze(i, o) e = Shape <start = 1, end = 2> "
+            "(x) a = Constant <value_ints = [1]> () y = Slice(x, q, e, a)",
+            "Slice",
+        ),
+    ],
+)
+def test_shapes_that_depend_on_data_are_undecided_by_name(body: str, operator: str) -> None:
+    proof = static(build(body))
+    assert proof.verdict == "undecided"
+    assert proof.offence is not None
+    assert proof.offence.op_type == operator
+
+
+def test_rows_of_the_batch_that_mix_are_reported() -> None:
+    mixing = "a = Constant <value_ints = [0]> () m = ReduceMean(x, a) y = Sub(x, m)"
+    assert attest(build(mixing), dynamic=False).batch_independent is False
+    assert attest(build("y = Relu(x)"), dynamic=False).batch_independent is True
+
+
+def test_a_finite_mask_is_an_assumption() -> None:
+    finite = next(case for case in CASES if case.name == "where_finite")
+    infinite = next(case for case in CASES if case.name == "where_compare")
+    assert any("-1e+09" in a.text for a in static(finite.model()).assumptions)
+    assert not static(infinite.model()).assumptions
