@@ -11,6 +11,7 @@ import onnx_ir as ir
 from torch import nn
 
 from causal_onnx.export import probe
+from causal_onnx.export.analysis.analyse import LENGTHS
 from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
@@ -32,7 +33,7 @@ from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.isolation import isolated
 from causal_onnx.export.limit import enforce_max_seq_len
-from causal_onnx.export.lower import lower
+from causal_onnx.export.lower import LONGEST_SHORT, lower
 from causal_onnx.export.outputs import describe_outputs, dtype_name
 from causal_onnx.export.parity import Session, compare, compare_unbatched
 from causal_onnx.export.precision import PRECISIONS, in_precision
@@ -425,7 +426,9 @@ def _prove_and_write(
                 causality,
             )
         tell("proof", 0.0)
-        certificate = replace(attest(draft, dynamic=False), static_seconds=0.0)
+        lengths = _lengths_to_follow(contract)
+        found = attest(draft, dynamic=False, lengths=lengths)
+        certificate = replace(found, static_seconds=0.0)  # equal files for equal modules
         goldens = record_goldens(
             subject.reference.fresh(), specs, contract, tolerance=2 * parity.tolerance
         )
@@ -488,6 +491,14 @@ def _check_domain(capture: Capture, contract: Contract) -> None:
                     f"module accepts (captured {capture.way}; guard: {guard}). Build masks and "
                     "positions from x.shape, without Python branches on the length"
                 )
+
+
+def _lengths_to_follow(contract: Contract) -> list[int] | None:
+    """Lengths for the proof: the usual ones, and one in the other branch of the "ort" form."""
+    longer = LONGEST_SHORT + 1
+    if contract.form != "ort" or (contract.max_seq_len or longer) < longer:
+        return None
+    return [*LENGTHS, longer]
 
 
 def _certificate(
