@@ -21,6 +21,7 @@ from causal_onnx.export.analysis.symbolic.expression import (
     as_poly,
     evaluate,
     linear,
+    mentions,
 )
 from causal_onnx.export.analysis.symbolic.poly import ZERO, Poly, symbol
 from causal_onnx.export.analysis.symbolic.registry import (
@@ -431,8 +432,11 @@ def contract(space: Space, labels: tuple[str, str, str], a: Symbolic, b: Symboli
         factors=[part.value for part in moved],
         dead="zero",
     )
-    value: Expression = UNKNOWN
-    if not gone:
+    if gone:
+        # A sum of products is 0 where one factor is, whatever the summed index.
+        kept = [UNKNOWN if mentions(part.value, gone) else part.value for part in moved]
+        value = apply("Mul", [UNKNOWN, apply("Mul", kept)])
+    else:
         value = apply("Mul", [part.value for part in moved])
     return Symbolic(made, terms, value, known=a.known and b.known)
 

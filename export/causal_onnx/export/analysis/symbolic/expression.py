@@ -8,7 +8,7 @@ An expression says for each element either nothing, or a value built from indice
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Known
-from causal_onnx.export.analysis.symbolic.poly import Bounds, Poly
+from causal_onnx.export.analysis.symbolic.poly import ZERO, Bounds, Poly
 
 __all__ = [
     "UNKNOWN",
@@ -32,6 +32,7 @@ __all__ = [
     "Vanish",
     "apply",
     "evaluate",
+    "mentions",
     "substitute",
 ]
 
@@ -173,6 +174,11 @@ def substitute(expression: Expression, values: Mapping[str, Poly]) -> Expression
             return Vanish(substitute(score, values))
         case _:
             return expression
+
+
+def mentions(expression: Expression, names: Iterable[str]) -> bool:
+    """Whether an expression uses one of the index variables."""
+    return substitute(expression, dict.fromkeys(names, ZERO)) != expression
 
 
 def linear(poly: Poly) -> Expression:

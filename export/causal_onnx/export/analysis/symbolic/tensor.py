@@ -9,6 +9,7 @@ from causal_onnx.export.analysis.symbolic.expression import (
     UNKNOWN,
     Expression,
     evaluate,
+    mentions,
     substitute,
 )
 from causal_onnx.export.analysis.symbolic.poly import ONE, ZERO, Bounds, Poly, symbol
@@ -130,7 +131,7 @@ class Space:
         if len(names) == 1:
             return tensor, symbol(names[0])
         used = {name for term in tensor.terms for name in term.variables()}
-        if used & set(names) or _mentions(tensor.value, set(names)):
+        if used & set(names) or mentions(tensor.value, set(names)):
             tensor = self._rejoin(tensor, axis)
             if len(tensor.axes[axis]) == 1:
                 return tensor, symbol(tensor.axes[axis][0])
@@ -156,7 +157,7 @@ class Space:
         moved = tensor.subs({inner: symbol(joint) - rest})
         others = set(names[:-1])
         used = {name for term in moved.terms for name in term.variables()}
-        if used & others or _mentions(moved.value, others):
+        if used & others or mentions(moved.value, others):
             return tensor
         axes = (*tensor.axes[:axis], (joint,), *tensor.axes[axis + 1 :])
         return replace(moved, axes=axes)
@@ -372,9 +373,3 @@ class Space:
 
 
 VERY_LOW = -1e3
-
-
-def _mentions(value: Expression, names: set[str]) -> bool:
-    """Whether an expression uses one of the index variables."""
-    probe = dict.fromkeys(names, ZERO)
-    return substitute(value, probe) != value
