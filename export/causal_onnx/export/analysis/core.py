@@ -1,0 +1,85 @@
+"""What an attention core is: its operands, masks, scale and footprint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.footprint import Footprint
+from causal_onnx.export.analysis.layout import Layout
+
+__all__ = ["AttentionCore", "MaskTerm", "Operand"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor of a core: q, k, v or the output."""
+
+    value: ir.Value
+    layout: Layout
+    factor: float = 1.0
+    """The core uses the tensor times this (already part of the core's scale)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTerm:
+    """One thing done to the scores between the product and the softmax."""
+
+    kind: str
+    """where: kept where `value` is `keep`, else `fill`; add: `value` times `factor` is added;
+    multiply: the scores are multiplied by it; after: the weights are, and renormalised."""
+    value: ir.Value
+    known: bool
+    """It depends on positions alone, not on data."""
+    keep: bool = True
+    fill: float | None = None
+    factor: float = 1.0
+
+
+@dataclass
+class AttentionCore:
+    """One attention: out[t] = sum over j of softmax(scale q[t] k[j], masked)[j] v[j]."""
+
+    node: ir.Node
+    """The softmax, or the fused operator."""
+    kind: str
+    """"softmax" or "fused"."""
+    q: Operand | None = None
+    k: Operand | None = None
+    v: Operand | None = None
+    output: Operand | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    terms: list[MaskTerm] = field(default_factory=list)
+    """In the order they are applied."""
+    sink: ir.Value | None = None
+    """Scores appended to each row and dropped after the softmax."""
+    footprint: Footprint = field(default_factory=lambda: Footprint(kind="other", never_later=False))
+    bias: str = ""
+    """"", "ALiBi" or "position bias": what known terms add to the scores that are seen."""
+    num_heads: int | None = None
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    v_dim: int | None = None
+    nodes: list[ir.Node] = field(default_factory=list)
+    """From the product of q and k to the output, moves of the operands included."""
+    weights: ir.Value | None = None
+    """The softmax's output."""
+    weights_used: bool = False
+    """The weights have another use than the product with v, or are an output."""
+    score_axes: tuple[int, int] | None = None
+    """The axes of the softmax's input over queries and keys."""
+    problem: str = ""
+    """What keeps the core from being written in another form; "" if nothing."""
+
+    def describe(self) -> str:
+        """Footprint and bias in words."""
+        text = str(self.footprint)
+        if self.bias:
+            text += f" with {self.bias}"
+        if self.softcap:
+            text += f", softcap {self.softcap:g}"
+        if self.sink is not None:
+            text += ", sink"
+        return text

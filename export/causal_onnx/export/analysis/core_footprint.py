@@ -1,0 +1,187 @@
+"""The footprint of a core: from its scores, and from its masks at lengths too large for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.analyse import Analysis
+from causal_onnx.export.analysis.attributes import attr
+from causal_onnx.export.analysis.core import AttentionCore
+from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Elements, Known, restructure
+from causal_onnx.export.analysis.footprint import Seen, footprint_of, position_bias, seen_keys
+from causal_onnx.export.analysis.interpret import Run
+from causal_onnx.export.analysis.operands import tensor_of
+from causal_onnx.export.analysis.signature import Sizes
+
+__all__ = ["find_footprint"]
+
+MAX_MASK = 1 << 25
+"""Largest mask, in elements, that is evaluated to tell the footprint at a large length."""
+
+
+def find_footprint(analysis: Analysis, core: AttentionCore) -> None:
+    """What the core sees at all sizes that were run, and at one past the numbers in its mask."""
+    found = [seen for run in analysis.runs if (seen := _seen_in(core, run)) is not None]
+    large = _large_sizes(analysis, core)
+    for sizes in large:
+        run = analysis.blank(sizes)
+        seen = None if run is None else _seen_by_terms(core, run)
+        if seen is not None:
+            found.append(seen)
+    core.footprint = footprint_of(found)
+    _bias(analysis, core)
+
+
+def _seen_in(core: AttentionCore, run: Run) -> Seen | None:
+    """From the scores themselves."""
+    if core.kind == "fused":
+        scores = run.context.scores.get(core.node)
+        if scores is None:
+            return None
+    else:
+        tensor = tensor_of(run, core.node.inputs[0])
+        if not isinstance(tensor, Elements):
+            return None
+        scores = tensor
+        assert core.score_axes is not None
+        scores = _last_axes(scores, core.score_axes)
+    keys = seen_keys(scores)
+    if core.sink is not None:
+        keys = keys[..., :-1]
+    for term in core.terms:
+        mask = tensor_of(run, term.value)
+        if term.kind == "after" and isinstance(mask, Known):
+            keys = keys & _spread_term(core, mask.value != 0, scores.shape)
+    return Seen(keys, keys.shape[-1] - keys.shape[-2])
+
+
+def _last_axes(tensor: Elements, axes: tuple[int, int]) -> Elements:
+    """The same scores with queries and keys as the last two axes."""
+    rank = len(tensor.shape)
+    if tuple(axes) == (rank - 2, rank - 1):
+        return tensor
+    order = [i for i in range(rank) if i not in axes] + list(axes)
+    return restructure(tensor, lambda array, _: array.transpose(order))
+
+
+def _spread_term(
+    core: AttentionCore, mask: npt.NDArray[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """A term that broadcasts to the scores, as (lead, seq, total); `shape` has these two last.
+
+    Raises:
+        ValueError: It does not broadcast to the scores.
+    """
+    rank = len(shape)
+    query, key = core.score_axes or (rank - 2, rank - 1)
+    order = [i for i in range(rank) if i not in (query, key)] + [query, key]
+    mask = mask.reshape((1,) * (rank - mask.ndim) + mask.shape).transpose(order)
+    lead = mask.shape[:-2]
+    full = np.broadcast_to(mask, (*lead, *shape[-2:])).reshape(-1, *shape[-2:])
+    return full[:1] if (full == full[:1]).all() else full
+
+
+def _seen_by_terms(core: AttentionCore, run: Run) -> Seen | None:
+    """From the position-only terms, at a size where the scores themselves are not followed."""
+    sizes = run.sizes
+    rows, columns = sizes.seq, sizes.total_seq
+    keys = np.ones((1, rows, columns), np.bool_)
+    shape = (*(1,) * (_rank(run, core) - 2), rows, columns)
+    if core.kind == "fused":
+        if core.node.op_type != "Attention" or core.node.domain:
+            return None
+        if attr(core.node, "is_causal", 0):
+            keys &= np.arange(columns)[None, :] <= np.arange(rows)[:, None] + sizes.past_seq
+    for term in core.terms:
+        mask = tensor_of(run, term.value)
+        if not isinstance(mask, Known):
+            continue
+        value = mask.value
+        if term.kind == "where":
+            if term.fill is None or term.fill > VERY_NEGATIVE:
+                return None
+            some = value.astype(np.bool_) == term.keep
+        elif term.kind == "add":
+            some = ~(value.astype(np.float64) * term.factor <= VERY_NEGATIVE)
+        elif term.kind in ("multiply", "after"):
+            some = value != 0
+        else:
+            return None
+        try:
+            keys = keys & _spread_term(core, np.asarray(some), shape)
+        except ValueError:
+            return None
+    return Seen(keys, columns - rows)
+
+
+def _large_sizes(analysis: Analysis, core: AttentionCore) -> list[Sizes]:
+    """A length beyond each number that the mask is computed with: windows show only there."""
+    if analysis.signature.fixed_seq is not None or not analysis.runs:
+        return []
+    base = max((r.sizes for r in analysis.runs), key=lambda s: s.seq)
+    limit = analysis.signature.max_seq_len
+    numbers = sorted(set(_numbers(core)))
+    wanted = [n + 2 for n in numbers if n + 2 > base.seq and (n + 2) ** 2 <= MAX_MASK]
+    if limit is not None:
+        wanted = [min(n, limit) for n in wanted]
+    sizes = []
+    for n in sorted(set(wanted))[:4]:
+        sizes.append(Sizes(batch=base.batch, seq=n, past_seq=0, other=base.other))
+    return sizes
+
+
+def _numbers(core: AttentionCore) -> Iterator[int]:
+    """Whole numbers among the constants that the position-only terms are computed from."""
+    todo = [term.value for term in core.terms if term.known]
+    done: set[ir.Value] = set()
+    while todo and len(done) < 400:
+        value = todo.pop()
+        if value in done:
+            continue
+        done.add(value)
+        node = value.producer()
+        tensor = value.const_value
+        if node is not None and node.op_type == "Constant":
+            held = node.attributes.get("value")
+            tensor = None if held is None else held.as_tensor()
+        if tensor is not None:
+            if tensor.size == 1:
+                number = float(np.asarray(tensor.numpy()).reshape(-1)[0])
+                if math.isfinite(number) and abs(number) < 1 << 20 and number == int(number):
+                    yield abs(int(number))
+            continue
+        if node is not None and node.op_type != "Shape":
+            todo.extend(v for v in node.inputs if v is not None)
+
+
+def _rank(run: Run, core: AttentionCore) -> int:
+    scores = None if core.kind == "fused" else tensor_of(run, core.node.inputs[0])
+    return len(scores.shape) if isinstance(scores, Elements) else 4
+
+
+def _bias(analysis: Analysis, core: AttentionCore) -> None:
+    """Name what the known additive terms do to the scores that are seen."""
+    run = max(analysis.runs, key=lambda r: r.sizes.seq)
+    seen = _seen_in(core, run)
+    if seen is None:
+        return
+    rows, columns = seen.keys.shape[-2:]
+    total = np.zeros((1, rows, columns))
+    for term in core.terms:
+        mask = tensor_of(run, term.value)
+        if term.kind != "add" or not isinstance(mask, Known):
+            continue
+        value = mask.value.astype(np.float64) * term.factor
+        try:
+            total = total + _spread_term(
+                core, value, (*(1,) * (_rank(run, core) - 2), rows, columns)
+            )
+        except ValueError:
+            continue
+    core.bias = position_bias(total, seen.keys[0], seen.past)

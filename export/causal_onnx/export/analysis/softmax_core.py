@@ -1,0 +1,534 @@
+"""From a softmax over keys to the attention around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.analyse import Analysis
+from causal_onnx.export.analysis.attributes import UnsupportedError, attr
+from causal_onnx.export.analysis.core import AttentionCore, MaskTerm, Operand
+from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Abstract, Elements, Known, view
+from causal_onnx.export.analysis.interpret import Run
+from causal_onnx.export.analysis.layout import flat_index, layout_of
+from causal_onnx.export.analysis.moves import MOVES
+from causal_onnx.export.analysis.operands import Terms, plainest, product, scalar_of, tensor_of
+
+__all__ = ["SoftmaxCore"]
+
+Index = npt.NDArray[np.int64]
+
+SCORE_OPS = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Clip", "Concat"}
+)
+WEIGHT_OPS = frozenset({"Cast", "Identity", "Dropout", "Where", "Mul"})
+
+
+class SoftmaxCore:
+    """Follows one softmax both ways."""
+
+    def __init__(self, analysis: Analysis, probe: Run, rows: Run | None, node: ir.Node) -> None:
+        self.analysis = analysis
+        self.run = probe
+        self.rows = rows
+        self.core = AttentionCore(node=node, kind="softmax", nodes=[node])
+        self.steps: list[tuple[str, ir.Node, float, MaskTerm | None]] = []
+        self.capped = False
+        self.batch = self.heads = self.queries = self.keys = 1
+
+    def build(self) -> AttentionCore | None:
+        """The core; None where the softmax is not over keys."""
+        scores = self.core.node.inputs[0]
+        assert scores is not None
+        labels = self.label(scores)
+        if labels is None:
+            return None
+        self.core.weights = self.core.node.outputs[0]
+        try:
+            self.back(scores, labels)
+            self.interpret_steps()
+            self.forward(self.core.node.outputs[0], labels)
+        except UnsupportedError as error:
+            self.core.problem = str(error)
+        return self.core
+
+    def label(self, scores: ir.Value) -> Index | None:
+        """For each score its place in (batch, head, query, key), flat."""
+        tensor = tensor_of(self.run, scores)
+        if not isinstance(tensor, Elements):
+            return None
+        rank = len(tensor.shape)
+        key_axis = attr(self.core.node, "axis", -1) % rank
+        query_axis = self.query_axis(scores, tensor.shape, key_axis)
+        if query_axis is None:
+            return None
+        self.core.score_axes = (query_axis, key_axis)
+        lead = [i for i in range(rank) if i not in (key_axis, query_axis)]
+        order = [*lead, query_axis, key_axis]
+        shape = [tensor.shape[i] for i in order]
+        self.queries, self.keys = shape[-2:]
+        count = int(np.prod(shape[:-2], dtype=np.int64))
+        row = self.batch_rows(scores, order, count)
+        self.batch = int(row.max()) + 1
+        if count % self.batch or any((row == b).sum() * self.batch != count for b in set(row)):
+            return None
+        self.heads = count // self.batch
+        seen = [0] * self.batch
+        place = np.zeros(count, np.int64)
+        for i, b in enumerate(row):
+            place[i] = int(b) * self.heads + seen[int(b)]
+            seen[int(b)] += 1
+        inner = np.arange(self.queries * self.keys)
+        flat = place[:, None] * (self.queries * self.keys) + inner[None, :]
+        return np.asarray(flat.reshape(shape).transpose(np.argsort(order)))
+
+    def query_axis(self, scores: ir.Value, shape: tuple[int, ...], key_axis: int) -> int | None:
+        """The axis over queries; None where the softmax is not over positions."""
+        others = [
+            (r, found)
+            for r in self.analysis.runs
+            if isinstance(found := r.values.get(scores), Elements)
+            and r.sizes.total_seq != self.run.sizes.total_seq
+        ]
+        if all(found.shape[key_axis] == shape[key_axis] for _, found in others) and others:
+            return None
+        if not others and shape[key_axis] < self.run.sizes.total_seq:
+            return None
+        seq = self.run.sizes.seq
+        candidates = [
+            axis
+            for axis in range(len(shape))
+            if axis != key_axis
+            and shape[axis] == seq
+            and all(found.shape[axis] == r.sizes.seq for r, found in others)
+        ]
+        if not candidates:
+            return None
+        return max(candidates)
+
+    def batch_rows(self, scores: ir.Value, order: Sequence[int], count: int) -> Index:
+        """The batch row that each leading index of the scores belongs to."""
+        found = None if self.rows is None else self.rows.values.get(scores)
+        if not isinstance(found, Elements):
+            return np.zeros(count, np.int64)
+        reach = view(found.reach, found.shape).transpose(order)
+        flat = reach.reshape(count, -1)
+        return np.asarray(np.maximum(flat.max(axis=1), 0), np.int64)
+
+    def is_scores(self, value: ir.Value | None) -> bool:
+        """Whether the value holds a score per query and key (rather than a mask made of data)."""
+        return value is not None and self.reachesproduct(value, depth=12)
+
+    def reachesproduct(self, value: ir.Value, depth: int) -> bool:
+        if not isinstance(tensor_of(self.run, value), Elements):
+            return False
+        node = value.producer()
+        if node is None or depth == 0:
+            return False
+        if node.op_type in ("MatMul", "Gemm", "Einsum", "FusedMatMul"):
+            tainted = [v for v in node.inputs if isinstance(tensor_of(self.run, v), Elements)]
+            return len(tainted) >= 2
+        if node.op_type in SCORE_OPS or node.op_type in MOVES:
+            return any(v is not None and self.reachesproduct(v, depth - 1) for v in node.inputs)
+        return False
+
+    def back(self, value: ir.Value, labels: Index) -> None:
+        """From the softmax's input to the product of q and k."""
+        while True:
+            node = value.producer()
+            if node is None:
+                raise UnsupportedError("the scores are an input of the graph")
+            self.core.nodes.append(node)
+            terms = product(node, self.run)
+            if terms is not None:
+                self.query_and_key(node, terms, labels)
+                return
+            value, labels = self.step_back(node, labels)
+
+    def step_back(self, node: ir.Node, labels: Index) -> tuple[ir.Value, Index]:
+        """The scores before this node."""
+        op = node.op_type
+        inputs = [tensor_of(self.run, value) for value in node.inputs]
+        if op in MOVES or op in ("Cast", "Identity"):
+            source = node.inputs[0]
+            assert source is not None
+            if op in ("Cast", "Identity"):
+                return source, labels
+            return source, self.unmoved(node, inputs, labels)
+        if op == "Concat":
+            return self.drop_sink(node, labels)
+        main = self.main_input(node)
+        source = node.inputs[main]
+        assert source is not None
+        others = [i for i in range(len(inputs)) if i != main]
+        self.record(node, main, others, inputs)
+        found = inputs[main]
+        assert isinstance(found, Elements)
+        if found.shape != labels.shape:
+            raise UnsupportedError(f"{op} broadcasts the scores")
+        return source, labels
+
+    def main_input(self, node: ir.Node) -> int:
+        candidates = [i for i, v in enumerate(node.inputs) if self.is_scores(v)]
+        if not candidates:
+            raise UnsupportedError(f"the scores do not come from a product ({node.op_type})")
+        return candidates[0]
+
+    def unmoved(self, node: ir.Node, inputs: Sequence[Abstract], labels: Index) -> Index:
+        source = inputs[0]
+        assert isinstance(source, Elements)
+        size = source.size
+        move = MOVES[node.op_type](node, source.shape, inputs)
+        places = move(np.arange(size).reshape(source.shape), -1)
+        out = np.full(size, -1, np.int64)
+        real = places >= 0
+        out[places[real]] = labels[real]
+        return out.reshape(source.shape)
+
+    def drop_sink(self, node: ir.Node, labels: Index) -> tuple[ir.Value, Index]:
+        axis = attr(node, "axis") % labels.ndim
+        start = 0
+        for value in node.inputs:
+            assert value is not None
+            found = tensor_of(self.run, value)
+            assert isinstance(found, Elements | Known)
+            end = start + found.shape[axis]
+            if self.is_scores(value):
+                others = [v for v in node.inputs if v is not value]
+                if len(others) != 1:
+                    raise UnsupportedError("the scores are joined from several parts")
+                self.core.sink = others[0]
+                index = (slice(None),) * axis + (slice(start, end),)
+                return value, labels[index]
+            start = end
+        raise UnsupportedError("the scores are joined from several parts")
+
+    def record(
+        self,
+        node: ir.Node,
+        main: int,
+        others: Sequence[int],
+        inputs: Sequence[Abstract],
+    ) -> None:
+        """Write down what an element-wise node does to the scores."""
+        op = node.op_type
+        scalars = [scalar_of(inputs[i]) for i in others]
+        if op in ("Mul", "Div") and len(others) == 1:
+            factor = scalars[0]
+            if factor is not None and not (op == "Div" and (main == 1 or factor == 0)):
+                self.steps.append(("scale", node, factor if op == "Mul" else 1 / factor, None))
+                return
+            if op == "Mul":
+                self.term("multiply", node, others[0], inputs)
+                return
+        if op in ("Add", "Sub") and len(others) == 1 and not (op == "Sub" and main == 1):
+            if self.shifts_rows(inputs[main], inputs[others[0]]):
+                return
+            sign = 1.0 if op == "Add" else -1.0
+            if scalars[0] == 0:
+                return
+            self.term("add", node, others[0], inputs, factor=sign)
+            return
+        if op == "Where":
+            self.where(node, main, inputs)
+            return
+        if op == "Tanh":
+            self.capped = True
+            self.steps.append(("tanh", node, 1.0, None))
+            return
+        if op in ("Max", "Clip") and all(s is None or s <= VERY_NEGATIVE for s in scalars):
+            return
+        raise UnsupportedError(f"{op} is applied to the scores")
+
+    def shifts_rows(self, scores: Abstract, other: Abstract) -> bool:
+        """Whether a summand is the same for all keys, which a softmax does not see."""
+        if self.capped or not isinstance(scores, Elements):
+            return False
+        assert isinstance(other, Elements | Known)
+        assert self.core.score_axes is not None
+        at = self.core.score_axes[1] - len(scores.shape)
+        return len(other.shape) < -at or other.shape[at] == 1
+
+    def term(
+        self,
+        kind: str,
+        node: ir.Node,
+        index: int,
+        inputs: Sequence[Abstract],
+        *,
+        factor: float = 1.0,
+    ) -> None:
+        value = node.inputs[index]
+        assert value is not None
+        known = isinstance(inputs[index], Known)
+        term = MaskTerm(kind=kind, value=value, known=known, factor=factor)
+        self.steps.append((kind, node, factor, term))
+
+    def where(self, node: ir.Node, main: int, inputs: Sequence[Abstract]) -> None:
+        condition = node.inputs[0]
+        assert condition is not None
+        if main == 0:
+            raise UnsupportedError("the scores decide a Where")
+        fill = scalar_of(inputs[3 - main])
+        if fill is None:
+            raise UnsupportedError("Where puts a tensor in the place of masked scores")
+        known = isinstance(inputs[0], Known)
+        term = MaskTerm(kind="where", value=condition, known=known, keep=main == 1, fill=fill)
+        self.steps.append(("where", node, 1.0, term))
+
+    def interpret_steps(self) -> None:
+        """Scale, softcap and terms, from the steps in the order they are applied."""
+        scale, after = 1.0, 1.0
+        terms: list[MaskTerm] = []
+        capped = False
+        for kind, _, factor, term in reversed(self.steps):
+            if kind == "scale":
+                if capped:
+                    after *= factor
+                else:
+                    scale *= factor
+                terms = [
+                    MaskTerm(t.kind, t.value, t.known, t.keep, t.fill, t.factor * factor)
+                    if t.kind == "add"
+                    else t
+                    for t in terms
+                ]
+            elif kind == "tanh":
+                if capped or terms:
+                    raise UnsupportedError("tanh is applied to masked scores")
+                capped = True
+            else:
+                assert term is not None
+                terms.append(term)
+        if capped:
+            self.core.softcap = after
+            self.core.scale = scale * after
+        else:
+            self.core.scale = scale
+        self.core.terms = terms
+
+    def query_and_key(self, node: ir.Node, terms: Terms, labels: Index) -> None:
+        """Read q and k off the product."""
+        count = self.batch * self.heads * self.queries * self.keys
+        where = np.full(count, -1, np.int64)
+        flat = labels.reshape(-1)
+        real = flat >= 0
+        where[flat[real]] = np.flatnonzero(real)
+        table = where.reshape(self.batch, self.heads, self.queries, self.keys)
+        if (table[..., 0] < 0).any():
+            raise UnsupportedError("the product holds other elements than the scores")
+        keys = int((table[0, 0, 0] >= 0).sum())
+        table = table[..., :keys]
+        shape = labels.shape
+        at_query = np.unravel_index(table[:, :, :, 0], shape)
+        at_key = np.unravel_index(table[:, :, 0, :], shape)
+        sides = []
+        for letters, value in ((terms.a, node.inputs[0]), (terms.b, node.inputs[1])):
+            assert value is not None
+            sides.append((letters, value))
+        moving = {
+            letter
+            for axis, letter in enumerate(terms.out)
+            if (np.diff(at_query[axis], axis=2) != 0).any()
+        }
+        first_is_query = bool(moving & set(terms.a)) or (
+            self.queries == 1 and not self.moves_with_keys(at_key, terms)
+        )
+        (q_letters, q_value), (k_letters, k_value) = sides if first_is_query else sides[::-1]
+        q_index = self.operand_index(q_letters, q_value, terms, at_query)
+        k_index = self.operand_index(k_letters, k_value, terms, at_key)
+        self.core.q = plainest(self.run, q_value, q_index, self.core.nodes)
+        self.core.k = plainest(self.run, k_value, k_index, self.core.nodes)
+        factor = terms.factor * self.core.q.factor * self.core.k.factor
+        self.steps.append(("scale", node, factor, None))
+        self.core.num_heads = self.heads
+        self.core.num_kv_heads = self.core.k.layout.heads
+        self.core.head_dim = int(q_index.shape[3])
+
+    def moves_with_keys(self, at_key: tuple[Index, ...], terms: Terms) -> bool:
+        return any(
+            letter in terms.a and (np.diff(at_key[axis], axis=2) != 0).any()
+            for axis, letter in enumerate(terms.out)
+        )
+
+    def operand_index(
+        self, letters: str, value: ir.Value, terms: Terms, at: tuple[Index, ...]
+    ) -> Index:
+        """(batch, head, position, feature) -> flat index into a factor of a product."""
+        tensor = tensor_of(self.run, value)
+        if not isinstance(tensor, Elements | Known):
+            raise UnsupportedError("a factor of the product is no tensor")
+        shape = tensor.shape
+        coordinates = dict(zip(terms.out, at, strict=True))
+        summed = [x for x in letters if x not in terms.out]
+        sizes = [shape[letters.index(x)] for x in summed]
+        total = int(np.prod(sizes, dtype=np.int64))
+        feature = np.unravel_index(np.arange(total), sizes) if summed else ()
+        parts = []
+        for axis, letter in enumerate(letters):
+            if letter in summed:
+                parts.append(feature[summed.index(letter)])
+            elif shape[axis] == 1:
+                parts.append(np.zeros(1, np.int64))
+            else:
+                parts.append(coordinates[letter][..., None])
+        index = flat_index(shape, *parts)
+        lead = np.broadcast_shapes(index.shape, (*at[0].shape, total))
+        return np.broadcast_to(index, lead)
+
+    def forward(self, value: ir.Value, labels: Index) -> None:
+        """From the weights to the product with v, and on to the output."""
+        while True:
+            node = self.next_node(value)
+            self.core.nodes.append(node)
+            terms = product(node, self.run)
+            if terms is not None:
+                self.values(node, terms, value, labels)
+                return
+            value, labels = self.step_forward(node, value, labels)
+
+    def next_node(self, value: ir.Value) -> ir.Node:
+        """The consumer that leads on to the values; the others are other uses of the weights."""
+        uses = [use.node for use in value.uses()]
+        checks = [n for n in uses if n.op_type == "IsNaN"]
+        guarded = {use.node for n in checks for use in n.outputs[0].uses()}
+        rest = [n for n in dict.fromkeys(uses) if n not in checks]
+        if len(rest) > 1 or value.is_graph_output():
+            self.core.weights_used = True
+        ways = [n for n in rest if product(n, self.run) is not None] or [
+            n for n in rest if n.op_type in WEIGHT_OPS or n.op_type in MOVES or n in guarded
+        ]
+        if not ways:
+            names = ", ".join(n.op_type for n in rest) or "nothing"
+            raise UnsupportedError(f"the weights go into {names}")
+        self.core.nodes.extend(checks)
+        return ways[0]
+
+    def step_forward(self, node: ir.Node, value: ir.Value, labels: Index) -> tuple[ir.Value, Index]:
+        op = node.op_type
+        inputs = [tensor_of(self.run, v) for v in node.inputs]
+        out = node.outputs[0]
+        if op in ("Cast", "Identity", "Dropout"):
+            return out, labels
+        if op == "Where" and node.inputs[2] is value and scalar_of(inputs[1]) == 0:
+            return out, labels
+        if op in MOVES and node.inputs[0] is value:
+            source = inputs[0]
+            assert isinstance(source, Elements)
+            return out, MOVES[op](node, source.shape, inputs)(labels, -1)
+        if op == "Mul":
+            other = 1 if node.inputs[0] is value else 0
+            if isinstance(inputs[other], Known) and scalar_of(inputs[other]) is None:
+                mask = node.inputs[other]
+                assert mask is not None
+                term = MaskTerm(kind="after", value=mask, known=True)
+                out = self.renormalised(out)
+                self.core.terms.append(term)
+                return out, labels
+        raise UnsupportedError(f"{op} is applied to the weights")
+
+    def renormalised(self, value: ir.Value) -> ir.Value:
+        """After masked weights: their division by their own sum, which makes them a softmax."""
+        uses = [use.node for use in value.uses()]
+        sums = [n for n in uses if n.op_type == "ReduceSum"]
+        for node in uses:
+            if node.op_type == "Div" and node.inputs[0] is value and sums:
+                below = node.inputs[1]
+                while below is not None and below.producer() is not None:
+                    maker = below.producer()
+                    assert maker is not None
+                    if maker in sums:
+                        self.core.nodes.extend([node, *sums])
+                        return node.outputs[0]
+                    below = maker.inputs[0] if maker.op_type in ("Add", "Clip", "Max") else None
+        raise UnsupportedError("the weights are masked after the softmax and not renormalised")
+
+    def values(self, node: ir.Node, terms: Terms, weights: ir.Value, labels: Index) -> None:
+        """Read v and the output off the product with the weights."""
+        first = node.inputs[0] is weights
+        p_letters, v_letters = (terms.a, terms.b) if first else (terms.b, terms.a)
+        v_value = node.inputs[1 if first else 0]
+        out = node.outputs[0]
+        assert v_value is not None
+        v_tensor, o_tensor = tensor_of(self.run, v_value), tensor_of(self.run, out)
+        if not isinstance(v_tensor, Elements) or not isinstance(o_tensor, Elements):
+            raise UnsupportedError("the values do not depend on data")
+        count = self.batch * self.heads * self.queries * self.keys
+        where = np.full(count, -1, np.int64)
+        flat = labels.reshape(-1)
+        real = flat >= 0
+        where[flat[real]] = np.flatnonzero(real)
+        table = where.reshape(self.batch, self.heads, self.queries, self.keys)
+        keys = int((table[0, 0, 0] >= 0).sum())
+        table = table[..., :keys]
+        at_key = dict(
+            zip(p_letters, np.unravel_index(table[:, :, 0, :], labels.shape), strict=True)
+        )
+        at_query = dict(
+            zip(p_letters, np.unravel_index(table[:, :, :, 0], labels.shape), strict=True)
+        )
+        own = [x for x in v_letters if x not in p_letters]
+        sizes = [v_tensor.shape[v_letters.index(x)] for x in own]
+        width = int(np.prod(sizes, dtype=np.int64))
+        feature = (
+            dict(zip(own, np.unravel_index(np.arange(width), sizes), strict=True)) if own else {}
+        )
+
+        def index(letters: str, shape: Sequence[int], at: dict[str, Index]) -> Index:
+            parts = []
+            for axis, letter in enumerate(letters):
+                if letter in feature:
+                    parts.append(feature[letter])
+                elif shape[axis] == 1:
+                    parts.append(np.zeros(1, np.int64))
+                else:
+                    parts.append(at[letter][..., None])
+            found = flat_index(shape, *parts)
+            full = np.broadcast_shapes(found.shape, (*next(iter(at.values())).shape, width))
+            return np.broadcast_to(found, full)
+
+        at = index(v_letters, v_tensor.shape, at_key)
+        self.core.v = plainest(self.run, v_value, at, self.core.nodes)
+        self.core.v_dim = width
+        self.output(out, index(terms.out, o_tensor.shape, at_query))
+        if terms.factor * self.core.v.factor != 1.0:
+            self.core.problem = "the weighted sum is scaled"
+
+    def output(self, value: ir.Value, index: Index) -> None:
+        """The output as far forward as moves alone take it."""
+        tensor = tensor_of(self.run, value)
+        assert isinstance(tensor, Elements)
+        layout = layout_of(index, tensor.shape)
+        if layout is None:
+            raise UnsupportedError("the output is not laid out by position and head")
+        best = Operand(value, layout)
+        while True:
+            uses = [use.node for use in value.uses()]
+            if len(uses) != 1 or value.is_graph_output() or uses[0].op_type not in MOVES:
+                break
+            node = uses[0]
+            inputs = [tensor_of(self.run, v) for v in node.inputs]
+            source = inputs[0]
+            if not isinstance(source, Elements) or node.inputs[0] is not value:
+                break
+            if any(isinstance(x, Elements) for x in inputs[1:]):
+                break
+            places = MOVES[node.op_type](node, source.shape, inputs)(
+                np.arange(source.size).reshape(source.shape), -1
+            ).reshape(-1)
+            if places.size != source.size or len(np.unique(places)) != places.size:
+                break
+            inverse = np.empty_like(places)
+            inverse[places] = np.arange(places.size)
+            value, index = node.outputs[0], inverse[index]
+            moved = tensor_of(self.run, value)
+            assert isinstance(moved, Elements)
+            layout = layout_of(index, moved.shape)
+            if layout is None:
+                break
+            self.core.nodes.append(node)
+            best = Operand(value, layout)
+        self.core.output = best
