@@ -15,8 +15,8 @@ PUBLIC = {
         tiny_gpt2_config tiny_llama_config
     """,
     "causal_onnx.export": """
-        CausalityCase CausalityError CausalityReport ExportError ExportReport ParityCase
-        ParityError ParityReport export verify
+        CacheCase CacheReport CausalityCase CausalityError CausalityReport Certificate ExportError
+        ExportReport ParityCase ParityError ParityReport export verify
     """,
     "causal_onnx.runtime": """
         Artifact ArtifactError CausalOnnxError Contract DeviceError Model RunError SelfTestCase

@@ -1,19 +1,35 @@
-"""Export a PyTorch causal attention module to a proven ONNX file."""
+"""Export a PyTorch causal attention module to a proven ONNX file.
 
-from causal_onnx.export.errors import CausalityError, ExportError, ParityError
-from causal_onnx.export.pipeline import export, verify
-from causal_onnx.export.report import (
-    CausalityCase,
-    CausalityReport,
-    ExportReport,
-    ParityCase,
-    ParityReport,
-)
+Names are loaded when they are first used, so that `causal_onnx.export.attest` and the analysis
+behind it need no PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from causal_onnx.export.analysis.certificate import Certificate
+    from causal_onnx.export.errors import CausalityError, ExportError, ParityError
+    from causal_onnx.export.pipeline import export, verify
+    from causal_onnx.export.report import (
+        CacheCase,
+        CacheReport,
+        CausalityCase,
+        CausalityReport,
+        ExportReport,
+        ParityCase,
+        ParityReport,
+    )
 
 __all__ = [
+    "CacheCase",
+    "CacheReport",
     "CausalityCase",
     "CausalityError",
     "CausalityReport",
+    "Certificate",
     "ExportError",
     "ExportReport",
     "ParityCase",
@@ -22,3 +38,18 @@ __all__ = [
     "export",
     "verify",
 ]
+
+_HOMES = {
+    "analysis.certificate": ("Certificate",),
+    "errors": ("CausalityError", "ExportError", "ParityError"),
+    "pipeline": ("export", "verify"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((home for home, names in _HOMES.items() if name in names), "report")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value

@@ -112,7 +112,8 @@ def _spliced(spec: InputSpec, old: torch.Tensor, new: torch.Tensor, cut: int) ->
         # A new draw may repeat the old id; step to a different one where it does.
         assert spec.vocab_size is not None
         same = values == old.narrow(axis, cut, tail)
-        values = torch.where(same, (values + 1) % spec.vocab_size, values)
+        following = ((values.long() + 1) % spec.vocab_size).to(values.dtype)
+        values = torch.where(same, following, values)
     mixed.narrow(axis, cut, tail).copy_(values)
     return mixed
 

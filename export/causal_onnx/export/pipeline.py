@@ -12,12 +12,12 @@ from torch import nn
 
 from causal_onnx.export import probe
 from causal_onnx.export.analysis.analyse import LENGTHS
-from causal_onnx.export.analysis.certificate import Certificate
+from causal_onnx.export.analysis.certificate import Certificate, CoreFinding
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
 from causal_onnx.export.attest import attest
 from causal_onnx.export.cache import derive_cache
-from causal_onnx.export.canonical import canonicalise
+from causal_onnx.export.canonical import CanonicalCore, canonicalise
 from causal_onnx.export.capture import (
     NEWEST_OPSET,
     OLDEST_OPSET,
@@ -39,7 +39,7 @@ from causal_onnx.export.parity import Session, compare, compare_unbatched
 from causal_onnx.export.precision import PRECISIONS, in_precision
 from causal_onnx.export.report import CacheReport, CausalityReport, ExportReport, ParityReport
 from causal_onnx.export.source import Axes, Example, Source, open_source
-from causal_onnx.export.tidy import simplify, tidy
+from causal_onnx.export.tidy import PLACE_KEY, simplify, tidy
 from causal_onnx.export.tied import share_transposed_weights
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import (
@@ -331,6 +331,8 @@ class _Form:
 
     model: ir.Model
     contract: Contract
+    cores: tuple[CoreFinding, ...] = ()
+    """The attention that was rewritten, which a graph that switches forms hides in branches."""
 
 
 def _forms(capture: Capture, contract: Contract, *, cache: bool) -> Iterator[_Form | ExportError]:
@@ -357,7 +359,23 @@ def _rewritten(model: ir.Model, contract: Contract, *, cache: bool) -> _Form:
             ),
         )
     lower(model, contract.form, contract.max_seq_len)
-    return _Form(model=_finished(model, contract), contract=contract)
+    findings = tuple(_finding(core) for core in cores)
+    return _Form(model=_finished(model, contract), contract=contract, cores=findings)
+
+
+def _finding(core: CanonicalCore) -> CoreFinding:
+    footprint = core.footprint
+    text = footprint.kind if footprint.window is None else f"causal window {footprint.window}"
+    return CoreFinding(
+        node=core.node.name or "",
+        op_type="Attention",
+        footprint=text + (" with position bias" if footprint.has_bias else ""),
+        num_heads=core.num_heads,
+        num_kv_heads=core.num_kv_heads,
+        head_dim=core.head_dim,
+        scale=core.node.attributes["scale"].as_float(),
+        module=core.node.metadata_props.get(PLACE_KEY, ""),
+    )
 
 
 def _finished(model: ir.Model, contract: Contract) -> ir.Model:
@@ -428,7 +446,8 @@ def _prove_and_write(
         tell("proof", 0.0)
         lengths = _lengths_to_follow(contract)
         found = attest(draft, dynamic=False, lengths=lengths)
-        certificate = replace(found, static_seconds=0.0)  # equal files for equal modules
+        # No time: equal modules give equal files.
+        certificate = replace(found, static_seconds=0.0, cores=found.cores or form.cores)
         goldens = record_goldens(
             subject.reference.fresh(), specs, contract, tolerance=2 * parity.tolerance
         )

@@ -372,7 +372,7 @@ def _acceptance(
 
     def accepts(seq: int) -> bool | None:
         if seq <= SHORT:
-            return _failure(source, inputs(seq)) is None
+            return _follows(source, inputs(seq), inputs(seq - 1) if seq > 1 else None)
         if not runs_dry():
             return _failure(source, inputs(seq)) is None if seq <= REAL_LENGTH else None
         found = dry_run(source.fresh(), inputs(seq))
@@ -383,6 +383,18 @@ def _acceptance(
         return _failure(source, inputs(seq)) is None  # it stopped early: the real error is cheap
 
     return accepts
+
+
+def _follows(
+    source: Source, inputs: tuple[Tensor, ...], shorter: tuple[Tensor, ...] | None
+) -> bool:
+    """Whether the module runs, and gives more than for one position less (else it crops)."""
+    try:
+        longest = [value.shape for value in source.fresh().run(inputs)]
+        before = None if shorter is None else [v.shape for v in source.fresh().run(shorter)]
+    except Exception:  # whatever the module raises is its answer
+        return False
+    return longest != before
 
 
 def find_fixed_seq(source: Source, specs: Sequence[InputSpec]) -> int | None:

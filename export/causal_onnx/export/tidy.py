@@ -7,7 +7,7 @@ import ast
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-__all__ = ["simplify", "tidy"]
+__all__ = ["PLACE_KEY", "simplify", "tidy"]
 
 PLACE_KEY = "causal_onnx.module"
 """Node metadata: the submodule that the node was captured from, as `named_modules` spells it."""
