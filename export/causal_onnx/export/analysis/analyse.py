@@ -26,6 +26,9 @@ PASTS = (0, 1, 4)
 MAX_LONGER = 96
 """Longest length at which every element is followed."""
 
+LONGEST_TABLE = 256
+"""Longest table that is followed to its end."""
+
 OTHER_SIZE = 3
 """Of free axes that are neither batch nor positions."""
 
@@ -123,14 +126,18 @@ class Analysis:
         past = max(r.sizes.past_seq for r in self.runs if r.sizes.seq >= min(seq, 2))
         return replace(longest, batch=3, seq=seq, past_seq=min(past, 4))
 
-    def run_longer(self) -> int:
+    def run_longer(self, ends: Sequence[int] = ()) -> int:
         """Add runs at longer lengths; how many the graph took.
 
         A length past each small whole number among the constants, as a mask may change there.
+
+        Args:
+            ends: Lengths at which tables in the graph end, if they are not too long.
         """
         base = max((r.sizes for r in self.runs), key=lambda s: s.seq)
         wanted = {17, 32, 33, 64}
         wanted.update(n + 1 for n in self.constants.small_numbers() if n < MAX_LONGER)
+        wanted.update(n for n in ends if 0 < n <= LONGEST_TABLE)
         limit = self.signature.max_seq_len
         count = 0
         for n in sorted(wanted):

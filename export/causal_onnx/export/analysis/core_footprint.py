@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,7 +125,7 @@ def _large_sizes(analysis: Analysis, core: AttentionCore) -> list[Sizes]:
         return []
     base = max((r.sizes for r in analysis.runs), key=lambda s: s.seq)
     limit = analysis.signature.max_seq_len
-    numbers = sorted(set(_numbers(core)))
+    numbers = sorted(set(_numbers(analysis, core)))
     wanted = [n + 2 for n in numbers if n + 2 > base.seq and (n + 2) ** 2 <= MAX_MASK]
     if limit is not None:
         wanted = [min(n, limit) for n in wanted]
@@ -136,7 +135,7 @@ def _large_sizes(analysis: Analysis, core: AttentionCore) -> list[Sizes]:
     return sizes
 
 
-def _numbers(core: AttentionCore) -> Iterator[int]:
+def _numbers(analysis: Analysis, core: AttentionCore) -> Iterator[int]:
     """Whole numbers among the constants that the position-only terms are computed from."""
     todo = [term.value for term in core.terms if term.known]
     done: set[ir.Value] = set()
@@ -146,14 +145,11 @@ def _numbers(core: AttentionCore) -> Iterator[int]:
             continue
         done.add(value)
         node = value.producer()
-        tensor = value.const_value
-        if node is not None and node.op_type == "Constant":
-            held = node.attributes.get("value")
-            tensor = None if held is None else held.as_tensor()
-        if tensor is not None:
-            if tensor.size == 1:
-                number = float(np.asarray(tensor.numpy()).reshape(-1)[0])
-                if math.isfinite(number) and abs(number) < 1 << 20 and number == int(number):
+        known = analysis.constants.of(value)
+        if known is not None:
+            if known.size == 1 and known.value.dtype.kind in "iuf":
+                number = float(known.value.reshape(-1)[0])
+                if number.is_integer() and abs(number) < 1 << 20:
                     yield abs(int(number))
             continue
         if node is not None and node.op_type != "Shape":

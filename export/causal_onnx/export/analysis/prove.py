@@ -133,7 +133,7 @@ def _for_every_length(proof: StaticProof) -> StaticProof:
     proof.symbolic = prove_symbolically(analysis, axes)
     if proof.symbolic.holds and not proof.symbolic.measured:
         return proof
-    more = analysis.run_longer()
+    more = analysis.run_longer(proof.symbolic.longest)
     if not more:
         return proof
     longer = judge_runs(analysis.model, analysis.runs)

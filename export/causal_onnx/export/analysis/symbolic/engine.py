@@ -38,6 +38,8 @@ class SymbolicProof:
     """Nodes whose effect was read off the runs, with the reason."""
     limits: tuple[str, ...] = ()
     """Inequalities between sizes that the proof rests on: the graph takes no others."""
+    longest: tuple[int, ...] = ()
+    """The numbers in them: lengths at which tables end."""
 
 
 MAX_ASKED = 64
@@ -53,6 +55,8 @@ class Prover:
         total = symbol("seq") + (symbol("past_seq") if signature.has_past else ZERO)
         least = {"batch": 1, "seq": 1, **dict.fromkeys(signature.symbols, 1)}
         self.space = Space(least, total)
+        if signature.max_seq_len is not None:
+            self.space.limits[signature.max_seq_len - total] = "the longest sequence"
         self.values: dict[ir.Value, Symbolic] = {}
         self.measured: dict[ir.Node, str] = {}
         self.asked = 0
@@ -313,12 +317,13 @@ def prove_symbolically(
         node, why = stopped
         return SymbolicProof(False, why, node, prover.measured)
     limits = tuple(dict.fromkeys(_readable(poly) for poly in prover.space.limits))
+    longest = tuple(sorted({poly.terms.get((), 0) for poly in prover.space.limits}))
     for value, axes in outputs.items():
         if not prover.judge(value, axes):
             spread = _first_spread(prover, value)
             reason = "it was not shown for every length that no later position enters"
-            return SymbolicProof(False, reason, spread, prover.measured, limits)
-    return SymbolicProof(True, "", None, prover.measured, limits)
+            return SymbolicProof(False, reason, spread, prover.measured, limits, longest)
+    return SymbolicProof(True, "", None, prover.measured, limits, longest)
 
 
 def _readable(poly: Poly) -> str:

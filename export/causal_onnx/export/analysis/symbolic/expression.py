@@ -397,8 +397,10 @@ def _lookup_bounds(lookup: Lookup, bounds: Bounds, given: Sequence[Poly]) -> Int
     if array.dtype.kind not in "biuf":
         return None
     fixed = tuple(
-        slice(None) if poly.constant is None else slice(poly.constant, poly.constant + 1)
-        for poly in lookup.index
+        slice(0, _most(poly, bounds, given, size) + 1)
+        if poly.constant is None
+        else slice(poly.constant, poly.constant + 1)
+        for poly, size in zip(lookup.index, array.shape, strict=True)
     )
     free = [i for i, poly in enumerate(lookup.index) if poly.constant is None]
     part = array[fixed]
@@ -419,6 +421,15 @@ def _lookup_bounds(lookup: Lookup, bounds: Bounds, given: Sequence[Poly]) -> Int
     if values.size == 0:
         return None
     return (float(values.min()), float(values.max()))
+
+
+def _most(index: Poly, bounds: Bounds, given: Sequence[Poly], size: int) -> int:
+    """An upper bound of an index into an axis of this size, from the limits among `given`."""
+    for limit in sorted({poly.terms.get((), 0) for poly in given}):
+        for most in (limit - 1, limit):
+            if 0 <= most < size - 1 and bounds.implied(most - index, given):
+                return most
+    return size - 1
 
 
 def _least_gap(distance: Poly, bounds: Bounds, given: Sequence[Poly], floor: int) -> int:

@@ -127,12 +127,18 @@ class Poly:
         divisor = Poly.of(other)
         if not divisor.terms:
             return None
-        lead, lead_c = max(divisor.terms.items(), key=lambda item: item[0])
+        names = sorted(self.variables() | divisor.variables())
+
+        def order(item: tuple[Monomial, int]) -> tuple[int, ...]:
+            powers = dict(item[0])
+            return tuple(powers.get(name, 0) for name in names)
+
+        lead, lead_c = max(divisor.terms.items(), key=order)
         rest, quotient = self, ZERO
         for _ in range(64):
             if not rest.terms:
                 return quotient
-            top, c = max(rest.terms.items(), key=lambda item: item[0])
+            top, c = max(rest.terms.items(), key=order)
             monomial = _quotient(top, lead)
             if monomial is None or c % lead_c:
                 return None

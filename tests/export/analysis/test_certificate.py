@@ -1,0 +1,172 @@
+"""attest and its certificate: inputs, verdicts, text, JSON, and what it does without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from causal_onnx.export.analysis.certificate import Certificate
+from causal_onnx.export.attest import attest
+from causal_onnx.runtime.errors import ArtifactError
+
+from .graphs import build
+from .rule_cases import CASES, attend
+
+CAUSAL = attend("c = LessOrEqual(j, i) m = Where(c, s, lowest)")
+OPEN = attend("m = Identity(s)")
+
+
+def test_a_file_a_proto_and_a_model_in_memory_give_one_verdict(tmp_path: Path) -> None:
+    model = build(CAUSAL)
+    onnx.save(model, tmp_path / "m.onnx")
+    for source in (tmp_path / "m.onnx", str(tmp_path / "m.onnx"), model, ir.from_proto(model)):
+        found = attest(source)
+        assert found.is_causal
+        assert found.every_length
+        assert found.scope == "every length"
+        assert found.dynamic.cases
+
+
+def test_the_text_says_what_was_shown() -> None:
+    text = str(attest(build(CAUSAL)))
+    assert text.startswith("causal: every output at position t depends on inputs up to t")
+    for part in ("every length", "x (batch, seq, 4), tokens", "causal (Softmax, 1 heads of 4)"):
+        assert part in text
+    assert "the past stayed bit-identical" in text
+
+
+def test_a_rejection_names_node_operator_and_witness() -> None:
+    found = attest(build(OPEN))
+    assert found.verdict == "not_causal"
+    assert found.offence is not None
+    assert found.offence.op_type == "Softmax"
+    assert "depends on position" in found.offence.witness
+    assert "LEAK" in str(found)
+    assert not found.every_length
+
+
+@pytest.mark.parametrize("body", [CAUSAL, OPEN], ids=["causal", "open"])
+def test_a_certificate_survives_json(body: str) -> None:
+    found = attest(build(body))
+    assert Certificate.from_json(found.to_json()) == found
+    assert Certificate.from_dict(json.loads(found.to_json())) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("{}", "no format number"),
+        ('{"format": 999}', "of format 999"),
+        ('{"format": 1}', "damaged"),
+    ],
+)
+def test_damaged_certificates_are_refused(text: str, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Certificate.from_json(text)
+
+
+def test_a_verdict_is_one_of_three() -> None:
+    with pytest.raises(ValueError, match="verdict must be one of"):
+        Certificate(verdict="maybe", scope="", reason="")
+
+
+def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no such file"):
+        attest(tmp_path / "absent.onnx")
+    (tmp_path / "noise.onnx").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match="holds no ONNX model"):
+        attest(tmp_path / "noise.onnx")
+
+
+def test_progress_ends_at_the_total() -> None:
+    seen: list[tuple[str, int, int]] = []
+    attest(build(CAUSAL), progress=lambda *step: seen.append(step))
+    assert {stage for stage, _, _ in seen} == {"static", "dynamic"}
+    assert all(done <= total for _, done, total in seen)
+    assert max(done for stage, done, _ in seen if stage == "static") == next(
+        total for stage, _, total in seen if stage == "static"
+    )
+
+
+def test_local_functions_are_looked_into() -> None:
+    text = """
+        <ir_version: 10, opset_import: ["": 18, "own": 1]>
+        main (float[batch, seq, 4] x) => (float[batch, seq, 4] y) { y = own.mix(x) }
+        <domain: "own", opset_import: ["": 18]>
+        mix (a) => (b) { i = Constant <value_ints = [1]> () m = ReduceMean(a, i) b = Sub(a, m) }
+    """
+    found = attest(onnx.parser.parse_model(text))
+    assert found.verdict == "not_causal"
+    assert found.offence is not None
+    assert found.offence.op_type == "ReduceMean"
+
+
+def test_an_output_of_the_last_position_is_causal_and_a_mean_is_not_proved() -> None:
+    text = "(float[batch, seq, 4] x) => (float[batch, 4] y)"
+    last = "i = Constant <value_int = -1> () y = Gather <axis = 1> (x, i)"
+    found = attest(build(last, text))
+    assert found.is_causal
+    assert found.outputs[0].note == "is of the last position alone"
+    mean = "a = Constant <value_ints = [1]> () y = ReduceMean <keepdims = 0> (x, a)"
+    assert attest(build(mean, text)).verdict == "undecided"
+
+
+def test_lengths_beyond_the_limit_are_left_out() -> None:
+    table = np.tril(np.ones((40, 40), np.bool_)) | (np.arange(40) >= 20)
+    body = attend("c = Slice(table, zeros, nn, both) m = Where(c, s, lowest)")
+    arrays = {"table": table, "zeros": np.zeros(2, np.int64), "both": np.arange(2)}
+    assert attest(build(body, **arrays)).verdict == "not_causal"
+    within = attest(build(body, **arrays), max_seq_len=16)
+    assert within.verdict == "causal"
+    assert "seq <= 16" in within.scope
+    with pytest.raises(ValueError, match="max_seq_len must be positive"):
+        attest(build(body, **arrays), max_seq_len=0)
+
+
+def test_random_graphs_are_not_checked_by_running() -> None:
+    found = attest(build("r = RandomNormalLike(x) y = Add(x, r)"))
+    assert not found.deterministic
+    assert "different outputs" in found.dynamic.skipped
+
+
+def test_the_place_in_the_source_is_shown() -> None:
+    model = build(OPEN)
+    node = next(n for n in model.graph.node if n.op_type == "Softmax")
+    trace = 'File "/home/me/model.py", line 12, in forward\n    return scores.softmax(-1)'
+    for key, value in (
+        ("pkg.torch.onnx.name_scopes", "['', 'blocks.0', 'blocks.0.attn', 'softmax']"),
+        ("pkg.torch.onnx.stack_trace", trace),
+    ):
+        node.metadata_props.add(key=key, value=value)
+    offence = attest(model, dynamic=False).offence
+    assert offence is not None
+    assert offence.module == "blocks.0.attn"
+    assert offence.line == "model.py:12 in forward: return scores.softmax(-1)"
+
+
+def test_attest_needs_no_pytorch(tmp_path: Path) -> None:
+    onnx.save(build(CAUSAL), tmp_path / "m.onnx")
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from causal_onnx.export.attest import attest\n"
+        f"print(attest({str(tmp_path / 'm.onnx')!r}).verdict)\n"
+        "assert 'transformers' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "causal", done.stderr
+
+
+def test_the_static_verdicts_of_all_cases_survive_json() -> None:
+    for case in CASES[:10]:
+        found = attest(case.model(), dynamic=False)
+        assert Certificate.from_json(found.to_json()).verdict == case.verdict
