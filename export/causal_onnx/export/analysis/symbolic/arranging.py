@@ -290,6 +290,9 @@ def _bound(ctx: SymbolicContext, node: ir.Node, bound: Poly, size: Poly) -> Poly
             return bound
         if space.nonnegative(-bound):
             return ZERO
+        if size.constant is not None:
+            space.limits[bound] = node.name or node.op_type
+            return bound
         raise OpenError(f"the bound {bound!r} is clamped at 0 for some sizes")
     if space.nonnegative(bound - size):
         return size

@@ -236,9 +236,19 @@ class Bounds:
         """Whether poly >= 0 follows from all of `given` being >= 0."""
         if self.nonnegative(poly):
             return True
-        if any(self.nonnegative(poly - g) for g in given):
+        if any(self.nonnegative(poly - g * k) for g in given for k in _multiples(poly, g)):
             return True
         return len(given) > 1 and any(self.nonnegative(poly - a - b) for a, b in _pairs(given))
+
+
+def _multiples(poly: Poly, given: Poly) -> set[int]:
+    """How often an inequality may be worth taking: once, or so that a shared term cancels."""
+    found = {1}
+    for monomial, c in given.terms.items():
+        own = poly.terms.get(monomial, 0) if monomial else 0
+        if own * c > 0 and own % c == 0:
+            found.add(own // c)
+    return found
 
 
 def _pairs(given: Sequence[Poly]) -> Iterable[tuple[Poly, Poly]]:

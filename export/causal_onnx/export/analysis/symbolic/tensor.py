@@ -135,7 +135,9 @@ class Space:
             tensor = self._rejoin(tensor, axis)
             if len(tensor.axes[axis]) == 1:
                 return tensor, symbol(tensor.axes[axis][0])
-            raise OpenError("it takes apart an axis that merges several")
+            if used & set(names):
+                raise OpenError("it takes apart an axis that merges several")
+            tensor = replace(tensor, value=UNKNOWN)
         joint = self.axis(self.size(names))
         axes = (*tensor.axes[:axis], joint, *tensor.axes[axis + 1 :])
         return replace(tensor, axes=axes), symbol(joint[0])
