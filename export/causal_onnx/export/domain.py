@@ -18,10 +18,14 @@ __all__ = ["Domain", "read_domain"]
 UNBOUNDED = 1 << 20
 """Lengths from here on count as "no limit": no decoder is run on a million positions at once."""
 
-# `s != 1`, `s != 24`: torch.export excludes sizes 0 and 1, and the full width of a sliced buffer,
-# for reasons of its own; the graph is right there (measured on 142 of 142 modules) and the parity
-# grid runs those very sizes, so these exclusions are discharged by test instead of believed.
-_EXCLUSION = re.compile(r"^[^=<>!]+ != \d+$")
+# `s != 1`, `s > 1`, `24 != s`: torch.export excludes sizes 0 and 1, and the full width of a sliced
+# buffer, for reasons of its own, and code asks `if length > 1`; the graph is right there (measured
+# on 142 of 142 modules) and the parity grid runs those very sizes, so these exclusions are
+# discharged by test instead of believed.
+_SIZE = r"[^=<>!]+"
+_EXCLUSION = re.compile(
+    rf"^({_SIZE} != \d+|\d+ != {_SIZE}|{_SIZE} > 1|{_SIZE} >= 2|1 < {_SIZE}|2 <= {_SIZE})$"
+)
 
 
 class Domain:

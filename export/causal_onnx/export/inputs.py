@@ -176,24 +176,26 @@ def _given(
 
 
 def _infer_all(names: Sequence[str], examples: Sequence[Tensor]) -> list[dict[int, str]]:
-    """Axes of every input; a 1-D input of integers beside batched ones holds one per row."""
+    """Axes of every input; beside batched ones, 1-D integers are one per row, 2-D masks batched."""
     named = [infer_axes(name, example) for name, example in zip(names, examples, strict=True)]
     sizes = {
         label: example.shape[axis]
-        for example, labels in zip(examples, named, strict=True)
-        if example.ndim > 1
+        for name, example, labels in zip(names, examples, named, strict=True)
+        if example.ndim > 1 and "mask" not in name
         for axis, label in labels.items()
     }
     batch, seq = sizes.get("batch"), sizes.get("seq")
-    return [
-        {0: "batch"}
-        if example.ndim == 1
-        and example.shape[0] == batch
-        and (batch != seq or "len" in name)
-        and "position" not in name
-        else labels
-        for name, example, labels in zip(names, examples, named, strict=True)
-    ]
+    for index, (name, example) in enumerate(zip(names, examples, strict=True)):
+        if example.ndim == 2 and "mask" in name and batch is not None:
+            named[index] = {0: "batch", 1: "seq"}  # a float mask looks like features without batch
+        elif (
+            example.ndim == 1
+            and example.shape[0] == batch
+            and not _is_positions(name)
+            and (batch != seq or "len" in name)
+        ):
+            named[index] = {0: "batch"}
+    return named
 
 
 def infer_axes(name: str, example: Tensor) -> dict[int, str]:
@@ -259,9 +261,13 @@ def _kind(name: str, example: Tensor, axes: Mapping[int, str]) -> Kind:
         return "lengths"
     if "mask" in name and bool(((example == 0) | (example == 1)).all()):
         return "mask"
-    if labels & {"seq", "total_seq"} and re.search(r"(^|_)pos(_|$|ition)", name):
+    if labels & {"seq", "total_seq"} and _is_positions(name):
         return "positions"
     return "ids"
+
+
+def _is_positions(name: str) -> bool:
+    return re.search(r"(^|_)pos(_|$|ition)", name) is not None
 
 
 def _is_mask(example: Tensor) -> bool:

@@ -8,7 +8,12 @@ from collections.abc import Iterable
 
 __all__ = ["line_of_error", "user_line"]
 
-_LIBRARIES = re.compile(r"/(torch|sympy|onnxscript|onnx_ir|causal_onnx/export)/|/contextlib\.py|^<")
+_LIBRARIES = re.compile(
+    r"/(site|dist)-packages/(torch|sympy|onnxscript|onnx_ir)/|/causal_onnx/export/[a-z_]+\.py$"
+    r"|/contextlib\.py$|^<"
+)
+"""Files that are no place to look for the user's mistake. A folder of the user's own may be called
+`torch`; an installed one stands in `site-packages`."""
 
 
 def user_line() -> str | None:
