@@ -24,6 +24,10 @@ ALL_CUTS = 16
 """Up to this many positions, every cut is tried."""
 
 
+LARGEST = 1e30
+"""Stands for an infinite change, which JSON has no number for."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DynamicCase:
     """One cut: the data of positions from `cut` on was changed."""
@@ -108,8 +112,8 @@ def make_input(spec: InputAxes, sizes: Sizes, rng: np.random.Generator, ids: ran
         places = np.arange(sizes.past_seq, sizes.total_seq)
         return np.broadcast_to(places, shape).astype(dtype).copy()
     if spec.role == "mask":
-        if np.issubdtype(dtype, np.floating) and len(shape) == 4:
-            return _additive_mask(shape, sizes, dtype)
+        if np.issubdtype(dtype, np.floating) and len(shape) > 2:
+            return np.zeros(shape, dtype)  # added to the scores: nothing is masked
         return np.ones(shape, dtype)
     if spec.role == "lengths":
         if "total" in spec.name:
@@ -122,13 +126,6 @@ def make_input(spec: InputAxes, sizes: Sizes, rng: np.random.Generator, ids: ran
         valid = ids or range(2)
         return rng.integers(valid.start, valid.stop, shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)
-
-
-def _additive_mask(shape: tuple[int, ...], sizes: Sizes, dtype: Any) -> Array:
-    rows, columns = shape[-2:]
-    seen = np.arange(columns)[None, :] <= np.arange(rows)[:, None] + sizes.past_seq
-    lowest = np.finfo(np.float32 if dtype == np.float32 else np.float16).min
-    return np.broadcast_to(np.where(seen, 0, lowest), shape).astype(dtype)
 
 
 def perturb(
@@ -370,13 +367,13 @@ def _same(a: Array, b: Array) -> bool:
 
 
 def _largest_change(a: Array, b: Array) -> float:
-    """The largest difference; infinite where shapes or NaNs differ."""
+    """The largest difference; as large as can be where shapes or NaNs differ."""
     if a.shape != b.shape:
-        return float("inf")
+        return LARGEST
     with np.errstate(all="ignore"):
         gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
     if not np.array_equal(np.isnan(a), np.isnan(b)):
-        return float("inf")
+        return LARGEST
     largest = float(np.nan_to_num(gap, nan=0.0, posinf=np.inf).max(initial=0.0))
     # Bits differ without a numeric difference: -0.0 against 0.0, or other NaN payloads.
-    return largest if largest > 0 else 0.0
+    return min(largest, LARGEST)
