@@ -153,6 +153,7 @@ def _dynamic(
             vocabulary=vocabulary_sizes(model),
             providers=providers,
             lowest_id=lowest,
+            fixed=[] if proof.analysis is None else [s.name for s in proof.analysis.plain],
             step=_counter(progress, "dynamic", cuts),
         )
         if not check.leaks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,7 @@ def perturb(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     step: Callable[[], None] | None = None,
     lowest_id: int = 0,
+    fixed: Collection[str] = (),
     seed: int = 0,
 ) -> DynamicCheck:
     """Run the file with the future changed at several cuts, and compare the past bit by bit.
@@ -151,6 +152,8 @@ def perturb(
         providers: Execution providers of onnxruntime.
         step: Called once per cut.
         lowest_id: The smallest id of a vocabulary that is used, to leave out that of padding.
+        fixed: Inputs that stay as they are: masks that the proof takes for those of sequences
+            without padding.
         seed: Of the random data.
     """
     started = time.perf_counter()
@@ -182,7 +185,9 @@ def perturb(
             prefix = max(prefix or 0.0, change)
         for cut in _cuts(sizes):
             changed = {
-                s.name: _changed(s, feeds[s.name], sizes, cut, rng=rng, ids=ids.get(s.name))
+                s.name: feeds[s.name]
+                if s.name in fixed
+                else _changed(s, feeds[s.name], sizes, cut, rng=rng, ids=ids.get(s.name))
                 for s in specs
             }
             after = _call(session, names, changed, refused, sizes)
@@ -297,14 +302,18 @@ def _changed(
     rng: np.random.Generator,
     ids: range | None,
 ) -> Array:
-    """The same input with other data from position `cut` on; masks and places stay."""
+    """The same input with other data from position `cut` on; places and lengths stay."""
     axis = spec.position_axis
-    if axis is None or spec.role not in ("tokens", "past"):
+    if axis is None or spec.role not in ("tokens", "past", "mask"):
         return array
+    if spec.role == "mask" and len(spec.axes) != 2:
+        return array  # one entry per pair: what it masks is no data of a position
     begin = max(0, cut - spec.first_position(sizes))
     if begin >= array.shape[axis]:
         return array
     fresh = make_input(spec, sizes, rng, ids)
+    if spec.role == "mask":
+        fresh = (rng.random(array.shape) < 0.5).astype(array.dtype)
     if np.issubdtype(array.dtype, np.integer) and ids is not None and len(ids) > 1:
         shift = rng.integers(1, len(ids), array.shape)
         fresh = ((array - ids.start + shift) % len(ids) + ids.start).astype(array.dtype)
