@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class Settings:
     lengths: Sequence[int] = (16, 64, 256, 1024)
     """At which the modules are timed, as far as each can."""
     threads: int | None = None
-    """Of PyTorch and onnxruntime alike; None: one per core that this process may use."""
+    """Of PyTorch and onnxruntime alike; None: see `choose_threads`."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -68,13 +68,16 @@ class Settings:
 
 def run_demo(settings: Settings, screen: Screen) -> Findings:
     """Run all parts, print what they find, and write the report to `settings.folder`."""
-    threads = settings.threads or choose_threads()
+    fixed = settings.threads
+    choose: Callable[[], int] = choose_threads if fixed is None else lambda: fixed
+    threads = choose()
     torch.set_num_threads(threads)
     settings.folder.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus()
 
     modules = _export_modules(settings, screen, threads)
-    training = _train(corpus, settings, screen)
+    training = _train(corpus, settings, screen, choose)
+    torch.set_num_threads(threads)
     decoder = _export_decoder(training, settings, screen, threads)
     without_torch, with_torch = _stream(settings, screen, threads)
 
@@ -112,7 +115,9 @@ def _export_modules(settings: Settings, screen: Screen, threads: int) -> list[Ex
     return exported
 
 
-def _train(corpus: Corpus, settings: Settings, screen: Screen) -> Training:
+def _train(
+    corpus: Corpus, settings: Settings, screen: Screen, choose: Callable[[], int]
+) -> Training:
     screen.section("A byte-level decoder, trained on the text behind Python's help()")
     screen.fact(
         "text",
@@ -125,6 +130,7 @@ def _train(corpus: Corpus, settings: Settings, screen: Screen) -> Training:
             settings.decoder,
             budget_s=settings.train_s,
             seed=settings.seed,
+            choose_threads=choose,
             update=update,
         )
     screen.fact(

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from causal_onnx.export import ExportReport, export
-from causal_onnx.export.analysis.certificate import Certificate
+from causal_onnx.export import Certificate, ExportReport, export
 from causal_onnx.models import AttentionConfig, CausalMechanismV1, MultiHeadAttention
 from causal_onnx.runtime import load
 from examples.demo.screen import Update

@@ -61,6 +61,7 @@ def train_steadily(monkeypatch: pytest.MonkeyPatch, *, shares: list[float]) -> T
         tiny_llama_config(),
         budget_s=80.0,
         seed=0,
+        choose_threads=torch.get_num_threads,
         update=lambda share, words: shares.append(share),
     )
 
@@ -74,6 +75,22 @@ def test_training_learns_and_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     assert training.curve[-1].step == training.steps
     assert [p.step for p in training.curve] == sorted({p.step for p in training.curve})
     assert not training.model.training
+
+
+def test_the_number_of_threads_is_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_module, "time", SteadyClock())
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    choices = iter([1, 2, 1])
+    train(
+        CORPUS,
+        tiny_llama_config(),
+        budget_s=11.0,  # choices at 0, 4 and 8 seconds
+        seed=0,
+        choose_threads=lambda: next(choices),
+        update=lambda share, words: None,
+    )
+    assert used == [1, 2, 1]
 
 
 def test_the_seed_decides_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,5 +125,10 @@ def test_the_demos_decoder_reads_bytes() -> None:
 def test_training_on_nothing_is_refused(budget_s: float, corpus: Corpus, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(
-            corpus, tiny_llama_config(), budget_s=budget_s, seed=0, update=lambda share, words: None
+            corpus,
+            tiny_llama_config(),
+            budget_s=budget_s,
+            seed=0,
+            choose_threads=torch.get_num_threads,
+            update=lambda share, words: None,
         )
