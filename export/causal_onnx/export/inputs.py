@@ -78,10 +78,11 @@ class InputSpec:
         example = self.example.detach().double()
         mean = float(example.mean()) if example.numel() else 0.0
         spread = float(example.std()) if example.numel() > 1 else 0.0
+        is_positive = example.numel() > 1 and spread > 0.0 and bool((example >= 0).all())
         if not spread > 0.0 or not torch.isfinite(torch.tensor([mean, spread])).all():
             mean, spread = 0.0, 1.0
         drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * spread + mean
-        if example.numel() > 1 and bool((example >= 0).all()):
+        if is_positive:
             drawn = drawn.abs()  # lengths, energies, what a logarithm is taken of
         return drawn.to(dtype)
 
