@@ -254,6 +254,15 @@ ALONG = [
          "() => (float[batch, seq, 4] a) { a = Relu(x) }, else_branch = g2 () => (float[batch, "
          "seq, "
          "4] b) { a1 = Constant <value_ints = [1]> () m = ReduceMean(x, a1) b = Sub(x, m) }>"),
+    good("condition_from_the_length", "n0 = Shape <start = 1, end = 2> (x) n = Squeeze(n0) "
+         "k = Constant <value_int = 4> () c = Greater(n, k) y = If (c) <then_branch = g1 () => "
+         "(float[batch, seq, 4] a) { a = Relu(x) }, else_branch = g2 () => "
+         "(float[batch, seq, 4] b) { b = Neg(x) }>"),
+    bad("condition_from_the_length_one_bad_branch", "n0 = Shape <start = 1, end = 2> (x) n = "
+        "Squeeze(n0) k = Constant <value_int = 4> () c = Greater(n, k) y = If (c) <then_branch = "
+        "g1 () => (float[batch, seq, 4] a) { a1 = Constant <value_ints = [1]> () m = "
+        "ReduceMean(x, a1) a = Sub(x, m) }, else_branch = g2 () => (float[batch, seq, 4] b) "
+        "{ b = Neg(x) }>", "ReduceMean"),
     bad("condition_from_data", "t = Constant <value_ints = [0, 1, 2]> () r = ReduceMean "
         "<keepdims = 0> "
         "(x, t) z = Constant <value_float = 0.0> () c = Greater(r, z) y = If (c) <then_branch = g1 "

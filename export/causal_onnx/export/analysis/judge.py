@@ -276,7 +276,21 @@ def offender(run: Run, output: ir.Value, order: dict[ir.Node, int]) -> ir.Node |
     ):
         # Only the order is wrong: go on to where it was turned round.
         node = _back(run, output, order, flipped=False)
-    return node
+    return node if node is None or node.op_type != "If" else _inside(run, node)
+
+
+def _inside(run: Run, branch: ir.Node) -> ir.Node:
+    """The node within a branch of an If that mixes positions; the If, if none does alone."""
+    for attribute in branch.attributes.values():
+        if attribute.type != ir.AttributeType.GRAPH:
+            continue
+        for node in attribute.as_graph().all_nodes():
+            values = [v for v in node.outputs if v in run.values]
+            given = [v for v in node.inputs if v is not None and v in run.values]
+            mixes = any(not is_causal_somehow(run.values[v], run.sizes) for v in values)
+            if mixes and all(is_causal_somehow(run.values[v], run.sizes) for v in given):
+                return node
+    return branch
 
 
 def _back(

@@ -679,15 +679,24 @@ def random_like(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) ->
 
 @rule("If")
 def branch(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
-    """The branch that is taken for all sizes."""
+    """The branch that is taken for all sizes, or what either may give."""
     condition = tensor(inputs, 0)
     value = evaluate(condition.value, ctx.space.bounds, tuple(ctx.space.limits))
     number = None if condition.ints is None else condition.ints[0].constant
-    if number is None:
-        if value is None or value[0] != value[1]:
-            raise OpenError("which branch runs depends on the sizes or on data")
+    if number is None and value is not None and value[0] == value[1]:
         number = int(value[0])
-    return ctx.run_graph(attr(node, "then_branch" if number else "else_branch"))
+    if number is not None:
+        return ctx.run_graph(attr(node, "then_branch" if number else "else_branch"))
+    branches = [ctx.run_graph(attr(node, f"{name}_branch")) for name in ("then", "else")]
+    found = []
+    for one, other in zip(*branches, strict=True):
+        if ctx.space.shape(one) != ctx.space.shape(other):
+            raise OpenError("the branches differ in shape")
+        moved, axes = ctx.space.align([one, other])
+        terms = [*condition.terms, *(term for part in moved for term in part.terms)]
+        known = condition.known and one.known and other.known
+        found.append(Symbolic(axes, ctx.space.join(terms), known=known))
+    return found
 
 
 def constant(space: Space, known: Known) -> Symbolic:
