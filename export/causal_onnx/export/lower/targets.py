@@ -1,0 +1,63 @@
+"""Choose a form for each core by the target and the opset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from causal_onnx.export.canonical import DOMAIN, is_canonical
+from causal_onnx.export.lower.attention import write_attention
+from causal_onnx.export.lower.packed import (
+    CONTRIB,
+    LONGEST_SHORT,
+    fits_flash,
+    is_plain,
+    write_packed,
+)
+from causal_onnx.export.lower.primitives import write_primitives
+from causal_onnx.export.lower.writer import Writer
+
+__all__ = ["lower"]
+
+OLDEST_ATTENTION_OPSET = 23
+"""From here on ONNX has an `Attention` operator."""
+
+
+def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
+    """Replace every canonical core in place; returns how many there were.
+
+    "portable": from opset 23 on the standard `Attention` operator, below MatMul and Softmax. "ort":
+    from opset 23 on, plain causal attention switches to onnxruntime's flash kernel where the
+    sequence is long. Key/value heads are not repeated in any form.
+    """
+    opset = model.opset_imports[""]
+    count = 0
+    for node in list(model.graph):
+        if not is_canonical(node):
+            continue
+        write = Writer(model.graph, node)
+        results: Sequence[ir.Value]
+        if opset < OLDEST_ATTENTION_OPSET:
+            results = write_primitives(write, node)
+        elif target == "ort" and is_plain(node):
+            switching = fits_flash(node) and (max_seq_len or LONGEST_SHORT + 1) > LONGEST_SHORT
+            if switching:
+                model.opset_imports[CONTRIB] = 1
+            results = [write_packed(write, node, switching=switching)]
+        else:
+            results = write_attention(write, node)
+        for old, new in zip(node.outputs, results, strict=True):
+            if new is old:
+                continue
+            new.type, new.shape = old.type, old.shape
+            if old.is_graph_output():
+                outputs = model.graph.outputs
+                name = old.name
+                outputs[list(outputs).index(old)] = new
+                old.name, new.name = f"{name}_replaced", name
+            old.replace_all_uses_with(new)
+        model.graph.remove(node, safe=True)
+        count += 1
+    model.opset_imports.pop(DOMAIN, None)
+    return count
