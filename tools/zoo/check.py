@@ -52,6 +52,9 @@ BATCHES = (1, 2, 5)
 PASTS = (0, 1, 5)
 LEAK_BATCH = 2
 MASKED_PAST = 3
+MASK = "attention_mask"
+RAGGED_STEPS = 3
+"""Single positions that each row of a ragged batch gets after its prefill."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,18 +119,48 @@ class File:
         inputs = self._session.get_inputs()
         self.past = [item for item in inputs if item.name.startswith("past_key_values.")]
         self.inputs = [item for item in inputs if item not in self.past]
+        masks = [item for item in self.inputs if item.name == MASK] if self.past else []
+        self.mask = masks[0] if masks else None
+        """The mask that comes with a derived cache; the source knows nothing of it."""
         names = [item.name for item in self._session.get_outputs()]
         self.present = [name for name in names if name.startswith("present.")] if self.past else []
         self.outputs = [name for name in names if name not in self.present]
+        self.batch_axes = [
+            list(item.shape).index("batch") if "batch" in item.shape else None
+            for item in self._session.get_outputs()
+            if item.name in self.outputs
+        ]
+
+    def take(self, count: int) -> None:
+        """Say how many inputs the source has: a mask among them is the source's own."""
+        if all(item is not self.mask for item in self.inputs):
+            return  # said before, or there is none
+        if count == len(self.inputs) - 1:
+            self.inputs = [item for item in self.inputs if item is not self.mask]
+        else:
+            self.mask = None
 
     def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
         """The outputs for inputs by position; a cache starts empty."""
         return self.step(values, self.empty_past(values))[0]
 
     def step(
-        self, values: Sequence[Tensor], past: Sequence[np.ndarray[Any, Any]]
+        self,
+        values: Sequence[Tensor],
+        past: Sequence[np.ndarray[Any, Any]],
+        done: int = 0,
+        mask: np.ndarray[Any, Any] | None = None,
     ) -> tuple[list[Tensor], list[np.ndarray[Any, Any]]]:
-        """The outputs, and the cache after these inputs."""
+        """The outputs, and the cache after these inputs.
+
+        Args:
+            values: The inputs by position.
+            past: The cache so far.
+            done: How many positions came before (a bounded cache holds fewer).
+            mask: (batch, total_seq), 1 for a token and 0 for padding; None: all ones.
+        """
+        if self.past:
+            self.take(len(values))
         if len(values) != len(self.inputs):
             names = ", ".join(item.name for item in self.inputs)
             raise ValueError(f"the file has inputs {names}, the source takes {len(values)}")
@@ -136,15 +169,19 @@ class File:
             for item, value in zip(self.inputs, values, strict=True)
         }
         feed |= {item.name: value for item, value in zip(self.past, past, strict=True)}
+        if self.mask is not None:
+            sizes = self._sizes(values)
+            rows = self.mask.shape[0] if isinstance(self.mask.shape[0], int) else sizes["batch"]
+            ones = np.ones((rows, done + sizes["seq"]), np.int64)
+            feed[MASK] = ones if mask is None else mask
         results = self._session.run([*self.outputs, *self.present], feed)
         count = len(self.outputs)
         return [torch.from_numpy(np.array(r)) for r in results[:count]], list(results[count:])
 
     def empty_past(self, values: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
         """A cache of no positions for the batch of `values`."""
-        sizes: dict[Any, int] = {"past_seq": 0}
-        for item, value in zip(self.inputs, values, strict=False):
-            sizes |= {n: s for n, s in zip(item.shape, value.shape, strict=True) if n == "batch"}
+        self.take(len(values))
+        sizes: dict[Any, int] = {"past_seq": 0, **self._sizes(values)}
         return [
             np.zeros(
                 [axis if isinstance(axis, int) else sizes[axis] for axis in item.shape],
@@ -152,6 +189,14 @@ class File:
             )
             for item in self.past
         ]
+
+    def _sizes(self, values: Sequence[Tensor]) -> dict[str, int]:
+        return {
+            name: size
+            for item, value in zip(self.inputs, values, strict=False)
+            for name, size in zip(item.shape, value.shape, strict=False)
+            if name in ("batch", "seq")
+        }
 
 
 def _array(value: Tensor, wanted: str) -> np.ndarray[Any, Any]:
@@ -302,7 +347,82 @@ def check_chunks(path: Path, reference: Reference) -> Finding:
                     return Finding(
                         status="wrong", reason=f"{place}: {why}", max_error=worst, shapes=shapes
                     )
+    if file.mask is not None and has_batch and top >= 2 * RAGGED_STEPS:
+        try:
+            error_here, why = _ragged(file, reference, min(12, top))
+        except Exception as error:
+            reason = f"rows of different lengths: {_short(error)}"
+            return Finding(status="fails", reason=reason, max_error=worst, shapes=shapes)
+        worst, shapes = max(worst, error_here), shapes + 1
+        if error_here > reference.tolerance:
+            reason = f"rows of different lengths, {why}"
+            return Finding(status="wrong", reason=reason, max_error=worst, shapes=shapes)
     return Finding(status="right", max_error=worst, shapes=shapes)
+
+
+def _ragged(file: File, reference: Reference, seq: int) -> tuple[float, str]:
+    """Rows of different lengths, padded on the right, then single positions for each.
+
+    What stands at the padding are the row's true next tokens: a row that saw them would move.
+    """
+    entry = reference.entry
+    inputs = make_inputs(entry, Sizes(3, seq))
+    expected = reference(inputs)
+    outputs = [
+        (index, batch, where[0])
+        for index, where in enumerate(reference.axes(Sizes(3, seq)))
+        if where is not None
+        and where[1] == 0
+        and (batch := file.batch_axes[index]) is not None
+        and expected[index].shape.count(seq) == 1  # attention weights have the keys as well
+    ]
+    longest = seq - RAGGED_STEPS
+    lengths = (longest, longest // 2, 1)
+    mask = np.array([[int(p < n) for p in range(longest)] for n in lengths], np.int64)
+    past = file.empty_past(inputs)
+    chunk = _chunk(file, entry, inputs, 0, longest)
+    worst, why = 0.0, ""
+    for step in range(RAGGED_STEPS + 1):
+        got, past = file.step(chunk, past, mask.shape[1] - _width(chunk, entry), mask)
+        for row, length in enumerate(lengths):
+            first, last = (0, length) if step == 0 else (length + step - 1, length + step)
+            for index, batch, axis in outputs:
+                mine = got[index].select(batch, row).unsqueeze(batch).narrow(axis, 0, last - first)
+                whole = expected[index].select(batch, row).unsqueeze(batch)
+                error, reason = difference([mine], [whole.narrow(axis, first, last - first)])
+                if error >= worst:
+                    worst, why = error, f"row {row}, positions {first} to {last - 1}: {reason}"
+        chunk = _next_of_each(entry, inputs, [n + step for n in lengths])
+        mask = np.concatenate([mask, np.ones((3, 1), np.int64)], axis=1)
+    return worst, why
+
+
+def _width(chunk: Sequence[Tensor], entry: ZooEntry) -> int:
+    return next(
+        value.shape[axis]
+        for value, axes in zip(chunk, entry.axes, strict=True)
+        for axis, name in axes.items()
+        if name == "seq"
+    )
+
+
+def _next_of_each(
+    entry: ZooEntry, inputs: tuple[Tensor, ...], positions: Sequence[int]
+) -> list[Tensor]:
+    """One position per row: that of the row."""
+    chunk = []
+    for value, axes in zip(inputs, entry.axes, strict=True):
+        batch = next((a for a, name in axes.items() if name == "batch"), None)
+        seq = next((a for a, name in axes.items() if name == "seq"), None)
+        if batch is None or seq is None:
+            chunk.append(value)
+            continue
+        rows = [
+            value.select(batch, row).unsqueeze(batch).narrow(seq, position, 1)
+            for row, position in enumerate(positions)
+        ]
+        chunk.append(torch.cat(rows, batch))
+    return chunk
 
 
 def _chunkings(seq: int) -> list[list[int]]:
@@ -331,7 +451,7 @@ def _fed(
     past = file.empty_past(inputs)
     worst, why = 0.0, ""
     for start, stop in pairwise(bounds):
-        got, past = file.step(_chunk(file, entry, inputs, start, stop), past)
+        got, past = file.step(_chunk(file, entry, inputs, start, stop), past, start)
         parts = []
         for whole, piece, where in zip(expected, got, axes, strict=True):
             if where is None:

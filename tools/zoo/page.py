@@ -120,7 +120,7 @@ def summary_lines(entries: Sequence[ZooEntry], results: Results) -> list[str]:
     for step, (target, opset) in FORMS.items():
         form = _counts(causal, results, step)
         text = f"{form['right']} of {form.total()}"
-        rows.append((f"form `{target}`, opset {opset}, right and equal", text, "-"))
+        rows.append((f"form `{_form(target, opset)}`, right and equal", text, "-"))
     lines += [f"| {label} | {a} | {b} |" for label, a, b in rows]
     return [*lines, "", *_rate_lines(results)]
 
@@ -179,7 +179,8 @@ tokens changed; then beyond the limit.
   that is not plainly causal.
 - **cached**: `export(..., cache=True)`, fed all at once, in single steps and in uneven chunks. *-*
   where the module has a past of its own or nothing to cache.
-- **forms**: `portable` at opset 20 and 18, right by itself and equal to the default form.
+- **forms**: `portable` at opsets 24, 20 and 18, and `tiled`, right by itself and equal to the
+  default form.
 - **error**: the largest of ours over all shapes, relative to the output's scale.
 - In round brackets: what happens one position beyond the source's limit, where that is no refusal.
 """
@@ -243,7 +244,11 @@ def _forms(item: ZooEntry, steps: Steps) -> str:
     words = {step: _status(steps.get(step)) for step in wanted}
     if len(set(words.values())) == 1:
         return next(iter(words.values()))
-    return ", ".join(f"{FORMS[step][1]}: {word}" for step, word in words.items())
+    return ", ".join(f"{_form(*FORMS[step])}: {word}" for step, word in words.items())
+
+
+def _form(target: str, opset: int | None) -> str:
+    return target if opset is None else f"{target} {opset}"
 
 
 def _cell(text: str) -> str:

@@ -24,8 +24,13 @@ from tests.zoo.probes import Subject, takes_past
 
 __all__ = ["ENTRY_STEPS", "GRAPH_SOURCES", "MUTANT_STEPS", "run", "run_entry", "run_mutant"]
 
-FORMS = {"portable20": ("portable", 20), "portable18": ("portable", 18)}
-"""Besides the default form: target and opset."""
+FORMS: dict[str, tuple[str, int | None]] = {
+    "portable24": ("portable", 24),
+    "portable20": ("portable", 20),
+    "portable18": ("portable", 18),
+    "tiled": ("tiled", None),
+}
+"""Besides the default form: target and opset, None for the target's own."""
 ENTRY_STEPS = ("ours", "cached", *FORMS, "plain")
 MUTANT_STEPS = ("export", "attest")
 LEAK = 1e-4
