@@ -12,6 +12,7 @@ __all__ = ["Panel", "Point", "Series", "render"]
 WIDTH, HEIGHT = 460, 300
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 34, 44
 LEGEND = 34
+DIGIT = 7.0  # width of one digit of the labels, at their font size
 
 Y_LIMIT = 16.0
 """Values beyond it, or below one part in it, are drawn hollow at the edge."""
@@ -129,12 +130,16 @@ def _panel(
         lines.append(
             f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_fraction(tick)}</text>'
         )
+    labelled = _with_room(xs, scale)
     for x_value in xs:
         x = scale.x(x_value)
         lines.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}" stroke="#777"/>'
         )
-        lines.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{x_value:g}</text>')
+        if x_value in labelled:
+            lines.append(
+                f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{x_value:g}</text>'
+            )
     middle = (LEFT + right) / 2
     lines.append(
         f'<text x="{middle}" y="{bottom + 34}" text-anchor="middle">{escape(x_label)}</text>'
@@ -146,6 +151,18 @@ def _panel(
     for series in sorted(panel.series, key=lambda one: one.is_main):
         lines += _series(series, scale)
     return lines
+
+
+def _with_room(xs: Sequence[float], scale: _Scale) -> set[float]:
+    """The values whose labels do not touch one another; the largest always has one."""
+    kept: list[float] = []
+    for value in sorted(xs, reverse=True):
+        half = 0.5 * DIGIT * (len(f"{value:g}") + 2)
+        if not kept or scale.x(kept[-1]) - scale.x(value) >= half + 0.5 * DIGIT * len(
+            f"{kept[-1]:g}"
+        ):
+            kept.append(value)
+    return set(kept)
 
 
 def _series(series: Series, scale: _Scale) -> list[str]:

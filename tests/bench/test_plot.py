@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -75,3 +76,15 @@ def test_the_chart_has_a_panel_per_batch_and_threads() -> None:
         for threads in ("1 thread (processor time)", "2 threads (wall time)")
     ]
     assert len(dots(root)) == 4
+
+
+def test_labels_of_the_axis_keep_apart() -> None:
+    texts = [
+        (float(node.attrib["x"]), node.text or "")
+        for node in chart_of(*(point(2.0**n, 1.0) for n in range(14))).iter(f"{NAMESPACE}text")
+        if (node.text or "").isdigit() and "x" in node.attrib and float(node.attrib["x"]) > 47
+    ]
+    texts.sort()
+    assert texts[-1][1] == "8192"
+    for (left, first), (right, second) in pairwise(texts):
+        assert right - left >= 7 * (len(first) + len(second) + 2) / 2
