@@ -29,6 +29,7 @@ from causal_onnx.export.causality import perturb
 from causal_onnx.export.chunks import prove_cache
 from causal_onnx.export.compact import compute_position_matrices
 from causal_onnx.export.errors import CausalityError, ExportError, ParityError
+from causal_onnx.export.fuse import fuse
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.isolation import isolated
@@ -346,6 +347,7 @@ def _forms(capture: Capture, contract: Contract, *, cache: bool) -> Iterator[_Fo
 
 
 def _rewritten(model: ir.Model, contract: Contract, *, cache: bool) -> _Form:
+    fuse(model, contract.form, contract.max_seq_len)
     cores, others = canonicalise(model, contract.max_seq_len)
     if cache:
         derived = derive_cache(model, cores, others, max_seq_len=contract.max_seq_len)
