@@ -1,0 +1,184 @@
+"""Choose the next token from logits: penalties, temperature, truncation, and the draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Choice", "Sampling", "choose", "log_softmax"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is chosen; as it stands, the likeliest one is taken (greedy).
+
+    Applied in the order of the fields.
+    """
+
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Added to the logits of these ids; -inf forbids one."""
+    repetition_penalty: float = 1.0
+    """Logits of ids in the prompt or the continuation are divided by it where positive, multiplied
+    where negative. Source: Keskar et al. 2019, https://arxiv.org/abs/1909.05858, section 4.1."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a logit for every time its id stands in the continuation."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of an id that stands in the continuation."""
+    temperature: float = 0.0
+    """Divides the logits; 0 takes the largest, the smallest id among equals."""
+    top_k: int | None = None
+    """Only the k largest logits stay. Source: Fan et al. 2018, https://arxiv.org/abs/1805.04833."""
+    top_p: float | None = None
+    """Only the smallest set of likeliest ids whose probabilities reach p stays.
+    Source: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751, section 3.1."""
+    min_p: float | None = None
+    """Only ids at least this times as likely as the likeliest stay.
+    Source: Nguyen et al. 2024, https://arxiv.org/abs/2407.01082."""
+
+    def __post_init__(self) -> None:
+        for name in ("repetition_penalty", "frequency_penalty", "presence_penalty", "temperature"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
+        if self.repetition_penalty <= 0:
+            raise ValueError(
+                f"repetition_penalty must be positive (1: none), got {self.repetition_penalty}"
+            )
+        top_k = self.top_k
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int)):
+            raise TypeError(f"top_k must be an integer or None, got {top_k!r}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}; None keeps all")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} must be in (0, 1], got {value}; None keeps all")
+        for token, bias in self.logit_bias.items():
+            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+                raise ValueError(f"logit_bias is by token id, got {token!r}")
+            if math.isnan(bias) or bias == math.inf:
+                raise ValueError(f"logit_bias of {token} must be below infinity, got {bias}")
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the choice is no matter of chance."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token."""
+
+    id: int
+    logprob: float
+    """Natural logarithm of its probability under the model: before biases, penalties, temperature
+    and truncation."""
+
+
+def choose(
+    logits: Array,
+    sampling: Sampling,
+    *,
+    prompt: Sequence[int] = (),
+    continuation: Sequence[int] = (),
+    allowed: Array | None = None,
+    uniform: float = 0.0,
+) -> Choice:
+    """Choose the next token.
+
+    In float64, so that logits which agree to 1e-6 lead to the same choice all but once in a
+    million.
+
+    Args:
+        logits: (vocab,), any float dtype; not changed.
+        sampling: How.
+        prompt: The ids before the continuation, for the repetition penalty.
+        continuation: The ids chosen so far, for the penalties.
+        allowed: (vocab,), bool: where a grammar lets the next token be. None: anywhere.
+        uniform: A random number in [0, 1), which decides; unused when greedy.
+
+    Raises:
+        ValueError: A shape does not fit, the logits hold NaN, or nothing is allowed.
+    """
+    if logits.ndim != 1:
+        raise ValueError(f"logits must be of shape (vocab,), got {logits.shape}")
+    model = log_softmax(logits)
+    scores = _adjusted(logits.astype(np.float64), sampling, prompt, continuation)
+    if allowed is not None:
+        if allowed.shape != logits.shape:
+            raise ValueError(f"allowed must be of shape {logits.shape}, got {allowed.shape}")
+        scores[~allowed] = -np.inf
+    best = int(scores.argmax())
+    if scores[best] == -np.inf:
+        raise ValueError("no token is allowed: the grammar and logit_bias leave none of the ids")
+    if sampling.is_greedy:
+        return Choice(best, float(model[best]))
+    weights = _truncated(scores / sampling.temperature, sampling)
+    cumulative = np.cumsum(weights)
+    # side="right": an id of weight 0 has the same sum as the one before it, and is passed over.
+    drawn = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    drawn = min(drawn, int(np.flatnonzero(weights)[-1]))
+    return Choice(drawn, float(model[drawn]))
+
+
+def log_softmax(logits: Array) -> Array:
+    """log(softmax(logits)) over the last axis, in float64.
+
+    Raises:
+        ValueError: There is NaN or +inf among them, or nothing finite.
+    """
+    wide = logits.astype(np.float64)
+    top = wide.max(axis=-1, keepdims=True)
+    if not np.isfinite(top).all():
+        raise ValueError(f"the logits hold no usable number: their maximum is {top.ravel()[0]}")
+    shifted = wide - top
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def _adjusted(
+    scores: Array, sampling: Sampling, prompt: Sequence[int], continuation: Sequence[int]
+) -> Array:
+    """Biases and penalties, in place."""
+    for token, bias in sampling.logit_bias.items():
+        if token >= len(scores):
+            raise ValueError(f"logit_bias names the id {token}; the model has {len(scores)}")
+        scores[token] += bias
+    if sampling.repetition_penalty != 1.0:
+        seen = np.unique(np.array([*prompt, *continuation], dtype=np.int64))
+        old = scores[seen]
+        factor = sampling.repetition_penalty
+        scores[seen] = np.where(old > 0, old / factor, old * factor)
+    if continuation and (sampling.frequency_penalty or sampling.presence_penalty):
+        seen, counts = np.unique(np.array(continuation, dtype=np.int64), return_counts=True)
+        scores[seen] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+    return scores
+
+
+def _truncated(scores: Array, sampling: Sampling) -> Array:
+    """The weights to draw by, 0 for what is cut off; they need not sum to 1."""
+    if sampling.top_k is not None and sampling.top_k < len(scores):
+        # Those that equal the k-th stay too: which of equals is cut must not depend on the sort.
+        kth = np.partition(scores, -sampling.top_k)[-sampling.top_k]
+        scores = np.where(scores >= kth, scores, -np.inf)
+    weights: Array = np.exp(scores - scores.max())
+    if sampling.top_p is not None and sampling.top_p < 1:
+        order = np.argsort(-weights, kind="stable")
+        cumulative = np.cumsum(weights[order])
+        # The id that crosses the threshold stays.
+        count = int(np.searchsorted(cumulative, sampling.top_p * cumulative[-1])) + 1
+        weights[order[count:]] = 0.0
+    if sampling.min_p is not None:
+        weights[weights < sampling.min_p] = 0.0  # the largest weight is 1
+    return weights
