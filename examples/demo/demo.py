@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from causal_onnx.models import DecoderConfig
+from causal_onnx.runtime.threads import available_cores
 from examples.demo.attention import draw_maps
 from examples.demo.checkpoint import save_decoder
 from examples.demo.choose_threads import choose_threads
@@ -68,15 +69,13 @@ class Settings:
 
 def run_demo(settings: Settings, screen: Screen) -> Findings:
     """Run all parts, print what they find, and write the report to `settings.folder`."""
-    fixed = settings.threads
-    choose: Callable[[], int] = choose_threads if fixed is None else lambda: fixed
-    threads = choose()
+    threads = choose_threads() if settings.threads is None else settings.threads
     torch.set_num_threads(threads)
     settings.folder.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus()
 
     modules = _export_modules(settings, screen, threads)
-    training = _train(corpus, settings, screen, choose)
+    training = _train(corpus, settings, screen)
     torch.set_num_threads(threads)
     decoder = _export_decoder(training, settings, screen, threads)
     without_torch, with_torch = _stream(settings, screen, threads)
@@ -115,9 +114,7 @@ def _export_modules(settings: Settings, screen: Screen, threads: int) -> list[Ex
     return exported
 
 
-def _train(
-    corpus: Corpus, settings: Settings, screen: Screen, choose: Callable[[], int]
-) -> Training:
+def _train(corpus: Corpus, settings: Settings, screen: Screen) -> Training:
     screen.section("A byte-level decoder, trained on the text behind Python's help()")
     screen.fact(
         "text",
@@ -130,7 +127,9 @@ def _train(
             settings.decoder,
             budget_s=settings.train_s,
             seed=settings.seed,
-            choose_threads=choose,
+            threads=sorted({1, available_cores()})
+            if settings.threads is None
+            else [settings.threads],
             update=update,
         )
     screen.fact(

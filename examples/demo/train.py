@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
 from examples.demo.corpus import Corpus
 from examples.demo.screen import Update
+from examples.demo.step_threads import StepThreads
 
 __all__ = ["CurvePoint", "Training", "bits_per_byte", "decoder_config", "train"]
 
@@ -25,8 +26,6 @@ MATRIX_LEARNING_RATE = 0.03
 OTHER_LEARNING_RATE = 3e-3
 """Of embeddings, norms and the head, which AdamW trains."""
 WARM_UP_SHARE = 0.03
-SECONDS_BETWEEN_CHOICES = 4.0
-"""Of the number of threads; a choice takes some 50 ms."""
 POINTS = 12
 """Of the training curve."""
 SAMPLED_PIECES = 32
@@ -86,7 +85,7 @@ def train(
     *,
     budget_s: float,
     seed: int,
-    choose_threads: Callable[[], int],
+    threads: Sequence[int],
     update: Update,
 ) -> Training:
     """Train for `budget_s` seconds of wall time, the points of the curve included.
@@ -98,8 +97,8 @@ def train(
         config: Sizes; `vocab_size` 256.
         budget_s: The learning rate falls to 0 over this time.
         seed: Of the initial weights and the data order.
-        choose_threads: How many PyTorch is to use; asked again every few seconds, since a machine
-            that was idle when the training began may not stay so.
+        threads: Numbers of threads for PyTorch; each step runs with the one that is quickest on the
+            machine as it then is.
         update: Gets the share of the budget that is spent, and the losses.
 
     Raises:
@@ -117,12 +116,12 @@ def train(
     random = torch.Generator().manual_seed(seed)
     curve: list[CurvePoint] = []
     losses: list[float] = []
+    chooser = StepThreads(threads)
     start = time.monotonic()
-    step = choices = 0
+    step = 0
     while (spent := (time.monotonic() - start) / budget_s) < 1.0:
-        if spent * budget_s >= choices * SECONDS_BETWEEN_CHOICES:
-            torch.set_num_threads(choose_threads())
-            choices += 1
+        count = chooser.next(spent * budget_s)
+        torch.set_num_threads(count)
         for optimizer, rate in optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = rate * _schedule(spent)
@@ -130,6 +129,8 @@ def train(
         step += 1
         update(spent, _words(curve, losses, step))
         elapsed = time.monotonic() - start
+        chooser.record(count, elapsed - spent * budget_s, elapsed)
+        torch.set_num_threads(chooser.best)
         if elapsed / budget_s >= (len(curve) + 1) / POINTS:
             curve.append(
                 _point(model, corpus.held_out, losses, seq=seq, seconds=elapsed, step=step)

@@ -61,7 +61,7 @@ def train_steadily(monkeypatch: pytest.MonkeyPatch, *, shares: list[float]) -> T
         tiny_llama_config(),
         budget_s=80.0,
         seed=0,
-        choose_threads=torch.get_num_threads,
+        threads=(torch.get_num_threads(),),
         update=lambda share, words: shares.append(share),
     )
 
@@ -77,20 +77,28 @@ def test_training_learns_and_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not training.model.training
 
 
-def test_the_number_of_threads_is_chosen_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "time", SteadyClock())
+def test_each_step_runs_with_the_quickest_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SteadyClock()
+    monkeypatch.setattr(train_module, "time", clock)
     used: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", used.append)
-    choices = iter([1, 2, 1])
+
+    def slow_with_two(count: int) -> None:
+        used.append(count)
+        clock.now += 5.0 * (count == 2)
+
+    monkeypatch.setattr(torch, "set_num_threads", slow_with_two)
     train(
         CORPUS,
         tiny_llama_config(),
-        budget_s=11.0,  # choices at 0, 4 and 8 seconds
+        budget_s=30.0,
         seed=0,
-        choose_threads=lambda: next(choices),
+        threads=(1, 2),
         update=lambda share, words: None,
     )
-    assert used == [1, 2, 1]
+    assert 1 <= used.count(2) <= 2  # tried, and tried again after the pause
+    assert used.count(1) > 10
 
 
 def test_the_seed_decides_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +137,6 @@ def test_training_on_nothing_is_refused(budget_s: float, corpus: Corpus, message
             tiny_llama_config(),
             budget_s=budget_s,
             seed=0,
-            choose_threads=torch.get_num_threads,
+            threads=(torch.get_num_threads(),),
             update=lambda share, words: None,
         )
