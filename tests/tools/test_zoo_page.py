@@ -63,7 +63,7 @@ def test_results_are_judged(name: str, steps: dict[str, Any], found: str | None)
 
 def test_steps_fit_the_entry() -> None:
     assert entry_steps(entry("guard_raise")) == (
-        "ours", "cached", "portable24", "portable20", "portable18", "tiled", "plain"
+        "ours", "cached", "portable20", "portable18", "tiled", "plain"
     )  # fmt: skip
     assert entry_steps(entry("guard_noise_in_eval")) == ("ours", "plain")
     assert "cached" not in entry_steps(entry("cache_static_scatter"))

@@ -25,7 +25,6 @@ from tests.zoo.probes import Subject, takes_past
 __all__ = ["ENTRY_STEPS", "GRAPH_SOURCES", "MUTANT_STEPS", "run", "run_entry", "run_mutant"]
 
 FORMS: dict[str, tuple[str, int | None]] = {
-    "portable24": ("portable", 24),
     "portable20": ("portable", 20),
     "portable18": ("portable", 18),
     "tiled": ("tiled", None),
