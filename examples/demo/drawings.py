@@ -147,7 +147,9 @@ def curve(points: Sequence[CurvePoint], *, label: str) -> Html:
         )
     shapes.append(element("text", "bits per byte", x=left - 30, y=14))
     series = {"train": [p.train for p in points], "held out": [p.held_out for p in points]}
-    ends = _apart({name: y(values[-1]) for name, values in series.items()}, gap=36)
+    last = {name: y(values[-1]) for name, values in series.items()}
+    # The lower label's second line stays above the numbers of the axis.
+    ends = _apart(last, gap=36, lowest=height - bottom - 14)
     for name, values in series.items():
         kind = name.replace(" ", "-")
         places = [(x(p.seconds), y(v)) for p, v in zip(points, values, strict=True)]
@@ -172,10 +174,11 @@ def curve(points: Sequence[CurvePoint], *, label: str) -> Html:
     )
 
 
-def _apart(places: dict[str, float], *, gap: float) -> dict[str, float]:
-    """Move two labels apart to at least `gap`, around their middle."""
+def _apart(places: dict[str, float], *, gap: float, lowest: float) -> dict[str, float]:
+    """Move two labels apart to at least `gap`, around their middle, none below `lowest`."""
     (first, a), (second, b) = sorted(places.items(), key=lambda item: item[1])
-    middle, half = (a + b) / 2, max(b - a, gap) / 2
+    half = max(b - a, gap) / 2
+    middle = min((a + b) / 2, lowest - half)
     return {first: middle - half, second: middle + half}
 
 

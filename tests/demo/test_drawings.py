@@ -48,3 +48,15 @@ def test_a_higher_loss_is_drawn_higher() -> None:
     heights = [float(pair.split(",")[1]) for pair in line[1].split()]
     assert heights == sorted(heights)
     assert heights[0] < heights[-1]
+
+
+def test_labels_stay_above_the_numbers_of_the_axis() -> None:
+    points = [
+        CurvePoint(seconds=0.0, step=1, train=8.0, held_out=8.0),
+        CurvePoint(seconds=60.0, step=9, train=2.0, held_out=2.01),  # at the foot of the curve
+    ]
+    svg = curve(points, label="")
+    axis = max(float(y) for y in re.findall(r'y="([\d.]+)" class="tick-x"', svg))
+    values = [float(y) for y in re.findall(r'y="([\d.]+)" class="value"', svg)]
+    assert max(values) <= axis - 14
+    assert abs(values[0] - values[1]) >= 30
