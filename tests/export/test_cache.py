@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from causal_onnx.export import ExportError, ParityError, export, pipeline
 from causal_onnx.export.cache import derive_cache
 from causal_onnx.export.canonical import canonicalise
+from causal_onnx.export.graph import constant
 from causal_onnx.export.lower import lower
 from causal_onnx.models import DecoderLM, tiny_gpt2_config, tiny_llama_config
 from causal_onnx.runtime import load
@@ -39,7 +41,8 @@ def fed(model: object, name: str, past: list[np.ndarray], cuts: list[int]) -> np
     pieces = []
     for start, stop in pairwise(cuts):
         chunk = [x.take(range(start, stop), axis) for x in inputs]
-        first, *past = run_model(model, [*chunk, *past])  # type: ignore[arg-type]
+        mask = np.ones((2, stop), np.int64)
+        first, *past = run_model(model, [*chunk, mask, *past])  # type: ignore[arg-type]
         pieces.append(first)
     return np.concatenate(pieces, axis)
 
@@ -115,19 +118,93 @@ def test_decoder_streams_from_the_file(config: object, tmp_path: Path) -> None:
         model.run(ids[:, :1].numpy(), **past)
 
 
-def test_a_wrong_cache_is_found_before_a_file_appears(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forgetful(*args: object, **kwargs: object) -> object:
-        derived = derive_cache(*args, **kwargs)  # type: ignore[arg-type]
-        model = args[0]
-        for node in model.graph:  # type: ignore[attr-defined]
-            if node.domain == "causal_onnx":
-                node.attributes["is_causal"] = ir.AttrInt64("is_causal", 0)
+Mutation = Callable[[ir.Graph, ir.Node], None]
+
+
+def sees_no_past(graph: ir.Graph, node: ir.Node) -> None:
+    node.attributes["window"] = ir.AttrInt64("window", 1)
+
+
+def shifted_by_one(graph: ir.Graph, node: ir.Node) -> None:
+    """A row's new keys go one slot too early, as soon as there is one."""
+    before = ir.node("Max", [node.inputs[6], constant(graph, np.array(1, np.int64))])
+    one = ir.node("Sub", [before.outputs[0], constant(graph, np.array(1, np.int64))])
+    graph.insert_before(node, [before, one])
+    node.replace_input_with(6, one.outputs[0])
+
+
+def all_rows_like_the_first(graph: ir.Graph, node: ir.Node) -> None:
+    first = ir.node("Gather", [node.inputs[6], constant(graph, np.array([0]))])
+    shape = ir.node("Shape", [node.inputs[6]])
+    spread = ir.node("Expand", [first.outputs[0], shape.outputs[0]])
+    graph.insert_before(node, [first, shape, spread])
+    node.replace_input_with(6, spread.outputs[0])
+
+
+def mutated(monkeypatch: pytest.MonkeyPatch, mutate: Mutation) -> None:
+    def derive(model: ir.Model, *args: object, **kwargs: object) -> object:
+        derived = derive_cache(model, *args, **kwargs)  # type: ignore[arg-type]
+        for node in [n for n in model.graph if n.domain == "causal_onnx" and len(n.inputs) > 6]:
+            mutate(model.graph, node)
+        if not kwargs["ragged"]:
+            raise ExportError("no other form in this test")
         return derived
 
-    monkeypatch.setattr(pipeline, "derive_cache", forgetful)
+    monkeypatch.setattr(pipeline, "derive_cache", derive)
+
+
+@pytest.mark.parametrize(
+    ("mutate", "message"),
+    [
+        (sees_no_past, "disagrees"),
+        (shifted_by_one, r"cache: .* at batch 1, length 2 is off"),
+        (all_rows_like_the_first, r"cache: ragged .* at batch 3"),
+    ],
+)
+def test_a_wrong_cache_is_found_before_a_file_appears(
+    mutate: Mutation, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutated(monkeypatch, mutate)
     decoder = DecoderLM(tiny_gpt2_config(), seed=0).eval()
-    with pytest.raises(ParityError):
+    with pytest.raises(ParityError, match=message):
         export(decoder, tmp_path / "m.onnx", cache=True, max_seq_len=12)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_of_different_lengths_share_every_call(tmp_path: Path) -> None:
+    decoder = DecoderLM(tiny_llama_config(), seed=0).eval()
+    export(decoder, tmp_path / "m.onnx", cache=True, max_seq_len=12)
+    model, ids = load(tmp_path / "m.onnx"), decoder.example_input(3, 6).numpy()
+    lengths, past = np.array([5, 2, 0]), {}
+    mask = (np.arange(5) < lengths[:, None]).astype(np.int64)
+    for columns in (ids[:, :5], ids[:, 5:]):
+        outputs = model.run(columns, attention_mask=mask, **past)
+        past = {pair.past: outputs[pair.present] for pair in model.contract.cache}
+        mask = np.concatenate([mask, np.ones((3, 1), np.int64)], 1)
+    for row, length in enumerate(lengths):
+        alone = np.concatenate([ids[row, :length], ids[row, 5:]])[None]
+        expected = decoder(torch.from_numpy(alone)).detach().numpy()[0, -1]
+        np.testing.assert_allclose(outputs["logits"][row, 0], expected, rtol=0, atol=1e-5)
+
+
+class Relative(nn.Module):
+    """Adds q @ table[positions] to the values: positions enter a product, not entry by entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.table = nn.Linear(16, 48), nn.Embedding(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, -1)
+        places = self.table(torch.arange(x.shape[1]))
+        v = v + (q.squeeze(1).unsqueeze(2) @ places.unsqueeze(2)).unsqueeze(1).squeeze(3)
+        return nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).squeeze(1)
+
+
+def test_where_positions_enter_a_product_rows_must_be_equally_long(tmp_path: Path) -> None:
+    report = export(Relative(), tmp_path / "m.onnx", example=torch.randn(2, 5, 16), cache=True)
+    assert report.contract.mask is None
+    assert report.cache is not None
+    assert report.cache.passed
+    (warning,) = [text for text in report.warnings if "equally long" in text]
+    assert "MatMul" in warning

@@ -23,8 +23,30 @@ def spec_with(**changes: Any) -> list[dict[str, Any]]:
     return [{"name": "x", "dtype": "float32", "axes": ["seq"], **changes}]
 
 
+def bounded(
+    count: int | None, before: str = "past_seq", after: str = "total_seq"
+) -> dict[str, Any]:
+    """The keys of a contract with a cache of one pair."""
+    spec = {"name": "x", "dtype": "float32", "axes": ["batch", "seq"]}
+    return {
+        "inputs": [spec, {**spec, "name": "past", "axes": ["batch", before]}],
+        "outputs": [{**spec, "name": "y"}, {**spec, "name": "present", "axes": ["batch", after]}],
+        "cache": [{"past": "past", "present": "present", "bounded": count}],
+    }
+
+
+CACHED = bounded(None)
+
+
 def test_a_contract_survives_the_round_trip() -> None:
     assert Contract.from_json(CONTRACT.to_json()) == CONTRACT
+
+
+def test_a_contract_from_before_masks_and_bounds_is_read() -> None:
+    text = changed(**CACHED)
+    older = {key: value for key, value in json.loads(text).items() if key != "mask"}
+    older["cache"] = [{"past": "past", "present": "present"}]
+    assert Contract.from_json(json.dumps(older)) == Contract.from_json(text)
 
 
 def test_equal_contracts_give_the_same_text() -> None:
@@ -64,6 +86,16 @@ def test_a_spec_describes_itself_on_one_line() -> None:
         (changed(cache=[{"past": "input_ids"}]), "damaged"),
         (changed(cache=[{"was": 1}]), "unknown keys in the contract: was"),
         (changed(cache=3), "damaged"),
+        (changed(mask="input_ids"), "the mask 'input_ids' must be an input of .* with a cache"),
+        (changed(**CACHED, mask="y"), "the mask 'y' must be an input"),
+        (
+            changed(**CACHED, mask="past"),
+            r"a mask is int64 \(batch, total_seq\), got past: float32",
+        ),
+        (changed(**bounded(0)), "past: bounded must be a positive integer or None, got 0"),
+        (changed(**bounded(3)), "past_slots and present_slots belong to pairs .* bounded"),
+        (changed(**bounded(3, "past_slots", "present_slots")), "a bounded cache needs a mask"),
+        (changed(inputs=spec_with(axes=["past_slots"])), "belong to pairs of the cache"),
         (changed(unbatched="yes"), "unbatched must be true or false, got 'yes'"),
         (changed(form=None), "form must be a string, got None"),
         (changed(inputs=spec_with(name="")), "must be a text, not empty, got ''"),

@@ -243,3 +243,67 @@ class TestCache:
     def test_it_is_not_positional(self) -> None:
         with pytest.raises(ValueError, match="got 2 positional inputs, expected at most 1: x"):
             self.check(zeros(1, 1, 4), zeros(1, 2, 8, 3))
+
+
+class TestRaggedRows:
+    """A mask says which positions are tokens; left out, all are."""
+
+    PAST = TensorSpec(name="past", dtype="float32", axes=("batch", 2, "past_seq", 3))
+    PRESENT = TensorSpec(name="present", dtype="float32", axes=("batch", 2, "total_seq", 3))
+    NEAR = TensorSpec(name="near", dtype="float32", axes=("batch", 2, "past_slots", 3))
+    NEXT = TensorSpec(name="next", dtype="float32", axes=("batch", 2, "present_slots", 3))
+
+    def check(self, *inputs: Any, bounded: int | None = None, **named: Any) -> Request:
+        past, present = (self.PAST, self.PRESENT) if bounded is None else (self.NEAR, self.NEXT)
+        contract = Contract(
+            inputs=(X, MASK, past),
+            outputs=(Y, present),
+            cache=(CachePair(past=past.name, present=present.name, bounded=bounded),),
+            mask=MASK.name,
+            unbatched=True,
+            max_seq_len=20,
+        )
+        return RequestChecker(contract).check(inputs, named)
+
+    def test_left_out_it_is_ones_for_past_and_new_positions(self) -> None:
+        assert self.check(zeros(2, 3, 4)).feeds["attention_mask"].tolist() == [[1] * 3] * 2
+        feeds = self.check(zeros(2, 3, 4), past=zeros(2, 2, 5, 3)).feeds
+        assert feeds["attention_mask"].tolist() == [[1] * 8] * 2
+        assert self.check(zeros(3, 4)).feeds["attention_mask"].tolist() == [[1] * 3]
+
+    def test_it_is_not_positional(self) -> None:
+        with pytest.raises(ValueError, match="got 2 positional inputs, expected at most 1: x"):
+            self.check(zeros(1, 1, 4), np.ones((1, 1), np.int64))
+
+    def test_padding_of_earlier_calls_may_stand_before_tokens(self) -> None:
+        mask = np.array([[1, 0, 0, 1, 1], [1, 1, 1, 0, 0]])
+        feeds = self.check(zeros(2, 2, 4), past=zeros(2, 2, 3, 3), attention_mask=mask).feeds
+        assert feeds["attention_mask"].tolist() == mask.tolist()
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            ([1, 2, 1], r"holds 2 at \[1, 1\], expected 1 for a token and 0 for padding"),
+            ([0, 1, 1], r"a token after padding at \[1, 1\]; .*pad on the right"),
+            ([1, 0, 1], r"a token after padding at \[1, 2\]"),
+            ([1, 1], "total_seq is 2, but"),
+        ],
+    )
+    def test_what_is_no_mask_is_refused(self, row: list[int], message: str) -> None:
+        mask = np.array([[1] * len(row), row])
+        with pytest.raises(ValueError, match=message):
+            self.check(zeros(2, 3, 4), attention_mask=mask)
+
+    def test_a_bounded_cache_holds_as_much_as_it_must(self) -> None:
+        mask = np.ones((1, 9), np.int64)
+        assert self.check(
+            zeros(1, 2, 4), bounded=5, near=zeros(1, 2, 5, 3), attention_mask=mask
+        ).feeds
+        with pytest.raises(ValueError, match=r"'near' holds 4 positions, .* the last 5 .* so 5"):
+            self.check(zeros(1, 2, 4), bounded=5, near=zeros(1, 2, 4, 3), attention_mask=mask)
+
+    def test_a_full_bounded_cache_does_not_tell_how_much_came_before(self) -> None:
+        feeds = self.check(zeros(1, 2, 4), bounded=5, near=zeros(1, 2, 4, 3)).feeds
+        assert feeds["attention_mask"].shape == (1, 6)
+        with pytest.raises(ValueError, match="'attention_mask' is needed: the cache is full"):
+            self.check(zeros(1, 2, 4), bounded=5, near=zeros(1, 2, 5, 3))

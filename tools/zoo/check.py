@@ -181,10 +181,11 @@ class File:
     def empty_past(self, values: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
         """A cache of no positions for the batch of `values`."""
         self.take(len(values))
-        sizes: dict[Any, int] = {"past_seq": 0, **self._sizes(values)}
+        sizes: dict[Any, int] = self._sizes(values)
         return [
             np.zeros(
-                [axis if isinstance(axis, int) else sizes[axis] for axis in item.shape],
+                # What is neither fixed nor the batch counts positions, of which there are none.
+                [axis if isinstance(axis, int) else sizes.get(axis, 0) for axis in item.shape],
                 np.float16 if item.type == "tensor(float16)" else np.float32,
             )
             for item in self.past

@@ -114,7 +114,7 @@ def make_request(contract: Contract, *, seq: int) -> dict[str, Array]:
             generator,
         )
         for spec in contract.inputs
-        if spec.name not in contract.past_names  # left out, they are empty
+        if spec.name not in contract.optional_names  # left out: no past, no padding
     }
 
 

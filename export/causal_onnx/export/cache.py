@@ -2,7 +2,11 @@
 
 Each attention core gets past keys and values in and present ones out. Everything else must treat
 each position by itself; what only positions decide (rotary tables, position embeddings, biases) is
-computed for past and new positions together, and its last `seq` entries are used.
+computed for past and new positions together, and each row uses the entries of its new positions.
+
+The rows of a call may stand at different positions. `attention_mask` says which positions of each
+row are tokens; a row's position is the number of its tokens so far, and slot p of its cache holds
+position p (docs/cache.md).
 """
 
 from __future__ import annotations
@@ -21,9 +25,13 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.graph import constant
 from causal_onnx.export.layout import Layouts
 from causal_onnx.export.region import PositionRegion, same_prefix, seq_axes
-from causal_onnx.runtime.contract import TensorSpec
+from causal_onnx.export.rows import RaggedError, plan_rows, write_rows
+from causal_onnx.runtime.contract import SLOT_AXES, TensorSpec
 
-__all__ = ["DerivedCache", "derive_cache"]
+__all__ = ["MASK", "DerivedCache", "derive_cache"]
+
+MASK = "attention_mask"
+"""The input that says which positions of each row are tokens, named as everyone does."""
 
 # Inputs of an operator that say which shape or which part, not what is computed with.
 _SHAPE_OPERANDS: Mapping[str, Sequence[int]] = {
@@ -48,6 +56,10 @@ class DerivedCache:
 
     past: tuple[TensorSpec, ...]
     present: tuple[TensorSpec, ...]
+    bounded: tuple[int | None, ...]
+    """For each past: the most positions that it holds; None: all."""
+    mask: TensorSpec | None
+    """Says which positions are tokens; None: the rows of a call all stand at one position."""
 
 
 def derive_cache(
@@ -56,6 +68,7 @@ def derive_cache(
     others: Mapping[ir.Node, str],
     *,
     max_seq_len: int | None,
+    ragged: bool = True,
 ) -> DerivedCache:
     """Give every core of a canonical graph a past, in place.
 
@@ -64,26 +77,33 @@ def derive_cache(
         cores: Its cores.
         others: Attention that could not be rewritten, with the reason.
         max_seq_len: The longest sequence, past included.
+        ragged: Rows of one call may stand at different positions, and a window's cache keeps only
+            what the window needs. Otherwise neither.
 
     Returns:
         The new inputs and outputs.
 
     Raises:
+        RaggedError: It can only be derived with `ragged=False`. The model is then unusable, as it
+            is after the others.
         ExportError: Something besides the cores mixes positions, or a function of positions is not
-            the same for a prefix; names the node. The model is then unusable.
+            the same for a prefix; names the node.
     """
     _refuse_odd_cores(cores, others)
     graph = model.graph
     cut = _cut_at_cores(graph, cores)
     layouts = Layouts(model, max_seq_len)
     _refuse_mixing(layouts, cores, others)
+    if ragged:
+        _refuse_shared_inputs(layouts.signature)
     edges = list(_position_edges(layouts, cores))
-    first = next(iter(graph))
-    seq, total, pasts = _lengths(graph, first, layouts.signature, cores)
+    bounds = [_bound(core, max_seq_len) if ragged else None for core in cores]
+    pasts = [_pasts(index, core, bounds[index]) for index, core in enumerate(cores)]
+    lengths = _lengths(graph, layouts.signature, aligned=None if ragged else pasts[0][0])
     for edge in edges:
-        _shift(graph, layouts, edge, seq, total)
-    _rejoin(graph, cores, cut, pasts)
-    return _tensors(cores, pasts)
+        _shift(graph, layouts, edge, lengths)
+    _rejoin(graph, cores, cut, pasts=pasts, bounds=bounds, lengths=lengths)
+    return _tensors(cores, pasts, bounds, lengths)
 
 
 def _refuse_odd_cores(cores: Sequence[CanonicalCore], others: Mapping[ir.Node, str]) -> None:
@@ -101,6 +121,29 @@ def _refuse_odd_cores(cores: Sequence[CanonicalCore], others: Mapping[ir.Node, s
                 f"no cache can be derived: the attention {_named(core.node)} is not plainly causal "
                 f"(footprint: {core.footprint.kind})"
             )
+
+
+def _refuse_shared_inputs(signature: Signature) -> None:
+    """Rows of different lengths need inputs of their own, and a free name for the mask."""
+    batched = any("batch" in spec.axes for spec in signature.inputs)
+    for spec in signature.inputs:
+        if spec.name == MASK:
+            raise RaggedError(f"the module has an input {MASK!r} of its own")
+        if batched and "seq" in spec.axes and "batch" not in spec.axes:
+            raise RaggedError(
+                f"rows of different lengths cannot share a call: they share the input {spec.name!r}"
+            )
+
+
+def _bound(core: CanonicalCore, max_seq_len: int | None) -> int | None:
+    """How many positions a window's cache needs to keep; None: all, or it makes no difference."""
+    footprint = core.footprint
+    if footprint.kind != "window" or footprint.window is None or footprint.window < 2:
+        return None
+    if footprint.has_bias or bias_of(core.node) is not None:
+        return None  # the bias has a column for each position, not for each slot
+    kept = footprint.window - 1
+    return kept if max_seq_len is None or kept < max_seq_len else None
 
 
 def _cut_at_cores(graph: ir.Graph, cores: Sequence[CanonicalCore]) -> list[ir.Value]:
@@ -214,42 +257,71 @@ def _position_edges(layouts: Layouts, cores: Sequence[CanonicalCore]) -> Iterato
             yield _Edge(bias, core.node, 3, is_bias=True)
 
 
-def _lengths(
-    graph: ir.Graph, first: ir.Node, signature: Signature, cores: Sequence[CanonicalCore]
-) -> tuple[ir.Value, ir.Value, list[tuple[ir.Value, ir.Value]]]:
-    """(new positions, past and new positions, past keys and values per core)."""
+@dataclass(frozen=True)
+class _Lengths:
+    """How long the sequence is, and where each row stands; int64."""
+
+    seq: ir.Value
+    """(1,), new positions."""
+    total: ir.Value
+    """(1,), past and new positions."""
+    past_seq: ir.Value
+    """(1,)"""
+    mask: ir.Value | None = None
+    """(batch, total_seq); with it the following, else all rows stand at `past_seq`."""
+    row_past: ir.Value | None = None
+    """(batch,), tokens of each row in the cache."""
+    row_total: ir.Value | None = None
+    """(batch,), those and the new tokens."""
+    positions: ir.Value | None = None
+    """(batch, seq), where the new tokens stand."""
+
+
+def _lengths(graph: ir.Graph, signature: Signature, *, aligned: ir.Value | None) -> _Lengths:
+    """With `aligned`, past keys, all rows have as many positions as that; else a mask tells."""
     spec: InputAxes = next(
         s for s in signature.inputs if "seq" in s.axes and not s.name.startswith("core_")
     )
     tokens = next(value for value in graph.inputs if value.name == spec.name)
     axis = spec.axes.index("seq")
-    pasts = []
-    for index, core in enumerate(cores):
-        pair = []
-        batch = "batch" if core.has_batch else 1
-        for kind, width in (("key", core.head_dim), ("value", core.value_dim)):
-            past = ir.Value(
-                name=f"past_key_values.{index}.{kind}",
-                shape=ir.Shape([batch, core.num_kv_heads, "past_seq", width]),
-                type=core.node.inputs[1].type,  # type: ignore[union-attr]
-            )
-            pair.append(past)
-        pasts.append((pair[0], pair[1]))
-    seq = ir.node("Shape", [tokens], attributes={"start": axis, "end": axis + 1})
-    past_len = ir.node("Shape", [pasts[0][0]], attributes={"start": 2, "end": 3})
-    total = ir.node("Add", [past_len.outputs[0], seq.outputs[0]])
-    graph.insert_before(first, [seq, past_len, total])
-    total.outputs[0].name = "total_seq_len"
-    return seq.outputs[0], total.outputs[0], pasts
+    first = next(iter(graph))
+
+    def write(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes=attributes)
+        graph.insert_before(first, node)
+        return node.outputs[0]
+
+    def ints(*numbers: int) -> ir.Value:
+        return constant(graph, np.array(numbers, np.int64))
+
+    def scalar(number: int) -> ir.Value:
+        return constant(graph, np.array(number, np.int64))
+
+    seq = write("Shape", tokens, start=axis, end=axis + 1)
+    if aligned is not None:
+        past_seq = write("Shape", aligned, start=2, end=3)
+        return _Lengths(seq, write("Add", past_seq, seq), past_seq)
+    batched = any("batch" in s.axes for s in signature.inputs)
+    mask = ir.Value(
+        name=MASK,
+        shape=ir.Shape(["batch" if batched else 1, "total_seq"]),
+        type=ir.TensorType(ir.DataType.INT64),
+    )
+    graph.inputs.append(mask)
+    total = write("Shape", mask, start=1, end=2)
+    past_seq = write("Sub", total, seq)
+    row_past = write(
+        "ReduceSum", write("Slice", mask, ints(0), past_seq, ints(1)), ints(1), keepdims=0
+    )
+    row_total = write("ReduceSum", mask, ints(1), keepdims=0)
+    new = write("Range", scalar(0), write("Squeeze", seq), scalar(1))
+    positions = write("Add", write("Unsqueeze", row_past, ints(1)), new)
+    for value, name in ((row_past, "row_past"), (row_total, "row_total"), (positions, "positions")):
+        value.name, value.type = name, ir.TensorType(ir.DataType.INT64)
+    return _Lengths(seq, total, past_seq, mask, row_past, row_total, positions)
 
 
-def _shift(
-    graph: ir.Graph,
-    layouts: Layouts,
-    edge: _Edge,
-    seq: ir.Value,
-    total: ir.Value,
-) -> None:
+def _shift(graph: ir.Graph, layouts: Layouts, edge: _Edge, lengths: _Lengths) -> None:
     """Compute the edge's value for all positions and give the node the part of the new ones."""
     value = edge.value
     axes = seq_axes(layouts, value)
@@ -262,7 +334,8 @@ def _shift(
             f"no cache can be derived: {value.name}, which {edge.node.op_type} {_named(edge.node)} "
             "reads, has positions merged with another axis"
         )
-    if not same_prefix(region.evaluate(2, short), region.evaluate(2, long), axes):
+    whole = region.evaluate(2, short)
+    if not same_prefix(whole, region.evaluate(2, long), axes):
         raise ExportError(
             f"no cache can be derived: {value.name}, which {edge.node.op_type} {_named(edge.node)} "
             "reads, changes with the total length, so earlier outputs would change as a sequence "
@@ -271,15 +344,19 @@ def _shift(
     if not axes:
         return
     before = _anchor(graph, edge)
-    whole = region.write_for_total(graph, before, seq, total)
-    if rows:
-        start = ir.node("Sub", [total, seq])
+    plan = None
+    if rows and lengths.positions is not None:
+        plan = plan_rows(layouts, value, rows[0], edge.node, whole)
+    new = region.write_for_total(graph, before, lengths.seq, lengths.total)
+    if plan is not None and lengths.positions is not None:
+        new = write_rows(graph, before, new, plan, lengths.positions)
+    elif rows:
         axis = constant(graph, np.array(rows, np.int64))
-        part = ir.node("Slice", [whole, start.outputs[0], total, axis])
-        graph.insert_before(before, [start, part])
-        whole = part.outputs[0]
-    whole.type = value.type
-    edge.node.replace_input_with(edge.index, whole)
+        part = ir.node("Slice", [new, lengths.past_seq, lengths.total, axis])
+        graph.insert_before(before, part)
+        new = part.outputs[0]
+    new.type = value.type
+    edge.node.replace_input_with(edge.index, new)
 
 
 def _anchor(graph: ir.Graph, edge: _Edge) -> ir.Node:
@@ -294,37 +371,67 @@ def _anchor(graph: ir.Graph, edge: _Edge) -> ir.Node:
     raise AssertionError("a bias is made by the last node of the graph")
 
 
+def _pasts(index: int, core: CanonicalCore, bounded: int | None) -> tuple[ir.Value, ir.Value]:
+    """The inputs of past keys and values of one core."""
+    slots = "past_seq" if bounded is None else f"past_slots_{bounded}"
+
+    def past(kind: str, width: int) -> ir.Value:
+        keys = core.node.inputs[1]
+        assert keys is not None
+        return ir.Value(
+            name=f"past_key_values.{index}.{kind}",
+            shape=ir.Shape(["batch" if core.has_batch else 1, core.num_kv_heads, slots, width]),
+            type=keys.type,
+        )
+
+    return past("key", core.head_dim), past("value", core.value_dim)
+
+
 def _rejoin(
     graph: ir.Graph,
     cores: Sequence[CanonicalCore],
     cut: Sequence[ir.Value],
+    *,
     pasts: Sequence[tuple[ir.Value, ir.Value]],
+    bounds: Sequence[int | None],
+    lengths: _Lengths,
 ) -> None:
     """Put the cores back, now with a past and a present."""
-    for index, (core, stand_in, (past_k, past_v)) in enumerate(zip(cores, cut, pasts, strict=True)):
+    for index, (core, stand_in, (past_k, past_v), bounded) in enumerate(
+        zip(cores, cut, pasts, bounds, strict=True)
+    ):
         graph.inputs.remove(stand_in)
         graph.inputs.extend([past_k, past_v])
         old = core.node
+        sink = old.inputs[8] if len(old.inputs) > 8 else None
+        inputs = [*old.inputs[:3], bias_of(old), past_k, past_v]
+        inputs += [lengths.row_past, lengths.row_total, sink]
+        while inputs[-1] is None:
+            inputs.pop()
         joined = ir.node(
             old.op_type,
-            [*old.inputs[:3], bias_of(old), past_k, past_v],
+            inputs,
             domain=old.domain,
-            attributes={a.name: a.value for a in old.attributes.values()},
+            attributes={a.name: a.value for a in old.attributes.values()}
+            | {"bounded": bounded or 0},
             num_outputs=3,
             metadata_props=dict(old.metadata_props),
         )
         joined.meta.update(old.meta)
+        # Shared by all cores, so that what is computed from them is computed once.
+        joined.meta.update(seq=lengths.seq, past_seq=lengths.past_seq)
         joined.outputs[0].type = old.outputs[0].type
         first_user = _first_user(graph, stand_in)
         graph.insert_before(first_user, joined)
         stand_in.replace_all_uses_with(joined.outputs[0])
+        slots = "total_seq" if bounded is None else f"present_slots_{bounded}"
         for output, kind, past in zip(
             joined.outputs[1:], ("key", "value"), (past_k, past_v), strict=True
         ):
             assert past.shape is not None
             output.name = f"present.{index}.{kind}"
             output.type = past.type
-            output.shape = ir.Shape([past.shape[0], past.shape[1], "total_seq", past.shape[3]])
+            output.shape = ir.Shape([past.shape[0], past.shape[1], slots, past.shape[3]])
             graph.outputs.append(output)
 
 
@@ -336,29 +443,38 @@ def _first_user(graph: ir.Graph, value: ir.Value) -> ir.Node:
 def _tensors(
     cores: Sequence[CanonicalCore],
     pasts: Sequence[tuple[ir.Value, ir.Value]],
+    bounds: Sequence[int | None],
+    lengths: _Lengths,
 ) -> DerivedCache:
-    past, present = [], []
+    past, present, bounded = [], [], []
     for index, core in enumerate(cores):
         for kind, value, width in zip(
             ("key", "value"), pasts[index], (core.head_dim, core.value_dim), strict=True
         ):
             dtype = (value.dtype or ir.DataType.FLOAT).numpy().name
             heads, batch = core.num_kv_heads, "batch" if core.has_batch else 1
+            before, after = ("past_seq", "total_seq")
+            if bounds[index] is not None:
+                before, after = SLOT_AXES
             past.append(
                 TensorSpec(
                     name=f"past_key_values.{index}.{kind}",
                     dtype=dtype,
-                    axes=(batch, heads, "past_seq", width),
+                    axes=(batch, heads, before, width),
                 )
             )
             present.append(
                 TensorSpec(
-                    name=f"present.{index}.{kind}",
-                    dtype=dtype,
-                    axes=(batch, heads, "total_seq", width),
+                    name=f"present.{index}.{kind}", dtype=dtype, axes=(batch, heads, after, width)
                 )
             )
-    return DerivedCache(past=tuple(past), present=tuple(present))
+            bounded.append(bounds[index])
+    mask = None
+    if lengths.mask is not None and lengths.mask.shape is not None:
+        first = lengths.mask.shape[0]
+        rows: str | int = first if isinstance(first, int) else "batch"
+        mask = TensorSpec(name=MASK, dtype="int64", axes=(rows, "total_seq"))
+    return DerivedCache(past=tuple(past), present=tuple(present), bounded=tuple(bounded), mask=mask)
 
 
 def _named(node: ir.Node | None) -> str:

@@ -1,11 +1,23 @@
 """Canonical form: each attention core becomes one `Attention` node of this project's own domain.
 
-    Attention(q, k, v, bias?, past_key?, past_value?) -> (output, present_key?, present_value?)
+    Attention(q, k, v, bias?, past_key?, past_value?, row_past?, row_total?, sink?)
+        -> (output, present_key?, present_value?)
 
-q is (batch, num_heads, seq, head_dim), k and v (batch, num_kv_heads, total_seq, head_dim), bias is
-added to the scores and broadcasts to (batch, num_heads, seq, total_seq). Attributes: `scale`,
-`softcap` (0: none), `is_causal`, `window` (0: none; else itself and window - 1 before). Query i is
-position past_seq + i. A row that may attend to nothing gives 0. `lower` writes it for a target.
+q is (batch, num_heads, seq, head_dim), k and v (batch, num_kv_heads, seq, width) hold the new
+positions, bias is added to the scores and broadcasts to (batch, num_heads, seq, total_seq).
+Attributes: `scale`, `softcap` (0: none), `is_causal`, `window` (0: none; else itself and
+window - 1 before), `bounded` (with a past; 0: none). `sink` is one more score per head, which takes
+weight and contributes no value. A row that may attend to nothing gives 0. `lower` writes it for a
+target.
+
+With a past, row b has row_past[b] tokens in the cache and row_total[b] - row_past[b] new ones,
+which come first in its part of q, k and v; the rest is padding, whose output is finite and means
+nothing. Query i stands at position row_past[b] + i. Without row_past and row_total every row has as
+many tokens as the past has slots, and no padding.
+
+Slot p of a row's cache holds its position p; of the present, slots from row_total[b] on hold
+anything finite. With `bounded`, c slots of a past hold the last c positions: slot s of row b is
+position max(row_past[b] - c, 0) + s, and likewise in the present of min(bounded, total_seq) slots.
 """
 
 from __future__ import annotations

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
-import torch
 
+from causal_onnx.export.budget import Budget
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.parity import Session
+from causal_onnx.export.ragged import ragged_cases
 from causal_onnx.export.report import CacheCase, CacheReport
 from causal_onnx.export.source import Source
 from causal_onnx.runtime.contract import Contract, TensorSpec
@@ -20,53 +21,98 @@ from causal_onnx.runtime.golden import relative_error
 
 __all__ = ["prove_cache"]
 
+LENGTHS = (1, 2, 7, 23, 41)
+
+FEW_STEPS = 8
+"""Beyond the usual lengths only so many positions are fed one by one."""
+
 
 def prove_cache(
     session: Session,
     source: Source,
     specs: Sequence[InputSpec],
     contract: Contract,
+    *,
     tolerance: float,
+    progress: Callable[[int, int], None] | None = None,
 ) -> CacheReport:
     """Compare ways of feeding a sequence through the cache with one full pass of PyTorch.
 
     Prefill and single steps, random chunks, and a replay after rewinding, at several lengths and
-    batches.
+    batches, beyond each window that bounds a cache; then batches whose rows differ in length, each
+    row against PyTorch's full pass of that row alone.
+
+    Args:
+        session: The graph.
+        source: What it must equal.
+        specs: The source's inputs.
+        contract: With a cache.
+        tolerance: Largest error allowed, relative to the output's scale.
+        progress: Called with (lengths done, all of them).
     """
-    limit = contract.max_seq_len or 41
+    tell = progress or (lambda done, all_of_them: None)
     generator = random.Random(0)
     cases = []
     has_batch = any("batch" in spec.axes.values() for spec in specs)
-    for batch in (1, 3) if has_batch else (1,):
-        for seq in sorted({min(n, limit) for n in (1, 2, 7, 23, 41)}):
+    lengths = _lengths(source, specs, contract)
+    for index, seq in enumerate(lengths):
+        for batch in (1, 3) if has_batch and seq <= max(LENGTHS) else (1,):
             inputs = make_inputs(specs, Sizes(batch=batch, seq=seq), seed=seq)
-            with torch.no_grad():
-                expected = [to_numpy(x) for x in source(*inputs)]
+            expected = [to_numpy(x) for x in source.run(inputs)]
             arrays = [to_numpy(x) for x in inputs]
             for name, chunks in _chunkings(seq, generator):
-                got = _fed(session, specs, contract, arrays, chunks)
-                error = max(
+                try:
+                    got = _fed(session, specs, contract, arrays, chunks)
+                except Exception as error:  # onnxruntime raises a dozen classes of its own
+                    text = " ".join(str(error).split())[:120]
+                    cases.append(_failed(batch, seq, f"{name} ({text})"))
+                    continue
+                worst = max(
                     (relative_error(g, e) for g, e in zip(got, expected, strict=True)),
                     default=math.inf,
                 )
-                cases.append(
-                    CacheCase(
-                        batch=batch, seq=seq, feeding=name, error=error, passed=error <= tolerance
-                    )
-                )
+                passed = worst <= tolerance
+                case = CacheCase(batch=batch, seq=seq, feeding=name, error=worst, passed=passed)
+                cases.append(case)
+        tell(index + 1, len(lengths) + 1)
+    if contract.mask is not None:
+        cases += ragged_cases(session, source, specs, contract, lengths, tolerance=tolerance)
+    tell(1, 1)
     return CacheReport(cases=tuple(cases), tolerance=tolerance)
+
+
+def _failed(batch: int, seq: int, feeding: str) -> CacheCase:
+    return CacheCase(batch=batch, seq=seq, feeding=feeding, error=math.inf, passed=False)
+
+
+def _lengths(source: Source, specs: Sequence[InputSpec], contract: Contract) -> list[int]:
+    """The usual ones, and one well beyond each bound of the cache that is not too long to run."""
+    limit = contract.max_seq_len
+    bounds = {pair.bounded for pair in contract.cache if pair.bounded is not None}
+    wanted = set(LENGTHS)
+    allows = Budget(source, specs).allows
+    for bounded in sorted(bounds):
+        for longer in (2 * bounded + 5, bounded + FEW_STEPS + 5):
+            n = longer if limit is None else min(longer, limit)
+            if n <= max(LENGTHS) or allows(Sizes(batch=1, seq=n)):
+                wanted.add(n)
+                break
+    return sorted({n if limit is None else min(n, limit) for n in wanted})
 
 
 def _chunkings(seq: int, generator: random.Random) -> list[tuple[str, list[tuple[int, int]]]]:
     """Named lists of (start, stop); a start before the last stop rewinds the cache."""
-    steps = [(i, i + 1) for i in range(seq)]
-    found = [("full", [(0, seq)]), ("steps", steps)]
+    found = [("full", [(0, seq)])]
+    if seq <= max(LENGTHS):
+        found.append(("steps", [(i, i + 1) for i in range(seq)]))
     if seq > 1:
-        found.append(("prefill + steps", [(0, seq // 2), *steps[seq // 2 :]]))
+        half = max(seq // 2, seq - FEW_STEPS) if seq > max(LENGTHS) else seq // 2
+        steps = [(i, i + 1) for i in range(half, seq)]
+        found.append(("prefill + steps", [(0, half), *steps] if half else steps))
         cuts = sorted(generator.sample(range(1, seq), min(3, seq - 1)))
         bounds = [0, *cuts, seq]
         found.append(("random chunks", list(pairwise(bounds))))
-        found.append(("rewind and replay", [(0, seq), (seq // 2, seq)]))
+        found.append(("rewind and replay", [(0, half), (half, seq), (half, seq)]))
     return found
 
 
@@ -77,26 +123,49 @@ def _fed(
     inputs: Sequence[Array],
     chunks: Sequence[tuple[int, int]],
 ) -> list[Array]:
-    """The outputs of the last pass over each position, joined along the sequence."""
+    """The outputs of the last pass over each position, joined along the sequence.
+
+    To rewind, a cache that holds all positions is cut; of one that keeps the last few, the state
+    at that place was kept.
+
+    Raises:
+        ValueError: The cache does not hold as many positions as the contract says.
+    """
     past = session.empty_past(inputs)
+    kept = {0: past}
     axes = [next((a for a, n in spec.axes.items() if n == "seq"), None) for spec in specs]
     results = [spec for spec in contract.outputs if spec.name not in contract.present_names]
     pieces: list[list[Array]] = [[] for _ in results]
     done = 0
     for start, stop in chunks:
         if start < done:
-            past = [p[:, :, :start] for p in past]
+            past = [
+                p[:, :, :start] if pair.bounded is None else old
+                for p, old, pair in zip(past, kept[start], contract.cache, strict=True)
+            ]
             joined = [[_joined(p, spec)] for p, spec in zip(pieces, results, strict=True)]
             pieces = [[_part(p[0], s, 0, start)] for p, s in zip(joined, results, strict=True)]
         feed = [
             x if axis is None else np.ascontiguousarray(x.take(range(start, stop), axis))
             for x, axis in zip(inputs, axes, strict=True)
         ]
-        outputs, past = session.step(feed, [np.ascontiguousarray(p) for p in past])
+        outputs, past = session.step(
+            feed, [np.ascontiguousarray(p) for p in past], session.ones(feed, stop)
+        )
+        _check_slots(contract, past, stop)
         for piece, output in zip(pieces, outputs, strict=True):
             piece.append(output)
-        done = stop
+        done, kept[stop] = stop, past
     return [_joined(piece, spec) for piece, spec in zip(pieces, results, strict=True)]
+
+
+def _check_slots(contract: Contract, cache: Sequence[Array], total: int) -> None:
+    for pair, array in zip(contract.cache, cache, strict=True):
+        expected = total if pair.bounded is None else min(total, pair.bounded)
+        if array.shape[2] != expected:
+            raise ValueError(
+                f"after {total} positions {pair.present} holds {array.shape[2]}, not {expected}"
+            )
 
 
 def _joined(pieces: Sequence[Array], spec: TensorSpec) -> Array:

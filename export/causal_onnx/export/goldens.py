@@ -23,7 +23,7 @@ def record_goldens(
     shapes.append(Sizes(batch=2, seq=max(least, min(3, limit)), past=2 if has_past else 0))
     if not any("batch" in spec.axes.values() for spec in specs):
         shapes = shapes[:2]
-    taken = [spec for spec in contract.inputs if spec.name not in contract.past_names]
+    taken = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
     given = [spec for spec in contract.outputs if spec.name not in contract.present_names]
     cases = []
     for sizes in dict.fromkeys(shapes):

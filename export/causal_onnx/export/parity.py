@@ -48,7 +48,9 @@ class Session:
         except Exception as error:  # onnxruntime raises a dozen classes of its own
             raise ExportError(f"onnxruntime cannot load the graph: {_short(error)}") from error
         past, present = contract.past_names, contract.present_names
-        self._inputs = [spec for spec in contract.inputs if spec.name not in past]
+        optional = contract.optional_names
+        self._inputs = [spec for spec in contract.inputs if spec.name not in optional]
+        self._mask = next((spec for spec in contract.inputs if spec.name == contract.mask), None)
         self._past = [spec for spec in contract.inputs if spec.name in past]
         self.output_names = [spec.name for spec in contract.outputs if spec.name not in present]
         self._present = [pair.present for pair in contract.cache]
@@ -58,26 +60,45 @@ class Session:
         return self.step(inputs, self.empty_past(inputs))[0]
 
     def step(
-        self, inputs: Sequence[Array], past: Sequence[Array]
+        self, inputs: Sequence[Array], past: Sequence[Array], mask: Array | None = None
     ) -> tuple[list[Array], list[Array]]:
-        """The outputs, and the cache after these inputs."""
+        """The outputs, and the cache after these inputs.
+
+        Args:
+            inputs: Of the new positions.
+            past: The cache so far.
+            mask: Which of all positions are tokens, for a graph that asks. None: all are, and
+                none came before.
+        """
         feed = {spec.name: x for spec, x in zip(self._inputs, inputs, strict=True)}
         feed |= {spec.name: x for spec, x in zip(self._past, past, strict=True)}
+        if self._mask is not None:
+            seq = self._sizes(inputs)["seq"]
+            feed[self._mask.name] = self.ones(inputs, seq) if mask is None else mask
         outputs = list(self._session.run([*self.output_names, *self._present], feed))
         count = len(self.output_names)
         return outputs[:count], outputs[count:]
 
+    def ones(self, inputs: Sequence[Array], total_seq: int) -> Array:
+        """A mask of `total_seq` tokens in each row of `inputs`."""
+        return np.ones((self._sizes(inputs).get("batch", 1), total_seq), np.int64)
+
     def empty_past(self, inputs: Sequence[Array]) -> list[Array]:
         """A cache of no positions, for the batch of `inputs`."""
-        sizes = {"past_seq": 0}
-        for spec, x in zip(self._inputs, inputs, strict=True):
-            axis = spec.axis_of("batch")
-            if axis is not None:
-                sizes["batch"] = x.shape[axis]
+        sizes = {**self._sizes(inputs), "past_seq": 0, "past_slots": 0}
         return [
             np.zeros([a if isinstance(a, int) else sizes[a] for a in spec.axes], spec.dtype)
             for spec in self._past
         ]
+
+    def _sizes(self, inputs: Sequence[Array]) -> dict[str, int]:
+        """The sizes of the symbolic axes of `inputs`."""
+        return {
+            axis: size
+            for spec, x in zip(self._inputs, inputs, strict=True)
+            for axis, size in zip(spec.axes, x.shape, strict=True)
+            if isinstance(axis, str)
+        }
 
 
 def tolerance_for(contract: Contract, source: Source) -> float:

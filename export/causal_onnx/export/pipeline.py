@@ -39,6 +39,7 @@ from causal_onnx.export.outputs import describe_outputs, dtype_name
 from causal_onnx.export.parity import Session, compare, compare_unbatched
 from causal_onnx.export.precision import PRECISIONS, in_precision
 from causal_onnx.export.report import CacheReport, CausalityReport, ExportReport, ParityReport
+from causal_onnx.export.rows import RaggedError
 from causal_onnx.export.source import Axes, Example, Source, open_source
 from causal_onnx.export.tidy import PLACE_KEY, simplify, tidy
 from causal_onnx.export.tied import share_transposed_weights
@@ -319,7 +320,10 @@ def _finish(
         except ParityError as error:
             failure = failure or error
             continue
-        notes = [f"attention is written as captured: {failure}"] if failure else []
+        how = (
+            "rows of one call must be equally long" if cache else "attention is written as captured"
+        )
+        notes = [f"{how}: {failure}"] if failure else []
         found = (*subject.warnings, *_warm_warning(capture, form.contract), *notes)
         return replace(report, warnings=found)
     assert failure is not None
@@ -337,28 +341,52 @@ class _Form:
 
 
 def _forms(capture: Capture, contract: Contract, *, cache: bool) -> Iterator[_Form | ExportError]:
-    """The captured graph with its attention rewritten; then, if no cache is asked for, as it is."""
+    """The forms to try, best first.
+
+    Without a cache: the captured graph with its attention rewritten; then as it is. With one: for
+    rows of different lengths; then, where that is what fails, for rows of one length.
+    """
+    errors = (ExportError, SizesRefusedError, StuckError)
     try:
-        yield _rewritten(capture.model.clone(), contract, cache=cache)
-    except (ExportError, SizesRefusedError, StuckError) as error:
-        yield error if isinstance(error, ExportError) else ExportError(f"not analysable: {error}")
-    if not cache:
-        yield _Form(model=_finished(capture.model, contract), contract=contract)
+        yield _rewritten(capture.model.clone(), contract, cache=cache, ragged=True)
+    except errors as error:
+        yield _as_export_error(error)
+        if cache and not isinstance(error, RaggedError):
+            return
+    try:
+        if cache:
+            yield _rewritten(capture.model.clone(), contract, cache=True)
+        else:
+            yield _Form(model=_finished(capture.model, contract), contract=contract)
+    except errors as error:
+        yield _as_export_error(error)
 
 
-def _rewritten(model: ir.Model, contract: Contract, *, cache: bool) -> _Form:
+def _as_export_error(error: Exception) -> ExportError:
+    return error if isinstance(error, ExportError) else ExportError(f"not analysable: {error}")
+
+
+def _rewritten(
+    model: ir.Model, contract: Contract, *, cache: bool = False, ragged: bool = False
+) -> _Form:
     fuse(model, contract.form, contract.max_seq_len)
     cores, others = canonicalise(model, contract.max_seq_len)
     if cache:
-        derived = derive_cache(model, cores, others, max_seq_len=contract.max_seq_len)
+        derived = derive_cache(
+            model, cores, others, max_seq_len=contract.max_seq_len, ragged=ragged
+        )
+        mask = derived.mask
         contract = replace(
             contract,
-            inputs=(*contract.inputs, *derived.past),
+            inputs=(*contract.inputs, *([] if mask is None else [mask]), *derived.past),
             outputs=(*contract.outputs, *derived.present),
             cache=tuple(
-                CachePair(past=past.name, present=present.name)
-                for past, present in zip(derived.past, derived.present, strict=True)
+                CachePair(past=past.name, present=present.name, bounded=bounded)
+                for past, present, bounded in zip(
+                    derived.past, derived.present, derived.bounded, strict=True
+                )
             ),
+            mask=None if mask is None else mask.name,
         )
     lower(model, contract.form, contract.max_seq_len)
     findings = tuple(_finding(core) for core in cores)
@@ -385,15 +413,23 @@ def _finished(model: ir.Model, contract: Contract) -> ir.Model:
     compute_position_matrices(model)
     share_transposed_weights(model)
     if contract.max_seq_len is not None:
-        spec = next(spec for spec in contract.inputs if spec.axis_of("seq") is not None)
-        axis = spec.axis_of("seq")
+        if contract.mask is not None:
+            named = next(spec for spec in contract.inputs if spec.name == contract.mask)
+            axis, past = named.axis_of("total_seq"), None
+        else:
+            named = next(spec for spec in contract.inputs if spec.axis_of("seq") is not None)
+            axis = named.axis_of("seq")
+            past = next(
+                (
+                    (s.name, s.axes.index("past_seq"))
+                    for s in contract.inputs
+                    if "past_seq" in s.axes
+                ),
+                None,
+            )
         assert axis is not None
-        past = next(
-            ((s.name, s.axes.index("past_seq")) for s in contract.inputs if "past_seq" in s.axes),
-            None,
-        )
         enforce_max_seq_len(
-            model, input_name=spec.name, axis=axis, limit=contract.max_seq_len, past=past
+            model, input_name=named.name, axis=axis, limit=contract.max_seq_len, past=past
         )
     tidy(model)
     return model
@@ -430,9 +466,13 @@ def _prove_and_write(
             )
         cached = None
         if contract.cache:
-            tell("cache", 0.0)
             cached = prove_cache(
-                session, subject.reference.fresh(), specs, contract, parity.tolerance
+                session,
+                subject.reference.fresh(),
+                specs,
+                contract,
+                tolerance=parity.tolerance,
+                progress=lambda i, n: tell("cache", i / n),
             )
             if not cached.passed:
                 raise ParityError(

@@ -18,6 +18,7 @@ __all__ = [
     "CONTRACT_KEY",
     "FORMAT",
     "GOLDEN_KEY",
+    "SLOT_AXES",
     "SOURCE_KEY",
     "CachePair",
     "Contract",
@@ -36,6 +37,10 @@ CERTIFICATE_KEY = "causal_onnx.certificate"
 
 AXIS_NAMES = ("batch", "seq", "past_seq", "total_seq")
 """The symbolic axes an artifact may have; every other axis is a fixed size."""
+
+SLOT_AXES = ("past_slots", "present_slots")
+"""Besides those, in a cache that keeps only what a window needs: min(bounded, past_seq) and
+min(bounded, total_seq) slots."""
 
 DTYPES = (
     "float16",
@@ -59,7 +64,7 @@ class TensorSpec:
     dtype: str
     """A numpy dtype name, or "bfloat16"."""
     axes: tuple[str | int, ...]
-    """One entry per axis: a symbolic name (see `AXIS_NAMES`) or a fixed size."""
+    """One entry per axis: a symbolic name (`AXIS_NAMES`, `SLOT_AXES`) or a fixed size."""
     vocab_size: int | None = None
     """For an input of token ids: every id must lie in [0, vocab_size)."""
 
@@ -75,11 +80,12 @@ class TensorSpec:
                 raise ValueError(f"{self.name}: an axis is a name or a size, got {axis!r}")
             if isinstance(axis, int) and axis < 0:
                 raise ValueError(f"{self.name}: a fixed axis must not be negative, got {axis}")
-            if isinstance(axis, str) and axis not in AXIS_NAMES:
+            if isinstance(axis, str) and axis not in (*AXIS_NAMES, *SLOT_AXES):
                 raise ValueError(
-                    f"{self.name}: axis names are {', '.join(AXIS_NAMES)}, got {axis!r}"
+                    f"{self.name}: axis names are {', '.join((*AXIS_NAMES, *SLOT_AXES))}, "
+                    f"got {axis!r}"
                 )
-        for axis in ("batch", "past_seq", "total_seq"):
+        for axis in ("batch", "past_seq", "total_seq", *SLOT_AXES):
             if self.axes.count(axis) > 1:
                 raise ValueError(f"{self.name}: the axis {axis!r} appears twice")
         vocab = self.vocab_size
@@ -107,6 +113,17 @@ class CachePair:
 
     past: str
     present: str
+    bounded: int | None = None
+    """The most positions that it holds, the last ones of each row; None: all of them."""
+
+    def __post_init__(self) -> None:
+        bounded = self.bounded
+        if bounded is None:
+            return
+        if isinstance(bounded, bool) or not isinstance(bounded, int) or bounded < 1:
+            raise ValueError(
+                f"{self.past}: bounded must be a positive integer or None, got {bounded!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +144,10 @@ class Contract:
     cache: tuple[CachePair, ...] = ()
     """The KV cache, if the graph has one: keys, then values, layer by layer. Past inputs may be
     left out of a request; they are then empty."""
+    mask: str | None = None
+    """For a cache whose rows may differ in length: the input, int64 (batch, total_seq), that is 1
+    where a position is a token and 0 where it is padding, past positions first. In the columns of
+    each call a row's tokens come before its padding. Left out of a request, it is all ones."""
     precision: str = "fp32"
     opset: int | None = None
     """Version of the default ONNX operator set that the graph uses."""
@@ -157,11 +178,42 @@ class Contract:
                     f"the cache pairs input {pair.past!r} with output {pair.present!r}; the inputs "
                     f"are {', '.join(sorted(inputs))}, the outputs {', '.join(sorted(outputs))}"
                 )
+        self._check_slots()
+        if self.mask is not None:
+            self._check_mask(self.mask)
+        elif any(pair.bounded is not None for pair in self.cache):
+            raise ValueError(
+                "a bounded cache needs a mask: its size does not tell how long rows are"
+            )
         if self.max_seq_len is not None and self.min_seq_len > self.max_seq_len:
             raise ValueError(
                 f"min_seq_len must be in [1, max_seq_len], got {self.min_seq_len} with max_seq_len "
                 f"{self.max_seq_len}"
             )
+
+    def _check_slots(self) -> None:
+        """What a bounded pair holds is counted in slots, and nothing else is."""
+        bounded = {
+            name for p in self.cache if p.bounded is not None for name in (p.past, p.present)
+        }
+        for spec in (*self.inputs, *self.outputs):
+            if (spec.name in bounded) != any(axis in SLOT_AXES for axis in spec.axes):
+                raise ValueError(
+                    f"{spec.describe()}: the axes {' and '.join(SLOT_AXES)} belong to pairs of the "
+                    "cache that are bounded, and to no others"
+                )
+
+    def _check_mask(self, name: str) -> None:
+        spec = next((spec for spec in self.inputs if spec.name == name), None)
+        if spec is None or not self.cache:
+            raise ValueError(f"the mask {name!r} must be an input of a contract with a cache")
+        if spec.dtype != "int64" or spec.axes[1:] != ("total_seq",):
+            raise ValueError(f"a mask is int64 (batch, total_seq), got {spec.describe()}")
+
+    @property
+    def optional_names(self) -> frozenset[str]:
+        """The inputs that a request may leave out: the cache, and which positions are tokens."""
+        return self.past_names if self.mask is None else self.past_names | {self.mask}
 
     @property
     def past_names(self) -> frozenset[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.runtime.contract import SLOT_AXES, Contract, TensorSpec
 from causal_onnx.runtime.convert import to_array
 
 if TYPE_CHECKING:
@@ -44,7 +44,12 @@ class RequestChecker:
         self._contract = contract
         self._specs = {spec.name: spec for spec in contract.inputs}
         self._past = contract.past_names
-        self._positional = [name for name in self._specs if name not in self._past]
+        self._mask = contract.mask
+        optional = contract.optional_names
+        self._positional = [name for name in self._specs if name not in optional]
+        self._bounds = {
+            pair.past: pair.bounded for pair in contract.cache if pair.bounded is not None
+        }
         self._ids = [spec for spec in contract.inputs if spec.vocab_size is not None]
         self._cast = cast
         self._check_finite = check_finite
@@ -75,8 +80,10 @@ class RequestChecker:
                 if name in arrays:
                     arrays[name] = np.expand_dims(arrays[name], axis)
         if len(arrays) < len(self._specs):
-            arrays |= self._empty_cache(arrays)
+            arrays |= self._left_out(arrays)
         self._check_sizes(arrays, unbatched)
+        if self._mask is not None:
+            self._check_mask(arrays, unbatched)
         for spec in self._ids:
             _check_ids(spec, arrays[spec.name], unbatched)
         if self._check_finite:
@@ -100,27 +107,57 @@ class RequestChecker:
                 raise ValueError(f"input {name!r} was given twice, by position and by name")
             given[name] = value
         # The cache is given whole or not at all; without it, the sequence starts here.
-        needed = self._specs if self._past and self._past & given.keys() else positional
-        if len(given) < len(needed):
-            missing = [self._specs[name].describe() for name in needed if name not in given]
+        needed = [
+            name
+            for name in self._specs
+            if name in positional or (name in self._past and self._past & given.keys())
+        ]
+        missing = [self._specs[name].describe() for name in needed if name not in given]
+        if missing:
             raise ValueError(
-                f"got {len(given)} of {len(needed)} inputs; missing: {'; '.join(missing)}"
+                f"got {len(needed) - len(missing)} of {len(needed)} inputs; missing: "
+                f"{'; '.join(missing)}"
             )
         return given
 
-    def _empty_cache(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Past keys and values of no positions, for the batch of the other inputs."""
-        sizes = {"past_seq": 0}
+    def _left_out(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Past keys and values of no positions, and a mask of ones."""
+        sizes = dict.fromkeys(("past_seq", "past_slots"), 0)
         for name, array in arrays.items():
-            if name in self._batch_axes and array.ndim == len(self._specs[name].axes):
-                sizes["batch"] = array.shape[self._batch_axes[name]]
-        empty = {}
-        for name in self._past:
+            for axis, size in zip(self._specs[name].axes, array.shape, strict=False):
+                if isinstance(axis, str) and axis not in SLOT_AXES:
+                    sizes[axis] = size
+        found: dict[str, Array] = {}
+        for name in self._past - arrays.keys():
             spec = self._specs[name]
             dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
             shape = [a if isinstance(a, int) else sizes.get(a, 1) for a in spec.axes]
-            empty[name] = np.zeros(shape, dtype)
-        return empty
+            found[name] = np.zeros(shape, dtype)
+        if self._mask is not None and self._mask not in arrays:
+            past_seq = self._past_seq({**arrays, **found})
+            batch, _ = self._specs[self._mask].axes
+            rows = batch if isinstance(batch, int) else sizes.get(batch, 1)
+            found[self._mask] = np.ones((rows, past_seq + sizes.get("seq", 0)), np.int64)
+        return found
+
+    def _past_seq(self, arrays: Mapping[str, Array]) -> int:
+        """How many columns of the mask are past, from the cache alone."""
+        slots: dict[str, int] = {}
+        for name in sorted(self._past):
+            axes, shape = self._specs[name].axes, arrays[name].shape
+            if len(shape) != len(axes):
+                continue  # refused by its rank, in a moment
+            if "past_seq" in axes:
+                return int(shape[axes.index("past_seq")])
+            slots[name] = shape[axes.index("past_slots")]
+        for name, count in slots.items():
+            if count < self._bounds[name]:
+                return count
+        raise ValueError(
+            f"input {self._mask!r} is needed: the cache is full ({max(slots.values(), default=0)} "
+            "positions), so it does not tell how many came before; give one column of ones for "
+            "each position so far, these included"
+        )
 
     def _lacks_batch(self, arrays: Mapping[str, Array]) -> bool:
         given = [name for name in self._batch_axes if name in arrays]
@@ -143,14 +180,51 @@ class RequestChecker:
                 if isinstance(axis, int):
                     if size != axis:
                         raise ValueError(self._wrong_size(spec, shape, unbatched))
-                elif size == 0 and axis != "past_seq":
+                elif size == 0 and axis not in ("past_seq", "past_slots"):
                     raise ValueError(
                         f"input {name!r} has shape {_as_given(shape, spec, unbatched)}: its axis "
                         f"{axis!r} is empty; expected at least 1 in {spec.describe()}"
                     )
-                elif sizes.setdefault(axis, size) != size:
+                elif axis not in SLOT_AXES and sizes.setdefault(axis, size) != size:
                     raise ValueError(self._disagreement(name, axis, size, arrays))
+        if self._bounds:
+            sizes.setdefault("past_seq", sizes["total_seq"] - sizes["seq"])
+            for name, bounded in self._bounds.items():
+                expected = min(bounded, sizes["past_seq"])
+                slots = arrays[name].shape[self._specs[name].axes.index("past_slots")]
+                if slots != expected:
+                    raise ValueError(
+                        f"input {name!r} holds {slots} positions, but of past_seq "
+                        f"{sizes['past_seq']} it keeps the last {bounded} at most, so {expected}"
+                    )
         self._check_lengths(sizes)
+
+    def _check_mask(self, arrays: Mapping[str, Array], unbatched: bool) -> None:
+        """Zeros and ones, and in the new columns no token after padding."""
+        assert self._mask is not None
+        spec, mask = self._specs[self._mask], arrays[self._mask]
+        wrong = (mask != 0) & (mask != 1)
+        if wrong.any():
+            where = np.unravel_index(int(np.argmax(wrong)), mask.shape)
+            raise ValueError(
+                f"input {spec.name!r} holds {mask[where]} at {_place(where, spec, unbatched)}, "
+                "expected 1 for a token and 0 for padding"
+            )
+        seq = next(
+            arrays[name].shape[other.axes.index("seq")]
+            for name, other in self._specs.items()
+            if "seq" in other.axes
+        )
+        new = mask[:, mask.shape[1] - seq :]
+        rising = new[:, 1:] > new[:, :-1]
+        if rising.any():
+            row, column = np.unravel_index(int(np.argmax(rising)), rising.shape)
+            where = (row, column + 1 + mask.shape[1] - seq)
+            raise ValueError(
+                f"input {spec.name!r} has a token after padding at "
+                f"{_place(where, spec, unbatched)}; in each call a row's tokens come first and its "
+                "padding last (pad on the right)"
+            )
 
     def _check_lengths(self, sizes: Mapping[str, int]) -> None:
         past, seq, total = (sizes.get(axis) for axis in ("past_seq", "seq", "total_seq"))

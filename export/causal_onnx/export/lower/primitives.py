@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.lower.positions import allowed_pairs, core_inputs
+from causal_onnx.export.lower.rows import has_rows, join_rows
 from causal_onnx.export.lower.writer import Writer
 
 __all__ = ["write_primitives"]
@@ -16,7 +17,10 @@ __all__ = ["write_primitives"]
 def write_primitives(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
     """softmax(scale q k^T + bias) v, each key/value head multiplied with its group of queries."""
     q, k, v, bias, past_k, past_v = core_inputs(node)
-    if past_k is not None and past_v is not None:
+    joined = join_rows(write, node) if has_rows(node) else None
+    if joined is not None:
+        k, v = joined.k, joined.v
+    elif past_k is not None and past_v is not None:
         k = write("Concat", past_k, k, axis=2)
         v = write("Concat", past_v, v, axis=2)
     heads, groups = node.meta["num_heads"], node.meta["num_kv_heads"]
@@ -34,7 +38,7 @@ def write_primitives(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
     if cap:
         number = write.number(cap, q)
         scores = write("Mul", write("Tanh", write("Div", scores, number)), number)
-    allowed = allowed_pairs(write, node, q, k)
+    allowed = allowed_pairs(write, node, q, k) if joined is None else joined.allowed
     if bias is not None:
         scores = write("Add", scores, bias)
     low = write.number(-np.inf, q)
@@ -52,4 +56,6 @@ def write_primitives(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
     result = write("MatMul", weights, values)
     if grouped:
         result = write("Reshape", result, write.shape(q, 2, [0, heads], [value_width]))
+    if joined is not None:
+        return [result, joined.present_k, joined.present_v]
     return [result, k, v][: len(node.outputs)]

@@ -1,0 +1,161 @@
+"""Proof of a derived cache for batches whose rows differ in length and in how they are fed."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.numbers import Array, to_numpy
+from causal_onnx.export.parity import Session
+from causal_onnx.export.report import CacheCase
+from causal_onnx.export.source import Source
+from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.golden import relative_error
+
+__all__ = ["ragged_cases"]
+
+ROWS = 3
+
+MOST_STEPS = 12
+"""Of a long plan, so many columns are fed one by one."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How the rows are fed: each chunk has a width, and how many tokens of it each row has."""
+
+    name: str
+    chunks: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of the rows, padding left out."""
+        return [sum(row) for row in zip(*(counts for _, counts in self.chunks), strict=True)]
+
+
+def ragged_cases(
+    session: Session,
+    source: Source,
+    specs: Sequence[InputSpec],
+    contract: Contract,
+    lengths: Sequence[int],
+    *,
+    tolerance: float,
+) -> list[CacheCase]:
+    """Compare each row of ragged batches with PyTorch's full pass of that row alone.
+
+    Args:
+        session: The graph, with a mask.
+        source: What it must equal.
+        specs: The source's inputs.
+        contract: Of the graph.
+        lengths: How many columns, padding included, to feed.
+        tolerance: Largest error allowed, relative to the output's scale.
+
+    Returns:
+        A case for each plan; its length is the number of columns.
+    """
+    rows = ROWS if any("batch" in spec.axes.values() for spec in specs) else 1
+    generator = random.Random(1)
+    cases = []
+    for columns in lengths:
+        for plan in _plans(columns, rows, generator):
+            name = plan.name
+            try:
+                error = _error(session, source, specs, contract, plan)
+            except Exception as failure:  # onnxruntime raises a dozen classes of its own
+                error = math.inf
+                name += f" ({' '.join(str(failure).split())[:120]})"
+            passed = error <= tolerance
+            cases.append(
+                CacheCase(batch=rows, seq=columns, feeding=name, error=error, passed=passed)
+            )
+    return cases
+
+
+def _plans(columns: int, rows: int, generator: random.Random) -> list[_Plan]:
+    """Plans of `columns` columns in all."""
+    prefill = max(columns // 2, columns - MOST_STEPS, 1)
+    # The first row is full, the others are a quarter of the one before; a lone row is padded.
+    counts = [max(prefill >> (2 * b), 1) for b in range(rows)] if rows > 1 else [prefill - 1]
+    steps = [(1, (1,) * rows)] * (columns - prefill)
+    chunks, left = [], columns
+    while left:
+        width = min(left, generator.choice((1, 1, 2, 3, 7, max(columns // 3, 1))))
+        chunks.append((width, tuple(generator.randint(0, width) for _ in range(rows))))
+        left -= width
+    return [
+        _Plan("ragged prefill + steps", ((prefill, tuple(counts)), *steps)),
+        _Plan("ragged chunks", tuple(chunks)),
+    ]
+
+
+def _error(
+    session: Session,
+    source: Source,
+    specs: Sequence[InputSpec],
+    contract: Contract,
+    plan: _Plan,
+) -> float:
+    """The largest error of a row's tokens; infinite where padding gives no finite number."""
+    inputs = [
+        make_inputs(specs, Sizes(batch=1, seq=max(n, 1)), seed=7 * b + n)
+        for b, n in enumerate(plan.lengths)
+    ]
+    rows = [[to_numpy(x) for x in row] for row in inputs]
+    results = [spec for spec in contract.outputs if spec.name not in contract.present_names]
+    pieces: list[list[list[Array]]] = [[[] for _ in results] for _ in rows]
+    done = [0] * len(rows)
+    mask = np.zeros((len(rows), 0), np.int64)
+    past: list[Array] | None = None
+    for width, counts in plan.chunks:
+        feed = [
+            _padded(spec, [row[index] for row in rows], done, width)
+            for index, spec in enumerate(specs)
+        ]
+        new = (np.arange(width)[None, :] < np.array(counts)[:, None]).astype(np.int64)
+        mask = np.concatenate([mask, new], axis=1)
+        outputs, past = session.step(feed, past or session.empty_past(feed), mask)
+        if not all(np.isfinite(x).all() for x in outputs if x.dtype.kind == "f"):
+            return math.inf
+        for b, count in enumerate(counts):
+            done[b] += count
+            for index, (spec, output) in enumerate(zip(results, outputs, strict=True)):
+                axis = spec.axis_of("seq")
+                if axis is not None:
+                    pieces[b][index].append(
+                        _row(output, spec.axis_of("batch"), b).take(range(count), axis)
+                    )
+    worst = 0.0
+    for b, row in enumerate(inputs):
+        if not done[b]:
+            continue
+        expected = [to_numpy(x) for x in source.run(row)]
+        for index, spec in enumerate(results):
+            axis = spec.axis_of("seq")
+            if axis is not None:
+                got = np.concatenate(pieces[b][index], axis)
+                worst = max(worst, relative_error(got, expected[index]))
+    return worst
+
+
+def _padded(spec: InputSpec, rows: Sequence[Array], done: Sequence[int], width: int) -> Array:
+    """`width` entries of each row from `done` on; what follows its end is other data of its own."""
+    axes = {label: axis for axis, label in spec.axes.items()}
+    parts = []
+    for row, start in zip(rows, done, strict=True):
+        part = row
+        if "seq" in axes:
+            axis = axes["seq"]
+            part = row.take(np.arange(start, start + width) % row.shape[axis], axis)
+        parts.append(part)
+    return np.concatenate(parts, axes["batch"]) if "batch" in axes else parts[0]
+
+
+def _row(output: Array, axis: int | None, row: int) -> Array:
+    return output if axis is None else output.take(range(row, row + 1), axis)
