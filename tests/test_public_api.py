@@ -19,8 +19,9 @@ PUBLIC = {
         ExportReport ParityCase ParityError ParityReport export verify
     """,
     "causal_onnx.runtime": """
-        Artifact ArtifactError CausalOnnxError Contract DeviceError Model RunError SelfTestCase
-        SelfTestReport TensorSpec __version__ load read_artifact
+        Artifact ArtifactError CausalOnnxError Choice Continuation Contract DeviceError Model
+        RunError Sampling SelfTestCase SelfTestReport Stream TensorSpec __version__ load
+        read_artifact
     """,
 }
 NEEDS_TORCH = {"causal_onnx.models", "causal_onnx.export"}

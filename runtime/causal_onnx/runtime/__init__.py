@@ -3,7 +3,10 @@
 from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.errors import ArtifactError, CausalOnnxError, DeviceError, RunError
+from causal_onnx.runtime.generate import Continuation
 from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
+from causal_onnx.runtime.sampling import Choice, Sampling
+from causal_onnx.runtime.stream import Stream
 
 __version__ = "0.1.0"
 
@@ -11,12 +14,16 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "CausalOnnxError",
+    "Choice",
+    "Continuation",
     "Contract",
     "DeviceError",
     "Model",
     "RunError",
+    "Sampling",
     "SelfTestCase",
     "SelfTestReport",
+    "Stream",
     "TensorSpec",
     "__version__",
     "load",

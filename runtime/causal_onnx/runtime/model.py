@@ -6,23 +6,26 @@ import contextlib
 import ctypes
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime import bfloat16
+from causal_onnx.runtime import bfloat16, generate
 from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.denormals import flushing_denormals
 from causal_onnx.runtime.device import Device
 from causal_onnx.runtime.errors import ArtifactError, RunError
+from causal_onnx.runtime.generate import Continuation
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.request import RequestChecker
+from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.session import SessionSettings, open_session
 from causal_onnx.runtime.signature import check_signature
+from causal_onnx.runtime.stream import Stream
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -231,6 +234,80 @@ class Model:
             RunError: onnxruntime failed.
         """
         return self._run(self._checker, inputs, named, self._output_names)
+
+    def stream(self, *, batch: int = 1) -> Stream:
+        """Start `batch` sequences that are read chunk by chunk; for models with a KV cache.
+
+        Raises:
+            ValueError: The model has no cache, or `batch` does not fit it.
+        """
+        return Stream(self, batch=batch)
+
+    def restore(self, path: str | os.PathLike[str]) -> Stream:
+        """Take up a stream that `Stream.save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ArtifactError: The file is damaged, no saved stream, or of another model.
+        """
+        return Stream.restore(self, path)
+
+    def tokens(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop: Collection[int] = (),
+        seed: int | None = None,
+    ) -> Iterator[Choice]:
+        """Continue a prompt, token by token; see `causal_onnx.runtime.generate.tokens`."""
+        return generate.tokens(
+            self,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+        )
+
+    def generate(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop: Collection[int] = (),
+        seed: int | None = None,
+    ) -> Continuation:
+        """Continue a prompt to its end; see `causal_onnx.runtime.generate.tokens`."""
+        return generate.generate(
+            self,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+        )
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        stop: Collection[int] = (),
+        seed: int | None = None,
+    ) -> list[Continuation]:
+        """Continue several prompts; see `causal_onnx.runtime.generate.generate_batch`."""
+        return generate.generate_batch(
+            self,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+        )
 
     def selftest(self) -> SelfTestReport:
         """Replay the golden vectors in the file, whose outputs PyTorch computed.

@@ -1,0 +1,333 @@
+"""Feed sequences to a cached model in chunks of any length."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from causal_onnx.runtime.model import Model
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["Stream"]
+
+SAVED_FORMAT = 1
+"""Version of the files that `Stream.save` writes."""
+
+
+class Stream:
+    """Sequences that a cached model reads chunk by chunk; made by `Model.stream`.
+
+    The outputs for the positions of a chunk are those that one pass over the whole sequence would
+    give. The rows of a batch may have different lengths. A stream is not for several threads at
+    once; its model is.
+    """
+
+    def __init__(self, model: Model, *, batch: int = 1) -> None:
+        """Start `batch` empty sequences.
+
+        Raises:
+            ValueError: The model has no cache, or `batch` does not fit it.
+        """
+        contract = model.contract
+        if not contract.cache:
+            raise ValueError(
+                "this model has no KV cache, so it cannot be fed in chunks; export it with "
+                "cache=True"
+            )
+        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"batch must be a positive integer, got {batch!r}")
+        if batch > 1 and not any("batch" in spec.axes for spec in contract.inputs):
+            raise ValueError(f"this model takes one sequence at a time, got batch={batch}")
+        self._model = model
+        self._lengths = np.zeros(batch, np.int64)
+        self._past: dict[str, Array] = {}
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How many positions each row has read."""
+        return tuple(int(n) for n in self._lengths)
+
+    def __call__(
+        self,
+        /,
+        *inputs: npt.ArrayLike,
+        lengths: Sequence[int] | None = None,
+        **named: npt.ArrayLike,
+    ) -> Array:
+        """Read the next positions, with a model of one output.
+
+        Args:
+            *inputs: Arrays (batch, seq, ...) in the contract's order, the new positions only.
+            lengths: How many of the `seq` positions count in each row, the first ones; what stands
+                behind them is padding, and the output there means nothing. None: all.
+            **named: Arrays by the name of the input.
+
+        Returns:
+            The output for the new positions.
+
+        Raises:
+            ValueError: The inputs do not fit, or rows would become longer than the model allows.
+        """
+        results = self.run(*inputs, lengths=lengths, **named)
+        if len(results) != 1:
+            raise ValueError(
+                f"this model has {len(results)} outputs beside its cache ({', '.join(results)}); "
+                "call stream.run(...), which gives all by name"
+            )
+        return next(iter(results.values()))
+
+    def run(
+        self,
+        /,
+        *inputs: npt.ArrayLike,
+        lengths: Sequence[int] | None = None,
+        **named: npt.ArrayLike,
+    ) -> dict[str, Array]:
+        """Read the next positions and give every output but the cache by its name.
+
+        Like calling the stream otherwise. Where it raises, the stream is as it was.
+        """
+        contract = self._model.contract
+        squeezed, arrays = self._with_batch(inputs, named)
+        seq = self._new_positions(arrays)
+        new = self._checked_lengths(lengths, seq)
+        feeds: dict[str, Any] = {**arrays, **self._past}
+        if contract.mask is not None:
+            feeds[contract.mask] = self._mask(new, seq)
+        outputs = self._model.run(**feeds)
+        self._lengths = self._lengths + new
+        self._past = {
+            pair.past: self._trimmed(outputs.pop(pair.present), pair.past, pair.bounded)
+            for pair in contract.cache
+        }
+        if squeezed:
+            outputs = {
+                spec.name: outputs[spec.name].squeeze(axis)
+                if (axis := spec.axis_of("batch")) is not None
+                else outputs[spec.name]
+                for spec in contract.outputs
+                if spec.name in outputs
+            }
+        return outputs
+
+    def rewind(self, lengths: int | Sequence[int]) -> None:
+        """Forget all but the first `lengths` positions, of every row or row by row.
+
+        Raises:
+            ValueError: A row is shorter, or the cache keeps a window only and what it would need
+                is gone.
+        """
+        wanted = np.broadcast_to(np.asarray(lengths, np.int64), self._lengths.shape).copy()
+        if (wanted < 0).any() or (wanted > self._lengths).any():
+            raise ValueError(
+                f"cannot rewind to {_listed(wanted)}: the rows have {_listed(self._lengths)} "
+                "positions"
+            )
+        if (wanted == self._lengths).all():
+            return
+        if self._model.contract.mask is None and (wanted != wanted[0]).any():
+            raise ValueError("the rows of this model's cache must have the same length")
+        for pair in self._model.contract.cache:
+            if pair.bounded is not None and self._lengths.max() > pair.bounded:
+                raise ValueError(
+                    f"cannot rewind: {pair.past!r} keeps the last {pair.bounded} positions only, "
+                    "and earlier ones are gone; fork() the stream before what you may take back"
+                )
+        self._lengths = wanted
+        self._past = {
+            pair.past: self._trimmed(self._past[pair.past], pair.past, pair.bounded)
+            for pair in self._model.contract.cache
+        }
+
+    def fork(self) -> Stream:
+        """Another stream that has read the same, and goes on by itself."""
+        twin = Stream(self._model, batch=len(self._lengths))
+        twin._lengths, twin._past = self._lengths.copy(), dict(self._past)
+        return twin
+
+    def select(self, rows: Sequence[int]) -> Stream:
+        """Another stream of these rows, in this order; a row may be left out, or taken twice.
+
+        Raises:
+            ValueError: There is no such row, or none is chosen.
+        """
+        chosen = np.asarray(rows, np.int64)
+        if chosen.ndim != 1 or not len(chosen):
+            raise ValueError(f"rows must be a list of at least one row, got {rows!r}")
+        if (chosen < 0).any() or (chosen >= len(self._lengths)).any():
+            raise ValueError(f"rows are 0 to {len(self._lengths) - 1}, got {_listed(chosen)}")
+        twin = Stream(self._model, batch=len(chosen))
+        twin._lengths = self._lengths[chosen]
+        twin._past = {
+            pair.past: twin._trimmed(
+                np.take(self._past[pair.past], chosen, self._axis(pair.past, "batch")),
+                pair.past,
+                pair.bounded,
+            )
+            for pair in self._model.contract.cache
+            if self._past
+        }
+        return twin
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was read so far, to be taken up by `Model.restore`, in another process too.
+
+        The file is written whole or not at all, and carries a hash of its content.
+        """
+        content = io.BytesIO()
+        np.savez(content, lengths=self._lengths, **self._past)  # type: ignore[arg-type]
+        payload = content.getvalue()
+        head = {
+            "format": SAVED_FORMAT,
+            "contract": _fingerprint(self._model.contract),
+            "sha256": hashlib.sha256(payload).hexdigest(),
+        }
+        target = Path(path)
+        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            draft.write_bytes(json.dumps(head).encode() + b"\n" + payload)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    @classmethod
+    def restore(cls, model: Model, path: str | os.PathLike[str]) -> Stream:
+        """Take up what `save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ArtifactError: The file is damaged, no saved stream, or of another model.
+        """
+        data = Path(path).read_bytes()
+        first, _, payload = data.partition(b"\n")
+        try:
+            head = json.loads(first)
+            version, contract, digest = head["format"], head["contract"], head["sha256"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ArtifactError(f"{path} is no saved stream") from error
+        if version != SAVED_FORMAT:
+            raise ArtifactError(
+                f"{path} is of format {version!r}, this version of causal-onnx reads {SAVED_FORMAT}"
+            )
+        if digest != hashlib.sha256(payload).hexdigest():
+            raise ArtifactError(f"{path} is damaged: its content does not have the hash it states")
+        if contract != _fingerprint(model.contract):
+            raise ArtifactError(f"{path} was saved with a model of another contract than {model!r}")
+        with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+            found = dict(arrays)
+        lengths = found.pop("lengths")
+        stream = cls(model, batch=len(lengths))
+        stream._lengths, stream._past = lengths, found
+        return stream
+
+    def _with_batch(
+        self, inputs: Sequence[Any], named: Mapping[str, Any]
+    ) -> tuple[bool, dict[str, Array]]:
+        """The inputs by name, with a batch axis; and whether the caller gave none."""
+        contract = self._model.contract
+        specs = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
+        if len(inputs) > len(specs):
+            names = ", ".join(spec.name for spec in specs)
+            raise ValueError(f"got {len(inputs)} inputs, expected at most {len(specs)}: {names}")
+        for name in named:
+            if name not in {spec.name for spec in specs}:
+                names = ", ".join(spec.name for spec in specs)
+                raise ValueError(f"unknown input {name!r}; the stream takes {names}")
+        arrays = {spec.name: np.asarray(x) for spec, x in zip(specs, inputs, strict=False)}
+        arrays |= {name: np.asarray(value) for name, value in named.items()}
+        lacking = [
+            spec
+            for spec in specs
+            if "batch" in spec.axes
+            and spec.name in arrays
+            and arrays[spec.name].ndim == len(spec.axes) - 1
+        ]
+        if not (contract.unbatched and lacking):
+            return False, arrays
+        for spec in lacking:
+            arrays[spec.name] = np.expand_dims(arrays[spec.name], spec.axes.index("batch"))
+        return True, arrays
+
+    def _new_positions(self, arrays: Mapping[str, Array]) -> int:
+        """How many positions the inputs hold, checked against the batch of the stream."""
+        seq = 0
+        for spec in self._model.contract.inputs:
+            array = arrays.get(spec.name)
+            if array is None or array.ndim != len(spec.axes):
+                continue  # the model's own check says it better
+            batch = spec.axis_of("batch")
+            if batch is not None and array.shape[batch] != len(self._lengths):
+                raise ValueError(
+                    f"input {spec.name!r} has a batch of {array.shape[batch]}, but the stream was "
+                    f"started with batch={len(self._lengths)}"
+                )
+            axis = spec.axis_of("seq")
+            seq = seq if axis is None else array.shape[axis]
+        return seq
+
+    def _checked_lengths(self, lengths: Sequence[int] | None, seq: int) -> Array:
+        """The new positions of each row."""
+        contract = self._model.contract
+        if lengths is None:
+            new = np.full(len(self._lengths), seq, np.int64)
+        else:
+            new = np.asarray(lengths, np.int64)
+            if new.shape != self._lengths.shape:
+                raise ValueError(
+                    f"lengths must hold one number for each of the {len(self._lengths)} rows, got "
+                    f"{lengths!r}"
+                )
+            if (new < 0).any() or (new > seq).any():
+                raise ValueError(f"lengths must lie in [0, {seq}], got {_listed(new)}")
+            if contract.mask is None and (new != seq).any():
+                raise ValueError("the rows of this model's cache must have the same length")
+        # Padding is computed too, at positions that a table of the model must have.
+        most = int(self._lengths.max()) + seq
+        if contract.max_seq_len is not None and most > contract.max_seq_len:
+            raise ValueError(
+                f"{seq} positions after {int(self._lengths.max())} make {most}; the model accepts "
+                f"at most {contract.max_seq_len}"
+            )
+        return new
+
+    def _mask(self, new: Array, seq: int) -> Array:
+        """1 for the positions that count, past columns first; rows differ by their sums only."""
+        past = np.arange(int(self._lengths.max()))[None, :] < self._lengths[:, None]
+        now = np.arange(seq)[None, :] < new[:, None]
+        return np.concatenate([past, now], axis=1).astype(np.int64)
+
+    def _trimmed(self, past: Array, name: str, bounded: int | None) -> Array:
+        """`past` without slots that no row uses."""
+        count = int(self._lengths.max())
+        count = count if bounded is None else min(count, bounded)
+        axis = self._axis(name, "past_seq" if bounded is None else "past_slots")
+        if past.shape[axis] == count:
+            return past
+        return past[(*(slice(None),) * axis, slice(0, count))]
+
+    def _axis(self, name: str, axis: str) -> int:
+        spec = next(spec for spec in self._model.contract.inputs if spec.name == name)
+        # A cache of a model without a batch axis has one of size 1 in its place.
+        return spec.axes.index(axis) if axis in spec.axes else 0
+
+
+def _fingerprint(contract: Contract) -> str:
+    return hashlib.sha256(contract.to_json().encode()).hexdigest()
+
+
+def _listed(numbers: Array) -> str:
+    return ", ".join(str(int(n)) for n in numbers)
