@@ -244,6 +244,10 @@ ALONG = [
          "n = Shape(x) k = Expand(i, n) y = GatherElements <axis = 2> (x, k)"),
     good("scatter_features", "m = ArgMax <axis = 2> (x) o = Mul(x, x) r = ReduceMax(x, t) "
          "y = ScatterElements <axis = 2> (o, m, r)", t=i64(2)),
+    good("tensor_scatter_at_its_own_place", "o = Mul(x, x) y = TensorScatter <axis = 1> (o, x)",
+         opset=24),
+    bad("tensor_scatter_one_place_early", "n = Shape <start = 1, end = 2> (x) r = Slice(x, one, n, "
+        "one) y = TensorScatter <axis = 1> (x, r)", "Slice", one=i64(1), opset=24),
     good("one_hot_of_argmax", "m = ArgMax <axis = 2, keepdims = 0> (x) d = Constant <value_int "
          "= 4> "
          "() y = OneHot(m, d, e)", e=np.asarray([0, 1], np.float32)),

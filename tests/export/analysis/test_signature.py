@@ -126,3 +126,17 @@ def test_wrong_axes_are_refused(axes: dict[str, dict[int, str]], message: str) -
 def test_a_graph_without_positions_is_refused_with_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"Name it, for example axes=\{'x': \{1: 'seq'\}\}"):
         signature("(float[8] x) => (float[8] y)")
+
+
+def test_a_bounded_cache_holds_the_last_positions() -> None:
+    found = signature(
+        "(float[batch, seq, 4] x, float[batch, 2, past_slots_3, 4] past_key) "
+        "=> (float[batch, seq, 4] y)"
+    )
+    (past,) = [spec for spec in found.inputs if spec.role == "past"]
+    assert found.symbols == ()
+    assert found.slot_bounds == (3,)
+    for past_seq, slots in ((0, 0), (2, 2), (8, 3)):
+        sizes = Sizes(batch=2, seq=1, past_seq=past_seq)
+        assert past.shape(sizes) == (2, 2, slots, 4)
+        assert past.first_position(sizes) == past_seq - slots

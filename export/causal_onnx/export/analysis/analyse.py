@@ -90,7 +90,9 @@ def default_grid(
     limit = signature.max_seq_len
     wanted = [n for n in (lengths or LENGTHS) if limit is None or n <= limit]
     grid = []
-    for past in PASTS if signature.has_past else (0,):
+    # Beyond what a bounded cache keeps, too.
+    beyond = [bound + 2 for bound in signature.slot_bounds if bound <= MAX_LONGER]
+    for past in (*PASTS, *beyond) if signature.has_past else (0,):
         for n in wanted if past == 0 else wanted[:4]:
             if limit is None or past + n <= limit:
                 grid.append(Sizes(batch=batch, seq=n, past_seq=past, other=other))

@@ -42,6 +42,9 @@ class Sizes:
             return axis
         if axis in AXIS_NAMES:
             return int(getattr(self, axis))
+        bound = slots_bound(axis)
+        if bound is not None:
+            return min(bound, self.past_seq)
         return dict(self.other)[axis]
 
 
@@ -64,13 +67,17 @@ class InputAxes:
     @property
     def position_axis(self) -> int | None:
         """The axis whose entries stand for positions; None if the data belongs to none."""
-        for name in ("seq", "total_seq", "past_seq"):
-            if name in self.axes:
-                return self.axes.index(name)
+        for index, axis in enumerate(self.axes):
+            if axis in ("seq", "total_seq", "past_seq") or slots_bound(axis) is not None:
+                return index
         return None
 
     def first_position(self, sizes: Sizes) -> int:
         """The absolute position of entry 0 of the position axis."""
+        if any(slots_bound(axis) is not None for axis in self.axes):
+            return sizes.past_seq - min(
+                sizes.of(a) for a in self.axes if slots_bound(a) is not None
+            )
         return sizes.past_seq if "seq" in self.axes else 0
 
 
@@ -92,12 +99,28 @@ class Signature:
         return any("past_seq" in spec.axes or "total_seq" in spec.axes for spec in self.inputs)
 
     @property
+    def slot_bounds(self) -> tuple[int, ...]:
+        """How many positions the bounded caches keep, least first."""
+        found = {slots_bound(axis) for spec in self.inputs for axis in spec.axes}
+        return tuple(sorted(bound for bound in found if bound is not None))
+
+    @property
     def has_batch(self) -> bool:
         return any("batch" in spec.axes for spec in self.inputs)
 
     @property
     def is_dynamic(self) -> bool:
         return any("seq" in spec.axes for spec in self.inputs)
+
+
+SLOTS = re.compile(r"^past_slots_(\d+)$")
+"""The axis of a cache that keeps only the last so many positions."""
+
+
+def slots_bound(axis: Axis) -> int | None:
+    """The most positions that an axis of a bounded cache holds; None for other axes."""
+    found = SLOTS.match(axis) if isinstance(axis, str) else None
+    return None if found is None else int(found.group(1))
 
 
 _BATCH = re.compile(r"^(batch|batch_size|batchsize|bsz|bs|b|n|n_batch|num_batch)$")
@@ -112,7 +135,7 @@ _TOTAL = re.compile(r"total|\+")
 def axis_name(text: str) -> str | None:
     """Our name of an axis that somebody else named; None where the name says nothing."""
     text = text.strip().lower()
-    if text.startswith("?"):
+    if text.startswith("?") or slots_bound(text) is not None:
         return None
     if _TOTAL.search(text):
         return "total_seq"
@@ -190,7 +213,12 @@ def read_signature(
             + "': {1: 'seq'}}"
         )
     symbols = sorted(
-        {a for spec in specs for a in spec.axes if isinstance(a, str) and a not in AXIS_NAMES}
+        {
+            a
+            for spec in specs
+            for a in spec.axes
+            if isinstance(a, str) and a not in AXIS_NAMES and slots_bound(a) is None
+        }
     )
     fixed = [
         int(own)
@@ -263,6 +291,9 @@ def _spec(
         for spec in contract.inputs:
             if spec.name == name and len(spec.axes) == len(dims):
                 axes = list(spec.axes)
+                for pair in contract.cache:
+                    if pair.past == name and pair.bounded is not None:
+                        axes[axes.index("past_slots")] = f"past_slots_{pair.bounded}"
     if given is not None:
         axes = list(dims)
         for axis, word in given.items():
@@ -306,7 +337,8 @@ def _by_role(spec: InputAxes, *, has_past: bool) -> InputAxes:
     rank = len(axes)
 
     def name(index: int, word: str) -> None:
-        if isinstance(axes[index], str) and axes[index] not in AXIS_NAMES:
+        own = axes[index]
+        if isinstance(own, str) and own not in AXIS_NAMES and slots_bound(own) is None:
             axes[index] = word
 
     if spec.role == "past" and rank >= 4:

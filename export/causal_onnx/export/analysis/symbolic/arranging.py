@@ -646,6 +646,30 @@ def scatter_elements(
     return [Symbolic(out, space.join([t for part in moved for t in part.terms]))]
 
 
+@rule("TensorScatter")
+def tensor_scatter(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """New positions put into a cache, at an index that is the same for each row."""
+    space = ctx.space
+    given = optional(inputs, 2)
+    start = ZERO if given is None else as_poly(given.value)
+    if start is None or attr(node, "mode", "linear") != "linear":
+        raise OpenError("where it writes is no known number")
+    data, update = tensor(inputs, 0), space.fresh(tensor(inputs, 1))
+    axis = axis_of(attr(node, "axis", -2), data.rank)
+    count = space.size(update.axes[axis])
+    data, place = space.single(data, axis)
+    update, own = space.single(update, axis)
+    bare = [replace(t, axes=(*t.axes[:axis], (), *t.axes[axis + 1 :])) for t in (data, update)]
+    (old, new), axes = space.align(bare)
+    new = new.subs(dict.fromkeys(own.variables(), place - start))
+    inside = (place - start, start + count - 1 - place)
+    terms = [*old.terms, *(Term(t.reach, (*t.where, *inside)) for t in new.terms)]
+    whole_axes = (*axes[:axis], data.axes[axis], *axes[axis + 1 :])
+    return [Symbolic(whole_axes, space.join(terms), known=data.known and update.known)]
+
+
 @rule("Shape")
 def shape(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """The sizes."""

@@ -98,6 +98,10 @@ def combine(space: Space, op: str, parts: Sequence[Symbolic]) -> Symbolic:
     held = _whole_numbers(space, op, parts) if known else None
     moved, axes = space.align(parts)
     value = apply(op, [part.value for part in moved])
+    if op in ("Max", "Min") and len(moved) == 2:
+        sides = [poly for part in moved if (poly := as_poly(part.value)) is not None]
+        chosen = _whole_number(space, op, sides) if len(sides) == 2 else None
+        value = value if chosen is None else linear(chosen)
     terms = space.join(term for part in moved for term in part.terms)
     if held is not None and len(held) == 1:
         value = linear(held[0])
@@ -153,7 +157,8 @@ def _whole_number(space: Space, op: str, column: Sequence[Poly]) -> Poly | None:
         for a, b in (column, column[::-1]):
             if space.nonnegative(a - b):
                 return a if op == "Max" else b
-        return None
+        # Elsewhere a symbol of its own would hide that a size is what the runs show it to be.
+        return space.least_of(*column) if op == "Min" and space.is_bounded(column) else None
     comparisons = {
         "Equal": lambda a, b: _surely(space, a - b, b - a),
         "GreaterOrEqual": lambda a, b: _sign(space, a - b),

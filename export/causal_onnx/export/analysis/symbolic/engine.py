@@ -11,7 +11,7 @@ from causal_onnx.export.analysis.analyse import OTHER_SIZE, Analysis
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Known
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.signature import InputAxes
+from causal_onnx.export.analysis.signature import InputAxes, slots_bound
 from causal_onnx.export.analysis.symbolic import arranging, attending, computing
 from causal_onnx.export.analysis.symbolic.adopt import Evidence, adopt
 from causal_onnx.export.analysis.symbolic.expression import UNKNOWN, Constant, Expression, linear
@@ -83,6 +83,9 @@ class Prover:
             return Poly.of(axis)
         if axis == "total_seq":
             return self.space.total
+        bound = slots_bound(axis)
+        if bound is not None:
+            return self.space.least_of(symbol("past_seq"), Poly.of(bound))
         found = dict(self.analysis.runs[0].sizes.other).get(axis, OTHER_SIZE)
         # An open axis that only one size fits is that size.
         return symbol(axis) if found == OTHER_SIZE else Poly.of(found)
@@ -95,6 +98,11 @@ class Prover:
         position = spec.position_axis
         if position is None:
             return Symbolic(axes)
+        bound = slots_bound(spec.axes[position])
+        if bound is not None:
+            first = symbol("past_seq") - self.size(spec.axes[position])
+            place = symbol(axes[position][0]) if axes[position] else ZERO
+            return Symbolic(axes, (Term(place + first),))
         first = symbol("past_seq") if "seq" in spec.axes and self.has_past else ZERO
         place = symbol(axes[position][0]) if axes[position] else ZERO
         return Symbolic(axes, (Term(place + first),))
@@ -316,8 +324,9 @@ def prove_symbolically(
     if stopped is not None:
         node, why = stopped
         return SymbolicProof(False, why, node, prover.measured)
-    limits = tuple(dict.fromkeys(_readable(poly) for poly in prover.space.limits))
-    longest = tuple(sorted({poly.terms.get((), 0) for poly in prover.space.limits}))
+    assumed = [poly for poly, reason in prover.space.limits.items() if reason]
+    limits = tuple(dict.fromkeys(_readable(poly) for poly in assumed))
+    longest = tuple(sorted({poly.terms.get((), 0) for poly in assumed}))
     for value, axes in outputs.items():
         if not prover.judge(value, axes):
             spread = _first_spread(prover, value)

@@ -89,7 +89,9 @@ class Space:
         self.bounds.least.update(least)
         self.total = total
         self.limits: dict[Poly, str] = {}
-        """Assumed to be >= 0, with the node that made it so: the lengths that the graph takes."""
+        """Assumed to be >= 0, with the node that made it so: the lengths that the graph takes. With
+        "" for a node: it is so by the meaning of a symbol."""
+        self._least_of: dict[tuple[Poly, Poly], Poly] = {}
 
     def size(self, axis: Sequence[str]) -> Poly:
         """The size of an axis."""
@@ -108,6 +110,26 @@ class Space:
     def nonnegative(self, poly: Poly) -> bool:
         """Whether poly >= 0 for all sizes that the graph takes."""
         return self.bounds.implied(poly, tuple(self.limits))
+
+    def least_of(self, first: Poly, second: Poly) -> Poly:
+        """The smaller of two numbers >= 0: a symbol of its own where that depends on the sizes."""
+        if self.nonnegative(second - first):
+            return first
+        if self.nonnegative(first - second):
+            return second
+        found = self._least_of.get((first, second))
+        if found is None:
+            name = f"least_{len(self._least_of)}"
+            self.bounds.least[name] = 0
+            found = symbol(name)
+            self.limits[first - found] = self.limits[second - found] = ""
+            self._least_of[first, second] = found
+        return found
+
+    def is_bounded(self, pair: Sequence[Poly]) -> bool:
+        """Whether the smaller of two is what a bounded cache holds, or follows from that."""
+        symbols = {name for poly in self._least_of.values() for name in poly.variables()}
+        return tuple(pair) in self._least_of or any(symbols & p.variables() for p in pair)
 
     def everything(self) -> Term:
         """A reach up to the last position."""
