@@ -15,8 +15,9 @@ PUBLIC = {
         tiny_gpt2_config tiny_llama_config
     """,
     "causal_onnx.export": """
-        CacheCase CacheReport CausalityCase CausalityError CausalityReport Certificate ExportError
-        ExportReport ParityCase ParityError ParityReport export verify
+        CacheCase CacheReport CausalityCase CausalityError CausalityReport Certificate DriftError
+        DriftReport ExportError ExportReport ParityCase ParityError ParityReport QuantisationReport
+        export verify
     """,
     "causal_onnx.runtime": """
         Artifact ArtifactError CausalOnnxError Choice Continuation Contract DeviceError Model

@@ -50,6 +50,11 @@ def number():
 
 
 ready = attention()
+
+
+def wide():
+    torch.manual_seed(0)
+    return CausalMechanismV1(32, 32, 8)
 '''
 
 
@@ -131,6 +136,19 @@ def test_a_module_that_is_not_causal_is_refused(
     assert said["report"]["is_causal"] is False
     assert captured.err.startswith("error: Mean is NOT causal")
     assert captured.err.count("\n") == 1
+    assert not (folder / "m.onnx").exists()
+
+
+def test_more_drift_than_allowed_is_a_finding(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", f"{TARGET}:wide", "-o", "m.onnx", "--precision", "int4"]
+    assert main([*arguments, "--max-drift", "0.001", "--json"]) == 1
+    captured = capsys.readouterr()
+    said = json.loads(captured.out)
+    assert said["failed"] == "DriftError"
+    assert said["drift"]["passed"] is False
+    assert captured.err.startswith("error: CausalMechanismV1 in int4: drift from fp32")
     assert not (folder / "m.onnx").exists()
 
 

@@ -47,6 +47,20 @@ def test_parts_of_the_certificate_may_be_missing(
     assert capsys.readouterr().out.count("not stated") == 2
 
 
+def test_what_a_lower_precision_costs_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = make_certificate(
+        quantisation={"summary": "3 weights in 4 bits"}, drift={"summary": "drift: mean KL 0.01"}
+    )
+    path = str(write_model(tmp_path / "m.onnx", certificate=certificate))
+    for command in ("inspect", "report"):
+        assert main([command, path]) == 0
+        out = capsys.readouterr().out
+        assert "weights    3 weights in 4 bits" in out or "weights  3 weights in 4 bits" in out
+        assert "drift: mean KL 0.01" in out
+
+
 def test_a_damaged_certificate_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,8 @@ class Certificate:
     shapes: tuple[ShapeCase, ...]
     skipped: tuple[str, ...]
     cache: CacheFinding | None
+    precision: tuple[tuple[str, str], ...]
+    """("weights", ...) where they are stored in few bits; ("drift", ...) from fp32."""
 
     @property
     def is_causal(self) -> bool | None:
@@ -152,6 +154,11 @@ def read_certificate(document: Mapping[str, Any] | None) -> Certificate | None:
             shapes=() if parity is None else tuple(_shape(case) for case in parity["cases"]),
             skipped=() if parity is None else tuple(str(text) for text in parity["skipped"]),
             cache=None if cache is None else _cache(cache),
+            precision=tuple(
+                (label, str(document[key]["summary"]))
+                for label, key in (("weights", "quantisation"), ("drift", "drift"))
+                if document.get(key) is not None
+            ),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"the certificate in the file is damaged: {error!r}") from error

@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from causal_onnx.export.analysis.certificate import Certificate
-    from causal_onnx.export.errors import CausalityError, ExportError, ParityError
+    from causal_onnx.export.errors import (
+        CausalityError,
+        DriftError,
+        ExportError,
+        ParityError,
+    )
     from causal_onnx.export.pipeline import export, verify
     from causal_onnx.export.report import (
         CacheCase,
         CacheReport,
         CausalityCase,
         CausalityReport,
+        DriftReport,
         ExportReport,
         ParityCase,
         ParityReport,
+        QuantisationReport,
     )
 
 __all__ = [
@@ -30,18 +37,21 @@ __all__ = [
     "CausalityError",
     "CausalityReport",
     "Certificate",
+    "DriftError",
+    "DriftReport",
     "ExportError",
     "ExportReport",
     "ParityCase",
     "ParityError",
     "ParityReport",
+    "QuantisationReport",
     "export",
     "verify",
 ]
 
 _HOMES = {
     "analysis.certificate": ("Certificate",),
-    "errors": ("CausalityError", "ExportError", "ParityError"),
+    "errors": ("CausalityError", "DriftError", "ExportError", "ParityError"),
     "pipeline": ("export", "verify"),
 }
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from causal_onnx.runtime.errors import CausalOnnxError
 
 if TYPE_CHECKING:
-    from causal_onnx.export.report import CausalityReport, ParityReport
+    from causal_onnx.export.report import CausalityReport, DriftReport, ParityReport
 
-__all__ = ["CausalityError", "ExportError", "ParityError"]
+__all__ = ["CausalityError", "DriftError", "ExportError", "ParityError"]
 
 
 class ExportError(CausalOnnxError):
@@ -22,6 +22,14 @@ class ParityError(ExportError):
     def __init__(self, message: str, report: ParityReport) -> None:
         super().__init__(message)
         self.report = report
+
+
+class DriftError(ParityError):
+    """The lower precision moves the results further than the limit allows."""
+
+    def __init__(self, message: str, report: ParityReport, drift: DriftReport) -> None:
+        super().__init__(message, report)
+        self.drift = drift
 
 
 class CausalityError(ExportError):

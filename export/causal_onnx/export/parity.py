@@ -17,6 +17,7 @@ from causal_onnx.export.inputs import InputSpec, Padding, Sizes, make_inputs
 from causal_onnx.export.lower import LONGEST_SHORT
 from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.outputs import dtype_name
+from causal_onnx.export.precision import CODED_BITS
 from causal_onnx.export.report import ParityCase, ParityReport
 from causal_onnx.export.source import Source
 from causal_onnx.runtime import Model
@@ -29,6 +30,11 @@ TOLERANCES = {"float64": 1e-7, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-
 """Largest error relative to the output's scale: some tens of the dtype's own rounding, except for
 float64, where Python scalars are rounded to float32 by the exporter."""
 
+CODED_TOLERANCE = 5e-2
+"""Where onnxruntime multiplies by codes of few bits, it rounds activations to 8 bits too, in
+blocks: a step is 1/127 of a block's largest, half a percent of a product's scale, and products
+follow each other. Without that the graph is compared as tightly as one in fp32 (pipeline.py)."""
+
 BATCHES = (1, 2, 5)
 LARGEST_DISTANCE = 30
 """How many tolerances the artifact may be from PyTorch where PyTorch itself is as far from float64:
@@ -38,9 +44,12 @@ more is no rounding any more."""
 class Session:
     """The artifact in a bare onnxruntime session, without the contract's checks."""
 
-    def __init__(self, path: Path, contract: Contract):
+    def __init__(self, path: Path, contract: Contract, *, exact: bool = False):
+        """Open `path`; `exact` keeps onnxruntime from rounding activations before coded weights."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors reach us as exceptions
+        if exact:
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         try:
             self._session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
@@ -103,6 +112,8 @@ class Session:
 
 def tolerance_for(contract: Contract, source: Source) -> float:
     """The tolerance of the least precise floating-point input, output or weight."""
+    if contract.precision in CODED_BITS:
+        return CODED_TOLERANCE
     dtypes = [spec.dtype for spec in (*contract.inputs, *contract.outputs)]
     dtypes += {dtype_name(p.dtype) for p in source.parameters()}
     return max((TOLERANCES[dtype] for dtype in dtypes if dtype in TOLERANCES), default=1e-5)

@@ -28,7 +28,8 @@ from causal_onnx.export.capture import (
 from causal_onnx.export.causality import perturb
 from causal_onnx.export.chunks import prove_cache
 from causal_onnx.export.compact import compute_position_matrices
-from causal_onnx.export.errors import CausalityError, ExportError, ParityError
+from causal_onnx.export.drift import measure_drift
+from causal_onnx.export.errors import CausalityError, DriftError, ExportError, ParityError
 from causal_onnx.export.fuse import fuse
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
@@ -37,8 +38,23 @@ from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import LONGEST_SHORT, lower
 from causal_onnx.export.outputs import describe_outputs, dtype_name
 from causal_onnx.export.parity import Session, compare, compare_unbatched
-from causal_onnx.export.precision import PRECISIONS, in_precision
-from causal_onnx.export.report import CacheReport, CausalityReport, ExportReport, ParityReport
+from causal_onnx.export.precision import (
+    CODED_BITS,
+    PRECISIONS,
+    default_opset,
+    grid_for,
+    in_precision,
+)
+from causal_onnx.export.quantise import FAST_LEVEL, quantise, set_accuracy_level
+from causal_onnx.export.report import (
+    CacheReport,
+    CausalityReport,
+    DriftReport,
+    ExportReport,
+    ParityReport,
+    QuantisationReport,
+)
+from causal_onnx.export.rounding import Rounded, round_module, round_weights
 from causal_onnx.export.rows import RaggedError
 from causal_onnx.export.source import Axes, Example, Source, open_source
 from causal_onnx.export.tidy import PLACE_KEY, simplify, tidy
@@ -74,6 +90,7 @@ def export(
     precision: str = "fp32",
     opset: int | None = None,
     max_seq_len: int | None = None,
+    max_drift: float | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a causal attention module to one ONNX file, verified before the file appears.
@@ -91,11 +108,15 @@ def export(
             `present.{i}.key` and `.value`, and serves prefill and decoding alike.
         target: "ort" (onnxruntime) or "portable" (any ONNX runtime).
         precision: "fp32", which leaves a module of another precision as it is (bfloat16 is widened
-            to fp32), or "fp16": weights, inputs, outputs and computation in half precision,
-            compared with the module in fp32.
+            to fp32); "fp16": weights, inputs, outputs and computation in half precision, compared
+            with the module in fp32; "int8" or "int4": weights of few bits, compared with the module
+            of the same rounded weights (docs/precision.md).
         opset: ONNX operator set, 18 to 25. None: 24 for "ort", 20 for "portable".
         max_seq_len: A limit lower than the module's own. None: the module's own, found by its
             guards and by calling it.
+        max_drift: How far a lower precision may move the results from fp32: mean KL divergence in
+            nats of the next token for language models, else the relative error. None: 0.01 and
+            0.02 for "fp16", 0.05 and 0.1 for "int8", 0.5 and 0.5 for "int4".
         progress: Called with (step, fraction done).
 
     Returns:
@@ -105,11 +126,13 @@ def export(
         ExportError: The module cannot be captured, is random in eval mode, or has no dynamic
             sequence axis; names the line and the remedy.
         ParityError: The graph disagrees with the module; carries the table. No file appears.
+        DriftError: A ParityError: the precision costs more than `max_drift`. No file appears.
         CausalityError: A later input moves an earlier output; carries the cuts. No file appears.
         TypeError, ValueError: Arguments that do not fit.
     """
     path = Path(path)
     opset = _check_arguments(path, target, precision, opset, max_seq_len)
+    _check_max_drift(max_drift, precision)
     tell = progress or (lambda step, fraction: None)
     with isolated():
         tell("probe", 0.0)
@@ -121,6 +144,7 @@ def export(
             target=target,
             precision=precision,
             opset=opset,
+            max_drift=max_drift,
         )
         errors: list[ExportError] = []
         tell("capture", 0.0)
@@ -130,8 +154,8 @@ def export(
                 continue
             try:
                 return _finish(attempt, subject, path, module, cache=cache, tell=tell)
-            except CausalityError:
-                raise  # another capture of the same module would leak the same way
+            except (CausalityError, DriftError):
+                raise  # another capture of the same module would do the same
             except ExportError as error:
                 errors.append(error)
     raise errors[0]
@@ -159,7 +183,8 @@ def verify(
         ValueError: Module and contract differ in their inputs or outputs.
     """
     path = Path(path)
-    contract = load(path).contract
+    model = load(path)
+    contract = model.contract
     tell = progress or (lambda step, fraction: None)
     with isolated():
         subject = _prepare(
@@ -172,6 +197,10 @@ def verify(
             opset=contract.opset,
         )
         _check_same_interface(contract, subject.contract)
+        grid = grid_for(contract.precision, contract.form, contract.opset or 0)
+        if grid is not None:
+            found = (model.certificate or {}).get("quantisation") or {}
+            round_module(subject.reference.module, found.get("axes", {}), grid)
         session = Session(path, contract)
         return compare(
             session,
@@ -190,14 +219,22 @@ def _check_arguments(
     if target not in OPSETS:
         raise ValueError(f"target must be one of {', '.join(OPSETS)}, got {target!r}")
     if opset is None:
-        opset = OPSETS[target]
+        opset = default_opset(OPSETS[target], precision)
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ValueError(f"opset must be in [{OLDEST_OPSET}, {NEWEST_OPSET}], got {opset}")
     if max_seq_len is not None and max_seq_len < 2:
         raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
+    grid_for(precision, target, opset)
     if path.is_dir():
         raise ValueError(f"path must name a file, {path} is a folder; try {path / 'model.onnx'}")
     return opset
+
+
+def _check_max_drift(max_drift: float | None, precision: str) -> None:
+    if max_drift is not None and not max_drift > 0:
+        raise ValueError(f"max_drift must be positive, got {max_drift}")
+    if max_drift is not None and precision == "fp32":
+        raise ValueError("max_drift is for a lower precision; fp32 is compared within 1e-5 anyway")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +245,11 @@ class _Subject:
     """What is captured."""
     reference: Source
     """What the file must equal."""
+    full: Source | None = None
+    """In fp32, where the file's precision is lower: what drift is measured from."""
+    rounded: Rounded | None = None
+    """The weights that `reference` and the captured graph hold rounded."""
+    max_drift: float | None = None
     specs: tuple[InputSpec, ...]
     contract: Contract
     sizes: Sizes
@@ -224,9 +266,11 @@ def _prepare(
     target: str,
     precision: str,
     opset: int | None,
+    max_drift: float | None = None,
 ) -> _Subject:
     """Open the module and learn from calling it what the contract must say."""
     source, specs = open_source(module, example, axes)
+    asked, full = precision, source
     source, reference, specs, precision, warnings = in_precision(source, specs, precision)
     # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.
     probe.refuse_broken(source.fresh(), specs)
@@ -276,6 +320,8 @@ def _prepare(
     return _Subject(
         source=source,
         reference=reference,
+        full=full.fresh().float() if asked != "fp32" and full is not source else None,
+        max_drift=max_drift,
         specs=specs,
         contract=contract,
         sizes=sizes,
@@ -310,6 +356,16 @@ def _finish(
     contract = _narrowed(capture, subject.contract)
     _check_domain(capture, contract)
     simplify(capture.model)
+    grid = grid_for(contract.precision, contract.form, contract.opset or 0)
+    if grid is not None:
+        reference = subject.reference.fresh()
+        rounded = round_weights(capture.model, reference.module, grid)
+        if not rounded.axes:
+            raise ExportError(
+                f"{type(module).__name__} has no weight to store in {grid.bits} bits: "
+                f"{'; '.join(rounded.kept) or 'it multiplies by none'}"
+            )
+        subject = replace(subject, reference=reference, rounded=rounded)
     failure: ExportError | None = None
     for form in _forms(capture, contract, cache=cache):
         if isinstance(form, ExportError):
@@ -317,6 +373,8 @@ def _finish(
             continue
         try:
             report = _prove_and_write(form, subject, path, module, tell)
+        except DriftError:
+            raise  # no form changes what the weights are
         except ParityError as error:
             failure = failure or error
             continue
@@ -412,6 +470,9 @@ def _finished(model: ir.Model, contract: Contract) -> ir.Model:
     """The last passes, the same for every form."""
     compute_position_matrices(model)
     share_transposed_weights(model)
+    grid = grid_for(contract.precision, contract.form, contract.opset or 0)
+    if grid is not None:
+        quantise(model, contract.form, grid)
     if contract.max_seq_len is not None:
         if contract.mask is not None:
             named = next(spec for spec in contract.inputs if spec.name == contract.mask)
@@ -447,10 +508,15 @@ def _prove_and_write(
     Raises:
         ParityError: It differs from the source, or the cache from a full pass.
         CausalityError: A later input moves an earlier output.
+        DriftError: It is further from fp32 than allowed.
     """
     model, contract, specs = form.model, form.contract, subject.specs
     with staged(path) as draft:
         metadata = {CONTRACT_KEY: contract.to_json()}
+        quantisation = None
+        if subject.rounded is not None:
+            quantisation = _prove_codes(form, subject, draft, subject.rounded, tell)
+            set_accuracy_level(model, FAST_LEVEL)
         write_model(model, draft, metadata)
         session = Session(draft, contract)
         parity = compare(
@@ -478,6 +544,18 @@ def _prove_and_write(
                 raise ParityError(
                     f"{type(module).__name__}: {cached.summary()}; no file was written", parity
                 )
+        drift = None
+        if subject.full is not None:
+            tell("drift", 0.0)
+            full = subject.full.fresh()
+            drift = measure_drift(session, full, specs, contract, subject.max_drift)
+            if not drift.passed:
+                raise DriftError(
+                    f"{type(module).__name__} in {contract.precision}: {drift.summary()}; no file "
+                    "was written",
+                    parity,
+                    drift,
+                )
         tell("causality", 0.0)
         causality = perturb(session, subject.reference.fresh(), specs, contract)
         if causality.cases and not causality.is_causal:
@@ -496,7 +574,14 @@ def _prove_and_write(
         described = describe_source(module)
         metadata |= source_document(described)
         metadata[GOLDEN_KEY] = goldens.to_json()
-        metadata[CERTIFICATE_KEY] = _certificate(certificate, parity, causality, cached)
+        metadata[CERTIFICATE_KEY] = _certificate(
+            certificate,
+            parity=parity,
+            causality=causality,
+            cached=cached,
+            quantisation=quantisation,
+            drift=drift,
+        )
         size = write_model(model, draft, metadata)
         replayed = load(draft).selftest()
         if not replayed.passed:
@@ -512,10 +597,39 @@ def _prove_and_write(
         causality=causality,
         certificate=certificate,
         cache=cached,
+        quantisation=quantisation,
+        drift=drift,
         source=described,
         size_bytes=size,
         nodes=sum(1 for _ in model.graph.all_nodes()),
     )
+
+
+def _prove_codes(
+    form: _Form, subject: _Subject, draft: Path, rounded: Rounded, tell: Progress
+) -> QuantisationReport:
+    """Compare the graph as tightly as one in fp32, with activations left as they are.
+
+    Raises:
+        ParityError: It differs from the source with the same rounded weights.
+    """
+    exact = replace(form.contract, precision="fp32")
+    write_model(form.model, draft, {CONTRACT_KEY: exact.to_json()})
+    parity = compare(
+        Session(draft, exact, exact=True),
+        subject.reference.fresh(),
+        subject.specs,
+        exact,
+        lambda i, n: tell("compare", i / n),
+    )
+    if not parity.passed:
+        raise ParityError(
+            "the graph with coded weights disagrees with PyTorch with the same rounded weights; no "
+            f"file was written\n{parity.to_table()}",
+            parity,
+        )
+    bits = CODED_BITS[form.contract.precision]
+    return QuantisationReport(bits=bits, axes=rounded.axes, kept=rounded.kept, parity=parity)
 
 
 def _narrowed(capture: Capture, contract: Contract) -> Contract:
@@ -564,22 +678,29 @@ def _lengths_to_follow(contract: Contract) -> list[int] | None:
 
 def _certificate(
     certificate: Certificate,
+    *,
     parity: ParityReport,
     causality: CausalityReport,
     cached: CacheReport | None,
+    quantisation: QuantisationReport | None,
+    drift: DriftReport | None,
 ) -> str:
     document = {
         **certificate.to_dict(),
         "parity": parity.to_dict(),
         "causality": causality.to_dict(),
         "cache": cached.to_dict() if cached else None,
+        "quantisation": quantisation.to_dict() if quantisation else None,
+        "drift": drift.to_dict() if drift else None,
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 
 def _check_same_interface(contract: Contract, expected: Contract) -> None:
     for kind in ("inputs", "outputs"):
-        ours = [(spec.name, spec.dtype, spec.axes) for spec in getattr(contract, kind)]
+        derived = contract.optional_names | contract.present_names  # by the export, not the module
+        specs = [spec for spec in getattr(contract, kind) if spec.name not in derived]
+        ours = [(spec.name, spec.dtype, spec.axes) for spec in specs]
         theirs = [(spec.name, spec.dtype, spec.axes) for spec in getattr(expected, kind)]
         if ours != theirs:
             raise ValueError(

@@ -8,13 +8,40 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from causal_onnx.export.blocks import OLDEST_BLOCKS_OPSET, Grid
 from causal_onnx.export.inputs import InputSpec
 from causal_onnx.export.source import Source
 
-__all__ = ["PRECISIONS", "FullPrecision", "in_precision"]
+__all__ = ["CODED_BITS", "PRECISIONS", "FullPrecision", "default_opset", "grid_for", "in_precision"]
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
+CODED_BITS = {"int8": 8, "int4": 4}
+"""Precisions of weights alone; everything else is fp32."""
+
 _NAMES = {torch.float16: "fp16", torch.float64: "fp64"}
+
+
+def default_opset(opset: int, precision: str) -> int:
+    """The operator set to take where none was asked for: `opset`, or what the precision needs."""
+    return max(opset, OLDEST_BLOCKS_OPSET) if precision in CODED_BITS else opset
+
+
+def grid_for(precision: str, target: str, opset: int) -> Grid | None:
+    """How the weights of a target are rounded; None: they are not.
+
+    Raises:
+        ValueError: The operator set has no 4-bit numbers, and the target no operators of its own.
+    """
+    bits = CODED_BITS.get(precision)
+    if bits is None:
+        return None
+    has_blocks = target == "ort" or opset >= OLDEST_BLOCKS_OPSET
+    if bits == 4 and not has_blocks:
+        raise ValueError(
+            f"precision 'int4' with target {target!r} needs opset {OLDEST_BLOCKS_OPSET} or newer, "
+            f"which has 4-bit integers; got {opset}. Take precision='int8' or target='ort' there"
+        )
+    return Grid(bits=bits, per_row=not has_blocks)
 
 
 class FullPrecision(Source):
@@ -44,9 +71,19 @@ def in_precision(
     """The module to capture, the one to compare with, the inputs, the precision, and warnings.
 
     "fp32" leaves a module of another precision as it is, except bfloat16: onnxruntime has no
-    bfloat16 products on the CPU, so such weights are widened, which loses nothing.
+    bfloat16 products on the CPU, so such weights are widened, which loses nothing. Weights of few
+    bits are made from fp32 ones.
     """
     dtypes = {p.dtype for p in source.parameters() if p.is_floating_point()}
+    if precision in CODED_BITS:
+        if torch.float64 in dtypes:
+            raise ValueError(
+                f"precision {precision!r} is of modules in fp32 or less, this one has float64 "
+                "weights; call module.float() first"
+            )
+        for narrow_dtype in (torch.float16, torch.bfloat16):
+            specs = _with_dtype(specs, narrow_dtype, torch.float32)
+        return source.fresh().float(), source.fresh().float(), tuple(specs), precision, []
     if torch.bfloat16 in dtypes:
         widened = source.fresh().float()
         note = "bfloat16 weights were widened to fp32: onnxruntime has no bfloat16 products on CPU"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ __all__ = [
     "CacheReport",
     "CausalityCase",
     "CausalityReport",
+    "DriftReport",
     "ExportReport",
     "ParityCase",
     "ParityReport",
+    "QuantisationReport",
 ]
 
 
@@ -190,6 +193,84 @@ class CacheReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class QuantisationReport:
+    """Which weights are stored in few bits, and that nothing else changed."""
+
+    bits: int
+    axes: Mapping[str, int]
+    """Name of the parameter -> the axis along which its blocks run."""
+    kept: tuple[str, ...]
+    """What stays in full precision, with the reason."""
+    parity: ParityReport
+    """The graph against PyTorch with the same rounded weights, activations left alone."""
+
+    def summary(self) -> str:
+        """What was rounded, on one line."""
+        compared = sum(not case.refused for case in self.parity.cases)
+        kept = f", {len(self.kept)} kept" if self.kept else ""
+        return (
+            f"{len(self.axes)} weights in {self.bits} bits{kept}; with the rounded weights equal "
+            f"to PyTorch at {compared} shapes, largest error {self.parity.max_error:.1e}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "axes": dict(self.axes),
+            "kept": list(self.kept),
+            "parity": {
+                "tolerance": self.parity.tolerance,
+                "max_error": self.parity.max_error,
+                "shapes": sum(not case.refused for case in self.parity.cases),
+                "passed": self.parity.passed,
+            },
+            "summary": self.summary(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DriftReport:
+    """How far a file of lower precision is from its module in fp32."""
+
+    positions: int
+    """Positions that were compared."""
+    relative_error: float
+    """Root mean square of the difference over that of the outputs."""
+    limit: float
+    """Of `mean_kl` for a language model, else of `relative_error`."""
+    max_logit_error: float | None = None
+    """Language models only, as the following: the largest absolute difference of a logit."""
+    mean_kl: float | None = None
+    """KL divergence of the next-token distribution from the module's, in nats."""
+    max_kl: float | None = None
+    argmax_flips: int | None = None
+    """Positions where another token is the likeliest."""
+
+    @property
+    def drift(self) -> float:
+        """The number that `limit` is for."""
+        return self.relative_error if self.mean_kl is None else self.mean_kl
+
+    @property
+    def passed(self) -> bool:
+        return self.drift <= self.limit  # False for NaN
+
+    def summary(self) -> str:
+        """What was measured, on one line."""
+        start = f"drift from fp32 over {self.positions} positions: "
+        end = f" (limit {self.limit:g})"
+        if self.mean_kl is None:
+            return f"{start}relative error {self.relative_error:.1e}{end}"
+        return (
+            f"{start}mean KL {self.mean_kl:.1e} nats{end}, largest {self.max_kl:.1e}, "
+            f"{self.argmax_flips} argmax flips, largest logit error {self.max_logit_error:.1e}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "passed": self.passed, "summary": self.summary()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
     """One finished export."""
 
@@ -201,6 +282,10 @@ class ExportReport:
     """The static proof, from the graph that was written."""
     cache: CacheReport | None = None
     """None: exported without a cache."""
+    quantisation: QuantisationReport | None = None
+    """None: no weights of few bits."""
+    drift: DriftReport | None = None
+    """None: exported in the module's own precision."""
     source: dict[str, Any] = field(default_factory=dict)
     """Class, versions and sha256 of the weights, as stored in the file."""
     size_bytes: int = 0
@@ -222,7 +307,11 @@ class ExportReport:
             ),
             f"  static proof: {verdict}, {self.certificate.scope}",
             f"  {self.causality.summary()}",
-            *([f"  {self.cache.summary()}"] if self.cache else []),
+            *(
+                f"  {part.summary()}"
+                for part in (self.cache, self.quantisation, self.drift)
+                if part is not None
+            ),
             f"  equal to PyTorch at {compared} shapes, largest error "
             f"{self.parity.max_error:.1e} of the output's scale",
             *(f"  warning: {text}" for text in self.warnings),
@@ -240,5 +329,7 @@ class ExportReport:
             "causality": self.causality.to_dict(),
             "certificate": self.certificate.to_dict(),
             "cache": self.cache.to_dict() if self.cache else None,
+            "quantisation": self.quantisation.to_dict() if self.quantisation else None,
+            "drift": self.drift.to_dict() if self.drift else None,
             "warnings": list(self.warnings),
         }

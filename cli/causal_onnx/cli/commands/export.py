@@ -68,7 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="derive a KV cache: the file takes past keys and values and gives present ones",
     )
     parser.add_argument("--target", dest="form", default="ort", help="ort (default) or portable")
-    parser.add_argument("--precision", default="fp32", help="fp32 (default) or fp16")
+    parser.add_argument(
+        "--precision", default="fp32", help="fp32 (default), fp16, or weights in int8 or int4"
+    )
+    parser.add_argument(
+        "--max-drift",
+        type=float,
+        metavar="X",
+        help="how far a lower precision may be from fp32: mean KL in nats for language models, "
+        "else the relative error (default: by precision)",
+    )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: by target)")
     parser.add_argument(
         "--max-seq-len", type=int, metavar="N", help="a limit lower than the module's own"
@@ -111,6 +120,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 precision=args.precision,
                 opset=args.opset,
                 max_seq_len=args.max_seq_len,
+                max_drift=args.max_drift,
                 progress=tell,
             )
         except (ParityError, CausalityError) as error:
@@ -143,7 +153,12 @@ def _document(report: ExportReport) -> dict[str, Any]:
 
 def _print_failure(error: ParityError | CausalityError, console: Console, *, as_json: bool) -> None:
     """Print what speaks against the module: a finding is a result."""
+    from causal_onnx.export import DriftError
+
     if as_json:
-        console.json({"failed": type(error).__name__, "report": error.report.to_dict()})
+        document = {"failed": type(error).__name__, "report": error.report.to_dict()}
+        if isinstance(error, DriftError):
+            document["drift"] = error.drift.to_dict()
+        console.json(document)
     elif hasattr(error.report, "to_table"):
         console.print(error.report.to_table())

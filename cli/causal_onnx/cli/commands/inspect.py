@@ -86,6 +86,7 @@ def _print(artifact: Artifact, certificate: Certificate | None, console: Console
                 *(("attention", core) for core in (proof.cores if proof else ())),
                 *([("cache", certificate.cache.summary)] if certificate.cache else []),
                 ("parity", describe.parity_summary(certificate)),
+                *certificate.precision,
             ]
         )
     golden = artifact.golden

@@ -111,6 +111,9 @@ def _print(proof: Proof, console: Console) -> None:
         console.table(headers, rows, numbers=len(headers))
         for reason in certificate.skipped:
             console.print(f"  not run: {reason}")
+    if certificate is not None and certificate.precision:
+        console.heading("stated by the exporter: precision")
+        console.pairs(certificate.precision)
     if certificate is not None and certificate.cache is not None:
         console.heading("stated by the exporter: KV cache")
         console.print(f"  {certificate.cache.summary}")
