@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from causal_onnx.export.fuse import fuse
+from causal_onnx.export.fuse.projections import join_projections
 from tests.export.captured import captured, run_model, zoo_inputs
 from tests.zoo import entry
 
@@ -154,32 +155,57 @@ def test_what_is_read_from_inside_an_activation_stays() -> None:
     assert found["Sigmoid"] == 1
 
 
-THREE = "q = MatMul (x, w0) k = MatMul (x, w1) v = MatMul (x, w2) "
-JOINED = "y = Concat <axis = 2> (q, k, v)"
+THREE = """
+    q = MatMul (x, w0)
+    k = MatMul (x, w1)
+    v = MatMul (x, w2)
+    y = Concat <axis = 2> (q, k, v)
+"""
+BIASED = """
+    m = MatMul (x, w0)
+    q = Add (m, b0)
+    n = MatMul (x, w1)
+    k = Add (b1, n)
+    o = MatMul (x, w2)
+    v = Add (o, b2)
+    y = Concat <axis = 2> (q, k, v)
+"""
 
 
-def test_projections_of_one_input_become_one_product() -> None:
-    model = fused(with_matrices(THREE + JOINED, 8, 4, 4))
-    assert operators(model) == {"MatMul": 1, "Split": 1, "Concat": 1}
+def joined(model: ir.Model) -> ir.Value | None:
+    """q, k and v in one, as the node that reads them sees it."""
+    core = next(node for node in model.graph if node.op_type == "Concat")
+    return join_projections(model.graph, core, list(core.inputs))
 
 
-def test_biases_of_projections_are_joined_too() -> None:
-    body = THREE + "r = Add (q, b0) s = Add (b1, k) t = Add (v, b2) "
-    model = fused(with_matrices(body + JOINED.replace("q, k, v", "r, s, t"), 8, 4, 4))
-    assert operators(model) == {"MatMul": 1, "Add": 1, "Split": 1, "Concat": 1}
+@pytest.mark.parametrize("body", [THREE, BIASED], ids=["plain", "with biases"])
+def test_projections_of_one_input_become_one_product(body: str) -> None:
+    model = with_matrices(body, 8, 4, 4)
+    plain = model.clone()
+    whole = joined(model)
+    assert whole is not None
+    whole.name = "joined"
+    model.graph.outputs[0] = whole
+    ir.passes.common.RemoveUnusedNodesPass()(model)
+    assert operators(model)["MatMul"] == 1
+    x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
+    (expected,), (got,) = run_model(plain, [x]), run_model(model, [x])
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("old", "new"),
     [
-        "z = Abs (x) q = MatMul (x, w0) k = MatMul (z, w1) y = Concat <axis = 2> (q, k)",
-        "q = MatMul (x, w0) k = MatMul (x, w0) y = Concat <axis = 2> (q, k)",
-        "q = MatMul (x, w0) r = Add (q, b0) k = MatMul (x, w1) y = Concat <axis = 2> (r, k)",
+        ("MatMul (x, w1)", "MatMul (z, w1)"),
+        ("MatMul (x, w1)", "MatMul (x, w2)"),
+        ("v = MatMul (x, w2)", "o = MatMul (x, w2) v = Add (o, b2)"),
+        ("MatMul (x, w1)", "Add (x, x)"),
+        ("y = Concat <axis = 2> (q, k, v)", "c = Concat <axis = 2> (q, k, v) y = Add (v, v)"),
     ],
-    ids=["of two inputs", "by one matrix", "one with a bias"],
+    ids=["of two inputs", "by one matrix", "one with a bias", "not all", "read elsewhere"],
 )
-def test_other_products_stay(body: str) -> None:
-    assert operators(fused(with_matrices(body, 8, 4)))["MatMul"] == 2
+def test_other_products_stay_apart(old: str, new: str) -> None:
+    assert joined(with_matrices("z = Abs (x)" + THREE.replace(old, new), 8, 4, 4)) is None
 
 
 @pytest.mark.parametrize("target", ["portable", "tiled"])

@@ -22,6 +22,7 @@ from causal_onnx.export.analysis.interpret import Constants, Run, input_elements
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 from causal_onnx.export.canonical import CanonicalCore, bias_of
 from causal_onnx.export.errors import ExportError
+from causal_onnx.export.fuse.rotary import note_projections
 from causal_onnx.export.graph import constant
 from causal_onnx.export.layout import Layouts
 from causal_onnx.export.region import PositionRegion, same_prefix, seq_axes
@@ -96,6 +97,7 @@ def derive_cache(
     _refuse_mixing(layouts, cores, others)
     if ragged:
         _refuse_shared_inputs(layouts.signature)
+    note_projections(layouts, cores, max_seq_len)
     edges = list(_position_edges(layouts, cores))
     bounds = [_bound(core, max_seq_len) if ragged else None for core in cores]
     pasts = [_pasts(index, core, bounds[index]) for index, core in enumerate(cores)]
@@ -417,6 +419,8 @@ def _rejoin(
             num_outputs=3,
             metadata_props=dict(old.metadata_props),
         )
+        for place in range(len(old.inputs)):
+            old.replace_input_with(place, None)  # it is gone, and must keep nothing alive
         joined.meta.update(old.meta)
         # Shared by all cores, so that what is computed from them is computed once.
         joined.meta.update(seq=lengths.seq, past_seq=lengths.past_seq)

@@ -6,7 +6,6 @@ import onnx_ir as ir
 
 from causal_onnx.export.fuse.activation import fuse_activations
 from causal_onnx.export.fuse.match import Sizes
-from causal_onnx.export.fuse.projections import pack_projections
 from causal_onnx.export.fuse.rms_norm import fuse_rms_norms
 from causal_onnx.export.fuse.skip_norm import fuse_skip_norms
 from causal_onnx.export.layout import Layouts
@@ -26,7 +25,7 @@ def fuse(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
     if target != "ort" or model.opset_imports[""] < OLDEST_OPSET:
         return 0
     # The residual sum is found beside the norm that reads it, so norms come first.
-    passes = (fuse_rms_norms, fuse_skip_norms, fuse_activations, pack_projections)
+    passes = (fuse_rms_norms, fuse_skip_norms, fuse_activations)
     sizes = Sizes(Layouts(model, max_seq_len))
     count = sum(one(model, sizes) for one in passes)
     if any(node.domain == CONTRIB for node in model.graph):

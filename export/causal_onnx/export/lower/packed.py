@@ -12,7 +12,7 @@ from causal_onnx.export.lower.attention import attention_attributes, write_atten
 from causal_onnx.export.lower.positions import core_inputs, window_mask
 from causal_onnx.export.lower.writer import Writer
 
-__all__ = ["CONTRIB", "LONGEST_SHORT", "fits_flash", "is_plain", "write_packed"]
+__all__ = ["CONTRIB", "LONGEST_SHORT", "fits_flash", "is_plain", "name_inner", "write_packed"]
 
 CONTRIB = "com.microsoft"
 LONGEST_SHORT = 640
@@ -75,14 +75,14 @@ def _switch(write: Writer, node: ir.Node, values: Sequence[ir.Value], packed: bo
         result = build(inner, node, values, packed)
         result.type = values[0].type
         graph.outputs.append(result)
-        _name_inner(graph, f"{node.outputs[0].name}_{name}")
+        name_inner(graph, f"{node.outputs[0].name}_{name}")
         branches.append(graph)
     return write.node(
         "If", [is_long], {"then_branch": branches[0], "else_branch": branches[1]}
     ).outputs[0]
 
 
-def _name_inner(branch: ir.Graph, stem: str) -> None:
+def name_inner(branch: ir.Graph, stem: str) -> None:
     """Name what a branch computes unlike anything else.
 
     onnxruntime refuses a name of a branch that the graph around it uses anywhere, later included.

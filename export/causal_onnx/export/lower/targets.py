@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.canonical import DOMAIN, is_canonical
 from causal_onnx.export.lower.attention import write_attention
+from causal_onnx.export.lower.grouped import fits_grouped, write_grouped
 from causal_onnx.export.lower.packed import (
     CONTRIB,
     LONGEST_SHORT,
@@ -29,7 +30,8 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
 
     "portable": from opset 23 on the standard `Attention` operator, below MatMul and Softmax. "ort":
     from opset 23 on, plain causal attention switches to onnxruntime's flash kernel where the
-    sequence is long. Key/value heads are not repeated in any form.
+    sequence is long, and cached attention goes there where the call fits it. Key/value heads are
+    not repeated in any form.
     """
     opset = model.opset_imports[""]
     count = 0
@@ -45,6 +47,9 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
             if switching:
                 model.opset_imports[CONTRIB] = 1
             results = [write_packed(write, node, switching=switching)]
+        elif target == "ort" and fits_grouped(node):
+            model.opset_imports[CONTRIB] = 1
+            results = write_grouped(write, node, write_attention)
         else:
             results = write_attention(write, node)
         for old, new in zip(node.outputs, results, strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.graph import constant
@@ -58,6 +59,9 @@ class Writer:
 
     def scalar(self, number: int) -> ir.Value:
         return constant(self._outer, np.array(number, np.int64))
+
+    def array(self, array: npt.NDArray[Any]) -> ir.Value:
+        return constant(self._outer, array)
 
     def number(self, number: float, like: ir.Value) -> ir.Value:
         """A scalar in the dtype of `like`."""

@@ -1,0 +1,237 @@
+"""A cached core as onnxruntime's `GroupQueryAttention`, rotary positions inside where it can.
+
+The operator takes several new positions after a past for one row at a time, and counts the rows of
+a batch as filled without gaps; a call that is neither a prompt nor fits that goes through the form
+of the other targets, in the second branch of an If.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from causal_onnx.export.canonical import DOMAIN
+from causal_onnx.export.fuse.projections import join_projections
+from causal_onnx.export.fuse.rotary import Heads, Projected, Rotary
+from causal_onnx.export.lower.packed import CONTRIB, name_inner
+from causal_onnx.export.lower.writer import Writer
+
+__all__ = ["fits_grouped", "write_grouped"]
+
+Fallback = Callable[[Writer, ir.Node], Sequence[ir.Value]]
+
+
+def fits_grouped(node: ir.Node) -> bool:
+    """Whether the operator computes this core: cached, causal, without bias, rows of their own."""
+    q, _, _, bias, *cache = (*node.inputs, *[None] * 8)[:8]
+    return (
+        q is not None
+        and bias is None
+        and all(value is not None for value in cache)
+        and "projected" in node.meta
+        and node.attributes["is_causal"].as_int() == 1
+        and not node.attributes["bounded"].as_int()
+        and node.meta["head_dim"] == node.meta["value_dim"]
+        and node.meta["head_dim"] % 8 == 0  # it refuses others
+        and q.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+    )
+
+
+def write_grouped(write: Writer, node: ir.Node, fallback: Fallback) -> Sequence[ir.Value]:
+    """Output (batch, num_heads, seq, head_dim), present keys, present values.
+
+    Past buffers may have more slots than are in use, where the first branch runs.
+
+    Args:
+        write: Before the core.
+        node: A core for which `fits_grouped` holds.
+        fallback: Writes a canonical core, for calls that the operator does not take.
+    """
+    lengths = _Lengths(write, node)
+    operands = _Operands(write, node)
+    branches = []
+    for name, build in (("grouped", _grouped), ("general", _general)):
+        graph = ir.Graph([], [], nodes=[], opset_imports=dict(write.graph.opset_imports), name=name)
+        inner = Writer(graph, None, write.graph, node)
+        results = build(inner, node, operands, lengths, fallback)
+        for result, old in zip(results, node.outputs, strict=True):
+            result.type = old.type
+        graph.outputs.extend(results)
+        name_inner(graph, f"{node.outputs[0].name}_{name}")
+        branches.append(graph)
+    attributes = {"then_branch": branches[0], "else_branch": branches[1]}
+    chosen, present_k, present_v = write.node("If", [lengths.fit], attributes, 3).outputs
+    chosen.type = node.outputs[0].type
+    packed_output: ir.Value | None = node.meta.get("packed_output")
+    if packed_output is not None and not packed_output.is_graph_output():
+        # The reader of the transposed and merged output takes this one; what led there falls away.
+        packed_output.replace_all_uses_with(chosen)
+    return [_split(write, chosen, node.meta["num_heads"], operands.width), present_k, present_v]
+
+
+class _Lengths:
+    """What the operator wants to know of the lengths; the same values for every core."""
+
+    def __init__(self, write: Writer, node: ir.Node):
+        row_past, row_total = node.inputs[6:8]
+        assert row_past is not None
+        assert row_total is not None
+        self.seq: ir.Value = node.meta["seq"]
+        self.past: ir.Value = node.meta["past_seq"]
+        self.row_past = row_past
+        one, int32 = write.ints(1), ir.DataType.INT32.value
+        # A row without any token yet counts one, of padding, which its first token overwrites.
+        last = write("Max", write("Sub", row_total, one), write.ints(0))
+        self.last = write("Cast", last, to=int32)
+        total = write("Squeeze", write("Add", self.past, self.seq))
+        self.total = write("Cast", total, to=int32)
+        new = write("ReduceMin", write("Sub", row_total, row_past), keepdims=1)
+        is_alone = write("Equal", write("Min", self.seq, write("Shape", row_past)), one)
+        is_regular = write("And", write("Equal", new, self.seq), is_alone)
+        is_prompt = write("Equal", self.past, write.ints(0))
+        self.fit = write("Squeeze", write("Or", is_prompt, is_regular))
+        """A prompt; or no padding, and one new position or one row."""
+
+
+class _Operands:
+    """Queries, keys and values as (batch, seq, heads * head_dim), before rotation if inside."""
+
+    def __init__(self, write: Writer, node: ir.Node):
+        projected: Projected = node.meta["projected"]
+        heads, groups = node.meta["num_heads"], node.meta["num_kv_heads"]
+        self.width: int = node.meta["head_dim"]
+        self.counts = (heads, groups, groups)
+        self.rotary = projected.rotary
+        sides: list[Heads | ir.Value | None] = [projected.q, projected.k, projected.v]
+        if self.rotary is not None and not _turns_inside(self.rotary, self.width):
+            self.rotary = None
+            sides[:2] = node.inputs[:2]
+        self._values = [
+            _packed(write, side, count * self.width)
+            for side, count in zip(sides, self.counts, strict=True)
+        ]
+        self._joined = join_projections(write.graph, node, self._values)
+
+    def for_operator(self) -> list[ir.Value | None]:
+        """Its first three inputs; what q, k, v are the parts of goes in as one."""
+        return [*self._values] if self._joined is None else [self._joined, None, None]
+
+    def apart(self, write: Writer) -> list[ir.Value]:
+        """Queries, keys and values, each by itself."""
+        if self._joined is None:
+            return list(self._values)
+        sizes = write.ints(*(count * self.width for count in self.counts))
+        return list(write.node("Split", [self._joined, sizes], {"axis": -1}, 3).outputs)
+
+
+def _turns_inside(rotary: Rotary, width: int) -> bool:
+    """Whether the operator's own rotation takes these sizes."""
+    return width % 16 == 0 and rotary.cos.shape[1] % 8 == 0
+
+
+def _grouped(
+    write: Writer, node: ir.Node, operands: _Operands, lengths: _Lengths, _: Fallback
+) -> Sequence[ir.Value]:
+    """The contrib operator.
+
+    Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
+    """
+    inputs = [*operands.for_operator(), *node.inputs[4:6], lengths.last, lengths.total]
+    attributes: dict[str, Any] = {
+        "num_heads": operands.counts[0],
+        "kv_num_heads": operands.counts[1],
+        "scale": node.attributes["scale"].as_float(),
+    }
+    if node.attributes["softcap"].as_float():
+        attributes["softcap"] = node.attributes["softcap"].as_float()
+    if node.attributes["window"].as_int():
+        attributes["local_window_size"] = node.attributes["window"].as_int()
+    if operands.rotary is not None:
+        inputs += [write.array(operands.rotary.cos), write.array(operands.rotary.sin)]
+        attributes |= {"do_rotary": 1, "rotary_interleaved": int(operands.rotary.interleaved)}
+    sink = node.inputs[8] if len(node.inputs) > 8 else None
+    if sink is not None:
+        inputs += [None] * (11 - len(inputs)) + [sink]
+    return write.node("GroupQueryAttention", inputs, attributes, 3, CONTRIB).outputs
+
+
+def _general(
+    write: Writer, node: ir.Node, operands: _Operands, lengths: _Lengths, fallback: Fallback
+) -> Sequence[ir.Value]:
+    """Through the canonical core again, with the rotation written before it."""
+    parts = operands.apart(write)
+    if operands.rotary is not None:
+        places = _places(write, lengths, len(operands.rotary.cos))
+        parts[:2] = [
+            _turned(write, value, places, operands, count)
+            for value, count in zip(parts[:2], operands.counts[:2], strict=True)
+        ]
+    heads = [
+        _split(write, value, count, operands.width)
+        for value, count in zip(parts, operands.counts, strict=True)
+    ]
+    # A buffer may have more slots than are in use.
+    zero, axis = write.ints(0), write.ints(2)
+    pasts = [write("Slice", past, zero, lengths.past, axis) for past in node.inputs[4:6]]
+    for value, old in zip((*heads, *pasts), (*node.inputs[:3], *node.inputs[4:6]), strict=True):
+        assert old is not None
+        value.type = old.type
+    core = ir.node(
+        node.op_type,
+        [*heads, None, *pasts, *node.inputs[6:]],
+        {a.name: a.value for a in node.attributes.values()},
+        domain=DOMAIN,
+        num_outputs=3,
+    )
+    core.meta.update(node.meta)
+    for new, old in zip(core.outputs, node.outputs, strict=True):
+        new.type = old.type
+    output, present_k, present_v = fallback(write, core)
+    for index in range(len(core.inputs)):
+        core.replace_input_with(index, None)
+    moved = write("Transpose", output, perm=[0, 2, 1, 3])
+    width = operands.counts[0] * operands.width
+    return [write("Reshape", moved, write.ints(0, 0, width)), present_k, present_v]
+
+
+def _places(write: Writer, lengths: _Lengths, limit: int) -> ir.Value:
+    """(batch, seq): where each new position stands; padding at most at the end of the table."""
+    steps = write("Range", write.scalar(0), write("Squeeze", lengths.seq), write.scalar(1))
+    places = write("Add", write("Unsqueeze", lengths.row_past, write.ints(1)), steps)
+    return write("Min", places, write.ints(limit - 1))
+
+
+def _turned(
+    write: Writer, value: ir.Value, places: ir.Value, operands: _Operands, heads: int
+) -> ir.Value:
+    rotary, width = operands.rotary, operands.width
+    assert rotary is not None
+    attributes: dict[str, Any] = {"interleaved": int(rotary.interleaved)}
+    rotary_dim = 2 * rotary.cos.shape[1]
+    if rotary_dim != width:
+        attributes |= {"num_heads": heads, "rotary_embedding_dim": rotary_dim}
+    inputs = [value, places, write.array(rotary.cos), write.array(rotary.sin)]
+    return write.node("RotaryEmbedding", inputs, attributes, domain=CONTRIB).outputs[0]
+
+
+def _packed(write: Writer, side: Heads | ir.Value | None, width: int) -> ir.Value:
+    """(batch, seq, heads * head_dim)."""
+    if isinstance(side, Heads):
+        if side.packed is not None:
+            return side.packed
+        value, heads_first = side.value, side.heads_first
+    else:
+        assert side is not None
+        value, heads_first = side, True
+    moved = write("Transpose", value, perm=[0, 2, 1, 3]) if heads_first else value
+    result = write("Reshape", moved, write.ints(0, 0, width))
+    result.type = value.type
+    return result
+
+
+def _split(write: Writer, value: ir.Value, heads: int, width: int) -> ir.Value:
+    """(batch, heads, seq, head_dim)."""
+    split = write("Reshape", value, write.ints(0, 0, heads, width))
+    return write("Transpose", split, perm=[0, 2, 1, 3])
