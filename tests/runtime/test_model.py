@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -199,6 +200,8 @@ class TestSelfTest:
         report = load(foreign, contract=load(fixture("one_head")).contract).selftest()
         assert not report.passed
         assert report.max_error == np.inf
+        document = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+        assert document["max_error"] is document["cases"][0]["error"] is None
 
     def test_golden_vectors_of_another_model_are_refused(self) -> None:
         case = GoldenCase.record({"z": np.zeros(1, np.float32)}, {"y": np.zeros(1, np.float32)})

@@ -9,6 +9,7 @@ from typing import Any
 
 from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.golden import json_number
 
 __all__ = [
     "CacheCase",
@@ -74,7 +75,17 @@ class ParityReport:
         return "\n".join(lines + notes + skipped)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed, "max_error": self.max_error}
+        """Plain data, for JSON: an infinite error is None."""
+        return {
+            **_finite(self),
+            "passed": self.passed,
+            "max_error": json_number(self.max_error),
+        }
+
+
+def _finite(report: ParityReport | CacheReport) -> dict[str, Any]:
+    cases = [{**asdict(case), "error": json_number(case.error)} for case in report.cases]
+    return {**asdict(report), "cases": cases}
 
 
 def _cell(case: ParityCase | None) -> str:
@@ -184,10 +195,11 @@ class CacheReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON: an infinite error is None."""
         return {
-            **asdict(self),
+            **_finite(self),
             "passed": self.passed,
-            "max_error": self.max_error,
+            "max_error": json_number(self.max_error),
             "summary": self.summary(),
         }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["GoldenCase", "GoldenSet", "relative_error"]
+__all__ = ["GoldenCase", "GoldenSet", "json_number", "relative_error"]
 
 MAX_STORED_ELEMENTS = 4096
 """Per output and case; a language model's logits are sampled evenly down to this many, so that the
@@ -132,6 +132,11 @@ def relative_error(got: Array, expected: Array) -> float:
     if worst == 0.0:
         return 0.0
     return worst / scale if scale else math.inf
+
+
+def json_number(value: float) -> float | None:
+    """The value, or None for infinities and NaN, which JSON has no numbers for."""
+    return value if math.isfinite(value) else None
 
 
 def _encode(value: Array) -> dict[str, Any]:

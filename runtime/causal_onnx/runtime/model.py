@@ -20,6 +20,7 @@ from causal_onnx.runtime.denormals import flushing_denormals
 from causal_onnx.runtime.device import Device
 from causal_onnx.runtime.errors import ArtifactError, RunError
 from causal_onnx.runtime.generate import Continuation
+from causal_onnx.runtime.golden import json_number
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.request import RequestChecker
 from causal_onnx.runtime.sampling import Choice, Sampling
@@ -63,7 +64,14 @@ class SelfTestReport:
         return max((case.error for case in self.cases), default=math.inf)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed, "max_error": self.max_error}
+        """Plain data, for JSON: an infinite error is None."""
+        cases = [{**asdict(case), "error": json_number(case.error)} for case in self.cases]
+        return {
+            **asdict(self),
+            "cases": cases,
+            "passed": self.passed,
+            "max_error": json_number(self.max_error),
+        }
 
 
 def load(
