@@ -13,9 +13,10 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import default_grid, other_sizes
 from causal_onnx.export.analysis.certificate import Assumption, Certificate, CoreFinding
-from causal_onnx.export.analysis.cores import AttentionCore, find_cores
+from causal_onnx.export.analysis.core import AttentionCore
 from causal_onnx.export.analysis.graph import describe, load_model, source_of
-from causal_onnx.export.analysis.perturb import DynamicCheck, perturb, vocabulary_sizes
+from causal_onnx.export.analysis.inner_cores import find_all_cores
+from causal_onnx.export.analysis.perturb import DynamicCheck, cuts_at, perturb, vocabulary_sizes
 from causal_onnx.export.analysis.prove import StaticProof, batch_independent, prove
 from causal_onnx.export.analysis.rules.elementwise import ROUNDING_NOTE
 from causal_onnx.export.analysis.rules.reduction import PADDED_NOTE
@@ -31,6 +32,9 @@ output's scale."""
 PREFIX_LIMIT = 1e-2
 """Outputs of one position at two lengths differ by rounding: products of other sizes are summed in
 another order, at worst in half precision."""
+
+MAX_WORK = 2e11
+"""Weights times positions of one run of the dynamic check at a long length: some seconds."""
 
 Progress = Callable[[str, int, int], None]
 """(stage, done, total)."""
@@ -84,7 +88,7 @@ def attest(
         probe = proof.analysis.probe_sizes()
         if probe is not None:
             independent = batch_independent(proof.analysis, probe)
-        cores = find_cores(proof.analysis)
+        cores = find_all_cores(proof.analysis)
     static_seconds = time.perf_counter() - started
     check = DynamicCheck(skipped="it was not asked for")
     if dynamic:
@@ -137,9 +141,8 @@ def _dynamic(
         runnable = source.SerializeToString()
     else:
         runnable = ir.to_proto(model).SerializeToString()
-    taken = [] if proof.analysis is None else [r.sizes for r in proof.analysis.runs]
-    batches = [sizes for sizes in taken or grid if 1 < sizes.total_seq <= 32][:8]
-    cuts = sum(min(sizes.total_seq, 6) for sizes in batches)
+    batches = _sizes_to_run(model, proof, grid)
+    cuts = sum(len(cuts_at(sizes)) for sizes in batches)
     position_axes = {out.name: out.position_axes for out in proof.outputs}
     check = DynamicCheck()
     # Random ids may happen to be all padding, of which the proof says nothing: leave out the
@@ -161,6 +164,20 @@ def _dynamic(
     if _assumes(proof, ROUNDING_NOTE):
         check = replace(check, tolerance=ROUNDING)
     return check
+
+
+def _sizes_to_run(model: ir.Model, proof: StaticProof, grid: Sequence[Sizes]) -> list[Sizes]:
+    """Some of the sizes that the proof was at, and one in each branch that those do not enter."""
+    taken, branching = list(grid), []
+    if proof.analysis is not None:
+        taken = [run.sizes for run in proof.analysis.runs] or taken
+        branching = [sizes for sizes in taken if sizes in proof.analysis.branching]
+    short = [sizes for sizes in taken if 1 < sizes.total_seq <= 32][:8]
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    weights = sum(tensor.size for tensor in tensors if tensor is not None)
+    # One row tells as much as two, and at such lengths a run of a large model takes seconds.
+    long = [replace(sizes, batch=1) for sizes in branching if sizes not in short]
+    return short + [sizes for sizes in long if weights * sizes.seq <= MAX_WORK]
 
 
 def _assumes(proof: StaticProof, text: str) -> bool:

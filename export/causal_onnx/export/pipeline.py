@@ -11,13 +11,12 @@ import onnx_ir as ir
 from torch import nn
 
 from causal_onnx.export import probe
-from causal_onnx.export.analysis.analyse import LENGTHS
-from causal_onnx.export.analysis.certificate import Certificate, CoreFinding
+from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
 from causal_onnx.export.attest import attest
 from causal_onnx.export.cache import derive_cache
-from causal_onnx.export.canonical import CanonicalCore, canonicalise
+from causal_onnx.export.canonical import canonicalise
 from causal_onnx.export.capture import (
     NEWEST_OPSET,
     OLDEST_OPSET,
@@ -35,7 +34,7 @@ from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.isolation import isolated
 from causal_onnx.export.limit import enforce_max_seq_len
-from causal_onnx.export.lower import LONGEST_SHORT, lower
+from causal_onnx.export.lower import lower
 from causal_onnx.export.outputs import describe_outputs, dtype_name
 from causal_onnx.export.parity import Session, compare, compare_unbatched
 from causal_onnx.export.precision import (
@@ -57,7 +56,7 @@ from causal_onnx.export.report import (
 from causal_onnx.export.rounding import Rounded, round_module, round_weights
 from causal_onnx.export.rows import RaggedError
 from causal_onnx.export.source import Axes, Example, Source, open_source
-from causal_onnx.export.tidy import PLACE_KEY, simplify, tidy
+from causal_onnx.export.tidy import simplify, tidy
 from causal_onnx.export.tied import share_transposed_weights
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import (
@@ -394,8 +393,6 @@ class _Form:
 
     model: ir.Model
     contract: Contract
-    cores: tuple[CoreFinding, ...] = ()
-    """The attention that was rewritten, which a graph that switches forms hides in branches."""
 
 
 def _forms(capture: Capture, contract: Contract, *, cache: bool) -> Iterator[_Form | ExportError]:
@@ -447,23 +444,7 @@ def _rewritten(
             mask=None if mask is None else mask.name,
         )
     lower(model, contract.form, contract.max_seq_len)
-    findings = tuple(_finding(core) for core in cores)
-    return _Form(model=_finished(model, contract), contract=contract, cores=findings)
-
-
-def _finding(core: CanonicalCore) -> CoreFinding:
-    footprint = core.footprint
-    text = footprint.kind if footprint.window is None else f"causal window {footprint.window}"
-    return CoreFinding(
-        node=core.node.name or "",
-        op_type="Attention",
-        footprint=text + (" with position bias" if footprint.has_bias else ""),
-        num_heads=core.num_heads,
-        num_kv_heads=core.num_kv_heads,
-        head_dim=core.head_dim,
-        scale=core.node.attributes["scale"].as_float(),
-        module=core.node.metadata_props.get(PLACE_KEY, ""),
-    )
+    return _Form(model=_finished(model, contract), contract=contract)
 
 
 def _finished(model: ir.Model, contract: Contract) -> ir.Model:
@@ -564,10 +545,8 @@ def _prove_and_write(
                 causality,
             )
         tell("proof", 0.0)
-        lengths = _lengths_to_follow(contract)
-        found = attest(draft, dynamic=False, lengths=lengths)
         # No time: equal modules give equal files.
-        certificate = replace(found, static_seconds=0.0, cores=found.cores or form.cores)
+        certificate = replace(attest(draft, dynamic=False), static_seconds=0.0)
         goldens = record_goldens(
             subject.reference.fresh(), specs, contract, tolerance=2 * parity.tolerance
         )
@@ -666,14 +645,6 @@ def _check_domain(capture: Capture, contract: Contract) -> None:
                     f"module accepts (captured {capture.way}; guard: {guard}). Build masks and "
                     "positions from x.shape, without Python branches on the length"
                 )
-
-
-def _lengths_to_follow(contract: Contract) -> list[int] | None:
-    """Lengths for the proof: the usual ones, and one in the other branch of the "ort" form."""
-    longer = LONGEST_SHORT + 1
-    if contract.form != "ort" or (contract.max_seq_len or longer) < longer:
-        return None
-    return [*LENGTHS, longer]
 
 
 def _certificate(

@@ -116,6 +116,8 @@ class Analysis:
     """By positions, at several sizes; those that the graph takes."""
     plain: tuple[InputAxes, ...] = ()
     """Inputs that were taken as those of unpadded sequences."""
+    branching: list[Sizes] = field(default_factory=list)
+    """Sizes that were run for the sake of branches that the usual ones do not enter."""
     _extra: dict[tuple[str, Sizes], Run | None] = field(default_factory=dict)
 
     def probe_sizes(self) -> Sizes | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from causal_onnx.export.analysis.core import AttentionCore
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Elements, Known, restructure
 from causal_onnx.export.analysis.footprint import Seen, footprint_of, position_bias, seen_keys
 from causal_onnx.export.analysis.interpret import Run
+from causal_onnx.export.analysis.numbers import numbers_behind
 from causal_onnx.export.analysis.operands import tensor_of
 from causal_onnx.export.analysis.signature import Sizes
 
@@ -26,15 +27,18 @@ MAX_MASK = 1 << 25
 
 def find_footprint(analysis: Analysis, core: AttentionCore) -> None:
     """What the core sees at all sizes that were run, and at one past the numbers in its mask."""
-    found = [seen for run in analysis.runs if (seen := _seen_in(core, run)) is not None]
-    large = _large_sizes(analysis, core)
-    for sizes in large:
+    # A core inside a branch is computed by some of the runs alone.
+    own = [(run, seen) for run in analysis.runs if (seen := _seen_in(core, run)) is not None]
+    if not own:
+        return
+    found = [seen for _, seen in own]
+    for sizes in _large_sizes(analysis, core, [run.sizes for run, _ in own]):
         run = analysis.blank(sizes)
         seen = None if run is None else _seen_by_terms(core, run)
         if seen is not None:
             found.append(seen)
     core.footprint = footprint_of(found)
-    _bias(analysis, core)
+    _bias(core, *max(own, key=lambda item: item[0].sizes.seq))
 
 
 def _seen_in(core: AttentionCore, run: Run) -> Seen | None:
@@ -88,6 +92,8 @@ def _spread_term(
 
 def _seen_by_terms(core: AttentionCore, run: Run) -> Seen | None:
     """From the position-only terms, at a size where the scores themselves are not followed."""
+    if core.node.outputs[0] not in run.values:
+        return None  # it stands in a branch that is not entered there
     sizes = run.sizes
     rows, columns = sizes.seq, sizes.total_seq
     keys = np.ones((1, rows, columns), np.bool_)
@@ -119,13 +125,14 @@ def _seen_by_terms(core: AttentionCore, run: Run) -> Seen | None:
     return Seen(keys, columns - rows)
 
 
-def _large_sizes(analysis: Analysis, core: AttentionCore) -> list[Sizes]:
+def _large_sizes(analysis: Analysis, core: AttentionCore, followed: Sequence[Sizes]) -> list[Sizes]:
     """A length beyond each number that the mask is computed with: windows show only there."""
-    if analysis.signature.fixed_seq is not None or not analysis.runs:
+    if analysis.signature.fixed_seq is not None:
         return []
-    base = max((r.sizes for r in analysis.runs), key=lambda s: s.seq)
+    base = max(followed, key=lambda s: s.seq)
     limit = analysis.signature.max_seq_len
-    numbers = sorted(set(_numbers(analysis, core)))
+    terms = [term.value for term in core.terms if term.known]
+    numbers = sorted(set(numbers_behind(analysis.constants, terms)))
     wanted = [n + 2 for n in numbers if n + 2 > base.seq and (n + 2) ** 2 <= MAX_MASK]
     if limit is not None:
         wanted = [min(n, limit) for n in wanted]
@@ -135,38 +142,13 @@ def _large_sizes(analysis: Analysis, core: AttentionCore) -> list[Sizes]:
     return sizes
 
 
-def _numbers(analysis: Analysis, core: AttentionCore) -> Iterator[int]:
-    """Whole numbers among the constants that the position-only terms are computed from."""
-    todo = [term.value for term in core.terms if term.known]
-    done: set[ir.Value] = set()
-    while todo and len(done) < 400:
-        value = todo.pop()
-        if value in done:
-            continue
-        done.add(value)
-        node = value.producer()
-        known = analysis.constants.of(value)
-        if known is not None:
-            if known.size == 1 and known.value.dtype.kind in "iuf":
-                number = float(known.value.reshape(-1)[0])
-                if number.is_integer() and abs(number) < 1 << 20:
-                    yield abs(int(number))
-            continue
-        if node is not None and node.op_type != "Shape":
-            todo.extend(v for v in node.inputs if v is not None)
-
-
 def _rank(run: Run, core: AttentionCore) -> int:
     scores = None if core.kind == "fused" else tensor_of(run, core.node.inputs[0])
     return len(scores.shape) if isinstance(scores, Elements) else 4
 
 
-def _bias(analysis: Analysis, core: AttentionCore) -> None:
+def _bias(core: AttentionCore, run: Run, seen: Seen) -> None:
     """Name what the known additive terms do to the scores that are seen."""
-    run = max(analysis.runs, key=lambda r: r.sizes.seq)
-    seen = _seen_in(core, run)
-    if seen is None:
-        return
     rows, columns = seen.keys.shape[-2:]
     total = np.zeros((1, rows, columns))
     for term in core.terms:

@@ -22,7 +22,7 @@ from causal_onnx.export.analysis.layout import Layout
 from causal_onnx.export.analysis.operands import plainest, tensor_of
 from causal_onnx.export.analysis.softmax_core import SoftmaxCore
 
-__all__ = ["AttentionCore", "MaskTerm", "Operand", "find_cores"]
+__all__ = ["AttentionCore", "MaskTerm", "Operand", "core_at", "find_cores"]
 
 FUSED = {
     ("", "Attention"),
@@ -33,24 +33,36 @@ FUSED = {
 
 
 def find_cores(analysis: Analysis) -> list[AttentionCore]:
-    """All attention cores of a graph, in the order it computes them."""
+    """All attention cores of a graph outside its branches, in the order it computes them."""
     sizes = analysis.probe_sizes()
     probe = None if sizes is None else analysis.by_position(sizes)
     if probe is None or sizes is None:
         return []
     rows = analysis.by_batch(sizes)
-    found = []
-    for node in analysis.model.graph:
-        domain = "" if node.domain == "ai.onnx" else node.domain
-        core = None
-        if (domain, node.op_type) in FUSED:
-            core = _fused(analysis, probe, node)
-        elif node.op_type == "Softmax" and not domain:
-            core = SoftmaxCore(analysis, probe, rows, node).build()
-        if core is not None:
-            find_footprint(analysis, core)
-            found.append(core)
+    cores = (core_at(analysis, probe, rows, node) for node in analysis.model.graph)
+    found = [core for core in cores if core is not None]
+    for core in found:
+        find_footprint(analysis, core)
     return found
+
+
+def core_at(
+    analysis: Analysis, probe: Run, rows: Run | None, node: ir.Node
+) -> AttentionCore | None:
+    """The core around a softmax or a fused operator, its footprint left open; None at any other.
+
+    Args:
+        analysis: Of the graph.
+        probe: A run that computed the node.
+        rows: The run by batch rows at the same sizes.
+        node: Of the graph, or of a body in it.
+    """
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    if (domain, node.op_type) in FUSED:
+        return _fused(analysis, probe, node)
+    if node.op_type == "Softmax" and not domain:
+        return SoftmaxCore(analysis, probe, rows, node).build()
+    return None
 
 
 def _fused(analysis: Analysis, probe: Run, node: ir.Node) -> AttentionCore:

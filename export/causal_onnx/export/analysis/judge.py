@@ -14,7 +14,7 @@ from causal_onnx.export.analysis.elements import NONE, Abstract, Elements, view
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.signature import Sizes
 
-__all__ = ["Leak", "OutputVerdict", "is_causal_somehow", "judge_output", "offender"]
+__all__ = ["Leak", "OutputVerdict", "is_causal_somehow", "judge_output", "offender", "reads"]
 
 Places = npt.NDArray[np.int64]
 

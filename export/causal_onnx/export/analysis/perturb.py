@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 
-__all__ = ["DynamicCase", "DynamicCheck", "perturb", "vocabulary_sizes"]
+__all__ = ["DynamicCase", "DynamicCheck", "cuts_at", "make_input", "perturb", "vocabulary_sizes"]
 
 Array = npt.NDArray[Any]
 
@@ -183,7 +183,7 @@ def perturb(
         )
         if change is not None:
             prefix = max(prefix or 0.0, change)
-        for cut in _cuts(sizes):
+        for cut in cuts_at(sizes):
             changed = {
                 s.name: feeds[s.name]
                 if s.name in fixed
@@ -284,7 +284,7 @@ def _prefix_change(
     return max(found, default=None)
 
 
-def _cuts(sizes: Sizes) -> list[int]:
+def cuts_at(sizes: Sizes) -> list[int]:
     """Absolute positions: all of a short sequence, a few of a long one."""
     first, total = sizes.past_seq, sizes.total_seq
     if total <= ALL_CUTS:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import LENGTHS, Analysis, plain_input
+from causal_onnx.export.analysis.branches import branch_sizes, missed_branches
 from causal_onnx.export.analysis.certificate import Assumption, Offence, OutputFinding
 from causal_onnx.export.analysis.elements import Abstract, Elements, view
 from causal_onnx.export.analysis.graph import describe, source_of
@@ -74,7 +75,7 @@ def _attempt(
 ) -> StaticProof:
     model, signature, constants = analysis.model, analysis.signature, analysis.constants
     refused: dict[str, ir.Node] = {}
-    for sizes in grid:
+    for sizes in _with_branches(analysis, grid):
         inputs: dict[str, Abstract] = {s.name: plain_input(s, sizes) for s in analysis.plain}
         try:
             found = run(model, signature, sizes, constants, inputs=inputs, step=step)
@@ -103,6 +104,17 @@ def _attempt(
     proof.analysis = analysis
     proof.refused = tuple(refused)
     return proof if proof.verdict != "causal" else _for_every_length(proof)
+
+
+def _with_branches(analysis: Analysis, grid: Sequence[Sizes]) -> Iterator[Sizes]:
+    """The grid, then sizes at which branches are entered that the runs over the grid were not in.
+
+    Branches within branches show when the outer ones are entered.
+    """
+    yield from grid
+    while more := [sizes for sizes in branch_sizes(analysis) if sizes not in analysis.branching]:
+        analysis.branching.extend(more)
+        yield from more
 
 
 def _find_lengths(analysis: Analysis, grid: Sequence[Sizes]) -> None:
@@ -135,12 +147,25 @@ def _for_every_length(proof: StaticProof) -> StaticProof:
         return proof
     more = analysis.run_longer(proof.symbolic.longest)
     if not more:
-        return proof
+        return _unless_missed(proof)
     longer = judge_runs(analysis.model, analysis.runs)
     longer.analysis, longer.refused = analysis, proof.refused
     if longer.verdict == "causal":
         longer.symbolic = prove_symbolically(analysis, axes)
+        longer = _unless_missed(longer)
     return longer
+
+
+def _unless_missed(proof: StaticProof) -> StaticProof:
+    """The proof; undecided where it stands on the runs alone and no run entered some branch."""
+    assert proof.analysis is not None
+    missed = missed_branches(proof.analysis)
+    if not missed or (proof.symbolic is not None and proof.symbolic.holds):
+        return proof
+    node, condition = missed[0]
+    text = f"its branch for {str(condition).lower()} is taken at none of the lengths followed"
+    reason = f"{describe(node)}: {text}"
+    return replace(proof, verdict="undecided", reason=reason, offence=_offence(node, text))
 
 
 def _stuck_text(error: StuckError) -> str:

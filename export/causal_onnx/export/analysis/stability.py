@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import Analysis
+from causal_onnx.export.analysis.branches import branch_of
 from causal_onnx.export.analysis.elements import Elements, Known
 from causal_onnx.export.analysis.evaluate import ELEMENTWISE
 from causal_onnx.export.analysis.interpret import Run
@@ -23,7 +24,7 @@ __all__ = ["length_dependent"]
 
 Array = npt.NDArray[Any]
 
-PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Concat", "If", "ScatterND", "ScatterElements"})
+PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum", "Concat", "ScatterND", "ScatterElements"})
 MASKED = {"Attention": (3,), "GroupQueryAttention": (10,), "MultiHeadAttention": (4, 5)}
 ROTARY = {"RotaryEmbedding": (1, 2, 3)}
 
@@ -60,8 +61,16 @@ def _pairs(runs: Sequence[Run]) -> Iterator[tuple[Run, Run]]:
 
 
 def _meeting(graph: ir.Graph, run: Run) -> Iterator[tuple[ir.Node, ir.Value]]:
-    """Where a position-only value meets data as a value, not as a shape or an index."""
+    """Where a position-only value meets data as a value, not as a shape, an index or a choice.
+
+    In branches too, where both runs entered them. (A loop leaves the values of its last pass, which
+    stand for other positions at other lengths.)
+    """
     for node in graph:
+        if node.op_type == "If":
+            for condition in run.context.entered.get(node, ()):
+                yield from _meeting(branch_of(node, condition), run)
+            continue
         indices: Sequence[int]
         if node.op_type in ELEMENTWISE or node.op_type in PRODUCTS:
             indices = range(len(node.inputs))

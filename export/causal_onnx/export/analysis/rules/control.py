@@ -60,8 +60,10 @@ def branch(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[
     condition = _tensor(inputs, 0)
     then, other = attr(node, "then_branch"), attr(node, "else_branch")
     if isinstance(condition, Known):
-        taken = then if bool(condition.value.reshape(-1)[0]) else other
-        return ctx.run_graph(taken, [])
+        taken = bool(condition.value.reshape(-1)[0])
+        ctx.entered.setdefault(node, set()).add(taken)
+        return ctx.run_graph(then if taken else other, [])
+    ctx.entered[node] = {True, False}
     left, right = ctx.run_graph(then, []), ctx.run_graph(other, [])
     ctx.approximated(node, "the data decides which branch runs")
     return [join(condition, a, b) for a, b in zip(left, right, strict=True)]

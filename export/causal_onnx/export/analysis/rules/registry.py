@@ -38,10 +38,12 @@ class Context:
     scores: dict[ir.Node, Tensor] = field(default_factory=dict)
     """Fused attention node -> its masked scores (batch, heads, seq, total)."""
     random: set[str] = field(default_factory=set)
-    _count: int = 0
+    """Nodes that draw random numbers."""
+    entered: dict[ir.Node, set[bool]] = field(default_factory=dict)
+    """`If` node -> the conditions under which its branches were followed."""
     blank: bool = False
     """Only shapes and position-only values are wanted, at a size too large for the rest."""
-    """Nodes that draw random numbers."""
+    _count: int = 0
 
     def next_number(self) -> int:
         """A number that no other call of this run gives."""

@@ -9,8 +9,11 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import OTHER_SIZE, Analysis
 from causal_onnx.export.analysis.attributes import attr
+from causal_onnx.export.analysis.branches import missed_branches
 from causal_onnx.export.analysis.elements import Known
+from causal_onnx.export.analysis.evaluate import evaluate
 from causal_onnx.export.analysis.interpret import Run
+from causal_onnx.export.analysis.judge import reads
 from causal_onnx.export.analysis.signature import InputAxes, slots_bound
 from causal_onnx.export.analysis.symbolic import arranging, attending, computing
 from causal_onnx.export.analysis.symbolic.adopt import Evidence, adopt
@@ -61,6 +64,9 @@ class Prover:
         self.measured: dict[ir.Node, str] = {}
         self.asked = 0
         self.sequences: dict[ir.Value, list[Symbolic]] = {}
+        self.missed = {node for node, _ in missed_branches(analysis)}
+        self.unseen: set[ir.Value] = set()
+        """What comes from branches that no run entered: the runs are no evidence for it."""
         context_opsets = dict(analysis.model.opset_imports)
         self.context = SymbolicContext(self.space, context_opsets, self.subgraph, self.dtype)
         self.evidence = Evidence(_evidence(analysis), _symbols(analysis))
@@ -160,7 +166,13 @@ class Prover:
             self.node(node)
 
     def node(self, node: ir.Node) -> None:
+        if node in self.missed or any(value in self.unseen for value in reads(node)):
+            self.unseen.update(node.outputs)
         constants = self.analysis.constants.values
+        if node.op_type == "Constant" and node.outputs[0] not in constants:
+            # It stands in a branch that no run entered.
+            array = evaluate(node, [], self.context.opsets)[0]
+            constants[node.outputs[0]] = Known(array, constant=True)
         known = [constants.get(out) for out in node.outputs]
         if known and all(isinstance(k, Known) for k in known):
             for out, constant in zip(node.outputs, known, strict=True):
@@ -238,7 +250,7 @@ class Prover:
         everything = self.space.everything()
         for out in node.outputs:
             found = self.values.get(out)
-            if found is None or everything not in found.terms:
+            if found is None or everything not in found.terms or out in self.unseen:
                 continue
             inputs = [self.lookup(value) for value in node.inputs]
             if any(part is not None and everything in part.terms for part in inputs):
@@ -256,6 +268,8 @@ class Prover:
 
     def adopt(self, node: ir.Node, reason: str) -> None:
         for out in node.outputs:
+            if out in self.unseen:
+                raise OpenError(f"{reason}, and no length followed enters a branch before it")
             self.values[out] = adopt(self.space, self.evidence, out)
         self.measured[node] = reason
 

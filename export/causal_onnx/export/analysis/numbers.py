@@ -1,0 +1,38 @@
+"""Whole numbers among the constants that position-only values are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.interpret import Constants
+
+__all__ = ["numbers_behind"]
+
+MAX_VALUES = 400
+"""How many values are looked at, from the nearest on."""
+
+LARGEST = 1 << 20
+"""Numbers from here on are no lengths."""
+
+
+def numbers_behind(constants: Constants, values: Iterable[ir.Value]) -> Iterator[int]:
+    """The magnitudes of whole numbers that stand alone upstream of `values`, as far as shapes."""
+    todo = list(values)
+    done: set[ir.Value] = set()
+    while todo and len(done) < MAX_VALUES:
+        value = todo.pop()
+        if value in done:
+            continue
+        done.add(value)
+        known = constants.of(value)
+        if known is not None:
+            if known.size == 1 and known.value.dtype.kind in "iuf":
+                number = float(known.value.reshape(-1)[0])
+                if number.is_integer() and abs(number) < LARGEST:
+                    yield abs(int(number))
+            continue
+        node = value.producer()
+        if node is not None and node.op_type != "Shape":
+            todo.extend(v for v in node.inputs if v is not None)
