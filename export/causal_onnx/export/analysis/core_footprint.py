@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.attributes import attr

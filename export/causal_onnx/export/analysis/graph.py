@@ -11,6 +11,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from causal_onnx.export.tidy import PLACE_KEY
+
 __all__ = ["NodeSource", "describe", "load_model", "source_of"]
 
 
@@ -53,9 +55,9 @@ class NodeSource:
 
 
 def source_of(node: ir.Node) -> NodeSource:
-    """The submodule and the line, from the metadata that torch.onnx writes."""
+    """The submodule and the line, from the metadata that torch.onnx or this project writes."""
     props = node.metadata_props
-    module = None
+    module = props.get(PLACE_KEY)
     scopes = props.get("pkg.torch.onnx.name_scopes")
     if scopes:
         try:
@@ -64,7 +66,7 @@ def source_of(node: ir.Node) -> NodeSource:
             names = []
         if len(names) > 1:
             module = names[-2]
-    elif node.name and "/" in node.name:
+    elif module is None and node.name and "/" in node.name:
         # The TorchScript exporter puts the scopes in the name: /layers.0/attn/Softmax.
         module = ".".join(part for part in node.name.split("/")[:-1] if part) or None
     line = None

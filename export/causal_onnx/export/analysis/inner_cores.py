@@ -1,4 +1,4 @@
-"""Attention cores wherever they stand: in the graph, in branches of an If, in the body of a Loop."""
+"""Attention cores wherever they stand: in the graph, in branches of an If, in a Loop."""
 
 from __future__ import annotations
 
