@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Abstract, Elements, Known
 from causal_onnx.export.analysis.interpret import (
     Constants,
@@ -49,7 +50,10 @@ def other_sizes(model: ir.Model, signature: Signature) -> tuple[tuple[str, int],
         for dim in value.shape
         if isinstance(dim, int)
     }
-    candidates = sorted({n for dim in dims for n in (dim, dim // 2, dim * 2) if 1 < n <= 1024})
+    heads = {attr(node, "num_heads", 1) for node in model.graph if "num_heads" in node.attributes}
+    likely = {n for dim in dims for n in (dim, dim // 2, dim * 2)}
+    likely |= {dim // n for dim in dims for n in heads if dim % n == 0}
+    candidates = sorted(n for n in likely if 1 < n <= 1024)
     seq = signature.fixed_seq or 2
     for size in (OTHER_SIZE, *candidates):
         other = tuple((name, size) for name in signature.symbols)

@@ -704,6 +704,11 @@ def branch(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequ
     return found
 
 
+MAX_LOADED = 1 << 16
+"""Largest matrix that is looked at for being all one number: larger ones are mostly weights, which
+need not be read for the proof."""
+
+
 def constant(space: Space, known: Known) -> Symbolic:
     """A tensor that does not depend on the sizes."""
     axes = tuple(space.axis(Poly.of(n)) for n in known.shape)
@@ -722,7 +727,7 @@ def constant(space: Space, known: Known) -> Symbolic:
         value = Lookup(known, index)
         if rank == 1:
             held, value = _vector(known, index[0], value)
-        elif known.size <= 1 << 22 and rank == 2 and known.value.dtype.kind in "biuf":
+        elif known.size <= MAX_LOADED and rank == 2 and known.value.dtype.kind in "biuf":
             array = known.value
             if (array == array.flat[0]).all():
                 value = Constant(float(array.flat[0]))
