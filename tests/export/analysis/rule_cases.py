@@ -51,6 +51,20 @@ def bad(name: str, body: str, blames: str, **rest: Any) -> Case:
     return good(name, body, verdict="not_causal", blames=blames, **rest)
 
 
+SCATTERED = """
+    u12 = Constant <value_ints = [1, 2]> () u02 = Constant <value_ints = [0, 2]> ()
+    batch = Shape <end = 1> (x) seq = Shape <start = 1, end = 2> (x)
+    n = Sub(seq, {delta}) ns = Squeeze(n) bs = Squeeze(batch)
+    part = Slice(x, {delta}, seq, k)
+    r = Range(s0, bs, s1) r3 = Unsqueeze(r, u12) c = Range(s0, ns, s1) c3 = Unsqueeze(c, u02)
+    one = Constant <value_ints = [1]> ()
+    goal = Concat <axis = 0> (batch, n, one)
+    re = Expand(r3, goal) ce = Expand(c3, goal)
+    i = Concat <axis = 2> (re, ce)
+    o = Mul(x, x)
+    y = ScatterND(o, i, part)
+"""
+
 ATTEND = """
     kt = Transpose <perm = [0, 2, 1]> (x)
     s = MatMul(x, kt)
@@ -248,6 +262,10 @@ ALONG = [
          opset=24),
     bad("tensor_scatter_one_place_early", "n = Shape <start = 1, end = 2> (x) r = Slice(x, one, n, "
         "one) y = TensorScatter <axis = 1> (x, r)", "Slice", one=i64(1), opset=24),
+    good("scatter_rows_at_their_own_places", SCATTERED.format(delta="zero"), k=i64(1), zero=i64(0),
+         s0=np.asarray(0), s1=np.asarray(1)),
+    bad("scatter_rows_from_a_later_one", SCATTERED.format(delta="k"), "Slice", k=i64(1),
+        s0=np.asarray(0), s1=np.asarray(1)),
     good("one_hot_of_argmax", "m = ArgMax <axis = 2, keepdims = 0> (x) d = Constant <value_int "
          "= 4> "
          "() y = OneHot(m, d, e)", e=np.asarray([0, 1], np.float32)),

@@ -49,9 +49,9 @@ def test_a_mask_of_one_slot_too_many_is_found(name: str) -> None:
 
 def test_new_keys_in_the_place_of_past_ones_are_found() -> None:
     model = cached("attn_sdpa_gqa")
-    for node in [n for n in model.graph if n.op_type == "TensorScatter"]:
-        start = node.inputs[2]
-        early = ir.node("Mul", [start, constant(model.graph, np.array(0, np.int64))])
+    for node in [n for n in model.graph if n.op_type == "ScatterND"]:
+        places = node.inputs[1]
+        early = ir.node("Mul", [places, constant(model.graph, np.array(0, np.int64))])
         model.graph.insert_before(node, early)
-        node.replace_input_with(2, early.outputs[0])
+        node.replace_input_with(1, early.outputs[0])
     assert attest(model).verdict == "not_causal"

@@ -14,8 +14,6 @@ from causal_onnx.export.lower.writer import Writer
 
 __all__ = ["JoinedRows", "has_rows", "join_rows"]
 
-OLDEST_TENSOR_SCATTER = 24
-
 
 @dataclass(frozen=True)
 class JoinedRows:
@@ -51,12 +49,12 @@ def join_rows(write: Writer, node: ir.Node) -> JoinedRows:
     zero, one = write.scalar(0), write.scalar(1)
     steps = write("Range", zero, write("Squeeze", seq), one)
     places = write("Add", write("Unsqueeze", held, write.ints(1)), steps)  # (batch, seq)
-    pairs = [(write("Concat", old, new, axis=2), new) for old, new in ((past_k, k), (past_v, v))]
-    if write.opset >= OLDEST_TENSOR_SCATTER:
-        joined = [write("TensorScatter", both, new, held, axis=2) for both, new in pairs]
-    else:
-        index = _slot_index(write, places, heads)
-        joined = [write("ScatterND", both, index, new) for both, new in pairs]
+    # Not TensorScatter: onnxruntime 1.32 logs a warning with every call that cannot reuse memory.
+    index = _slot_index(write, places, heads)
+    joined = [
+        write("ScatterND", write("Concat", old, new, axis=2), index, new)
+        for old, new in ((past_k, k), (past_v, v))
+    ]
     rows = write("Unsqueeze", places, write.ints(1, 3))
     columns = write("Range", zero, write("Squeeze", total), one)
     allowed = write("LessOrEqual", columns, rows)
@@ -72,8 +70,8 @@ def join_rows(write: Writer, node: ir.Node) -> JoinedRows:
     next_first = write("Max", write("Sub", row_total, kept), write.ints(0))
     shift = write("Unsqueeze", write("Sub", next_first, first), write.ints(1))
     left = write("Add", shift, write("Range", zero, write("Squeeze", kept), one))
-    index = _slot_index(write, left, heads)
-    present_k, present_v = (write("GatherND", value, index) for value in joined)
+    last = _slot_index(write, left, heads)
+    present_k, present_v = (write("GatherND", value, last) for value in joined)
     return JoinedRows(joined[0], joined[1], allowed, present_k, present_v)
 
 

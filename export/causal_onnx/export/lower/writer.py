@@ -30,11 +30,6 @@ class Writer:
         origin = core if core is not None else before
         self._notes = {} if origin is None else dict(origin.metadata_props)
 
-    @property
-    def opset(self) -> int:
-        """Version of the default operator set of the graph."""
-        return self._outer.opset_imports[""]
-
     def node(
         self,
         op_type: str,

@@ -656,18 +656,45 @@ def tensor_scatter(
     start = ZERO if given is None else as_poly(given.value)
     if start is None or attr(node, "mode", "linear") != "linear":
         raise OpenError("where it writes is no known number")
-    data, update = tensor(inputs, 0), space.fresh(tensor(inputs, 1))
-    axis = axis_of(attr(node, "axis", -2), data.rank)
+    data, update = tensor(inputs, 0), tensor(inputs, 1)
+    return [_written(space, data, update, axis_of(attr(node, "axis", -2), data.rank), start)]
+
+
+def _written(space: Space, data: Symbolic, update: Symbolic, axis: int, start: Poly) -> Symbolic:
+    """`data` with `update` from `start` on along an axis; what is overwritten still counts."""
     count = space.size(update.axes[axis])
     data, place = space.single(data, axis)
-    update, own = space.single(update, axis)
+    update, own = space.single(space.fresh(update), axis)
     bare = [replace(t, axes=(*t.axes[:axis], (), *t.axes[axis + 1 :])) for t in (data, update)]
     (old, new), axes = space.align(bare)
     new = new.subs(dict.fromkeys(own.variables(), place - start))
     inside = (place - start, start + count - 1 - place)
     terms = [*old.terms, *(Term(t.reach, (*t.where, *inside)) for t in new.terms)]
     whole_axes = (*axes[:axis], data.axes[axis], *axes[axis + 1 :])
-    return [Symbolic(whole_axes, space.join(terms), known=data.known and update.known)]
+    return Symbolic(whole_axes, space.join(terms), known=data.known and update.known)
+
+
+@rule("ScatterND")
+def scatter_nd(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Rows put at places of one axis that follow each other, all other indices their own."""
+    space = ctx.space
+    data, indices, update = (tensor(inputs, i) for i in range(3))
+    depth = whole(space.size(indices.axes[-1]))
+    axis = depth - 1
+    if attr(node, "reduction", "none") != "none" or indices.rank != depth + 1 or indices.terms:
+        raise OpenError("where it writes is no known run of places")
+    start: Poly | None = None
+    for i in range(depth):
+        names = indices.axes[i]
+        place = as_poly(_component(indices, i, depth))
+        if place is None or len(names) > 1:
+            raise OpenError("where it writes is no known run of places")
+        start = place - (symbol(names[0]) if names else ZERO)
+        full = space.size(names) == space.size(data.axes[i])
+        if start.variables() & set(space.bounds.sizes) or (i < axis and (start != 0 or not full)):
+            raise OpenError("where it writes is no known run of places")
+    assert start is not None
+    return [_written(space, data, update, axis, start)]
 
 
 @rule("Shape")

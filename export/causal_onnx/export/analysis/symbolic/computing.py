@@ -725,8 +725,11 @@ def constant(space: Space, known: Known) -> Symbolic:
     elif known.size > 0:
         index = tuple(symbol(axis[0]) if axis else ZERO for axis in axes)
         value = Lookup(known, index)
+        long = [axis for axis, size in enumerate(known.shape) if size > 1]
         if rank == 1:
             held, value = _vector(known, index[0], value)
+        elif len(long) == 1 and known.size <= MAX_LOADED:
+            _, value = _vector(Known(known.value.reshape(-1)), index[long[0]], value)
         elif known.size <= MAX_LOADED and rank == 2 and known.value.dtype.kind in "biuf":
             array = known.value
             if (array == array.flat[0]).all():
