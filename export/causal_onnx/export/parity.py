@@ -116,6 +116,7 @@ def tolerance_for(contract: Contract, source: Source) -> float:
         return CODED_TOLERANCE
     dtypes = [spec.dtype for spec in (*contract.inputs, *contract.outputs)]
     dtypes += {dtype_name(p.dtype) for p in source.parameters()}
+    dtypes.append({"fp16": "float16", "bf16": "bfloat16"}.get(contract.precision, "float32"))
     return max((TOLERANCES[dtype] for dtype in dtypes if dtype in TOLERANCES), default=1e-5)
 
 

@@ -15,6 +15,7 @@ from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
 from causal_onnx.export.attest import attest
+from causal_onnx.export.bfloat16_twin import contract_of_twin, make_twin
 from causal_onnx.export.cache import derive_cache
 from causal_onnx.export.canonical import canonicalise
 from causal_onnx.export.capture import (
@@ -108,14 +109,17 @@ def export(
         target: "ort" (onnxruntime) or "portable" (any ONNX runtime).
         precision: "fp32", which leaves a module of another precision as it is (bfloat16 is widened
             to fp32); "fp16": weights, inputs, outputs and computation in half precision, compared
-            with the module in fp32; "int8" or "int4": weights of few bits, compared with the module
-            of the same rounded weights (docs/precision.md).
+            with the module in fp32; "bf16": the same in bfloat16, to be run on CUDA, checked here
+            on the CPU step by step in fp32 with each result rounded to bfloat16; "int8" or "int4":
+            weights of few bits, compared with the module of the same rounded weights
+            (docs/precision.md).
         opset: ONNX operator set, 18 to 25. None: 24 for "ort", 20 for "portable".
         max_seq_len: A limit lower than the module's own. None: the module's own, found by its
             guards and by calling it.
         max_drift: How far a lower precision may move the results from fp32: mean KL divergence in
             nats of the next token for language models, else the relative error. None: 0.01 and
-            0.02 for "fp16", 0.05 and 0.1 for "int8", 0.5 and 0.5 for "int4".
+            0.02 for "fp16", 0.1 and 0.1 for "bf16", 0.05 and 0.1 for "int8", 0.5 and 0.5 for
+            "int4".
         progress: Called with (step, fraction done).
 
     Returns:
@@ -498,8 +502,12 @@ def _prove_and_write(
         if subject.rounded is not None:
             quantisation = _prove_codes(form, subject, draft, subject.rounded, tell)
             set_accuracy_level(model, FAST_LEVEL)
-        write_model(model, draft, metadata)
-        session = Session(draft, contract)
+        # What the CPU runs in the checks; bfloat16 it cannot.
+        is_twin = contract.precision == "bf16"
+        runnable = make_twin(model) if is_twin else model
+        ran = contract_of_twin(contract) if is_twin else contract
+        write_model(runnable, draft, metadata | {CONTRACT_KEY: ran.to_json()})
+        session = Session(draft, ran)
         parity = compare(
             session, subject.reference.fresh(), specs, contract, lambda i, n: tell("compare", i / n)
         )
@@ -545,6 +553,8 @@ def _prove_and_write(
                 causality,
             )
         tell("proof", 0.0)
+        if is_twin:
+            write_model(model, draft, metadata)
         # No time: equal modules give equal files.
         certificate = replace(attest(draft, dynamic=False), static_seconds=0.0)
         goldens = record_goldens(
@@ -561,8 +571,9 @@ def _prove_and_write(
             quantisation=quantisation,
             drift=drift,
         )
-        size = write_model(model, draft, metadata)
+        write_model(runnable, draft, metadata | {CONTRACT_KEY: ran.to_json()})
         replayed = load(draft).selftest()
+        size = write_model(model, draft, metadata)
         if not replayed.passed:
             raise ParityError(
                 f"the written file fails its own golden vectors (error {replayed.max_error:.1e})",

@@ -14,7 +14,7 @@ from causal_onnx.export.source import Source
 
 __all__ = ["CODED_BITS", "PRECISIONS", "FullPrecision", "default_opset", "grid_for", "in_precision"]
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int4")
 CODED_BITS = {"int8": 8, "int4": 4}
 """Precisions of weights alone; everything else is fp32."""
 
@@ -75,6 +75,10 @@ def in_precision(
     bits are made from fp32 ones.
     """
     dtypes = {p.dtype for p in source.parameters() if p.is_floating_point()}
+    if precision == "bf16":
+        narrow = source.fresh() if torch.bfloat16 in dtypes else source.fresh().bfloat16()
+        reference = FullPrecision(source.fresh().float(), torch.bfloat16)
+        return narrow, reference, _with_dtype(specs, torch.float32, torch.bfloat16), precision, []
     if precision in CODED_BITS:
         if torch.float64 in dtypes:
             raise ValueError(

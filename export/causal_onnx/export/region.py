@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
+from causal_onnx.export.bfloat16_twin import make_twin
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.layout import Layouts
 
@@ -85,7 +86,7 @@ class PositionRegion:
         last = self._copy_into(graph, known)
         graph.outputs.append(last)
         last.name = last.name or "position_only"
-        model = ir.Model(graph, ir_version=10)
+        model = make_twin(ir.Model(graph, ir_version=10))  # bfloat16, if any, as float32
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1

@@ -98,6 +98,17 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
                 f"device='{device}' was requested, but CUDA fails: {first_line(error)}. "
                 "See `causal-onnx doctor`"
             ) from error
+        contract = artifact.contract
+        if (
+            device.kind == "cpu"
+            and "NOT_IMPLEMENTED" in str(error)
+            and contract is not None
+            and contract.precision == "bf16"
+        ):
+            raise DeviceError(
+                f"{artifact.name} computes in bfloat16, which onnxruntime does on CUDA alone; load "
+                "it with device='cuda', or export with precision='fp32' or 'fp16' for the CPU"
+            ) from error
         raise _refused(ort, artifact, error) from error
     got = session.get_providers()
     if device.provider not in got[:1]:

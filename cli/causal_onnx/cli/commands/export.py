@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--target", dest="form", default="ort", help="ort (default) or portable")
     parser.add_argument(
-        "--precision", default="fp32", help="fp32 (default), fp16, or weights in int8 or int4"
+        "--precision", default="fp32", help="fp32 (default), fp16, bf16, or weights in int8 or int4"
     )
     parser.add_argument(
         "--max-drift",
