@@ -1,0 +1,1 @@
+"""One cached step of a Llama-style model: our graph beside that of onnxruntime-genai's builder."""

@@ -1,0 +1,75 @@
+"""Command line: `python -m bench.decode`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.agreement import DisagreementError
+from bench.client import ROOT, WorkerError
+from bench.decode.cases import FULL, SMALL, Step, default_steps
+from bench.decode.run import Plan, run
+from bench.decode.section import to_markdown
+from bench.results import write_section
+from bench.rounds import RoundPolicy
+
+__all__ = ["main"]
+
+WORK = ROOT / "build" / "bench-decode"
+SECTION = "decode"
+POLICY = RoundPolicy(at_least=9, at_most=31, precision=0.005, seconds=6.0, at_least_slow=5)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and print; 0 done, 1 the graphs disagree or one failed, 2 wrong usage."""
+    arguments = _parser().parse_args(argv)
+    sizes = FULL if arguments.full else SMALL
+    steps = default_steps(sizes.max_seq_len)
+    if arguments.past is not None:
+        steps = [Step(past_seq=past, seq=1) for past in arguments.past]
+    plan = Plan(
+        sizes=sizes,
+        steps=steps,
+        threads=tuple(arguments.threads),
+        folder=(WORK if arguments.out is None else arguments.out) / sizes.name,
+        policy=POLICY,
+        keeps_files=arguments.keep,
+    )
+    try:
+        section = run(plan)
+    except (DisagreementError, WorkerError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    write_section(plan.folder / "results.json", SECTION, section.to_dict())
+    print(to_markdown(section))
+    print(f"\nwrote {plan.folder / 'results.json'}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.decode",
+        description="Time one cached step of a Llama-style model with random weights: our graph "
+        "beside the one that onnxruntime-genai's builder writes, in the same onnxruntime.",
+    )
+    parser.add_argument("--full", action="store_true", help="135M parameters instead of 32M")
+    parser.add_argument(
+        "--past", type=_positive, nargs="+", metavar="N", help="single tokens after N, no prompts"
+    )
+    parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--keep", action="store_true", help="take the files of the last run")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where all files go")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
