@@ -29,14 +29,26 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from causal_onnx.export.cores import Bias, Core, Operand, find_cores
+from causal_onnx.export.analysis.analyse import Analysis
+from causal_onnx.export.analysis.attributes import UnsupportedError
+from causal_onnx.export.analysis.core import AttentionCore, MaskTerm, Operand
+from causal_onnx.export.analysis.cores import recognise
+from causal_onnx.export.analysis.elements import Abstract, Elements, Known
+from causal_onnx.export.analysis.interpret import Constants, Run, run
+from causal_onnx.export.analysis.layout import Layout
+from causal_onnx.export.analysis.operands import tensor_of
+from causal_onnx.export.analysis.signature import Sizes, read_signature
+from causal_onnx.export.arrange import Arranger
 from causal_onnx.export.footprint import Footprint, footprint_of
 from causal_onnx.export.graph import constant
-from causal_onnx.export.layout import Axis, Layouts
+from causal_onnx.export.layout import probing_sizes
 
-__all__ = ["DOMAIN", "CanonicalCore", "bias_of", "canonicalise", "is_canonical"]
+__all__ = ["DOMAIN", "CanonicalCore", "bias_of", "canonicalise", "is_canonical", "sink_of"]
 
 DOMAIN = "causal_onnx"
+
+SINK = 8
+"""The place of the sink among the inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +71,11 @@ def bias_of(node: ir.Node) -> ir.Value | None:
     return node.inputs[3] if len(node.inputs) > 3 else None
 
 
+def sink_of(node: ir.Node) -> ir.Value | None:
+    """The sink input of a canonical core."""
+    return node.inputs[SINK] if len(node.inputs) > SINK else None
+
+
 def is_canonical(node: ir.Node) -> bool:
     """Whether `node` is an attention core in canonical form."""
     return node.domain == DOMAIN and node.op_type == "Attention"
@@ -72,361 +89,274 @@ def canonicalise(
     Returns:
         The cores in graph order, and for each attention left as it is the reason.
     """
-    layouts = Layouts(model, max_seq_len)
-    found, others = find_cores(layouts)
-    cores = []
-    for core in found:
-        reason = _unfit(layouts, core)
-        if reason is not None:
-            others[core.node] = reason
+    analysis = _analysis(model, max_seq_len)
+    cores: list[CanonicalCore] = []
+    others: dict[ir.Node, str] = {}
+    for found in recognise(analysis):
+        if found.node.graph is not model.graph:
             continue
-        cores.append(_rewrite(model.graph, layouts, core, max_seq_len))
+        try:
+            _refuse_unfit(analysis, found)
+            footprint = footprint_of(analysis, found)
+            cores.append(_Rewriting(analysis, found, footprint).core())
+        except UnsupportedError as reason:
+            others[found.node] = str(reason)
     if cores:
         model.opset_imports[DOMAIN] = 1
         common.RemoveUnusedNodesPass()(model)
     return cores, others
 
 
-def _unfit(layouts: Layouts, core: Core) -> str | None:
-    for operand in (core.q, core.k, core.v):
-        axes = layouts.axes(operand.value)
-        if not axes[operand.features].is_fixed:
-            return f"{operand.value.name}: the width of a head is not fixed"
-        if not axes[operand.positions].is_seq:
-            return f"{operand.value.name}: the position axis is not the sequence"
-        lead = [axes[a] for a in operand.lead]
-        if len(lead) > 3 or any(a.seqs for a in lead):
-            return f"{operand.value.name}: positions among the batch axes (block-wise attention)"
-        if lead and not (lead[0].is_batch or all(a.is_fixed for a in lead)):
-            return f"{operand.value.name}: the batch is not the outermost axis"
-        if any(not a.is_fixed for a in lead[1:]):
-            return f"{operand.value.name}: the batch is not the outermost axis"
-    scores = core.node.inputs[0]
-    assert scores is not None
-    score_rank = len(layouts.axes(scores))
-    for bias in core.biases:
-        axes = layouts.axes(bias.value)
-        if score_rank != 4 and len(axes) > 2 and any(a != Axis(1) for a in axes[:-2]):
-            return f"the mask {bias.value.name} has batch or head axes of its own"
-    return None
+def _analysis(model: ir.Model, max_seq_len: int | None) -> Analysis:
+    signature = replace(read_signature(model), max_seq_len=max_seq_len)
+    sizes: Sequence[Sizes] = probing_sizes(max_seq_len)
+    if signature.fixed_seq is not None:
+        sizes = [Sizes(batch=2, seq=signature.fixed_seq)]
+    constants = Constants()
+    runs = [run(model, signature, size, constants) for size in sizes]
+    return Analysis(model, signature, constants, runs)
 
 
-def _rewrite(
-    graph: ir.Graph, layouts: Layouts, core: Core, max_seq_len: int | None
-) -> CanonicalCore:
-    # Before the last node of the core: the values may be computed after the softmax.
-    last = core.output.producer()
-    assert last is not None
-    write = _Writer(graph, last)
-    q = _four_axes(write, layouts, core.q)
-    k = _four_axes(write, layouts, _compact(layouts, core.k))
-    v = _four_axes(write, layouts, _compact(layouts, core.v))
-    by_position = [bias for bias in core.biases if not _is_data(layouts, bias)]
-    footprint = footprint_of(layouts, by_position, max_seq_len)
-    if core.is_causal and footprint.kind == "full":  # no other mask
-        footprint = replace(footprint, kind="causal", is_causal=True)
-    plain = footprint.kind in ("full", "causal", "window") and not footprint.has_bias
-    kept = [bias for bias in core.biases if not plain or _is_data(layouts, bias)]
-    dtype = core.q.value.dtype or ir.DataType.FLOAT
-    bias = _join_biases(write, kept, dtype)
-    # A mask that stays is applied as it is; the rule is on top where it is known to hold.
-    is_causal = core.is_causal or footprint.kind in ("causal", "window")
-    node = write.node(
-        "Attention",
-        [q.value, k.value, v.value, bias],
-        domain=DOMAIN,
-        attributes={
-            "scale": core.scale,
-            "softcap": core.softcap,
-            "is_causal": int(is_causal),
-            "window": (footprint.window or 0) if is_causal else 0,
-        },
-    )
-    node.outputs[0].type = ir.TensorType(dtype)
-    node.metadata_props.update(core.node.metadata_props)
-    node.meta.update(num_heads=q.heads, num_kv_heads=k.heads, head_dim=q.width, value_dim=v.width)
-    _note_packed(node, layouts, core)
-    result = _restore(write, layouts, node.outputs[0], core)
-    if core.output.is_graph_output():
-        index = list(graph.outputs).index(core.output)
-        result.name, core.output.name = core.output.name, f"{core.output.name}_replaced"
-        result.type, result.shape = core.output.type, core.output.shape
-        graph.outputs[index] = result
-    core.output.replace_all_uses_with(result)
-    return CanonicalCore(
-        node=node,
-        footprint=footprint,
-        has_batch=bool(core.q.lead) and layouts.axes(core.q.value)[core.q.lead[0]].is_batch,
-        num_heads=q.heads,
-        num_kv_heads=k.heads,
-        head_dim=q.width,
-        value_dim=v.width,
-        has_data_mask=any(_is_data(layouts, bias) for bias in core.biases),
-    )
+def _refuse_unfit(analysis: Analysis, core: AttentionCore) -> None:
+    """Leave alone what the canonical node does not say.
 
-
-def _note_packed(node: ir.Node, layouts: Layouts, core: Core) -> None:
-    """Note where q, k, v exist as (batch, seq, heads * width), heads not yet split, and where the
-    output is wanted so: operators that take that form spare the transpositions."""
-    packed = [_packed(layouts, operand) for operand in (core.q, core.k, core.v)]
-    if all(value is not None for value in packed):
-        node.meta["packed_inputs"] = packed
-    users = [use.node for use in core.output.uses()]
-    if len(users) != 1 or users[0].op_type != "Transpose" or len(core.output_lead) != 2:
-        return
-    order = (core.output_lead[0], core.output_positions, core.output_lead[1], core.output_features)
-    moved = users[0].outputs[0]
-    merged = [use.node for use in moved.uses()]
-    if tuple(users[0].attributes["perm"].as_ints()) != order or len(merged) != 1:
-        return
-    result = merged[0].outputs[0]
-    axes = layouts.axes(result)
-    width = node.meta["num_heads"] * node.meta["value_dim"]
-    if (
-        merged[0].op_type == "Reshape"
-        and merged[0].inputs[0] is moved
-        and axes == (Axis(1, 1, 0), Axis(1, 0, 1), Axis(width))
+    Raises:
+        UnsupportedError: It is one of those; says why.
+    """
+    if core.problem:
+        raise UnsupportedError(core.problem)
+    if core.weights_used:
+        raise UnsupportedError("the attention weights are used elsewhere (returned, or read twice)")
+    if core.kind == "fused" and (
+        core.node.domain not in ("", "ai.onnx")
+        or any(value is not None for value in core.node.inputs[4:])
+        or len(core.node.outputs) > 1
     ):
-        node.meta["packed_output"] = result
+        raise UnsupportedError("the attention has a past of its own")
+    if core.sink is not None and core.sink_scores is None:
+        raise UnsupportedError("the score of its sink depends on data or on the position")
+    for operand, width in (
+        (core.q, core.head_dim),
+        (core.k, core.head_dim),
+        (core.v, core.v_dim),
+        (core.output, core.v_dim),
+    ):
+        if operand is None or width is None:
+            raise UnsupportedError("an operand was not found")
+        for found in analysis.runs:
+            _refuse_other_shape(core, operand, width, found)
+    assert core.q is not None
+    if core.q.layout.picks is None and core.q.layout.heads != core.num_heads:
+        raise UnsupportedError("its queries are repeated over the heads")
+    for term in core.terms:
+        if term.scores is None or _splits_groups(analysis, term, term.scores):
+            raise UnsupportedError(f"the mask {term.value.name} is not laid out like the scores")
+        if not term.known and term.kind not in ("where", "add"):
+            raise UnsupportedError(f"{term.value.name} multiplies the scores")
 
 
-def _packed(layouts: Layouts, operand: Operand) -> ir.Value | None:
-    """`operand` before its heads were split, if that is all that was done to it."""
-    operand = _compact(layouts, operand)
-    node = operand.value.producer()
-    if node is None or node.op_type != "Reshape" or len(operand.lead) != 2:
-        return None
-    order = (operand.lead[0], operand.positions, operand.lead[1], operand.features)
-    source = node.inputs[0]
-    if order != (0, 1, 2, 3) or source is None:
-        return None
-    before, after = layouts.axes(source), layouts.axes(operand.value)
-    width = after[2].count * after[3].count
-    if before != (Axis(1, 1, 0), Axis(1, 0, 1), Axis(width)):
-        return None
-    return source
+def _refuse_other_shape(core: AttentionCore, operand: Operand, width: int, found: Run) -> None:
+    """The layout was read at one choice of sizes: it must explain the shape at every other.
 
-
-def _is_data(layouts: Layouts, bias: Bias) -> bool:
-    return layouts.is_tainted(bias.value)
-
-
-@dataclass(frozen=True, slots=True)
-class _Four:
-    """A value of the axes (batch, heads, positions, features)."""
-
-    value: ir.Value
-    heads: int
-    width: int
-
-
-def _four_axes(write: _Writer, layouts: Layouts, operand: Operand) -> _Four:
-    """`operand` as (batch, heads, positions, features)."""
-    axes = layouts.axes(operand.value)
-    lead = [axes[a] for a in operand.lead]
-    width = axes[operand.features].count
-    order = [*operand.lead, operand.positions, operand.features]
-    value = write.transpose(operand.value, order)
-    if not lead:
-        return _Four(write("Unsqueeze", value, write.ints(0, 1)), 1, width)
-    batch = lead[0].is_batch
-    heads = int(np.prod([a.count for a in lead]))
-    if len(lead) == 1 and batch and heads == 1:
-        return _Four(write("Unsqueeze", value, write.ints(1)), 1, width)
-    if len(lead) == 1 and batch:
-        # (batch * heads, s, d): with an axis in front, 0 keeps s and d where they are.
-        value = write("Unsqueeze", value, write.ints(0))
-        return _Four(write("Reshape", value, write.ints(-1, heads, 0, 0)), heads, width)
-    if len(lead) == 2 and batch and lead[0].count == 1:
-        return _Four(value, heads, width)
-    if not batch:  # a module without a batch axis
-        value = write("Unsqueeze", value, write.ints(0)) if len(lead) == 1 else value
-        if len(lead) == 1:
-            return _Four(value, heads, width)
-        return _Four(write("Reshape", value, write.ints(1, heads, -1, width)), heads, width)
-    if lead[0].count == 1:
-        return _Four(write("Reshape", value, write.ints(0, heads, -1, width)), heads, width)
-    shape = write.shape_with(value, len(lead), [-1, heads], [width])
-    return _Four(write("Reshape", value, shape), heads, width)
-
-
-def _restore(write: _Writer, layouts: Layouts, value: ir.Value, core: Core) -> ir.Value:
-    """The output of the node, (batch, heads, seq, width), in the axes that the module had."""
-    axes = layouts.axes(core.output)
-    lead = [axes[a] for a in core.output_lead]
-    width = axes[core.output_features].count
-    if not lead:
-        value = write("Squeeze", value, write.ints(0, 1))
-    elif len(lead) == 1 and lead[0].is_batch and lead[0].count == 1:
-        value = write("Squeeze", value, write.ints(1))
-    elif len(lead) == 1 and lead[0].is_batch:
-        value = write("Reshape", value, write.shape_with(value, 2, [-1], [width]))
-    elif len(lead) == 1:
-        value = write("Squeeze", value, write.ints(0))
-    elif len(lead) > 2 or not lead[0].is_batch or lead[0].count != 1:
-        first = [-1] if lead[0].is_batch else [lead[0].count]
-        counts = [a.count for a in lead[1:]]
-        value = write("Reshape", value, write.shape_with(value, 2, [*first, *counts], [width]))
-    order = [*core.output_lead, core.output_positions, core.output_features]
-    inverse = [order.index(axis) for axis in range(len(order))]
-    return write.transpose(value, inverse)
-
-
-def _compact(layouts: Layouts, operand: Operand) -> Operand:
-    """Keys or values before their heads were repeated and their axes moved about."""
-    while True:
-        earlier = _before_transpose(operand) or _before_repeat(layouts, operand)
-        earlier = earlier or _before_fold(layouts, operand)
-        if earlier is None:
-            return operand
-        operand = earlier
-
-
-def _before_transpose(operand: Operand) -> Operand | None:
-    node = operand.value.producer()
-    if node is None or node.op_type != "Transpose":
-        return None
-    perm = [int(x) for x in node.attributes["perm"].as_ints()]
-    source = node.inputs[0]
-    assert source is not None
-    return Operand(
-        value=source,
-        lead=tuple(perm[a] for a in operand.lead),
-        positions=perm[operand.positions],
-        features=perm[operand.features],
+    Raises:
+        UnsupportedError: It does not, as of a past or of memory that stands before the keys.
+    """
+    shape = operand.layout.shape(
+        batch=found.sizes.batch if core.has_batch else 1, seq=found.sizes.seq, width=width
     )
+    tensor: Abstract = tensor_of(found, operand.value)
+    if not isinstance(tensor, Elements | Known) or tensor.shape != shape:
+        raise UnsupportedError(f"{operand.value.name} does not have one entry for each position")
 
 
-def _before_fold(layouts: Layouts, operand: Operand) -> Operand | None:
-    """Undo (batch, heads, s, d) -> (batch * heads, s, d)."""
-    node = operand.value.producer()
-    if node is None or node.op_type != "Reshape" or len(operand.lead) != 1:
-        return None
-    source = node.inputs[0]
-    assert source is not None
-    before, after = layouts.axes(source), layouts.axes(operand.value)
-    if len(after) != 3 or len(before) != 4 or operand.lead[0] != 0:
-        return None
-    if before[2:] != after[1:] or not before[0].is_batch or before[0].count != 1:
-        return None
-    if not before[1].is_fixed or before[1].count != after[0].count:
-        return None
-    return Operand(
-        value=source,
-        lead=(0, 1),
-        positions=operand.positions + 1,
-        features=operand.features + 1,
-    )
+class _Rewriting:
+    """Writes one core as the canonical node."""
 
+    def __init__(self, analysis: Analysis, core: AttentionCore, footprint: Footprint):
+        assert core.output is not None
+        last = core.output.value.producer()
+        assert last is not None
+        self._core = core
+        self._footprint = footprint
+        # Before the last node of the core: the values may be computed after the softmax.
+        self._write = Arranger(analysis.model.graph, last, analysis.signature)
+        self._dtype = core.q.value.dtype if core.q is not None else None
+        self._analysis = analysis
 
-def _before_repeat(layouts: Layouts, operand: Operand) -> Operand | None:
-    """Undo the repetition of each key/value head for its group of query heads."""
-    node = operand.value.producer()
-    if node is None or len(operand.lead) != 2:
-        return None
-    heads = operand.lead[1]
-    if node.op_type == "Gather":
-        return _before_gather(layouts, operand, node)
-    if node.op_type != "Reshape":
-        return None
-    spread = node.inputs[0]
-    grown = None if spread is None else spread.producer()
-    if spread is None or grown is None or grown.op_type not in ("Expand", "Tile"):
-        return None
-    inserted = grown.inputs[0]
-    added = None if inserted is None else inserted.producer()
-    if inserted is None or added is None or added.op_type not in ("Unsqueeze", "Reshape"):
-        return None
-    base = added.inputs[0]
-    assert base is not None
-    before, wide, after = (layouts.axes(x) for x in (base, spread, operand.value))
-    thin = layouts.axes(inserted)
-    if len(before) != 4 or len(wide) != 5 or len(after) != 4 or len(thin) != 5:
-        return None
-    # (.., groups, 1, ..) -> (.., groups, n, ..) -> (.., groups * n, ..) on the axis of heads.
-    if thin[heads + 1] != Axis(1) or [*thin[: heads + 1], *thin[heads + 2 :]] != list(before):
-        return None
-    if [*wide[: heads + 1], *wide[heads + 2 :]] != list(before) or not wide[heads + 1].is_fixed:
-        return None
-    if after[heads].count != before[heads].count * wide[heads + 1].count:
-        return None
-    return Operand(
-        value=base, lead=operand.lead, positions=operand.positions, features=operand.features
-    )
+    def core(self) -> CanonicalCore:
+        core, write = self._core, self._write
+        assert core.q is not None
+        assert core.k is not None
+        assert core.v is not None
+        assert core.output is not None
+        assert core.num_heads is not None
+        assert core.head_dim is not None
+        assert core.v_dim is not None
+        k_layout, k_heads = _grouped(core.k.layout, core.num_heads)
+        v_layout, v_heads = _grouped(core.v.layout, core.num_heads)
+        q = self._four_axes(core.q.value, core.q.layout, core.head_dim)
+        k = self._four_axes(core.k.value, k_layout, core.head_dim)
+        v = self._four_axes(core.v.value, v_layout, core.v_dim)
+        groups = max(k_heads, v_heads)
+        k, v = self._repeated(k, k_heads, groups), self._repeated(v, v_heads, groups)
+        is_causal = core.is_causal or self._footprint.kind in ("causal", "window")
+        sink = None
+        if core.sink_scores is not None:
+            sink = constant(write.graph, np.array(core.sink_scores, self._numpy_dtype()))
+        inputs = [q, k, v, self._bias()]
+        if sink is not None:
+            inputs += [*[None] * (SINK - len(inputs)), sink]
+        node = write.node(
+            "Attention",
+            inputs,
+            domain=DOMAIN,
+            attributes={
+                "scale": float(core.scale or 0.0),
+                "softcap": float(core.softcap or 0.0),
+                "is_causal": int(is_causal),
+                "window": (self._footprint.window or 0) if is_causal else 0,
+            },
+        )
+        node.outputs[0].type = ir.TensorType(self._dtype or ir.DataType.FLOAT)
+        node.metadata_props.update(core.node.metadata_props)
+        node.meta.update(
+            num_heads=core.num_heads,
+            num_kv_heads=groups,
+            head_dim=core.head_dim,
+            value_dim=core.v_dim,
+        )
+        self._replace_output(node)
+        if k_heads == v_heads:
+            self._note_packed(node)
+        return CanonicalCore(
+            node=node,
+            footprint=self._footprint,
+            has_batch=core.has_batch,
+            num_heads=core.num_heads,
+            num_kv_heads=groups,
+            head_dim=core.head_dim,
+            value_dim=core.v_dim,
+            has_data_mask=any(not term.known for term in core.terms),
+        )
 
+    def _numpy_dtype(self) -> np.dtype[np.generic]:
+        return np.dtype((self._dtype or ir.DataType.FLOAT).numpy())
 
-def _before_gather(layouts: Layouts, operand: Operand, node: ir.Node) -> Operand | None:
-    heads = operand.lead[1]
-    indices = layouts.constant(node.inputs[1])
-    base = node.inputs[0]
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    if base is None or indices is None or axis % 4 != heads or indices.value.ndim != 1:
-        return None
-    groups = layouts.axes(base)[heads].count
-    repeats = len(indices.value) // groups
-    if not np.array_equal(indices.value, np.repeat(np.arange(groups), repeats)):
-        return None
-    return Operand(
-        value=base, lead=operand.lead, positions=operand.positions, features=operand.features
-    )
+    def _four_axes(self, value: ir.Value, layout: Layout, width: int) -> ir.Value:
+        return self._write.four_axes(self._write.cast(value, self._dtype), layout, width)
 
-
-def _join_biases(write: _Writer, biases: Sequence[Bias], dtype: ir.DataType) -> ir.Value | None:
-    """One value to add to the scores, or None."""
-    total: ir.Value | None = None
-    numpy_dtype = dtype.numpy()
-    for bias in biases:
-        if bias.allowed_where is not None:
-            zero = constant(write.graph, np.zeros((), numpy_dtype))
-            low = constant(write.graph, np.array(bias.low, numpy_dtype))
-            sides = (zero, low) if bias.allowed_where else (low, zero)
-            value = write("Where", bias.value, *sides)
-        elif bias.factor != 1.0:
-            factor = constant(write.graph, np.array(bias.factor, numpy_dtype))
-            value = write("Mul", bias.value, factor)
-        else:
-            value = bias.value
-        value.type = ir.TensorType(dtype)
-        total = value if total is None else write("Add", total, value)
-        total.type = ir.TensorType(dtype)
-    return total
-
-
-class _Writer:
-    """Writes nodes before one node of the graph."""
-
-    def __init__(self, graph: ir.Graph, before: ir.Node):
-        self.graph, self._before = graph, before
-
-    def node(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        *,
-        domain: str = "",
-        attributes: dict[str, int | float | list[int]] | None = None,
-    ) -> ir.Node:
-        node = ir.node(op_type, inputs, domain=domain, attributes=attributes or {})
-        self.graph.insert_before(self._before, node)
-        if inputs[0] is not None and op_type not in ("Shape",):
-            node.outputs[0].type = inputs[0].type
-        return node
-
-    def __call__(self, op_type: str, *inputs: ir.Value | None) -> ir.Value:
-        return self.node(op_type, inputs).outputs[0]
-
-    def ints(self, *numbers: int) -> ir.Value:
-        return constant(self.graph, np.array(numbers, np.int64))
-
-    def transpose(self, value: ir.Value, order: Sequence[int]) -> ir.Value:
-        if list(order) == list(range(len(order))):
+    def _repeated(self, value: ir.Value, heads: int, wanted: int) -> ir.Value:
+        """Keys and values have equally many heads: the fewer are repeated."""
+        if heads == wanted:
             return value
-        return self.node("Transpose", [value], attributes={"perm": list(order)}).outputs[0]
+        order = np.repeat(np.arange(heads), wanted // heads)
+        return self._write("Gather", value, self._write.ints(*order.tolist()), axis=1)
 
-    def shape_with(
-        self, value: ir.Value, axis: int, before: Sequence[int], after: Sequence[int]
-    ) -> ir.Value:
-        """int64 shape: `before`, the size of `value` along `axis`, `after`."""
-        size = self.node("Shape", [value], attributes={"start": axis, "end": axis + 1}).outputs[0]
-        parts = [self.ints(*before), size, self.ints(*after)]
-        return self.node("Concat", parts, attributes={"axis": 0}).outputs[0]
+    def _replace_output(self, node: ir.Node) -> None:
+        """Give the readers of the core's output the new one, in the axes that the module had."""
+        core, graph = self._core, self._write.graph
+        assert core.output is not None
+        assert core.v_dim is not None
+        old = core.output.value
+        restored = self._write.restore(node.outputs[0], core.output.layout, core.v_dim)
+        result = self._write.cast(restored, old.dtype)
+        if _is_packed(core.output) and result is restored:
+            node.meta["packed_output"] = result
+        if old.is_graph_output():
+            index = list(graph.outputs).index(old)
+            result.name, old.name = old.name, f"{old.name}_replaced"
+            result.type, result.shape = old.type, old.shape
+            graph.outputs[index] = result
+        old.replace_all_uses_with(result)
+
+    def _note_packed(self, node: ir.Node) -> None:
+        """Note where q, k, v exist as (batch, seq, heads * width), heads not yet split: operators
+        that take that form spare the transpositions."""
+        core = self._core
+        operands = (core.q, core.k, core.v)
+        if all(_is_packed(operand) for operand in operands) and (
+            len({operand.value.dtype for operand in operands if operand is not None}) == 1
+        ):
+            node.meta["packed_inputs"] = [op.value for op in operands if op is not None]
+
+    def _bias(self) -> ir.Value | None:
+        """What the mask adds to the scores, where the causal rule and the window do not say it."""
+        told = self._footprint
+        plain = told.kind in ("full", "causal", "window") and not told.has_bias
+        total: ir.Value | None = None
+        for term in self._core.terms:
+            if term.known and (plain or term.kind == "multiply"):
+                continue  # (what multiplies the scores is 1 wherever they count)
+            value = self._added(term)
+            total = value if total is None else self._write("Add", total, value)
+            total.type = ir.TensorType(self._dtype or ir.DataType.FLOAT)
+        return total
+
+    def _added(self, term: MaskTerm) -> ir.Value:
+        """One term as something to add to scores (batch, heads, seq, total)."""
+        write, dtype = self._write, self._numpy_dtype()
+        if term.kind == "add":
+            value = write.cast(term.value, self._dtype)
+            if term.factor != 1.0:
+                factor = constant(write.graph, np.array(term.factor, dtype))
+                value = write("Mul", value, factor)
+        else:
+            choice = term.value
+            if term.kind == "after":
+                choice = write("Cast", choice, to=int(ir.DataType.BOOL))
+                choice.type = ir.TensorType(ir.DataType.BOOL)
+            with np.errstate(over="ignore"):
+                low = np.array(-np.inf if term.fill is None else term.fill).astype(dtype)
+            sides = [constant(write.graph, side) for side in (np.zeros((), dtype), low)]
+            value = write("Where", choice, *(sides if term.keep else sides[::-1]))
+        value.type = ir.TensorType(self._dtype or ir.DataType.FLOAT)
+        return self._like_scores(value, term)
+
+    def _like_scores(self, value: ir.Value, term: MaskTerm) -> ir.Value:
+        """(seq, total) where that is all it depends on, else with axes for batch and heads."""
+        layout = term.scores
+        assert layout is not None
+        wide = _axes_used(self._analysis, term, layout)
+        letters = set(self._write.letters(wide))
+        value = self._write.ordered(value, wide, layout)
+        least = "bhsd" if letters & {"b", "h"} else "sd"
+        missing = [index for index, letter in enumerate(least) if letter not in letters]
+        if missing:
+            value = self._write("Unsqueeze", value, self._write.ints(*missing))
+        if layout.picks is not None and "h" in letters:
+            value = self._write("Gather", value, self._write.ints(*layout.picks), axis=1)
+        return value
+
+
+def _axes_used(analysis: Analysis, term: MaskTerm, layout: Layout) -> list[tuple[str, ...]]:
+    """What each axis of a term runs over; nothing where it is broadcast."""
+    found = tensor_of(analysis.runs[0], term.value)
+    assert isinstance(found, Elements | Known)
+    axes = layout.axes[len(layout.axes) - len(found.shape) :]
+    return [() if size == 1 else axis for size, axis in zip(found.shape, axes, strict=True)]
+
+
+def _splits_groups(analysis: Analysis, term: MaskTerm, layout: Layout) -> bool:
+    """Whether a term differs between groups of heads but not inside, or the other way round."""
+    letters = Arranger.letters(_axes_used(analysis, term, layout))
+    return layout.groups > 1 and ("g" in letters) != ("h" in letters)
+
+
+def _is_packed(operand: Operand | None) -> bool:
+    if operand is None or operand.layout.picks is not None:
+        return False
+    return operand.layout.axes in ((("b",), ("s",), ("h", "d")), (("b",), ("s",), ("d",)))
+
+
+def _grouped(layout: Layout, num_heads: int) -> tuple[Layout, int]:
+    """Key or value heads without the copies of neighbours, and how many they are."""
+    if layout.picks is None:
+        return layout, layout.heads
+    for count in range(1, num_heads):
+        chosen = layout.picks[:: num_heads // count]
+        repeats = num_heads // count
+        if num_heads % count == 0 and layout.picks == tuple(
+            head for head in chosen for _ in range(repeats)
+        ):
+            return replace(layout, picks=chosen), count
+    return layout, num_heads

@@ -1,19 +1,26 @@
-"""What a mask lets each position see: told from its values at lengths that would show more."""
+"""What the position-only part of a core's mask lets each position see, in the canonical form."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from causal_onnx.export.cores import MASKED, Bias
-from causal_onnx.export.layout import Layouts
-from causal_onnx.export.region import Array, PositionRegion
+from causal_onnx.export.analysis import footprint as seen_footprint
+from causal_onnx.export.analysis.analyse import Analysis
+from causal_onnx.export.analysis.core import AttentionCore
+from causal_onnx.export.analysis.core_footprint import numbers_in
+from causal_onnx.export.analysis.footprint import BoolMatrix, Seen
+from causal_onnx.export.analysis.signature import Sizes
+from causal_onnx.export.analysis.terms import Masked, mask_at
 
 __all__ = ["Footprint", "footprint_of"]
 
 LONGEST_EVALUATED = 4200
 """Masks are evaluated on all pairs up to here: 18 million entries."""
+
+USUAL_LENGTHS = (11, 67)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,83 +36,73 @@ class Footprint:
     """No query may attend to a later key."""
 
 
-_OTHER = Footprint("other", has_bias=True)
+UNTOLD = Footprint("other", has_bias=True, is_causal=False)
 
 
-def footprint_of(layouts: Layouts, biases: list[Bias], max_seq_len: int | None) -> Footprint:
-    """The footprint of position-only biases.
+def footprint_of(analysis: Analysis, core: AttentionCore) -> Footprint:
+    """The footprint of what positions alone decide in the mask of `core`.
 
     A window of 4096 looks causal at length 64; so besides small lengths, the mask is evaluated just
-    beyond every integer constant that it is computed with. Where that is too long to evaluate, the
+    beyond every whole number that it is computed with. Where that is too long to evaluate, the
     answer is "other", and the mask stays as it is written.
+
+    Raises:
+        UnsupportedError: The mask does more than to hide keys and to add to scores.
     """
-    regions = [PositionRegion(layouts, bias.value) for bias in biases]
-    lengths = {11, 67} if max_seq_len is None else {min(n, max_seq_len) for n in (11, 67)}
-    for region in regions:
-        for number in region.integers():
-            length = abs(number) + 3
-            if length < 8 or (max_seq_len is not None and length > max_seq_len + 3):
-                continue
-            if length > LONGEST_EVALUATED:
-                if max_seq_len is None or max_seq_len > LONGEST_EVALUATED:
-                    return Footprint("other", has_bias=True, is_causal=False)
-                length = max_seq_len
-            lengths.add(length if max_seq_len is None else min(length, max_seq_len))
-    found = {_at(regions, biases, length) for length in sorted(lengths)}
-    # At a length within the window a window is plain causality.
-    windows = {f for f in found if f.kind == "window"}
-    if windows and all(f.kind == "causal" for f in found - windows) and len(windows) == 1:
-        window = next(iter(windows))
-        assert window.window is not None
-        return window if _longer_than(window.window, lengths, found) else _OTHER
-    if len(found) == 1:
-        return found.pop()
-    return Footprint("other", has_bias=True, is_causal=all(f.is_causal for f in found))
+    lengths = _lengths(analysis, core)
+    if lengths is None:
+        return UNTOLD
+    found: list[Seen] = []
+    has_bias, leaks = False, False
+    batch = analysis.runs[0].sizes.batch
+    for length in sorted(lengths):
+        run = analysis.blank(Sizes(batch=batch, seq=length))
+        if run is None:
+            return UNTOLD
+        masked = mask_at(core, run)
+        later = np.triu(np.ones((length, length), np.bool_), 1)
+        leaks |= bool((masked.keys & later).any())
+        has_bias |= bool((np.where(masked.keys, masked.bias, 0) != 0).any())
+        found.append(Seen(_pairs(masked), 0))
+    if any(seen.keys.shape[0] != 1 for seen in found):  # rows or heads see different keys
+        return Footprint("other", has_bias=True, is_causal=not leaks)
+    told = seen_footprint.footprint_of(found)
+    kind = told.kind if told.kind in ("full", "causal", "window") else "other"
+    if kind == "full" and all(one.keys.size == 1 for one in found):
+        return UNTOLD
+    return Footprint(
+        kind,
+        window=told.size if kind == "window" else None,
+        has_bias=has_bias or kind == "other",
+        is_causal=not leaks and kind != "full",
+    )
 
 
-def _longer_than(window: int, lengths: set[int], found: set[Footprint]) -> bool:
-    return max(lengths) > window and len(found) <= 2
+def _lengths(analysis: Analysis, core: AttentionCore) -> set[int] | None:
+    """Lengths at which the mask shows all that it does; None where one is too long."""
+    fixed, limit = analysis.signature.fixed_seq, analysis.signature.max_seq_len
+    if fixed is not None:
+        return {fixed}
+    lengths = {n if limit is None else min(n, limit) for n in USUAL_LENGTHS}
+    for length in _turning_points(analysis, core):
+        wanted = length if limit is None else min(length, limit)
+        if wanted > LONGEST_EVALUATED:
+            return None
+        lengths.add(wanted)
+    return lengths
 
 
-def _at(regions: list[PositionRegion], biases: list[Bias], length: int) -> Footprint:
-    allowed = np.ones((length, length), np.bool_)
-    has_bias = False
-    for region, bias in zip(regions, biases, strict=True):
-        value = region.evaluate(1, length)
-        if bias.allowed_where is not None:
-            may = value if bias.allowed_where else ~value
-        else:
-            added = value.astype(np.float64) * bias.factor
-            may = added > MASKED
-            has_bias |= bool((np.where(may, added, 0.0) != 0.0).any())
-        pairs = _pairs(may, length)
-        if pairs is None:
-            later = np.triu(np.ones((length, length), np.bool_), 1)
-            causal = may.ndim >= 2 and not (np.broadcast_to(may, _whole(may, length)) & later).any()
-            return Footprint("other", has_bias=True, is_causal=bool(causal))
-        allowed &= pairs
-    i, j = np.arange(length)[:, None], np.arange(length)[None, :]
-    if length > 1 and allowed.all():
-        return Footprint("full", has_bias=has_bias, is_causal=False)
-    if np.array_equal(allowed, j <= i):
-        return Footprint("causal", has_bias=has_bias)
-    window = int(allowed[-1].sum())
-    if np.array_equal(allowed, (j <= i) & (j > i - window)):
-        return Footprint("window", window, has_bias)
-    return Footprint("other", has_bias=True, is_causal=not (allowed & (j > i)).any())
+def _turning_points(analysis: Analysis, core: AttentionCore) -> Iterator[int]:
+    limit = analysis.signature.max_seq_len
+    for number in numbers_in(analysis, core):
+        length = number + 3
+        if length >= 8 and (limit is None or length <= limit + 3):
+            yield length
 
 
-def _whole(may: Array, length: int) -> tuple[int, ...]:
-    return (*may.shape[:-2], length, length)
-
-
-def _pairs(may: Array, length: int) -> Array | None:
-    """`may` as (query, key), if it is the same for every batch row and head."""
-    if may.ndim < 2:
-        may = may.reshape((1, *may.shape) if may.ndim else (1, 1))
-    flat = may.reshape(-1, *may.shape[-2:])
-    if flat.shape[-2] not in (1, length) or flat.shape[-1] not in (1, length):
-        return None
-    if not (flat == flat[:1]).all():
-        return None
-    return np.broadcast_to(flat[0], (length, length))
+def _pairs(masked: Masked) -> BoolMatrix:
+    """The keys as (lead, query, key); lead is 1 where all batch rows and heads see the same."""
+    keys = masked.keys
+    if (keys == keys[:1, :1]).all():
+        return keys[0, :1]
+    return keys.reshape(-1, *keys.shape[2:])

@@ -209,4 +209,13 @@ def test_layouts_are_read_from_where_elements_are_used() -> None:
     assert (str(found), found.heads) == ("b s h d", 2)
     assert layout_of(merged + 1, (2, 5, 12)) is None
     assert layout_of(merged, (2, 5, 24)) is None
-    assert layout_of(((b * 5 + s) * 4 + (h ^ 1)) * 3 + d, (2, 5, 12)) is None
+    found = layout_of(((b * 5 + s) * 4 + (h ^ 1)) * 3 + d, (2, 5, 12))
+    assert found is not None
+    assert (found.heads, found.picks) == (4, (1, 0, 3, 2))
+    found = layout_of(((b * 5 + s) * 8 + 2 * h) * 3 + d, (2, 5, 24))
+    assert found is not None
+    assert (found.heads, found.picks) == (8, (0, 2, 4, 6))
+    found = layout_of(merged, (2, 5, 2, 2, 3))
+    assert found is not None
+    assert (str(found), found.groups) == ("b s g h d", 2)
+    assert layout_of(((b * 5 + s) * 4 + h * h) * 3 + d, (2, 5, 12)) is None

@@ -35,6 +35,8 @@ class MaskTerm:
     keep: bool = True
     fill: float | None = None
     factor: float = 1.0
+    scores: Layout | None = None
+    """Of the scores (or weights) it is applied to and broadcasts to: s is the query, d the key."""
 
 
 @dataclass
@@ -54,7 +56,16 @@ class AttentionCore:
     terms: list[MaskTerm] = field(default_factory=list)
     """In the order they are applied."""
     sink: ir.Value | None = None
-    """Scores appended to each row and dropped after the softmax."""
+    """Scores appended to each row and dropped after the softmax; the node's output for a padding
+    that does it."""
+    sink_scores: tuple[float, ...] | None = None
+    """The appended score of each head (of several, the one that weighs as much); None: there is no
+    sink, or data or the position decides it."""
+    sink_columns: int = 1
+    sink_first: bool = False
+    """The sinks stand before the keys."""
+    is_causal: bool = False
+    """The fused operator masks later positions by itself."""
     footprint: Footprint = field(default_factory=lambda: Footprint(kind="other", never_later=False))
     bias: str = ""
     """"", "ALiBi" or "position bias": what known terms add to the scores that are seen."""
@@ -72,6 +83,11 @@ class AttentionCore:
     """The axes of the softmax's input over queries and keys."""
     problem: str = ""
     """What keeps the core from being written in another form; "" if nothing."""
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether rows of a batch are attended apart."""
+        return self.q is not None and any("b" in axis for axis in self.q.layout.axes)
 
     def describe(self) -> str:
         """Footprint and bias in words."""

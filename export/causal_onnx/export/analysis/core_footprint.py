@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from causal_onnx.export.analysis.analyse import Analysis
-from causal_onnx.export.analysis.attributes import attr
+from causal_onnx.export.analysis.attributes import UnsupportedError
 from causal_onnx.export.analysis.core import AttentionCore
-from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Elements, Known, restructure
+from causal_onnx.export.analysis.elements import Elements, Known, restructure
 from causal_onnx.export.analysis.footprint import Seen, footprint_of, position_bias, seen_keys
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.numbers import numbers_behind
 from causal_onnx.export.analysis.operands import tensor_of
 from causal_onnx.export.analysis.signature import Sizes
+from causal_onnx.export.analysis.terms import mask_at, spread
 
 __all__ = ["find_footprint"]
 
@@ -55,11 +56,12 @@ def _seen_in(core: AttentionCore, run: Run) -> Seen | None:
         scores = _last_axes(scores, core.score_axes)
     keys = seen_keys(scores)
     if core.sink is not None:
-        keys = keys[..., :-1]
+        end = keys.shape[-1] - core.sink_columns
+        keys = keys[..., core.sink_columns :] if core.sink_first else keys[..., :end]
     for term in core.terms:
         mask = tensor_of(run, term.value)
-        if term.kind == "after" and isinstance(mask, Known):
-            keys = keys & _spread_term(core, mask.value != 0, scores.shape)
+        if term.kind == "after" and isinstance(mask, Known) and term.scores is not None:
+            keys = keys & _flat(spread(core, term, mask.value != 0, run), run)
     return Seen(keys, keys.shape[-1] - keys.shape[-2])
 
 
@@ -72,20 +74,10 @@ def _last_axes(tensor: Elements, axes: tuple[int, int]) -> Elements:
     return restructure(tensor, lambda array, _: array.transpose(order))
 
 
-def _spread_term(
-    core: AttentionCore, mask: npt.NDArray[Any], shape: tuple[int, ...]
-) -> npt.NDArray[Any]:
-    """A term that broadcasts to the scores, as (lead, seq, total); `shape` has these two last.
-
-    Raises:
-        ValueError: It does not broadcast to the scores.
-    """
-    rank = len(shape)
-    query, key = core.score_axes or (rank - 2, rank - 1)
-    order = [i for i in range(rank) if i not in (query, key)] + [query, key]
-    mask = mask.reshape((1,) * (rank - mask.ndim) + mask.shape).transpose(order)
-    lead = mask.shape[:-2]
-    full = np.broadcast_to(mask, (*lead, *shape[-2:])).reshape(-1, *shape[-2:])
+def _flat(mask: npt.NDArray[Any], run: Run) -> npt.NDArray[Any]:
+    """(batch, heads, seq, total) as (lead, seq, total); lead is 1 where all are the same."""
+    shape = (*mask.shape[:2], run.sizes.seq, run.sizes.total_seq)
+    full = np.broadcast_to(mask, shape).reshape(-1, *shape[2:])
     return full[:1] if (full == full[:1]).all() else full
 
 
@@ -93,35 +85,13 @@ def _seen_by_terms(core: AttentionCore, run: Run) -> Seen | None:
     """From the position-only terms, at a size where the scores themselves are not followed."""
     if core.node.outputs[0] not in run.values:
         return None  # it stands in a branch that is not entered there
-    sizes = run.sizes
-    rows, columns = sizes.seq, sizes.total_seq
-    keys = np.ones((1, rows, columns), np.bool_)
-    shape = (*(1,) * (_rank(run, core) - 2), rows, columns)
-    if core.kind == "fused":
-        if core.node.op_type != "Attention" or core.node.domain:
-            return None
-        if attr(core.node, "is_causal", 0):
-            keys &= np.arange(columns)[None, :] <= np.arange(rows)[:, None] + sizes.past_seq
-    for term in core.terms:
-        mask = tensor_of(run, term.value)
-        if not isinstance(mask, Known):
-            continue
-        value = mask.value
-        if term.kind == "where":
-            if term.fill is None or term.fill > VERY_NEGATIVE:
-                return None
-            some = value.astype(np.bool_) == term.keep
-        elif term.kind == "add":
-            some = ~(value.astype(np.float64) * term.factor <= VERY_NEGATIVE)
-        elif term.kind in ("multiply", "after"):
-            some = value != 0
-        else:
-            return None
-        try:
-            keys = keys & _spread_term(core, np.asarray(some), shape)
-        except ValueError:
-            return None
-    return Seen(keys, columns - rows)
+    if core.kind == "fused" and (core.node.op_type != "Attention" or core.node.domain):
+        return None
+    try:
+        masked = mask_at(core, run)
+    except UnsupportedError:
+        return None
+    return Seen(_flat(masked.keys, run), run.sizes.total_seq - run.sizes.seq)
 
 
 def _large_sizes(analysis: Analysis, core: AttentionCore, followed: Sequence[Sizes]) -> list[Sizes]:
@@ -141,11 +111,6 @@ def _large_sizes(analysis: Analysis, core: AttentionCore, followed: Sequence[Siz
     return sizes
 
 
-def _rank(run: Run, core: AttentionCore) -> int:
-    scores = None if core.kind == "fused" else tensor_of(run, core.node.inputs[0])
-    return len(scores.shape) if isinstance(scores, Elements) else 4
-
-
 def _bias(core: AttentionCore, run: Run, seen: Seen) -> None:
     """Name what the known additive terms do to the scores that are seen."""
     rows, columns = seen.keys.shape[-2:]
@@ -156,9 +121,7 @@ def _bias(core: AttentionCore, run: Run, seen: Seen) -> None:
             continue
         value = mask.value.astype(np.float64) * term.factor
         try:
-            total = total + _spread_term(
-                core, value, (*(1,) * (_rank(run, core) - 2), rows, columns)
-            )
-        except ValueError:
+            total = total + _flat(spread(core, term, value, run), run)
+        except UnsupportedError:
             continue
     core.bias = position_bias(total, seen.keys[0], seen.past)

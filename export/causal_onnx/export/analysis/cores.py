@@ -18,11 +18,11 @@ from causal_onnx.export.analysis.core import AttentionCore, MaskTerm, Operand
 from causal_onnx.export.analysis.core_footprint import find_footprint
 from causal_onnx.export.analysis.elements import Abstract, Elements, Known
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.layout import Layout
-from causal_onnx.export.analysis.operands import plainest, tensor_of
+from causal_onnx.export.analysis.layout import Index, Layout
+from causal_onnx.export.analysis.operands import outcome, plainest, tensor_of
 from causal_onnx.export.analysis.softmax_core import SoftmaxCore
 
-__all__ = ["AttentionCore", "MaskTerm", "Operand", "core_at", "find_cores"]
+__all__ = ["AttentionCore", "MaskTerm", "Operand", "core_at", "find_cores", "recognise"]
 
 FUSED = {
     ("", "Attention"),
@@ -31,19 +31,27 @@ FUSED = {
     ("com.microsoft", "Attention"),
 }
 
+BOOLEAN = {"And", "Or", "Not", "Xor", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"}
+"""Operators with a boolean result."""
+
 
 def find_cores(analysis: Analysis) -> list[AttentionCore]:
     """All attention cores of a graph outside its branches, in the order it computes them."""
+    found = recognise(analysis)
+    for core in found:
+        find_footprint(analysis, core)
+    return found
+
+
+def recognise(analysis: Analysis) -> list[AttentionCore]:
+    """The same with the footprints left open."""
     sizes = analysis.probe_sizes()
     probe = None if sizes is None else analysis.by_position(sizes)
     if probe is None or sizes is None:
         return []
     rows = analysis.by_batch(sizes)
     cores = (core_at(analysis, probe, rows, node) for node in analysis.model.graph)
-    found = [core for core in cores if core is not None]
-    for core in found:
-        find_footprint(analysis, core)
-    return found
+    return [core for core in cores if core is not None]
 
 
 def core_at(
@@ -78,30 +86,52 @@ def _fused(analysis: Analysis, probe: Run, node: ir.Node) -> AttentionCore:
         core.problem = "its queries, keys and values are packed in one tensor"
         core.num_heads, core.num_kv_heads = heads, kv_heads
         return core
-    operands = []
+    operands: list[Operand] = []
+    counts: list[int] = []
     for value, count in zip(values, (heads, kv_heads, kv_heads), strict=True):
         assert value is not None
         operand = _operand(value, tensor_of(probe, value), count)
         if operand is None:
             core.problem = f"input {value.name} has an unexpected shape"
             return core
-        operands.append(_plainer(probe, operand, core.nodes))
+        counts.append(operand.layout.heads)
+        operands.append(_plainer(probe, operand, core.nodes, scaled=len(operands) < 2))
     core.q, core.k, core.v = operands
-    core.output = _operand(node.outputs[0], tensor_of(probe, node.outputs[0]), heads)
-    core.num_heads = core.q.layout.heads
-    core.num_kv_heads = core.k.layout.heads
+    core.num_heads = counts[0]
+    core.num_kv_heads = counts[1] if core.k.layout.picks else core.k.layout.heads
+    core.output = _operand(node.outputs[0], tensor_of(probe, node.outputs[0]), counts[0])
+    if core.output is not None:
+        index = _index(probe, core.output)
+        if index is not None:
+            core.output = outcome(probe, core.output.value, index, core.nodes)
     core.head_dim = _width(core.q, probe)
     core.v_dim = _width(core.v, probe)
     scale = attr(node, "scale", 0.0) or (1 / math.sqrt(core.head_dim or 1))
     core.scale = scale * core.q.factor * core.k.factor
-    if core.v.factor != 1.0:
-        core.problem = "the values are scaled"
+    core.is_causal = bool(attr(node, "unidirectional" if contrib else "is_causal", 0))
     if not contrib and len(node.inputs) > 3 and node.inputs[3] is not None:
         mask = node.inputs[3]
-        known = isinstance(tensor_of(probe, mask), Known)
-        kind = "where" if mask.dtype == ir.DataType.BOOL else "add"
-        core.terms.append(MaskTerm(kind=kind, value=mask, known=known, fill=-math.inf))
+        found = tensor_of(probe, mask)
+        known = isinstance(found, Known)
+        scores = Layout((("b",), ("h",), ("s",), ("d",)), core.num_heads)
+        core.terms.append(
+            MaskTerm(
+                kind="where" if _is_choice(mask, found) else "add",
+                value=mask,
+                known=known,
+                fill=-math.inf,
+                scores=scores,
+            )
+        )
     return core
+
+
+def _is_choice(mask: ir.Value, found: Abstract) -> bool:
+    """Whether a mask says which keys count, rather than what is added to their scores."""
+    if isinstance(found, Known):
+        return found.value.dtype == np.bool_
+    maker = mask.producer()
+    return mask.dtype == ir.DataType.BOOL or (maker is not None and maker.op_type in BOOLEAN)
 
 
 def _operand(value: ir.Value, tensor: Abstract, heads: int | None) -> Operand | None:
@@ -114,20 +144,28 @@ def _operand(value: ir.Value, tensor: Abstract, heads: int | None) -> Operand | 
     return None
 
 
-def _plainer(run: Run, operand: Operand, nodes: list[ir.Node]) -> Operand:
+def _plainer(run: Run, operand: Operand, nodes: list[ir.Node], *, scaled: bool) -> Operand:
     """The operand of a fused operator before the moves (a transpose, repeated heads) into it."""
+    index = _index(run, operand)
+    if index is None:
+        return operand
+    try:
+        return plainest(run, operand.value, index, nodes, scaled=scaled)
+    except UnsupportedError:
+        return operand
+
+
+def _index(run: Run, operand: Operand) -> Index | None:
+    """(batch, head, position, feature) -> flat index, of an operand in one of two usual layouts."""
     tensor = tensor_of(run, operand.value)
     if not isinstance(tensor, Elements):
-        return operand
+        return None
     index = np.arange(tensor.size).reshape(tensor.shape)
     if len(tensor.shape) == 3:
         batch, seq, width = tensor.shape
         heads = operand.layout.heads
         index = index.reshape(batch, seq, heads, width // heads).transpose(0, 2, 1, 3)
-    try:
-        return plainest(run, operand.value, index, nodes)
-    except UnsupportedError:
-        return operand
+    return index
 
 
 def _width(operand: Operand, run: Run) -> int | None:

@@ -10,7 +10,15 @@ import numpy.typing as npt
 
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Known, Tensor, view
 
-__all__ = ["Footprint", "Seen", "footprint_of", "pattern", "position_bias", "seen_keys"]
+__all__ = [
+    "BoolMatrix",
+    "Footprint",
+    "Seen",
+    "footprint_of",
+    "pattern",
+    "position_bias",
+    "seen_keys",
+]
 
 BoolMatrix = npt.NDArray[np.bool_]
 

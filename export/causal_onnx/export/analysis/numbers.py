@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.elements import VERY_NEGATIVE
 from causal_onnx.export.analysis.interpret import Constants
 
 __all__ = ["numbers_behind"]
@@ -17,8 +18,13 @@ LARGEST = 1 << 20
 """Numbers from here on are no lengths."""
 
 
-def numbers_behind(constants: Constants, values: Iterable[ir.Value]) -> Iterator[int]:
-    """The magnitudes of whole numbers that stand alone upstream of `values`, as far as shapes."""
+def numbers_behind(
+    constants: Constants, values: Iterable[ir.Value], *, widths: bool = False
+) -> Iterator[int]:
+    """The magnitudes of whole numbers that stand alone upstream of `values`, as far as shapes.
+
+    What is far below 0 is a score, not a length. `widths`: and those of stored matrices.
+    """
     todo = list(values)
     done: set[ir.Value] = set()
     while todo and len(done) < MAX_VALUES:
@@ -30,8 +36,11 @@ def numbers_behind(constants: Constants, values: Iterable[ir.Value]) -> Iterator
         if known is not None:
             if known.size == 1 and known.value.dtype.kind in "iuf":
                 number = float(known.value.reshape(-1)[0])
-                if number.is_integer() and abs(number) < LARGEST:
+                is_score = known.value.dtype.kind == "f" and number <= VERY_NEGATIVE
+                if number.is_integer() and abs(number) < LARGEST and not is_score:
                     yield abs(int(number))
+            elif widths and len(known.shape) > 1 and known.shape[-2] > 1:
+                yield known.shape[-1]
             continue
         node = value.producer()
         if node is not None and node.op_type != "Shape":

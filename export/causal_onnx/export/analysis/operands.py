@@ -16,7 +16,7 @@ from causal_onnx.export.analysis.layout import layout_of
 from causal_onnx.export.analysis.moves import MOVES
 from causal_onnx.export.analysis.rules.contraction import LETTERS, equation_terms
 
-__all__ = ["Terms", "plainest", "product", "scalar_of", "tensor_of"]
+__all__ = ["Terms", "outcome", "plainest", "product", "scalar_of", "tensor_of"]
 
 Index = npt.NDArray[np.int64]
 
@@ -91,7 +91,9 @@ def product(node: ir.Node, run: Run) -> Terms | None:
     )
 
 
-def plainest(run: Run, value: ir.Value, index: Index, nodes: list[ir.Node]) -> Operand:
+def plainest(
+    run: Run, value: ir.Value, index: Index, nodes: list[ir.Node], *, scaled: bool = True
+) -> Operand:
     """The operand past the scalings and moves that prepared it, which are added to `nodes`.
 
     Args:
@@ -99,6 +101,7 @@ def plainest(run: Run, value: ir.Value, index: Index, nodes: list[ir.Node]) -> O
         value: A factor of a product, or an input of a fused operator.
         index: (batch, head, position, feature) -> flat index into it.
         nodes: The core's nodes.
+        scaled: Whether to go past scalings too.
 
     Raises:
         UnsupportedError: It is no rearrangement of (batch, head, position, feature).
@@ -117,7 +120,7 @@ def plainest(run: Run, value: ir.Value, index: Index, nodes: list[ir.Node]) -> O
             passed = []
         node = value.producer()
         step = None if node is None else _source_step(run, node, value, index)
-        if node is None or step is None:
+        if node is None or step is None or (step[2] != 1.0 and not scaled):
             break
         passed.append(node)
         value, index, more = step
@@ -125,6 +128,52 @@ def plainest(run: Run, value: ir.Value, index: Index, nodes: list[ir.Node]) -> O
     if best is None:
         raise UnsupportedError("a factor of the product is not laid out by position and head")
     return best
+
+
+def outcome(run: Run, value: ir.Value, index: Index, nodes: list[ir.Node]) -> Operand:
+    """The output of a core as far forward as moves alone take it; they are added to `nodes`.
+
+    Args:
+        run: At the sizes of `index`.
+        value: Where the sums over the keys come out.
+        index: (batch, head, position, feature) -> flat index into it.
+        nodes: The core's nodes.
+
+    Raises:
+        UnsupportedError: It is no rearrangement of (batch, head, position, feature).
+    """
+    tensor = tensor_of(run, value)
+    assert isinstance(tensor, Elements)
+    layout = layout_of(index, tensor.shape)
+    if layout is None or layout.picks is not None or layout.heads != index.shape[1]:
+        raise UnsupportedError("the output is not laid out by position and head")
+    best = Operand(value, layout)
+    while True:
+        uses = [use.node for use in value.uses()]
+        if len(uses) != 1 or value.is_graph_output() or uses[0].op_type not in MOVES:
+            return best
+        node = uses[0]
+        inputs = [tensor_of(run, v) for v in node.inputs]
+        source = inputs[0]
+        if not isinstance(source, Elements) or node.inputs[0] is not value:
+            return best
+        if any(isinstance(x, Elements) for x in inputs[1:]):
+            return best
+        places = MOVES[node.op_type](node, source.shape, inputs)(
+            np.arange(source.size).reshape(source.shape), -1
+        ).reshape(-1)
+        if places.size != source.size or len(np.unique(places)) != places.size:
+            return best
+        inverse = np.empty_like(places)
+        inverse[places] = np.arange(places.size)
+        value, index = node.outputs[0], inverse[index]
+        moved = tensor_of(run, value)
+        assert isinstance(moved, Elements)
+        layout = layout_of(index, moved.shape)
+        if layout is None or layout.picks is not None or layout.heads != index.shape[1]:
+            return best
+        nodes.append(node)
+        best = Operand(value, layout)
 
 
 def _source_step(

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import Analysis
-from causal_onnx.export.analysis.attributes import UnsupportedError, attr
-from causal_onnx.export.analysis.core import AttentionCore, MaskTerm, Operand
+from causal_onnx.export.analysis.attributes import UnsupportedError, attr, known_ints
+from causal_onnx.export.analysis.core import AttentionCore, MaskTerm
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Abstract, Elements, Known, view
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.layout import flat_index, layout_of
+from causal_onnx.export.analysis.layout import Index, Layout, flat_index, layout_of
 from causal_onnx.export.analysis.moves import MOVES
-from causal_onnx.export.analysis.operands import Terms, plainest, product, scalar_of, tensor_of
+from causal_onnx.export.analysis.operands import (
+    Terms,
+    outcome,
+    plainest,
+    product,
+    scalar_of,
+    tensor_of,
+)
 
 __all__ = ["SoftmaxCore"]
-
-Index = npt.NDArray[np.int64]
 
 SCORE_OPS = frozenset(
     {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Clip", "Concat"}
 )
+LARGEST_GUARD = 1e-6
+"""What is added to a sum of weights against a division by 0 is at most this."""
+
 WEIGHT_OPS = frozenset({"Cast", "Identity", "Dropout", "Where", "Mul"})
 
 
@@ -37,7 +45,12 @@ class SoftmaxCore:
         self.core = AttentionCore(node=node, kind="softmax", nodes=[node])
         self.steps: list[tuple[str, ir.Node, float, MaskTerm | None]] = []
         self.capped = False
+        self.padded = False
+        self.sink_factor = 1.0
+        """What the scores, and a sink beside them, are multiplied by after the sink is joined."""
         self.batch = self.heads = self.queries = self.keys = 1
+        self.columns: Index = np.zeros(0, np.int64)
+        """The keys among the columns of the softmax; the others are sinks."""
 
     def build(self) -> AttentionCore | None:
         """The core; None where the softmax is not over keys."""
@@ -120,9 +133,9 @@ class SoftmaxCore:
 
     def is_scores(self, value: ir.Value | None) -> bool:
         """Whether the value holds a score per query and key (rather than a mask made of data)."""
-        return value is not None and self.reachesproduct(value, depth=12)
+        return value is not None and self.reaches_product(value, depth=12)
 
-    def reachesproduct(self, value: ir.Value, depth: int) -> bool:
+    def reaches_product(self, value: ir.Value, depth: int) -> bool:
         if not isinstance(tensor_of(self.run, value), Elements):
             return False
         node = value.producer()
@@ -132,7 +145,7 @@ class SoftmaxCore:
             tainted = [v for v in node.inputs if isinstance(tensor_of(self.run, v), Elements)]
             return len(tainted) >= 2
         if node.op_type in SCORE_OPS or node.op_type in MOVES:
-            return any(v is not None and self.reachesproduct(v, depth - 1) for v in node.inputs)
+            return any(v is not None and self.reaches_product(v, depth - 1) for v in node.inputs)
         return False
 
     def back(self, value: ir.Value, labels: Index) -> None:
@@ -157,6 +170,8 @@ class SoftmaxCore:
             assert source is not None
             if op in ("Cast", "Identity"):
                 return source, labels
+            if op == "Pad":
+                self.pad_sink(node, inputs)
             return source, self.unmoved(node, inputs, labels)
         if op == "Concat":
             return self.drop_sink(node, labels)
@@ -164,7 +179,7 @@ class SoftmaxCore:
         source = node.inputs[main]
         assert source is not None
         others = [i for i in range(len(inputs)) if i != main]
-        self.record(node, main, others, inputs)
+        self.record(node, main, others, inputs, self.layout(labels))
         found = inputs[main]
         assert isinstance(found, Elements)
         if found.shape != labels.shape:
@@ -200,11 +215,71 @@ class SoftmaxCore:
                 others = [v for v in node.inputs if v is not value]
                 if len(others) != 1:
                     raise UnsupportedError("the scores are joined from several parts")
-                self.core.sink = others[0]
                 index = (slice(None),) * axis + (slice(start, end),)
-                return value, labels[index]
+                kept = labels[index]
+                self.check_sink(node)
+                self.core.sink = others[0]
+                self.core.sink_scores = self.scores_of_sink(others[0], kept, axis)
+                return value, kept
             start = end
         raise UnsupportedError("the scores are joined from several parts")
+
+    def pad_sink(self, node: ir.Node, inputs: Sequence[Abstract]) -> None:
+        """Columns of one number beside the scores."""
+        self.check_sink(node)
+        fill = inputs[2] if len(inputs) > 2 else None
+        score = 0.0 if fill is None else scalar_of(fill)
+        if score is None or attr(node, "mode", "constant") != "constant":
+            raise UnsupportedError("the scores are padded with other than a number")
+        self.core.sink = node.outputs[0]
+        self.core.sink_scores = (score * self.sink_factor,) * self.heads
+        self.padded = True
+
+    def check_sink(self, node: ir.Node) -> None:
+        if self.core.sink is not None:
+            raise UnsupportedError("two sinks are joined to the scores")
+        for kind, _, factor, _ in self.steps:
+            if kind != "scale":
+                raise UnsupportedError(f"{node.op_type} joins a sink to the scores before a mask")
+            self.sink_factor *= factor
+
+    def scores_of_sink(
+        self, sink: ir.Value | None, kept: Index, axis: int
+    ) -> tuple[float, ...] | None:
+        """The one score that weighs as much as each head's sinks; None where there is none."""
+        found = tensor_of(self.run, sink)
+        table = self.places(kept)
+        if not isinstance(found, Known) or (table[..., self.own_columns(table)] < 0).any():
+            return None
+        at = list(np.unravel_index(table[..., self.own_columns(table)[0]], kept.shape))
+        at[axis] = np.zeros_like(at[axis])
+        places = tuple(part[..., None] for part in at)
+        width = np.arange(found.shape[axis])
+        places = (*places[:axis], places[axis] + width, *places[axis + 1 :])
+        scores = found.value.astype(np.float64)[places] * self.sink_factor
+        joined = np.logaddexp.reduce(scores, axis=-1)  # (batch, head, query)
+        if not (joined == joined[:1, :, :1]).all():
+            return None
+        return tuple(float(score) for score in joined[0, :, 0])
+
+    def places(self, labels: Index) -> Index:
+        """(batch, head, query, column) -> where that score stands in the tensor of `labels`, or
+        -1."""
+        where = np.full(self.batch * self.heads * self.queries * self.keys, -1, np.int64)
+        flat = labels.reshape(-1)
+        real = flat >= 0
+        where[flat[real]] = np.flatnonzero(real)
+        return where.reshape(self.batch, self.heads, self.queries, self.keys)
+
+    def own_columns(self, table: Index) -> Index:
+        """The columns that are there."""
+        return np.flatnonzero(table[0, 0, 0] >= 0)
+
+    def layout(self, labels: Index) -> Layout | None:
+        """How a tensor holds scores: s is the query, d the column."""
+        table = self.places(labels)
+        table = table[..., self.own_columns(table)]
+        return None if (table < 0).any() else layout_of(table, labels.shape)
 
     def record(
         self,
@@ -212,6 +287,7 @@ class SoftmaxCore:
         main: int,
         others: Sequence[int],
         inputs: Sequence[Abstract],
+        scores: Layout | None,
     ) -> None:
         """Write down what an element-wise node does to the scores."""
         op = node.op_type
@@ -222,7 +298,7 @@ class SoftmaxCore:
                 self.steps.append(("scale", node, factor if op == "Mul" else 1 / factor, None))
                 return
             if op == "Mul":
-                self.term("multiply", node, others[0], inputs)
+                self.term("multiply", node, others[0], inputs, scores)
                 return
         if op in ("Add", "Sub") and len(others) == 1 and not (op == "Sub" and main == 1):
             if self.shifts_rows(inputs[main], inputs[others[0]]):
@@ -230,10 +306,10 @@ class SoftmaxCore:
             sign = 1.0 if op == "Add" else -1.0
             if scalars[0] == 0:
                 return
-            self.term("add", node, others[0], inputs, factor=sign)
+            self.term("add", node, others[0], inputs, scores, factor=sign)
             return
         if op == "Where":
-            self.where(node, main, inputs)
+            self.where(node, main, inputs, scores)
             return
         if op == "Tanh":
             self.capped = True
@@ -245,7 +321,8 @@ class SoftmaxCore:
 
     def shifts_rows(self, scores: Abstract, other: Abstract) -> bool:
         """Whether a summand is the same for all keys, which a softmax does not see."""
-        if self.capped or not isinstance(scores, Elements):
+        # (Beside a sink that is joined afterwards it counts.)
+        if self.capped or self.core.sink is not None or not isinstance(scores, Elements):
             return False
         assert isinstance(other, Elements | Known)
         assert self.core.score_axes is not None
@@ -258,16 +335,19 @@ class SoftmaxCore:
         node: ir.Node,
         index: int,
         inputs: Sequence[Abstract],
+        scores: Layout | None,
         *,
         factor: float = 1.0,
     ) -> None:
         value = node.inputs[index]
         assert value is not None
         known = isinstance(inputs[index], Known)
-        term = MaskTerm(kind=kind, value=value, known=known, factor=factor)
+        term = MaskTerm(kind=kind, value=value, known=known, factor=factor, scores=scores)
         self.steps.append((kind, node, factor, term))
 
-    def where(self, node: ir.Node, main: int, inputs: Sequence[Abstract]) -> None:
+    def where(
+        self, node: ir.Node, main: int, inputs: Sequence[Abstract], scores: Layout | None
+    ) -> None:
         condition = node.inputs[0]
         assert condition is not None
         if main == 0:
@@ -276,7 +356,14 @@ class SoftmaxCore:
         if fill is None:
             raise UnsupportedError("Where puts a tensor in the place of masked scores")
         known = isinstance(inputs[0], Known)
-        term = MaskTerm(kind="where", value=condition, known=known, keep=main == 1, fill=fill)
+        term = MaskTerm(
+            kind="where",
+            value=condition,
+            known=known,
+            keep=main == 1,
+            fill=fill,
+            scores=scores,
+        )
         self.steps.append(("where", node, 1.0, term))
 
     def interpret_steps(self) -> None:
@@ -290,12 +377,7 @@ class SoftmaxCore:
                     after *= factor
                 else:
                     scale *= factor
-                terms = [
-                    MaskTerm(t.kind, t.value, t.known, t.keep, t.fill, t.factor * factor)
-                    if t.kind == "add"
-                    else t
-                    for t in terms
-                ]
+                terms = [_scaled(term, factor) for term in terms]
             elif kind == "tanh":
                 if capped or terms:
                     raise UnsupportedError("tanh is applied to masked scores")
@@ -312,16 +394,22 @@ class SoftmaxCore:
 
     def query_and_key(self, node: ir.Node, terms: Terms, labels: Index) -> None:
         """Read q and k off the product."""
-        count = self.batch * self.heads * self.queries * self.keys
-        where = np.full(count, -1, np.int64)
-        flat = labels.reshape(-1)
-        real = flat >= 0
-        where[flat[real]] = np.flatnonzero(real)
-        table = where.reshape(self.batch, self.heads, self.queries, self.keys)
-        if (table[..., 0] < 0).any():
+        table = self.places(labels)
+        self.columns = self.own_columns(table)
+        table = table[..., self.columns]
+        if table.size == 0 or (table < 0).any():
             raise UnsupportedError("the product holds other elements than the scores")
-        keys = int((table[0, 0, 0] >= 0).sum())
-        table = table[..., :keys]
+        missing = self.keys - len(self.columns)
+        if missing and self.core.sink is None:
+            raise UnsupportedError("some of the scores do not come from the product")
+        if missing:
+            self.core.sink_columns = missing
+            self.core.sink_first = bool(self.columns[0] > 0)
+            if self.core.sink_first and self.columns[-1] < self.keys - 1:
+                raise UnsupportedError("sinks are joined to the scores on both sides")
+        if missing and self.padded and self.core.sink_scores is not None:
+            weight = float(np.log(missing))
+            self.core.sink_scores = tuple(s + weight for s in self.core.sink_scores)
         shape = labels.shape
         at_query = np.unravel_index(table[:, :, :, 0], shape)
         at_key = np.unravel_index(table[:, :, 0, :], shape)
@@ -345,7 +433,8 @@ class SoftmaxCore:
         factor = terms.factor * self.core.q.factor * self.core.k.factor
         self.steps.append(("scale", node, factor, None))
         self.core.num_heads = self.heads
-        self.core.num_kv_heads = self.core.k.layout.heads
+        picked = self.core.k.layout.picks
+        self.core.num_kv_heads = self.heads if picked else self.core.k.layout.heads
         self.core.head_dim = int(q_index.shape[3])
 
     def moves_with_keys(self, at_key: tuple[Index, ...], terms: Terms) -> bool:
@@ -424,16 +513,18 @@ class SoftmaxCore:
             if isinstance(inputs[other], Known) and scalar_of(inputs[other]) is None:
                 mask = node.inputs[other]
                 assert mask is not None
-                term = MaskTerm(kind="after", value=mask, known=True)
-                out = self.renormalised(out)
+                scores = self.layout(labels)
+                term = MaskTerm(kind="after", value=mask, known=True, scores=scores)
+                out = self.renormalised(out, scores)
                 self.core.terms.append(term)
                 return out, labels
         raise UnsupportedError(f"{op} is applied to the weights")
 
-    def renormalised(self, value: ir.Value) -> ir.Value:
+    def renormalised(self, value: ir.Value, scores: Layout | None) -> ir.Value:
         """After masked weights: their division by their own sum, which makes them a softmax."""
+        key = None if scores is None else scores.axis_of("d")
         uses = [use.node for use in value.uses()]
-        sums = [n for n in uses if n.op_type == "ReduceSum"]
+        sums = [n for n in uses if n.op_type == "ReduceSum" and self.reduces(n, key)]
         for node in uses:
             if node.op_type == "Div" and node.inputs[0] is value and sums:
                 below = node.inputs[1]
@@ -443,8 +534,26 @@ class SoftmaxCore:
                     if maker in sums:
                         self.core.nodes.extend([node, *sums])
                         return node.outputs[0]
-                    below = maker.inputs[0] if maker.op_type in ("Add", "Clip", "Max") else None
+                    below = maker.inputs[0] if self.is_guard(maker) else None
         raise UnsupportedError("the weights are masked after the softmax and not renormalised")
+
+    def reduces(self, node: ir.Node, axis: int | None) -> bool:
+        """Whether a sum runs along this axis and no other."""
+        whole = tensor_of(self.run, node.inputs[0])
+        inputs = [tensor_of(self.run, v) for v in node.inputs]
+        axes = known_ints(inputs, 1, "axes") or attr(node, "axes")
+        if axis is None or axes is None or not isinstance(whole, Elements):
+            return False
+        return [a % len(whole.shape) for a in axes] == [axis]
+
+    def is_guard(self, node: ir.Node) -> bool:
+        """Whether a node only keeps a sum away from 0, by less than rounding shows."""
+        others = [scalar_of(tensor_of(self.run, v)) for v in node.inputs[1:] if v is not None]
+        if node.op_type == "Clip":
+            others = others[:1]
+        return node.op_type in ("Add", "Clip", "Max") and all(
+            n is not None and abs(n) <= LARGEST_GUARD for n in others
+        )
 
     def values(self, node: ir.Node, terms: Terms, weights: ir.Value, labels: Index) -> None:
         """Read v and the output off the product with the weights."""
@@ -456,14 +565,11 @@ class SoftmaxCore:
         v_tensor, o_tensor = tensor_of(self.run, v_value), tensor_of(self.run, out)
         if not isinstance(v_tensor, Elements) or not isinstance(o_tensor, Elements):
             raise UnsupportedError("the values do not depend on data")
-        count = self.batch * self.heads * self.queries * self.keys
-        where = np.full(count, -1, np.int64)
-        flat = labels.reshape(-1)
-        real = flat >= 0
-        where[flat[real]] = np.flatnonzero(real)
-        table = where.reshape(self.batch, self.heads, self.queries, self.keys)
-        keys = int((table[0, 0, 0] >= 0).sum())
-        table = table[..., :keys]
+        table = self.places(labels)
+        columns = self.own_columns(table)
+        table = table[..., columns]
+        if (table < 0).any() or not np.array_equal(columns, self.columns):
+            raise UnsupportedError("the weights of other columns than the keys' meet the values")
         at_key = dict(
             zip(p_letters, np.unravel_index(table[:, :, 0, :], labels.shape), strict=True)
         )
@@ -491,44 +597,19 @@ class SoftmaxCore:
             return np.broadcast_to(found, full)
 
         at = index(v_letters, v_tensor.shape, at_key)
-        self.core.v = plainest(self.run, v_value, at, self.core.nodes)
+        self.core.v = plainest(self.run, v_value, at, self.core.nodes, scaled=False)
         self.core.v_dim = width
-        self.output(out, index(terms.out, o_tensor.shape, at_query))
-        if terms.factor * self.core.v.factor != 1.0:
+        self.core.output = outcome(
+            self.run, out, index(terms.out, o_tensor.shape, at_query), self.core.nodes
+        )
+        if terms.factor != 1.0:
             self.core.problem = "the weighted sum is scaled"
 
-    def output(self, value: ir.Value, index: Index) -> None:
-        """The output as far forward as moves alone take it."""
-        tensor = tensor_of(self.run, value)
-        assert isinstance(tensor, Elements)
-        layout = layout_of(index, tensor.shape)
-        if layout is None:
-            raise UnsupportedError("the output is not laid out by position and head")
-        best = Operand(value, layout)
-        while True:
-            uses = [use.node for use in value.uses()]
-            if len(uses) != 1 or value.is_graph_output() or uses[0].op_type not in MOVES:
-                break
-            node = uses[0]
-            inputs = [tensor_of(self.run, v) for v in node.inputs]
-            source = inputs[0]
-            if not isinstance(source, Elements) or node.inputs[0] is not value:
-                break
-            if any(isinstance(x, Elements) for x in inputs[1:]):
-                break
-            places = MOVES[node.op_type](node, source.shape, inputs)(
-                np.arange(source.size).reshape(source.shape), -1
-            ).reshape(-1)
-            if places.size != source.size or len(np.unique(places)) != places.size:
-                break
-            inverse = np.empty_like(places)
-            inverse[places] = np.arange(places.size)
-            value, index = node.outputs[0], inverse[index]
-            moved = tensor_of(self.run, value)
-            assert isinstance(moved, Elements)
-            layout = layout_of(index, moved.shape)
-            if layout is None:
-                break
-            self.core.nodes.append(node)
-            best = Operand(value, layout)
-        self.core.output = best
+
+def _scaled(term: MaskTerm, factor: float) -> MaskTerm:
+    """The term as it acts on scores that are multiplied by `factor` afterwards."""
+    if term.kind == "add":
+        return replace(term, factor=term.factor * factor)
+    if term.kind == "where" and term.fill is not None:
+        return replace(term, fill=term.fill * factor)
+    return term

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.canonical import sink_of
 from causal_onnx.export.lower.positions import allowed_pairs, core_inputs
 from causal_onnx.export.lower.rows import has_rows, join_rows
 from causal_onnx.export.lower.writer import Writer
@@ -15,7 +16,10 @@ __all__ = ["write_primitives"]
 
 
 def write_primitives(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
-    """softmax(scale q k^T + bias) v, each key/value head multiplied with its group of queries."""
+    """softmax(scale q k^T + bias) v, each key/value head multiplied with its group of queries.
+
+    A sink takes part in the softmax and is dropped after it.
+    """
     q, k, v, bias, past_k, past_v = core_inputs(node)
     joined = join_rows(write, node) if has_rows(node) else None
     if joined is not None:
@@ -44,8 +48,12 @@ def write_primitives(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
     low = write.number(-np.inf, q)
     if allowed is not None:
         scores = write("Where", allowed, scores, low)
-    weights = write("Softmax", scores, axis=-1)
-    if bias is not None:
+    sink = sink_of(node)
+    if sink is None:
+        weights = write("Softmax", scores, axis=-1)
+    else:
+        weights = _beside_sink(write, scores, sink, heads)
+    if bias is not None and sink is None:
         # Where nothing may be attended to the softmax is 0 / 0; the output is 0 by definition.
         zero = write.number(0.0, q)
         weights = write("Where", write("IsNaN", weights), zero, weights)
@@ -59,3 +67,12 @@ def write_primitives(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
     if joined is not None:
         return [result, joined.present_k, joined.present_v]
     return [result, k, v][: len(node.outputs)]
+
+
+def _beside_sink(write: Writer, scores: ir.Value, sink: ir.Value, heads: int) -> ir.Value:
+    """Weights of the keys where one more score per head takes part in the softmax."""
+    rows = write("Shape", scores, start=0, end=3)
+    column = write("Reshape", sink, write.ints(1, heads, 1, 1))
+    column = write("Expand", column, write("Concat", rows, write.ints(1), axis=0))
+    weights = write("Softmax", write("Concat", scores, column, axis=-1), axis=-1)
+    return write("Slice", weights, write.ints(0), write.ints(-1), write.ints(3))

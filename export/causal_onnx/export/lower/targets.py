@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from causal_onnx.export.canonical import DOMAIN, is_canonical
+from causal_onnx.export.canonical import DOMAIN, is_canonical, sink_of
 from causal_onnx.export.lower.attention import write_attention
 from causal_onnx.export.lower.grouped import fits_grouped, write_grouped
 from causal_onnx.export.lower.packed import (
@@ -28,7 +28,8 @@ OLDEST_ATTENTION_OPSET = 23
 def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
     """Replace every canonical core in place; returns how many there were.
 
-    "portable": from opset 23 on the standard `Attention` operator, below MatMul and Softmax. "ort":
+    "portable": from opset 23 on the standard `Attention` operator, below (and for cores with a
+    sink, which that does not know) MatMul and Softmax. "ort":
     from opset 23 on, plain causal attention switches to onnxruntime's flash kernel where the
     sequence is long, and cached attention goes there where the call fits it. Key/value heads are
     not repeated in any form.
@@ -40,7 +41,7 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
             continue
         write = Writer(model.graph, node)
         results: Sequence[ir.Value]
-        if opset < OLDEST_ATTENTION_OPSET:
+        if opset < OLDEST_ATTENTION_OPSET or sink_of(node) is not None:
             results = write_primitives(write, node)
         elif target == "ort" and is_plain(node):
             switching = fits_flash(node) and (max_seq_len or LONGEST_SHORT + 1) > LONGEST_SHORT
