@@ -42,6 +42,7 @@ from causal_onnx.export.arrange import Arranger
 from causal_onnx.export.footprint import Footprint, footprint_of
 from causal_onnx.export.graph import constant
 from causal_onnx.export.layout import probing_sizes
+from causal_onnx.export.spelling import respell
 
 __all__ = ["DOMAIN", "CanonicalCore", "bias_of", "canonicalise", "is_canonical", "sink_of"]
 
@@ -90,6 +91,9 @@ def canonicalise(
         The cores in graph order, and for each attention left as it is the reason.
     """
     analysis = _analysis(model, max_seq_len)
+    if respell(model, analysis.runs[0]):
+        common.RemoveUnusedNodesPass()(model)
+        analysis = _analysis(model, max_seq_len)
     cores: list[CanonicalCore] = []
     others: dict[ir.Node, str] = {}
     for found in recognise(analysis):
