@@ -32,6 +32,10 @@ CACHED = [
     "win_arange_difference",
     "win_chunked",
     "lm_nanogpt_manual",
+    "mask_sink_logits",
+    "mask_softmax_one",
+    "attn_differential",
+    "attn_mla_absorbed",
 ]
 
 

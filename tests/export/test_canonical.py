@@ -26,6 +26,11 @@ STYLES = [
     ("win_arange_difference", "window", 6, 2, 2),
     ("win_of_one", "window", 1, 2, 2),
     ("win_chunked", "other", None, 2, 2),
+    ("mask_sink_logits", "causal", None, 4, 4),
+    ("attn_einsum_bhqk", "causal", None, 3, 3),
+    ("attn_gqa_grouped_einsum", "causal", None, 4, 2),
+    ("attn_mla_absorbed", "causal", None, 3, 1),
+    ("attn_seq_first_manual", "causal", None, 4, 4),
 ]
 
 

@@ -16,10 +16,12 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.elements import Elements, Known
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.operands import scalar_of, tensor_of
-from causal_onnx.export.analysis.softmax_core import LARGEST_GUARD
 from causal_onnx.export.graph import constant
 
 __all__ = ["respell"]
+
+LARGEST_GUARD = 1e-6
+"""Added to a sum of 1 or more against a division by 0, at most this changes nothing that counts."""
 
 SAME_ROWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Cast", "Identity"})
 LINEAR = frozenset({"Add", "Sub", "Mul", "Neg", "Gather", "Slice", *SAME_ROWS})
@@ -223,16 +225,16 @@ def _exps(spell: _Speller, value: ir.Value | None) -> _Exps | None:
 def _sinks_below(spell: _Speller, value: ir.Value | None, found: _Exps) -> list[float] | None:
     """The scores of what is in the denominator besides the sum; None where it is no such sum."""
     sums, sinks = 0, []
-    for summand in _summands(value):
+    for summand, is_floor in _summands(value):
         node = None if summand is None else summand.producer()
         number = spell.scalar(summand)
         if node is not None and node.op_type == "ReduceSum" and node.inputs[0] is found.value:
             if not spell.reduces_last(node):
                 return None
             sums += 1
-        elif number is not None and 0 <= number <= LARGEST_GUARD:
+        elif number is not None and 0 <= number <= LARGEST_GUARD and _exceeds_one(found):
             continue
-        elif number is not None and number > 0 and found.shift is None:
+        elif number is not None and number > 0 and found.shift is None and not is_floor:
             sinks.append(math.log(number))
         elif (score := _score_of(spell, node, found)) is not None:
             sinks.append(score)
@@ -241,18 +243,25 @@ def _sinks_below(spell: _Speller, value: ir.Value | None, found: _Exps) -> list[
     return sinks if sums == 1 else None
 
 
-def _summands(value: ir.Value | None) -> Iterator[ir.Value | None]:
+def _exceeds_one(found: _Exps) -> bool:
+    """Whether the sum of the exps is at least 1, beside which a guard against 0 is nothing."""
+    top = _maker(found.shift, "ReduceMax")
+    return top is not None and top.inputs[0] is found.scores and found.factor is None
+
+
+def _summands(value: ir.Value | None) -> Iterator[tuple[ir.Value | None, bool]]:
+    """What is added up to `value`; True for a floor, that it does not fall below."""
     node = None if value is None else value.producer()
     if node is not None and node.op_type == "Add":
         for part in node.inputs:
             yield from _summands(part)
     elif node is not None and node.op_type in ("Expand", "Identity"):
         yield from _summands(node.inputs[0])
-    elif node is not None and node.op_type in ("Clip", "Max") and len(node.inputs) > 1:
+    elif node is not None and node.op_type in ("Clip", "Max") and len(node.inputs) == 2:
         yield from _summands(node.inputs[0])
-        yield from node.inputs[1:2]  # a floor: counts if it is all but 0
+        yield node.inputs[1], True
     else:
-        yield value
+        yield value, False
 
 
 def _score_of(spell: _Speller, node: ir.Node | None, found: _Exps) -> float | None:

@@ -29,8 +29,9 @@ __all__ = ["SoftmaxCore"]
 SCORE_OPS = frozenset(
     {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Clip", "Concat"}
 )
-LARGEST_GUARD = 1e-6
-"""What is added to a sum of weights against a division by 0 is at most this."""
+LARGEST_GUARD = 1e-12
+"""What is added to a sum of weights against a division by 0 is at most this. More would be felt:
+the mask may leave little of a row's weight."""
 
 WEIGHT_OPS = frozenset({"Cast", "Identity", "Dropout", "Where", "Mul"})
 
