@@ -10,8 +10,8 @@ import numpy as np
 from causal_onnx.export.analysis import footprint as seen_footprint
 from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.core import AttentionCore
-from causal_onnx.export.analysis.core_footprint import numbers_in
 from causal_onnx.export.analysis.footprint import BoolMatrix, Seen
+from causal_onnx.export.analysis.numbers import numbers_behind
 from causal_onnx.export.analysis.signature import Sizes
 from causal_onnx.export.analysis.terms import Masked, mask_at
 
@@ -94,7 +94,8 @@ def _lengths(analysis: Analysis, core: AttentionCore) -> set[int] | None:
 
 def _turning_points(analysis: Analysis, core: AttentionCore) -> Iterator[int]:
     limit = analysis.signature.max_seq_len
-    for number in numbers_in(analysis, core):
+    terms = [term.value for term in core.terms if term.known]
+    for number in numbers_behind(analysis.constants, terms, widths=True):
         length = number + 3
         if length >= 8 and (limit is None or length <= limit + 3):
             yield length
