@@ -29,10 +29,9 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
     """Replace every canonical core in place; returns how many there were.
 
     "portable": from opset 23 on the standard `Attention` operator, below (and for cores with a
-    sink, which that does not know) MatMul and Softmax. "ort":
-    from opset 23 on, plain causal attention switches to onnxruntime's flash kernel where the
-    sequence is long, and cached attention goes there where the call fits it. Key/value heads are
-    not repeated in any form.
+    sink, which that does not know) MatMul and Softmax. "ort": from opset 23 on, plain causal
+    attention switches to onnxruntime's flash kernel where the sequence is long, and cached
+    attention goes there where the call fits it. Key/value heads are not repeated in any form.
     """
     opset = model.opset_imports[""]
     count = 0
@@ -41,18 +40,19 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
             continue
         write = Writer(model.graph, node)
         results: Sequence[ir.Value]
-        if opset < OLDEST_ATTENTION_OPSET or sink_of(node) is not None:
-            results = write_primitives(write, node)
-        elif target == "ort" and is_plain(node):
+        is_new = opset >= OLDEST_ATTENTION_OPSET
+        has_sink = sink_of(node) is not None
+        standard = write_attention if is_new and not has_sink else write_primitives
+        if target == "ort" and is_new and is_plain(node) and not has_sink:
             switching = fits_flash(node) and (max_seq_len or LONGEST_SHORT + 1) > LONGEST_SHORT
             if switching:
                 model.opset_imports[CONTRIB] = 1
             results = [write_packed(write, node, switching=switching)]
-        elif target == "ort" and fits_grouped(node):
+        elif target == "ort" and is_new and fits_grouped(node):
             model.opset_imports[CONTRIB] = 1
-            results = write_grouped(write, node, write_attention)
+            results = write_grouped(write, node, standard)
         else:
-            results = write_attention(write, node)
+            results = standard(write, node)
         for old, new in zip(node.outputs, results, strict=True):
             if new is old:
                 continue
