@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from causal_onnx.export import export
+from causal_onnx.export.analysis.graph import load_model
+from causal_onnx.export.analysis.signature import read_signature
 from causal_onnx.export.attest import attest
 from causal_onnx.export.cache import derive_cache
 from causal_onnx.export.canonical import canonicalise
 from causal_onnx.export.graph import constant
 from causal_onnx.export.lower import lower
 from causal_onnx.export.tidy import tidy
+from causal_onnx.models import DecoderLM, tiny_gpt2_config
 from tests.export.captured import captured
 from tests.zoo import entry
 
@@ -55,3 +61,12 @@ def test_new_keys_in_the_place_of_past_ones_are_found() -> None:
         model.graph.insert_before(node, early)
         node.replace_input_with(1, early.outputs[0])
     assert attest(model).verdict == "not_causal"
+
+
+def test_the_mask_by_which_rows_find_their_place_is_no_data(tmp_path: Path) -> None:
+    decoder = DecoderLM(tiny_gpt2_config(), seed=0).eval()
+    report = export(decoder, tmp_path / "m.onnx", cache=True, max_seq_len=12)
+    analysis = load_model(tmp_path / "m.onnx")
+    assert read_signature(analysis).row_mask == report.contract.mask == "attention_mask"
+    texts = [assumption.text for assumption in report.certificate.assumptions]
+    assert "attention_mask are those of sequences without padding" in texts

@@ -20,7 +20,7 @@ from causal_onnx.export.analysis.interpret import (
     run,
 )
 from causal_onnx.export.analysis.judge import Leak, OutputVerdict, judge_output, offender, selection
-from causal_onnx.export.analysis.signature import Signature, Sizes
+from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 from causal_onnx.export.analysis.symbolic.engine import SymbolicProof, prove_symbolically
 
 __all__ = ["StaticProof", "batch_independent", "prove"]
@@ -54,20 +54,27 @@ def prove(
     """Follow every element through the graph at all sizes of the grid, and judge the outputs.
 
     Masks, positions and lengths among the inputs are data first. Where that fails, they are taken
-    as those of unpadded sequences, which the proof then assumes.
+    as those of unpadded sequences, which the proof then assumes. The mask of a derived cache, by
+    which rows find their place, can be no data: it is taken so at once.
     """
-    first = Analysis(model, signature)
+    rows = tuple(s for s in signature.inputs if s.name == signature.row_mask)
+    first = Analysis(model, signature, plain=rows)
     proof = _attempt(first, grid, step)
+    if proof.verdict == "causal" and rows:
+        proof.assumptions.append(_without_padding(rows))
     control = tuple(s for s in signature.inputs if s.role in ("mask", "positions", "lengths"))
-    if proof.verdict == "causal" or not control:
+    if proof.verdict == "causal" or control == rows:
         return proof
     second = _attempt(Analysis(model, signature, first.constants, plain=control), grid, None)
     if second.verdict != "causal":
         return proof if proof.verdict == "not_causal" and second.verdict == "undecided" else second
-    names = ", ".join(spec.name for spec in control)
-    text = f"{names} are those of sequences without padding"
-    second.assumptions.append(Assumption(text=text))
+    second.assumptions.append(_without_padding(control))
     return second
+
+
+def _without_padding(inputs: Sequence[InputAxes]) -> Assumption:
+    names = ", ".join(spec.name for spec in inputs)
+    return Assumption(text=f"{names} are those of sequences without padding")
 
 
 def _attempt(

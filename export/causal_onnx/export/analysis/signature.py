@@ -91,6 +91,8 @@ class Signature:
     """Free axes that are neither batch nor positions."""
     names: Mapping[str, str]
     """The graph's own names of its axes -> ours."""
+    row_mask: str | None = None
+    """The input by which the rows of a derived cache find their place (`Contract.mask`)."""
     fixed_seq: int | None = None
     """The one length of a graph that was exported without a free length."""
 
@@ -230,6 +232,7 @@ def read_signature(
         inputs=tuple(specs),
         fixed_seq=fixed[0] if fixed else None,
         max_seq_len=None if contract is None else contract.max_seq_len,
+        row_mask=None if contract is None else contract.mask,
         symbols=tuple(symbols),
         names=aliases,
     )
