@@ -193,6 +193,13 @@ def test_wrong_requests(options: dict[str, object], message: str, tmp_path: Path
         export(attention(), tmp_path / "m.onnx", **options)  # type: ignore[arg-type]
 
 
+def test_a_limit_of_drift_for_a_module_that_does_not_change_is_refused(tmp_path: Path) -> None:
+    example = torch.randn(2, 6, 64).half()
+    options = {"precision": "fp16", "max_drift": 0.1}
+    with pytest.raises(ValueError, match="the module is in fp16 already, so max_drift has nothing"):
+        export(attention().half(), tmp_path / "m.onnx", example=example, **options)  # type: ignore[arg-type]
+
+
 def test_float64_weights_are_refused(tmp_path: Path) -> None:
     example = torch.randn(2, 6, 64, dtype=torch.float64)
     with pytest.raises(ValueError, match="this one has float64 weights"):

@@ -183,6 +183,7 @@ def verify(
 
     Raises:
         ArtifactError: The file has no contract or is damaged.
+        DeviceError: The file is in bfloat16, which the CPU cannot run.
         ValueError: Module and contract differ in their inputs or outputs.
     """
     path = Path(path)
@@ -275,6 +276,8 @@ def _prepare(
     source, specs = open_source(module, example, axes)
     asked, full = precision, source
     source, reference, specs, precision, warnings = in_precision(source, specs, precision)
+    if max_drift is not None and full is source:
+        raise ValueError(f"the module is in {asked} already, so max_drift has nothing to bound")
     # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.
     probe.refuse_broken(source.fresh(), specs)
     if axes is None:
