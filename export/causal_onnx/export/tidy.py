@@ -7,10 +7,9 @@ import ast
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-__all__ = ["PLACE_KEY", "simplify", "tidy"]
+from causal_onnx.export.analysis.graph import PLACE_KEY
 
-PLACE_KEY = "causal_onnx.module"
-"""Node metadata: the submodule that the node was captured from, as `named_modules` spells it."""
+__all__ = ["simplify", "tidy"]
 
 
 def simplify(model: ir.Model) -> None:

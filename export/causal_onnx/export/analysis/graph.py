@@ -11,9 +11,10 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from causal_onnx.export.tidy import PLACE_KEY
+__all__ = ["PLACE_KEY", "NodeSource", "describe", "load_model", "source_of"]
 
-__all__ = ["NodeSource", "describe", "load_model", "source_of"]
+PLACE_KEY = "causal_onnx.module"
+"""Node metadata: the submodule that the node was captured from, as `named_modules` spells it."""
 
 
 def load_model(source: str | PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
