@@ -103,6 +103,22 @@ def test_what_the_operator_cannot_do_is_written_otherwise(make: object, tmp_path
     assert operator(tmp_path / "m.onnx") is None
 
 
+def test_beyond_its_tables_a_model_without_limit_is_turned_by_its_own_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The export compares lengths up to 41 with PyTorch, in chunks and in batches.
+    monkeypatch.setattr("causal_onnx.export.fuse.rotary.USUAL_TABLE", 16)
+    report = export(decoder(rotary="half", max_seq_len=None), tmp_path / "m.onnx", cache=True)
+    assert report.cache is not None
+    assert report.cache.passed
+    assert report.certificate.verdict == "causal"
+    node = operator(tmp_path / "m.onnx")
+    assert node is not None
+    assert attributes(node)["do_rotary"] == 1
+    tables = [i.dims for i in onnx.load(tmp_path / "m.onnx").graph.initializer]
+    assert [16, 8] in [list(dims) for dims in tables]
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[DecoderLM, Path]:
     module, path = decoder(rotary="half"), tmp_path_factory.mktemp("grouped") / "m.onnx"

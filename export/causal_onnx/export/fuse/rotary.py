@@ -29,6 +29,8 @@ Array = npt.NDArray[Any]
 
 LONGEST_TABLE = 1 << 17
 """Positions that a table may have: for a head of 128 features 64 MB, stored once for all layers."""
+USUAL_TABLE = 1 << 13
+"""Positions of a table that cannot be complete: for a head of 128 features 4 MB."""
 LARGEST_PROBE_BYTES = 1 << 29
 LARGEST_CHAIN = 24
 """Nodes between the projection and the core, with room."""
@@ -52,8 +54,10 @@ class Rotary:
     """By what queries and keys are turned."""
 
     cos: Array
-    """(max_seq_len, rotary_dim / 2); of position 0, 1, ..., in the dtype of the queries."""
+    """(positions, rotary_dim / 2); of position 0, 1, ..., in the dtype of the queries."""
     sin: Array
+    complete: bool
+    """The tables have all positions that there can be."""
     interleaved: bool
     """Pairs are (2 i, 2 i + 1), not (i, i + rotary_dim / 2)."""
 
@@ -96,8 +100,8 @@ def note_projections(
     Args:
         layouts: Of the graph with the cores cut out.
         cores: The cores, whose inputs are values of that graph.
-        max_seq_len: Length of the tables. None: there is no limit, so no table can be complete, and
-            rotary positions stay where they are.
+        max_seq_len: The longest sequence. None, or more than a table may have: the tables are not
+            complete, and what lies beyond must be turned as the graph does it.
     """
     finder = _Finder(layouts, max_seq_len)
     for core in cores:
@@ -127,8 +131,6 @@ class _Finder:
 
     def turn(self, value: ir.Value) -> tuple[ir.Value, Rotary] | None:
         """What `value`, (batch, num_heads, seq, head_dim), was before it was turned, and how."""
-        if self._max_seq_len is None or self._max_seq_len > LONGEST_TABLE:
-            return None
         for source, nodes in self._chains(value):
             if not _is_split(self._layouts.axes(source)):
                 continue
@@ -312,17 +314,18 @@ def _pairs(half: int, interleaved: bool) -> tuple[slice, slice]:
     return slice(0, half), slice(half, 2 * half)
 
 
-def _read_table(chain: _Chain, max_seq_len: int) -> Rotary | None:
+def _read_table(chain: _Chain, max_seq_len: int | None) -> Rotary | None:
     """Cosines and sines of all positions, if the chain is a rotary map."""
-    if 8 * chain.heads * chain.width * max_seq_len > LARGEST_PROBE_BYTES:
-        return None
+    fitting = LARGEST_PROBE_BYTES // (8 * chain.heads * chain.width)
+    complete = max_seq_len is not None and max_seq_len <= min(LONGEST_TABLE, fitting)
+    length = max_seq_len if complete and max_seq_len is not None else min(USUAL_TABLE, fitting)
     try:
         # (seq, width out, width in), the matrix of each position.
         unit = np.repeat(np.eye(chain.width, dtype=np.float32)[:, None], PROBE_SEQ, axis=1)
         matrices = chain(unit).transpose(1, 2, 0)
         for half, interleaved in _candidates(matrices):
             first, second = _pairs(half, interleaved)
-            ones = np.zeros((2, max_seq_len, chain.width), np.float32)
+            ones = np.zeros((2, length, chain.width), np.float32)
             ones[0, :, first], ones[1, :, second] = 1, 1
             turned = chain(ones)
             cos, sin = turned[0][:, first], turned[0][:, second]
@@ -333,6 +336,7 @@ def _read_table(chain: _Chain, max_seq_len: int) -> Rotary | None:
             table = Rotary(
                 cos=cos.astype(chain.dtype),
                 sin=sin.astype(chain.dtype),
+                complete=complete,
                 interleaved=interleaved,
             )
             if _agrees(chain, table):

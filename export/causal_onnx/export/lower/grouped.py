@@ -49,8 +49,8 @@ def write_grouped(write: Writer, node: ir.Node, fallback: Fallback) -> Sequence[
         node: A core for which `fits_grouped` holds.
         fallback: Writes a canonical core, for calls that the operator does not take.
     """
-    lengths = _Lengths(write, node)
     operands = _Operands(write, node)
+    lengths = _Lengths(write, node, operands.rotary)
     branches = []
     for name, build in (("grouped", _grouped), ("general", _general)):
         graph = ir.Graph([], [], nodes=[], opset_imports=dict(write.graph.opset_imports), name=name)
@@ -74,7 +74,7 @@ def write_grouped(write: Writer, node: ir.Node, fallback: Fallback) -> Sequence[
 class _Lengths:
     """What the operator wants to know of the lengths; the same values for every core."""
 
-    def __init__(self, write: Writer, node: ir.Node):
+    def __init__(self, write: Writer, node: ir.Node, rotary: Rotary | None):
         row_past, row_total = node.inputs[6:8]
         assert row_past is not None
         assert row_total is not None
@@ -91,8 +91,11 @@ class _Lengths:
         is_alone = write("Equal", write("Min", self.seq, write("Shape", row_past)), one)
         is_regular = write("And", write("Equal", new, self.seq), is_alone)
         is_prompt = write("Equal", self.past, write.ints(0))
-        self.fit = write("Squeeze", write("Or", is_prompt, is_regular))
-        """A prompt; or no padding, and one new position or one row."""
+        fit = write("Squeeze", write("Or", is_prompt, is_regular))
+        if rotary is not None and not rotary.complete:
+            fit = write("And", fit, write("LessOrEqual", total, write.scalar(len(rotary.cos))))
+        self.fit = fit
+        """A prompt; or no padding, and one new position or one row. And within the tables."""
 
 
 class _Operands:
@@ -103,7 +106,7 @@ class _Operands:
         heads, groups = node.meta["num_heads"], node.meta["num_kv_heads"]
         self.width: int = node.meta["head_dim"]
         self.counts = (heads, groups, groups)
-        self.rotary = projected.rotary
+        self.projected, self.rotary = projected, projected.rotary
         sides: list[Heads | ir.Value | None] = [projected.q, projected.k, projected.v]
         if self.rotary is not None and not _turns_inside(self.rotary, self.width):
             self.rotary = None
@@ -162,7 +165,7 @@ def _general(
 ) -> Sequence[ir.Value]:
     """Through the canonical core again, with the rotation written before it."""
     parts = operands.apart(write)
-    if operands.rotary is not None:
+    if operands.rotary is not None and operands.rotary.complete:
         places = _places(write, lengths, len(operands.rotary.cos))
         parts[:2] = [
             _turned(write, value, places, operands, count)
@@ -172,6 +175,12 @@ def _general(
         _split(write, value, count, operands.width)
         for value, count in zip(parts, operands.counts, strict=True)
     ]
+    if operands.rotary is not None and not operands.rotary.complete:
+        sides = (operands.projected.q, operands.projected.k)
+        heads[:2] = [
+            _again(write, node.inputs[index], side, parts[index])
+            for index, side in enumerate(sides)
+        ]
     # A buffer may have more slots than are in use.
     zero, axis = write.ints(0), write.ints(2)
     pasts = [write("Slice", past, zero, lengths.past, axis) for past in node.inputs[4:6]]
@@ -214,6 +223,30 @@ def _turned(
         attributes |= {"num_heads": heads, "rotary_embedding_dim": rotary_dim}
     inputs = [value, places, write.array(rotary.cos), write.array(rotary.sin)]
     return write.node("RotaryEmbedding", inputs, attributes, domain=CONTRIB).outputs[0]
+
+
+def _again(write: Writer, value: ir.Value | None, side: Heads, packed: ir.Value) -> ir.Value:
+    """Write what leads from `side` to `value` in the branch too, so that it runs only there."""
+    assert value is not None
+    known = {side.value: side.value} if side.packed is None else {side.packed: packed}
+
+    def copied(value: ir.Value | None) -> ir.Value | None:
+        if value is None or value in known:
+            return None if value is None else known[value]
+        node = value.producer()
+        if node is None:
+            return value
+        inputs = [copied(source) for source in node.inputs]
+        attributes = {a.name: a.value for a in node.attributes.values()}
+        twin = write.node(node.op_type, inputs, attributes, len(node.outputs), node.domain)
+        for old, new in zip(node.outputs, twin.outputs, strict=True):
+            new.type = old.type
+            known[old] = new
+        return known[value]
+
+    result = copied(value)
+    assert result is not None
+    return result
 
 
 def _packed(write: Writer, side: Heads | ir.Value | None, width: int) -> ir.Value:
