@@ -47,10 +47,22 @@ def contract_pairs(contract: Contract) -> Pairs:
         *(("output", text) for text in _spec_lines(contract.outputs)),
         ("seq", _lengths_text(contract)),
         ("batch axis", batch if has_batch else "none"),
-        ("KV cache", "yes; past inputs may be left out" if contract.cache else "none"),
+        ("KV cache", _cache_text(contract)),
         ("form", contract.form),
         ("precision", contract.precision),
     ]
+
+
+def _cache_text(contract: Contract) -> str:
+    if not contract.cache:
+        return "none"
+    rows = "rows may differ in length" if contract.mask else "rows are equally long"
+    bounds = [pair.bounded for pair in contract.cache if pair.bounded is not None]
+    kept = (
+        f"; {len(bounds)} of {len(contract.cache)} hold the last positions only" if bounds else ""
+    )
+    left_out = "past inputs and the mask" if contract.mask else "past inputs"
+    return f"yes; {rows}{kept}; {left_out} may be left out"
 
 
 def _spec_lines(specs: Sequence[TensorSpec]) -> list[str]:
