@@ -258,7 +258,7 @@ def test_verify_accepts_the_source_and_names_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "gpu"}, "target must be one of ort, portable, got 'gpu'"),
+        ({"target": "gpu"}, "target must be one of ort, portable, tiled, got 'gpu'"),
         ({"opset": 17}, r"opset must be in \[18, 25\], got 17"),
         (
             {"precision": "int3"},

@@ -10,7 +10,7 @@ import torch
 
 from causal_onnx.export.budget import Budget
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.lower import LONGEST_SHORT
+from causal_onnx.export.lower import switching_lengths
 from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.parity import Session, tolerance_for
 from causal_onnx.export.report import CausalityCase, CausalityReport
@@ -59,9 +59,9 @@ def perturb(
 
 
 def _shapes(source: Source, specs: Sequence[InputSpec], contract: Contract) -> list[Sizes]:
-    least, limit = contract.min_seq_len, contract.max_seq_len or LONGEST_SHORT + 1
+    wanted = [2, 3, 7, 17, 33, 257, *switching_lengths(contract.form)]
+    least, limit = contract.min_seq_len, contract.max_seq_len or max(wanted)
     allows = Budget(source, specs).allows
-    wanted = [2, 3, 7, 17, 33, 257, *([LONGEST_SHORT + 1] if contract.form == "ort" else [])]
     lengths = sorted({min(max(n, least), limit) for n in wanted} - {1})
     shapes = [Sizes(batch=2, seq=n) for n in lengths]
     if any("past_seq" in spec.axes.values() for spec in specs):

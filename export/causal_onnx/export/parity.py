@@ -14,7 +14,7 @@ import torch
 from causal_onnx.export.budget import Budget
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, Padding, Sizes, make_inputs
-from causal_onnx.export.lower import LONGEST_SHORT
+from causal_onnx.export.lower import switching_lengths
 from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.outputs import dtype_name
 from causal_onnx.export.precision import CODED_BITS
@@ -140,11 +140,9 @@ def grid(
         if label == "seq"
     )
     wanted = {1, 2, 3, 13, example - 1, example, example + 1}
-    top = contract.max_seq_len if contract.max_seq_len is not None else 257
-    if contract.form == "ort":
-        wanted.add(LONGEST_SHORT + 1)  # the other branch of the form
-        top = top if contract.max_seq_len is not None else LONGEST_SHORT + 1
-    lengths = sorted(n for n in wanted | {top} if contract.min_seq_len <= n <= top)
+    switches = switching_lengths(contract.form)
+    top = contract.max_seq_len or max((257, *switches))
+    lengths = sorted(n for n in {*wanted, *switches, top} if contract.min_seq_len <= n <= top)
     has_batch = any("batch" in spec.axes.values() for spec in specs)
     batches = BATCHES if has_batch else (1,)
     pasts = (0, 1, 5) if any("past_seq" in s.axes.values() for s in specs) else (0,)

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from torch import nn
 
 from causal_onnx.export import probe
+from causal_onnx.export.analysis.analyse import LENGTHS
 from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
@@ -35,7 +36,7 @@ from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.isolation import isolated
 from causal_onnx.export.limit import enforce_max_seq_len
-from causal_onnx.export.lower import lower
+from causal_onnx.export.lower import lower, switching_lengths
 from causal_onnx.export.outputs import describe_outputs, dtype_name
 from causal_onnx.export.parity import Session, compare, compare_unbatched
 from causal_onnx.export.precision import (
@@ -74,7 +75,7 @@ __all__ = ["export", "verify"]
 Progress = Callable[[str, float], None]
 """Called with the name of the step and how much of it is done, 0.0 to 1.0."""
 
-OPSETS = {"ort": 24, "portable": 20}
+OPSETS = {"ort": 24, "portable": 20, "tiled": 20}
 """Default opset per target. 24 writes SDPA as one `Attention` node, which onnxruntime >= 1.28 (all
 this project runs on) computes right; 20 is read by every runtime of the last years."""
 
@@ -106,14 +107,15 @@ def export(
             (batch, seq, features), float 2-D (seq, features).
         cache: Derive a KV cache: the file takes `past_key_values.{i}.key` and `.value` and gives
             `present.{i}.key` and `.value`, and serves prefill and decoding alike.
-        target: "ort" (onnxruntime) or "portable" (any ONNX runtime).
+        target: "ort" (onnxruntime), "portable" (any ONNX runtime) or "tiled" (any, in blocks of
+            queries: memory linear in the length).
         precision: "fp32", which leaves a module of another precision as it is (bfloat16 is widened
             to fp32); "fp16": weights, inputs, outputs and computation in half precision, compared
             with the module in fp32; "bf16": the same in bfloat16, to be run on CUDA, checked here
             on the CPU step by step in fp32 with each result rounded to bfloat16; "int8" or "int4":
             weights of few bits, compared with the module of the same rounded weights
             (docs/precision.md).
-        opset: ONNX operator set, 18 to 25. None: 24 for "ort", 20 for "portable".
+        opset: ONNX operator set, 18 to 25. None: 24 for "ort", 20 for the others.
         max_seq_len: A limit lower than the module's own. None: the module's own, found by its
             guards and by calling it.
         max_drift: How far a lower precision may move the results from fp32: mean KL divergence in
@@ -559,7 +561,8 @@ def _prove_and_write(
         if is_twin:
             write_model(model, draft, metadata)
         # No time: equal modules give equal files.
-        certificate = replace(attest(draft, dynamic=False), static_seconds=0.0)
+        found = attest(draft, dynamic=False, lengths=_lengths_to_follow(contract))
+        certificate = replace(found, static_seconds=0.0)
         goldens = record_goldens(
             subject.reference.fresh(), specs, contract, tolerance=2 * parity.tolerance
         )
@@ -659,6 +662,14 @@ def _check_domain(capture: Capture, contract: Contract) -> None:
                     f"module accepts (captured {capture.way}; guard: {guard}). Build masks and "
                     "positions from x.shape, without Python branches on the length"
                 )
+
+
+def _lengths_to_follow(contract: Contract) -> list[int] | None:
+    """Lengths for the proof of a form in blocks: the usual ones, and those of more blocks."""
+    if contract.form != "tiled":
+        return None
+    top = contract.max_seq_len
+    return [*LENGTHS, *(n for n in switching_lengths("tiled") if top is None or n <= top)]
 
 
 def _certificate(

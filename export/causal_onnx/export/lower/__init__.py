@@ -1,6 +1,5 @@
 """Lowering: write each canonical attention core in operators that a runtime has."""
 
-from causal_onnx.export.lower.packed import LONGEST_SHORT
-from causal_onnx.export.lower.targets import lower
+from causal_onnx.export.lower.targets import lower, switching_lengths
 
-__all__ = ["LONGEST_SHORT", "lower"]
+__all__ = ["lower", "switching_lengths"]

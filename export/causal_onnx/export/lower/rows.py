@@ -22,6 +22,8 @@ class JoinedRows:
     k: ir.Value
     """(batch, num_kv_heads, slots, head_dim)"""
     v: ir.Value
+    held: ir.Value
+    """int64 (batch,): the slot of each row's first query."""
     allowed: ir.Value
     """(batch, 1, seq, slots) bool: where the causal rule and the window let a query look."""
     present_k: ir.Value
@@ -63,7 +65,7 @@ def join_rows(write: Writer, node: ir.Node) -> JoinedRows:
         least = write("Sub", rows, write.ints(window - 1))
         allowed = write("And", allowed, write("GreaterOrEqual", columns, least))
     if not bounded:
-        return JoinedRows(joined[0], joined[1], allowed, joined[0], joined[1])
+        return JoinedRows(joined[0], joined[1], held, allowed, joined[0], joined[1])
     # The last ones of each row: from its new first position on, counted in slots of the old.
     kept = write("Min", total, write.ints(bounded))
     first = write("Max", write("Sub", row_past, slots), write.ints(0))
@@ -72,7 +74,7 @@ def join_rows(write: Writer, node: ir.Node) -> JoinedRows:
     left = write("Add", shift, write("Range", zero, write("Squeeze", kept), one))
     last = _slot_index(write, left, heads)
     present_k, present_v = (write("GatherND", value, last) for value in joined)
-    return JoinedRows(joined[0], joined[1], allowed, present_k, present_v)
+    return JoinedRows(joined[0], joined[1], held, allowed, present_k, present_v)
 
 
 def _slot_index(write: Writer, slots: ir.Value, heads: int) -> ir.Value:

@@ -17,12 +17,18 @@ from causal_onnx.export.lower.packed import (
     write_packed,
 )
 from causal_onnx.export.lower.primitives import write_primitives
+from causal_onnx.export.lower.tiled import BLOCK, write_tiled
 from causal_onnx.export.lower.writer import Writer
 
-__all__ = ["lower"]
+__all__ = ["lower", "switching_lengths"]
 
 OLDEST_ATTENTION_OPSET = 23
 """From here on ONNX has an `Attention` operator."""
+
+
+def switching_lengths(target: str) -> tuple[int, ...]:
+    """Lengths at which a form computes by other nodes than at short ones, or more often."""
+    return {"ort": (LONGEST_SHORT + 1,), "tiled": (BLOCK + 1, 2 * BLOCK + 1)}.get(target, ())
 
 
 def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
@@ -31,7 +37,8 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
     "portable": from opset 23 on the standard `Attention` operator, below (and for cores with a
     sink, which that does not know) MatMul and Softmax. "ort": from opset 23 on, plain causal
     attention switches to onnxruntime's flash kernel where the sequence is long, and cached
-    attention goes there where the call fits it. Key/value heads are not repeated in any form.
+    attention goes there where the call fits it. "tiled": a Loop over blocks of queries. Key/value
+    heads are not repeated in any form.
     """
     opset = model.opset_imports[""]
     count = 0
@@ -43,7 +50,9 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
         is_new = opset >= OLDEST_ATTENTION_OPSET
         has_sink = sink_of(node) is not None
         standard = write_attention if is_new and not has_sink else write_primitives
-        if target == "ort" and is_new and is_plain(node) and not has_sink:
+        if target == "tiled":
+            results = write_tiled(write, node, max_seq_len)
+        elif target == "ort" and is_new and is_plain(node) and not has_sink:
             switching = fits_flash(node) and (max_seq_len or LONGEST_SHORT + 1) > LONGEST_SHORT
             if switching:
                 model.opset_imports[CONTRIB] = 1

@@ -30,6 +30,10 @@ class Writer:
         origin = core if core is not None else before
         self._notes = {} if origin is None else dict(origin.metadata_props)
 
+    def inside(self, graph: ir.Graph, core: ir.Node) -> Writer:
+        """A writer at the end of `graph`, a subgraph of a node that takes the place of `core`."""
+        return Writer(graph, None, self._outer, core)
+
     def node(
         self,
         op_type: str,
@@ -57,6 +61,9 @@ class Writer:
 
     def array(self, array: npt.NDArray[Any]) -> ir.Value:
         return constant(self._outer, array)
+
+    def true(self) -> ir.Value:
+        return constant(self._outer, np.array(True))
 
     def number(self, number: float, like: ir.Value) -> ir.Value:
         """A scalar in the dtype of `like`."""

@@ -1,0 +1,64 @@
+"""Subgraphs of a core's form: two branches of an If, the body of a Loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from causal_onnx.export.lower.writer import Writer
+
+__all__ = ["choose", "repeat"]
+
+
+def choose(
+    write: Writer,
+    node: ir.Node,
+    condition: ir.Value,
+    then: Callable[[Writer], ir.Value],
+    other: Callable[[Writer], ir.Value],
+) -> ir.Value:
+    """What `then` writes where the condition holds when the graph runs, else what `other` does."""
+    branches = []
+    for name, build in (("then", then), ("else", other)):
+        graph = _subgraph(write, name)
+        result = build(write.inside(graph, node))
+        result.type = node.outputs[0].type
+        graph.outputs.append(result)
+        _name_inside(graph, f"{node.outputs[0].name}_{name}")
+        branches.append(graph)
+    attributes = {"then_branch": branches[0], "else_branch": branches[1]}
+    return write.node("If", [condition], attributes).outputs[0]
+
+
+def repeat(
+    write: Writer, node: ir.Node, count: ir.Value, build: Callable[[Writer, ir.Value], ir.Value]
+) -> ir.Value:
+    """The results of `build` for step 0, 1, ..., count - 1 (a scalar), stacked along a new axis 0.
+
+    `build` gets the number of the step, int64 of shape (1,).
+    """
+    graph = _subgraph(write, "body")
+    step = ir.Value(name="step", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
+    going = ir.Value(name="going", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape([]))
+    graph.inputs.extend([step, going])
+    inner = write.inside(graph, node)
+    result = build(inner, inner("Unsqueeze", step, inner.ints(0)))
+    result.type = node.outputs[0].type
+    graph.outputs.extend([inner("Identity", going), result])
+    _name_inside(graph, f"{node.outputs[0].name}_block")
+    return write.node("Loop", [count, write.true()], {"body": graph}).outputs[0]
+
+
+def _subgraph(write: Writer, name: str) -> ir.Graph:
+    return ir.Graph([], [], nodes=[], opset_imports=dict(write.graph.opset_imports), name=name)
+
+
+def _name_inside(graph: ir.Graph, stem: str) -> None:
+    """Name what a subgraph computes unlike anything else.
+
+    onnxruntime refuses a name of a subgraph that the graph around it uses anywhere, later included.
+    """
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    for index, value in enumerate(values):
+        value.name = f"{stem}_{index}"
