@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="derive a KV cache: the file takes past keys and values and gives present ones",
     )
-    parser.add_argument("--target", dest="form", default="ort", help="ort (default), portable or tiled")
+    parser.add_argument(
+        "--target", dest="form", default="ort", help="ort (default), portable or tiled"
+    )
     parser.add_argument(
         "--precision", default="fp32", help="fp32 (default), fp16, bf16, or weights in int8 or int4"
     )
