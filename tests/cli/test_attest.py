@@ -52,6 +52,34 @@ def test_json_and_axes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert said["dynamic"]["cases"] == []
 
 
+def write_length_dependent(path: Path) -> str:
+    """y = x times the whole length: causal, and never the same once more positions follow."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 20]> main (float[batch, seq, 4] x) => '
+        "(float[batch, seq, 4] y) { n = Shape <start = 1, end = 2> (x) f = Cast <to = 1> (n) "
+        "y = Mul(x, f) }"
+    )
+    onnx.save(model, path)
+    return str(path)
+
+
+def test_outputs_that_change_with_the_length_fail_only_where_strictness_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_length_dependent(tmp_path / "m.onnx")
+    assert main(["attest", path]) == 0
+    assert "prefix    not stable: early outputs change" in capsys.readouterr().out
+    assert main(["attest", path, "--strict", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["prefix_stable"] is False
+    assert "strict: not prefix-stable: early outputs change" in captured.err
+
+
+def test_a_full_proof_passes_the_strict_check(tmp_path: Path) -> None:
+    path = write_graph(tmp_path / "m.onnx", "Softmax", axis=2)
+    assert main(["attest", path, "--strict", "--static"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -193,8 +193,9 @@ def run_mutant(item: Mutant, step: str, work: Path) -> dict[str, Any]:
     result = _certificate(certificate, item.declared)
     result["offence_operator"] = getattr(certificate.offence, "op_type", "")
     result["offence_module"] = getattr(certificate.offence, "module", "")
-    if item.kind == "length":  # causal at every length; what changes with it shows in a cache
-        return {**result, "status": "accepted", "named": None}
+    if item.kind == "length":  # causal at every length, and told apart as not prefix-stable
+        told = not certificate.is_prefix_stable
+        return {**result, "status": "rejected" if told else "accepted", "named": None}
     if item.kind == "footprint":
         rejected = result["footprint_fits"] is False or certificate.verdict != "causal"
         return {**result, "status": "rejected" if rejected else "accepted", "named": None}

@@ -1,6 +1,7 @@
 """Judge whether any ONNX file is causal: a proof from its graph, and a check by running it.
 
-Exit code 0: causal. 1: not causal, or an error. 2: undecided.
+Exit code 0: causal. 1: not causal, or an error. 2: undecided. With --strict, 1 also for what is
+causal but not proved for every length, or not prefix-stable.
 """
 
 from __future__ import annotations
@@ -40,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--static", action="store_true", help="leave out the check by running the file"
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="fail (exit code 1) also where the proof is not for every length, or where early "
+        "outputs change as the sequence grows",
+    )
     parser.add_argument("--json", action="store_true", help="print the certificate as JSON")
 
 
@@ -70,6 +77,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.json(certificate.to_dict())
     else:
         console.print(str(certificate))
+    if args.strict and certificate.is_causal and certificate.shortcomings:
+        for text in certificate.shortcomings:
+            console.note(f"strict: {text}")
+        return 1
     return EXIT_CODES[certificate.verdict]
 
 

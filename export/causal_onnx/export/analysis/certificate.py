@@ -120,6 +120,27 @@ class Certificate:
     def is_causal(self) -> bool:
         return self.verdict == "causal"
 
+    @property
+    def is_prefix_stable(self) -> bool:
+        """Nothing found says that early outputs change as the sequence grows."""
+        return self.prefix_stable is not False and not self.length_dependent
+
+    @property
+    def shortcomings(self) -> tuple[str, ...]:
+        """What a verdict of "causal" leaves open, one sentence each."""
+        found = []
+        if not self.every_length:
+            found.append(f"the proof is for {self.scope}, not for every length")
+        if not self.is_prefix_stable:
+            found.append(f"not prefix-stable: {self._growing()}")
+        return tuple(found)
+
+    def _growing(self) -> str:
+        names = _aside(_some(self.length_dependent))
+        if self.prefix_stable is False:
+            return f"early outputs change as the sequence grows{names}"
+        return f"values at early positions change as the sequence grows{names}"
+
     def __str__(self) -> str:
         lines = [f"{self.verdict.replace('_', ' ')}: {self.reason}"]
         if self.offence is not None:
@@ -138,12 +159,8 @@ class Certificate:
             lines.append(f"  core      {text}" + (f"  x {count}" if count > 1 else ""))
         for assumption in self.assumptions:
             lines.append(f"  assumes   {assumption.text}{_aside(_some(assumption.nodes))}")
-        if self.prefix_stable is False:
-            lines.append("  note      earlier outputs change as the sequence grows")
-        if self.length_dependent:
-            lines.append(
-                f"  note      computed from the whole length: {_some(self.length_dependent)}"
-            )
+        if not self.is_prefix_stable:
+            lines.append(f"  prefix    not stable: {self._growing()}")
         if self.batch_independent is False:
             lines.append("  note      rows of the batch depend on each other")
         if not self.deterministic:

@@ -158,12 +158,12 @@ def position_bias(bias: npt.NDArray[np.float64], seen: BoolMatrix, past: int) ->
     at = np.broadcast_to(np.clip(t, 0, columns - 1), (wide.shape[0], rows, 1))
     with np.errstate(invalid="ignore"):
         relative = np.where(seen, wide - np.take_along_axis(wide, at, axis=2), 0.0)
-    scale = float(np.abs(relative).max(initial=0.0))
-    if scale <= 1e-6:
-        return ""
-    norm = max(float((distance**2 * seen).sum()), 1.0)
-    slopes = (relative * distance).sum(axis=(1, 2)) / norm
-    straight = slopes[:, None, None] * distance * seen
-    if float(np.abs(straight - relative).max()) <= 1e-3 * scale:
-        return "ALiBi"
+        scale = float(np.abs(relative).max(initial=0.0))
+        if scale <= 1e-6:
+            return ""
+        norm = max(float((distance**2 * seen).sum()), 1.0)
+        slopes = (relative * distance).sum(axis=(1, 2)) / norm
+        straight = slopes[:, None, None] * distance * seen
+        if float(np.abs(straight - relative).max()) <= 1e-3 * scale:
+            return "ALiBi"
     return "position bias"
