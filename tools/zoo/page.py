@@ -310,10 +310,10 @@ def _mutants(results: Results) -> Iterator[str]:
         steps = results.get(item.name, {})
         exported, attested = steps.get("export"), steps.get("attest")
         named = (attested or {}).get("offence") or ""
+        kind, second = item.kind, attested["status"] if attested else "not run"
         if item.kind == "length":
-            kind, second = "length, asked for a cache", "-"
-        else:
-            kind, second = item.kind, attested["status"] if attested else "not run"
+            kind = "length, asked for a cache"
+            second = {"rejected": "not prefix-stable", "accepted": "no trace"}.get(second, second)
         first = exported["status"] if exported else "not run"
         if exported and exported.get("error"):
             first += f" ({exported['error']})"
