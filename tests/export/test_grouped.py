@@ -14,6 +14,7 @@ from torch import nn
 
 from causal_onnx.export import export
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
+from tests.zoo.masks import SinkLogits
 
 CAPACITY = 24
 
@@ -117,6 +118,17 @@ def test_beyond_its_tables_a_model_without_limit_is_turned_by_its_own_nodes(
     assert attributes(node)["do_rotary"] == 1
     tables = [i.dims for i in onnx.load(tmp_path / "m.onnx").graph.initializer]
     assert [16, 8] in [list(dims) for dims in tables]
+
+
+def test_a_sink_goes_into_the_operator(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = SinkLogits(dim=32)  # heads of a width that the operator takes
+    report = export(module, tmp_path / "m.onnx", example=torch.randn(2, 5, 32), cache=True)
+    assert report.cache is not None
+    assert report.cache.passed
+    node = operator(tmp_path / "m.onnx")
+    assert node is not None
+    assert node.input[11]
 
 
 @pytest.fixture(scope="module")
