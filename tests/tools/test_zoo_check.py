@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from tools.zoo.check import Reference, check_chunks, check_file
+from tools.zoo.check import Reference, check_file
+from tools.zoo.chunks import check_chunks
 from tools.zoo.plain import export_plainly, quiet
 from tools.zoo.tasks import footprint_fits, names_place
 

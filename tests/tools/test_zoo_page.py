@@ -124,6 +124,8 @@ def test_result_is_kept_as_long_as_its_code_is_the_same(tmp_path: Path) -> None:
 def test_key_follows_the_sources(tmp_path: Path) -> None:
     for folder in ("tests/zoo", "tools/zoo", "export/causal_onnx/export"):
         (tmp_path / folder).mkdir(parents=True)
+    for name in ("plain.py", "check.py"):
+        (tmp_path / "tools/zoo" / name).touch()
     before = [code_key(ours=ours, root=tmp_path) for ours in (True, False)]
     (tmp_path / "export/causal_onnx/export/a.py").write_text("1")
     after = [code_key(ours=ours, root=tmp_path) for ours in (True, False)]
@@ -131,5 +133,7 @@ def test_key_follows_the_sources(tmp_path: Path) -> None:
     assert before[1] == after[1]
     (tmp_path / "tests/zoo/test_a.py").write_text("1")
     assert after == [code_key(ours=ours, root=tmp_path) for ours in (True, False)]
+    (tmp_path / "tools/zoo/plain.py").write_text("1")
+    assert after[1] != (changed := code_key(ours=False, root=tmp_path))
     (tmp_path / "tests/zoo/masks.py").write_text("1")
-    assert after[1] != code_key(ours=False, root=tmp_path)
+    assert changed != code_key(ours=False, root=tmp_path)

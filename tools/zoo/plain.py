@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tools.zoo.check import Reference, check_file
 
 from tests.zoo.probes import Sizes, Subject, make_inputs, takes_past
 
-__all__ = ["PLAIN_OPSET", "export_plainly", "quiet"]
+__all__ = ["PLAIN_OPSET", "export_plainly", "quiet", "run_plain"]
 
 PLAIN_OPSET = 20
 """The exporter's own default."""
@@ -53,6 +54,18 @@ def export_plainly(subject: Subject, path: Path, *, opset: int = PLAIN_OPSET) ->
         )
         assert program is not None
         program.save(str(path), external_data=False)
+
+
+def run_plain(path: Path, reference: Reference) -> dict[str, Any]:
+    """Export an entry plainly to `path` and check the file."""
+    path.unlink(missing_ok=True)
+    try:
+        export_plainly(reference.entry, path)
+    except Exception as error:  # whatever it raises is its answer
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:600]
+        return {"status": "refused", "reason": reason, "error": type(error).__name__}
+    with quiet():
+        return check_file(path, reference).to_dict()
 
 
 @contextlib.contextmanager

@@ -16,8 +16,8 @@ from tools.zoo.pool import ROOT
 __all__ = ["Store", "code_key", "versions"]
 
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "transformers", "numpy")
-OF_ALL = ("tests/zoo", "tools/zoo")
-OF_OURS = (*OF_ALL, "export/causal_onnx/export", "runtime/causal_onnx/runtime")
+OF_PLAIN = ("tests/zoo", "tools/zoo/plain.py", "tools/zoo/check.py")
+OF_OURS = ("tests/zoo", "tools/zoo", "export/causal_onnx/export", "runtime/causal_onnx/runtime")
 LEFT_OUT = ("page.py", "store.py", "pool.py", "worker.py", "__main__.py", "progress.py", "judge.py")
 """Files of tools/zoo that show, judge or keep results, and change none."""
 
@@ -36,14 +36,15 @@ def versions() -> dict[str, str]:
 def code_key(*, ours: bool, root: Path = ROOT) -> str:
     """A hash of the sources and versions behind a result; without `ours`, of the zoo alone."""
     digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
-    for path in sorted(_files(OF_OURS if ours else OF_ALL, root)):
+    for path in sorted(_files(OF_OURS if ours else OF_PLAIN, root)):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def _files(folders: Iterable[str], root: Path) -> Iterable[Path]:
     for folder in folders:
-        for path in (root / folder).rglob("*.py"):
+        found = (root / folder).rglob("*.py") if (root / folder).is_dir() else [root / folder]
+        for path in found:
             if not path.name.startswith("test_") and path.name not in LEFT_OUT:
                 yield path
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import onnx
 import torch
-from tools.zoo.check import File, Reference, check_chunks, check_file, differ
+from tools.zoo.check import File, Reference, check_file, differ
+from tools.zoo.chunks import check_chunks
 from tools.zoo.leaks import graph_leak
-from tools.zoo.plain import export_plainly, quiet
+from tools.zoo.plain import export_plainly, quiet, run_plain
 
 from causal_onnx.export import CausalityError, ExportError, ExportReport, ParityError, export
 from causal_onnx.export.analysis.certificate import Certificate
@@ -72,7 +73,7 @@ def _reference(item: ZooEntry) -> Reference:
 def run_entry(item: ZooEntry, step: str, work: Path) -> dict[str, Any]:
     """One step of one entry."""
     if step == "plain":
-        return _plain(item, work / "plain.onnx")
+        return run_plain(work / "plain.onnx", _reference(item))
     path = work / f"{step}.onnx"
     cache = step == "cached"
     target, opset = FORMS.get(step, ("ort", None))
@@ -97,16 +98,6 @@ def run_entry(item: ZooEntry, step: str, work: Path) -> dict[str, Any]:
                 result |= {"status": "wrong", "reason": reason}
     result["warnings"] = [str(text)[:300] for text in report.warnings]
     return result
-
-
-def _plain(item: ZooEntry, path: Path) -> dict[str, Any]:
-    path.unlink(missing_ok=True)
-    try:
-        export_plainly(item, path)
-    except Exception as error:  # whatever it raises is its answer
-        return {"status": "refused", "reason": _line(error), "error": type(error).__name__}
-    with quiet():
-        return check_file(path, _reference(item)).to_dict()
 
 
 def _exported(
