@@ -259,7 +259,7 @@ def test_verify_accepts_the_source_and_names_another(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"target": "gpu"}, "target must be one of ort, portable, tiled, got 'gpu'"),
-        ({"opset": 17}, r"opset must be in \[18, 25\], got 17"),
+        ({"opset": 16}, r"opset must be in \[17, 25\], got 16"),
         (
             {"precision": "int3"},
             "precision must be one of fp32, fp16, bf16, int8, int4, got 'int3'",

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import nn
 
-from causal_onnx.export import probe
+from causal_onnx.export import opset17, probe
 from causal_onnx.export.analysis.analyse import LENGTHS
 from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
@@ -115,7 +115,7 @@ def export(
             on the CPU step by step in fp32 with each result rounded to bfloat16; "int8" or "int4":
             weights of few bits, compared with the module of the same rounded weights
             (docs/precision.md).
-        opset: ONNX operator set, 18 to 25. None: 24 for "ort", 20 for the others.
+        opset: ONNX operator set, 17 to 25. None: 24 for "ort", 20 for the others.
         max_seq_len: A limit lower than the module's own. None: the module's own, found by its
             guards and by calling it.
         max_drift: How far a lower precision may move the results from fp32: mean KL divergence in
@@ -153,7 +153,8 @@ def export(
         )
         errors: list[ExportError] = []
         tell("capture", 0.0)
-        for attempt in attempts(subject.source, subject.specs, subject.sizes, opset=opset):
+        captured = max(opset, OLDEST_OPSET)
+        for attempt in attempts(subject.source, subject.specs, subject.sizes, opset=captured):
             if isinstance(attempt, ExportError):
                 errors.append(attempt)
                 continue
@@ -226,8 +227,8 @@ def _check_arguments(
         raise ValueError(f"target must be one of {', '.join(OPSETS)}, got {target!r}")
     if opset is None:
         opset = default_opset(OPSETS[target], precision)
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise ValueError(f"opset must be in [{OLDEST_OPSET}, {NEWEST_OPSET}], got {opset}")
+    if not opset17.OPSET <= opset <= NEWEST_OPSET:
+        raise ValueError(f"opset must be in [{opset17.OPSET}, {NEWEST_OPSET}], got {opset}")
     if max_seq_len is not None and max_seq_len < 2:
         raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
     grid_for(precision, target, opset)
@@ -482,6 +483,8 @@ def _finished(model: ir.Model, contract: Contract) -> ir.Model:
         enforce_max_seq_len(
             model, input_name=named.name, axis=axis, limit=contract.max_seq_len, past=past
         )
+    if contract.opset == opset17.OPSET:
+        opset17.to_opset_17(model)
     tidy(model)
     return model
 
