@@ -64,7 +64,8 @@ def attest(
         lengths: Sequence lengths to follow every element at, instead of the usual ones.
         dynamic: Whether to run the check by perturbation.
         providers: Execution providers of onnxruntime for that.
-        progress: Called with (stage, done, total); stages are "static" and "dynamic".
+        progress: Called with (stage, done, total); stages are "read", "static" (following every
+            element), "attention" (recognising it) and "dynamic".
 
     Returns:
         The certificate; `str()` of it is the report.
@@ -72,6 +73,8 @@ def attest(
     Raises:
         ValueError: The file is no ONNX model, or no input has an axis that could be positions.
     """
+    tell = progress or (lambda stage, done, total: None)
+    tell("read", 0, 1)
     model = load_model(source)
     signature = read_signature(model, axes)
     if max_seq_len is not None:
@@ -85,6 +88,7 @@ def attest(
     cores: list[AttentionCore] = []
     independent = None
     if proof.analysis is not None:
+        tell("attention", 0, 1)
         probe = proof.analysis.probe_sizes()
         if probe is not None:
             independent = batch_independent(proof.analysis, probe)
@@ -92,6 +96,7 @@ def attest(
     static_seconds = time.perf_counter() - started
     check = DynamicCheck(skipped="it was not asked for")
     if dynamic:
+        tell("dynamic", 0, 1)
         check = _dynamic(
             source, model, signature, proof, grid=grid, providers=providers, progress=progress
         )

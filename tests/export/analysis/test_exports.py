@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from causal_onnx.export import export
 from causal_onnx.export.attest import attest
 from tests.zoo import entry
 
@@ -58,6 +59,17 @@ def test_exports_by_tracing_are_proved(name: str, tmp_path: Path) -> None:
     found = attest(path, axes=axes)
     assert found.verdict == "causal", str(found)
     assert found.every_length, found.open_step
+
+
+def test_attention_in_a_loop_over_blocks_is_found_and_followed_past_one_block(
+    tmp_path: Path,
+) -> None:
+    item = entry("attn_sdpa_gqa")
+    export(item.factory(), tmp_path / "m.onnx", example=item.inputs(3, 7), target="tiled")
+    found = attest(tmp_path / "m.onnx")
+    assert found.verdict == "causal", str(found)
+    assert [core.footprint for core in found.cores] == ["causal"]
+    assert max(int(text.split("+")[1]) for text in found.lengths) > 64
 
 
 class Peeking(nn.Module):
