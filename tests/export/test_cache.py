@@ -36,6 +36,7 @@ CACHED = [
     "mask_softmax_one",
     "attn_differential",
     "attn_mla_absorbed",
+    "pos_alibi_buffer",
 ]
 
 

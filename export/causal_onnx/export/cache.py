@@ -110,13 +110,18 @@ def derive_cache(
 
 def _refuse_odd_cores(cores: Sequence[CanonicalCore], others: Mapping[ir.Node, str]) -> None:
     if not cores:
-        reason = next(iter(others.values()), "there is no softmax over scores")
-        raise ExportError(f"no cache can be derived: no attention was recognised ({reason})")
+        node, reason = next(iter(others.items()), (None, "there is no softmax over scores"))
+        place = "" if node is None else f"{node.op_type} {_named(node)}: "
+        raise ExportError(
+            f"no cache can be derived: no attention was recognised ({place}{reason}). Write it as "
+            "softmax(q k^T * scale + mask) v, and return no attention weights"
+        )
     for core in cores:
         if core.has_data_mask:
             raise ExportError(
-                f"no cache can be derived: the mask of {_named(core.node)} depends on the data of "
-                "an input (padding); export without that input"
+                f"no cache can be derived: what is added to the scores of {_named(core.node)} "
+                "depends on data. Export without a mask of padding as input (rows of different "
+                "lengths are the cache's own); a bias must come from positions, not from tokens"
             )
         if not core.footprint.is_causal:
             raise ExportError(

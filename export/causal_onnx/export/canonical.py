@@ -38,6 +38,7 @@ from causal_onnx.export.analysis.interpret import Constants, Run, run
 from causal_onnx.export.analysis.layout import Layout
 from causal_onnx.export.analysis.operands import tensor_of
 from causal_onnx.export.analysis.signature import Sizes, read_signature
+from causal_onnx.export.analysis.terms import spread
 from causal_onnx.export.arrange import Arranger
 from causal_onnx.export.footprint import Footprint, footprint_of
 from causal_onnx.export.graph import constant
@@ -314,7 +315,12 @@ class _Rewriting:
             sides = [constant(write.graph, side) for side in (np.zeros((), dtype), low)]
             value = write("Where", choice, *(sides if term.keep else sides[::-1]))
         value.type = ir.TensorType(self._dtype or ir.DataType.FLOAT)
-        return self._like_scores(value, term)
+        value = self._like_scores(value, term)
+        if self._core.sink is None and _counts_from_the_end(self._analysis, self._core, term):
+            # A softmax does not see what is the same along a row: count from the first key.
+            first = write("Slice", value, *(write.ints(n) for n in (0, 1, -1)))
+            value = write("Sub", value, first)
+        return value
 
     def _like_scores(self, value: ir.Value, term: MaskTerm) -> ir.Value:
         """(seq, total) where that is all it depends on, else with axes for batch and heads."""
@@ -338,6 +344,27 @@ def _axes_used(analysis: Analysis, term: MaskTerm, layout: Layout) -> list[tuple
     assert isinstance(found, Elements | Known)
     axes = layout.axes[len(layout.axes) - len(found.shape) :]
     return [() if size == 1 else axis for size, axis in zip(found.shape, axes, strict=True)]
+
+
+def _counts_from_the_end(analysis: Analysis, core: AttentionCore, term: MaskTerm) -> bool:
+    """Whether a term grows with the length by the same along each row, and by nothing else."""
+    if not term.known or term.kind != "add" or len(analysis.runs) < 2:
+        return False
+    values = []
+    for found in analysis.runs[:2]:
+        known = tensor_of(found, term.value)
+        if not isinstance(known, Known):
+            return False
+        values.append(spread(core, term, known.value, found).astype(np.float64))
+    short, long = values
+    rows, columns = short.shape[2:]
+    long = long[:, :, :rows, :columns]
+    if columns < 2 or long.shape != short.shape or not np.isfinite([short, long]).all():
+        return False
+    first = slice(0, 1)
+    return not np.allclose(short, long, 1e-6, 1e-7) and np.allclose(
+        short - short[..., first], long - long[..., first], 1e-6, 1e-7
+    )
 
 
 def _splits_groups(analysis: Analysis, term: MaskTerm, layout: Layout) -> bool:
