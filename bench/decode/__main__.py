@@ -19,7 +19,7 @@ __all__ = ["main"]
 
 WORK = ROOT / "build" / "bench-decode"
 SECTION = "decode"
-POLICY = RoundPolicy(at_least=9, at_most=31, precision=0.005, seconds=6.0, at_least_slow=5)
+POLICY = RoundPolicy(at_least=5, at_most=11, precision=0.01, seconds=2.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         threads=tuple(arguments.threads),
         folder=(WORK if arguments.out is None else arguments.out) / sizes.name,
         policy=POLICY,
+        processes=arguments.processes,
         keeps_files=arguments.keep,
     )
     try:
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         "--past", type=_positive, nargs="+", metavar="N", help="single tokens after N, no prompts"
     )
     parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--processes", type=_positive, default=5, metavar="N", help="pairs of them")
     parser.add_argument("--keep", action="store_true", help="take the files of the last run")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where all files go")
     return parser

@@ -22,11 +22,13 @@ class StepRow:
     seq: int
     threads: int
     clock: Clock
-    rounds: int
+    processes: int
+    """Pairs of processes; the times are medians over them."""
     reference_s: float
     ours_s: float
     ratio: tuple[float, float, float]
-    """Ours over the reference's of the same round: lower quartile, median, upper quartile."""
+    """Ours over the reference's of the same round, median of a pair of processes: the lowest, the
+    median and the highest over the pairs."""
     error: float
     """Largest difference of the logits, relative to their scale."""
 
@@ -60,7 +62,8 @@ def to_markdown(section: Section) -> str:
         f"vocabulary {sizes['vocab_size']}, random weights, float32, a cache of "
         f"{sizes['max_seq_len']} positions.",
         "",
-        f"causal-onnx is slower at {len(slower)} of {len(section.rows)} places.",
+        f"causal-onnx is slower at {len(slower)} of {len(section.rows)} places. Ratios: the median "
+        "over pairs of processes, in brackets the lowest and the highest.",
         "",
         "| threads | past | new | builder's graph, ms | causal-onnx, ms | ratio |",
         "|--:|--:|--:|--:|--:|--:|",
