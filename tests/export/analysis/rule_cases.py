@@ -96,6 +96,26 @@ def attend(mask: str, sizes: str = INF) -> str:
     return sizes + ATTEND.replace("{mask}", mask)
 
 
+def flat_rows(column: str) -> str:
+    """Batch and positions merged, and taken apart again by a flat index, as tracing writes it."""
+    return (
+        INF
+        + f"""
+        s0 = Shape <start = 0, end = 1> (x)
+        rows = Squeeze(s0)
+        r0 = Range(zero, rows, one)
+        r1 = Unsqueeze(r0, a1)
+        begin = Mul(r1, n)
+        last = Sub(n, one)
+        later = Sub(last, j)
+        index = Add(begin, {column})
+        wide = Constant <value_ints = [-1, 4]> ()
+        flat = Reshape(x, wide)
+        y = Gather <axis = 0> (flat, index)
+    """
+    )
+
+
 MASKS = [
     good("where_compare", attend("c = LessOrEqual(j, i) m = Where(c, s, lowest)")),
     good("where_not_greater", attend("c0 = Greater(j, i) c = Not(c0) m = Where(c, s, lowest)")),
@@ -254,6 +274,8 @@ ALONG = [
         "y = MatMul(x, s)", "MatMul"),
     good("einsum_masked", INF + TRIL + " y = Einsum <equation = \"bjd,ij->bid\"> (x, tril)"),
     bad("einsum_unmasked", "y = Einsum <equation = \"bjd,bje,bie->bid\"> (x, x, x)", "Einsum"),
+    good("rows_of_merged_axes", flat_rows("j")),
+    bad("rows_of_merged_axes_backwards", flat_rows("later"), "Gather"),
     good("gather_elements_of_features", "i = Constant <value = int64[1, 1, 4] {3, 2, 1, 0}> () "
          "n = Shape(x) k = Expand(i, n) y = GatherElements <axis = 2> (x, k)"),
     good("scatter_features", "m = ArgMax <axis = 2> (x) o = Mul(x, x) r = ReduceMax(x, t) "

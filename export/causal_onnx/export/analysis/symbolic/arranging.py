@@ -10,6 +10,7 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.symbolic.expression import (
     UNKNOWN,
+    Apply,
     AtLeastZero,
     Constant,
     Expression,
@@ -494,7 +495,12 @@ def gather(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequ
         count = len(data.ints)
         picked = tuple(data.ints[whole(i) % count] for i in indices.ints)
         return [Symbolic(indices.axes, ints=picked, value=_only(picked), known=data.known)]
-    data, index = space.single(space.fresh(data), axis)
+    data = space.fresh(data)
+    axes = (*data.axes[:axis], *indices.axes, *data.axes[axis + 1 :])
+    pair = _row_and_column(space, indices, data.axes[axis])
+    if pair is not None:
+        return [_gathered(space, data.subs(pair), indices, axes)]
+    data, index = space.single(data, axis)
     axes = (*data.axes[:axis], *indices.axes, *data.axes[axis + 1 :])
     if index == ZERO:
         return [_gathered(space, data, indices, axes)]
@@ -509,6 +515,37 @@ def gather(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequ
     if any(name in term.variables() for term in data.terms):
         raise OpenError("it picks positions by an index that is no known function of the place")
     return [_gathered(space, replace(data, value=UNKNOWN), indices, axes)]
+
+
+def _row_and_column(
+    space: Space, indices: Symbolic, merged: tuple[str, ...]
+) -> dict[str, Poly] | None:
+    """Where a flat index into an axis that merges two picks: row r, column c of r * columns + c.
+
+    None where the index is not written so.
+    """
+    flat = _sum_of_products(indices.value)
+    if len(merged) != 2 or flat is None:
+        return None
+    columns = space.bounds.sizes[merged[1]]
+    for axis in indices.axes:
+        for name in axis:
+            column = flat - symbol(name) * columns
+            if name in column.variables():
+                continue
+            if space.nonnegative(column) and space.nonnegative(columns - 1 - column):
+                return {merged[0]: symbol(name), merged[1]: column}
+    return None
+
+
+def _sum_of_products(value: Expression) -> Poly | None:
+    """The polynomial that sums and products of polynomials are."""
+    if isinstance(value, Apply) and value.op in ("Add", "Mul") and len(value.parts) == 2:
+        first, second = (_sum_of_products(part) for part in value.parts)
+        if first is None or second is None:
+            return None
+        return first + second if value.op == "Add" else first * second
+    return as_poly(value)
 
 
 def _from_front(space: Space, place: Poly, size: Poly) -> Poly:
