@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from causal_onnx.export import ExportError, ParityError, export, pipeline
 from causal_onnx.export.cache import derive_cache
 from causal_onnx.export.canonical import canonicalise
-from causal_onnx.export.capture import attempts
 from causal_onnx.export.graph import constant
 from causal_onnx.export.lower import lower
+from causal_onnx.export.reuse import captures_of
 from causal_onnx.models import DecoderLM, tiny_gpt2_config, tiny_llama_config
 from causal_onnx.runtime import load
 from tests.export.captured import captured, run_model, zoo_inputs
@@ -158,7 +158,7 @@ def mutated(monkeypatch: pytest.MonkeyPatch, mutate: Mutation) -> None:
 
     monkeypatch.setattr(pipeline, "derive_cache", derive)
     # Other captures of the same module would fail alike.
-    monkeypatch.setattr(pipeline, "attempts", lambda *a, **k: islice(attempts(*a, **k), 1))
+    monkeypatch.setattr(pipeline, "captures_of", lambda *a, **k: islice(captures_of(*a, **k), 1))
 
 
 @pytest.mark.parametrize(

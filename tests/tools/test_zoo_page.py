@@ -33,7 +33,7 @@ def certificate(**rest: Any) -> dict[str, Any]:
         ("guard_raise", {"ours": result("crash")}, "ours: crash, right expected"),
         ("guard_raise", {"ours": result(beyond="answers")}, "beyond the limit of 24 it answers"),
         ("guard_raise", {"cached": result("refused")}, "cached: refused, right expected"),
-        ("guard_raise", {"portable18": result("fails")}, "portable18: fails, right expected"),
+        ("guard_raise", {"tiled": result("fails")}, "tiled: fails, right expected"),
         ("guard_raise", {"plain": result("wrong")}, None),
         (
             "guard_raise",
@@ -63,7 +63,7 @@ def test_results_are_judged(name: str, steps: dict[str, Any], found: str | None)
 
 def test_steps_fit_the_entry() -> None:
     assert entry_steps(entry("guard_raise")) == (
-        "ours", "cached", "portable20", "portable18", "tiled", "plain"
+        "ours", "cached", "portable20", "tiled", "plain"
     )  # fmt: skip
     assert entry_steps(entry("guard_noise_in_eval")) == ("ours", "plain")
     assert "cached" not in entry_steps(entry("cache_static_scatter"))

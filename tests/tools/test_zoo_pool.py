@@ -62,3 +62,22 @@ def test_every_task_is_run_once_whatever_the_number_of_workers(
 ) -> None:
     found = results(tmp_path, "a", "b", "c", workers=workers)
     assert {name: r["what"] for name, r in found.items()} == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_tasks_that_belong_together_share_a_process(tmp_path: Path) -> None:
+    pool = Pool("tests.tools.worker_tasks:run", workers=2, limit_s=1.0, log_folder=tmp_path)
+    processes: dict[str, set[int]] = {"a": set(), "b": set()}
+    pool.run(
+        [{"what": name} for name in ("a1", "a2", "a3", "b1", "b2", "b3")],
+        lambda task, result: processes[task["what"][0]].add(result["process"]),
+        together=lambda task: task["what"][0],
+    )
+    assert [len(found) for found in processes.values()] == [1, 1]
+
+
+def test_the_rest_of_a_group_goes_on_after_a_crash(tmp_path: Path) -> None:
+    pool = Pool("tests.tools.worker_tasks:run", workers=1, limit_s=1.0, log_folder=tmp_path)
+    statuses = []
+    tasks = [{"what": name} for name in ("before", "crash", "after")]
+    pool.run(tasks, lambda _, result: statuses.append(result["status"]), together=lambda _: 0)
+    assert statuses == ["right", "crash", "right"]

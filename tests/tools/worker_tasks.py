@@ -20,7 +20,7 @@ def run(what: str) -> dict[str, Any]:
         raise KeyError("the name of what is missing")
     elif what == "chatter":
         os.write(1, b"not an answer\n")
-    return {"status": "right", "what": what}
+    return {"status": "right", "what": what, "process": os.getpid()}
 
 
 def hang_for_good() -> None:

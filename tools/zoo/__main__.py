@@ -112,7 +112,9 @@ def _run(
         log_folder=arguments.work / "logs",
     )
     folder = str(arguments.work / "files")
-    pool.run([{**task, "folder": folder} for task in due], done)
+    # The steps of one entry share its captures, which are most of their time.
+    tasks = [{**task, "folder": folder} for task in due]
+    pool.run(tasks, done, together=lambda task: (task["kind"], task["name"]))
 
 
 def _report(store: Store, keys: dict[str, str], page: Path) -> int:

@@ -179,7 +179,7 @@ tokens changed; then beyond the limit.
   that is not plainly causal.
 - **cached**: `export(..., cache=True)`, fed all at once, in single steps and in uneven chunks. *-*
   where the module has a past of its own or nothing to cache.
-- **forms**: `portable` at opset 20 and 18, and `tiled`, right by itself and equal to the
+- **forms**: `portable` at opset 20, and `tiled`, right by itself and equal to the
   default form.
 - **error**: the largest of ours over all shapes, relative to the output's scale.
 - In round brackets: what happens one position beyond the source's limit, where that is no refusal.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -52,13 +53,24 @@ class Pool:
         self._root = root
         self._stopping = threading.Event()
 
-    def run(self, tasks: Sequence[Task], done: Callable[[Task, dict[str, Any]], None]) -> None:
-        """Run every task and call `done` with each result, from this thread, as they come."""
-        waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        for task in tasks:
-            waiting.put(task)
+    def run(
+        self,
+        tasks: Sequence[Task],
+        done: Callable[[Task, dict[str, Any]], None],
+        *,
+        together: Callable[[Task], object] = id,
+    ) -> None:
+        """Run every task and call `done` with each result, from this thread, as they come.
+
+        Neighbours among `tasks` for which `together` gives the same go to one process, one after
+        the other: what one of them leaves there may serve the next.
+        """
+        waiting: queue.SimpleQueue[list[Task]] = queue.SimpleQueue()
+        groups = [list(group) for _, group in itertools.groupby(tasks, together)]
+        for group in groups:
+            waiting.put(group)
         finished: queue.SimpleQueue[tuple[Task, dict[str, Any]] | None] = queue.SimpleQueue()
-        count = min(self._workers, len(tasks))
+        count = min(self._workers, len(groups))
         threads = [
             threading.Thread(target=self._serve, args=(index, waiting, finished), daemon=True)
             for index in range(count)
@@ -80,16 +92,18 @@ class Pool:
     def _serve(
         self,
         index: int,
-        waiting: queue.SimpleQueue[Task],
+        waiting: queue.SimpleQueue[list[Task]],
         finished: queue.SimpleQueue[tuple[Task, dict[str, Any]] | None],
     ) -> None:
         worker: _Worker | None = None
+        group: list[Task] = []
         try:
             while not self._stopping.is_set():
                 try:
-                    task = waiting.get_nowait()
+                    group = group or waiting.get_nowait()
                 except queue.Empty:
                     return
+                task = group.pop(0)
                 if worker is None:
                     log = self._folder / f"worker-{index}.log"
                     worker = _Worker(self._function, log, self._root)
@@ -97,7 +111,8 @@ class Pool:
                 if result is None:
                     return
                 finished.put((task, result))
-                if not worker.is_alive or worker.answered >= TASKS_PER_WORKER:
+                is_old = worker.answered >= TASKS_PER_WORKER and not group
+                if not worker.is_alive or is_old:
                     worker.close()
                     worker = None
         finally:

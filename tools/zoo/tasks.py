@@ -5,7 +5,9 @@ These run in a worker process: what they do to it is nobody else's trouble.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from tools.zoo.check import File, Reference, check_file, differ
 from tools.zoo.chunks import check_chunks
 from tools.zoo.leaks import graph_leak
 from tools.zoo.plain import export_plainly, quiet, run_plain
+from torch import nn
 
 from causal_onnx.export import CausalityError, ExportError, ExportReport, ParityError, export
 from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.attest import attest
+from causal_onnx.export.reuse import reusing_captures
 from tests.zoo import GRAPH_MUTANTS, GRAPHS, MUTANTS, ZooEntry, entry
 from tests.zoo.mutants import Mutant
 from tests.zoo.probes import Subject, takes_past
@@ -27,7 +31,6 @@ __all__ = ["ENTRY_STEPS", "GRAPH_SOURCES", "MUTANT_STEPS", "run", "run_entry", "
 
 FORMS: dict[str, tuple[str, int | None]] = {
     "portable20": ("portable", 20),
-    "portable18": ("portable", 18),
     "tiled": ("tiled", None),
 }
 """Besides the default form: target and opset, None for the target's own."""
@@ -59,28 +62,43 @@ def run(kind: str, name: str, step: str, folder: str) -> dict[str, Any]:
     return run_graph(name, work)
 
 
-_held: dict[str, Reference] = {}
+@dataclass(frozen=True)
+class _Held:
+    """What the steps of one entry share."""
+
+    reference: Reference
+    module: nn.Module
+    """What is exported, once for each step; never run otherwise."""
+    captures: contextlib.ExitStack
 
 
-def _reference(item: ZooEntry) -> Reference:
-    """The reference of an entry; that of the entry before is let go."""
+_held: dict[str, _Held] = {}
+
+
+def _hold(item: ZooEntry) -> _Held:
+    """What the steps of this entry share; that of the entry before is let go."""
     if item.name not in _held:
+        for held in _held.values():
+            held.captures.close()
         _held.clear()
-        _held[item.name] = Reference(item)
+        captures = contextlib.ExitStack()
+        captures.enter_context(reusing_captures())
+        _held[item.name] = _Held(Reference(item), item.factory(), captures)
     return _held[item.name]
 
 
 def run_entry(item: ZooEntry, step: str, work: Path) -> dict[str, Any]:
     """One step of one entry."""
     if step == "plain":
-        return run_plain(work / "plain.onnx", _reference(item))
+        return run_plain(work / "plain.onnx", _hold(item).reference)
     path = work / f"{step}.onnx"
     cache = step == "cached"
     target, opset = FORMS.get(step, ("ort", None))
-    report, refusal = _exported(item, path, cache=cache, target=target, opset=opset)
+    held = _hold(item)
+    report, refusal = _exported(item, held.module, path, cache=cache, target=target, opset=opset)
     if report is None:
         return refusal
-    reference = _reference(item)
+    reference = held.reference
     with quiet():
         finding = check_file(path, reference)
         result = finding.to_dict()
@@ -101,14 +119,19 @@ def run_entry(item: ZooEntry, step: str, work: Path) -> dict[str, Any]:
 
 
 def _exported(
-    item: Subject, path: Path, *, cache: bool = False, target: str = "ort", opset: int | None = None
+    item: Subject,
+    module: nn.Module,
+    path: Path,
+    *,
+    cache: bool = False,
+    target: str = "ort",
+    opset: int | None = None,
 ) -> tuple[ExportReport | None, dict[str, Any]]:
     """Our export with an example of other sizes than plain's, or why it was refused."""
     path.unlink(missing_ok=True)
     lengths = getattr(item, "lengths", None)
     seq = 5 if lengths is None else next(n for n in lengths if n >= 8)
     inputs = item.inputs(2, seq, 3) if takes_past(item) else item.inputs(2, seq)
-    module = item.factory()
     was_training = [part.training for part in module.modules()]
     try:
         with quiet():
@@ -202,7 +225,7 @@ def run_mutant(item: Mutant, step: str, work: Path) -> dict[str, Any]:
 
 def _mutant_exported(item: Mutant, path: Path) -> dict[str, Any]:
     """Leaks must raise, lengths must not get a cache, footprints must be told as they are."""
-    report, refusal = _exported(item, path, cache=item.kind == "length")
+    report, refusal = _exported(item, item.factory(), path, cache=item.kind == "length")
     if report is None:
         if refusal["status"] != "refused":
             return refusal
@@ -235,7 +258,7 @@ def run_graph(name: str, work: Path) -> dict[str, Any]:
             export_plainly(item, path, opset=20)
         elif origin == "plain24":
             export_plainly(item, path, opset=24)
-        elif _exported(item, path)[0] is None:
+        elif _exported(item, item.factory(), path)[0] is None:
             return {"status": "error", "reason": "not exported"}
         good = onnx.load(path)
         if origin != "ours":

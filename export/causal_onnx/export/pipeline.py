@@ -23,7 +23,6 @@ from causal_onnx.export.capture import (
     NEWEST_OPSET,
     OLDEST_OPSET,
     Capture,
-    attempts,
     capture_sizes,
 )
 from causal_onnx.export.causality import perturb
@@ -55,6 +54,7 @@ from causal_onnx.export.report import (
     ParityReport,
     QuantisationReport,
 )
+from causal_onnx.export.reuse import captures_of
 from causal_onnx.export.rounding import Rounded, round_module, round_weights
 from causal_onnx.export.rows import RaggedError
 from causal_onnx.export.source import Axes, Example, Source, open_source
@@ -154,7 +154,14 @@ def export(
         errors: list[ExportError] = []
         tell("capture", 0.0)
         captured = max(opset, OLDEST_OPSET)
-        for attempt in attempts(subject.source, subject.specs, subject.sizes, opset=captured):
+        for attempt in captures_of(
+            subject.source,
+            subject.specs,
+            subject.sizes,
+            opset=captured,
+            module=module,
+            precision=precision,
+        ):
             if isinstance(attempt, ExportError):
                 errors.append(attempt)
                 continue
