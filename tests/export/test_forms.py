@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from causal_onnx.export import ParityError, export, pipeline
-from causal_onnx.export.canonical import DOMAIN
+from causal_onnx.export.attest import attest
+from causal_onnx.export.canonical import DOMAIN, canonicalise
 from causal_onnx.export.lower import lower, tiled
 from causal_onnx.models import AttentionConfig, MultiHeadAttention
 from causal_onnx.runtime import load
-from tests.export.captured import run_model
+from tests.export.captured import captured, run_model
 
 FORMS = [("ort", 24), ("portable", 18), ("portable", 20), ("portable", 22), ("portable", 23)]
 FORMS += [("portable", 24), ("portable", 25), ("tiled", 18), ("tiled", 20), ("tiled", 24)]
@@ -237,21 +238,37 @@ def test_forms_of_one_module_are_equal(cached: bool, tmp_path: Path) -> None:
         np.testing.assert_allclose(got, exact, rtol=0, atol=2e-6, err_msg=path.name)
 
 
-@pytest.mark.parametrize("shift", [1, -1])
-def test_a_wrong_boundary_of_blocks_is_caught(
-    shift: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def shift_in_blocks(shift: int, patch: pytest.MonkeyPatch) -> None:
+    """Let every block but that of short sequences think it stands `shift` positions later."""
     places = tiled._Blocks.places
 
     def moved(self: Any, write: Any, start: ir.Value, count: ir.Value) -> ir.Value:
         found = places(self, write, start, count)
         return write("Add", found, write.ints(shift)) if write.graph.name == "body" else found
 
-    monkeypatch.setattr(tiled._Blocks, "places", moved)
+    patch.setattr(tiled._Blocks, "places", moved)
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_a_wrong_boundary_of_blocks_is_caught(
+    shift: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift_in_blocks(shift, monkeypatch)
     monkeypatch.setattr("causal_onnx.export.pipeline._forms", only_rewritten())
     with pytest.raises(ParityError, match="disagrees"):
         export(attention(), tmp_path / "m.onnx", target="tiled")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0, "causal"), (1, "not_causal")])
+def test_proof_alone_sees_a_block_that_looks_ahead(
+    shift: int, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift_in_blocks(shift, monkeypatch)
+    model = captured("attn_sdpa_is_causal", 20)
+    canonicalise(model, None)
+    lower(model, "tiled")
+    assert attest(model, dynamic=False).verdict == verdict
 
 
 def only_rewritten() -> Callable[..., Any]:
