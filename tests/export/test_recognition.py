@@ -208,6 +208,16 @@ def test_a_sink_is_one_score_per_head(name: str, score: float) -> None:
     np.testing.assert_allclose(sink.const_value.numpy(), [score], rtol=1e-6)
 
 
+@pytest.mark.parametrize("target", ["portable", "ort", "tiled"])
+def test_every_form_counts_the_sink(target: str) -> None:
+    body = SAME["sink after the keys"]
+    model, _ = rewritten(body)
+    lower(model, target)
+    x = np.random.default_rng(1).standard_normal((2, 7, 4)).astype(np.float32)
+    expected, got = run_model(model_of(body), [x])[0], run_model(model, [x])[0]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
 def test_parts_of_the_weights_become_cores_of_their_own() -> None:
     body = """
         to5 = Constant <value_ints = [0, 0, 2, 2]> ()
