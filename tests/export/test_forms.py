@@ -42,6 +42,8 @@ class Core:
     """The shape of the bias; "batch", "seq" and "total" are put in."""
     has_past: bool = False
     has_sink: bool = False
+    has_rows: bool = False
+    """With a past: rows of different lengths."""
 
     def model(self, opset: int) -> ir.Model:
         names = {
@@ -58,7 +60,11 @@ class Core:
             names["sink"] = (self.heads,)
         float32 = ir.TensorType(ir.DataType.FLOAT)
         values = {n: ir.Value(name=n, shape=ir.Shape(s), type=float32) for n, s in names.items()}
-        order = ("q", "k", "v", "bias", "past_key", "past_value", "", "", "sink")
+        if self.has_rows:
+            whole = ir.TensorType(ir.DataType.INT64)
+            for n in ("row_past", "row_total"):
+                values[n] = ir.Value(name=n, shape=ir.Shape(["batch"]), type=whole)
+        order = ("q", "k", "v", "bias", "past_key", "past_value", "row_past", "row_total", "sink")
         inputs = [values.get(name) for name in order]
         while inputs[-1] is None:
             inputs.pop()
@@ -185,6 +191,26 @@ def test_forms_agree_after_a_past(name: str, form: tuple[str, int]) -> None:
     lengths = [(1, 0), (1, 7), (5, 70), (66, 3), (130, 65)]
     errors = {n: core.error(form, batch=2, seq=n[0], past=n[1]) for n in lengths}
     assert max(errors.values()) < TOLERANCE, errors
+
+
+@pytest.mark.parametrize("form", [("portable", 20), ("portable", 24), ("tiled", 20)])
+@pytest.mark.parametrize("window", [0, 7, 80])
+def test_rows_of_different_lengths(form: tuple[str, int], window: int) -> None:
+    core = Core(heads=4, window=window, has_past=True, has_rows=True)
+    model = core.model(form[1])
+    lower(model, form[0])
+    for seq, past, held, new in ((1, 9, (9, 0), (1, 1)), (130, 40, (0, 33), (130, 71))):
+        given = core.inputs(2, seq, past)
+        lengths = {"row_past": np.array(held), "row_total": np.array(held) + new}
+        everything = {**given, **lengths}
+        got = run_model(model, [everything[v.name or ""] for v in model.graph.inputs])[0]
+        assert np.isfinite(got).all()
+        for row in range(2):
+            own = {name: x[row : row + 1, :, : new[row]] for name, x in given.items()}
+            for name in ("past_key", "past_value"):
+                own[name] = given[name][row : row + 1, :, : held[row]]
+            error = np.abs(got[row : row + 1, :, : new[row]] - core.expected(own)).max()
+            assert error < TOLERANCE, (row, seq, error)
 
 
 @pytest.mark.parametrize("opset", [18, 24])
