@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.lower.writer import Writer
 
-__all__ = ["choose", "repeat"]
+__all__ = ["choose", "name_inside", "repeat"]
 
 
 def choose(
@@ -25,7 +25,7 @@ def choose(
         result = build(write.inside(graph, node))
         result.type = node.outputs[0].type
         graph.outputs.append(result)
-        _name_inside(graph, f"{node.outputs[0].name}_{name}")
+        name_inside(graph, f"{node.outputs[0].name}_{name}")
         branches.append(graph)
     attributes = {"then_branch": branches[0], "else_branch": branches[1]}
     return write.node("If", [condition], attributes).outputs[0]
@@ -46,7 +46,7 @@ def repeat(
     result = build(inner, inner("Unsqueeze", step, inner.ints(0)))
     result.type = node.outputs[0].type
     graph.outputs.extend([inner("Identity", going), result])
-    _name_inside(graph, f"{node.outputs[0].name}_block")
+    name_inside(graph, f"{node.outputs[0].name}_block")
     return write.node("Loop", [count, write.true()], {"body": graph}).outputs[0]
 
 
@@ -54,7 +54,7 @@ def _subgraph(write: Writer, name: str) -> ir.Graph:
     return ir.Graph([], [], nodes=[], opset_imports=dict(write.graph.opset_imports), name=name)
 
 
-def _name_inside(graph: ir.Graph, stem: str) -> None:
+def name_inside(graph: ir.Graph, stem: str) -> None:
     """Name what a subgraph computes unlike anything else.
 
     onnxruntime refuses a name of a subgraph that the graph around it uses anywhere, later included.

@@ -15,7 +15,8 @@ import onnx_ir as ir
 from causal_onnx.export.canonical import DOMAIN
 from causal_onnx.export.fuse.projections import join_projections
 from causal_onnx.export.fuse.rotary import Heads, Projected, Rotary
-from causal_onnx.export.lower.packed import CONTRIB, name_inner
+from causal_onnx.export.lower.branches import name_inside
+from causal_onnx.export.lower.packed import CONTRIB
 from causal_onnx.export.lower.writer import Writer
 
 __all__ = ["fits_grouped", "write_grouped"]
@@ -59,7 +60,7 @@ def write_grouped(write: Writer, node: ir.Node, fallback: Fallback) -> Sequence[
         for result, old in zip(results, node.outputs, strict=True):
             result.type = old.type
         graph.outputs.extend(results)
-        name_inner(graph, f"{node.outputs[0].name}_{name}")
+        name_inside(graph, f"{node.outputs[0].name}_{name}")
         branches.append(graph)
     attributes = {"then_branch": branches[0], "else_branch": branches[1]}
     chosen, present_k, present_v = write.node("If", [lengths.fit], attributes, 3).outputs

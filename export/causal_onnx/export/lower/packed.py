@@ -9,10 +9,12 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.lower.attention import attention_attributes, write_attention
+from causal_onnx.export.lower.branches import choose
+from causal_onnx.export.lower.heads import give_merged, merge_heads, split_heads
 from causal_onnx.export.lower.positions import core_inputs, window_mask
 from causal_onnx.export.lower.writer import Writer
 
-__all__ = ["CONTRIB", "LONGEST_SHORT", "fits_flash", "is_plain", "name_inner", "write_packed"]
+__all__ = ["CONTRIB", "LONGEST_SHORT", "fits_flash", "is_plain", "write_packed"]
 
 CONTRIB = "com.microsoft"
 LONGEST_SHORT = 640
@@ -42,21 +44,14 @@ def write_packed(write: Writer, node: ir.Node, *, switching: bool) -> ir.Value:
     `Attention` up to LONGEST_SHORT positions and, if `switching`, `GroupQueryAttention` beyond.
     """
     q, k, v, *_ = core_inputs(node)
-    packed_output: ir.Value | None = node.meta.get("packed_output")
-    packed = packed_output is not None and "packed_inputs" in node.meta
+    packed = "packed_output" in node.meta and "packed_inputs" in node.meta
     values: list[ir.Value] = node.meta["packed_inputs"] if packed else [q, k, v]
     if not switching:
         chosen = _short(write, node, values, packed)
     else:
         chosen = _switch(write, node, values, packed)
     chosen.type = q.type
-    if not packed:
-        return chosen
-    # The reader of the transposed and merged output takes this one; what led there falls away.
-    assert packed_output is not None
-    if not packed_output.is_graph_output():
-        packed_output.replace_all_uses_with(chosen)
-    return write("Transpose", write("Reshape", chosen, _split(write, node)), perm=[0, 2, 1, 3])
+    return give_merged(write, node, chosen) if packed else chosen
 
 
 def _switch(write: Writer, node: ir.Node, values: Sequence[ir.Value], packed: bool) -> ir.Value:
@@ -68,28 +63,13 @@ def _switch(write: Writer, node: ir.Node, values: Sequence[ir.Value], packed: bo
     axis = 1 if packed else 2
     seq = write("Shape", values[0], start=axis, end=axis + 1)
     is_long = write("Greater", write("Squeeze", seq), write.scalar(LONGEST_SHORT))
-    branches = []
-    for name, build in (("long", _flash), ("short", _short)):
-        graph = ir.Graph([], [], nodes=[], opset_imports=dict(write.graph.opset_imports), name=name)
-        inner = Writer(graph, None, write.graph, node)
-        result = build(inner, node, values, packed)
-        result.type = values[0].type
-        graph.outputs.append(result)
-        name_inner(graph, f"{node.outputs[0].name}_{name}")
-        branches.append(graph)
-    return write.node(
-        "If", [is_long], {"then_branch": branches[0], "else_branch": branches[1]}
-    ).outputs[0]
-
-
-def name_inner(branch: ir.Graph, stem: str) -> None:
-    """Name what a branch computes unlike anything else.
-
-    onnxruntime refuses a name of a branch that the graph around it uses anywhere, later included.
-    """
-    values = [value for item in branch for value in item.outputs]
-    for index, value in enumerate(values):
-        value.name = f"{stem}_{index}"
+    return choose(
+        write,
+        node,
+        is_long,
+        lambda inner: _flash(inner, node, values, packed),
+        lambda inner: _short(inner, node, values, packed),
+    )
 
 
 def _short(write: Writer, node: ir.Node, values: Sequence[ir.Value], packed: bool) -> ir.Value:
@@ -117,9 +97,8 @@ def _flash(write: Writer, node: ir.Node, values: Sequence[ir.Value], packed: boo
     width = node.meta["head_dim"]
     merged = list(values)
     if not packed:
-        for index, count in enumerate((heads, groups, groups)):
-            moved = write("Transpose", values[index], perm=[0, 2, 1, 3])
-            merged[index] = write("Reshape", moved, write.ints(0, 0, count * width))
+        counts = (heads, groups, groups)
+        merged = [merge_heads(write, x, n, width) for x, n in zip(values, counts, strict=True)]
     batch = write("Shape", merged[0], start=0, end=1)
     seq = write("Shape", merged[0], start=1, end=2)
     last = write("Cast", write("Sub", seq, write.ints(1)), to=ir.DataType.INT32.value)
@@ -146,8 +125,4 @@ def _flash(write: Writer, node: ir.Node, values: Sequence[ir.Value], packed: boo
     ).outputs[0]
     if packed:
         return result
-    return write("Transpose", write("Reshape", result, _split(write, node)), perm=[0, 2, 1, 3])
-
-
-def _split(write: Writer, node: ir.Node) -> ir.Value:
-    return write.ints(0, 0, node.meta["num_heads"], node.meta["value_dim"])
+    return split_heads(write, result, heads, node.meta["value_dim"])
