@@ -32,7 +32,7 @@ def write_tiled(write: Writer, node: ir.Node, max_seq_len: int | None = None) ->
     """Attention block of queries by block of queries, all heads at once.
 
     A step multiplies its queries with the keys up to the block's end (and, with a window, from the
-    first that its first query may see), so what lies above the diagonal is not computed, and no
+    first that its first query may see), so little above the diagonal is computed, and no
     more than heads x BLOCK x total_seq scores exist at a time. The softmax is over whole rows, as
     it is without blocks. Up to BLOCK positions there is one step, and no Loop.
     """
