@@ -21,6 +21,7 @@ from causal_onnx.export.reuse import captures_of
 from causal_onnx.models import DecoderLM, tiny_gpt2_config, tiny_llama_config
 from causal_onnx.runtime import load
 from tests.export.captured import captured, run_model, zoo_inputs
+from tests.export.modules import Head, example
 from tests.zoo import entry
 
 CACHED = [
@@ -216,3 +217,23 @@ def test_where_positions_enter_a_product_rows_must_be_equally_long(tmp_path: Pat
     assert report.cache.passed
     (warning,) = [text for text in report.warnings if "equally long" in text]
     assert "MatMul" in warning
+
+
+class Routed(nn.Module):
+    """Keeps the largest feature of each position: `zeros_like` over merged batch and positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Head()
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.attention(x).flatten(0, 1)
+        chosen = torch.zeros_like(flat).scatter(1, flat.argmax(1, keepdim=True), 1.0)
+        return (flat * chosen).unflatten(0, x.shape[:2])
+
+
+def test_a_value_of_one_number_needs_no_positions(tmp_path: Path) -> None:
+    report = export(Routed().eval(), tmp_path / "m.onnx", example=example(), cache=True)
+    assert report.cache is not None
+    assert report.cache.passed
+    assert report.contract.mask is not None

@@ -334,6 +334,9 @@ def _shift(graph: ir.Graph, layouts: Layouts, edge: _Edge, lengths: _Lengths) ->
     axes = seq_axes(layouts, value)
     region = PositionRegion(layouts, value)
     short, long = (z.seq for z in layouts.sizes[:2])
+    whole, longer = region.evaluate(2, short), region.evaluate(2, long)
+    if not edge.is_bias and whole.size and (longer == whole.flat[0]).all():
+        return  # one number everywhere (`zeros_like`): as many as there are new positions will do
     rank = len(layouts.axes(value))
     rows = [axis for axis in axes if not (edge.is_bias and axis == rank - 1)]
     if any(not layouts.axes(value)[axis].is_seq for axis in axes) or len(rows) > 1:
@@ -341,8 +344,7 @@ def _shift(graph: ir.Graph, layouts: Layouts, edge: _Edge, lengths: _Lengths) ->
             f"no cache can be derived: {value.name}, which {edge.node.op_type} {_named(edge.node)} "
             "reads, has positions merged with another axis"
         )
-    whole = region.evaluate(2, short)
-    if not same_prefix(whole, region.evaluate(2, long), axes):
+    if not same_prefix(whole, longer, axes):
         raise ExportError(
             f"no cache can be derived: {value.name}, which {edge.node.op_type} {_named(edge.node)} "
             "reads, changes with the total length, so earlier outputs would change as a sequence "

@@ -53,6 +53,8 @@ def patched(*, zero_masked_rows: bool) -> Iterator[None]:
         enter = stack.enter_context
         enter(_replaced(replacements))
         enter(_attribute(Tensor, "__setitem__", _set_item))
+        enter(_attribute(Tensor, "unsqueeze", _unsqueeze))
+        enter(_attribute(Tensor, "__getitem__", _get_item))
         # TypeError: unhashable type: non-nested SymInt - caches keyed by the length.
         enter(_attribute(torch.SymInt, "__hash__", lambda s: hash(str(s.node.expr))))
         # ConversionError: aten._transformer_encoder_layer_fwd - the fused inference path.
@@ -237,6 +239,26 @@ def _tril_indices(
 
 
 _original_set_item = Tensor.__setitem__
+
+
+def _unsqueeze(tensor: Tensor, dim: int) -> Tensor:
+    """`unsqueeze` by way of real numbers: "No decompositions registered for the complex-valued"."""
+    if not tensor.is_complex():
+        return torch.unsqueeze(tensor, dim)
+    parts = torch.view_as_real(tensor)  # one more axis, the last
+    return torch.view_as_complex(torch.unsqueeze(parts, dim if dim >= 0 else dim - 1))
+
+
+_original_get_item = Tensor.__getitem__
+
+
+def _get_item(tensor: Tensor, index: Any) -> Tensor:
+    """Indexing by way of real numbers, for the same reason: `turns[:, :, None]` unsqueezes."""
+    items = index if isinstance(index, tuple) else (index,)
+    if not tensor.is_complex() or not any(item is None for item in items):
+        return _original_get_item(tensor, index)
+    last = (slice(None),) if any(item is Ellipsis for item in items) else (Ellipsis, slice(None))
+    return torch.view_as_complex(_original_get_item(torch.view_as_real(tensor), (*items, *last)))
 
 
 def _set_item(self: Tensor, index: Any, value: Any) -> None:

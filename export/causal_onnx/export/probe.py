@@ -191,7 +191,8 @@ def _snapshot(source: Source) -> dict[str, str]:
     for name, part in source.module.named_modules():
         for key, value in {**part._buffers, **vars(part)}.items():
             if isinstance(value, Tensor):
-                text = f"{tuple(value.shape)} {value.double().sum() if value.numel() else 0}"
+                wide = torch.complex128 if value.is_complex() else torch.float64
+                text = f"{tuple(value.shape)} {value.to(wide).sum() if value.numel() else 0}"
             elif isinstance(value, int | float | str):
                 text = repr(value)
             else:
