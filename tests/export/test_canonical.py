@@ -77,3 +77,11 @@ def test_weights_that_are_returned_keep_the_core_as_it_is() -> None:
 def test_a_mask_from_data_stays_a_mask() -> None:
     (core,), _ = canonicalise(captured("pad_right_bool"))
     assert core.has_data_mask
+
+
+def test_footprints_of_layers_that_differ_are_found_before_any_is_rewritten() -> None:
+    """The window of the second layer asks for a length that the first did not need."""
+    cores, others = canonicalise(captured("hf_qwen2_eager"), entry("hf_qwen2_eager").limit)
+    found = [(core.footprint.kind, core.footprint.window) for core in cores]
+    assert found == [("causal", None), ("window", 5)]
+    assert not others

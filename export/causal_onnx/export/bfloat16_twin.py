@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
-__all__ = ["contract_of_twin", "make_twin"]
+__all__ = ["compute_wide", "contract_of_twin", "make_twin"]
 
 _TESTS = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsNaN", "IsInf"}
 _TESTS |= {"Not", "And", "Or", "Xor"}
@@ -24,12 +24,7 @@ def make_twin(model: ir.Model) -> ir.Model:
     """The twin of `model`, which stays as it is."""
     twin = model.clone()
     graph = twin.graph
-    for _ in range(2):  # what a branch gives is known after its nodes
-        for node in graph.all_nodes():
-            _note_types(node)
-    for node in list(graph.all_nodes()):
-        if node.op_type not in _UNTOUCHED:
-            _widen(node)
+    compute_wide(twin)
     for value in graph.inputs:
         if value.dtype == ir.DataType.BFLOAT16:
             value.type = ir.TensorType(ir.DataType.FLOAT)
@@ -43,6 +38,17 @@ def make_twin(model: ir.Model) -> ir.Model:
             result.name = name
             graph.outputs[index] = result
     return twin
+
+
+def compute_wide(model: ir.Model) -> None:
+    """Compute every bfloat16 node in fp32 and round what it gives, in place."""
+    graph = model.graph
+    for _ in range(2):  # what a branch gives is known after its nodes
+        for node in graph.all_nodes():
+            _note_types(node)
+    for node in list(graph.all_nodes()):
+        if node.op_type not in _UNTOUCHED:
+            _widen(node)
 
 
 def contract_of_twin(contract: Contract) -> Contract:

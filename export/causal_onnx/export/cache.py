@@ -162,11 +162,24 @@ def _cut_at_cores(graph: ir.Graph, cores: Sequence[CanonicalCore]) -> list[ir.Va
         stand_in = ir.Value(
             name=f"core_{index}", shape=shape, type=ir.TensorType(ir.DataType.FLOAT)
         )
+        if core.node.outputs[0].is_graph_output():
+            _copy_output(graph, core.node.outputs[0])
         core.node.outputs[0].replace_all_uses_with(stand_in)
         graph.inputs.append(stand_in)
         cut.append(stand_in)
         graph.remove(core.node, safe=False)
     return cut
+
+
+def _copy_output(graph: ir.Graph, value: ir.Value) -> None:
+    """Give a copy of `value` in its place, under its name: what a core computes is then read."""
+    copy = ir.node("Identity", [value]).outputs[0]
+    copy.type, copy.shape = value.type, value.shape
+    copy.name, value.name = value.name, f"{value.name}_inside"
+    graph.outputs[list(graph.outputs).index(value)] = copy
+    producer = copy.producer()
+    assert producer is not None
+    graph.append(producer)
 
 
 def _refuse_mixing(

@@ -97,12 +97,18 @@ def canonicalise(
         analysis = _analysis(model, max_seq_len)
     cores: list[CanonicalCore] = []
     others: dict[ir.Node, str] = {}
+    fit: list[tuple[AttentionCore, Footprint]] = []
     for found in recognise(analysis):
         if found.node.graph is not model.graph:
             continue
         try:
             _refuse_unfit(analysis, found)
-            footprint = footprint_of(analysis, found)
+            # Of all before any is rewritten: masks are evaluated by running the graph as captured.
+            fit.append((found, footprint_of(analysis, found)))
+        except UnsupportedError as reason:
+            others[found.node] = str(reason)
+    for found, footprint in fit:
+        try:
             cores.append(_Rewriting(analysis, found, footprint).core())
         except UnsupportedError as reason:
             others[found.node] = str(reason)

@@ -43,6 +43,7 @@ def patched(*, zero_masked_rows: bool) -> Iterator[None]:
         (_sdpa, _attention_zeroing_masked_rows if zero_masked_rows else _attention),
         (attention_bias.causal_upper_left, _causal_upper_left),
         (attention_bias.causal_lower_right, _causal_lower_right),
+        (torch.exp, _exp),
         (torch.triu_indices, _triu_indices),
         (torch.tril_indices, _tril_indices),
     ]
@@ -55,6 +56,9 @@ def patched(*, zero_masked_rows: bool) -> Iterator[None]:
         enter(_attribute(Tensor, "__setitem__", _set_item))
         enter(_attribute(Tensor, "unsqueeze", _unsqueeze))
         enter(_attribute(Tensor, "__getitem__", _get_item))
+        for name in ("__mul__", "__rmul__"):
+            enter(_attribute(Tensor, name, _multiply))
+        enter(_attribute(Tensor, "exp", _exp))
         # TypeError: unhashable type: non-nested SymInt - caches keyed by the length.
         enter(_attribute(torch.SymInt, "__hash__", lambda s: hash(str(s.node.expr))))
         # ConversionError: aten._transformer_encoder_layer_fwd - the fused inference path.
@@ -247,6 +251,28 @@ def _unsqueeze(tensor: Tensor, dim: int) -> Tensor:
         return torch.unsqueeze(tensor, dim)
     parts = torch.view_as_real(tensor)  # one more axis, the last
     return torch.view_as_complex(torch.unsqueeze(parts, dim if dim >= 0 else dim - 1))
+
+
+_original_multiply = Tensor.__mul__
+
+
+def _multiply(tensor: Tensor, other: Any) -> Any:
+    """A real tensor times a complex number (`1j * angle`): aten.mul.Scalar takes no 1j."""
+    if isinstance(other, complex) and not tensor.is_complex():
+        return torch.complex(tensor * other.real, tensor * other.imag)
+    return _original_multiply(tensor, other)
+
+
+_original_exp = torch.exp
+
+
+def _exp(tensor: Tensor) -> Tensor:
+    """`exp`, of a complex number by its parts, for the same reason."""
+    if not tensor.is_complex():
+        return _original_exp(tensor)
+    real, imaginary = torch.view_as_real(tensor).unbind(-1)
+    length = _original_exp(real)
+    return torch.complex(length * imaginary.cos(), length * imaginary.sin())
 
 
 _original_get_item = Tensor.__getitem__

@@ -16,7 +16,7 @@ from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
 from causal_onnx.export.attest import attest
-from causal_onnx.export.bfloat16_twin import contract_of_twin, make_twin
+from causal_onnx.export.bfloat16_twin import compute_wide, contract_of_twin, make_twin
 from causal_onnx.export.cache import derive_cache
 from causal_onnx.export.canonical import canonicalise
 from causal_onnx.export.capture import (
@@ -372,6 +372,8 @@ def _finish(
     contract = _narrowed(capture, subject.contract)
     _check_domain(capture, contract)
     simplify(capture.model)
+    if contract.precision != "bf16":
+        compute_wide(capture.model)  # some modules of fp32 make a bias in bfloat16
     grid = grid_for(contract.precision, contract.form, contract.opset or 0)
     if grid is not None:
         reference = subject.reference.fresh()
