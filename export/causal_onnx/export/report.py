@@ -133,7 +133,7 @@ class CausalityReport:
         bad = next((case for case in self.cases if not case.passed), None)
         if bad is None:
             return "not shown to be causal: no cut was tested"
-        if not bad.future_moved:
+        if bad.past_error == 0.0:
             return (
                 f"not shown to be causal: at length {bad.seq}, changing positions >= {bad.cut} "
                 "moved no output at all"

@@ -1,0 +1,33 @@
+"""What changing the future shows, and what it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from causal_onnx.export import CausalityError, export
+from tests.export.modules import Head, example
+from tests.zoo import entry
+
+
+class Constant(Head):
+    """Gives zeros, which depend on nothing."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.core(x) * 0.0
+
+
+def test_an_output_that_never_moves_is_no_evidence(tmp_path: Path) -> None:
+    with pytest.raises(CausalityError, match="moved no output at all"):
+        export(Constant().eval(), tmp_path / "m.onnx", example=example())
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_positions_may_see_only_those_before_them(tmp_path: Path) -> None:
+    item = entry("tricky_strict_mask_with_first_row")
+    report = export(item.factory(), tmp_path / "m.onnx", example=item.inputs(2, 5), axes=item.axes)
+    assert report.causality.is_causal
+    assert {case.seq for case in report.causality.cases if not case.future_moved} >= {2}
