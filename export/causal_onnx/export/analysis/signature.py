@@ -155,9 +155,11 @@ def axis_name(text: str) -> str | None:
 def role_of(name: str, rank: int) -> str:
     """What an input is for, by its name."""
     text = name.lower().rsplit("/", 1)[-1]
-    if re.search(r"past|cache_k|cache_v|key_cache|value_cache|key_values", text) and rank >= 3:
+    if rank >= 3 and re.search(
+        r"past|cache_k|cache_v|(key|value|k|v)_(cache|buffer)|key_values", text
+    ):
         return "past"
-    if "cache_position" in text or "position" in text or text in ("pos", "pos_ids"):
+    if "position" in text or re.search(r"(^|[_.])pos([_.]|$)", text):
         return "positions"
     if "seqlen" in text or "length" in text or text in ("lens", "seq_lens"):
         return "lengths"
