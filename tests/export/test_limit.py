@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from causal_onnx.export import export
 from causal_onnx.export.limit import enforce_max_seq_len
 from tests.export.captured import run_model
+from tests.zoo import entry
 
 
 def doubling(*, with_past: bool) -> ir.Model:
@@ -49,3 +53,9 @@ def test_past_positions_count() -> None:
     np.testing.assert_array_equal(run_model(model, [x, past])[0], 2 * x)
     with pytest.raises(Exception, match="sequence_longer_than_max_seq_len_5"):
         run_model(model, [x, np.ones((1, 4, 2), np.float32)])
+
+
+def test_an_output_of_one_position_has_the_limit_of_its_module(tmp_path: Path) -> None:
+    item = entry("lm_last_position_only")
+    report = export(item.factory(), tmp_path / "m.onnx", example=item.inputs(2, 5), axes=item.axes)
+    assert report.contract.max_seq_len == item.limit == 24
