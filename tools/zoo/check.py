@@ -62,6 +62,11 @@ PASTS = (0, 1, 5)
 LEAK_BATCH = 2
 MASKED_PAST = 3
 MASK = "attention_mask"
+PAST_DTYPES = {
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +198,7 @@ class File:
             np.zeros(
                 # What is neither fixed nor the batch counts positions, of which there are none.
                 [axis if isinstance(axis, int) else sizes.get(axis, 0) for axis in item.shape],
-                np.float16 if item.type == "tensor(float16)" else np.float32,
+                PAST_DTYPES[item.type],
             )
             for item in self.past
         ]
