@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.agreement import DisagreementError
+from bench.arguments import positive
 from bench.attention import chart, table
 from bench.attention.cases import (
     BATCHES,
@@ -95,9 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         "With options the results go to build/bench.",
     )
     parser.add_argument("--quick", action="store_true", help="few lengths, batch 1, fewer rounds")
-    parser.add_argument("--lengths", type=_positive, nargs="+", metavar="N")
-    parser.add_argument("--batch", type=_positive, nargs="+", metavar="N")
-    parser.add_argument("--threads", type=_positive, nargs="+", metavar="N")
+    parser.add_argument("--lengths", type=positive, nargs="+", metavar="N")
+    parser.add_argument("--batch", type=positive, nargs="+", metavar="N")
+    parser.add_argument("--threads", type=positive, nargs="+", metavar="N")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -106,17 +107,10 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(s.name for s in SUBJECTS)}; {REFERENCE} always runs",
     )
     parser.add_argument("--no-memory", action="store_true", help="measure time only")
-    parser.add_argument("--dim", type=_positive, default=ModuleSizes().embed_dim, metavar="N")
-    parser.add_argument("--heads", type=_positive, default=ModuleSizes().num_heads, metavar="N")
+    parser.add_argument("--dim", type=positive, default=ModuleSizes().embed_dim, metavar="N")
+    parser.add_argument("--heads", type=positive, default=ModuleSizes().num_heads, metavar="N")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where all files go")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
-    return value
 
 
 if __name__ == "__main__":

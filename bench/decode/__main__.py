@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.agreement import DisagreementError
+from bench.arguments import positive
 from bench.client import ROOT, WorkerError
 from bench.decode.cases import FULL, SMALL, Step, default_steps
 from bench.decode.run import Plan, run
@@ -57,20 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--full", action="store_true", help="135M parameters instead of 32M")
     parser.add_argument(
-        "--past", type=_positive, nargs="+", metavar="N", help="single tokens after N, no prompts"
+        "--past", type=positive, nargs="+", metavar="N", help="single tokens after N, no prompts"
     )
-    parser.add_argument("--threads", type=_positive, nargs="+", default=[1, 2], metavar="N")
-    parser.add_argument("--processes", type=_positive, default=5, metavar="N", help="pairs of them")
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--processes", type=positive, default=5, metavar="N", help="pairs of them")
     parser.add_argument("--keep", action="store_true", help="take the files of the last run")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where all files go")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
-    return value
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Continuation", "generate", "generate_batch", "tokens"]
+__all__ = ["Continuation", "generate_batch", "tokens"]
 
 CHUNK = 512
 """Positions of a prompt that are read at once: its logits are held for no more than these."""
@@ -71,21 +71,6 @@ def tokens(
         stop=stop,
         generator=_generator(seed, 0),
     )
-
-
-def generate(
-    model: Model,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    sampling: Sampling | None = None,
-    stop: Collection[int] = (),
-    seed: int | None = None,
-) -> Continuation:
-    """Continue a prompt to its end; the arguments are those of `tokens`."""
-    return generate_batch(
-        model, [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed
-    )[0]
 
 
 def generate_batch(

@@ -289,14 +289,9 @@ class Model:
         seed: int | None = None,
     ) -> Continuation:
         """Continue a prompt to its end; see `causal_onnx.runtime.generate.tokens`."""
-        return generate.generate(
-            self,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop,
-            seed=seed,
-        )
+        return self.generate_batch(
+            [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed
+        )[0]
 
     def generate_batch(
         self,
