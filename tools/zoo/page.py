@@ -290,7 +290,7 @@ def _refusals(entries: Sequence[ZooEntry], results: Results) -> Iterator[str]:
 def _quoted(text: str, longest: int = 400) -> str:
     """Text of an error inside Markdown: on one line, without markup, without folders."""
     short = " ".join(text.split())
-    for marker in ("site-packages/", "tests/zoo/"):
+    for marker in ("site-packages/", "tests/zoo/", "files/"):
         words = short.split(" ")
         words = [marker + w.rpartition(marker)[2] if f"/{marker}" in w else w for w in words]
         short = " ".join(words)
