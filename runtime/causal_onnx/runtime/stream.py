@@ -55,6 +55,7 @@ class Stream:
         self._model = model
         self._lengths = np.zeros(batch, np.int64)
         self._past: dict[str, Array] = {}
+        self._axes = {spec.name: spec.axes for spec in contract.inputs}
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -320,9 +321,9 @@ class Stream:
         return past[(*(slice(None),) * axis, slice(0, count))]
 
     def _axis(self, name: str, axis: str) -> int:
-        spec = next(spec for spec in self._model.contract.inputs if spec.name == name)
+        axes = self._axes[name]
         # A cache of a model without a batch axis has one of size 1 in its place.
-        return spec.axes.index(axis) if axis in spec.axes else 0
+        return axes.index(axis) if axis in axes else 0
 
 
 def _fingerprint(contract: Contract) -> str:
