@@ -20,9 +20,9 @@ PUBLIC = {
         export verify
     """,
     "causal_onnx.runtime": """
-        Artifact ArtifactError CausalOnnxError Choice Continuation Contract DeviceError Model
-        RunError Sampling SelfTestCase SelfTestReport Stream TensorSpec __version__ load
-        read_artifact
+        Artifact ArtifactError BundleReport CausalOnnxError Choice Continuation Contract
+        DeviceError Model RunError Sampling SelfTestCase SelfTestReport Stream TensorSpec
+        __version__ load read_artifact verify_bundle write_bundle
     """,
 }
 NEEDS_TORCH = {"causal_onnx.models", "causal_onnx.export"}

@@ -20,18 +20,22 @@ def run(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, check=False, **settings)  # type: ignore[call-overload, no-any-return]
 
 
+def name_of(module: object) -> str:
+    return str(module.__name__).rpartition(".")[2].replace("_", "-")  # type: ignore[attr-defined]
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     for module in COMMANDS:
-        assert f"    {module.__name__.rpartition('.')[2]} " in out
+        assert f"    {name_of(module)} " in out.replace("\n", " ")
 
 
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
 def test_every_command_has_help_with_an_example(
     module: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    name = name_of(module)
     assert main([name, "--help"]) == 0
     out = capsys.readouterr().out
     assert f"causal-onnx {name}" in out

@@ -13,13 +13,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from causal_onnx.cli.commands import attest, doctor, export, inspect, report, run, selftest
+from causal_onnx.cli.commands import (
+    attest,
+    bundle,
+    doctor,
+    export,
+    inspect,
+    report,
+    run,
+    selftest,
+    verify_bundle,
+)
 from causal_onnx.cli.console import Console, printable
 from causal_onnx.cli.errors import UsageError
 
 __all__ = ["main"]
 
-COMMANDS = (export, run, inspect, selftest, report, attest, doctor)
+COMMANDS = (export, run, inspect, selftest, report, bundle, verify_bundle, attest, doctor)
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = """\
@@ -89,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2]
+        name = module.__name__.rpartition(".")[2].replace("_", "-")
         summary, _, description = (module.__doc__ or "").partition("\n\n")
         sub = commands.add_parser(
             name,
@@ -126,6 +136,7 @@ class _Version(argparse.Action):
 
 HINTS = {
     "cast=True": "--cast",
+    "replace=True": "--replace",
     "example=": "--example 2,16,64, or 2,16:int64 for ids",
     "axes=": "--axes 0=batch,1=seq",
 }

@@ -1,6 +1,7 @@
 """Run exported causal attention on numpy and onnxruntime; needs nothing else."""
 
 from causal_onnx.runtime.artifact import Artifact, read_artifact
+from causal_onnx.runtime.bundle import BundleReport, verify_bundle, write_bundle
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.errors import ArtifactError, CausalOnnxError, DeviceError, RunError
 from causal_onnx.runtime.generate import Continuation
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Artifact",
     "ArtifactError",
+    "BundleReport",
     "CausalOnnxError",
     "Choice",
     "Continuation",
@@ -28,4 +30,6 @@ __all__ = [
     "__version__",
     "load",
     "read_artifact",
+    "verify_bundle",
+    "write_bundle",
 ]

@@ -1,0 +1,64 @@
+"""Write a model as a folder for other languages: contract, golden vectors, settings beside it.
+
+Node, browsers, C, onnxruntime-genai and Triton run from that folder; docs/bundle.md says what is in
+it. The golden vectors are replayed before it appears.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from causal_onnx.cli.console import Console
+
+__all__ = ["EPILOG", "add_arguments", "run"]
+
+EPILOG = """\
+examples:
+  causal-onnx bundle model.onnx -o model/
+  causal-onnx bundle model.onnx -o model/ --tokenizer tokenizer.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to write"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="tokenizer.json or a folder with one (default: the one beside the model)",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace the bundle that is there already"
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="where the golden vectors are replayed (default: cpu)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the files as JSON")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Write and list."""
+    from causal_onnx.cli.describe import size_text
+    from causal_onnx.runtime import write_bundle
+
+    files = write_bundle(
+        args.model,
+        args.output,
+        tokenizer=args.tokenizer,
+        replace=args.replace,
+        device=args.device,
+    )
+    sizes = {name: (args.output / name).stat().st_size for name in files}
+    if args.json:
+        console.json({"path": str(args.output), "files": sizes})
+        return 0
+    console.table(
+        ["file", "size"], [[name, size_text(size)] for name, size in sizes.items()], numbers=1
+    )
+    console.print(f"check it anywhere: causal-onnx verify-bundle {args.output}")
+    return 0

@@ -1,0 +1,69 @@
+"""Check every byte of a bundle, and that this machine computes with it what PyTorch did.
+
+Hashes of all files, contract and golden vectors equal to those in the model, golden vectors
+replayed, through the KV cache too. Exit code 0 if all is right, 1 if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from causal_onnx.cli.console import Console
+from causal_onnx.cli.errors import CommandError
+from causal_onnx.cli.options import add_device_arguments
+
+if TYPE_CHECKING:
+    from causal_onnx.runtime import BundleReport
+
+__all__ = ["EPILOG", "add_arguments", "run"]
+
+EPILOG = """\
+example:
+  causal-onnx verify-bundle model/
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("bundle", type=Path, metavar="DIR", help="the bundle's folder")
+    add_device_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Check and print."""
+    from causal_onnx.runtime import verify_bundle
+
+    report = verify_bundle(args.bundle, device=args.device, threads=args.threads)
+    if args.json:
+        console.json({"path": str(args.bundle), **report.to_dict()})
+    else:
+        _print(report, console)
+    if not report.passed:
+        raise CommandError(
+            f"{args.bundle} is not what it should be: {len(report.findings)} findings"
+            + (f", the first: {report.findings[0]}" if report.findings else "")
+        )
+    return 0
+
+
+def _print(report: BundleReport, console: Console) -> None:
+    for finding in report.findings:
+        console.print(f"  {finding}")
+    if report.findings or report.selftest is None:
+        return
+    selftest = report.selftest
+    errors = [case.error for case in report.streams]
+    rows = [
+        ["files", str(len(report.files)), "as contract.json says"],
+        ["golden vectors", str(len(selftest.cases)), f"{selftest.max_error:.1e}"],
+    ]
+    if errors:
+        rows.append(["through the cache", str(len(errors)), f"{max(errors):.1e}"])
+    if report.test_data_error is not None:
+        sets = {name.partition("/")[0] for name in report.files if "test_data_set_" in name}
+        rows.append(["ONNX test data", str(len(sets)), f"{report.test_data_error:.1e}"])
+    console.table(["checked", "count", "largest error"], rows, numbers=2)
+    console.print(f"passed on {selftest.device}: limit {selftest.tolerance:.0e}")

@@ -1,0 +1,90 @@
+"""contract.json and goldens.json: a model's metadata, for readers of JSON alone.
+
+Both are functions of the model and the other files, so that checking one is making it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from causal_onnx.runtime.artifact import Artifact
+from causal_onnx.runtime.bundle.replay import stream_plans
+from causal_onnx.runtime.contract import FORMAT, Contract
+from causal_onnx.runtime.golden import GoldenSet
+
+__all__ = ["CONTRACT", "GOLDENS", "MODEL", "files_below", "goldens_bytes", "manifest_bytes"]
+
+MODEL = "model.onnx"
+CONTRACT = "contract.json"
+GOLDENS = "goldens.json"
+
+
+def manifest_bytes(artifact: Artifact, folder: Path, files: Sequence[str]) -> bytes:
+    """contract.json: contract, certificate and source as in the model, and a hash of each file.
+
+    Args:
+        artifact: The model.
+        folder: The bundle.
+        files: What to list, relative to it, with "/".
+    """
+    assert artifact.contract is not None
+    return _canonical(
+        {
+            "format": FORMAT,
+            "model": MODEL,
+            "contract": json.loads(artifact.contract.to_json()),
+            "certificate": artifact.certificate,
+            "source": artifact.source,
+            "files": {name: file_entry(folder / name) for name in files},
+        }
+    )
+
+
+def goldens_bytes(golden: GoldenSet, contract: Contract) -> bytes:
+    """goldens.json: the golden vectors as in the model, and how to stream them through the cache.
+
+    `streams` says for a case into how many positions each chunk is cut: together they must give
+    what the case gives in one call.
+    """
+    plans = [
+        {"case": index, "chunks": list(chunks)}
+        for index, chunks in stream_plans(golden, contract).items()
+    ]
+    return _canonical({**json.loads(golden.to_json()), "streams": plans})
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """What contract.json says of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return {"sha256": digest.hexdigest(), "size_bytes": path.stat().st_size}
+
+
+def files_below(folder: Path) -> tuple[list[str], list[str]]:
+    """The regular files in a folder, and everything else but the folders, both sorted.
+
+    Links are not followed: they are neither.
+    """
+    files, others = [], []
+    for parent, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path = Path(parent, name)
+            relative = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                others.append(relative)
+            elif path.is_file():
+                files.append(relative)
+            elif not path.is_dir():
+                others.append(relative)
+    return sorted(files), sorted(others)
+
+
+def _canonical(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, sort_keys=True, indent=1) + "\n").encode("ascii")

@@ -1,0 +1,254 @@
+"""Write a bundle: whole or not at all, and only if its model repeats what PyTorch computed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from causal_onnx.runtime.artifact import Artifact, read_artifact
+from causal_onnx.runtime.bundle import tensor_proto
+from causal_onnx.runtime.bundle.genai_config import genai_config
+from causal_onnx.runtime.bundle.graph_parts import GraphParts, read_graph_parts
+from causal_onnx.runtime.bundle.manifest import (
+    CONTRACT,
+    GOLDENS,
+    MODEL,
+    files_below,
+    goldens_bytes,
+    manifest_bytes,
+)
+from causal_onnx.runtime.bundle.readme import bundle_readme
+from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
+from causal_onnx.runtime.bundle.triton_config import triton_config
+from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.golden import GoldenSet
+from causal_onnx.runtime.model import Model, load
+from causal_onnx.runtime.request import RequestChecker
+
+__all__ = ["write_bundle"]
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_FILES = (
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+"""What tokenizers of Hugging Face's layout consist of; `tokenizer.json` is enough."""
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def write_bundle(
+    model: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: str | os.PathLike[str] | None = None,
+    replace: bool = False,
+    device: str = "cpu",
+) -> list[str]:
+    """Write a model as a folder for other languages and runtimes.
+
+    Args:
+        model: An exported .onnx file.
+        folder: Where the bundle goes. It appears whole or not at all.
+        tokenizer: A tokenizer.json, or a folder with one. None: the one beside the model, if there
+            is one.
+        replace: Put the new bundle in the place of a bundle that is there.
+        device: Where the golden vectors are replayed, as for `load`.
+
+    Returns:
+        The files of the bundle, relative to it, sorted.
+
+    Raises:
+        FileNotFoundError: There is no such model or tokenizer.
+        FileExistsError: `folder` exists, and is not an empty folder or a bundle to replace.
+        ArtifactError: The model carries no contract or no golden vectors, or does not repeat them.
+        DeviceError: The device cannot be used.
+    """
+    path, target = Path(model), Path(folder)
+    artifact = read_artifact(path)
+    if artifact.contract is None or artifact.golden is None or not artifact.golden.cases:
+        raise ArtifactError(
+            f"{artifact.name} carries no {'contract' if artifact.contract is None else 'golden'}"
+            f"{'' if artifact.contract is None else ' vectors'}; a bundle is made of a file that "
+            "causal-onnx exported"
+        )
+    _check_target(target, replace)
+    texts = _tokenizer_files(path, tokenizer)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        draft.chmod(0o755)  # mkdtemp allows nobody else to read
+        parts = _copy_model(path, draft)
+        # From here on the copy, which is what the hashes are of.
+        copied = load(draft / MODEL, device=device)
+        _fill(draft, copied, parts, read_artifact(draft / MODEL), texts)
+        files = files_below(draft)[0]
+        _move(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return files
+
+
+def _check_target(target: Path, replace: bool) -> None:
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise FileExistsError(f"{target} is in the way: it is not a folder")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not (target / CONTRACT).is_file() or not (target / MODEL).is_file():
+        raise FileExistsError(f"{target} is not empty, and not a bundle: choose another folder")
+    if not replace:
+        raise FileExistsError(f"{target} holds a bundle already; replace=True replaces it")
+
+
+def _tokenizer_files(model: Path, tokenizer: str | os.PathLike[str] | None) -> list[Path]:
+    """The files of the tokenizer that exist."""
+    given = model.parent if tokenizer is None else Path(tokenizer)
+    main = given / TOKENIZER if given.is_dir() else given
+    if not main.is_file():
+        if tokenizer is None:
+            return []
+        raise FileNotFoundError(f"there is no tokenizer {main}")
+    try:
+        json.loads(main.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"{main} is no tokenizer: it is not JSON ({error})") from error
+    others = [main.with_name(name) for name in TOKENIZER_FILES[1:]]
+    return [main, *(path for path in others if path.is_file())]
+
+
+def _fill(
+    draft: Path, model: Model, parts: GraphParts, artifact: Artifact, tokenizer: list[Path]
+) -> None:
+    """Write everything beside the model."""
+    contract, golden = artifact.contract, artifact.golden
+    assert contract is not None
+    assert golden is not None
+    for index, (case, results) in enumerate(
+        zip(golden.cases, _replayed(model, golden), strict=True)
+    ):
+        _write_test_data(draft / f"test_data_set_{index}", contract, parts, case.inputs, results)
+    (draft / GOLDENS).write_bytes(goldens_bytes(golden, contract))
+    (draft / "config.pbtxt").write_bytes(triton_config(contract))
+    for file in tokenizer:
+        name = TOKENIZER if file == tokenizer[0] else file.name
+        shutil.copyfile(file, draft / name)
+    settings = genai_config(contract, artifact.certificate, _special_tokens(tokenizer))
+    if settings is not None:
+        (draft / "genai_config.json").write_bytes(settings)
+    files = sorted([*files_below(draft)[0], "README.md", CONTRACT])
+    (draft / "README.md").write_bytes(bundle_readme(contract, files))
+    listed = [name for name in files if name != CONTRACT]
+    (draft / CONTRACT).write_bytes(manifest_bytes(artifact, draft, listed))
+
+
+def _copy_model(path: Path, draft: Path) -> GraphParts:
+    """Copy the model, and the files that hold its weights, if there are any."""
+    shutil.copyfile(path, draft / MODEL)
+    parts = read_graph_parts(draft / MODEL)
+    for name in parts.data_files:
+        if PurePosixPath(name).name != name or "\\" in name or name in (MODEL, "", ".", ".."):
+            raise ArtifactError(
+                f"{path} keeps weights in {name!r}; a bundle takes plain file names beside the "
+                "model, as causal-onnx writes them"
+            )
+        source = path.with_name(name)
+        if source.is_symlink() or not source.is_file():
+            raise ArtifactError(f"{path} keeps weights in {name!r}, which must lie beside it")
+        shutil.copyfile(source, draft / name)
+    return parts
+
+
+def _replayed(model: Model, golden: GoldenSet) -> list[Mapping[str, Any]]:
+    """What the model gives for each golden vector, after it was found to be what PyTorch gave.
+
+    Where the record is whole, it is PyTorch's own.
+    """
+    results: list[Mapping[str, Any]] = []
+    errors = []
+    for case in golden.cases:
+        got = model.run(**case.inputs)
+        errors.append(case.error(got))
+        whole = {
+            name: kept.reshape(shape)
+            for name, (shape, stride, kept) in case.outputs.items()
+            if stride == 1
+        }
+        results.append({**got, **whole})
+    streams = replay_streams(model, golden, stream_plans(golden, model.contract))
+    worst = max([*errors, *(case.error for case in streams)])
+    if not worst <= golden.tolerance:
+        raise ArtifactError(
+            f"the model does not repeat its golden vectors on {model.device}: largest error "
+            f"{worst:.1e}, limit {golden.tolerance:.0e}; see `causal-onnx selftest` and `doctor`"
+        )
+    return results
+
+
+def _write_test_data(
+    folder: Path,
+    contract: Contract,
+    parts: GraphParts,
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+) -> None:
+    """One call in the layout of ONNX's own tests: files numbered in the graph's order."""
+    folder.mkdir()
+    feeds = RequestChecker(contract, cast=True).check((), inputs).feeds
+    specs = {spec.name: spec for spec in (*contract.inputs, *contract.outputs)}
+    for kind, names, values in (
+        ("input", parts.inputs, feeds),
+        ("output", parts.outputs, outputs),
+    ):
+        for index, name in enumerate(names):
+            if name in specs:
+                content = tensor_proto.encode(name, values[name], specs[name].dtype)
+                (folder / f"{kind}_{index}.pb").write_bytes(content)
+
+
+def _special_tokens(tokenizer: list[Path]) -> dict[str, int | Sequence[int]]:
+    """Ids of special tokens, from the configuration files beside the tokenizer."""
+    found: dict[str, int | Sequence[int]] = {}
+    if not tokenizer:
+        return found
+    for name in ("config.json", "generation_config.json"):
+        path = tokenizer[0].with_name(name)
+        if not path.is_file():
+            continue
+        try:
+            document = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ArtifactError(f"{path} is not JSON: {error}") from error
+        for key in SPECIAL:
+            value: Any = document.get(key) if isinstance(document, dict) else None
+            # Some models have several ends of text.
+            if type(value) is int or (key == "eos_token_id" and _are_ids(value)):
+                found[key] = value
+    return found
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _move(draft: Path, target: Path) -> None:
+    """Put the finished folder in its place; a bundle that is there goes only then."""
+    if not target.is_dir() or not any(target.iterdir()):
+        draft.replace(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)) / target.name
+    target.rename(old)
+    try:
+        draft.replace(target)
+    except OSError:
+        old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(old.parent, ignore_errors=True)
