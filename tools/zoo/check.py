@@ -12,7 +12,7 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read when onnxruntime is imported
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ __all__ = [
     "difference",
     "short",
     "sizes_of",
+    "without_padding",
 ]
 
 TOLERANCES = {
@@ -118,6 +119,41 @@ class Reference:
     def axes(self, sizes: Sizes) -> tuple[tuple[int, int] | None, ...]:
         """See `tests.zoo.probes.seq_axes`."""
         return seq_axes(self.fresh(), self.entry, sizes)
+
+
+class _KeepingAll(nn.Module):
+    """A module whose padding mask says "keep" everywhere."""
+
+    def __init__(self, module: nn.Module, index: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.index, self.dtype = module, index, dtype
+
+    def forward(self, *values: Tensor) -> Any:
+        mask = torch.ones(values[0].shape[:2], dtype=self.dtype)
+        return self.module(*values[: self.index], mask, *values[self.index :])
+
+
+def without_padding(entry: ZooEntry) -> ZooEntry:
+    """The entry as a derived cache sees it: its padding mask is no input, and keeps everything."""
+    axes = {0: "batch", 1: "seq"}
+    index = entry.roles.index("mask") if "mask" in entry.roles else None
+    if index is None or dict(entry.axes[index]) != axes or dict(entry.axes[0]) != axes:
+        return entry
+    dtype = entry.inputs(1, 8)[index].dtype
+
+    def inputs(batch: int, seq: int) -> tuple[Tensor, ...]:
+        made = entry.inputs(batch, seq)
+        return (*made[:index], *made[index + 1 :])
+
+    return replace(
+        entry,
+        factory=lambda: _KeepingAll(entry.factory(), index, dtype),
+        inputs=inputs,
+        axes=(*entry.axes[:index], *entry.axes[index + 1 :]),
+        roles=(*entry.roles[:index], *entry.roles[index + 1 :]),
+        fully_masked_rows=False,
+        padded_rows_leak=False,
+    )
 
 
 class File:

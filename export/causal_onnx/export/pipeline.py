@@ -17,7 +17,7 @@ from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
 from causal_onnx.export.attest import attest
 from causal_onnx.export.bfloat16_twin import compute_wide, contract_of_twin, make_twin
-from causal_onnx.export.cache import derive_cache
+from causal_onnx.export.cache import MASK, derive_cache
 from causal_onnx.export.canonical import canonicalise
 from causal_onnx.export.capture import (
     NEWEST_OPSET,
@@ -37,6 +37,7 @@ from causal_onnx.export.isolation import isolated
 from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import lower, switching_lengths
 from causal_onnx.export.outputs import describe_outputs, dtype_name
+from causal_onnx.export.padding import fill_padding
 from causal_onnx.export.parity import Session, compare, compare_unbatched
 from causal_onnx.export.precision import (
     CODED_BITS,
@@ -145,6 +146,7 @@ def export(
             module,
             example,
             axes,
+            cache=cache,
             max_seq_len=max_seq_len,
             target=target,
             precision=precision,
@@ -205,6 +207,7 @@ def verify(
             module,
             example,
             axes,
+            cache=bool(contract.cache),
             max_seq_len=contract.max_seq_len,
             target=contract.form,
             precision=contract.precision if contract.precision in PRECISIONS else "fp32",
@@ -276,6 +279,7 @@ def _prepare(
     example: Example | None,
     axes: Axes | None,
     *,
+    cache: bool,
     max_seq_len: int | None,
     target: str,
     precision: str,
@@ -284,8 +288,16 @@ def _prepare(
 ) -> _Subject:
     """Open the module and learn from calling it what the contract must say."""
     source, specs = open_source(module, example, axes)
+    filled = None
+    if cache:
+        probe.refuse_broken(source.fresh(), specs)
+        source, specs, filled = fill_padding(source, specs)
     asked, full = precision, source
     source, reference, specs, precision, warnings = in_precision(source, specs, precision)
+    if filled is not None and filled != MASK:
+        warnings.append(
+            f"the padding mask {filled!r} is no input: the cache's {MASK!r} replaces it"
+        )
     if max_drift is not None and full is source:
         raise ValueError(f"the module is in {asked} already, so max_drift has nothing to bound")
     # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.

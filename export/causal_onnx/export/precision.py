@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -56,6 +57,15 @@ class FullPrecision(Source):
     def module(self) -> nn.Module:  # type: ignore[override]
         """The caller's module."""
         return self.inner.module
+
+    @property
+    def pads(self) -> bool:
+        return self.inner.pads
+
+    @contextlib.contextmanager
+    def padded(self, lengths: Sequence[int]) -> Iterator[None]:
+        with self.inner.padded(lengths):
+            yield
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Compute in fp32; round what goes in and what comes out."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,10 +16,49 @@ from torch import Tensor, nn
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, describe_inputs
 
-__all__ = ["Source", "flatten_outputs", "open_source", "tensors_in"]
+__all__ = ["Filled", "Source", "flatten_outputs", "open_source", "tensors_in"]
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Axes = Sequence[Mapping[int, str]] | Mapping[int, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """A padding mask among the module's inputs that is made here, not given."""
+
+    index: int
+    """Its place among the module's inputs."""
+    shape: tuple[tuple[int, int] | int, ...]
+    """Sizes, or (input, axis) of the others that has the size."""
+    dtype: torch.dtype
+    keep: float | bool
+    """What it holds at a token."""
+    drop: float | bool
+    """What it holds at padding."""
+    batch_axis: int
+    seq_axis: int
+
+    def make(
+        self, inputs: Sequence[Tensor], module: nn.Module, lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        """The mask for the other `inputs`; `lengths`: tokens of each row, None: all are."""
+        sizes = [n if isinstance(n, int) else inputs[n[0]].shape[n[1]] for n in self.shape]
+        dtype = self.dtype
+        if dtype.is_floating_point:  # as its weights: the copy may be of another precision
+            floats = (p.dtype for p in module.parameters() if p.is_floating_point())
+            dtype = next(floats, dtype)
+        mask = torch.full(sizes, self.keep, dtype=dtype)
+        for row, length in enumerate(lengths or ()):
+            mask.select(self.batch_axis, row).narrow(
+                self.seq_axis - (self.batch_axis < self.seq_axis),
+                length,
+                mask.shape[self.seq_axis] - length,
+            ).fill_(self.drop)
+        return mask
+
+    def inserted(self, inputs: Sequence[Tensor], mask: Tensor) -> tuple[Tensor, ...]:
+        """`inputs` with `mask` in its place."""
+        return (*inputs[: self.index], mask, *inputs[self.index :])
 
 
 class Source(nn.Module):
@@ -36,6 +77,9 @@ class Source(nn.Module):
         """The limit of the sequence length, once it is known."""
         self.fixed_seq: int | None = None
         """The only length that the module accepts, if there is but one."""
+        self.filled: Filled | None = None
+        """The padding mask that is made here."""
+        self._lengths: tuple[int, ...] | None = None
         self.eval()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -67,7 +111,52 @@ class Source(nn.Module):
             )
         return names
 
+    @property
+    def pads(self) -> bool:
+        """Whether the module is told which positions are padding, by a mask that is made here."""
+        return self.filled is not None
+
+    @contextlib.contextmanager
+    def padded(self, lengths: Sequence[int]) -> Iterator[None]:
+        """Inside, row b of a call has `lengths[b]` tokens, and padding after them."""
+        before, self._lengths = self._lengths, tuple(lengths)
+        try:
+            yield
+        finally:
+            self._lengths = before
+
+    def filling(self, filled: Filled) -> Source:
+        """A copy that makes one of its inputs itself."""
+        twin = self.fresh()
+        twin.filled = filled
+        return twin
+
+    def leaving_out(self) -> Source | None:
+        """A copy that does not give the filled input at all; None: the module has no default."""
+        assert self.filled is not None
+        index, parameters = self.filled.index, inspect.signature(self.module.forward).parameters
+        key = self._keywords[index]
+        if key is None:
+            place = list(parameters.values())[index : index + 1]
+            optional = index == len(self._keywords) - 1 and bool(
+                place and place[0].default is not inspect.Parameter.empty
+            )
+        else:
+            has_default = key in parameters and (
+                parameters[key].default is not inspect.Parameter.empty
+            )
+            optional = key not in parameters or has_default
+        if not optional:
+            return None
+        twin = self.fresh()
+        twin.filled = None
+        twin._keywords = (*self._keywords[:index], *self._keywords[index + 1 :])
+        return twin
+
     def _call(self, inputs: Sequence[Tensor]) -> Any:
+        if self.filled is not None:
+            mask = self.filled.make(inputs, self.module, self._lengths)
+            inputs = self.filled.inserted(inputs, mask)
         pairs = list(zip(self._keywords, inputs, strict=True))
         args = [value for key, value in pairs if key is None]
         named = {key: value for key, value in pairs if key is not None}
