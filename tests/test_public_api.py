@@ -20,8 +20,8 @@ PUBLIC = {
         export verify
     """,
     "causal_onnx.runtime": """
-        Artifact ArtifactError BundleReport CausalOnnxError Choice Continuation Contract
-        DeviceError Model RunError Sampling SelfTestCase SelfTestReport Stream TensorSpec
+        Artifact ArtifactError BundleReport CausalOnnxError Choice Constraint Continuation Contract
+        DeviceError Model RunError Sampling SelfTestCase SelfTestReport Stream TensorSpec Tokenizer
         __version__ load read_artifact verify_bundle write_bundle
     """,
 }

@@ -24,10 +24,12 @@ from causal_onnx.runtime.contract import (
     FORMAT,
     GOLDEN_KEY,
     SOURCE_KEY,
+    CachePair,
     Contract,
     TensorSpec,
 )
 from causal_onnx.runtime.golden import GoldenCase, GoldenSet
+from tests.runtime import language
 
 FOLDER = Path(__file__).parent / "fixtures"
 DIM, CONTEXT, VOCAB = 8, 16, 11
@@ -51,6 +53,7 @@ def fixtures() -> Iterator[tuple[str, bytes]]:
     yield "foreign.onnx", foreign()
     yield "decoder.onnx", decoder()
     yield "cached.onnx", cached()
+    yield "language.onnx", language_model()
     yield "seq_first.onnx", seq_first()
     yield "small.onnx", small()
     yield "half.onnx", half()
@@ -134,6 +137,63 @@ def cached() -> bytes:
     ]
     outputs = [value("y", "batch", "seq", 4), value("present", "batch", "total_seq", 4)]
     return serialized(build(nodes, inputs, outputs, {"last": np.array([-1])}, contract))
+
+
+def language_model() -> bytes:
+    """A language model with a cache: logits from the mean of all embeddings so far.
+
+    Its rows must have the same length.
+    """
+    contract = Contract(
+        inputs=(
+            TensorSpec(
+                name="input_ids", dtype="int64", axes=("batch", "seq"), vocab_size=language.VOCAB
+            ),
+            spec("past", "batch", "past_seq", language.DIM),
+        ),
+        outputs=(
+            spec("logits", "batch", "seq", language.VOCAB),
+            spec("present", "batch", "total_seq", language.DIM),
+        ),
+        cache=(CachePair(past="past", present="present"),),
+        max_seq_len=language.CONTEXT,
+        unbatched=True,
+    )
+    nodes = [
+        helper.make_node("Gather", ["embedding", "input_ids"], ["x"]),
+        helper.make_node("Concat", ["past", "x"], ["present"], axis=1),
+        helper.make_node("CumSum", ["present", "one"], ["sums"]),
+        helper.make_node("Shape", ["present"], ["total"], start=1, end=2),
+        helper.make_node("Squeeze", ["total"], ["count"]),
+        helper.make_node("Range", ["zero", "count", "one"], ["before"]),
+        helper.make_node("Add", ["before", "one"], ["counts"]),
+        helper.make_node("Cast", ["counts"], ["counts_f"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["counts_f", "last"], ["column"]),
+        helper.make_node("Div", ["sums", "column"], ["means"]),
+        helper.make_node("Shape", ["input_ids"], ["seq"], start=1, end=2),
+        helper.make_node("Neg", ["seq"], ["start"]),
+        helper.make_node("Slice", ["means", "start", "end", "axis"], ["now"]),
+        helper.make_node("MatMul", ["now", "head"], ["logits"]),
+    ]
+    embedding, head = language.weights()
+    constants = {
+        "embedding": embedding,
+        "head": head,
+        "zero": np.array(0),
+        "one": np.array(1),
+        "last": np.array([-1]),
+        "end": np.array([np.iinfo(np.int64).max]),
+        "axis": np.array([1]),
+    }
+    inputs = [
+        value("input_ids", "batch", "seq", dtype=TensorProto.INT64),
+        value("past", "batch", "past_seq", language.DIM),
+    ]
+    outputs = [
+        value("logits", "batch", "seq", language.VOCAB),
+        value("present", "batch", "total_seq", language.DIM),
+    ]
+    return serialized(build(nodes, inputs, outputs, constants, contract))
 
 
 def seq_first() -> bytes:

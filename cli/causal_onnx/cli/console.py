@@ -34,6 +34,15 @@ class Console:
         """Write a line, or several, of the result."""
         print(printable(text))
 
+    def write(self, text: str) -> None:
+        """Write a piece of a line of the result, at once.
+
+        As it is where no terminal could obey it, for a script wants it unchanged.
+        """
+        whole = printable(text, kept="\n\t") if self._is_terminal(sys.stdout) else text
+        sys.stdout.write(whole)
+        sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """Write a line that is not part of the result, to stderr."""
         print(printable(text), file=sys.stderr)
@@ -125,13 +134,13 @@ def plain_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, number
     return "\n".join(lines)
 
 
-def printable(text: str) -> str:
-    """`text` with control characters shown as escapes.
+def printable(text: str, *, kept: str = "\n") -> str:
+    """`text` with control characters shown as escapes, but for those in `kept`.
 
     Names and notes come out of files that others wrote; a terminal would obey what is in them.
     """
     return "".join(
-        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
+        char if char in kept or char.isprintable() else char.encode("unicode_escape").decode()
         for char in text
     )
 

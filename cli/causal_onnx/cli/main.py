@@ -18,6 +18,7 @@ from causal_onnx.cli.commands import (
     bundle,
     doctor,
     export,
+    generate,
     inspect,
     report,
     run,
@@ -29,7 +30,7 @@ from causal_onnx.cli.errors import UsageError
 
 __all__ = ["main"]
 
-COMMANDS = (export, run, inspect, selftest, report, bundle, verify_bundle, attest, doctor)
+COMMANDS = (export, run, generate, inspect, selftest, report, bundle, verify_bundle, attest, doctor)
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = """\
@@ -137,6 +138,7 @@ class _Version(argparse.Action):
 HINTS = {
     "cast=True": "--cast",
     "replace=True": "--replace",
+    "tokenizer=": "--tokenizer tokenizer.json, or token ids by --ids",
     "example=": "--example 2,16,64, or 2,16:int64 for ids",
     "axes=": "--axes 0=batch,1=seq",
 }

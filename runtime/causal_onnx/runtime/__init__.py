@@ -2,12 +2,14 @@
 
 from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.bundle import BundleReport, verify_bundle, write_bundle
+from causal_onnx.runtime.constraint import Constraint
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.errors import ArtifactError, CausalOnnxError, DeviceError, RunError
-from causal_onnx.runtime.generate import Continuation
 from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
+from causal_onnx.runtime.row import Continuation
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.stream import Stream
+from causal_onnx.runtime.text import Tokenizer
 
 __version__ = "0.1.0"
 
@@ -17,6 +19,7 @@ __all__ = [
     "BundleReport",
     "CausalOnnxError",
     "Choice",
+    "Constraint",
     "Continuation",
     "Contract",
     "DeviceError",
@@ -27,6 +30,7 @@ __all__ = [
     "SelfTestReport",
     "Stream",
     "TensorSpec",
+    "Tokenizer",
     "__version__",
     "load",
     "read_artifact",

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime import bfloat16, generate
+from causal_onnx.runtime import bfloat16
+from causal_onnx.runtime import generate as generating
 from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.denormals import flushing_denormals
 from causal_onnx.runtime.device import Device
 from causal_onnx.runtime.errors import ArtifactError, RunError
-from causal_onnx.runtime.generate import Continuation
 from causal_onnx.runtime.golden import json_number
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.request import RequestChecker
-from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.session import SessionSettings, open_session
 from causal_onnx.runtime.signature import check_signature
 from causal_onnx.runtime.stream import Stream
+from causal_onnx.runtime.text import TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -84,6 +85,7 @@ def load(
     cast: bool = False,
     check_finite: bool = False,
     flush_denormals: bool = True,
+    tokenizer: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load an exported model.
 
@@ -103,6 +105,8 @@ def load(
         check_finite: Refuse NaN and infinity in the inputs; costs a pass over them.
         flush_denormals: Compute with denormal numbers (below 1e-38) as zero; on x86 up to twice as
             fast, and the caller's own arithmetic is untouched.
+        tokenizer: A `tokenizer.json`, or the folder that holds one, for text in and out (extra
+            `text`). None: the one beside the file, if there is one; see `Model.tokenizer`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -122,6 +126,8 @@ def load(
         )
     session, chosen = open_session(artifact, device, settings)
     check_signature(session, promised, name=artifact.name)
+    if tokenizer is not None:
+        tokenizer = Tokenizer(tokenizer).path
     return Model(
         artifact=artifact,
         contract=promised,
@@ -137,6 +143,7 @@ def load(
             "cast": cast,
             "check_finite": check_finite,
             "flush_denormals": flush_denormals,
+            "tokenizer": tokenizer,
         },
     )
 
@@ -201,6 +208,21 @@ class Model:
         """The certificate of causality as it stands in the file, or None."""
         return self._artifact.certificate
 
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """What turns text into token ids: the one that `load` was told of, or a `tokenizer.json`
+        beside the file; None where there is neither.
+
+        Raises:
+            ArtifactError: It cannot be read.
+            ImportError: The package tokenizers is not installed (extra `text`).
+        """
+        path, location = self._options.get("tokenizer"), self._artifact.location
+        if path is None and isinstance(location, Path):
+            beside = location.with_name(TOKENIZER_FILE)
+            path = beside if beside.is_file() else None
+        return None if path is None else Tokenizer(path)
+
     def __repr__(self) -> str:
         takes = ", ".join(spec.describe() for spec in self._contract.inputs)
         gives = ", ".join(spec.describe() for spec in self._contract.outputs)
@@ -260,57 +282,9 @@ class Model:
         """
         return Stream.restore(self, path)
 
-    def tokens(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling | None = None,
-        stop: Collection[int] = (),
-        seed: int | None = None,
-    ) -> Iterator[Choice]:
-        """Continue a prompt, token by token; see `causal_onnx.runtime.generate.tokens`."""
-        return generate.tokens(
-            self,
-            prompt,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop,
-            seed=seed,
-        )
-
-    def generate(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling | None = None,
-        stop: Collection[int] = (),
-        seed: int | None = None,
-    ) -> Continuation:
-        """Continue a prompt to its end; see `causal_onnx.runtime.generate.tokens`."""
-        return self.generate_batch(
-            [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, seed=seed
-        )[0]
-
-    def generate_batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        sampling: Sampling | None = None,
-        stop: Collection[int] = (),
-        seed: int | None = None,
-    ) -> list[Continuation]:
-        """Continue several prompts; see `causal_onnx.runtime.generate.generate_batch`."""
-        return generate.generate_batch(
-            self,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop,
-            seed=seed,
-        )
+    tokens = generating.tokens
+    generate = generating.generate
+    generate_batch = generating.generate_batch
 
     def selftest(self) -> SelfTestReport:
         """Replay the golden vectors in the file, whose outputs PyTorch computed.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Choice", "Sampling", "choose", "log_softmax"]
+__all__ = ["Choice", "Sampling", "choose", "draw", "log_softmax", "probabilities"]
 
 Array = npt.NDArray[Any]
 
@@ -85,6 +85,9 @@ class Choice:
     logprob: float
     """Natural logarithm of its probability under the model: before biases, penalties, temperature
     and truncation."""
+    text: str | None = None
+    """What of the text is certain with this token, where the model has a tokenizer: nothing while a
+    character lacks bytes or a stop text may have begun. All of them joined are the whole text."""
 
 
 def choose(
@@ -112,25 +115,53 @@ def choose(
     Raises:
         ValueError: A shape does not fit, the logits hold NaN, or nothing is allowed.
     """
-    if logits.ndim != 1:
-        raise ValueError(f"logits must be of shape (vocab,), got {logits.shape}")
+    scores = _scores(logits, sampling, prompt, continuation, allowed)
     model = log_softmax(logits)
-    scores = _adjusted(logits.astype(np.float64), sampling, prompt, continuation)
-    if allowed is not None:
-        if allowed.shape != logits.shape:
-            raise ValueError(f"allowed must be of shape {logits.shape}, got {allowed.shape}")
-        scores[~allowed] = -np.inf
-    best = int(scores.argmax())
-    if scores[best] == -np.inf:
-        raise ValueError("no token is allowed: the grammar and logit_bias leave none of the ids")
     if sampling.is_greedy:
+        best = int(scores.argmax())
         return Choice(best, float(model[best]))
-    weights = _truncated(scores / sampling.temperature, sampling)
+    drawn = draw(_truncated(scores / sampling.temperature, sampling), uniform)
+    return Choice(drawn, float(model[drawn]))
+
+
+def probabilities(
+    logits: Array,
+    sampling: Sampling,
+    *,
+    prompt: Sequence[int] = (),
+    continuation: Sequence[int] = (),
+    allowed: Array | None = None,
+) -> Array:
+    """The distribution that `choose` draws from.
+
+    Args:
+        logits: As for `choose`.
+        sampling: As for `choose`.
+        prompt: As for `choose`.
+        continuation: As for `choose`.
+        allowed: As for `choose`.
+
+    Returns:
+        (vocab,), float64, of sum 1; if greedy, 1 for the one id and 0 elsewhere.
+
+    Raises:
+        ValueError: As for `choose`.
+    """
+    scores = _scores(logits, sampling, prompt, continuation, allowed)
+    if sampling.is_greedy:
+        weights = np.zeros(len(scores))
+        weights[scores.argmax()] = 1.0
+    else:
+        weights = _truncated(scores / sampling.temperature, sampling)
+    return np.asarray(weights / weights.sum())
+
+
+def draw(weights: Array, uniform: float) -> int:
+    """The id that `uniform`, a random number in [0, 1), stands for, by weights (vocab,)."""
     cumulative = np.cumsum(weights)
     # side="right": an id of weight 0 has the same sum as the one before it, and is passed over.
     drawn = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    drawn = min(drawn, int(np.flatnonzero(weights)[-1]))
-    return Choice(drawn, float(model[drawn]))
+    return min(drawn, int(np.flatnonzero(weights)[-1]))
 
 
 def log_softmax(logits: Array) -> Array:
@@ -139,12 +170,37 @@ def log_softmax(logits: Array) -> Array:
     Raises:
         ValueError: There is NaN or +inf among them, or nothing finite.
     """
-    wide = logits.astype(np.float64)
-    top = wide.max(axis=-1, keepdims=True)
+    shifted = logits.astype(np.float64) - _top(logits)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def _top(logits: Array) -> Array:
+    """The largest of the last axis, kept as an axis, in float64."""
+    top = logits.max(axis=-1, keepdims=True).astype(np.float64)
     if not np.isfinite(top).all():
         raise ValueError(f"the logits hold no usable number: their maximum is {top.ravel()[0]}")
-    shifted = wide - top
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+    return np.asarray(top)
+
+
+def _scores(
+    logits: Array,
+    sampling: Sampling,
+    prompt: Sequence[int],
+    continuation: Sequence[int],
+    allowed: Array | None,
+) -> Array:
+    """The logits in float64 after biases, penalties and the grammar."""
+    if logits.ndim != 1:
+        raise ValueError(f"logits must be of shape (vocab,), got {logits.shape}")
+    _top(logits)
+    scores = _adjusted(logits.astype(np.float64), sampling, prompt, continuation)
+    if allowed is not None:
+        if allowed.shape != logits.shape:
+            raise ValueError(f"allowed must be of shape {logits.shape}, got {allowed.shape}")
+        scores[~allowed] = -np.inf
+    if scores.max() == -np.inf:
+        raise ValueError("no token is allowed: the grammar and logit_bias leave none of the ids")
+    return scores
 
 
 def _adjusted(

@@ -1,0 +1,159 @@
+"""Continue a text with a language model, as it is written; needs no PyTorch.
+
+The file must have a KV cache. Text needs a tokenizer.json, beside the file or named by --tokenizer,
+and the extra `text`; without one, token ids go in and come out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from causal_onnx.cli.console import Console
+from causal_onnx.cli.errors import UsageError
+from causal_onnx.cli.options import add_device_arguments
+
+if TYPE_CHECKING:
+    from causal_onnx.runtime import Constraint, Sampling
+
+__all__ = ["EPILOG", "add_arguments", "run"]
+
+EPILOG = """\
+examples:
+  causal-onnx generate model.onnx --prompt "Once upon a time" --max-new-tokens 100
+  causal-onnx generate model.onnx --prompt-file - --temperature 0.8 --top-p 0.95 --seed 1 < text
+  causal-onnx generate model.onnx --ids 5,3,8 --json
+  causal-onnx generate model.onnx --prompt "A person: " --json-schema person.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
+    prompt.add_argument(
+        "--prompt-file", type=Path, metavar="FILE", help="a file that holds it; - reads stdin"
+    )
+    prompt.add_argument("--ids", metavar="N,N,...", help="the token ids to continue")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="PATH", help="a tokenizer.json, or the folder of one"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=128, metavar="N", help="the most (default: 128)"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="a text that ends it (repeatable)",
+    )
+    parser.add_argument(
+        "--stop-id",
+        type=int,
+        action="append",
+        default=[],
+        metavar="N",
+        help="a token id that ends it (repeatable)",
+    )
+    sampling = parser.add_argument_group("choice of tokens (default: always the likeliest)")
+    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T")
+    sampling.add_argument("--top-k", type=int, metavar="K")
+    sampling.add_argument("--top-p", type=float, metavar="P")
+    sampling.add_argument("--min-p", type=float, metavar="P")
+    sampling.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X")
+    sampling.add_argument("--seed", type=int, metavar="N", help="repeats a run with random choices")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument(
+        "--json-schema", type=Path, metavar="FILE", help="write JSON that this schema allows"
+    )
+    shape.add_argument("--regex", metavar="PATTERN", help="write what this pattern matches")
+    shape.add_argument("--lark", type=Path, metavar="FILE", help="write what this grammar allows")
+    add_device_arguments(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="print ids, log-probabilities and text as JSON"
+    )
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Continue the prompt, writing each piece as it comes."""
+    from causal_onnx.runtime import load
+
+    prompt = _read_prompt(args)
+    sampling, constraint = _sampling(args), _constraint(args)
+    model = load(args.model, device=args.device, threads=args.threads, tokenizer=args.tokenizer)
+    stop = [*args.stop, *args.stop_id]
+    if args.json:
+        found = model.generate(
+            prompt,
+            max_new_tokens=args.max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=args.seed,
+            constraint=constraint,
+        )
+        console.json(
+            {
+                "text": found.text,
+                "ids": list(found.ids),
+                "logprobs": list(found.logprobs),
+                "finish": found.finish,
+                "device": model.device,
+            }
+        )
+        return 0
+    choices = model.tokens(
+        prompt,
+        max_new_tokens=args.max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        seed=args.seed,
+        constraint=constraint,
+    )
+    for place, choice in enumerate(choices):
+        if choice.text is not None:
+            console.write(choice.text)
+        else:
+            console.write(f"{',' if place else ''}{choice.id}")
+    console.print()
+    return 0
+
+
+def _read_prompt(args: argparse.Namespace) -> str | list[int]:
+    if args.prompt is not None:
+        return str(args.prompt)
+    if args.prompt_file is not None:
+        if str(args.prompt_file) == "-":
+            return sys.stdin.read()
+        return str(args.prompt_file.read_text(encoding="utf-8"))
+    try:
+        return [int(item) for item in args.ids.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--ids takes numbers such as 5,3,8, got {args.ids!r}") from error
+
+
+def _sampling(args: argparse.Namespace) -> Sampling:
+    from causal_onnx.runtime import Sampling
+
+    return Sampling(
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+    )
+
+
+def _constraint(args: argparse.Namespace) -> Constraint | None:
+    from causal_onnx.runtime import Constraint
+
+    if args.json_schema is not None:
+        return Constraint.json_schema(args.json_schema.read_text(encoding="utf-8"))
+    if args.regex is not None:
+        return Constraint.regex(args.regex)
+    if args.lark is not None:
+        return Constraint.lark(args.lark.read_text(encoding="utf-8"))
+    return None

@@ -1,0 +1,163 @@
+"""Check what generating is asked for, and turn it into ids and a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from causal_onnx.runtime.constraint import Constraint, Grammar
+from causal_onnx.runtime.row import Plan
+from causal_onnx.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.text import Tokenizer
+
+__all__ = ["check_model", "make_plan", "prompt_ids", "required_tokenizer", "vocab_size"]
+
+
+def make_plan(
+    model: Model,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None,
+    stop: Collection[int | str] | str,
+    constraint: Constraint | None,
+    needs_text: bool,
+) -> Plan:
+    """Check all but the prompts; see `causal_onnx.runtime.generate.tokens`.
+
+    Raises:
+        ValueError: The model is no language model with a cache, or an argument does not fit.
+        ImportError: Text or a constraint needs the extra `text`.
+    """
+    check_model(model)
+    check_count("max_new_tokens", max_new_tokens)
+    if sampling is not None and not isinstance(sampling, Sampling):
+        raise TypeError(f"sampling must be a Sampling or None, got {sampling!r}")
+    stop_ids, stop_texts = _split(stop)
+    if constraint is not None and not isinstance(constraint, Constraint):
+        raise TypeError(
+            "constraint must be a Constraint, such as Constraint.json_schema(...), or None, got "
+            f"{constraint!r}"
+        )
+    needs_text = needs_text or bool(stop_texts) or constraint is not None
+    tokenizer = required_tokenizer(model) if needs_text else _optional_tokenizer(model)
+    if tokenizer is not None:
+        stop_ids |= frozenset(tokenizer.end_ids)
+    grammar = None
+    if constraint is not None and tokenizer is not None:
+        grammar = Grammar(
+            constraint, tokenizer, vocab_size=vocab_size(model), end_ids=frozenset(stop_ids)
+        )
+    return Plan(
+        max_new_tokens=max_new_tokens,
+        sampling=sampling or Sampling(),
+        stop_ids=stop_ids,
+        stop_texts=stop_texts,
+        tokenizer=tokenizer,
+        grammar=grammar,
+    )
+
+
+def prompt_ids(model: Model, prompts: Sequence[Sequence[int] | str]) -> list[Sequence[int]]:
+    """The ids of each prompt, of which there may be only as many together as the model takes.
+
+    Raises:
+        ValueError: A prompt is empty or too long, or they may not be of different lengths.
+    """
+    contract = model.contract
+    if not len(prompts):
+        raise ValueError("prompts must hold at least one")
+    found = [
+        required_tokenizer(model).encode(prompt) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+    for row, ids in enumerate(found):
+        if not len(ids):
+            raise ValueError(f"prompt {row} is empty; a model needs one id to begin with")
+        if contract.max_seq_len is not None and len(ids) > contract.max_seq_len:
+            raise ValueError(
+                f"prompt {row} has {len(ids)} ids, the model takes {contract.max_seq_len}"
+            )
+    if contract.mask is None and len({len(ids) for ids in found}) > 1:
+        raise ValueError(
+            "the rows of this model's cache must have the same length, and the prompts have "
+            f"{', '.join(str(len(ids)) for ids in found)} ids; generate one by one"
+        )
+    return found
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise where an argument is no positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_model(model: Model) -> None:
+    """Raise `ValueError` where a model is no language model with a cache."""
+    contract = model.contract
+    inputs = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
+    outputs = [spec for spec in contract.outputs if spec.name not in contract.present_names]
+    logits = next((spec for spec in outputs if spec.name == "logits"), outputs[0])
+    if (
+        not contract.cache
+        or len(inputs) != 1
+        or inputs[0].axes != ("batch", "seq")
+        or "int" not in inputs[0].dtype
+        or logits.axes[:2] != ("batch", "seq")
+        or len(logits.axes) != 3
+    ):
+        raise ValueError(
+            "generating needs a language model exported with cache=True: one input of ids "
+            "(batch, seq), and logits (batch, seq, vocab); this one is "
+            f"{', '.join(spec.describe() for spec in inputs)} -> "
+            f"{', '.join(spec.describe() for spec in outputs)}"
+            + ("" if contract.cache else ", without a cache")
+        )
+
+
+def vocab_size(model: Model) -> int:
+    """How many logits a language model has."""
+    outputs = [spec for spec in model.contract.outputs if len(spec.axes) == 3]
+    logits = next((spec for spec in outputs if spec.name == "logits"), outputs[0])
+    return int(logits.axes[2])
+
+
+def required_tokenizer(model: Model) -> Tokenizer:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: It has none.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ValueError(
+            "text needs a tokenizer, and none is beside the model: "
+            "load(path, tokenizer='tokenizer.json')"
+        )
+    return tokenizer
+
+
+def _optional_tokenizer(model: Model) -> Tokenizer | None:
+    """The model's tokenizer, unless it only lies there and nothing can read it."""
+    try:
+        return model.tokenizer
+    except ImportError:
+        return None
+
+
+def _split(stop: Collection[int | str] | str) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Stop ids and stop texts."""
+    given = (stop,) if isinstance(stop, str) else tuple(stop)
+    for item in given:
+        if isinstance(item, bool) or not isinstance(item, int | str):
+            raise TypeError(f"stop holds ids and texts, got {item!r}")
+        if item == "":
+            raise ValueError("a stop text must not be empty")
+    return (
+        frozenset(item for item in given if isinstance(item, int)),
+        tuple(item for item in given if isinstance(item, str)),
+    )

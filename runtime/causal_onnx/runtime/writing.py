@@ -1,0 +1,117 @@
+"""Turn ids that come one by one into text, never splitting a character, up to a stop text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+__all__ = ["StopTexts", "TextStream", "TextWriter"]
+
+REPLACEMENT = "\ufffd"
+"""What decoders give for bytes that make no character, or none yet."""
+
+LONGEST = 4
+"""Bytes of the longest character in UTF-8, and so the most tokens that one may be spread over."""
+
+
+class TextStream:
+    """The text of ids that come one by one.
+
+    The pieces joined are the text of all ids, decoded at once. A character whose bytes are spread
+    over several tokens comes whole, with the last of them. Only what is needed is decoded again:
+    what came since the last whole character, and the piece before it, because many decoders write
+    a token differently at the beginning of a text.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._context = 0
+        """So many of the ids end with a whole character."""
+        self._given = ""
+        """What of the text of these ids was given out."""
+
+    def push(self, token: int) -> str:
+        """The text that is certain now; empty while a character lacks bytes."""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        if not text.startswith(self._given):
+            # Decoders with a fallback to bytes read a run of bytes anew with each: while the last
+            # character is not whole, the ones before it look broken too.
+            if len(self._ids) - self._context < LONGEST:
+                return ""
+            self._ids, self._context, self._given = self._ids[self._context :], 0, ""
+            text = self._decode(self._ids)
+        # Of a character that lacks bytes, up to three are there, which may each look like one.
+        held = min(len(text) - len(text.rstrip(REPLACEMENT)), LONGEST - 1)
+        certain = text[: len(text) - held]
+        new = certain[len(self._given) :]
+        if new and not held:
+            self._ids = self._ids[self._context :]
+            self._context = len(self._ids)
+            self._given = self._decode(self._ids)
+        elif new:
+            self._given = certain
+        return new
+
+    def flush(self) -> str:
+        """The rest, whole or not; nothing may follow."""
+        text = self._decode(self._ids)
+        if text.startswith(self._given):
+            return text[len(self._given) :]
+        return self._decode(self._ids[self._context :])
+
+
+class StopTexts:
+    """Cuts a text that comes in pieces before the first of some texts.
+
+    The first is the one that is complete first; of those that end at the same place the longest.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+
+    def push(self, piece: str) -> tuple[str, bool]:
+        """What of the text is certain, and whether it ends here.
+
+        An end of the text that may be the beginning of a stop text is kept until it is clear.
+        """
+        text = self._held + piece
+        found = [
+            (start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0
+        ]
+        if found:
+            self._held = ""
+            return text[: min(found)[1]], True
+        longest = max((len(stop) for stop in self._stops), default=0)
+        keep = next(
+            (
+                count
+                for count in range(min(longest - 1, len(text)), 0, -1)
+                if any(stop.startswith(text[-count:]) for stop in self._stops)
+            ),
+            0,
+        )
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep], False
+
+    def flush(self) -> str:
+        """What was kept; nothing may follow."""
+        held, self._held = self._held, ""
+        return held
+
+
+class TextWriter:
+    """The text of one continuation, token by token, up to a stop text."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
+        self._stream, self._stops = TextStream(decode), StopTexts(stops)
+
+    def push(self, token: int) -> tuple[str, bool]:
+        """The text that is certain with this token, and whether a stop text ends it."""
+        return self._stops.push(self._stream.push(token))
+
+    def flush(self) -> tuple[str, bool]:
+        """The rest, and whether a stop text was in it."""
+        text, stopped = self._stops.push(self._stream.flush())
+        return text + self._stops.flush(), stopped

@@ -1,0 +1,150 @@
+"""Text in and out, with tokenizers made here."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from causal_onnx.runtime import ArtifactError, Model, Sampling, Tokenizer, load
+from tests.runtime.artifacts import fixture
+from tests.runtime.language import TEXTS, language_model, write_tokenizer
+
+pytest.importorskip("tokenizers", reason="text needs the extra `text`")
+
+HOT = Sampling(temperature=2.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    shutil.copy(fixture("language"), folder / "model.onnx")
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Model:
+    return load(folder / "model.onnx", threads=1)
+
+
+def test_text_goes_in_as_its_ids_and_comes_out_as_that_of_its_ids(model: Model) -> None:
+    tokenizer = model.tokenizer
+    found = model.generate(TEXTS[0], max_new_tokens=30, sampling=HOT, seed=1)
+    same = model.generate(tokenizer.encode(TEXTS[0]), max_new_tokens=30, sampling=HOT, seed=1)
+    assert found == same
+    assert found.text == tokenizer.decode(found.ids)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_streamed_pieces_are_the_text_whatever_bytes_come(model: Model, seed: int) -> None:
+    options = {"max_new_tokens": 60, "sampling": HOT, "seed": seed}
+    pieces = [choice.text for choice in model.tokens("a", **options)]
+    whole = model.generate("a", **options)
+    assert "".join(pieces) == whole.text == model.tokenizer.decode(whole.ids)
+
+
+def test_no_piece_ends_within_a_character(model: Model) -> None:
+    """The ids of a text, forced one by one: every piece is made of characters of it."""
+    text = "世界 😀👍🏽 naïve"
+    ids = model.tokenizer.encode(text)
+    assert len(ids) > len(text)
+    stream = model.tokenizer.stream()
+    pieces = [*(stream.push(token) for token in ids), stream.flush()]
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert pieces.count("") > 5
+
+
+def test_a_stop_text_ends_within_and_across_tokens(model: Model) -> None:
+    decode = model.tokenizer.decode
+    broken = [token for token in range(280) if "\ufffd" in decode([token])]
+    sampling = Sampling(temperature=2.0, logit_bias=dict.fromkeys(broken, -np.inf))
+    free = model.generate("a", max_new_tokens=40, sampling=sampling, seed=7)
+    options = {"max_new_tokens": 40, "sampling": sampling, "seed": 7}
+    for start, length in ((3, 1), (5, 4), (12, 7)):
+        stop = free.text[start : start + length]
+        found = model.generate("a", stop=stop, **options)
+        assert found.text == free.text[: free.text.index(stop)]
+        assert found.finish == "stop"
+        assert found.ids == free.ids[: len(found.ids)]
+        assert stop in decode(found.ids)
+        assert stop not in decode(found.ids[:-1])
+        pieces = model.tokens("a", stop=[stop, 999], **options)
+        assert "".join(choice.text for choice in pieces) == found.text
+
+
+def test_a_stop_text_that_never_comes_changes_nothing(model: Model) -> None:
+    options = {"max_new_tokens": 40, "sampling": HOT, "seed": 7}
+    free = model.generate("a", **options)
+    almost = free.text[-3:] + "never"
+    assert model.generate("a", stop=almost, **options) == free
+
+
+def test_rows_of_a_batch_have_their_own_text(model: Model) -> None:
+    options = {"max_new_tokens": 20, "sampling": HOT, "seed": 2}
+    found = model.generate_batch(["ab", "cd"], **options)
+    assert found[0] == model.generate("ab", **options)
+    assert [row.text for row in found] == [model.tokenizer.decode(row.ids) for row in found]
+
+
+def test_the_end_of_text_that_files_name_ends_it(tmp_path: Path) -> None:
+    shutil.copy(fixture("language"), tmp_path / "model.onnx")
+    write_tokenizer(tmp_path, end=True)
+    model = load(tmp_path / "model.onnx", threads=1)
+    assert model.tokenizer.end_ids == (1,)
+    found = model.generate("a", max_new_tokens=9, sampling=Sampling(logit_bias={1: 99.0}))
+    assert (found.ids, found.text, found.finish) == ((1,), "", "stop")
+    never = Sampling(logit_bias={1: -np.inf})
+    assert model.generate("a", max_new_tokens=9, sampling=never).finish == "length"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "ids"),
+    [
+        ("generation_config.json", '{"eos_token_id": [0, 1]}', (0, 1)),
+        ("config.json", '{"eos_token_id": 1}', (1,)),
+        ("tokenizer_config.json", '{"eos_token": "</s>"}', (1,)),
+        ("tokenizer_config.json", '{"eos_token": {"content": "<s>"}}', (0,)),
+        ("tokenizer_config.json", "{}", ()),
+    ],
+)
+def test_ends_of_text_are_found(
+    tmp_path: Path, file: str, content: str, ids: tuple[int, ...]
+) -> None:
+    path = write_tokenizer(tmp_path)
+    (tmp_path / file).write_text(content)
+    assert Tokenizer(path).end_ids == Tokenizer(tmp_path).end_ids == ids
+
+
+def test_a_tokenizer_elsewhere_is_named_and_kept_in_a_pickle(folder: Path) -> None:
+    model = language_model(tokenizer=folder)
+    twin = pickle.loads(pickle.dumps(model))
+    assert twin.tokenizer.encode("ab") == model.tokenizer.encode("ab")
+    assert language_model().tokenizer is None
+
+
+def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no tokenizer .*tokenizer\.json"):
+        language_model(tokenizer=tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 3}')
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is no tokenizer"):
+        language_model(tokenizer=tmp_path)
+    write_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"config\.json is not JSON"):
+        language_model(tokenizer=tmp_path)
+
+
+def test_without_the_extra_ids_work_and_text_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    model = load(folder / "model.onnx", threads=1)
+    assert model.generate([1], max_new_tokens=2).text is None
+    with pytest.raises(ImportError, match=r"text needs the package tokenizers: pip install .*text"):
+        model.generate("a", max_new_tokens=2)
