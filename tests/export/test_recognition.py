@@ -242,3 +242,20 @@ def test_parts_of_the_weights_become_cores_of_their_own() -> None:
     x = np.random.default_rng(0).standard_normal((2, 11, 4)).astype(np.float32)
     expected, got = run_model(model_of(body), [x])[0], run_model(model, [x])[0]
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+def test_weights_of_two_products_become_two_cores() -> None:
+    body = "p = Softmax <axis = -1> (m) y0 = MatMul(p, values) y1 = MatMul(p, q) y = Sub(y0, y1)"
+    model, cores = rewritten(body)
+    assert [core.footprint.kind for core in cores] == ["causal", "causal"]
+    lower(model, "portable")
+    x = np.random.default_rng(0).standard_normal((2, 11, 4)).astype(np.float32)
+    expected, got = run_model(model_of(body), [x])[0], run_model(model, [x])[0]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+def test_weights_that_are_read_besides_a_product_are_left_alone() -> None:
+    body = "p = Softmax <axis = -1> (m) y0 = MatMul(p, values) y1 = MatMul(s, p) y2 = Identity(y1) "
+    model, cores = rewritten(body + "t = MatMul(y2, values) y = Sub(y0, t)")
+    assert cores == []
+    assert sum(node.op_type == "Softmax" for node in model.graph) == 1

@@ -43,6 +43,7 @@ def respell(model: ir.Model, found: Run) -> int:
         _sum_of_products,
         _product_of_a_sum,
         _part_of_weights,
+        _product_of_shared_weights,
     )
     count = 0
     for node in list(model.graph):
@@ -117,9 +118,13 @@ class _Speller:
             and [n % len(shape) for n in numbers] == [len(shape) - 1]
         )
 
-    def replace(self, old: ir.Value, new: ir.Value) -> None:
+    def same(self, new: ir.Value, old: ir.Value) -> None:
+        """Say that `new` holds what `old` does."""
         new.type = old.type
         self._found.values[new] = self._found.values[old]
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        self.same(new, old)
         if old.is_graph_output():
             index = list(self._graph.outputs).index(old)
             new.name, old.name = old.name, f"{old.name}_replaced"
@@ -408,6 +413,25 @@ def _part_of_weights(spell: _Speller, node: ir.Node) -> ir.Value | None:
         attributes = {a.name: a.value for a in step.attributes.values()}
         part = spell(step.op_type, part, *step.inputs[1:], **attributes)
     return spell("Softmax", part, axis=-1)
+
+
+def _product_of_shared_weights(spell: _Speller, node: ir.Node) -> ir.Value | None:
+    """P v and p w with weights of their own: p is computed for each product."""
+    if node.op_type not in ("MatMul", "Einsum"):
+        return None
+    softmax = _maker(node.inputs[0], "Softmax")
+    weights = None if softmax is None else softmax.outputs[0]
+    if softmax is None or weights is None or weights.is_graph_output():
+        return None
+    uses = [(use.node.op_type, use.idx) for use in weights.uses()]
+    if len(uses) < 2 or any(use not in (("MatMul", 0), ("Einsum", 0)) for use in uses):
+        return None
+    own = spell(
+        "Softmax", softmax.inputs[0], **{a.name: a.value for a in softmax.attributes.values()}
+    )
+    spell.same(own, weights)
+    attributes = {a.name: a.value for a in node.attributes.values()}
+    return spell(node.op_type, own, *node.inputs[1:], **attributes)
 
 
 def _keeps_rows(spell: _Speller, chain: Sequence[ir.Node], weights: ir.Value) -> bool:
