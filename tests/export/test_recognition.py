@@ -259,3 +259,27 @@ def test_weights_that_are_read_besides_a_product_are_left_alone() -> None:
     model, cores = rewritten(body + "t = MatMul(y2, values) y = Sub(y0, t)")
     assert cores == []
     assert sum(node.op_type == "Softmax" for node in model.graph) == 1
+
+
+SCALED = """
+    tall = Constant <value_float = 10000.0> ()
+    hidden = Sub(one, tril)
+    minus = Constant <value_float = -1.0> ()
+"""
+
+
+def test_a_number_that_scales_a_mask_is_no_length() -> None:
+    body = SCALED + "h0 = Mul(hidden, tall) h = Mul(h0, minus) sm = Add(s, h) "
+    _, (core,) = rewritten(body + "p = Softmax <axis = -1> (sm) y = MatMul(p, values)")
+    assert (core.footprint.kind, core.footprint.has_bias) == ("causal", False)
+
+
+def test_the_same_number_as_the_width_of_a_window_is_one() -> None:
+    body = SCALED + (
+        "z = Constant <value_int = 0> () o = Constant <value_int = 1> () n = Squeeze(n1) "
+        "at0 = Range(z, n, o) at = Cast <to = 1> (at0) col = Unsqueeze(at, last) "
+        "d = Sub(col, at) far_off = Greater(d, tall) f = Cast <to = 1> (far_off) "
+        "both = Max(hidden, f) h0 = Mul(both, tall) h = Mul(h0, minus) sm = Add(s, h) "
+    )
+    _, (core,) = rewritten(body + "p = Softmax <axis = -1> (sm) y = MatMul(p, values)")
+    assert core.footprint.kind == "other"
