@@ -136,6 +136,7 @@ class _Version(argparse.Action):
 
 
 HINTS = {
+    "trusted=True": "--trusted",
     "cast=True": "--cast",
     "replace=True": "--replace",
     "tokenizer=": "--tokenizer tokenizer.json, or token ids by --ids",

@@ -6,7 +6,7 @@ import argparse
 
 from causal_onnx.cli.errors import UsageError
 
-__all__ = ["add_device_arguments", "parse_axes", "parse_lengths"]
+__all__ = ["add_device_arguments", "add_trusted_argument", "parse_axes", "parse_lengths"]
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +16,15 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads of one call (default: physical cores)"
+    )
+
+
+def add_trusted_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare `--trusted`."""
+    parser.add_argument(
+        "--trusted",
+        action="store_true",
+        help="load the file without the scan that refuses what could do harm (docs/safety.md)",
     )
 
 

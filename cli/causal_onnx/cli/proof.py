@@ -67,6 +67,7 @@ def gather(
     *,
     device: str,
     threads: int | None,
+    trusted: bool,
     lengths: Sequence[int] | None,
     tell: Callable[[str, float], None],
 ) -> Proof:
@@ -76,6 +77,7 @@ def gather(
         path: The .onnx file; it needs a contract.
         device: As for `load`.
         threads: As for `load`.
+        trusted: As for `load`.
         lengths: To time; None: `default_lengths`.
         tell: Called with (step, fraction done).
 
@@ -87,7 +89,7 @@ def gather(
     tell("load", 0.0)
     artifact = read_artifact(path)
     certificate = read_certificate(artifact.certificate)
-    model = load(path, device=device, threads=threads)
+    model = load(path, device=device, threads=threads, trusted=trusted)
     contract = model.contract
     if lengths is None:
         lengths = default_lengths(contract)

@@ -4,10 +4,17 @@ from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.bundle import BundleReport, verify_bundle, write_bundle
 from causal_onnx.runtime.constraint import Constraint
 from causal_onnx.runtime.contract import Contract, TensorSpec
-from causal_onnx.runtime.errors import ArtifactError, CausalOnnxError, DeviceError, RunError
+from causal_onnx.runtime.errors import (
+    ArtifactError,
+    CausalOnnxError,
+    DeviceError,
+    RunError,
+    UnsafeFileError,
+)
 from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
 from causal_onnx.runtime.row import Continuation
 from causal_onnx.runtime.sampling import Choice, Sampling
+from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import Tokenizer
 
@@ -23,6 +30,7 @@ __all__ = [
     "Continuation",
     "Contract",
     "DeviceError",
+    "Limits",
     "Model",
     "RunError",
     "Sampling",
@@ -31,6 +39,7 @@ __all__ = [
     "Stream",
     "TensorSpec",
     "Tokenizer",
+    "UnsafeFileError",
     "__version__",
     "load",
     "read_artifact",

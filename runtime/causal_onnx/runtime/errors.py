@@ -3,7 +3,7 @@
 Wrong arguments raise `ValueError` or `TypeError`; these are for what a caller handles differently.
 """
 
-__all__ = ["ArtifactError", "CausalOnnxError", "DeviceError", "RunError"]
+__all__ = ["ArtifactError", "CausalOnnxError", "DeviceError", "RunError", "UnsafeFileError"]
 
 
 class CausalOnnxError(Exception):
@@ -12,6 +12,10 @@ class CausalOnnxError(Exception):
 
 class ArtifactError(CausalOnnxError):
     """The file is not ours, damaged, or of a newer format."""
+
+
+class UnsafeFileError(ArtifactError):
+    """The file holds what exports do not, or more than the limits; see docs/safety.md."""
 
 
 class DeviceError(CausalOnnxError):

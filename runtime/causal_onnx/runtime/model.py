@@ -24,6 +24,7 @@ from causal_onnx.runtime.errors import ArtifactError, RunError
 from causal_onnx.runtime.golden import json_number
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.request import RequestChecker
+from causal_onnx.runtime.scan import Limits, check_unchanged, scan
 from causal_onnx.runtime.session import SessionSettings, open_session
 from causal_onnx.runtime.signature import check_signature
 from causal_onnx.runtime.stream import Stream
@@ -86,6 +87,8 @@ def load(
     check_finite: bool = False,
     flush_denormals: bool = True,
     tokenizer: str | os.PathLike[str] | None = None,
+    trusted: bool = False,
+    limits: Limits | None = None,
 ) -> Model:
     """Load an exported model.
 
@@ -107,15 +110,23 @@ def load(
             fast, and the caller's own arithmetic is untouched.
         tokenizer: A `tokenizer.json`, or the folder that holds one, for text in and out (extra
             `text`). None: the one beside the file, if there is one; see `Model.tokenizer`.
+        trusted: Load the file without the scan that refuses what could harm whoever loads it
+            (docs/safety.md). Nothing else skips that scan.
+        limits: What the scan allows; None: `Limits()`.
 
     Raises:
         FileNotFoundError: There is no such file.
+        UnsafeFileError: The file holds what exports do not, or more than `limits`.
         ArtifactError: Damaged, foreign, of a newer format, or without a contract.
         DeviceError: The device cannot be used, or not for all of the model.
         ImportError: onnxruntime is not installed.
     """
     if contract is not None and not isinstance(contract, Contract):
         raise TypeError(f"contract must be a Contract, got {type(contract).__name__}")
+    if not isinstance(trusted, bool):
+        raise ValueError(f"trusted must be True or False, got {trusted!r}")
+    if limits is not None and not isinstance(limits, Limits):
+        raise TypeError(f"limits must be a Limits, got {type(limits).__name__}")
     settings = SessionSettings(threads=threads, spinning=spinning, flush_denormals=flush_denormals)
     artifact = read_artifact(path)
     promised = contract if contract is not None else artifact.contract
@@ -124,7 +135,9 @@ def load(
             f"{artifact.name} carries no contract: causal-onnx did not write it. If you know what "
             "it takes and gives, say so: load(path, contract=Contract(inputs=..., outputs=...))"
         )
+    judged = {} if trusted else scan(artifact, limits or Limits())
     session, chosen = open_session(artifact, device, settings)
+    check_unchanged(artifact, judged)
     check_signature(session, promised, name=artifact.name)
     if tokenizer is not None:
         tokenizer = Tokenizer(tokenizer).path
@@ -144,6 +157,8 @@ def load(
             "check_finite": check_finite,
             "flush_denormals": flush_denormals,
             "tokenizer": tokenizer,
+            "trusted": trusted,
+            "limits": limits,
         },
     )
 

@@ -1,20 +1,18 @@
 """Read what an ONNX file says about itself, without the onnx package and without its graph.
 
-An ONNX file is one protobuf message, `ModelProto`. Its graph is one length-delimited field, so a
-reader that knows the wire format steps over the weights with a seek: the header of a file of
-several gigabytes costs a few reads.
-Sources: https://protobuf.dev/programming-guides/encoding and onnx.proto, message ModelProto.
+An ONNX file is one protobuf message, `ModelProto`. Its graph is one length-delimited field, which
+is stepped over: the header of a file of several gigabytes costs a few reads.
+Source: onnx.proto, message ModelProto.
 """
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.wire import LENGTH_DELIMITED, VARINT, Source, WireError, fields
 
 __all__ = ["OnnxHeader", "read_header"]
 
@@ -31,8 +29,6 @@ _IR_VERSION, _PRODUCER_NAME, _PRODUCER_VERSION, _GRAPH = 1, 2, 3, 7
 _OPSET_IMPORT, _METADATA_PROPS = 8, 14
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
-
-_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 # Files that are handed in by mistake, by their first bytes.
 _FOREIGN = (
@@ -71,15 +67,13 @@ def read_header(source: BinaryIO, *, name: str) -> OnnxHeader:
         ArtifactError: Empty, cut off, damaged, not ONNX, or with more metadata than
             `MAX_METADATA_BYTES`.
     """
-    size = source.seek(0, os.SEEK_END)
-    source.seek(0)
-    if size == 0:
+    file = Source(source)
+    if file.size == 0:
         raise ArtifactError(f"{name} is empty. Export or download it again")
-    _refuse_foreign(source.read(24), name=name)
-    source.seek(0)
+    _refuse_foreign(file.read(0, min(24, file.size)), name=name)
     try:
-        header = _read_model(source, size)
-    except _WireError as error:
+        header = _read_model(file)
+    except WireError as error:
         raise ArtifactError(
             f"{name} is not an ONNX model, or it is damaged: {error}. Export or download it again"
         ) from error
@@ -88,50 +82,48 @@ def read_header(source: BinaryIO, *, name: str) -> OnnxHeader:
     return header
 
 
-class _WireError(Exception):
-    """The bytes do not follow the wire format, or not ModelProto's fields."""
-
-
-def _read_model(source: BinaryIO, size: int) -> OnnxHeader:
+def _read_model(source: Source) -> OnnxHeader:
     ir_version, graphs, metadata_bytes = 0, 0, 0
     opsets: dict[str, int] = {}
     metadata: dict[str, str] = {}
     producer = ["", ""]
-    for number, wire_type, value, length in _fields(source, size):
-        expected = _VARINT if number == _IR_VERSION else _LENGTH_DELIMITED
+    for count, (number, wire_type, value, length) in enumerate(fields(source, 0, source.size)):
+        if count == MAX_FIELDS:
+            raise WireError(f"it has more than {MAX_FIELDS} top-level fields")
+        expected = VARINT if number == _IR_VERSION else LENGTH_DELIMITED
         if number in _KNOWN and wire_type != expected:
-            raise _WireError(f"field {number} has wire type {wire_type}, not {expected}")
+            raise WireError(f"field {number} has wire type {wire_type}, not {expected}")
         if number == _IR_VERSION:
             ir_version = value
         elif number == _GRAPH:
             graphs += 1
         elif number in (_PRODUCER_NAME, _PRODUCER_VERSION):
-            text = _read_exact(source, _limited(length, MAX_METADATA_BYTES)).decode()
+            text = source.read(value, _limited(length, MAX_METADATA_BYTES)).decode()
             producer[number - _PRODUCER_NAME] = text
         elif number == _OPSET_IMPORT:
-            domain, version = _read_opset(_read_exact(source, _limited(length, 1 << 16)))
+            domain, version = _read_opset(source, value, _limited(length, 1 << 16))
             if domain in opsets:
-                raise _WireError(f"the operator set {domain!r} is imported twice")
+                raise WireError(f"the operator set {domain!r} is imported twice")
             opsets[domain] = version
         elif number == _METADATA_PROPS:
             metadata_bytes += length
             _limited(metadata_bytes, MAX_METADATA_BYTES)
-            key, text = _read_entry(_read_exact(source, length))
+            key, text = _read_entry(source, value, length)
             # Readers differ in which of two entries they take: neither is safe.
             if key in metadata:
-                raise _WireError(f"the metadata key {key!r} appears twice")
+                raise WireError(f"the metadata key {key!r} appears twice")
             metadata[key] = text
     if ir_version < 1:
-        raise _WireError("it has no IR version")
+        raise WireError("it has no IR version")
     # Protobuf would merge several graphs into one; no writer makes such a file.
     if graphs != 1:
-        raise _WireError(f"it has {graphs} graphs instead of one")
+        raise WireError(f"it has {graphs} graphs instead of one")
     return OnnxHeader(
         ir_version=ir_version,
         opsets=opsets,
         metadata=metadata,
         producer=" ".join(part for part in producer if part),
-        size_bytes=size,
+        size_bytes=source.size,
     )
 
 
@@ -140,84 +132,28 @@ _KNOWN = frozenset(
 )
 
 
-def _fields(source: BinaryIO, size: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (field number, wire type, varint value or 0, length of the payload) to the end.
-
-    While a length-delimited field is out, `source` stands at its payload; whatever of that the
-    caller leaves unread is stepped over.
-    """
-    position = 0
-    for _ in range(MAX_FIELDS):
-        if position == size:
-            return
-        tag, position = _read_varint(source, position)
-        number, wire_type = tag >> 3, tag & 7
-        if number == 0:
-            raise _WireError(f"field number 0 at byte {position}")
-        value, length = 0, 0
-        if wire_type == _VARINT:
-            value, position = _read_varint(source, position)
-        elif wire_type == _LENGTH_DELIMITED:
-            length, position = _read_varint(source, position)
-        elif wire_type in (_FIXED64, _FIXED32):
-            length = 8 if wire_type == _FIXED64 else 4
-        else:
-            raise _WireError(f"wire type {wire_type} at byte {position}")
-        if length > size - position:
-            raise _WireError(
-                f"field {number} ends {length - (size - position)} bytes after the end of the file"
-            )
-        yield number, wire_type, value, length
-        position += length
-        source.seek(position)
-    raise _WireError(f"it has more than {MAX_FIELDS} top-level fields")
-
-
-def _read_varint(source: BinaryIO, position: int) -> tuple[int, int]:
-    """Read one variable-length integer; return it and the position behind it."""
-    result = 0
-    for shift in range(0, 70, 7):
-        byte = source.read(1)
-        if not byte:
-            raise _WireError("it ends in the middle of a field")
-        position += 1
-        result |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return result, position
-    raise _WireError(f"an integer is longer than 10 bytes at byte {position}")
-
-
-def _read_exact(source: BinaryIO, length: int) -> bytes:
-    data = source.read(length)
-    if len(data) != length:
-        raise _WireError("it ends in the middle of a field")
-    return data
-
-
 def _limited(length: int, limit: int) -> int:
     if length > limit:
-        raise _WireError(f"its metadata is larger than {limit} bytes")
+        raise WireError(f"its metadata is larger than {limit} bytes")
     return length
 
 
-def _read_opset(payload: bytes) -> tuple[str, int]:
+def _read_opset(source: Source, start: int, size: int) -> tuple[str, int]:
     domain, version = "", 0
-    source = io.BytesIO(payload)
-    for number, wire_type, value, length in _fields(source, len(payload)):
-        if number == _OPSET_DOMAIN and wire_type == _LENGTH_DELIMITED:
-            domain = _read_exact(source, length).decode()
-        elif number == _OPSET_VERSION and wire_type == _VARINT:
+    for number, wire_type, value, length in fields(source, start, start + size):
+        if number == _OPSET_DOMAIN and wire_type == LENGTH_DELIMITED:
+            domain = source.read(value, length).decode()
+        elif number == _OPSET_VERSION and wire_type == VARINT:
             version = value
     # "ai.onnx" is the long name of the default domain.
     return ("" if domain == "ai.onnx" else domain), version
 
 
-def _read_entry(payload: bytes) -> tuple[str, str]:
+def _read_entry(source: Source, start: int, size: int) -> tuple[str, str]:
     parts = {_ENTRY_KEY: "", _ENTRY_VALUE: ""}
-    source = io.BytesIO(payload)
-    for number, wire_type, _, length in _fields(source, len(payload)):
-        if number in parts and wire_type == _LENGTH_DELIMITED:
-            parts[number] = _read_exact(source, length).decode()
+    for number, wire_type, value, length in fields(source, start, start + size):
+        if number in parts and wire_type == LENGTH_DELIMITED:
+            parts[number] = source.read(value, length).decode()
     return parts[_ENTRY_KEY], parts[_ENTRY_VALUE]
 
 

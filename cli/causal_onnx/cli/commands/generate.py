@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import UsageError
-from causal_onnx.cli.options import add_device_arguments
+from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import Constraint, Sampling
@@ -73,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--regex", metavar="PATTERN", help="write what this pattern matches")
     shape.add_argument("--lark", type=Path, metavar="FILE", help="write what this grammar allows")
     add_device_arguments(parser)
+    add_trusted_argument(parser)
     parser.add_argument(
         "--json", action="store_true", help="print ids, log-probabilities and text as JSON"
     )
@@ -84,7 +85,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     prompt = _read_prompt(args)
     sampling, constraint = _sampling(args), _constraint(args)
-    model = load(args.model, device=args.device, threads=args.threads, tokenizer=args.tokenizer)
+    model = load(
+        args.model,
+        device=args.device,
+        threads=args.threads,
+        tokenizer=args.tokenizer,
+        trusted=args.trusted,
+    )
     stop = [*args.stop, *args.stop_id]
     if args.json:
         found = model.generate(

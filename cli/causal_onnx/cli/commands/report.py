@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from causal_onnx.cli.commands.selftest import selftest_table
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
-from causal_onnx.cli.options import add_device_arguments, parse_lengths
+from causal_onnx.cli.options import add_device_arguments, add_trusted_argument, parse_lengths
 
 if TYPE_CHECKING:
     from causal_onnx.cli.proof import Proof
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sequence lengths to time (default: 1, 4, 16, ... up to the limit)",
     )
     add_device_arguments(parser)
+    add_trusted_argument(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
@@ -49,7 +50,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise UsageError(f"-o takes a .html file, got {str(args.output)!r}")
     with console.progress() as tell:
         proof = gather(
-            args.model, device=args.device, threads=args.threads, lengths=lengths, tell=tell
+            args.model,
+            device=args.device,
+            threads=args.threads,
+            trusted=args.trusted,
+            lengths=lengths,
+            tell=tell,
         )
     if args.output is not None:
         from causal_onnx.cli.arrays import replacing

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
-from causal_onnx.cli.options import add_device_arguments
+from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import Model
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="convert inputs of another dtype, such as float64, where no value is lost",
     )
     add_device_arguments(parser)
+    add_trusted_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
@@ -65,7 +66,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     _check_output(args.output, [args.model, *args.inputs])
     positional, named = _read_inputs(args.inputs, args.named)
-    model = load(args.model, device=args.device, threads=args.threads, cast=args.cast)
+    model = load(
+        args.model,
+        device=args.device,
+        threads=args.threads,
+        cast=args.cast,
+        trusted=args.trusted,
+    )
     # The cache's outputs are for a next call; a .npz file keeps them, a .npy file does without.
     present = model.contract.present_names
     names = [spec.name for spec in model.contract.outputs if spec.name not in present]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError
-from causal_onnx.cli.options import add_device_arguments
+from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import SelfTestReport
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
     add_device_arguments(parser)
+    add_trusted_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -35,7 +36,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Replay and print."""
     from causal_onnx.runtime import load
 
-    report = load(args.model, device=args.device, threads=args.threads).selftest()
+    model = load(args.model, device=args.device, threads=args.threads, trusted=args.trusted)
+    report = model.selftest()
     if args.json:
         console.json({"path": str(args.model), **report.to_dict()})
     else:

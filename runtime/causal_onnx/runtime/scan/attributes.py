@@ -1,0 +1,125 @@
+"""What a node's attributes hold, and of which types its values are."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from causal_onnx.runtime.scan.decode import KEPT, Message, Numbers
+from causal_onnx.runtime.scan.growth import Constant
+from causal_onnx.runtime.scan.limits import Refused
+from causal_onnx.runtime.scan.numbers import Known
+from causal_onnx.runtime.wire import Source
+
+__all__ = ["check_attribute", "check_value", "constant", "contents", "integers", "tensors_of"]
+
+_FIELDS = {
+    1: "f", 2: "i", 3: "s", 4: "t", 5: "g", 6: "floats", 7: "ints", 8: "strings", 9: "tensors",
+    10: "graphs", 13: "tp", 14: "type_protos",
+}  # fmt: skip
+"""AttributeProto.AttributeType -> the field that holds it."""
+
+_SIZES = frozenset(
+    {
+        "shape", "output_shape", "pads", "strides", "dilations", "kernel_shape", "output_padding",
+        "hidden_size",
+    }
+)  # fmt: skip
+MAX_ATTRIBUTE = 1 << 24
+"""Of sizes in attributes."""
+
+
+def check_attribute(attribute: Message, where: str) -> None:
+    key, kind = attribute["name"], attribute.get("type", 0)
+    held = [name for name in _FIELDS.values() if name in attribute]
+    if "ref_attr_name" in attribute or "sparse_tensor" in attribute:
+        raise Refused(f"{where}: the attribute {key!r} is a sparse tensor or of a local function")
+    if "sparse_tensors" in attribute or kind not in _FIELDS:
+        raise Refused(f"{where}: the attribute {key!r} is of the type {kind}")
+    # A list without entries, and a number that is 0, have no field.
+    if held and held != [_FIELDS[kind]]:
+        raise Refused(
+            f"{where}: the attribute {key!r} of type {kind} holds {' and '.join(held)}, expected "
+            f"{_FIELDS[kind]}"
+        )
+    if not held and kind in (4, 5, 13):
+        raise Refused(f"{where}: the attribute {key!r} of type {kind} is empty")
+    if kind == 10:
+        raise Refused(f"{where}: the attribute {key!r} is a list of graphs")
+    if key in _SIZES:
+        sizes = [attribute["i"]] if "i" in attribute else attribute.get("ints", Numbers()).first
+        if any(abs(size) > MAX_ATTRIBUTE for size in sizes):
+            raise Refused(f"{where}: the attribute {key!r} has a size beyond {MAX_ATTRIBUTE}")
+
+
+def check_value(value: Message, key: str) -> None:
+    """The type of an input, an output or a value between."""
+    where = f"the {key.replace('_', ' ')} {value.get('name', '')!r}"
+    kind = value.get("type", {})
+    if any(name in kind for name in ("map_type", "opaque_type", "sparse_tensor_type")):
+        raise Refused(f"{where} is neither a tensor nor a list of tensors")
+    tensor = kind.get("tensor_type", {})
+    for dim in tensor.get("shape", {}).get("dim", []):
+        if not 0 <= dim.get("dim_value", 0) <= 1 << 40:
+            raise Refused(f"{where} has an axis of size {dim['dim_value']}")
+
+
+def integers(attributes: dict[str, Message]) -> dict[str, list[int]]:
+    """The integer attributes of a node by name, single ones as lists of one."""
+    return {
+        key: [value["i"]] if "i" in value else list(value["ints"].first)
+        for key, value in attributes.items()
+        if "i" in value or "ints" in value
+    }
+
+
+def tensors_of(attributes: dict[str, Message]) -> list[tuple[str, Message]]:
+    """The tensors among the attributes of a node, each with the attribute's name."""
+    found = []
+    for key, attribute in attributes.items():
+        held = [attribute["t"]] if "t" in attribute else []
+        found += [(key, tensor) for tensor in held + attribute.get("tensors", [])]
+    return found
+
+
+def constant(
+    attributes: dict[str, Message], value: Known | None, shape: tuple[int, ...]
+) -> tuple[Known | None, Constant]:
+    """What a Constant gives, whose tensor has this shape and these contents."""
+    numbers = integers(attributes)
+    if "value_int" in numbers or "value_ints" in numbers:
+        values = numbers.get("value_int") or numbers.get("value_ints", [])
+        whole = attributes.get("value_ints", {}).get("ints", Numbers(count=1)).count
+        known = Known.of([(x, x) for x in values]) if values and whole == len(values) else None
+        return known, Constant.of_shape([whole])
+    if "value" in attributes:
+        return value, Constant.of_shape(shape)
+    longest = 1
+    for attribute in attributes.values():
+        longest = max(longest, len(attribute.get("strings", [])))
+        longest = max(longest, attribute.get("floats", Numbers()).count)
+    return None, Constant.of_shape([longest])
+
+
+_FORMATS = {
+    1: "f", 2: "B", 3: "b", 4: "H", 5: "h", 6: "i", 7: "q", 9: "B", 11: "d", 12: "I", 13: "Q"
+}  # fmt: skip
+
+
+def contents(source: Source, tensor: Message, shape: tuple[int, ...]) -> Known | None:
+    """The numbers of a small tensor of integers or floats."""
+    count = math.prod(shape)
+    letter = _FORMATS.get(tensor.get("data_type", 0))
+    if letter is None or not 0 < count <= KEPT or tensor.get("data_location"):
+        return None
+    values: Sequence[Any] = []
+    if "raw_data" in tensor:
+        values = struct.unpack(f"<{count}{letter}", source.read(*tensor["raw_data"]))
+    else:
+        for key in ("int64_data", "int32_data", "float_data", "double_data", "uint64_data"):
+            values = tensor[key].first if key in tensor else values
+    if len(values) != count or not all(math.isfinite(x) for x in values):
+        return None
+    return Known.of([(x, x) for x in values], is_real=letter in "fd")

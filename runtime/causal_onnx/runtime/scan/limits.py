@@ -1,0 +1,43 @@
+"""How much a file may hold before `load` refuses it, and how a refusal is worded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+__all__ = ["Limits", "Refused"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What `load` allows a file that it scans; raise what a file of yours needs."""
+
+    max_file_bytes: int = 2 << 30
+    """Size of the .onnx file; protobuf itself ends at 2 GiB."""
+    max_weight_bytes: int = 64 << 30
+    """All tensors together, those in files beside the model included."""
+    max_value_elements: int = 1 << 28
+    """Elements of a value whose size the graph states; 2^28 in fp32 are 1 GiB."""
+    max_nodes: int = 100_000
+    """Nodes of the graph, those in branches and loops included."""
+    max_loop_steps: int = 1 << 20
+    """Steps of one Loop, at dimensions of up to 2^20 (a million positions)."""
+    allow_links: bool = False
+    """Weights beside the model may be symbolic links into the folder where the model itself lies,
+    as they are in a Hugging Face cache."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "allow_links":
+                if not isinstance(value, bool):
+                    raise ValueError(f"allow_links must be True or False, got {value!r}")
+            elif isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{item.name} must be a positive integer, got {value!r}")
+
+
+class Refused(Exception):  # noqa: N818 - becomes an UnsafeFileError, which names the file
+    """What was found, and what to do about it."""
+
+    def __init__(self, found: str, remedy: str = "") -> None:
+        super().__init__(found)
+        self.found, self.remedy = found, remedy

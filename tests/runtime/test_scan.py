@@ -1,0 +1,493 @@
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from causal_onnx.runtime import ArtifactError, Limits, UnsafeFileError, load
+from causal_onnx.runtime import model as model_module
+from tests.runtime.artifacts import field, fixture, metadata, varint
+from tests.runtime.onnx_bytes import (
+    FLOAT,
+    external,
+    graph,
+    integer,
+    ints,
+    model,
+    node,
+    subgraph,
+    tensor,
+    value,
+)
+
+X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+SEQ = node("Shape", ["x"], ["seq"], integer("start", 1), integer("end", 2))
+COUNT = node("Squeeze", ["seq"], ["count"])
+TRUE = field(2, 9) + field(8, "true") + field(9, b"\1")
+
+
+def body(*nodes: bytes, inputs: Sequence[str] = ("step", "going"), result: str = "x") -> bytes:
+    """Of a Loop that stacks one value of each step."""
+    last = node("Identity", [result], ["out"])
+    going = node("Identity", ["going"], ["on"])
+    scalars = [value(name, dtype=7 if name == "step" else 9) for name in inputs]
+    outputs = [value("on", dtype=9), value("out", "batch", "seq", 4)]
+    return graph([*nodes, going, last], inputs=scalars, outputs=outputs)
+
+
+def loop(content: bytes, *, count: str = "count", more: Sequence[str] = ()) -> bytes:
+    return node("Loop", [count, "true", *more], ["stacked"], subgraph("body", content))
+
+
+def branch(*nodes: bytes, result: str = "x") -> bytes:
+    return graph(
+        [*nodes, node("Identity", [result], [f"{result}_b"])], outputs=[value(f"{result}_b")]
+    )
+
+
+def choice(then: bytes, other: bytes) -> bytes:
+    return node(
+        "If", ["true"], ["z"], subgraph("then_branch", then), subgraph("else_branch", other)
+    )
+
+
+def test_a_plain_file_loads_and_runs_like_a_trusted_one() -> None:
+    content = model()
+    np.testing.assert_array_equal(load(content)(X), load(content, trusted=True)(X))
+
+
+@pytest.mark.parametrize(
+    "path", sorted(fixture("small").parent.glob("*.onnx")), ids=lambda p: p.stem
+)
+def test_the_files_of_the_tests_pass(path: Path) -> None:
+    from causal_onnx.runtime import read_artifact
+    from causal_onnx.runtime.scan import scan
+
+    assert path in scan(read_artifact(path), Limits())
+
+
+def test_a_loop_and_branches_as_exports_write_them_pass() -> None:
+    inner = model(SEQ, COUNT, choice(branch(loop(body())), branch()), tensors=[TRUE])
+    np.testing.assert_array_equal(load(inner)(X), X)
+
+
+BIG = 1 << 40
+REFUSED = {
+    "local functions": (model(extra=field(25, field(1, "f"))), "it has 1 local functions"),
+    "training": (model(extra=field(20, b"")), "training graphs"),
+    "metadata": (model(extra=metadata("ort_config", "{}")), "the key 'ort_config'"),
+    "sparse weights": (model(in_graph=field(15, b"")), "sparse weights"),
+    "unknown domain": (
+        model(node("Run", ["x"], ["z"], domain="evil.corp")),
+        "the node 'z' .evil.corp:Run. is of the operator domain 'evil.corp', expected ONNX's own",
+    ),
+    "unlisted contrib operator": (
+        model(node("EPContext", ["x"], ["z"], domain="com.microsoft")),
+        "com.microsoft:EPContext. is none of the operators",
+    ),
+    "overload": (model(node("Relu", ["x"], ["z"]) + field(8, "other")), "local function"),
+    "scan": (
+        model(node("Scan", ["x"], ["z"], subgraph("body", graph([])))),
+        "Scan. is control flow that exports do not have",
+    ),
+    "graph in another operator": (
+        model(node("Relu", ["x"], ["z"], subgraph("body", graph([])))),
+        "Relu. has the graphs body, expected none",
+    ),
+    "if without a branch": (
+        model(node("If", ["true"], ["z"], subgraph("then_branch", branch())), tensors=[TRUE]),
+        "has the graphs then_branch, expected else_branch, then_branch",
+    ),
+    "loop over data": (
+        model(
+            node("Cast", ["x"], ["data"], integer("to", 7)),
+            loop(body(), count="data"),
+            tensors=[TRUE],
+        ),
+        "does not come from the sizes of its inputs",
+    ),
+    "endless loop": (
+        model(loop(body(), count=""), tensors=[TRUE]),
+        "does not come from the sizes of its inputs",
+    ),
+    "long loop": (
+        model(loop(body()), tensors=[TRUE, tensor("count", BIG)]),
+        "may run more than 1048576 times. Raise it: limits=Limits.max_loop_steps",
+    ),
+    "loop over a product of sizes": (
+        model(SEQ, node("Mul", ["seq", "seq"], ["count"]), loop(body()), tensors=[TRUE]),
+        "may run more than 1048576 times",
+    ),
+    "loop with a state": (
+        model(
+            SEQ, COUNT, loop(body(inputs=("step", "going", "state")), more=["x"]), tensors=[TRUE]
+        ),
+        "carries values from step to step",
+    ),
+    "loop in a loop": (
+        model(
+            SEQ,
+            COUNT,
+            loop(body(node("Loop", ["count", "true"], ["inner"], subgraph("body", body())))),
+            tensors=[TRUE],
+        ),
+        "is a loop in a loop",
+    ),
+    "deep branches": (
+        model(
+            choice(
+                branch(
+                    choice(
+                        branch(
+                            choice(
+                                branch(choice(branch(choice(branch(), branch())), branch())),
+                                branch(),
+                            )
+                        ),
+                        branch(),
+                    )
+                ),
+                branch(),
+            ),
+            tensors=[TRUE],
+        ),
+        "nested more than 4 graphs deep",
+    ),
+    "list of graphs": (
+        model(node("Relu", ["x"], ["z"], field(1, "a") + field(11, b"") + field(20, 10))),
+        "a list of graphs",
+    ),
+    "attribute of two kinds": (
+        model(
+            node("Relu", ["x"], ["z"], field(1, "a") + field(3, 1) + field(6, b"") + field(20, 2))
+        ),
+        "of type 2 holds i and g, expected i",
+    ),
+    "unsorted": (
+        model(node("Relu", ["later"], ["z"]), node("Relu", ["x"], ["later"])),
+        "reads 'later', which nothing before it computes",
+    ),
+    "defined twice": (
+        model(node("Relu", ["x"], ["z"]), node("Relu", ["x"], ["z"])),
+        "defines the value 'z' a second time",
+    ),
+    "tensor smaller than declared": (
+        model(tensors=[tensor("w", 1, 2, shape=(BIG,))]),
+        rf"the tensor 'w' of shape \({BIG}\) holds 16 bytes, expected {BIG * 8}",
+    ),
+    "negative axis": (
+        model(tensors=[field(1, (1 << 64) - 1) + field(2, 1) + field(8, "w")]),
+        r"'w' has the shape \(-1\)",
+    ),
+    "unknown data type": (model(tensors=[field(2, 99) + field(8, "w")]), "data type 99"),
+    "wide data location": (
+        # Protobuf cuts an enum to 32 bits: 1, which is external.
+        model(tensors=[field(2, 1) + field(8, "w") + field(14, (1 << 32) + 1)]),
+        "data location 4294967297",
+    ),
+    "data in two fields": (
+        model(tensors=[tensor("w", 1) + field(7, 1)]),
+        "holds its data twice",
+    ),
+    "bytes with a file": (model(tensors=[external()]), "bytes have none"),
+    "filled tensor": (
+        model(node("ConstantOfShape", ["s"], ["z"]), tensors=[tensor("s", 1 << 20, 1 << 20)]),
+        r"ConstantOfShape. gives 1.1e\+12 elements, more than 268435456. Raise it",
+    ),
+    "filled tensor by arithmetic": (
+        model(
+            node("Mul", ["s", "s"], ["t"]),
+            node("Concat", ["t", "seq"], ["u"], integer("axis", 0)),
+            node("ConstantOfShape", ["u"], ["z"]),
+            tensors=[tensor("s", 1 << 20), tensor("seq", 1)],
+        ),
+        "ConstantOfShape. gives",
+    ),
+    "expanded": (
+        model(node("Expand", ["x", "s"], ["z"]), tensors=[tensor("s", 1 << 20, 1, 1 << 20, 1)]),
+        "Expand. gives",
+    ),
+    "expanded by a shape made in part": (
+        model(
+            SEQ,
+            node("Concat", ["seq", "s"], ["t"], integer("axis", 0)),
+            node("Expand", ["x", "t"], ["z"]),
+            tensors=[tensor("s", 1 << 20, 1 << 20)],
+        ),
+        "Expand. gives",
+    ),
+    "tiled": (
+        model(node("Tile", ["x", "s"], ["z"]), tensors=[tensor("s", 1, 1 << 30, 1)]),
+        "Tile. gives",
+    ),
+    "range": (
+        model(
+            node("Range", ["a", "b", "c"], ["z"]),
+            tensors=[
+                tensor("a", 0, shape=()),
+                tensor("b", BIG, shape=()),
+                tensor("c", 1, shape=()),
+            ],
+        ),
+        "Range. gives",
+    ),
+    "padded": (
+        model(node("Pad", ["x", "s"], ["z"]), tensors=[tensor("s", 0, 1 << 30, 0, 0, 0, 0)]),
+        "Pad. gives",
+    ),
+    "random": (
+        model(node("RandomNormal", [], ["z"], ints("shape", 1 << 20, 1 << 20))),
+        "RandomNormal. gives",
+    ),
+    "doubled constants": (
+        model(
+            *(
+                node("Concat", [f"c{i}", f"c{i}"], [f"c{i + 1}"], integer("axis", 0))
+                for i in range(40)
+            ),
+            tensors=[tensor("c0", 1)],
+        ),
+        "Concat. gives",
+    ),
+    "outer products of constants": (
+        model(
+            node("Reshape", ["v", "down"], ["column"]),
+            node("Mul", ["v", "column"], ["m"]),
+            node("Reshape", ["m", "down"], ["long"]),
+            node("Mul", ["v", "long"], ["z"]),
+            tensors=[tensor("v", *range(2000)), tensor("down", -1, 1)],
+        ),
+        "Mul. gives",
+    ),
+    "a size in an attribute": (
+        model(node("MaxPool", ["x"], ["z"], ints("kernel_shape", 1 << 50))),
+        "the attribute 'kernel_shape' has a size beyond",
+    ),
+    "negative size of an input": (
+        model(in_graph=field(13, value("v", -1 % (1 << 64)))),
+        "the value info 'v' has an axis of size -1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_exports_do_not_have_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(UnsafeFileError, match=message) as caught:
+        load(content)
+    assert "trusted=True" in str(caught.value)
+
+
+def test_trusted_skips_the_scan() -> None:
+    content = model(extra=metadata("author", "me"))
+    with pytest.raises(UnsafeFileError, match="the key 'author'"):
+        load(content)
+    np.testing.assert_array_equal(load(content, trusted=True)(X), X)
+
+
+DAMAGED = {
+    "unknown field": (model(extra=field(90, 1)), "a model has a field 90"),
+    "unknown field of a node": (model(node("Relu", ["x"], ["z"]) + field(77, 1)), "field 77"),
+    "two names": (model(node("Relu", ["x"], ["z"]) + field(4, "Abs")), "'op_type' twice"),
+    "wire type": (model(node("Relu", ["x"], ["z"]) + field(3, 7)), "wire type 0, not 2"),
+    "not UTF-8": (model(node("Relu", ["x"], ["z"]) + field(3, b"\xff")), "not UTF-8"),
+    "cut off": (model(tensors=[tensor("w", 1)[:-1]]), "after the end of what holds it"),
+    "long varint": (model(node("Relu", ["x"], ["z"]) + b"\x18" + b"\xff" * 11), "longer than 10"),
+    "group": (model(node("Relu", ["x"], ["z"]) + varint(3 << 3 | 3)), "wire type 3"),
+    "long name": (model(node("Relu", ["x"], ["z" * 70_000])), "longer than 65536 bytes"),
+}
+
+
+@pytest.mark.parametrize(("content", "message"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_damage_is_named(content: bytes, message: str) -> None:
+    with pytest.raises(ArtifactError, match=f"the file is damaged.*{message}"):
+        load(content)
+
+
+def test_deep_nesting_is_refused() -> None:
+    kind = field(1, field(1, FLOAT))
+    for _ in range(50):
+        kind = field(4, field(1, kind))
+    with pytest.raises(ArtifactError, match="nested more than 24 deep"):
+        load(model(in_graph=field(13, field(1, "v") + field(2, kind))))
+
+
+def test_more_fields_than_allowed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("causal_onnx.runtime.scan.decode.MAX_FIELDS", 40)
+    with pytest.raises(ArtifactError, match="more than 40 fields"):
+        load(model(*(node("Relu", ["x"], [f"z{i}"]) for i in range(10))))
+
+
+@pytest.mark.parametrize(
+    ("content", "limit"),
+    [
+        (model(), {"max_file_bytes": 100}),
+        (model(tensors=[tensor("w", 1, 2)]), {"max_weight_bytes": 15}),
+        (model(node("Relu", ["x"], ["z"])), {"max_nodes": 1}),
+        (
+            model(node("ConstantOfShape", ["s"], ["z"]), tensors=[tensor("s", 101)]),
+            {"max_value_elements": 100},
+        ),
+        (
+            model(loop(body()), tensors=[TRUE, tensor("count", 11, shape=())]),
+            {"max_loop_steps": 10},
+        ),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_a_limit_can_be_lowered_and_raised(content: bytes, limit: dict[str, int]) -> None:
+    (name,) = limit
+    load(content)
+    load(content, limits=Limits(**{name: limit[name] * 10}))
+    with pytest.raises(UnsafeFileError, match=f"Raise it: limits=Limits.{name}="):
+        load(content, limits=Limits(**limit))
+
+
+def test_limits_and_trust_are_checked() -> None:
+    with pytest.raises(ValueError, match="max_nodes must be a positive integer, got 0"):
+        Limits(max_nodes=0)
+    with pytest.raises(ValueError, match="allow_links must be True or False, got 1"):
+        Limits(allow_links=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="trusted must be True or False, got 'yes'"):
+        load(model(), trusted="yes")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="limits must be a Limits, got int"):
+        load(model(), limits=3)  # type: ignore[arg-type]
+
+
+class TestFilesBesideTheModel:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        np.ones(8, np.float32).tofile(tmp_path / "outside")
+        folder = tmp_path / "model"
+        folder.mkdir()
+        np.ones(8, np.float32).tofile(folder / "w.data")
+        return folder
+
+    def path(self, folder: Path, weight: bytes) -> Path:
+        path = folder / "m.onnx"
+        path.write_bytes(model(node("Add", ["x", "w"], ["z"]), tensors=[weight]))
+        return path
+
+    @pytest.mark.parametrize("stated", [{}, {"offset": 16}, {"offset": 0, "length": 16}])
+    def test_a_plain_file_is_read(self, folder: Path, stated: dict[str, int]) -> None:
+        np.testing.assert_array_equal(load(self.path(folder, external(**stated)))(X), X)
+
+    @pytest.mark.parametrize(
+        "location",
+        [
+            "../outside", "/etc/passwd", "a/w.data", "./w.data", "", ".", "..", "..\\outside",
+            "C:w.data", "*/_ORT_MEM_ADDR_/*", "w.data\0", " w.data",
+        ],
+    )  # fmt: skip
+    def test_only_plain_names_are_followed(self, folder: Path, location: str) -> None:
+        with pytest.raises(UnsafeFileError, match="expected the plain name of a file beside"):
+            load(self.path(folder, external(location=location)))
+
+    @pytest.mark.parametrize(
+        ("stated", "message"),
+        [
+            ({"offset": 17}, r"takes bytes 17 to 33 of 'w.data', which has 32"),
+            ({"length": 12}, "takes 12 bytes of 'w.data', expected 16"),
+            ({"offset": -1}, "the offset '-1'"),
+            ({"offset": "0x10"}, "the offset '0x10'"),
+            ({"offset": "9" * 25}, "the offset '999"),
+            ({"basepath": "/"}, "states 'basepath'"),
+        ],
+    )
+    def test_only_what_the_file_holds_is_read(
+        self, folder: Path, stated: dict[str, object], message: str
+    ) -> None:
+        with pytest.raises(UnsafeFileError, match=message):
+            load(self.path(folder, external(**stated)))
+
+    def test_links_are_refused(self, folder: Path) -> None:
+        path = self.path(folder, external())
+        (folder / "w.data").unlink()
+        (folder / "w.data").symlink_to("../outside")
+        with pytest.raises(UnsafeFileError, match=r"'w\.data', which is a symbolic link"):
+            load(path)
+
+    def test_hard_links_are_refused(self, folder: Path) -> None:
+        path = self.path(folder, external())
+        (folder / "w.data").unlink()
+        os.link(folder.parent / "outside", folder / "w.data")
+        with pytest.raises(UnsafeFileError, match=r"'w\.data', which is one of 2 hard links"):
+            load(path)
+        assert load(path, trusted=True)(X).shape == X.shape  # onnxruntime would read it
+
+    def test_pipes_and_folders_are_refused(self, folder: Path) -> None:
+        path = self.path(folder, external())
+        (folder / "w.data").unlink()
+        os.mkfifo(folder / "w.data")
+        with pytest.raises(UnsafeFileError, match="which is not a regular file"):
+            load(path)
+
+    def test_a_model_may_be_a_link_and_its_weights_too_where_allowed(self, folder: Path) -> None:
+        """As in a Hugging Face cache: snapshots/<commit>/model.onnx -> ../../blobs/<hash>."""
+        path = self.path(folder, external())
+        snapshot = folder.parent / "snapshot"
+        snapshot.mkdir()
+        for name in ("m.onnx", "w.data"):
+            (snapshot / name).symlink_to(f"../{folder.name}/{name}")
+        with pytest.raises(UnsafeFileError, match=r"a Hugging Face cache, .*allow_links=True"):
+            load(snapshot / "m.onnx")
+        allowed = Limits(allow_links=True)
+        np.testing.assert_array_equal(load(snapshot / "m.onnx", limits=allowed)(X), X)
+        (snapshot / "w.data").unlink()
+        (snapshot / "w.data").symlink_to("../outside")
+        with pytest.raises(UnsafeFileError, match="not in the folder of the model"):
+            load(snapshot / "m.onnx", limits=allowed)
+        path.write_bytes(model())
+        np.testing.assert_array_equal(load(snapshot / "m.onnx")(X), X)
+
+    @pytest.mark.parametrize("name", ["m.onnx", "w.data"])
+    def test_a_file_that_changes_while_it_is_loaded_is_refused(
+        self, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = self.path(folder, external())
+        content = (folder / name).read_bytes()
+
+        def open_and_swap(*args: object) -> object:
+            opened = original(*args)  # type: ignore[arg-type]
+            (folder / name).unlink()
+            (folder / name).write_bytes(content)
+            return opened
+
+        original = model_module.open_session
+        monkeypatch.setattr(model_module, "open_session", open_and_swap)
+        with pytest.raises(ArtifactError, match=f"{name} changed while it was being loaded"):
+            load(path)
+
+
+def test_weights_are_not_read(tmp_path: Path) -> None:
+    """A sparse file of a gigabyte of weights costs what a small one does."""
+    from causal_onnx.runtime import read_artifact
+    from causal_onnx.runtime.scan import scan
+
+    size = 1 << 28
+    data = field(1, size) + field(2, FLOAT) + field(8, "w") + varint(9 << 3 | 2) + varint(4 * size)
+    head = graph(
+        [node("Identity", ["x"], ["y"])],
+        inputs=[value("x", "batch", "seq", 4)],
+        outputs=[value("y", "batch", "seq", 4)],
+    )
+    length = len(head) + len(varint(5 << 3 | 2)) + len(varint(len(data) + 4 * size))
+    length += len(data) + 4 * size
+    path = tmp_path / "m.onnx"
+    with path.open("wb") as file:
+        file.write(field(1, 10) + field(8, field(2, 20)) + varint(7 << 3 | 2) + varint(length))
+        file.write(head + varint(5 << 3 | 2) + varint(len(data) + 4 * size) + data)
+        file.truncate(file.tell() + 4 * size)
+    before = _bytes_read()
+    scan(read_artifact(path), Limits())
+    assert _bytes_read() - before < 1 << 20
+    assert path.stat().st_size > math.prod((4, size))
+
+
+def _bytes_read() -> int:
+    """What this process has read from files, as the kernel counts it."""
+    text = Path("/proc/self/io").read_text(encoding="ascii")
+    return int(text.splitlines()[0].removeprefix("rchar: "))
