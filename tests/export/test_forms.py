@@ -266,13 +266,13 @@ def test_forms_of_one_module_are_equal(cached: bool, tmp_path: Path) -> None:
 
 def shift_in_blocks(shift: int, patch: pytest.MonkeyPatch) -> None:
     """Let every block but that of short sequences think it stands `shift` positions later."""
-    places = tiled._Blocks.places
+    places = tiled.Blocks.places
 
     def moved(self: Any, write: Any, start: ir.Value, count: ir.Value) -> ir.Value:
         found = places(self, write, start, count)
         return write("Add", found, write.ints(shift)) if write.graph.name == "body" else found
 
-    patch.setattr(tiled._Blocks, "places", moved)
+    patch.setattr(tiled.Blocks, "places", moved)
 
 
 @pytest.mark.parametrize("shift", [1, -1])

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -179,8 +180,32 @@ def test_the_limit_holds_and_a_refused_chunk_changes_nothing(subject: Subject) -
 def test_the_cache_of_a_window_stays_as_small_as_the_window(subject: Subject) -> None:
     stream = subject.model.stream()
     stream(subject.ids(1, 16))
-    slots = {past.shape[2] for past in stream._past.values()}
+    slots = {past.shape[2] for past in stream._cache.held(16).values()}
     assert slots == ({WINDOW - 1} if subject.is_bounded else {16})
+
+
+def test_a_step_writes_into_the_buffers_and_leaves_them_where_they_are(subject: Subject) -> None:
+    stream = subject.model.stream(batch=2, capacity=subject.model.contract.max_seq_len)
+    ids = subject.ids(2, 12)
+    got = [stream(ids[:, :5])]
+    held = dict(stream._cache.buffers)
+    assert bool(held) == subject.model.writes_in_place
+    got += [stream(ids[:, n : n + 1]) for n in range(5, 9)]  # in place
+    got += [stream(ids[:, 9:])]  # two rows, several positions: copied into place
+    assert all(stream._cache.buffers[name] is buffer for name, buffer in held.items())
+    close(np.concatenate(got, 1), subject.whole(ids))
+
+
+def test_buffers_grow_and_a_capacity_is_a_limit(subject: Subject) -> None:
+    stream = subject.model.stream(capacity=4)
+    ids = subject.ids(1, 9)
+    first = stream(ids[:, :3])
+    with pytest.raises(ValueError, match="the stream has room for at most 4"):
+        stream(ids[:, 3:5])
+    close(np.concatenate([first, stream(ids[:, 3:4])], 1), subject.whole(ids[:, :4]))
+    for capacity in (0, -1, True, 2.0, 10**6):
+        with pytest.raises(ValueError, match="capacity must be a positive number"):
+            subject.model.stream(capacity=capacity)
 
 
 def test_inputs_that_do_not_fit_are_refused(subject: Subject) -> None:
@@ -214,3 +239,17 @@ def test_a_model_without_a_cache_cannot_be_fed_in_chunks(tmp_path: Path) -> None
     export(CausalMechanismV1(dim_in=8, dim_out=6, context_length=16), tmp_path / "m.onnx")
     with pytest.raises(ValueError, match="export it with cache=True"):
         load(tmp_path / "m.onnx").stream()
+
+
+def test_long_chunks_of_a_window_go_block_by_block(tmp_path: Path) -> None:
+    attention = AttentionConfig(embed_dim=16, num_heads=2, max_seq_len=640, window=70)
+    config = DecoderConfig(vocab_size=31, num_layers=2, attention=attention, mlp_dim=24)
+    decoder = DecoderLM(config, seed=0).eval()
+    export(decoder, tmp_path / "m.onnx", cache=True)
+    bodies = [node.op_type for node in ir.load(tmp_path / "m.onnx").graph.all_nodes()]
+    assert bodies.count("Loop") == 2
+    ids = decoder.example_input(2, 640).numpy()
+    stream = load(tmp_path / "m.onnx", threads=1).stream(batch=2)
+    got = [stream(ids[:, a:b]) for a, b in pairwise([0, 300, 301, 640])]
+    with torch.no_grad():
+        close(np.concatenate(got, 1), decoder(torch.from_numpy(ids)).numpy())

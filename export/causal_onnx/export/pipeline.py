@@ -35,7 +35,7 @@ from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.isolation import isolated
 from causal_onnx.export.limit import enforce_max_seq_len
-from causal_onnx.export.lower import lower, switching_lengths
+from causal_onnx.export.lower import LOOPED, lower, shared_pasts
 from causal_onnx.export.outputs import describe_outputs, dtype_name
 from causal_onnx.export.padding import fill_padding
 from causal_onnx.export.parity import Session, compare, compare_unbatched
@@ -462,12 +462,18 @@ def _rewritten(
             model, cores, others, max_seq_len=contract.max_seq_len, ragged=ragged
         )
         mask = derived.mask
+        shared = shared_pasts(model, contract.form)
         contract = replace(
             contract,
             inputs=(*contract.inputs, *([] if mask is None else [mask]), *derived.past),
             outputs=(*contract.outputs, *derived.present),
             cache=tuple(
-                CachePair(past=past.name, present=present.name, bounded=bounded)
+                CachePair(
+                    past=past.name,
+                    present=present.name,
+                    bounded=bounded,
+                    shared=past.name in shared,
+                )
                 for past, present, bounded in zip(
                     derived.past, derived.present, derived.bounded, strict=True
                 )
@@ -690,10 +696,9 @@ def _check_domain(capture: Capture, contract: Contract) -> None:
 
 def _lengths_to_follow(contract: Contract) -> list[int] | None:
     """Lengths for the proof of a form in blocks: the usual ones, and those of more blocks."""
-    if contract.form != "tiled":
-        return None
     top = contract.max_seq_len
-    return [*LENGTHS, *(n for n in switching_lengths("tiled") if top is None or n <= top)]
+    more = [n for n in LOOPED.get(contract.form, ()) if top is None or n <= top]
+    return [*LENGTHS, *more] if more else None
 
 
 def _certificate(

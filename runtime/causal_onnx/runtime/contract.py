@@ -115,9 +115,20 @@ class CachePair:
     present: str
     bounded: int | None = None
     """The most positions that it holds, the last ones of each row; None: all of them."""
+    shared: bool = False
+    """The past may be a buffer with more slots than positions are held, and the same buffer may be
+    given as the present: the new positions are then written behind the held ones, and the other
+    slots are left alone. That holds for a call without a past, and for one without padding that
+    reads one position, or one row; any other call takes such a past too, and gives the present as
+    a tensor of its own."""
 
     def __post_init__(self) -> None:
         bounded = self.bounded
+        if not isinstance(self.shared, bool) or (self.shared and bounded is not None):
+            raise ValueError(
+                f"{self.past}: shared must be true or false, and false for a bounded cache, got "
+                f"{self.shared!r}"
+            )
         if bounded is None:
             return
         if isinstance(bounded, bool) or not isinstance(bounded, int) or bounded < 1:
@@ -181,9 +192,10 @@ class Contract:
         self._check_slots()
         if self.mask is not None:
             self._check_mask(self.mask)
-        elif any(pair.bounded is not None for pair in self.cache):
+        elif any(pair.bounded is not None or pair.shared for pair in self.cache):
             raise ValueError(
-                "a bounded cache needs a mask: its size does not tell how long rows are"
+                "a cache that is bounded or shared needs a mask: its size does not tell how long "
+                "rows are"
             )
         if self.max_seq_len is not None and self.min_seq_len > self.max_seq_len:
             raise ValueError(

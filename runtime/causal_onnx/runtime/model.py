@@ -280,13 +280,18 @@ class Model:
         """
         return self._run(self._checker, inputs, named, self._output_names)
 
-    def stream(self, *, batch: int = 1) -> Stream:
+    def stream(self, *, batch: int = 1, capacity: int | None = None) -> Stream:
         """Start `batch` sequences that are read chunk by chunk; for models with a KV cache.
 
+        Args:
+            batch: How many.
+            capacity: Positions that each may have; their room is taken at once. None: as many as
+                the model allows, and the room doubles when it is needed.
+
         Raises:
-            ValueError: The model has no cache, or `batch` does not fit it.
+            ValueError: The model has no cache, or `batch` or `capacity` does not fit it.
         """
-        return Stream(self, batch=batch)
+        return Stream(self, batch=batch, capacity=capacity)
 
     def restore(self, path: str | os.PathLike[str]) -> Stream:
         """Take up a stream that `Stream.save` wrote.
@@ -334,6 +339,50 @@ class Model:
             )
         return SelfTestReport(cases=tuple(cases), tolerance=golden.tolerance, device=self.device)
 
+    @property
+    def writes_in_place(self) -> bool:
+        """Whether a stream's buffers can serve the graph as past and present at once."""
+        return (
+            any(pair.shared for pair in self._contract.cache)
+            and not self._has_bfloat16
+            and self._device.kind == "cpu"
+        )
+
+    @property
+    def checks(self) -> dict[str, bool]:
+        """The options of `load` that say how inputs are checked."""
+        return {name: bool(self._options[name]) for name in ("cast", "check_finite")}
+
+    def new_binding(self) -> Any:
+        """An `onnxruntime.IOBinding` for this model's session."""
+        return self._session.io_binding()
+
+    def run_bound(self, binding: Any, feeds: Mapping[str, Array]) -> None:
+        """Run with inputs and outputs bound already; `feeds` is for the message of an error.
+
+        Raises:
+            RunError: onnxruntime failed.
+        """
+        self._refuse_forked()
+        try:
+            with self._mode():
+                self._session.run_with_iobinding(binding)
+        except self._errors as error:
+            raise self._failed(feeds, error) from error
+
+    def _refuse_forked(self) -> None:
+        if self._pid != os.getpid():
+            raise RunError(
+                "this model was loaded before os.fork(), which does not copy the threads of its "
+                "session; load it in the child process, or start processes with 'spawn'"
+            )
+
+    def _failed(self, feeds: Mapping[str, Array], error: Exception) -> RunError:
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+        return RunError(
+            f"onnxruntime failed on {self._artifact.name} with {shapes}: {first_line(error)}"
+        )
+
     def _run(
         self,
         checker: RequestChecker,
@@ -342,11 +391,7 @@ class Model:
         names: list[str],
     ) -> dict[str, Array]:
         """Check a request, run it, and give the outputs in `names`."""
-        if self._pid != os.getpid():
-            raise RunError(
-                "this model was loaded before os.fork(), which does not copy the threads of its "
-                "session; load it in the child process, or start processes with 'spawn'"
-            )
+        self._refuse_forked()
         request = checker.check(inputs, named)
         try:
             with self._mode():
@@ -356,10 +401,7 @@ class Model:
                     else self._session.run(names, request.feeds)
                 )
         except self._errors as error:
-            shapes = ", ".join(f"{name} {value.shape}" for name, value in request.feeds.items())
-            raise RunError(
-                f"onnxruntime failed on {self._artifact.name} with {shapes}: {first_line(error)}"
-            ) from error
+            raise self._failed(request.feeds, error) from error
         if request.unbatched:
             axes = [self._output_batch_axes[name] for name in names]
             outputs = [

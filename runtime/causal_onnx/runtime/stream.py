@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from causal_onnx.runtime.binding import Binding
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.kv_cache import KVCache
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,11 +38,11 @@ class Stream:
     once; its model is.
     """
 
-    def __init__(self, model: Model, *, batch: int = 1) -> None:
-        """Start `batch` empty sequences.
+    def __init__(self, model: Model, *, batch: int = 1, capacity: int | None = None) -> None:
+        """Start `batch` empty sequences with room for `capacity` positions each.
 
         Raises:
-            ValueError: The model has no cache, or `batch` does not fit it.
+            ValueError: The model has no cache, or `batch` or `capacity` does not fit it.
         """
         contract = model.contract
         if not contract.cache:
@@ -52,10 +54,23 @@ class Stream:
             raise ValueError(f"batch must be a positive integer, got {batch!r}")
         if batch > 1 and not any("batch" in spec.axes for spec in contract.inputs):
             raise ValueError(f"this model takes one sequence at a time, got batch={batch}")
+        limit = contract.max_seq_len
+        if capacity is not None and (
+            isinstance(capacity, bool)
+            or not isinstance(capacity, int)
+            or not 1 <= capacity <= (limit or capacity)
+        ):
+            raise ValueError(
+                "capacity must be a positive number of positions"
+                + (f", at most the model's {limit}" if limit else "")
+                + f", or None, got {capacity!r}"
+            )
         self._model = model
+        self._capacity = capacity
+        self._limit = capacity or limit
         self._lengths = np.zeros(batch, np.int64)
-        self._past: dict[str, Array] = {}
-        self._axes = {spec.name: spec.axes for spec in contract.inputs}
+        self._cache = KVCache(contract, batch, capacity)
+        self._binding = Binding(model, self._cache) if model.writes_in_place else None
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -106,15 +121,21 @@ class Stream:
         squeezed, arrays = self._with_batch(inputs, named)
         seq = self._new_positions(arrays)
         new = self._checked_lengths(lengths, seq)
-        feeds: dict[str, Any] = {**arrays, **self._past}
+        used = int(self._lengths.max())
         if contract.mask is not None:
-            feeds[contract.mask] = self._mask(new, seq)
-        outputs = self._model.run(**feeds)
-        self._lengths = self._lengths + new
-        self._past = {
-            pair.past: self._trimmed(outputs.pop(pair.present), pair.past, pair.bounded)
-            for pair in contract.cache
-        }
+            arrays[contract.mask] = self._mask(new, seq)
+        after = self._lengths + new
+        if self._binding is not None:
+            is_regular = (new == seq).all() and (seq == 1 or len(new) == 1)
+            outputs = self._binding.run(
+                arrays, used=used, seq=seq, in_place=used == 0 or bool(is_regular)
+            )
+        else:
+            outputs = self._model.run(**arrays, **self._cache.held(used))
+        self._lengths = after
+        self._cache.put(outputs, int(after.max()))
+        for pair in contract.cache:
+            outputs.pop(pair.present, None)
         if squeezed:
             outputs = {
                 spec.name: outputs[spec.name].squeeze(axis)
@@ -149,15 +170,12 @@ class Stream:
                     "and earlier ones are gone; fork() the stream before what you may take back"
                 )
         self._lengths = wanted
-        self._past = {
-            pair.past: self._trimmed(self._past[pair.past], pair.past, pair.bounded)
-            for pair in self._model.contract.cache
-        }
+        self._cache.trim(int(wanted.max()))
 
     def fork(self) -> Stream:
         """Another stream that has read the same, and goes on by itself."""
-        twin = Stream(self._model, batch=len(self._lengths))
-        twin._lengths, twin._past = self._lengths.copy(), dict(self._past)
+        twin = Stream(self._model, batch=len(self._lengths), capacity=self._capacity)
+        twin._take(self._lengths.copy(), self._cache.held(int(self._lengths.max())))
         return twin
 
     def select(self, rows: Sequence[int]) -> Stream:
@@ -171,18 +189,13 @@ class Stream:
             raise ValueError(f"rows must be a list of at least one row, got {rows!r}")
         if (chosen < 0).any() or (chosen >= len(self._lengths)).any():
             raise ValueError(f"rows are 0 to {len(self._lengths) - 1}, got {_listed(chosen)}")
-        twin = Stream(self._model, batch=len(chosen))
-        twin._lengths = self._lengths[chosen]
-        twin._past = {
-            pair.past: twin._trimmed(
-                np.take(self._past[pair.past], chosen, self._axis(pair.past, "batch")),
-                pair.past,
-                pair.bounded,
-            )
-            for pair in self._model.contract.cache
-            if self._past
-        }
+        twin = Stream(self._model, batch=len(chosen), capacity=self._capacity)
+        twin._take(self._lengths[chosen], self._cache.rows(chosen, int(self._lengths.max())))
         return twin
+
+    def _take(self, lengths: Array, held: Mapping[str, Array]) -> None:
+        self._lengths = lengths
+        self._cache.take(held, int(lengths.max()))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was read so far, to be taken up by `Model.restore`, in another process too.
@@ -190,7 +203,8 @@ class Stream:
         The file is written whole or not at all, and carries a hash of its content.
         """
         content = io.BytesIO()
-        np.savez(content, lengths=self._lengths, **self._past)  # type: ignore[arg-type]
+        held = self._cache.held(int(self._lengths.max()))
+        np.savez(content, lengths=self._lengths, **held)  # type: ignore[arg-type]
         payload = content.getvalue()
         head = {
             "format": SAVED_FORMAT,
@@ -232,7 +246,7 @@ class Stream:
             found = dict(arrays)
         lengths = found.pop("lengths")
         stream = cls(model, batch=len(lengths))
-        stream._lengths, stream._past = lengths, found
+        stream._take(lengths, found)
         return stream
 
     def _with_batch(
@@ -298,10 +312,11 @@ class Stream:
                 raise ValueError("the rows of this model's cache must have the same length")
         # Padding is computed too, at positions that a table of the model must have.
         most = int(self._lengths.max()) + seq
-        if contract.max_seq_len is not None and most > contract.max_seq_len:
+        if self._limit is not None and most > self._limit:
+            whose = "the model accepts" if self._capacity is None else "the stream has room for"
             raise ValueError(
-                f"{seq} positions after {int(self._lengths.max())} make {most}; the model accepts "
-                f"at most {contract.max_seq_len}"
+                f"{seq} positions after {int(self._lengths.max())} make {most}; {whose} "
+                f"at most {self._limit}"
             )
         return new
 
@@ -310,20 +325,6 @@ class Stream:
         past = np.arange(int(self._lengths.max()))[None, :] < self._lengths[:, None]
         now = np.arange(seq)[None, :] < new[:, None]
         return np.concatenate([past, now], axis=1).astype(np.int64)
-
-    def _trimmed(self, past: Array, name: str, bounded: int | None) -> Array:
-        """`past` without slots that no row uses."""
-        count = int(self._lengths.max())
-        count = count if bounded is None else min(count, bounded)
-        axis = self._axis(name, "past_seq" if bounded is None else "past_slots")
-        if past.shape[axis] == count:
-            return past
-        return past[(*(slice(None),) * axis, slice(0, count))]
-
-    def _axis(self, name: str, axis: str) -> int:
-        axes = self._axes[name]
-        # A cache of a model without a batch axis has one of size 1 in its place.
-        return axes.index(axis) if axis in axes else 0
 
 
 def _fingerprint(contract: Contract) -> str:

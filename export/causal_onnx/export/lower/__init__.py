@@ -1,5 +1,5 @@
 """Lowering: write each canonical attention core in operators that a runtime has."""
 
-from causal_onnx.export.lower.targets import lower, switching_lengths
+from causal_onnx.export.lower.targets import LOOPED, lower, shared_pasts, switching_lengths
 
-__all__ = ["lower", "switching_lengths"]
+__all__ = ["LOOPED", "lower", "shared_pasts", "switching_lengths"]

@@ -9,16 +9,18 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.lower.positions import core_inputs, window_mask
-from causal_onnx.export.lower.rows import has_rows, join_rows
+from causal_onnx.export.lower.rows import JoinedRows, has_rows, join_rows
 from causal_onnx.export.lower.writer import Writer
 
-__all__ = ["attention_attributes", "write_attention"]
+__all__ = ["attention_attributes", "attention_of_rows", "write_attention"]
 
 
 def write_attention(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
     """The standard operator: https://onnx.ai/onnx/operators/onnx__Attention.html."""
     if has_rows(node):
-        return _write_rows(write, node)
+        joined = join_rows(write, node)
+        result = attention_of_rows(write, node, joined)
+        return [result, joined.present_k, joined.present_v]
     q, k, v, bias, past_k, past_v = core_inputs(node)
     window = node.attributes["window"].as_int()
     if window:
@@ -34,16 +36,14 @@ def write_attention(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
     return write.node("Attention", inputs, attributes, outputs=len(node.outputs)).outputs
 
 
-def _write_rows(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
+def attention_of_rows(write: Writer, node: ir.Node, joined: JoinedRows) -> ir.Value:
     """With a cache of rows of different lengths: a mask says what each row sees of its own."""
     q, _, _, bias, *_ = core_inputs(node)
-    joined = join_rows(write, node)
-    mask = joined.allowed
+    mask = joined.allowed(write)
     if bias is not None:
         mask = write("Where", mask, bias, write.number(-np.inf, bias))
     attributes = {**attention_attributes(node), "is_causal": 0}
-    result = write.node("Attention", [q, joined.k, joined.v, mask], attributes).outputs[0]
-    return [result, joined.present_k, joined.present_v]
+    return write.node("Attention", [q, joined.k, joined.v, mask], attributes).outputs[0]
 
 
 def attention_attributes(node: ir.Node) -> dict[str, Any]:

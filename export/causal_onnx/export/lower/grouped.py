@@ -16,10 +16,10 @@ from causal_onnx.export.canonical import DOMAIN
 from causal_onnx.export.fuse.projections import join_projections
 from causal_onnx.export.fuse.rotary import Heads, Projected, Rotary
 from causal_onnx.export.lower.branches import name_inside
-from causal_onnx.export.lower.packed import CONTRIB
+from causal_onnx.export.lower.by_length import CONTRIB
 from causal_onnx.export.lower.writer import Writer
 
-__all__ = ["fits_grouped", "write_grouped"]
+__all__ = ["fits_grouped", "shares_buffers", "write_grouped"]
 
 Fallback = Callable[[Writer, ir.Node], Sequence[ir.Value]]
 
@@ -38,6 +38,16 @@ def fits_grouped(node: ir.Node) -> bool:
         and node.meta["head_dim"] % 8 == 0  # it refuses others
         and q.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
     )
+
+
+def shares_buffers(node: ir.Node) -> bool:
+    """Whether every call that fits the operator goes there, whatever the length.
+
+    Its past may then be a larger buffer that is the present too (`CachePair.shared`).
+    """
+    projected: Projected = node.meta["projected"]
+    rotary = projected.rotary
+    return rotary is None or rotary.complete or not _turns_inside(rotary, node.meta["head_dim"])
 
 
 def write_grouped(write: Writer, node: ir.Node, fallback: Fallback) -> Sequence[ir.Value]:

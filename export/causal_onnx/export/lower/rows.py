@@ -6,6 +6,7 @@ rows alike: slot s of a row is a fixed distance from its queries, whatever the r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -24,8 +25,8 @@ class JoinedRows:
     v: ir.Value
     held: ir.Value
     """int64 (batch,): the slot of each row's first query."""
-    allowed: ir.Value
-    """(batch, 1, seq, slots) bool: where the causal rule and the window let a query look."""
+    allowed: Callable[[Writer], ir.Value]
+    """Writes (batch, 1, seq, slots) bool: where the causal rule and the window let a query look."""
     present_k: ir.Value
     present_v: ir.Value
 
@@ -57,13 +58,17 @@ def join_rows(write: Writer, node: ir.Node) -> JoinedRows:
         write("ScatterND", write("Concat", old, new, axis=2), index, new)
         for old, new in ((past_k, k), (past_v, v))
     ]
-    rows = write("Unsqueeze", places, write.ints(1, 3))
-    columns = write("Range", zero, write("Squeeze", total), one)
-    allowed = write("LessOrEqual", columns, rows)
-    window = node.attributes["window"].as_int()
-    if window:
+
+    def allowed(write: Writer) -> ir.Value:
+        rows = write("Unsqueeze", places, write.ints(1, 3))
+        columns = write("Range", zero, write("Squeeze", total), one)
+        allowed = write("LessOrEqual", columns, rows)
+        window = node.attributes["window"].as_int()
+        if not window:
+            return allowed
         least = write("Sub", rows, write.ints(window - 1))
-        allowed = write("And", allowed, write("GreaterOrEqual", columns, least))
+        return write("And", allowed, write("GreaterOrEqual", columns, least))
+
     if not bounded:
         return JoinedRows(joined[0], joined[1], held, allowed, joined[0], joined[1])
     # The last ones of each row: from its new first position on, counted in slots of the old.

@@ -8,37 +8,62 @@ import onnx_ir as ir
 
 from causal_onnx.export.canonical import DOMAIN, is_canonical, sink_of
 from causal_onnx.export.lower.attention import write_attention
-from causal_onnx.export.lower.grouped import fits_grouped, write_grouped
-from causal_onnx.export.lower.packed import (
+from causal_onnx.export.lower.by_length import (
     CONTRIB,
+    LONGEST_LOOPED,
     LONGEST_SHORT,
-    fits_flash,
-    is_plain,
-    write_packed,
+    write_by_length,
 )
+from causal_onnx.export.lower.grouped import fits_grouped, shares_buffers, write_grouped
+from causal_onnx.export.lower.positions import core_inputs
 from causal_onnx.export.lower.primitives import write_primitives
+from causal_onnx.export.lower.rows import has_rows
 from causal_onnx.export.lower.tiled import BLOCK, write_tiled
 from causal_onnx.export.lower.writer import Writer
 
-__all__ = ["lower", "switching_lengths"]
+__all__ = ["LOOPED", "lower", "shared_pasts", "switching_lengths"]
 
 OLDEST_ATTENTION_OPSET = 23
 """From here on ONNX has an `Attention` operator."""
 
 
+LOOPED: dict[str, tuple[int, ...]] = {
+    "ort": (LONGEST_SHORT + 1,),
+    "tiled": (BLOCK + 1, 2 * BLOCK + 1),
+}
+"""Lengths at which a form has several blocks of queries."""
+
+
 def switching_lengths(target: str) -> tuple[int, ...]:
     """Lengths at which a form computes by other nodes than at short ones, or more often."""
-    return {"ort": (LONGEST_SHORT + 1,), "tiled": (BLOCK + 1, 2 * BLOCK + 1)}.get(target, ())
+    flash = (LONGEST_LOOPED + 1,) if target == "ort" else ()
+    return (*LOOPED.get(target, ()), *flash)
+
+
+def shared_pasts(model: ir.Model, target: str) -> frozenset[str]:
+    """The inputs of past keys and values that `lower` will let be shared (`CachePair.shared`)."""
+    return frozenset(
+        value.name or ""
+        for node in model.graph
+        if is_canonical(node) and _is_grouped(node, target, model) and shares_buffers(node)
+        for value in node.inputs[4:6]
+        if value is not None
+    )
+
+
+def _is_grouped(node: ir.Node, target: str, model: ir.Model) -> bool:
+    is_new = model.opset_imports[""] >= OLDEST_ATTENTION_OPSET
+    return target == "ort" and is_new and fits_grouped(node)
 
 
 def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
     """Replace every canonical core in place; returns how many there were.
 
     "portable": from opset 23 on the standard `Attention` operator, below (and for cores with a
-    sink, which that does not know) MatMul and Softmax. "ort": from opset 23 on, plain causal
-    attention switches to onnxruntime's flash kernel where the sequence is long, and cached
-    attention goes there where the call fits it. "tiled": a Loop over blocks of queries. Key/value
-    heads are not repeated in any form.
+    sink, which that does not know) MatMul and Softmax. "ort": from opset 23 on that too where the
+    sequence is short, else blocks of queries or onnxruntime's flash kernel; cached attention goes
+    to that kernel where the call fits it. "tiled": a Loop over blocks of queries. Key/value heads
+    are not repeated in any form.
     """
     opset = model.opset_imports[""]
     count = 0
@@ -52,14 +77,10 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
         standard = write_attention if is_new and not has_sink else write_primitives
         if target == "tiled":
             results = write_tiled(write, node, max_seq_len)
-        elif target == "ort" and is_new and is_plain(node) and not has_sink:
-            switching = fits_flash(node) and (max_seq_len or LONGEST_SHORT + 1) > LONGEST_SHORT
-            if switching:
-                model.opset_imports[CONTRIB] = 1
-            results = [write_packed(write, node, switching=switching)]
-        elif target == "ort" and is_new and fits_grouped(node):
-            model.opset_imports[CONTRIB] = 1
+        elif _is_grouped(node, target, model):
             results = write_grouped(write, node, standard)
+        elif target == "ort" and is_new and (has_rows(node) or core_inputs(node)[4] is None):
+            results = write_by_length(write, node, max_seq_len)
         else:
             results = standard(write, node)
         for old, new in zip(node.outputs, results, strict=True):
@@ -75,4 +96,6 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
         model.graph.remove(node, safe=True)
         count += 1
     model.opset_imports.pop(DOMAIN, None)
+    if any(node.domain == CONTRIB for node in ir.traversal.RecursiveGraphIterator(model.graph)):
+        model.opset_imports[CONTRIB] = 1
     return count

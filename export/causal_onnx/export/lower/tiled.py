@@ -13,7 +13,7 @@ from causal_onnx.export.lower.positions import core_inputs
 from causal_onnx.export.lower.rows import has_rows, join_rows
 from causal_onnx.export.lower.writer import Writer
 
-__all__ = ["BLOCK", "write_tiled"]
+__all__ = ["BLOCK", "Blocks", "blocks_of", "write_tiled"]
 
 BLOCK = 64
 """The most queries of one step. Processor time relative to PyTorch's SDPA by this number, and of
@@ -36,45 +36,59 @@ def write_tiled(write: Writer, node: ir.Node, max_seq_len: int | None = None) ->
     more than heads x BLOCK x total_seq scores exist at a time. The softmax is over whole rows, as
     it is without blocks. Up to BLOCK positions there is one step, and no Loop.
     """
-    q, k, v, _, past_k, past_v = core_inputs(node)
-    presents: Sequence[ir.Value]
-    if has_rows(node):
-        joined = join_rows(write, node)
-        k, v, held = joined.k, joined.v, joined.held
-        presents = (joined.present_k, joined.present_v)
-    else:
-        if past_k is not None and past_v is not None:
-            k = write("Concat", past_k, k, axis=2)
-            v = write("Concat", past_v, v, axis=2)
-        lengths = [write("Shape", x, start=2, end=3) for x in (k, q)]
-        held, presents = write("Sub", *lengths), (k, v)
-    blocks = _Blocks(write, node, k, v, held)
+    blocks, presents = blocks_of(write, node)
     if max_seq_len is not None and max_seq_len <= BLOCK:
         result = blocks.at_once(write)
     else:
         is_long = write("Greater", write("Squeeze", blocks.seq), write.scalar(BLOCK))
         result = choose(write, node, is_long, blocks.looped, blocks.at_once)
-    result.type = q.type
+    result.type = node.outputs[0].type
     if blocks.is_merged:
         result = give_merged(write, node, result)
     return [result, *presents][: len(node.outputs)]
 
 
-class _Blocks:
+def blocks_of(write: Writer, node: ir.Node) -> tuple[Blocks, Sequence[ir.Value]]:
+    """The blocks of a core over its past and new keys, and its present keys and values."""
+    q, k, v, _, past_k, past_v = core_inputs(node)
+    if has_rows(node):
+        joined = join_rows(write, node)
+        blocks = Blocks(write, node, (q, joined.k, joined.v), joined.held)
+        return blocks, (joined.present_k, joined.present_v)
+    if past_k is not None and past_v is not None:
+        k = write("Concat", past_k, k, axis=2)
+        v = write("Concat", past_v, v, axis=2)
+    return Blocks(write, node, (q, k, v)), (k, v)
+
+
+class Blocks:
     """The values that all blocks of one core share."""
 
     def __init__(
-        self, write: Writer, node: ir.Node, k: ir.Value, v: ir.Value, held: ir.Value
+        self,
+        write: Writer,
+        node: ir.Node,
+        operands: tuple[ir.Value, ir.Value, ir.Value],
+        held: ir.Value | None = None,
     ) -> None:
-        """Take all keys and values, and in `held` (batch,) or (1,) the slot of the first query."""
-        self.node, self.k, self.v = node, k, v
-        q, _, _, self.bias, *_ = core_inputs(node)
-        self.q = q
+        """Take the queries, all keys and values, and the slot of the first query.
+
+        Args:
+            write: Where the values go that the blocks share.
+            node: The core.
+            operands: (batch, num_heads, seq, head_dim), (batch, num_kv_heads, slots, head_dim) and
+                (batch, num_kv_heads, slots, value_dim).
+            held: int64 (batch,) or (1,). None: the queries are the last of the slots.
+        """
+        self.node = node
+        self.bias = core_inputs(node)[3]
+        self.q, self.k, self.v = q, k, _ = operands
         self.is_merged = "packed_output" in node.meta
         self.is_causal = bool(node.attributes["is_causal"].as_int())
         self.window = node.attributes["window"].as_int()
         self.seq = write("Shape", q, start=2, end=3)
         self.slots = write("Shape", k, start=2, end=3)
+        held = held or write("Sub", self.slots, self.seq)
         self.held, self.least, self.most = held, held, held
         if has_rows(node):
             self.held = write("Unsqueeze", held, write.ints(1, 2, 3))

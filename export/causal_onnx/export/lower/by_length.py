@@ -1,0 +1,248 @@
+"""Attention for onnxruntime: the form of a core is chosen by the length, when the graph runs.
+
+Few positions go to the `Attention` operator, more to a Loop over blocks of queries (fp32, for the
+CPU), many to the flash kernel of `GroupQueryAttention` where that computes the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from causal_onnx.export.canonical import sink_of
+from causal_onnx.export.lower.attention import (
+    attention_attributes,
+    attention_of_rows,
+    write_attention,
+)
+from causal_onnx.export.lower.branches import choose
+from causal_onnx.export.lower.heads import give_merged, merge_heads, split_heads
+from causal_onnx.export.lower.positions import core_inputs, window_mask
+from causal_onnx.export.lower.primitives import primitives_of_rows, write_primitives
+from causal_onnx.export.lower.rows import has_rows, join_rows
+from causal_onnx.export.lower.tiled import Blocks
+from causal_onnx.export.lower.writer import Writer
+
+__all__ = ["CONTRIB", "LONGEST_LOOPED", "LONGEST_SHORT", "write_by_length"]
+
+CONTRIB = "com.microsoft"
+
+LONGEST_SHORT = 256
+"""Up to here `Attention` takes no more time than blocks of queries, in fp32 on the CPU."""
+LONGEST_SHORT_FP16 = 640
+"""Up to here `Attention` is faster than the flash kernel; half precision has no blocks."""
+LONGEST_LOOPED = 2048
+"""Up to here blocks of queries are faster than the flash kernel.
+
+Processor time of a whole module relative to PyTorch eager (768 wide, 12 heads, batch 1, one thread,
+AMD Zen 4, onnxruntime 1.32):
+
+    seq             256   512   640  1024  2048  4096  8192
+    Attention-24   0.88  0.91  0.96
+    blocks         0.87  0.83  0.86  0.91  0.96  1.08  1.27
+    flash kernel                     1.01  1.04  1.03  1.03
+"""
+
+
+def write_by_length(
+    write: Writer, node: ir.Node, max_seq_len: int | None = None
+) -> Sequence[ir.Value]:
+    """A core in one form where the sequence is short and in others where it is long.
+
+    Args:
+        write: Before the core.
+        node: A canonical core, without a past or with one whose rows differ in length.
+        max_seq_len: No form is written for lengths beyond.
+
+    Returns:
+        Output (batch, num_heads, seq, value_dim); with a cache present keys and values too.
+    """
+    forms = _Forms(write, node)
+    switch = LONGEST_SHORT if forms.has_blocks else LONGEST_SHORT_FP16
+    if (max_seq_len is not None and max_seq_len <= switch) or not (
+        forms.has_blocks or forms.has_flash
+    ):
+        return forms.results(write, forms.short(write))
+    long: Callable[[Writer], ir.Value] = forms.blocks if forms.has_blocks else forms.flash
+    if (
+        forms.has_blocks
+        and forms.has_flash
+        and (max_seq_len is None or max_seq_len > LONGEST_LOOPED)
+    ):
+        long = forms.blocks_or_flash
+    chosen = choose(write, node, forms.beyond(write, switch), long, forms.short)
+    return forms.results(write, chosen)
+
+
+class _Forms:
+    """The forms of one core, each for a branch of its own.
+
+    Where the module splits heads off and merges them again around plain attention, all read
+    (batch, seq, heads * width) and give that; only the forms that need it transpose.
+    """
+
+    def __init__(self, write: Writer, node: ir.Node) -> None:
+        self.node = node
+        q, k, v, *_ = core_inputs(node)
+        is_plain = _is_plain(node)
+        self.has_blocks, self.has_flash = _fits_blocks(node), is_plain and _fits_flash(node)
+        self.is_merged = "packed_output" in node.meta
+        self.is_packed = is_plain and self.is_merged and "packed_inputs" in node.meta
+        self.values: list[ir.Value] = node.meta["packed_inputs"] if self.is_packed else [q, k, v]
+        self.joined = join_rows(write, node) if has_rows(node) else None
+
+    def beyond(self, write: Writer, length: int) -> ir.Value:
+        """Whether the sequence is longer than `length`."""
+        axis = 1 if self.is_packed else 2
+        seq = write("Shape", self.values[0], start=axis, end=axis + 1)
+        return write("Greater", write("Squeeze", seq), write.scalar(length))
+
+    def short(self, write: Writer) -> ir.Value:
+        """All queries at once."""
+        if self.is_packed:
+            return _packed(write, self.node, self.values)
+        has_sink = sink_of(self.node) is not None
+        if self.joined is not None:
+            of_rows = primitives_of_rows if has_sink else attention_of_rows
+            return self.merged(write, of_rows(write, self.node, self.joined))
+        standard = write_primitives if has_sink else write_attention
+        return self.merged(write, standard(write, self.node)[0])
+
+    def blocks(self, write: Writer) -> ir.Value:
+        """A Loop over blocks of queries."""
+        q, k, v = self.heads(write)
+        if self.joined is None:
+            return Blocks(write, self.node, (q, k, v)).looped(write)
+        joined = self.joined
+        return Blocks(write, self.node, (q, joined.k, joined.v), joined.held).looped(write)
+
+    def blocks_or_flash(self, write: Writer) -> ir.Value:
+        """The loop, and the flash kernel where even that is slower."""
+        is_longer = self.beyond(write, LONGEST_LOOPED)
+        return choose(write, self.node, is_longer, self.flash, self.blocks, stem="long_")
+
+    def flash(self, write: Writer) -> ir.Value:
+        """The flash kernel of the contrib operator."""
+        result = _flash(write, self.node, self.values, packed=self.is_packed)
+        return result if self.is_packed else self.merged(write, result)
+
+    def heads(self, write: Writer) -> Sequence[ir.Value]:
+        """Queries, keys and values as (batch, heads, seq, width)."""
+        if not self.is_packed:
+            return self.values
+        meta = self.node.meta
+        counts = (meta["num_heads"], meta["num_kv_heads"], meta["num_kv_heads"])
+        widths = (meta["head_dim"], meta["head_dim"], meta["value_dim"])
+        found = []
+        for value, count, width in zip(self.values, counts, widths, strict=True):
+            found.append(split_heads(write, value, count, width))
+            found[-1].type = value.type
+        return found
+
+    def merged(self, write: Writer, result: ir.Value) -> ir.Value:
+        """The result as its reader wants it."""
+        if not self.is_merged:
+            return result
+        return merge_heads(write, result, self.node.meta["num_heads"], self.node.meta["value_dim"])
+
+    def results(self, write: Writer, chosen: ir.Value) -> Sequence[ir.Value]:
+        """The outputs of the core."""
+        chosen.type = self.node.outputs[0].type
+        if self.is_merged:
+            chosen = give_merged(write, self.node, chosen)
+        if self.joined is None:
+            return [chosen]
+        return [chosen, self.joined.present_k, self.joined.present_v]
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Whether this core is causal attention without bias, sink and past."""
+    bias, past_k = core_inputs(node)[3:5]
+    is_causal = node.attributes["is_causal"].as_int() == 1
+    return is_causal and bias is None and past_k is None and sink_of(node) is None
+
+
+def _fits_blocks(node: ir.Node) -> bool:
+    """Whether blocks of queries leave something out: what is above the diagonal of this core.
+
+    Not in half precision, which is for CUDA, where a Loop costs more than it saves.
+    """
+    q = node.inputs[0]
+    return (
+        q is not None
+        and q.dtype == ir.DataType.FLOAT
+        and node.attributes["is_causal"].as_int() == 1
+        and (has_rows(node) or core_inputs(node)[4] is None)
+    )
+
+
+def _fits_flash(node: ir.Node) -> bool:
+    """Whether `GroupQueryAttention` computes this plain core; a window it reads slowly."""
+    q = node.inputs[0]
+    return (
+        node.meta["head_dim"] == node.meta["value_dim"]
+        and node.meta["head_dim"] % 8 == 0  # it refuses others
+        and q is not None
+        and (
+            q.dtype == ir.DataType.FLOAT16
+            or (q.dtype == ir.DataType.FLOAT and not node.attributes["window"].as_int())
+        )
+    )
+
+
+def _packed(write: Writer, node: ir.Node, values: Sequence[ir.Value]) -> ir.Value:
+    """The standard operator on (batch, seq, heads * width)."""
+    bias = None
+    window = node.attributes["window"].as_int()
+    if window:
+        bias = window_mask(write, values[0], values[1], None, window, axis=1)
+    attributes = {
+        **attention_attributes(node),
+        "q_num_heads": node.meta["num_heads"],
+        "kv_num_heads": node.meta["num_kv_heads"],
+    }
+    inputs = [*values, bias] if bias is not None else list(values)
+    return write.node("Attention", inputs, attributes).outputs[0]
+
+
+def _flash(write: Writer, node: ir.Node, values: Sequence[ir.Value], *, packed: bool) -> ir.Value:
+    """The contrib operator, with an empty past.
+
+    Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
+    """
+    heads, groups = node.meta["num_heads"], node.meta["num_kv_heads"]
+    width = node.meta["head_dim"]
+    merged = list(values)
+    if not packed:
+        counts = (heads, groups, groups)
+        merged = [merge_heads(write, x, n, width) for x, n in zip(values, counts, strict=True)]
+    batch = write("Shape", merged[0], start=0, end=1)
+    seq = write("Shape", merged[0], start=1, end=2)
+    last = write("Cast", write("Sub", seq, write.ints(1)), to=ir.DataType.INT32.value)
+    lasts = write("Expand", last, batch)
+    total = write("Squeeze", write("Cast", seq, to=ir.DataType.INT32.value))
+    shape = write("Concat", batch, write.ints(groups, 0, width), axis=0)
+    dtype = (node.inputs[0].dtype or ir.DataType.FLOAT).numpy()  # type: ignore[union-attr]
+    empty = write("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, dtype)))
+    attributes: dict[str, Any] = {
+        "num_heads": heads,
+        "kv_num_heads": groups,
+        "scale": node.attributes["scale"].as_float(),
+    }
+    if node.attributes["softcap"].as_float():
+        attributes["softcap"] = node.attributes["softcap"].as_float()
+    if node.attributes["window"].as_int():
+        attributes["local_window_size"] = node.attributes["window"].as_int()
+    result = write.node(
+        "GroupQueryAttention",
+        [*merged, empty, empty, lasts, total],
+        attributes,
+        outputs=3,
+        domain=CONTRIB,
+    ).outputs[0]
+    if packed:
+        return result
+    return split_heads(write, result, heads, node.meta["value_dim"])

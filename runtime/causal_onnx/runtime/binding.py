@@ -1,0 +1,124 @@
+"""Run a model with buffers of a stream's cache bound as past and present at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from causal_onnx.runtime.contract import TensorSpec
+from causal_onnx.runtime.kv_cache import KVCache
+from causal_onnx.runtime.ort import import_onnxruntime
+from causal_onnx.runtime.request import RequestChecker
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from causal_onnx.runtime.model import Model
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["Binding"]
+
+
+class Binding:
+    """The inputs and outputs of one stream, bound by name; the buffers stay so from call to call.
+
+    Source: https://onnxruntime.ai/docs/api/python/api_summary.html (IOBinding).
+    """
+
+    def __init__(self, model: Model, cache: KVCache) -> None:
+        self._model, self._cache = model, cache
+        contract = model.contract
+        optional, presents = contract.optional_names, contract.present_names
+        # What a caller gives is checked; what the stream makes itself is right.
+        self._checker = RequestChecker(
+            replace(
+                contract,
+                inputs=tuple(spec for spec in contract.inputs if spec.name not in optional),
+                outputs=tuple(spec for spec in contract.outputs if spec.name not in presents),
+                cache=(),
+                mask=None,
+            ),
+            **model.checks,
+        )
+        self._bounded = {pair.present: pair.bounded for pair in contract.cache}
+        shared = {pair.present for pair in cache.shared_pairs}
+        self._fresh = [spec for spec in contract.outputs if spec.name not in shared]
+        self._in_place = [spec for spec in contract.outputs if spec.name in shared]
+        self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        self._io = model.new_binding()
+        self._generation = 0
+        """Of the buffers that are bound as past."""
+        self._are_bound = False
+        """Whether they are bound as present too."""
+
+    def run(
+        self, arrays: Mapping[str, Array], *, used: int, seq: int, in_place: bool
+    ) -> dict[str, Array]:
+        """One call.
+
+        Args:
+            arrays: The inputs but for the past; the mask among them.
+            used: How many columns of the mask are past.
+            seq: How many are new.
+            in_place: Whether the graph writes the new positions into the buffers.
+
+        Returns:
+            The outputs, except those that are the buffers.
+
+        Raises:
+            ValueError: The inputs are not what the contract allows.
+            RunError: onnxruntime failed.
+        """
+        mask = self._model.contract.mask
+        assert mask is not None
+        given = {name: array for name, array in arrays.items() if name != mask}
+        feeds = self._checker.check((), given).feeds
+        feeds[mask] = arrays[mask]
+        batch = len(arrays[mask])
+        self._cache.reserve(used, used + seq)
+        if self._generation != self._cache.generation:
+            self._generation, self._are_bound = self._cache.generation, False
+            for name, buffer in self._cache.buffers.items():
+                self._io.bind_ortvalue_input(name, self._value(buffer))
+        sizes = {"batch": batch, "seq": seq, "past_seq": used, "total_seq": used + seq}
+        for name, array in feeds.items():
+            self._io.bind_ortvalue_input(name, self._value(array))
+        for pair in self._model.contract.cache:
+            if not pair.shared:
+                past = self._cache.arrays.get(pair.past)
+                if past is None:
+                    past = self._empty(pair.past, batch)
+                feeds[pair.past] = past = np.ascontiguousarray(past)
+                self._io.bind_ortvalue_input(pair.past, self._value(past))
+        # An output's memory is bound anew for each call: the caller may keep what he got.
+        outputs = {spec.name: self._allocated(spec, sizes) for spec in self._fresh}
+        if not in_place:
+            outputs |= {spec.name: self._allocated(spec, sizes) for spec in self._in_place}
+            self._are_bound = False
+        elif not self._are_bound:
+            for pair in self._cache.shared_pairs:
+                buffer = self._cache.buffers[pair.past]
+                self._io.bind_ortvalue_output(pair.present, self._value(buffer))
+            self._are_bound = True
+        for name, array in outputs.items():
+            self._io.bind_ortvalue_output(name, self._value(array))
+        self._model.run_bound(self._io, feeds)
+        return outputs
+
+    def _allocated(self, spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
+        bounded = self._bounded.get(spec.name)
+        slots = 0 if bounded is None else min(bounded, sizes["total_seq"])
+        shape = [
+            a if isinstance(a, int) else slots if a == "present_slots" else sizes[a]
+            for a in spec.axes
+        ]
+        return np.empty(shape, spec.dtype)
+
+    def _empty(self, name: str, batch: int) -> Array:
+        spec = next(spec for spec in self._model.contract.inputs if spec.name == name)
+        shape = [a if isinstance(a, int) else batch if a == "batch" else 0 for a in spec.axes]
+        return np.zeros(shape, spec.dtype)
