@@ -178,6 +178,13 @@ def test_every_form_equals_a_loop_over_queries(name: str, form: tuple[str, int])
     assert max(errors.values()) < TOLERANCE, errors
 
 
+@pytest.mark.parametrize("name", sorted(CORES))
+def test_long_sequences_of_the_ort_form(name: str) -> None:
+    lengths = (257, 321, 2049) if name == "plain" else (257, 321)
+    errors = {seq: CORES[name].error(("ort", 24), batch=1, seq=seq) for seq in lengths}
+    assert max(errors.values()) < TOLERANCE, errors
+
+
 @pytest.mark.parametrize("name", ["plain", "window", "grouped", "alibi", "full"])
 def test_blocks_fit_together_at_every_length(name: str) -> None:
     errors = {seq: CORES[name].error(("tiled", 20), batch=1, seq=seq) for seq in LENGTHS}

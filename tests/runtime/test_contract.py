@@ -94,7 +94,7 @@ def test_a_spec_describes_itself_on_one_line() -> None:
         ),
         (changed(**bounded(0)), "past: bounded must be a positive integer or None, got 0"),
         (changed(**bounded(3)), "past_slots and present_slots belong to pairs .* bounded"),
-        (changed(**bounded(3, "past_slots", "present_slots")), "a cache that is bounded or shared needs a mask"),
+        (changed(**bounded(3, "past_slots", "present_slots")), "bounded or shared needs a mask"),
         (changed(inputs=spec_with(axes=["past_slots"])), "belong to pairs of the cache"),
         (changed(unbatched="yes"), "unbatched must be true or false, got 'yes'"),
         (changed(form=None), "form must be a string, got None"),

@@ -23,8 +23,9 @@ def numbers_behind(
 ) -> Iterator[int]:
     """The magnitudes of whole numbers that stand alone upstream of `values`, as far as shapes.
 
-    What is far below 0 is a score, not a length; so is what is as far from 0 and only scales a value
-    (`-1e4 * (1 - mask)`): a mask that it makes has no turning point there. `widths`: and those of stored matrices.
+    What is far below 0 is a score, not a length; so is what is as far from 0 and only scales a
+    value (`-1e4 * (1 - mask)`): a mask that it makes has no turning point there. `widths`: and
+    those of stored matrices.
     """
     todo = [(value, True) for value in values]
     done: set[tuple[ir.Value, bool]] = set()
