@@ -30,9 +30,13 @@ demo: setup  ## Export, prove, train, stream without PyTorch; writes build/demo/
 	@$(BIN)/python -m examples.demo
 
 .PHONY: test
-test: lint test-thin  ## Everything CI runs
+test: lint test-thin test-clients  ## Everything CI runs
 	@echo "== all tests"
 	@$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS)
+
+.PHONY: test-clients
+test-clients: setup  # what the tests of the clients need; they are skipped where it cannot be had
+	@$(BIN)/python -m examples.clients --prepare
 
 .PHONY: test-thin
 test-thin: setup  ## The runtime's tests where only numpy and onnxruntime are installed
@@ -62,6 +66,10 @@ format: setup  ## Format the code and mend what ruff can
 bench: setup  ## Time whole modules against PyTorch; writes bench/results.json, bench/README.md
 	@$(BIN)/python -m bench
 
+.PHONY: examples
+examples: setup  ## Export bundles, run the clients of every language on them; prints a table
+	@$(BIN)/python -m examples.clients
+
 .PHONY: zoo
 zoo: setup  ## Every module of tests/zoo through export and attest; writes docs/zoo.md
 	@$(BIN)/python -m tools.zoo
@@ -73,4 +81,5 @@ lock: setup  ## Resolve requirements*.in into the lock files (the only target th
 .PHONY: clean
 clean:  ## Remove both environments, caches and everything built
 	rm -rf .venv .venv-thin build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf examples/*/node_modules examples/*/dist
 	find export models runtime cli tests tools examples bench -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Run the example clients of every language against the same bundles."""

@@ -1,0 +1,110 @@
+"""The clients: what each needs, how it is built, and the command that runs its self-test."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from examples.clients.client import BUILD, ROOT, Client, MissingError, run_tool
+from examples.clients.headers import find_headers, find_library
+
+__all__ = ["CLIENTS"]
+
+EXAMPLES = ROOT / "examples"
+Command = list[str | Path]
+WARNINGS = ("-Wall", "-Wextra", "-Werror", "-O2")
+
+
+def prepare_python(_install: bool) -> Sequence[str]:
+    """Nothing to build."""
+    return [sys.executable, str(EXAMPLES / "python_plain" / "selftest.py")]
+
+
+def prepare_node(install: bool) -> Sequence[str]:
+    """Install what package-lock.json names, and compile."""
+    folder = EXAMPLES / "node"
+    _npm_install(folder, install)
+    run_tool([_need("npx"), "tsc"], folder=folder, why="the TypeScript client does not compile")
+    return [_need("node"), str(folder / "dist" / "main.js")]
+
+
+def prepare_c(install: bool) -> Sequence[str]:
+    """Compile with the system's compiler."""
+    headers, folder = find_headers(install), EXAMPLES / "c"
+    program = BUILD / "selftest-c"
+    sources = [folder / name for name in ("main.c", "bundle.c", "json.c")]
+    if _is_newer(program, *folder.iterdir()):
+        return [str(program), str(find_library())]
+    command: Command = [
+        _need("cc"),
+        "-std=c11",
+        "-D_GNU_SOURCE",
+        *WARNINGS,
+        f"-I{headers}",
+        *sources,
+    ]
+    run_tool([*command, "-o", program, "-ldl", "-lm"], folder=BUILD, why="the C client")
+    return [str(program), str(find_library())]
+
+
+def prepare_cpp(install: bool) -> Sequence[str]:
+    """Compile with the system's compilers."""
+    headers, folder = find_headers(install), EXAMPLES / "cpp"
+    program, json_reader = BUILD / "selftest-cpp", BUILD / "json.o"
+    if _is_newer(program, *folder.iterdir(), *(EXAMPLES / "c").iterdir()):
+        return [str(program), str(find_library())]
+    command: Command = [_need("cc"), "-std=c11", *WARNINGS, "-c", EXAMPLES / "c" / "json.c"]
+    run_tool([*command, "-o", json_reader], folder=BUILD, why="the C++ client")
+    sources = [folder / "main.cpp", folder / "bundle.cpp", json_reader]
+    # -isystem: newer compilers warn of onnxruntime's own headers.
+    command = [_need("c++"), "-std=c++17", *WARNINGS, "-isystem", headers, *sources]
+    run_tool([*command, "-o", program, "-ldl"], folder=BUILD, why="the C++ client")
+    return [str(program), str(find_library())]
+
+
+def prepare_browser(provider: str, install: bool) -> Sequence[str]:
+    """Install, compile, and find a browser."""
+    folder = EXAMPLES / "browser"
+    if not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")):
+        raise MissingError("no Chromium is installed")
+    _npm_install(EXAMPLES / "node", install)  # its code is shared
+    _npm_install(folder, install)
+    run_tool([_need("npm"), "run", "build"], folder=folder, why="the page does not compile")
+    return [_need("node"), str(folder / "selftest.mjs"), provider]
+
+
+def _need(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise MissingError(f"{name} is not installed")
+    return found
+
+
+def _is_newer(program: Path, *sources: Path) -> bool:
+    return program.is_file() and all(
+        program.stat().st_mtime > source.stat().st_mtime for source in sources
+    )
+
+
+def _npm_install(folder: Path, install: bool) -> None:
+    """Install what the lock file names, unless that is done already."""
+    lock, stamp = folder / "package-lock.json", folder / "node_modules" / ".stamp"
+    if stamp.is_file() and stamp.read_bytes() == lock.read_bytes():
+        return
+    if not install:
+        raise MissingError(f"no packages in examples/{folder.name}: `make examples` installs them")
+    run_tool([_need("npm"), "ci", "--no-audit", "--no-fund"], folder=folder, why="npm ci failed")
+    stamp.write_bytes(lock.read_bytes())
+
+
+CLIENTS = (
+    Client(name="Python, plain", prepare=prepare_python),
+    Client(name="Node", prepare=prepare_node),
+    Client(name="C", prepare=prepare_c),
+    Client(name="C++", prepare=prepare_cpp),
+    Client(name="browser, wasm", prepare=functools.partial(prepare_browser, "wasm")),
+    Client(name="browser, WebGPU", prepare=functools.partial(prepare_browser, "webgpu")),
+)

@@ -1,0 +1,214 @@
+#include "bundle.hpp"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+
+namespace bundle {
+namespace {
+
+struct Type {
+  const char *name;
+  ONNXTensorElementDataType type;
+  std::size_t size;
+};
+
+constexpr Type TYPES[] = {
+    {"float32", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, 4},
+    {"float64", ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE, 8},
+    {"float16", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16, 2},
+    {"int64", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64, 8},
+    {"int32", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32, 4},
+    {"uint8", ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, 1},
+    {"bool", ONNX_TENSOR_ELEMENT_DATA_TYPE_BOOL, 1},
+};
+
+const Json &need(const Json &object, const char *key) {
+  if (const Json *found = json_get(&object, key)) return *found;
+  throw std::runtime_error(std::string("contract.json lacks ") + key);
+}
+
+std::string text_of(const Json &value) { return value.text != nullptr ? value.text : ""; }
+
+std::vector<Spec> read_specs(const Json &list) {
+  std::vector<Spec> specs;
+  for (const Json *item = list.child; item != nullptr; item = item->next) {
+    Spec spec{text_of(need(*item, "name")), type_named(text_of(need(*item, "dtype"))), {}};
+    spec.vocab_size = static_cast<std::int64_t>(need(*item, "vocab_size").number);
+    for (const Json *axis = need(*item, "axes").child; axis != nullptr; axis = axis->next) {
+      if (axis->kind == JSON_STRING) {
+        spec.axes.emplace_back(std::string(axis->text));
+      } else {
+        spec.axes.emplace_back(static_cast<std::int64_t>(axis->number));
+      }
+    }
+    specs.push_back(std::move(spec));
+  }
+  return specs;
+}
+
+Contract read_contract(const Json &document) {
+  const Json &from = need(document, "contract");
+  Contract contract{read_specs(need(from, "inputs")), read_specs(need(from, "outputs")), {}, {}, {}};
+  contract.mask = text_of(need(from, "mask"));
+  for (const Json *pair = need(from, "cache").child; pair != nullptr; pair = pair->next)
+    contract.cache[text_of(need(*pair, "past"))] = text_of(need(*pair, "present"));
+  const Json &most = need(from, "max_seq_len");
+  if (most.kind == JSON_NUMBER) contract.max_seq_len = static_cast<std::int64_t>(most.number);
+  return contract;
+}
+
+template <typename Id>
+void check_ids(const Spec &spec, const Ort::Value &value) {
+  const Id *ids = value.GetTensorData<Id>();
+  const std::size_t count = value.GetTensorTypeAndShapeInfo().GetElementCount();
+  const auto outside = [&](Id id) { return id < 0 || id >= spec.vocab_size; };
+  if (std::any_of(ids, ids + count, outside))
+    throw ContractError(spec.name + " must hold ids in [0, " + std::to_string(spec.vocab_size) + ")");
+}
+
+// The mask is all ones, and the first past is empty.
+Ort::Value make_default(const Spec &spec, const Sizes &sizes) {
+  std::vector<std::int64_t> shape;
+  std::int64_t count = 1;
+  for (const Axis &axis : spec.axes) {
+    const std::string *name = std::get_if<std::string>(&axis);
+    shape.push_back(name != nullptr ? sizes.at(*name) : std::get<std::int64_t>(axis));
+    count *= shape.back();
+  }
+  Ort::AllocatorWithDefaultOptions allocator;
+  Ort::Value value = Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), spec.type);
+  if (spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64)
+    std::fill_n(value.GetTensorMutableData<std::int64_t>(), count, 1);
+  return value;
+}
+
+}  // namespace
+
+std::string load_onnxruntime(const std::string &library) {
+  void *handle = dlopen(library.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (handle == nullptr) throw std::runtime_error(dlerror());
+  using GetBase = const OrtApiBase *(*)();
+  const auto get_base = reinterpret_cast<GetBase>(dlsym(handle, "OrtGetApiBase"));
+  if (get_base == nullptr) throw std::runtime_error(library + " is no onnxruntime");
+  const OrtApi *api = get_base()->GetApi(ORT_API_VERSION);
+  if (api == nullptr) throw std::runtime_error(library + " is too old");
+  Ort::InitApi(api);
+  return get_base()->GetVersionString();
+}
+
+Document read_json(const std::string &path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  Document document(json_parse(text.c_str()),
+                    [](const Json *json) { json_free(const_cast<Json *>(json)); });
+  if (document == nullptr) throw std::runtime_error(path + " is no JSON document");
+  return document;
+}
+
+ONNXTensorElementDataType type_named(const std::string &dtype) {
+  for (const Type &type : TYPES)
+    if (dtype == type.name) return type.type;
+  throw std::runtime_error("no type for " + dtype + " here");
+}
+
+std::size_t element_size(ONNXTensorElementDataType wanted) {
+  for (const Type &type : TYPES)
+    if (wanted == type.type) return type.size;
+  throw std::runtime_error("a tensor of a type that is not known here");
+}
+
+std::optional<std::size_t> Spec::axis(const std::string &wanted) const {
+  const auto found = std::find(axes.begin(), axes.end(), Axis(wanted));
+  if (found == axes.end()) return std::nullopt;
+  return static_cast<std::size_t>(found - axes.begin());
+}
+
+Bundle::Bundle(const std::string &folder) {
+  contract_ = read_contract(*read_json(folder + "/contract.json"));
+  session_ = Ort::Session(env_, (folder + "/model.onnx").c_str(), Ort::SessionOptions());
+}
+
+bool Bundle::is_given(const Spec &spec) const {
+  return spec.name != contract_.mask && contract_.cache.count(spec.name) == 0;
+}
+
+Tensors Bundle::run(const Tensors &inputs) { return Stream(*this).read(inputs); }
+
+Sizes Bundle::check(const Tensors &inputs, std::int64_t past) const {
+  Sizes sizes;
+  std::size_t found = 0;
+  for (const Spec &spec : contract_.inputs) {
+    if (!is_given(spec)) continue;
+    const auto given = inputs.find(spec.name);
+    if (given == inputs.end()) throw ContractError("the input " + spec.name + " is missing");
+    ++found;
+    const auto info = given->second.GetTensorTypeAndShapeInfo();
+    const std::vector<std::int64_t> shape = info.GetShape();
+    if (info.GetElementType() != spec.type) throw ContractError(spec.name + " has another dtype");
+    if (shape.size() != spec.axes.size()) throw ContractError(spec.name + " has another rank");
+    for (std::size_t axis = 0; axis < shape.size(); ++axis) {
+      const std::string *name = std::get_if<std::string>(&spec.axes[axis]);
+      const std::int64_t expected = name != nullptr ? sizes.emplace(*name, shape[axis]).first->second
+                                                    : std::get<std::int64_t>(spec.axes[axis]);
+      if (shape[axis] == expected && expected > 0) continue;
+      std::ostringstream message;
+      message << "axis " << axis << " of " << spec.name << " is " << shape[axis] << ", expected "
+              << std::max<std::int64_t>(expected, 1);
+      throw ContractError(message.str());
+    }
+    if (spec.vocab_size > 0 && spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64)
+      check_ids<std::int64_t>(spec, given->second);
+    if (spec.vocab_size > 0 && spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)
+      check_ids<std::int32_t>(spec, given->second);
+  }
+  if (found != inputs.size()) throw ContractError("there is an input that the model does not take");
+  const std::int64_t total = past + sizes["seq"];
+  if (contract_.max_seq_len && total > *contract_.max_seq_len)
+    throw ContractError(std::to_string(total) + " positions, expected at most " +
+                        std::to_string(*contract_.max_seq_len));
+  return sizes;
+}
+
+Tensors Stream::read(const Tensors &inputs) {
+  const Contract &contract = bundle_.contract();
+  Sizes sizes = bundle_.check(inputs, length_);
+  const std::int64_t total = length_ + sizes["seq"];
+  sizes["total_seq"] = total;
+  sizes["past_seq"] = sizes["past_slots"] = 0;
+  std::vector<const char *> in_names, out_names;
+  std::vector<const OrtValue *> values;
+  std::vector<Ort::Value> defaults;  // keeps them alive during the call
+  for (const Spec &spec : contract.inputs) {
+    const auto given = inputs.find(spec.name);
+    const auto past = past_.find(spec.name);
+    in_names.push_back(spec.name.c_str());
+    if (given != inputs.end()) {
+      values.push_back(given->second);
+    } else if (past != past_.end()) {
+      values.push_back(past->second);
+    } else {
+      defaults.push_back(make_default(spec, sizes));
+      values.push_back(defaults.back());
+    }
+  }
+  for (const Spec &spec : contract.outputs) out_names.push_back(spec.name.c_str());
+  std::vector<OrtValue *> results(out_names.size(), nullptr);
+  Ort::ThrowOnError(Ort::GetApi().Run(bundle_.session_, nullptr, in_names.data(), values.data(),
+                                      values.size(), out_names.data(), out_names.size(),
+                                      results.data()));
+  Tensors outputs;
+  for (std::size_t o = 0; o < results.size(); ++o)
+    outputs.emplace(contract.outputs[o].name, Ort::Value(results[o]));
+  for (const auto &[past, present] : contract.cache) {
+    past_.insert_or_assign(past, std::move(outputs.at(present)));
+    outputs.erase(present);
+  }
+  length_ = total;
+  return outputs;
+}
+
+}  // namespace bundle

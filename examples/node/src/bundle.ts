@@ -1,0 +1,143 @@
+// A bundle with any of onnxruntime's JavaScript builds: in Node and in browsers alike.
+
+import type { InferenceSession, Tensor } from "onnxruntime-common";
+
+export type Tensors = Record<string, Tensor>;
+
+/** What of `onnxruntime-node` or `onnxruntime-web` is used. */
+export interface Runtime {
+  readonly Tensor: new (type: Tensor.Type, data: Tensor.DataType, dims: readonly number[]) => Tensor;
+}
+
+/** An input or output, as contract.json describes it. */
+export interface Spec {
+  readonly name: string;
+  readonly dtype: string;
+  /** Sizes, and the names of those that may vary. */
+  readonly axes: readonly (string | number)[];
+  readonly vocab_size: number | null;
+}
+
+export interface Contract {
+  readonly inputs: readonly Spec[];
+  readonly outputs: readonly Spec[];
+  readonly cache: readonly { past: string; present: string }[];
+  readonly mask: string | null;
+  readonly max_seq_len: number | null;
+}
+
+/** A model that takes what its contract allows. */
+export class Bundle {
+  /** The inputs that a caller gives: all but the cache and the mask. */
+  readonly inputs: readonly Spec[];
+
+  constructor(
+    readonly runtime: Runtime,
+    readonly session: InferenceSession,
+    readonly contract: Contract,
+  ) {
+    const own = new Set([...contract.cache.map((pair) => pair.past), contract.mask]);
+    this.inputs = contract.inputs.filter((spec) => !own.has(spec.name));
+  }
+
+  /** Give every output but the cache, by name. */
+  run(inputs: Tensors): Promise<Tensors> {
+    return new Stream(this).read(inputs);
+  }
+
+  /** Give the sizes of the axes; a RangeError where the contract is not kept. */
+  check(inputs: Tensors, past: number): Map<string, number> {
+    const sizes = new Map<string, number>();
+    const names = this.inputs.map((spec) => spec.name);
+    if (Object.keys(inputs).sort().join() !== [...names].sort().join()) {
+      throw new RangeError(`the inputs are ${names}, got ${Object.keys(inputs)}`);
+    }
+    for (const spec of this.inputs) {
+      const tensor = inputs[spec.name]!;
+      const given = `${spec.name} is ${tensor.type} [${tensor.dims}]`;
+      if (tensor.type !== spec.dtype || tensor.dims.length !== spec.axes.length) {
+        throw new RangeError(`${given}, expected ${spec.dtype} [${spec.axes}]`);
+      }
+      spec.axes.forEach((axis, position) => {
+        const size = tensor.dims[position]!;
+        const expected = typeof axis === "number" ? axis : (sizes.get(axis) ?? size);
+        if (size !== expected || size === 0) {
+          throw new RangeError(`${given}: ${axis} must be ${expected || "at least 1"}`);
+        }
+        if (typeof axis === "string") sizes.set(axis, size);
+      });
+      if (spec.vocab_size !== null) checkIds(tensor, spec.vocab_size, spec.name);
+    }
+    const total = past + (sizes.get("seq") ?? 0);
+    const most = this.contract.max_seq_len ?? Infinity;
+    if (total > most) throw new RangeError(`${total} positions, expected at most ${most}`);
+    return sizes;
+  }
+}
+
+function checkIds(tensor: Tensor, vocabSize: number, name: string): void {
+  for (const id of tensor.data as Iterable<number | bigint>) {
+    if (id < 0 || id >= vocabSize) {
+      throw new RangeError(`${name} holds the id ${id}, expected ids in [0, ${vocabSize})`);
+    }
+  }
+}
+
+/** Reads sequences chunk by chunk; the cache holds what came before. */
+export class Stream {
+  length = 0;
+  private past: Tensors = {};
+
+  constructor(private readonly bundle: Bundle) {}
+
+  /** Give the outputs for the next positions. */
+  async read(inputs: Tensors): Promise<Tensors> {
+    const { contract, session } = this.bundle;
+    const sizes = this.bundle.check(inputs, this.length);
+    const total = this.length + (sizes.get("seq") ?? 0);
+    sizes.set("total_seq", total).set("past_seq", 0).set("past_slots", 0);
+    const feeds: Tensors = { ...inputs, ...this.past };
+    for (const spec of contract.inputs) {
+      // The mask is all ones, and the first past is empty.
+      feeds[spec.name] ??= this.ones(spec, sizes);
+    }
+    const outputs: Tensors = { ...(await session.run(feeds)) };
+    for (const { past, present } of contract.cache) {
+      this.past[past] = outputs[present]!;
+      delete outputs[present];
+    }
+    this.length = total;
+    return outputs;
+  }
+
+  private ones(spec: Spec, sizes: Map<string, number>): Tensor {
+    const dims = spec.axes.map((axis) => (typeof axis === "number" ? axis : (sizes.get(axis) ?? 1)));
+    const data = makeArray(spec.dtype, count(dims));
+    if (data instanceof BigInt64Array) data.fill(1n);
+    return new this.bundle.runtime.Tensor(spec.dtype as Tensor.Type, data, dims);
+  }
+}
+
+const ARRAYS = {
+  float32: Float32Array,
+  float64: Float64Array,
+  float16: Uint16Array,
+  int64: BigInt64Array,
+  int32: Int32Array,
+  int16: Int16Array,
+  int8: Int8Array,
+  uint8: Uint8Array,
+  bool: Uint8Array,
+} as const;
+
+export type TypedArray = InstanceType<(typeof ARRAYS)[keyof typeof ARRAYS]>;
+
+/** An array for values of a dtype of contract.json. */
+export function makeArray(dtype: string, source: number | ArrayBuffer): TypedArray {
+  if (!(dtype in ARRAYS)) throw new RangeError(`no array holds ${dtype}`);
+  return new (ARRAYS[dtype as keyof typeof ARRAYS] as new (from: unknown) => TypedArray)(source);
+}
+
+export function count(dims: readonly number[]): number {
+  return dims.reduce((product, size) => product * size, 1);
+}

@@ -1,0 +1,78 @@
+"""A bundle in Python with numpy and onnxruntime alone: `python client.py BUNDLE`."""
+
+import json
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+Arrays = dict[str, Any]
+
+
+class Bundle:
+    """A model that takes what its contract allows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.contract = json.loads((folder / "contract.json").read_bytes())["contract"]
+        self.goldens = json.loads((folder / "goldens.json").read_bytes())
+        self.session = onnxruntime.InferenceSession(folder / "model.onnx")
+        self.cache = {pair["past"]: pair["present"] for pair in self.contract["cache"]}
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Give every output but the cache, by name."""
+        return Stream(self).read(inputs)
+
+    def check(self, inputs: Arrays, past: int) -> dict[str, int]:
+        """Give the sizes of the axes; ValueError where the contract is not kept."""
+        sizes: dict[str, int] = {}
+        own = {*self.cache, self.contract["mask"]}
+        specs = {s["name"]: s for s in self.contract["inputs"] if s["name"] not in own}
+        if inputs.keys() != specs.keys():
+            raise ValueError(f"the inputs are {[*specs]}, got {[*inputs]}")
+        for name, spec in specs.items():
+            array, axes = inputs[name], spec["axes"]
+            if array.dtype.name != spec["dtype"] or array.ndim != len(axes):
+                raise ValueError(f"{name} is {array.dtype} {array.shape}, expected {spec}")
+            for axis, size in zip(axes, array.shape, strict=True):
+                expected = axis if isinstance(axis, int) else sizes.setdefault(axis, size)
+                if size != expected or size == 0:
+                    raise ValueError(
+                        f"{name} has {axis} {size}, expected {expected or '1 or more'}"
+                    )
+            vocab_size = spec["vocab_size"]
+            if vocab_size and not 0 <= array.min() <= array.max() < vocab_size:
+                raise ValueError(f"{name} must hold ids in [0, {vocab_size})")
+        most = self.contract["max_seq_len"]
+        if most and past + sizes["seq"] > most:
+            raise ValueError(f"{past} + {sizes['seq']} positions, expected at most {most}")
+        return sizes
+
+
+class Stream:
+    """Reads sequences chunk by chunk; the cache holds what came before."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle, self.length, self.past = bundle, 0, dict[str, Any]()
+
+    def read(self, inputs: Arrays) -> Arrays:
+        """Give the outputs for the next positions."""
+        contract, cache = self.bundle.contract, self.bundle.cache
+        sizes = self.bundle.check(inputs, self.length) | {"past_seq": 0, "past_slots": 0}
+        sizes["total_seq"] = self.length + sizes["seq"]
+        feeds = inputs | self.past
+        for spec in contract["inputs"]:
+            if spec["name"] not in feeds:  # the mask is all ones, and the first past is empty
+                shape = [sizes.get(axis, axis) for axis in spec["axes"]]
+                feeds[spec["name"]] = np.ones(shape, spec["dtype"])
+        names = [spec["name"] for spec in contract["outputs"]]
+        outputs = dict(zip(names, self.bundle.session.run(names, feeds), strict=True))
+        self.past = {past: outputs.pop(present) for past, present in cache.items()}
+        self.length = sizes["total_seq"]
+        return outputs
+
+
+def array(stored: Any) -> Any:
+    """An array of goldens.json."""
+    return np.frombuffer(b64decode(stored["data"]), stored["dtype"]).reshape(stored["shape"])

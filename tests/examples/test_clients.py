@@ -1,0 +1,156 @@
+"""The clients on bundles with random weights; those whose packages are installed here."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from causal_onnx.models import tiny_llama_config
+from causal_onnx.runtime import verify_bundle
+from examples.bundles import BLOCK, LANGUAGE_MODEL, MECHANISM, byte_characters, make_bundles
+from examples.clients.__main__ import main, table
+from examples.clients.client import Client, MissingError, Outcome, find_problem, run_client
+from examples.clients.languages import CLIENTS
+
+# WebGPU in software takes a minute: `make examples` runs it.
+QUICK = [client for client in CLIENTS if "WebGPU" not in client.name]
+# In a browser it is the code that runs in Node.
+OUTSIDE_BROWSERS = [client for client in QUICK if "browser" not in client.name]
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    names = (MECHANISM, BLOCK, LANGUAGE_MODEL)
+    config = replace(tiny_llama_config(), num_layers=1)
+    return make_bundles(folder, train_s=0, only=names, config=config)
+
+
+def run_or_skip(client: Client, folders: list[Path]) -> Outcome:
+    outcome = run_client(client, folders, install=False)
+    if outcome.untested:
+        pytest.skip(outcome.untested)
+    return outcome
+
+
+@pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
+def test_a_client_repeats_every_bundle(client: Client, bundles: list[Path]) -> None:
+    outcome = run_or_skip(client, bundles)
+    print(outcome)
+    assert outcome.problems == ()
+    assert outcome.passed == 3
+    assert outcome.runtime.startswith("onnxruntime")
+
+
+@pytest.fixture
+def wrong(bundles: list[Path], tmp_path: Path) -> Path:
+    """A bundle that expects one number of its last streamed output to be larger."""
+    folder = tmp_path / "wrong"
+    shutil.copytree(bundles[1], folder)
+    path = folder / "goldens.json"
+    goldens = json.loads(path.read_bytes())
+    stored = goldens["cases"][1]["outputs"]["output"]
+    values = np.frombuffer(base64.b64decode(stored["data"]), "<f4").copy()
+    values[-1] += 1e-3 * np.abs(values).max()
+    stored["data"] = base64.b64encode(values.tobytes()).decode()
+    path.write_text(json.dumps(goldens))
+    return folder
+
+
+@pytest.mark.parametrize("client", OUTSIDE_BROWSERS, ids=lambda client: client.name)
+def test_a_client_notices_a_wrong_output(client: Client, wrong: Path) -> None:
+    outcome = run_or_skip(client, [wrong])
+    assert outcome.passed == 0
+    assert "largest error" in outcome.problems[0]
+
+
+@pytest.mark.parametrize("client", OUTSIDE_BROWSERS, ids=lambda client: client.name)
+def test_a_client_notices_a_cache_that_is_cut_otherwise(
+    client: Client, bundles: list[Path], tmp_path: Path
+) -> None:
+    """A stream that lacks its last position is not the whole."""
+    folder = tmp_path / "short"
+    shutil.copytree(bundles[1], folder)
+    path = folder / "goldens.json"
+    goldens = json.loads(path.read_bytes())
+    goldens["cases"][1]["outputs"]["output"]["whole_shape"][1] += 1
+    path.write_text(json.dumps(goldens))
+    outcome = run_or_skip(client, [folder])
+    assert outcome.passed == 0
+
+
+def test_the_bundles_pass_their_own_check(bundles: list[Path]) -> None:
+    for folder in bundles:
+        report = verify_bundle(folder)
+        assert report.passed, report.findings
+    assert (bundles[2] / "tokenizer.json").exists()
+
+
+def test_the_tokenizers_ids_are_bytes(bundles: list[Path]) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(str(bundles[2] / "tokenizer.json"))
+    text = "Zürich, 5 €\n\t漢"
+    ids = tokenizer.encode(text).ids
+    assert ids == list(text.encode())
+    assert tokenizer.decode(ids) == text
+    assert len(set(byte_characters())) == 256
+
+
+def say(text: str, code: int = 0) -> Client:
+    """A client that says what it is told."""
+    script = f"import sys; print({text!r}); sys.exit({code})"
+    return Client(name="parrot", prepare=lambda install: [sys.executable, "-c", script])
+
+
+GOOD = {"cases": 3, "streams": 2, "refused": 3, "repeats": True, "error": 1e-7, "runtime": "r"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({}, ""),
+        ({"cases": 2}, "cases is 2, expected 3"),
+        ({"streams": 0}, "streams is 0, expected 2"),
+        ({"refused": 2}, "refused is 2, expected 3"),
+        ({"repeats": False}, "repeats is False"),
+        ({"error": 2e-5}, "largest error 2e-05, limit 1e-05"),
+        ({"error": float("nan")}, "largest error nan"),
+    ],
+)
+def test_what_a_client_says_is_checked(
+    changes: dict[str, object], problem: str, bundles: list[Path]
+) -> None:
+    found = find_problem({**GOOD, **changes}, bundles[1])
+    assert found.startswith(problem)
+    assert bool(found) == bool(problem)
+
+
+def test_a_client_that_says_nothing_or_fails_has_failed(bundles: list[Path]) -> None:
+    assert run_client(say("hello"), bundles[1:2], install=False).failed
+    assert not run_client(say(json.dumps(GOOD)), bundles[1:2], install=False).failed
+    outcome = run_client(say(json.dumps(GOOD), code=1), bundles[1:2], install=False)
+    assert outcome.failed
+    assert "exit code 1" in outcome.problems[0]
+
+
+def test_what_cannot_be_run_is_listed_as_untested() -> None:
+    def prepare(install: bool) -> list[str]:
+        raise MissingError("cobol is not installed")
+
+    outcome = run_client(Client(name="COBOL", prepare=prepare), [], install=False)
+    assert not outcome.failed
+    assert "COBOL" in table([outcome])
+    assert "untested: cobol is not installed" in table([outcome])
+
+
+def test_unknown_clients_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["Algol"])
+    assert "there is no client Algol" in capsys.readouterr().err
