@@ -15,8 +15,13 @@ LARGEST_TENSOR = 270_000_000
 16 at 4096."""
 LARGEST_FLOPS = 6e11
 """2048 tokens of a 135M model: some seconds."""
+MANY_ROWS_WORK = 2e10
+"""parameters x tokens of a call of several rows: 150 tokens of a 135M model, a second or two. Rows
+do not look at each other, so what length does is seen in one, and what rows do at a shorter one."""
 SURE_SCORES, SURE_WORK = 1 << 20, 3e9
 """batch x seq x seq, and parameters x tokens, up to which the cost need not be looked at."""
+FEW_TOKENS = 16
+"""Up to here several rows are run whatever the size of the model."""
 ASSUMED_HEADS = 16
 
 
@@ -34,6 +39,8 @@ class Budget:
         work = float(self._parameters * sizes.batch * sizes.seq)
         if scores <= SURE_SCORES and work <= SURE_WORK:
             return True
+        if sizes.batch > 1 and sizes.seq > FEW_TOKENS and work > MANY_ROWS_WORK:
+            return False
         found = dry_run(self._source.fresh(), make_inputs(self._specs, sizes))
         if found.accepted:
             return found.largest <= LARGEST_TENSOR and found.flops <= LARGEST_FLOPS

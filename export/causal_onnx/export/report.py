@@ -58,6 +58,15 @@ class ParityReport:
     def max_error(self) -> float:
         return max((case.error for case in self.cases), default=float("inf"))
 
+    @property
+    def longest(self) -> dict[int | None, int]:
+        """The longest sequence that was compared, for each batch size."""
+        found: dict[int | None, int] = {}
+        for case in self.cases:
+            if not case.refused:
+                found[case.batch] = max(case.seq, found.get(case.batch, 0))
+        return found
+
     def to_table(self) -> str:
         """A text table: one row per length, one column per batch size, cells the relative error."""
         batches = list(dict.fromkeys(case.batch for case in self.cases))
@@ -86,6 +95,13 @@ class ParityReport:
 def _finite(report: ParityReport | CacheReport) -> dict[str, Any]:
     cases = [{**asdict(case), "error": json_number(case.error)} for case in report.cases]
     return {**asdict(report), "cases": cases}
+
+
+def _listed(longest: Mapping[int | None, int]) -> str:
+    return ", ".join(
+        f"{seq} without a batch" if batch is None else f"{seq} at batch {batch}"
+        for batch, seq in longest.items()
+    )
 
 
 def _cell(case: ParityCase | None) -> str:
@@ -326,6 +342,11 @@ class ExportReport:
             ),
             f"  equal to PyTorch at {compared} shapes, largest error "
             f"{self.parity.max_error:.1e} of the output's scale",
+            *(
+                [f"  longest compared: {_listed(self.parity.longest)}"]
+                if self.parity.skipped
+                else []
+            ),
             *(f"  warning: {text}" for text in self.warnings),
         ]
         return "\n".join(lines)
