@@ -66,3 +66,28 @@ def test_pytorch_is_left_as_it_was() -> None:
     with patched(zero_masked_rows=True):
         assert Tensor.unsqueeze is not before["unsqueeze"]
     assert {name: getattr(Tensor, name) for name in before} == before
+
+
+class ByLen(Head):
+    """Asks `len` for the length of the sequence, which is the first axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch_first: Tensor = super().forward(x.transpose(0, 1))
+        return batch_first.transpose(0, 1) + torch.arange(len(x)).view(-1, 1, 1) * 0.1
+
+
+def test_the_length_may_be_asked_for_with_len(tmp_path: Path) -> None:
+    axes = {0: "seq", 1: "batch"}
+    report = export(ByLen().eval(), tmp_path / "m.onnx", example=torch.randn(5, 2, DIM), axes=axes)
+    assert report.parity.passed
+    assert report.contract.min_seq_len == 1
+    assert "len" not in globals()
+
+
+def test_len_is_pythons_for_all_else_and_comes_back() -> None:
+    with patched(zero_masked_rows=False, module=ByLen()):
+        length = globals()["len"]
+        assert (length([1, 2]), length(torch.ones(3, 4))) == (2, 3)
+        with pytest.raises(TypeError, match="0-d"):
+            length(torch.tensor(1.0))
+    assert "len" not in globals()

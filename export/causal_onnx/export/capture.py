@@ -138,7 +138,7 @@ def attempts(
 def _trace(
     source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], opset: int
 ) -> ExportedProgram:
-    with patched(zero_masked_rows=opset < 23):
+    with patched(zero_masked_rows=opset < 23, module=source.module):
         return _export_program(source, specs, inputs, strict=False)
 
 

@@ -31,13 +31,14 @@ _sdpa = F.scaled_dot_product_attention
 
 
 @contextlib.contextmanager
-def patched(*, zero_masked_rows: bool) -> Iterator[None]:
+def patched(*, zero_masked_rows: bool, module: torch.nn.Module | None = None) -> Iterator[None]:
     """Replace what cannot be captured by equal code that can; restore everything on leaving.
 
     Args:
         zero_masked_rows: Write out that a row which may attend to nothing gives 0, as PyTorch has
             it. Needed below opset 23, where the exported softmax gives the mean of every value,
             later positions included; the `Attention` operator of opset 23 gives 0 itself.
+        module: What is captured: `len` of a tensor is replaced in its code. None: nowhere.
     """
     replacements: list[tuple[Any, Any]] = [
         (_sdpa, _attention_zeroing_masked_rows if zero_masked_rows else _attention),
@@ -53,6 +54,8 @@ def patched(*, zero_masked_rows: bool) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         enter(_replaced(replacements))
+        if module is not None:
+            enter(_lengths_kept(module))
         enter(_attribute(Tensor, "__setitem__", _set_item))
         enter(_attribute(Tensor, "unsqueeze", _unsqueeze))
         enter(_attribute(Tensor, "__getitem__", _get_item))
@@ -108,6 +111,27 @@ def _replaced(replacements: Sequence[tuple[Any, Any]]) -> Iterator[None]:
     finally:
         for module, name, original, _ in places:
             setattr(module, name, original)
+
+
+@contextlib.contextmanager
+def _lengths_kept(module: torch.nn.Module) -> Iterator[None]:
+    """Let `len(x)` be `x.shape[0]` in the code of `module` and its parts.
+
+    "Constraints violated": Python wants a number from `len`, and that fixes the length. Only the
+    modules' own globals are touched, never PyTorch's nor what Python itself calls.
+    """
+    own = {sys.modules.get(type(part).__module__) for part in module.modules()}
+    with contextlib.ExitStack() as stack:
+        for place in own:
+            if place is None or place.__name__.split(".")[0] in ("torch", "builtins"):
+                continue
+            if "len" not in vars(place):
+                stack.enter_context(_attribute(place, "len", _length))
+        yield
+
+
+def _length(value: Any) -> Any:
+    return value.shape[0] if isinstance(value, Tensor) and value.ndim else len(value)
 
 
 def _attention(  # noqa: PLR0917 - the signature of what it replaces
