@@ -12,9 +12,10 @@ from causal_onnx.runtime.errors import (
     UnsafeFileError,
 )
 from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
-from causal_onnx.runtime.row import Continuation
+from causal_onnx.runtime.row import Continuation, Speculation
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.scan import Limits
+from causal_onnx.runtime.speculate import DraftModel, PromptLookup
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import Tokenizer
 
@@ -30,12 +31,15 @@ __all__ = [
     "Continuation",
     "Contract",
     "DeviceError",
+    "DraftModel",
     "Limits",
     "Model",
+    "PromptLookup",
     "RunError",
     "Sampling",
     "SelfTestCase",
     "SelfTestReport",
+    "Speculation",
     "Stream",
     "TensorSpec",
     "Tokenizer",

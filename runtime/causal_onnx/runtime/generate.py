@@ -11,6 +11,7 @@ from causal_onnx.runtime.prepare import make_plan, prompt_ids
 from causal_onnx.runtime.reading import feed, read
 from causal_onnx.runtime.row import Continuation, Plan, Row
 from causal_onnx.runtime.sampling import Choice, Sampling
+from causal_onnx.runtime.speculate import DraftModel, PromptLookup, Speculator, check_draft
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.constraint import Constraint
@@ -28,6 +29,7 @@ def tokens(
     stop: Collection[int | str] | str = (),
     seed: int | None = None,
     constraint: Constraint | None = None,
+    draft: PromptLookup | DraftModel | Model | None = None,
 ) -> Iterator[Choice]:
     """Continue a prompt, yielding each token as soon as it is chosen.
 
@@ -45,6 +47,9 @@ def tokens(
         seed: Of the random numbers; the same seed gives the same tokens. None: other ones each
             time.
         constraint: What the continuation must be.
+        draft: Guess tokens ahead, by `PromptLookup()` or a smaller model with the same ids, and
+            have several judged in one call. Greedy continuations are the same with and without, up
+            to the rounding of logits; random ones have the same distribution.
 
     Raises:
         ValueError: The model is no language model with a cache, or an argument does not fit.
@@ -59,7 +64,10 @@ def tokens(
         needs_text=isinstance(prompt, str),
     )
     (ids,) = prompt_ids(model, [prompt])
-    return _tokens(model, Row(ids, plan, _generator(seed, 0)))
+    row = Row(ids, plan, _generator(seed, 0))
+    if draft is not None:
+        return Speculator(model, row, plan, check_draft(model, draft)).tokens()
+    return _tokens(model, row)
 
 
 def generate(
@@ -71,6 +79,7 @@ def generate(
     stop: Collection[int | str] | str = (),
     seed: int | None = None,
     constraint: Constraint | None = None,
+    draft: PromptLookup | DraftModel | Model | None = None,
 ) -> Continuation:
     """Continue a prompt to its end.
 
@@ -82,20 +91,28 @@ def generate(
         stop: As for `tokens`.
         seed: As for `tokens`.
         constraint: As for `tokens`.
+        draft: As for `tokens`; `Continuation.speculation` says what it saved.
 
     Raises:
         ValueError: As for `tokens`.
         ImportError: As for `tokens`.
     """
-    return generate_batch(
+    plan = make_plan(
         model,
-        [prompt],
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         stop=stop,
-        seed=seed,
         constraint=constraint,
-    )[0]
+        needs_text=isinstance(prompt, str),
+    )
+    (ids,) = prompt_ids(model, [prompt])
+    if draft is None:
+        return _batch(model, [ids], plan, n=1, seed=seed)[0]
+    row = Row(ids, plan, _generator(seed, 0))
+    speculator = Speculator(model, row, plan, check_draft(model, draft))
+    for _ in speculator.tokens():
+        pass
+    return row.continuation(speculator.speculation)
 
 
 def generate_batch(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime import bfloat16
+from causal_onnx.runtime import beam, bfloat16
 from causal_onnx.runtime import generate as generating
 from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.contract import Contract
@@ -305,6 +305,7 @@ class Model:
     tokens = generating.tokens
     generate = generating.generate
     generate_batch = generating.generate_batch
+    beam_search = beam.beam_search
 
     def selftest(self) -> SelfTestReport:
         """Replay the golden vectors in the file, whose outputs PyTorch computed.

@@ -1,0 +1,255 @@
+"""Guess tokens ahead, and let the model judge several of them in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from causal_onnx.runtime.prepare import check_count, check_model, vocab_size
+from causal_onnx.runtime.reading import feed, read
+from causal_onnx.runtime.row import Plan, Row, Speculation
+from causal_onnx.runtime.sampling import Choice, draw, probabilities
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from causal_onnx.runtime.model import Model
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["DraftModel", "PromptLookup", "Speculator"]
+
+MOST_UNREAD = 16
+"""Tokens that are read anew, at most, where a cache cannot take back what it has read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptLookup:
+    """Guess that what followed the last tokens earlier follows again.
+
+    Costs nothing but a search, and pays where a text repeats what it has, such as code, quotations
+    and corrections. Source: Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding.
+    """
+
+    count: int = 8
+    """Tokens that are guessed at a time, at most."""
+    max_ngram: int = 3
+    """So many last tokens are looked for at first, then fewer."""
+
+    def __post_init__(self) -> None:
+        check_count("count", self.count)
+        check_count("max_ngram", self.max_ngram)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DraftModel:
+    """Let another model guess: one with the same ids, and much smaller."""
+
+    model: Model
+    count: int = 4
+    """Tokens that are guessed at a time, at most."""
+
+    def __post_init__(self) -> None:
+        check_count("count", self.count)
+        check_model(self.model)
+
+
+Draft = PromptLookup | DraftModel
+
+Guess = tuple[int, "Array | None"]
+"""An id, and the distribution it was drawn from; None where there was no choice."""
+
+
+class Guesser(Protocol):
+    """What a speculator asks for tokens."""
+
+    calls: int
+    """Of a draft model."""
+
+    def guess(self, row: Row, most: int) -> list[Guess]:
+        """Up to `most` tokens that may come next."""
+        ...
+
+
+class Speculator:
+    """Continues one row with guesses.
+
+    Each call of the model reads the tokens that are certain and some guesses behind them, and gives
+    the logits after each. The guesses are taken as long as they are what the model chooses; where
+    they were drawn at random, by rejection sampling, which leaves the distribution of the text as
+    it is without guesses. Source: Leviathan et al. 2023, https://arxiv.org/abs/2211.17192,
+    section 2.3 and theorem 1 (appendix A.1).
+    """
+
+    def __init__(self, model: Model, row: Row, plan: Plan, draft: Draft) -> None:
+        self._model, self._row = model, row
+        self._guesser: Guesser = (
+            _LookupGuesser(draft)
+            if isinstance(draft, PromptLookup)
+            else _DraftGuesser(draft, row, plan)
+        )
+        self._model_calls = self._proposed = self._accepted = 0
+
+    @property
+    def speculation(self) -> Speculation:
+        """What was saved so far."""
+        return Speculation(
+            model_calls=self._model_calls,
+            draft_calls=self._guesser.calls,
+            proposed=self._proposed,
+            accepted=self._accepted,
+            calls_saved=max(len(self._row.ids) - 1, 0) - self._model_calls,
+        )
+
+    def tokens(self) -> Iterator[Choice]:
+        """Choose token after token to the end of the row."""
+        row, limit = self._row, self._model.contract.max_seq_len
+        stream = self._model.stream()
+        can_rewind = _can_rewind(self._model)
+        logits = read(stream, [row.prompt])
+        yield row.choose(logits[0], is_last=len(row.prompt) == limit)
+        unread = row.ids[-1:]
+        while row.finish is None:
+            read_so_far = stream.lengths[0]
+            most = row.left - 1
+            if limit is not None:
+                most = min(most, limit - read_so_far - len(unread))
+            if len(unread) > MOST_UNREAD:
+                most = 0
+            guesses = self._guesser.guess(row, most) if most > 0 else []
+            # Where nothing can be taken back, the guesses are read by a copy.
+            before = stream if can_rewind or not guesses else stream.fork()
+            ids = [*unread, *(token for token, _ in guesses)]
+            logits = feed(stream, np.array([ids], np.int64))[0, len(unread) - 1 :]
+            self._model_calls += 1
+            self._proposed += len(guesses)
+            accepted = 0
+            for place in range(len(guesses) + 1):
+                is_last = len(row.prompt) + len(row.ids) == limit
+                guess = guesses[place] if place < len(guesses) else None
+                choice, is_right = self._judge(logits[place], guess, is_last)
+                accepted += is_right
+                yield choice
+                if row.finish is not None or not is_right:
+                    break
+            self._accepted += accepted
+            if accepted == len(guesses):
+                unread = row.ids[-1:]
+            elif can_rewind:
+                stream.rewind(read_so_far + len(unread) + accepted)
+                unread = row.ids[-1:]
+            else:
+                stream = before
+                unread = row.ids[read_so_far - len(row.prompt) :]
+
+    def _judge(self, logits: Array, guess: Guess | None, is_last: bool) -> tuple[Choice, bool]:
+        """The next token, and whether it is the guess."""
+        row = self._row
+        drafted = None if guess is None else guess[1]
+        if guess is None or drafted is None:
+            choice = row.choose(logits, is_last=is_last)
+            return choice, guess is not None and choice.id == guess[0]
+        token = guess[0]
+        wanted = row.distribution(logits)
+        is_right = row.generator.random() * drafted[token] < wanted[token]
+        if not is_right:
+            rest = np.maximum(wanted - drafted, 0.0)
+            # All of it is rounding where the two agree.
+            token = draw(rest if rest.any() else wanted, row.generator.random())
+        return row.add(token, logits, is_last=is_last), is_right
+
+
+class _LookupGuesser:
+    """Finds the last n tokens among those before."""
+
+    def __init__(self, settings: PromptLookup) -> None:
+        self.calls = 0
+        self._settings = settings
+        self._ids: list[int] = []
+        self._after: dict[tuple[int, ...], int] = {}
+        """n-gram -> where it was followed by a token, the last time."""
+
+    def guess(self, row: Row, most: int) -> list[Guess]:
+        ids, sizes = self._ids, range(1, self._settings.max_ngram + 1)
+        for token in [*row.prompt, *row.ids][len(ids) :]:
+            # Entered when its next token is known: the end of the text must not find itself.
+            for size in sizes:
+                if size <= len(ids):
+                    self._after[tuple(ids[-size:])] = len(ids)
+            ids.append(int(token))
+        for size in reversed(sizes):
+            place = self._after.get(tuple(ids[-size:])) if size <= len(ids) else None
+            if place is not None:
+                count = min(self._settings.count, most)
+                return [(token, None) for token in ids[place : place + count]]
+        return []
+
+
+class _DraftGuesser:
+    """Lets a smaller model go on."""
+
+    def __init__(self, settings: DraftModel, row: Row, plan: Plan) -> None:
+        self.calls = 0
+        self._settings, self._plan = settings, plan
+        self._stream = settings.model.stream()
+        self._can_rewind = _can_rewind(settings.model)
+        self._generator = row.generator
+
+    def guess(self, row: Row, most: int) -> list[Guess]:
+        sampling, limit = self._plan.sampling, self._settings.model.contract.max_seq_len
+        ids = [*row.prompt, *row.ids]
+        count = min(self._settings.count, most)
+        if limit is not None:
+            count = min(count, limit - len(ids) + 1)
+        if count < 1:
+            return []
+        logits = self._read(ids[self._stream.lengths[0] :])
+        stream = self._stream if self._can_rewind or count == 1 else self._stream.fork()
+        guesses: list[Guess] = []
+        for place in range(count):
+            drafted = probabilities(
+                logits, sampling, prompt=row.prompt, continuation=ids[len(row.prompt) :]
+            )
+            token = int(drafted.argmax())
+            if not sampling.is_greedy:
+                token = draw(drafted, self._generator.random())
+            guesses.append((token, None if sampling.is_greedy else drafted))
+            ids.append(token)
+            if place < count - 1:
+                logits = feed(stream, np.array([[token]], np.int64))[0, -1]
+                self.calls += 1
+        if self._can_rewind:
+            self._stream.rewind(len(row.prompt) + len(row.ids))
+        return guesses
+
+    def _read(self, new: Sequence[int]) -> Array:
+        self.calls += 1
+        return np.asarray(read(self._stream, [new])[0])
+
+
+def check_draft(model: Model, draft: Draft | Model) -> Draft:
+    """The settings that `draft` stands for.
+
+    Raises:
+        ValueError: A draft model has other ids.
+    """
+    if isinstance(draft, PromptLookup):
+        return draft
+    if not isinstance(draft, DraftModel):
+        if not hasattr(draft, "contract"):
+            raise TypeError(f"draft must be a PromptLookup, a DraftModel or a model, got {draft!r}")
+        draft = DraftModel(model=draft)
+    sizes = vocab_size(draft.model), vocab_size(model)
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the draft model has {sizes[0]} ids, this one {sizes[1]}; they must be the same ids"
+        )
+    return draft
+
+
+def _can_rewind(model: Model) -> bool:
+    """Whether a stream can take back what it read; a cache that keeps a window cannot."""
+    return all(pair.bounded is None for pair in model.contract.cache)

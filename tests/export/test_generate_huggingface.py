@@ -1,0 +1,115 @@
+"""Continuations by exported classes of transformers are those of transformers' own `generate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from causal_onnx.runtime import DraftModel, Model, PromptLookup, Sampling
+from tests.export.quick import quick_export
+from tests.runtime.language import language_model
+from tests.zoo import entry
+
+PROMPTS = [[5, 3, 8, 1, 9], [2], [7, 7, 4]]
+
+# Learned positions, windows on every and on every other layer, grouped heads, norms on queries and
+# keys, ALiBi, an offset of positions, a parallel residual with partial rotary, experts.
+NAMES = [
+    "hf_gpt2_sdpa",
+    "hf_mistral_eager",
+    "hf_llama_sdpa",
+    "hf_gemma3_sdpa",
+    "hf_bloom_eager",
+    "hf_opt_sdpa",
+    "hf_gpt_neox_sdpa",
+    "hf_mixtral_sdpa",
+]
+
+
+@dataclass(frozen=True)
+class Subject:
+    source: Any
+    model: Model
+
+    def expected(self, prompt: list[int], count: int, **options: Any) -> list[list[int]]:
+        found = self.source.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            max_new_tokens=count,
+            do_sample=False,
+            pad_token_id=0,
+            **{"eos_token_id": None, **options},
+        )
+        return found[:, len(prompt) :].tolist()
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    source = entry(request.param).factory().eval()
+    path = tmp_path_factory.mktemp("huggingface") / "model.onnx"
+    return Subject(source, quick_export(source, path, cache=True))
+
+
+@pytest.mark.parametrize("penalty", [1.0, 5.0])
+def test_greedy_tokens_are_those_of_transformers(subject: Subject, penalty: float) -> None:
+    sampling = Sampling(repetition_penalty=penalty)
+    options = {"max_new_tokens": 24, "sampling": sampling}
+    if subject.model.contract.mask is None:
+        found = [subject.model.generate(prompt, **options) for prompt in PROMPTS]
+    else:
+        found = subject.model.generate_batch(PROMPTS, **options)
+    for prompt, row in zip(PROMPTS, found, strict=True):
+        (expected,) = subject.expected(prompt, 24, repetition_penalty=penalty)
+        assert list(row.ids) == expected
+    if penalty > 1:  # or a model that repeats one token would say little
+        assert min(len(set(row.ids)) for row in found) > 10
+
+
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("length_penalty", [1.0, 0.0, -1.0, 2.5])
+def test_beams_are_those_of_transformers(
+    subject: Subject, early_stopping: bool | str, length_penalty: float
+) -> None:
+    options = {"length_penalty": length_penalty, "early_stopping": early_stopping}
+    ends = [6, 11, 23, 40, 52]
+    for prompt in PROMPTS:
+        expected = subject.expected(
+            prompt, 8, num_beams=3, num_return_sequences=3, eos_token_id=ends, **options
+        )
+        found = subject.model.beam_search(prompt, max_new_tokens=8, beams=3, stop=ends, **options)
+        assert [list(beam.ids) for beam in found] == [_until(ids, ends) for ids in expected]
+        for beam in found:
+            assert beam.finish == ("stop" if beam.ids[-1] in ends else "length")
+        scores = [sum(b.logprobs) / len(b.ids) ** length_penalty for b in found]
+        assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("penalty", [1.0, 5.0])
+def test_guesses_change_no_greedy_token(subject: Subject, penalty: float) -> None:
+    model = subject.model
+    options = {"max_new_tokens": 30, "sampling": Sampling(repetition_penalty=penalty)}
+    for prompt in PROMPTS:
+        plain = model.generate(prompt, **options)
+        for draft in (PromptLookup(count=5), model, DraftModel(model=model, count=7)):
+            found = model.generate(prompt, draft=draft, **options)
+            assert found.ids == plain.ids
+            np.testing.assert_allclose(found.logprobs, plain.logprobs, atol=1e-4)
+            told = found.speculation
+            assert told.calls_saved == len(plain.ids) - 1 - told.model_calls >= 0
+            if not isinstance(draft, PromptLookup):  # its guesses are right
+                assert told.accepted == told.proposed
+                assert told.model_calls <= 6
+
+
+def test_a_draft_model_of_other_ids_is_refused(subject: Subject) -> None:
+    with pytest.raises(ValueError, match="the draft model has 280 ids, this one 67"):
+        subject.model.generate([1], max_new_tokens=2, draft=language_model())
+
+
+def _until(ids: list[int], ends: list[int]) -> list[int]:
+    place = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    return ids[: place + 1]
