@@ -196,6 +196,17 @@ def test_a_step_writes_into_the_buffers_and_leaves_them_where_they_are(subject: 
     close(np.concatenate(got, 1), subject.whole(ids))
 
 
+def test_the_last_positions_alone(subject: Subject) -> None:
+    stream, ids = subject.model.stream(batch=3), subject.ids(3, 12)
+    assert subject.model.contract.last_only == "logits"
+    whole = subject.whole(ids)
+    got = stream(ids[:, :9], lengths=[9, 4, 1], last_only=True)
+    close(got, whole[[0, 1, 2], [8, 3, 0]][:, None])
+    more = np.stack([ids[0, 9:11], ids[1, 4:6], ids[2, 1:3]])
+    close(stream(more, last_only=True), whole[[0, 1, 2], [10, 5, 2]][:, None])
+    assert stream(np.stack([ids[0, 11:], ids[1, 6:7], ids[2, 3:4]])).shape == (3, 1, whole.shape[-1])
+
+
 def test_buffers_grow_and_a_capacity_is_a_limit(subject: Subject) -> None:
     stream = subject.model.stream(capacity=4)
     ids = subject.ids(1, 9)

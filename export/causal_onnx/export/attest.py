@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import default_grid, other_sizes
+from causal_onnx.export.analysis.branches import optional_inputs
 from causal_onnx.export.analysis.certificate import Assumption, Certificate, CoreFinding
 from causal_onnx.export.analysis.core import AttentionCore
 from causal_onnx.export.analysis.graph import describe, load_model, source_of
@@ -214,6 +215,11 @@ def _certificate(
         text = f"the position axis of {', '.join(guessed)} was taken by rank, no name says so"
         assumptions.append(Assumption(text=text))
     runs = [] if proof.analysis is None else proof.analysis.runs
+    optional = [] if proof.analysis is None else optional_inputs(proof.analysis.model)
+    if optional:
+        listed = ", ".join(value.name or "" for value in optional)
+        text = f"optional inputs are left out, and have the values that stand in the file: {listed}"
+        assumptions.append(Assumption(text=text))
     scope, every_length, open_step = _scope(signature, proof)
     measured = {} if proof.symbolic is None else proof.symbolic.measured
     if every_length and measured:

@@ -61,6 +61,10 @@ class DerivedCache:
     """For each past: the most positions that it holds; None: all."""
     mask: TensorSpec | None
     """Says which positions are tokens; None: the rows of a call all stand at one position."""
+    row_past: ir.Value | None = None
+    """int64 (batch,), with a mask: the tokens of each row in the cache."""
+    row_total: ir.Value | None = None
+    """int64 (batch,), those and the new ones."""
 
 
 def derive_cache(
@@ -498,7 +502,14 @@ def _tensors(
         first = lengths.mask.shape[0]
         rows: str | int = first if isinstance(first, int) else "batch"
         mask = TensorSpec(name=MASK, dtype="int64", axes=(rows, "total_seq"))
-    return DerivedCache(past=tuple(past), present=tuple(present), bounded=tuple(bounded), mask=mask)
+    return DerivedCache(
+        past=tuple(past),
+        present=tuple(present),
+        bounded=tuple(bounded),
+        mask=mask,
+        row_past=lengths.row_past,
+        row_total=lengths.row_total,
+    )
 
 
 def _named(node: ir.Node | None) -> str:

@@ -77,8 +77,37 @@ def prove_cache(
         tell(index + 1, len(lengths) + 1)
     if contract.mask is not None:
         cases += ragged_cases(session, source, specs, contract, lengths, tolerance=tolerance)
+    if contract.last_only is not None:
+        cases.append(_last_only(session, source, specs, contract, tolerance=tolerance))
     tell(1, 1)
     return CacheReport(cases=tuple(cases), tolerance=tolerance)
+
+
+def _last_only(
+    session: Session,
+    source: Source,
+    specs: Sequence[InputSpec],
+    contract: Contract,
+    *,
+    tolerance: float,
+) -> CacheCase:
+    """Rows of several lengths, each asked for its last token only."""
+    batch, seq = 3, min(max(LENGTHS), contract.max_seq_len or max(LENGTHS))
+    name = "last position only"
+    inputs = make_inputs(specs, Sizes(batch=batch, seq=seq), seed=seq)
+    arrays = [to_numpy(x) for x in inputs]
+    lengths = np.array([seq, (seq + 1) // 2, 1])
+    mask = (np.arange(seq)[None] < lengths[:, None]).astype(np.int64)
+    results = [s.name for s in contract.outputs if s.name not in contract.present_names]
+    place = results.index(contract.last_only or "")
+    try:
+        outputs, _ = session.step(arrays, session.empty_past(arrays), mask, last_only=True)
+    except Exception as error:  # onnxruntime raises a dozen classes of its own
+        return _failed(batch, seq, f"{name} ({' '.join(str(error).split())[:120]})")
+    whole = to_numpy(source.run(inputs)[place])
+    expected = whole[np.arange(batch), lengths - 1][:, None]
+    worst = relative_error(outputs[place], expected)
+    return CacheCase(batch=batch, seq=seq, feeding=name, error=worst, passed=worst <= tolerance)
 
 
 def _failed(batch: int, seq: int, feeding: str) -> CacheCase:

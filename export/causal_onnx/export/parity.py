@@ -21,7 +21,7 @@ from causal_onnx.export.precision import CODED_BITS
 from causal_onnx.export.report import ParityCase, ParityReport
 from causal_onnx.export.source import Source
 from causal_onnx.runtime import Model
-from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.golden import relative_error
 
 __all__ = ["Session", "compare", "compare_unbatched", "grid", "tolerance_for"]
@@ -69,7 +69,12 @@ class Session:
         return self.step(inputs, self.empty_past(inputs))[0]
 
     def step(
-        self, inputs: Sequence[Array], past: Sequence[Array], mask: Array | None = None
+        self,
+        inputs: Sequence[Array],
+        past: Sequence[Array],
+        mask: Array | None = None,
+        *,
+        last_only: bool = False,
     ) -> tuple[list[Array], list[Array]]:
         """The outputs, and the cache after these inputs.
 
@@ -78,12 +83,15 @@ class Session:
             past: The cache so far.
             mask: Which of all positions are tokens, for a graph that asks. None: all are, and
                 none came before.
+            last_only: Ask for the last new token of each row only.
         """
         feed = {spec.name: x for spec, x in zip(self._inputs, inputs, strict=True)}
         feed |= {spec.name: x for spec, x in zip(self._past, past, strict=True)}
         if self._mask is not None:
             seq = self._sizes(inputs)["seq"]
             feed[self._mask.name] = self.ones(inputs, seq) if mask is None else mask
+        if last_only:
+            feed[LAST_ONLY] = np.array(True)
         outputs = list(self._session.run([*self.output_names, *self._present], feed))
         count = len(self.output_names)
         return outputs[:count], outputs[count:]

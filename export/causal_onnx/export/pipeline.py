@@ -34,6 +34,7 @@ from causal_onnx.export.fuse import fuse
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.isolation import isolated
+from causal_onnx.export.last_position import offer_last_only
 from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
 from causal_onnx.export.outputs import describe_outputs, dtype_name
@@ -480,6 +481,8 @@ def _rewritten(
             ),
             mask=None if mask is None else mask.name,
         )
+        last = offer_last_only(model, contract, derived.row_past, derived.row_total)
+        contract = replace(contract, last_only=last)
     lower(model, contract.form, contract.max_seq_len)
     return _Form(model=_finished(model, contract), contract=contract)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.contract import TensorSpec
+from causal_onnx.runtime.contract import LAST_ONLY, TensorSpec
 from causal_onnx.runtime.kv_cache import KVCache
 from causal_onnx.runtime.ort import import_onnxruntime
 from causal_onnx.runtime.request import RequestChecker
@@ -41,6 +41,7 @@ class Binding:
                 outputs=tuple(spec for spec in contract.outputs if spec.name not in presents),
                 cache=(),
                 mask=None,
+                last_only=None,
             ),
             **model.checks,
         )
@@ -56,7 +57,13 @@ class Binding:
         """Whether they are bound as present too."""
 
     def run(
-        self, arrays: Mapping[str, Array], *, used: int, seq: int, in_place: bool
+        self,
+        arrays: Mapping[str, Array],
+        *,
+        used: int,
+        seq: int,
+        in_place: bool,
+        last_only: bool = False,
     ) -> dict[str, Array]:
         """One call.
 
@@ -65,6 +72,7 @@ class Binding:
             used: How many columns of the mask are past.
             seq: How many are new.
             in_place: Whether the graph writes the new positions into the buffers.
+            last_only: Whether the output that `Contract.last_only` names is of the last positions.
 
         Returns:
             The outputs, except those that are the buffers.
@@ -78,6 +86,9 @@ class Binding:
         given = {name: array for name, array in arrays.items() if name != mask}
         feeds = self._checker.check((), given).feeds
         feeds[mask] = arrays[mask]
+        shortened = self._model.contract.last_only
+        if shortened is not None:
+            feeds[LAST_ONLY] = np.array(last_only)
         batch = len(arrays[mask])
         self._cache.reserve(used, used + seq)
         if self._generation != self._cache.generation:
@@ -95,7 +106,12 @@ class Binding:
                 feeds[pair.past] = past = np.ascontiguousarray(past)
                 self._io.bind_ortvalue_input(pair.past, self._value(past))
         # An output's memory is bound anew for each call: the caller may keep what he got.
-        outputs = {spec.name: self._allocated(spec, sizes) for spec in self._fresh}
+        outputs = {
+            spec.name: self._allocated(
+                spec, {**sizes, "seq": 1} if last_only and spec.name == shortened else sizes
+            )
+            for spec in self._fresh
+        }
         if not in_place:
             outputs |= {spec.name: self._allocated(spec, sizes) for spec in self._in_place}
             self._are_bound = False

@@ -18,6 +18,7 @@ __all__ = [
     "CONTRACT_KEY",
     "FORMAT",
     "GOLDEN_KEY",
+    "LAST_ONLY",
     "SLOT_AXES",
     "SOURCE_KEY",
     "CachePair",
@@ -34,6 +35,9 @@ CONTRACT_KEY = "causal_onnx.contract"
 SOURCE_KEY = "causal_onnx.source"
 GOLDEN_KEY = "causal_onnx.golden"
 CERTIFICATE_KEY = "causal_onnx.certificate"
+
+LAST_ONLY = "last_only"
+"""An input, bool (), of value false where it is left out; see `Contract.last_only`."""
 
 AXIS_NAMES = ("batch", "seq", "past_seq", "total_seq")
 """The symbolic axes an artifact may have; every other axis is a fixed size."""
@@ -159,6 +163,9 @@ class Contract:
     """For a cache whose rows may differ in length: the input, int64 (batch, total_seq), that is 1
     where a position is a token and 0 where it is padding, past positions first. In the columns of
     each call a row's tokens come before its padding. Left out of a request, it is all ones."""
+    last_only: str | None = None
+    """The output that the optional input `LAST_ONLY`, where it is true, shortens to each row's last
+    new token: (batch, 1, vocab)."""
     precision: str = "fp32"
     opset: int | None = None
     """Version of the default ONNX operator set that the graph uses."""
@@ -189,6 +196,13 @@ class Contract:
                     f"the cache pairs input {pair.past!r} with output {pair.present!r}; the inputs "
                     f"are {', '.join(sorted(inputs))}, the outputs {', '.join(sorted(outputs))}"
                 )
+        if self.last_only is not None and (
+            self.last_only not in outputs or self.mask is None or LAST_ONLY in inputs
+        ):
+            raise ValueError(
+                f"last_only must name an output of a contract with a mask and without an input "
+                f"{LAST_ONLY!r} of its own, got {self.last_only!r}"
+            )
         self._check_slots()
         if self.mask is not None:
             self._check_mask(self.mask)

@@ -17,7 +17,7 @@ import numpy as np
 from causal_onnx.runtime import beam, bfloat16
 from causal_onnx.runtime import generate as generating
 from causal_onnx.runtime.artifact import Artifact, read_artifact
-from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.denormals import flushing_denormals
 from causal_onnx.runtime.device import Device
 from causal_onnx.runtime.errors import ArtifactError, RunError
@@ -280,6 +280,18 @@ class Model:
         """
         return self._run(self._checker, inputs, named, self._output_names)
 
+    def run_step(self, feeds: Mapping[str, npt.ArrayLike], *, last_only: bool) -> dict[str, Array]:
+        """Run with inputs by name, the cache among them; for streams.
+
+        With `last_only` the output that `Contract.last_only` names is shortened.
+
+        Raises:
+            ValueError: The inputs are not what the contract allows.
+            RunError: onnxruntime failed.
+        """
+        more = {LAST_ONLY: np.array(True)} if last_only and self._contract.last_only else {}
+        return self._run(self._checker, (), feeds, self._output_names, more)
+
     def stream(self, *, batch: int = 1, capacity: int | None = None) -> Stream:
         """Start `batch` sequences that are read chunk by chunk; for models with a KV cache.
 
@@ -390,10 +402,12 @@ class Model:
         inputs: tuple[Any, ...],
         named: Mapping[str, Any],
         names: list[str],
+        more: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        """Check a request, run it, and give the outputs in `names`."""
+        """Check a request, run it with `more` inputs, and give the outputs in `names`."""
         self._refuse_forked()
         request = checker.check(inputs, named)
+        request.feeds.update(more or {})
         try:
             with self._mode():
                 outputs = (
@@ -415,11 +429,11 @@ class Model:
         """Run with bfloat16 as bits, which `InferenceSession.run` cannot pass to or from numpy."""
         ort_value = import_onnxruntime().OrtValue
         values = {}
-        for spec in self._contract.inputs:
-            array = feeds[spec.name]
-            values[spec.name] = (
+        wide = {spec.name for spec in self._contract.inputs if spec.dtype == "bfloat16"}
+        for name, array in feeds.items():
+            values[name] = (
                 ort_value.ortvalue_from_numpy_with_onnx_type(bfloat16.to_bits(array), 16)
-                if spec.dtype == "bfloat16"
+                if name in wide
                 else ort_value.ortvalue_from_numpy(array)
             )
         results = self._session.run_with_ort_values(names, values)

@@ -68,6 +68,7 @@ class Stream:
         self._model = model
         self._capacity = capacity
         self._limit = capacity or limit
+        self._outputs = {spec.name: spec for spec in contract.outputs}
         self._lengths = np.zeros(batch, np.int64)
         self._cache = KVCache(contract, batch, capacity)
         self._binding = Binding(model, self._cache) if model.writes_in_place else None
@@ -82,6 +83,7 @@ class Stream:
         /,
         *inputs: npt.ArrayLike,
         lengths: Sequence[int] | None = None,
+        last_only: bool = False,
         **named: npt.ArrayLike,
     ) -> Array:
         """Read the next positions, with a model of one output.
@@ -90,15 +92,18 @@ class Stream:
             *inputs: Arrays (batch, seq, ...) in the contract's order, the new positions only.
             lengths: How many of the `seq` positions count in each row, the first ones; what stands
                 behind them is padding, and the output there means nothing. None: all.
+            last_only: Give the outputs for the last position that counts of each row only, a
+                sequence of one. A language model then computes no other logits.
             **named: Arrays by the name of the input.
 
         Returns:
-            The output for the new positions.
+            The output for the new positions; of a row without any, with `last_only`, it means
+            nothing.
 
         Raises:
             ValueError: The inputs do not fit, or rows would become longer than the model allows.
         """
-        results = self.run(*inputs, lengths=lengths, **named)
+        results = self.run(*inputs, lengths=lengths, last_only=last_only, **named)
         if len(results) != 1:
             raise ValueError(
                 f"this model has {len(results)} outputs beside its cache ({', '.join(results)}); "
@@ -111,6 +116,7 @@ class Stream:
         /,
         *inputs: npt.ArrayLike,
         lengths: Sequence[int] | None = None,
+        last_only: bool = False,
         **named: npt.ArrayLike,
     ) -> dict[str, Array]:
         """Read the next positions and give every output but the cache by its name.
@@ -128,14 +134,21 @@ class Stream:
         if self._binding is not None:
             is_regular = (new == seq).all() and (seq == 1 or len(new) == 1)
             outputs = self._binding.run(
-                arrays, used=used, seq=seq, in_place=used == 0 or bool(is_regular)
+                arrays,
+                used=used,
+                seq=seq,
+                in_place=used == 0 or bool(is_regular),
+                last_only=last_only,
             )
         else:
-            outputs = self._model.run(**arrays, **self._cache.held(used))
+            held = self._cache.held(used)
+            outputs = self._model.run_step({**arrays, **held}, last_only=last_only)
         self._lengths = after
         self._cache.put(outputs, int(after.max()))
         for pair in contract.cache:
             outputs.pop(pair.present, None)
+        if last_only:
+            outputs = {name: self._last(name, x, new) for name, x in outputs.items()}
         if squeezed:
             outputs = {
                 spec.name: outputs[spec.name].squeeze(axis)
@@ -293,6 +306,21 @@ class Stream:
             axis = spec.axis_of("seq")
             seq = seq if axis is None else array.shape[axis]
         return seq
+
+    def _last(self, name: str, output: Array, new: Array) -> Array:
+        """`output` at the last new position of each row, where the graph has not chosen it."""
+        spec = self._outputs[name]
+        axis, batch = spec.axis_of("seq"), spec.axis_of("batch")
+        if axis is None or name == self._model.contract.last_only:
+            return output
+        places = np.maximum(new - 1, 0)
+        if batch is None:
+            first: Array = np.take(output, places, axis)
+            return first
+        shape = [1] * output.ndim
+        shape[batch] = len(places)
+        chosen: Array = np.take_along_axis(output, places.reshape(shape), axis)
+        return chosen
 
     def _checked_lengths(self, lengths: Sequence[int] | None, seq: int) -> Array:
         """The new positions of each row."""

@@ -17,21 +17,30 @@ from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.numbers import numbers_behind
 from causal_onnx.export.analysis.signature import Sizes
 
-__all__ = ["branch_of", "branch_sizes", "missed_branches"]
+__all__ = ["branch_of", "branch_sizes", "missed_branches", "optional_inputs"]
 
 MAX_LENGTH = 1100
 """Longest length that is followed for the sake of a branch: scores grow with its square."""
 
 
 def missed_branches(analysis: Analysis) -> list[tuple[ir.Node, bool]]:
-    """Each `If` with the branch that no run entered, of those that some run came by."""
+    """Each `If` with the branch that no run entered, of those that some run came by.
+
+    Not of those that an optional input decides: the proof is for the value that it has in the file.
+    """
+    optional = set(optional_inputs(analysis.model))
     found = []
     for node in analysis.model.graph.all_nodes():
-        if node.op_type == "If":
+        if node.op_type == "If" and node.inputs[0] not in optional:
             entered = _entered(node, analysis.runs)
             if len(entered) == 1:
                 found.append((node, not entered.pop()))
     return found
+
+
+def optional_inputs(model: ir.Model) -> list[ir.Value]:
+    """The inputs with a value of their own, which a caller may leave out."""
+    return [value for value in model.graph.inputs if value.is_initializer()]
 
 
 def branch_sizes(analysis: Analysis) -> list[Sizes]:
