@@ -21,7 +21,8 @@ PUBLIC = {
     """,
     "causal_onnx.runtime": """
         Artifact ArtifactError BundleReport CausalOnnxError Choice Constraint Continuation Contract
-        DeviceError DraftModel Limits Model PromptLookup RunError Sampling SelfTestCase
+        DeviceError DraftModel Limits Model PrefixCache PrefixStats PromptLookup RunError Sampling
+        SelfTestCase
         SelfTestReport Speculation Stream TensorSpec Tokenizer UnsafeFileError __version__ load
         read_artifact verify_bundle write_bundle
     """,

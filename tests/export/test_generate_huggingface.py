@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from causal_onnx.runtime import DraftModel, Model, PromptLookup, Sampling
+from causal_onnx.runtime import Continuation, DraftModel, Model, PrefixCache, PromptLookup, Sampling
 from tests.export.quick import quick_export
 from tests.runtime.language import language_model
 from tests.zoo import entry
@@ -103,6 +103,41 @@ def test_guesses_change_no_greedy_token(subject: Subject, penalty: float) -> Non
             if not isinstance(draft, PromptLookup):  # its guesses are right
                 assert told.accepted == told.proposed
                 assert told.model_calls <= 6
+
+
+@pytest.mark.parametrize("capacity", [200, 24])
+def test_prompts_that_begin_alike_share_it(subject: Subject, capacity: int) -> None:
+    """In batches of rows that find beginnings of different lengths, windows among them."""
+    model = subject.model
+    begin = np.random.default_rng(0).integers(3, 67, size=14).tolist()
+    prompts = [[*begin, 5, 9], [*begin[:9], 4], [8], [*begin, 5, 11, 2, 6], begin[:8]]
+    cache = PrefixCache(model, capacity_positions=capacity, block=4)
+    options = {"max_new_tokens": 8, "sampling": Sampling(repetition_penalty=5.0)}
+    expected = [model.generate(prompt, **options) for prompt in prompts]
+    batches = [[0], [1, 2], [3, 4, 0], [0, 1, 2, 3, 4]]
+    if model.contract.mask is None:
+        batches = [[0], [1], [3], [0, 0], [4], [3]]
+    for batch in batches:
+        found = model.generate_batch([prompts[i] for i in batch], prefix_cache=cache, **options)
+        for i, row in zip(batch, found, strict=True):
+            assert row.ids == expected[i].ids
+            np.testing.assert_allclose(row.logprobs, expected[i].logprobs, atol=1e-4)
+    assert cache.stats.hits >= 3
+    assert cache.stats.positions_held <= capacity
+
+
+def test_rows_that_find_much_do_not_push_others_over_the_limit(subject: Subject) -> None:
+    model = subject.model
+    if model.contract.mask is None:
+        pytest.skip("rows have the same length")
+    prompts = [[5, 9] * 18, [4, 7] * 14]
+    cache = PrefixCache(model, capacity_positions=100, block=4)
+    model.generate(prompts[0], max_new_tokens=1, prefix_cache=cache)
+    found = model.generate_batch(prompts, max_new_tokens=3, prefix_cache=cache)
+    assert found == [
+        Continuation(ids=row.ids, logprobs=pytest.approx(row.logprobs, abs=1e-4), finish="length")
+        for row in model.generate_batch(prompts, max_new_tokens=3)
+    ]
 
 
 def test_a_draft_model_of_other_ids_is_refused(subject: Subject) -> None:

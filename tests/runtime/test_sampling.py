@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from causal_onnx.runtime.sampling import Sampling, choose, log_softmax
+from causal_onnx.runtime.sampling import Sampling, choose, log_softmax, probabilities
 
 LOGITS = np.array([2.0, 1.0, 0.0, -1.0, 3.0], np.float32)
 PROBABILITIES = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.float64)).sum()
@@ -62,6 +62,27 @@ def test_random_draws_fit_the_distribution(seed: int) -> None:
 )
 def test_truncation_keeps(sampling: Sampling, kept: set[int]) -> None:
     assert set(np.flatnonzero(drawn(sampling))) == kept
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 8.0])
+def test_the_nucleus_is_the_smallest_set_that_reaches_p(top_p: float, scale: float) -> None:
+    """By a plain sort of all, where `choose` sorts only those that may be in it."""
+    logits = (np.random.default_rng(0).standard_normal(5000) * scale).astype(np.float32)
+    found = probabilities(logits, Sampling(temperature=1.0, top_p=top_p))
+    plain = np.exp(log_softmax(logits))
+    order = np.argsort(-plain)
+    count = int((np.cumsum(plain[order]) < top_p).sum()) + 1
+    assert set(np.flatnonzero(found)) == set(order[:count])
+    kept = plain[order[:count]]
+    np.testing.assert_allclose(found[order[:count]], kept / kept.sum())
+
+
+def test_probabilities_are_what_is_drawn_by() -> None:
+    for sampling in (Sampling(temperature=0.7, top_k=3), Sampling(temperature=2.0, min_p=0.2)):
+        expected = drawn(sampling)
+        np.testing.assert_allclose(probabilities(LOGITS, sampling), expected, atol=1e-3)
+    assert list(probabilities(LOGITS, Sampling())) == [0, 0, 0, 0, 1]
 
 
 def test_equals_of_the_last_kept_stay_together() -> None:

@@ -12,6 +12,7 @@ from causal_onnx.runtime.errors import (
     UnsafeFileError,
 )
 from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
+from causal_onnx.runtime.prefix_cache import PrefixCache, PrefixStats
 from causal_onnx.runtime.row import Continuation, Speculation
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.scan import Limits
@@ -34,6 +35,8 @@ __all__ = [
     "DraftModel",
     "Limits",
     "Model",
+    "PrefixCache",
+    "PrefixStats",
     "PromptLookup",
     "RunError",
     "Sampling",

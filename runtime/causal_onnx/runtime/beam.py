@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.prepare import check_count, make_plan, prompt_ids
-from causal_onnx.runtime.reading import feed, read
-from causal_onnx.runtime.row import Continuation
+from causal_onnx.runtime.reading import feed, start
+from causal_onnx.runtime.row import Continuation, Plan
 from causal_onnx.runtime.sampling import log_softmax
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.prefix_cache import PrefixCache
 
     Array = npt.NDArray[Any]
 
@@ -45,6 +46,7 @@ def beam_search(
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
     stop: Collection[int] = (),
+    prefix_cache: PrefixCache | None = None,
 ) -> list[Continuation]:
     """Search for the continuations with the largest score.
 
@@ -65,6 +67,7 @@ def beam_search(
             when it could not whatever came, judged by the longest length where `length_penalty` is
             above 0.
         stop: Ids that end a continuation, besides those that end a text by the tokenizer's files.
+        prefix_cache: As for `tokens`.
 
     Returns:
         Up to `beams` continuations, the best first.
@@ -84,6 +87,7 @@ def beam_search(
         sampling=None,
         stop=stop,
         constraint=None,
+        prefix_cache=prefix_cache,
         needs_text=isinstance(prompt, str),
     )
     (ids,) = prompt_ids(model, [prompt])
@@ -96,7 +100,7 @@ def beam_search(
         beams=beams,
         length_penalty=length_penalty,
         early_stopping=early_stopping,
-        stop=plan.stop_ids,
+        plan=plan,
     )
     results = []
     for beam in found:
@@ -122,10 +126,10 @@ def _search(
     beams: int,
     length_penalty: float,
     early_stopping: bool | str,
-    stop: frozenset[int],
+    plan: Plan,
 ) -> list[Beam]:
-    stream = model.stream()
-    logits = read(stream, [prompt])
+    stop = plan.stop_ids
+    stream, logits = start(model, [prompt], plan.prefix_cache)
     running = [Beam((), (), 0.0)]
     finished: list[Beam] = []
     # Even if all the best ones end, `beams` are left to go on.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from causal_onnx.runtime.prepare import make_plan, prompt_ids
-from causal_onnx.runtime.reading import feed, read
+from causal_onnx.runtime.reading import feed, start
 from causal_onnx.runtime.row import Continuation, Plan, Row
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.speculate import DraftModel, PromptLookup, Speculator, check_draft
@@ -16,6 +16,7 @@ from causal_onnx.runtime.speculate import DraftModel, PromptLookup, Speculator, 
 if TYPE_CHECKING:
     from causal_onnx.runtime.constraint import Constraint
     from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.prefix_cache import PrefixCache
 
 __all__ = ["generate", "generate_batch", "tokens"]
 
@@ -29,6 +30,7 @@ def tokens(
     stop: Collection[int | str] | str = (),
     seed: int | None = None,
     constraint: Constraint | None = None,
+    prefix_cache: PrefixCache | None = None,
     draft: PromptLookup | DraftModel | Model | None = None,
 ) -> Iterator[Choice]:
     """Continue a prompt, yielding each token as soon as it is chosen.
@@ -47,6 +49,7 @@ def tokens(
         seed: Of the random numbers; the same seed gives the same tokens. None: other ones each
             time.
         constraint: What the continuation must be.
+        prefix_cache: Keeps what was read of this prompt for others that begin alike.
         draft: Guess tokens ahead, by `PromptLookup()` or a smaller model with the same ids, and
             have several judged in one call. Greedy continuations are the same with and without, up
             to the rounding of logits; random ones have the same distribution.
@@ -61,13 +64,14 @@ def tokens(
         sampling=sampling,
         stop=stop,
         constraint=constraint,
+        prefix_cache=prefix_cache,
         needs_text=isinstance(prompt, str),
     )
     (ids,) = prompt_ids(model, [prompt])
     row = Row(ids, plan, _generator(seed, 0))
     if draft is not None:
         return Speculator(model, row, plan, check_draft(model, draft)).tokens()
-    return _tokens(model, row)
+    return _tokens(model, row, plan)
 
 
 def generate(
@@ -79,6 +83,7 @@ def generate(
     stop: Collection[int | str] | str = (),
     seed: int | None = None,
     constraint: Constraint | None = None,
+    prefix_cache: PrefixCache | None = None,
     draft: PromptLookup | DraftModel | Model | None = None,
 ) -> Continuation:
     """Continue a prompt to its end.
@@ -91,6 +96,7 @@ def generate(
         stop: As for `tokens`.
         seed: As for `tokens`.
         constraint: As for `tokens`.
+        prefix_cache: As for `tokens`.
         draft: As for `tokens`; `Continuation.speculation` says what it saved.
 
     Raises:
@@ -103,6 +109,7 @@ def generate(
         sampling=sampling,
         stop=stop,
         constraint=constraint,
+        prefix_cache=prefix_cache,
         needs_text=isinstance(prompt, str),
     )
     (ids,) = prompt_ids(model, [prompt])
@@ -125,6 +132,7 @@ def generate_batch(
     stop: Collection[int | str] | str = (),
     seed: int | None = None,
     constraint: Constraint | None = None,
+    prefix_cache: PrefixCache | None = None,
 ) -> list[Continuation]:
     """Continue several prompts together; rows that have ended leave the batch.
 
@@ -141,6 +149,7 @@ def generate_batch(
         stop: As for `tokens`.
         seed: As for `tokens`.
         constraint: As for `tokens`, for each row.
+        prefix_cache: As for `tokens`.
 
     Returns:
         len(prompts) * n, those of one prompt next to each other.
@@ -159,6 +168,7 @@ def generate_batch(
         sampling=sampling,
         stop=stop,
         constraint=constraint,
+        prefix_cache=prefix_cache,
         needs_text=any(isinstance(prompt, str) for prompt in prompts),
     )
     ids = prompt_ids(model, prompts)
@@ -168,8 +178,7 @@ def generate_batch(
 def _batch(
     model: Model, prompts: Sequence[Sequence[int]], plan: Plan, *, n: int, seed: int | None
 ) -> list[Continuation]:
-    stream = model.stream(batch=len(prompts))
-    logits = read(stream, prompts)
+    stream, logits = start(model, prompts, plan.prefix_cache)
     if n > 1:
         copies = np.repeat(np.arange(len(prompts)), n)
         stream, logits = stream.select(copies.tolist()), logits[copies]
@@ -189,9 +198,8 @@ def _batch(
         logits = feed(stream, np.array([[row.ids[-1]] for row in running], np.int64))[:, -1]
 
 
-def _tokens(model: Model, row: Row) -> Iterator[Choice]:
-    stream = model.stream()
-    logits = read(stream, [row.prompt])
+def _tokens(model: Model, row: Row, plan: Plan) -> Iterator[Choice]:
+    stream, logits = start(model, [row.prompt], plan.prefix_cache)
     limit = model.contract.max_seq_len
     while True:
         choice = row.choose(logits[0], is_last=stream.lengths[0] == limit)

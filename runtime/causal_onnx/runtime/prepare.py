@@ -11,6 +11,7 @@ from causal_onnx.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.prefix_cache import PrefixCache
     from causal_onnx.runtime.text import Tokenizer
 
 __all__ = ["check_model", "make_plan", "prompt_ids", "required_tokenizer", "vocab_size"]
@@ -23,6 +24,7 @@ def make_plan(
     sampling: Sampling | None,
     stop: Collection[int | str] | str,
     constraint: Constraint | None,
+    prefix_cache: PrefixCache | None,
     needs_text: bool,
 ) -> Plan:
     """Check all but the prompts; see `causal_onnx.runtime.generate.tokens`.
@@ -41,6 +43,10 @@ def make_plan(
             "constraint must be a Constraint, such as Constraint.json_schema(...), or None, got "
             f"{constraint!r}"
         )
+    if prefix_cache is not None and getattr(prefix_cache, "model", None) is not model:
+        raise ValueError(
+            f"prefix_cache must be a PrefixCache of this very model, or None, got {prefix_cache!r}"
+        )
     needs_text = needs_text or bool(stop_texts) or constraint is not None
     tokenizer = required_tokenizer(model) if needs_text else _optional_tokenizer(model)
     if tokenizer is not None:
@@ -57,6 +63,7 @@ def make_plan(
         stop_texts=stop_texts,
         tokenizer=tokenizer,
         grammar=grammar,
+        prefix_cache=prefix_cache,
     )
 
 

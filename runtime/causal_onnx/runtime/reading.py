@@ -10,14 +10,26 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.prefix_cache import PrefixCache
     from causal_onnx.runtime.stream import Stream
 
     Array = npt.NDArray[Any]
 
-__all__ = ["CHUNK", "feed", "read"]
+__all__ = ["CHUNK", "Reader", "feed", "read", "start"]
 
 CHUNK = 512
 """Positions of a prompt that are read at once: its logits are held for no more than these."""
+
+
+def start(
+    model: Model, prompts: Sequence[Sequence[int]], prefix_cache: PrefixCache | None
+) -> tuple[Stream, Array]:
+    """A stream that has read the prompts, and the logits (batch, vocab) after each."""
+    if prefix_cache is not None:
+        return prefix_cache.read(prompts)
+    stream = model.stream(batch=len(prompts))
+    return stream, read(stream, prompts)
 
 
 def read(stream: Stream, prompts: Sequence[Sequence[int]]) -> Array:
@@ -25,21 +37,49 @@ def read(stream: Stream, prompts: Sequence[Sequence[int]]) -> Array:
 
     Every prompt holds at least one id.
     """
-    lengths = np.array([len(prompt) for prompt in prompts])
-    ids = np.zeros((len(prompts), int(lengths.max())), np.int64)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt)] = prompt
-    last: Array | None = None
-    for start in range(0, ids.shape[1], CHUNK):
-        chunk = ids[:, start : start + CHUNK]
+    reader = Reader(stream, prompts)
+    while reader.is_going:
+        reader.step(CHUNK)
+    return reader.logits
+
+
+class Reader:
+    """Reads prompts, one per row, in steps."""
+
+    def __init__(self, stream: Stream, prompts: Sequence[Sequence[int]]) -> None:
+        """Every prompt holds at least one id."""
+        self._stream = stream
+        self._lengths = np.array([len(prompt) for prompt in prompts])
+        self._ids = np.zeros((len(prompts), int(self._lengths.max())), np.int64)
+        for row, prompt in enumerate(prompts):
+            self._ids[row, : len(prompt)] = prompt
+        self._start = 0
+        self._logits: Array | None = None
+
+    @property
+    def is_going(self) -> bool:
+        """Whether something is left to read."""
+        return self._start < self._ids.shape[1]
+
+    @property
+    def logits(self) -> Array:
+        """(batch, vocab), after each prompt, once all are read."""
+        assert self._logits is not None
+        return self._logits
+
+    def step(self, count: int) -> None:
+        """Read up to `count` positions more."""
+        start, lengths = self._start, self._lengths
+        chunk = self._ids[:, start : start + count]
         new = np.clip(lengths - start, 0, chunk.shape[1])
         # A cache without a mask has rows of one length, and takes no word about it.
-        logits = feed(stream, chunk, None if (new == chunk.shape[1]).all() else new.tolist())
+        is_full = (new == chunk.shape[1]).all()
+        logits = feed(self._stream, chunk, None if is_full else new.tolist())
         ending = (lengths > start) & (lengths <= start + chunk.shape[1])
-        here = logits[np.arange(len(prompts)), np.maximum(new - 1, 0)]
-        last = here if last is None else np.where(ending[:, None], here, last)
-    assert last is not None
-    return last
+        here = logits[np.arange(len(lengths)), np.maximum(new - 1, 0)]
+        before = self._logits
+        self._logits = here if before is None else np.where(ending[:, None], here, before)
+        self._start += chunk.shape[1]
 
 
 def feed(stream: Stream, ids: Array, lengths: Sequence[int] | None = None) -> Array:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.sampling import Choice, Sampling, choose, log_softmax, probabilities
+from causal_onnx.runtime.sampling import Choice, Sampling, choose, logprob_of, probabilities
 from causal_onnx.runtime.writing import TextWriter
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.constraint import Grammar
+    from causal_onnx.runtime.prefix_cache import PrefixCache
     from causal_onnx.runtime.text import Tokenizer
 
     Array = npt.NDArray[Any]
@@ -66,6 +67,7 @@ class Plan:
     stop_texts: tuple[str, ...] = ()
     tokenizer: Tokenizer | None = None
     grammar: Grammar | None = None
+    prefix_cache: PrefixCache | None = None
 
 
 class Row:
@@ -111,7 +113,7 @@ class Row:
 
     def add(self, token: int, logits: Array, *, is_last: bool) -> Choice:
         """Go on with a token that was drawn from `distribution(logits)`."""
-        return self._add(Choice(token, float(log_softmax(logits)[token])), is_last)
+        return self._add(Choice(token, logprob_of(token, logits)), is_last)
 
     def continuation(self, speculation: Speculation | None = None) -> Continuation:
         """The result, once `finish` is set."""

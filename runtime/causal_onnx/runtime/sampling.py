@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Choice", "Sampling", "choose", "draw", "log_softmax", "probabilities"]
+__all__ = ["Choice", "Sampling", "choose", "draw", "log_softmax", "logprob_of", "probabilities"]
 
 Array = npt.NDArray[Any]
 
@@ -116,12 +116,18 @@ def choose(
         ValueError: A shape does not fit, the logits hold NaN, or nothing is allowed.
     """
     scores = _scores(logits, sampling, prompt, continuation, allowed)
-    model = log_softmax(logits)
     if sampling.is_greedy:
-        best = int(scores.argmax())
-        return Choice(best, float(model[best]))
-    drawn = draw(_truncated(scores / sampling.temperature, sampling), uniform)
-    return Choice(drawn, float(model[drawn]))
+        chosen = int(scores.argmax())
+    else:
+        ids, weights = _truncated(scores / sampling.temperature, sampling)
+        chosen = int(ids[draw(weights, uniform)])
+    return Choice(chosen, logprob_of(chosen, logits))
+
+
+def logprob_of(token: int, logits: Array) -> float:
+    """log(softmax(logits))[token], of logits (vocab,), in float64."""
+    top = float(_top(logits)[0])
+    return float(logits[token]) - top - math.log(np.exp(logits.astype(np.float64) - top).sum())
 
 
 def probabilities(
@@ -148,12 +154,13 @@ def probabilities(
         ValueError: As for `choose`.
     """
     scores = _scores(logits, sampling, prompt, continuation, allowed)
+    result = np.zeros(len(scores))
     if sampling.is_greedy:
-        weights = np.zeros(len(scores))
-        weights[scores.argmax()] = 1.0
+        result[scores.argmax()] = 1.0
     else:
-        weights = _truncated(scores / sampling.temperature, sampling)
-    return np.asarray(weights / weights.sum())
+        ids, weights = _truncated(scores / sampling.temperature, sampling)
+        result[ids] = weights / weights.sum()
+    return result
 
 
 def draw(weights: Array, uniform: float) -> int:
@@ -222,19 +229,25 @@ def _adjusted(
     return scores
 
 
-def _truncated(scores: Array, sampling: Sampling) -> Array:
-    """The weights to draw by, 0 for what is cut off; they need not sum to 1."""
+def _truncated(scores: Array, sampling: Sampling) -> tuple[Array, Array]:
+    """The ids that are not cut off, and the weights to draw them by, which need not sum to 1."""
+    least = -np.inf
     if sampling.top_k is not None and sampling.top_k < len(scores):
         # Those that equal the k-th stay too: which of equals is cut must not depend on the sort.
-        kth = np.partition(scores, -sampling.top_k)[-sampling.top_k]
-        scores = np.where(scores >= kth, scores, -np.inf)
-    weights: Array = np.exp(scores - scores.max())
+        least = np.partition(scores, -sampling.top_k)[-sampling.top_k]
+    ids = np.flatnonzero((scores >= least) & (scores > -np.inf))
+    weights: Array = np.exp(scores[ids] - scores.max())
     if sampling.top_p is not None and sampling.top_p < 1:
-        order = np.argsort(-weights, kind="stable")
-        cumulative = np.cumsum(weights[order])
+        total = weights.sum()
+        # Of n ids, those less likely than (1 - p) / n are less than 1 - p together: the others
+        # reach p without them. So only those are sorted, which are few of a large vocabulary.
+        likely = np.flatnonzero(weights >= (1 - sampling.top_p) * total / len(weights))
+        order = likely[np.argsort(-weights[likely], kind="stable")]
         # The id that crosses the threshold stays.
-        count = int(np.searchsorted(cumulative, sampling.top_p * cumulative[-1])) + 1
-        weights[order[count:]] = 0.0
+        count = int(np.searchsorted(np.cumsum(weights[order]), sampling.top_p * total)) + 1
+        kept = np.sort(order[:count])
+        ids, weights = ids[kept], weights[kept]
     if sampling.min_p is not None:
-        weights[weights < sampling.min_p] = 0.0  # the largest weight is 1
-    return weights
+        kept = np.flatnonzero(weights >= sampling.min_p)  # the largest weight is 1
+        ids, weights = ids[kept], weights[kept]
+    return ids, weights

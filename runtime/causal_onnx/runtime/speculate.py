@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from causal_onnx.runtime.prepare import check_count, check_model, vocab_size
-from causal_onnx.runtime.reading import feed, read
+from causal_onnx.runtime.reading import feed, read, start
 from causal_onnx.runtime.row import Plan, Row, Speculation
 from causal_onnx.runtime.sampling import Choice, draw, probabilities
 
@@ -85,7 +85,7 @@ class Speculator:
     """
 
     def __init__(self, model: Model, row: Row, plan: Plan, draft: Draft) -> None:
-        self._model, self._row = model, row
+        self._model, self._row, self._plan = model, row, plan
         self._guesser: Guesser = (
             _LookupGuesser(draft)
             if isinstance(draft, PromptLookup)
@@ -107,9 +107,8 @@ class Speculator:
     def tokens(self) -> Iterator[Choice]:
         """Choose token after token to the end of the row."""
         row, limit = self._row, self._model.contract.max_seq_len
-        stream = self._model.stream()
+        stream, logits = start(self._model, [row.prompt], self._plan.prefix_cache)
         can_rewind = _can_rewind(self._model)
-        logits = read(stream, [row.prompt])
         yield row.choose(logits[0], is_last=len(row.prompt) == limit)
         unread = row.ids[-1:]
         while row.finish is None:

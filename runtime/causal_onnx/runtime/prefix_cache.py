@@ -1,0 +1,223 @@
+"""Keep what a model has read of prompts, for prompts that begin alike."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from causal_onnx.runtime import blocks
+from causal_onnx.runtime.prepare import check_count, check_model
+from causal_onnx.runtime.reading import CHUNK, Reader
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.stream import Stream
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["PrefixCache", "PrefixStats"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrefixStats:
+    """What a prefix cache has been good for, and what it holds."""
+
+    prompts: int
+    """That were read."""
+    hits: int
+    """Of them, those whose beginning was there."""
+    positions_asked: int
+    """Of all prompts."""
+    positions_found: int
+    """Of them, those that needed no reading."""
+    positions_held: int
+    """A beginning that prompts share counts once."""
+    bytes_held: int
+    evicted: int
+    """Positions that made way for others."""
+
+
+@dataclass(eq=False, slots=True)
+class _Node:
+    """A block of positions after those of its parents."""
+
+    key: tuple[int, ...]
+    parent: _Node | None
+    block: blocks.Block
+    children: dict[tuple[int, ...], _Node] = field(default_factory=dict)
+
+
+class PrefixCache:
+    """Keys and values of the beginnings of prompts, to be used by any number of calls.
+
+    Prompts are kept in blocks of positions, as a tree: those that begin alike share the blocks of
+    their common beginning. A prompt takes over all blocks that it begins with, and only the rest
+    of it is read. Continuations are the same with and without, up to the rounding of logits.
+
+        cache = PrefixCache(model, capacity_positions=100_000)
+        model.generate(system + question, max_new_tokens=100, prefix_cache=cache)
+
+    Where some of the model's attention sees a window only, prompts are read block by block, which
+    is slower for the first of them. It may be used by several threads at once.
+    """
+
+    def __init__(self, model: Model, *, capacity_positions: int, block: int = 32) -> None:
+        """Start empty.
+
+        Args:
+            model: A language model with a cache; see `causal_onnx.runtime.generate.tokens`.
+            capacity_positions: The most positions to hold; beyond it those go that were not used
+                for the longest time.
+            block: Positions of a block: beginnings are shared in multiples of it.
+
+        Raises:
+            ValueError: The model is no language model with a cache, or a number does not fit.
+        """
+        check_model(model)
+        check_count("capacity_positions", capacity_positions)
+        check_count("block", block)
+        if capacity_positions < block:
+            raise ValueError(
+                f"capacity_positions ({capacity_positions}) must be at least block ({block})"
+            )
+        self.model = model
+        self._capacity, self._block = capacity_positions, block
+        self._root = _Node((), None, {})
+        # In the order of use. Whoever uses a node uses its parents after it, so that the first has
+        # no children.
+        self._nodes: OrderedDict[_Node, None] = OrderedDict()
+        self._lock = threading.Lock()
+        self._prompts = self._hits = self._asked = self._found = self._evicted = self._bytes = 0
+
+    @property
+    def stats(self) -> PrefixStats:
+        """What it has been good for so far."""
+        with self._lock:
+            return PrefixStats(
+                prompts=self._prompts,
+                hits=self._hits,
+                positions_asked=self._asked,
+                positions_found=self._found,
+                positions_held=len(self._nodes) * self._block,
+                bytes_held=self._bytes,
+                evicted=self._evicted,
+            )
+
+    def clear(self) -> None:
+        """Forget all prompts; the statistics stay."""
+        with self._lock:
+            self._root.children.clear()
+            self._nodes.clear()
+            self._bytes = 0
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[Stream, Array]:
+        """A stream that has read the prompts, and the logits (batch, vocab) after each.
+
+        Args:
+            prompts: One per row, each of at least one id.
+        """
+        model, size = self.model, self._block
+        with self._lock:
+            paths = [self._walk(prompt) for prompt in prompts]
+            paths = self._together(prompts, paths)
+            self._prompts += len(prompts)
+            self._hits += sum(bool(path) for path in paths)
+            self._asked += sum(len(prompt) for prompt in prompts)
+            self._found += sum(len(path) * size for path in paths)
+        known = [[node.block for node in path] for path in paths]
+        stream = blocks.join(model, known, size) if any(paths) else model.stream(batch=len(prompts))
+        has_window = blocks.has_window(model.contract)
+        rest = [prompt[n:] for prompt, n in zip(prompts, stream.lengths, strict=True)]
+        reader = Reader(stream, rest)
+        # What a window has left behind is gone: it is copied at the end of each block.
+        windows: list[list[blocks.Block]] = [[] for _ in prompts]
+        while reader.is_going:
+            reader.step(size if has_window else CHUNK)
+            for row, prompt in enumerate(prompts):
+                done = len(known[row]) + len(windows[row]) + 1
+                if has_window and stream.lengths[row] == done * size <= len(prompt):
+                    windows[row].append(blocks.windows(model, stream, row))
+        with self._lock:
+            for row, prompt in enumerate(prompts):
+                self._insert(stream, row, prompt, windows[row], len(known[row]))
+        return stream, reader.logits
+
+    def _walk(self, prompt: Sequence[int]) -> list[_Node]:
+        """The blocks that a prompt begins with; at least one id is left to read."""
+        path, node = [], self._root
+        for start in range(0, len(prompt) - self._block, self._block):
+            child = node.children.get(self._key(prompt, start))
+            if child is None:
+                break
+            path.append(child)
+            node = child
+        self._use(path)
+        return path
+
+    def _together(
+        self, prompts: Sequence[Sequence[int]], paths: list[list[_Node]]
+    ) -> list[list[_Node]]:
+        """Of the blocks of each prompt those with which all can be read in one batch."""
+        limit, size = self.model.contract.max_seq_len, self._block
+        lengths = [len(path) * size for path in paths]
+        rest = max(len(prompt) - n for prompt, n in zip(prompts, lengths, strict=True))
+        # The rests are padded to one another, and padding takes positions too.
+        is_too_long = limit is not None and max(lengths) + rest > limit
+        if self.model.contract.mask is None or is_too_long:
+            fewest = min(len(path) for path in paths)
+            return [path[:fewest] for path in paths]
+        return paths
+
+    def _insert(
+        self,
+        stream: Stream,
+        row: int,
+        prompt: Sequence[int],
+        windows: Sequence[blocks.Block],
+        first_window: int,
+    ) -> None:
+        """Keep the whole blocks of a prompt that a row has read."""
+        path: list[_Node] = []
+        node = self._root
+        for index in range(len(prompt) // self._block):
+            start = index * self._block
+            key = self._key(prompt, start)
+            child = node.children.get(key)
+            if child is None:
+                if index < first_window:
+                    return  # evicted meanwhile, by another thread
+                if not self._make_room(path):
+                    return
+                block = dict(blocks.cut(self.model, stream, row, start, start + self._block))
+                if windows:
+                    block |= windows[index - first_window]
+                child = node.children[key] = _Node(key, node, block)
+                self._nodes[child] = None
+                self._bytes += sum(array.nbytes for array in block.values())
+            path.append(child)
+            self._use(path)
+            node = child
+
+    def _make_room(self, kept: Sequence[_Node]) -> bool:
+        """Evict what was not used for the longest time; whether there is room for a block."""
+        while (len(self._nodes) + 1) * self._block > self._capacity:
+            oldest = next(iter(self._nodes))
+            if oldest in kept:
+                return False
+            assert oldest.parent is not None
+            del oldest.parent.children[oldest.key], self._nodes[oldest]
+            self._bytes -= sum(array.nbytes for array in oldest.block.values())
+            self._evicted += self._block
+        return True
+
+    def _use(self, path: Sequence[_Node]) -> None:
+        for node in reversed(path):
+            self._nodes.move_to_end(node)
+
+    def _key(self, prompt: Sequence[int], start: int) -> tuple[int, ...]:
+        return tuple(int(token) for token in prompt[start : start + self._block])
