@@ -74,6 +74,10 @@ examples: setup  ## Export bundles, run the clients of every language on them; p
 zoo: setup  ## Every module of tests/zoo through export and attest; writes docs/zoo.md
 	@$(BIN)/python -m tools.zoo
 
+.PHONY: fuzz
+fuzz: setup  ## 20,000 mutated files through load, in a process with limits; figures in docs/safety.md
+	@$(BIN)/python -m tools.fuzz --files 20000
+
 .PHONY: lock
 lock: setup  ## Resolve requirements*.in into the lock files (the only target that changes pins)
 	@$(BIN)/python tools/lock.py

@@ -265,7 +265,15 @@ REFUSED = {
     ),
     "a size in an attribute": (
         model(node("MaxPool", ["x"], ["z"], ints("kernel_shape", 1 << 50))),
-        "the attribute 'kernel_shape' has a size beyond",
+        r"the attribute 'kernel_shape' is \[1125899906842624\], beyond 32 bits",
+    ),
+    "no heads": (
+        model(
+            node(
+                "GroupQueryAttention", ["x"], ["z"], integer("num_heads", 0), domain="com.microsoft"
+            )
+        ),
+        r"the attribute 'num_heads' is \[0\], expected 1 or more",
     ),
     "negative size of an input": (
         model(in_graph=field(13, value("v", -1 % (1 << 64)))),

@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     build_corpus(PLACE / "corpus", _tell)
     started = time.monotonic()
     counts: collections.Counter[str] = collections.Counter()
-    changes: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     with tempfile.TemporaryDirectory(prefix="causal-onnx-fuzz-") as folder:
         check_detector(PLACE / "corpus", Path(folder) / "check")
         for answer in answers(args.first, args.files, Path(folder), limit_s=args.limit):
             outcome = "read outside" if answer["read_outside"] else answer["outcome"]
             counts[outcome] += 1
-            for change in answer.get("changes", "").split("+"):
-                changes[change][outcome] += 1
             if args.verbose:
                 print(answer)
             if outcome in DEFECTS:
@@ -65,13 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_detector(corpus: Path, scratch: Path) -> None:
     """Load, as trusted, a file that reads the secret by its hard link: it must be noticed."""
-    fuzzer = Fuzzer(corpus, scratch)
-    noticed = fuzzer.read_the_secret()
-    if not noticed:
+    if not Fuzzer(corpus, scratch).read_the_secret():
         raise SystemExit("error: a read of the secret file was not noticed; inotify does not work")
 
 
-def answers(first: int, count: int, folder: Path, *, limit_s: float) -> Any:
+def answers(first: int, count: int, folder: Path, *, limit_s: float) -> Iterator[dict[str, Any]]:
     """What came of each seed, in order."""
     child: Child | None = None
     try:

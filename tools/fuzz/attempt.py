@@ -41,8 +41,9 @@ LIMITS = Limits(max_value_elements=1 << 24)
 
 def attempt_model(path: Path) -> tuple[str, str]:
     """The outcome of loading and running the model, and what was said."""
+    contract = _contract_for(path)
     try:
-        model = load(path, threads=1, limits=LIMITS, contract=_contract_for(path))
+        model = load(path, threads=1, limits=LIMITS, contract=contract)
     except UnsafeFileError as error:
         return "scan", str(error)
     except ArtifactError as error:

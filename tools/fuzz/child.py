@@ -24,20 +24,23 @@ START_S = 60.0
 class Child:
     """One process of `tools.fuzz.worker`."""
 
-    def __init__(self, corpus: Path, scratch: Path, *, limit_s: float) -> None:
+    def __init__(
+        self, corpus: Path, scratch: Path, *, limit_s: float, module: str = "tools.fuzz.worker"
+    ) -> None:
         """Start it.
 
         Args:
             corpus: What is mutated.
             scratch: A folder of its own.
             limit_s: Wall-clock time of one file; the worker limits its processor time besides.
+            module: What the process runs.
         """
         self._limit_s = limit_s
         self._log = scratch / "worker.log"
         self.answered = 0
         with self._log.open("w") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tools.fuzz.worker", str(corpus), str(scratch)],
+                [sys.executable, "-m", module, str(corpus), str(scratch)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -6,11 +6,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import onnx
+import torch
+
+from causal_onnx.export import export
+from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_gpt2_config, tiny_llama_config
+from causal_onnx.runtime import load
+
 __all__ = ["build_corpus"]
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
 
 
 def build_corpus(folder: Path, tell: Callable[[str], None]) -> None:
@@ -30,11 +36,6 @@ def build_corpus(folder: Path, tell: Callable[[str], None]) -> None:
 
 
 def _export(folder: Path, tell: Callable[[str], None]) -> None:
-    import torch
-
-    from causal_onnx.export import export
-    from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_gpt2_config, tiny_llama_config
-
     torch.manual_seed(0)
     head = CausalMechanismV1(dim_in=8, dim_out=8, context_length=128).eval()
     for target in ("ort", "portable", "tiled"):
@@ -58,8 +59,6 @@ def _export(folder: Path, tell: Callable[[str], None]) -> None:
 
 def _move_weights_out(source: Path, target: Path) -> None:
     """The same model with its weights in a file beside it, as those over 2 GB have them."""
-    import onnx
-
     onnx.save(
         onnx.load(source),
         target,
@@ -70,10 +69,6 @@ def _move_weights_out(source: Path, target: Path) -> None:
 
 
 def _save_streams(folder: Path) -> None:
-    import numpy as np
-
-    from causal_onnx.runtime import load
-
     for path in sorted(folder.glob("*cached*.onnx")):
         model = load(path, threads=1)
         if model.contract.cache and model.contract.inputs[0].dtype == "int64":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import defaultdict
 from collections.abc import Callable
@@ -49,10 +50,8 @@ class Layout:
     def of(cls, content: bytes) -> Layout:
         """The fields up to the first damage."""
         layout = cls()
-        try:
+        with contextlib.suppress(WireError):
             layout._add(Source(BytesIO(content)), "model", 0, len(content), ())
-        except WireError:
-            pass
         return layout
 
     def _add(
@@ -65,7 +64,14 @@ class Layout:
             if spec is not None and self.count < MOST:
                 payload = value if wire_type else begun + len(varint(number << 3))
                 place = Place(
-                    (message, spec.name), spec.kind, number, wire_type, begun, payload, after, parents
+                    (message, spec.name),
+                    spec.kind,
+                    number,
+                    wire_type,
+                    begun,
+                    payload,
+                    after,
+                    parents,
                 )
                 self.places[place.field].append(place)
                 self.count += 1

@@ -23,11 +23,21 @@ NUMBERS = (
 OPERATORS = (
     "If", "Loop", "Scan", "SequenceMap", "Expand", "ConstantOfShape", "Tile", "Range", "Pad",
     "Resize", "Attention", "GroupQueryAttention", "MatMulNBits", "MultiHeadAttention", "Einsum",
-    "Reshape", "Transpose", "Slice", "Gather", "Split", "Concat", "Constant", "EPContext", "Softmax",
-    "LSTM", "TopK", "CumSum", "NonZero", "RotaryEmbedding", "SkipLayerNormalization", "Conv",
+    "Reshape", "Transpose", "Slice", "Gather", "Split", "Concat", "Constant", "EPContext", "Conv",
+    "LSTM", "TopK", "CumSum", "NonZero", "RotaryEmbedding", "SkipLayerNormalization", "Softmax",
 )  # fmt: skip
 
-TEXTS = (b"", b"x", b"batch", b"com.microsoft", b"ai.onnx.ml", b"\xff", b"a" * 300, b"%s%n", b"../x")
+TEXTS = (
+    b"",
+    b"x",
+    b"batch",
+    b"com.microsoft",
+    b"ai.onnx.ml",
+    b"\xff",
+    b"a" * 300,
+    b"%s%n",
+    b"../x",
+)
 
 LOCATIONS = (
     b"../secret.data", b"link.data", b"hard.data", b"./../secret.data", b"m.onnx", b"..", b"",
@@ -86,9 +96,7 @@ def change_bytes(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def _bytes(
-    content: bytes, layout: Layout, others: Sequence[Base], rng: random.Random
-) -> bytes:
+def _bytes(content: bytes, layout: Layout, others: Sequence[Base], rng: random.Random) -> bytes:
     return change_bytes(content, rng)
 
 
@@ -268,4 +276,3 @@ _MODEL: dict[str, tuple[Mutation, float]] = {
     "metadata": (_metadata, 3),
 }
 """Name -> (what it does, how often)."""
-

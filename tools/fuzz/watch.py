@@ -1,7 +1,7 @@
 """Know from the kernel whether a file was opened, by whatever thread, through whatever link.
 
-Linux's inotify watches the inode: a hard link or a symbolic link to the file counts too, and so does
-C++ code that Python's audit hooks do not see.
+Linux's inotify watches the inode: a hard link or a symbolic link to the file counts too, and so
+does C++ code that Python's audit hooks do not see.
 """
 
 from __future__ import annotations

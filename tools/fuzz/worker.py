@@ -7,7 +7,6 @@ JSON. What a seed makes is the same everywhere.
 from __future__ import annotations
 
 import faulthandler
-import hashlib
 import json
 import os
 import random
@@ -18,12 +17,13 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-
-from causal_onnx.runtime import Model, load
 from tools.fuzz.attempt import attempt_model, attempt_stream
 from tools.fuzz.layout import Layout, length_delimited
-from tools.fuzz.mutate import Base, change_bytes, mutate_model
+from tools.fuzz.mutate import Base, mutate_model
+from tools.fuzz.streams import change_stream
 from tools.fuzz.watch import Watch
+
+from causal_onnx.runtime import Model, load
 
 __all__ = ["MEMORY_BYTES", "Fuzzer", "main"]
 
@@ -42,7 +42,7 @@ class Fuzzer:
 
     def __init__(self, corpus: Path, scratch: Path) -> None:
         self._bases = [_base(path) for path in sorted(corpus.glob("*.onnx"))]
-        self._streams = [path for path in sorted(corpus.glob("*.stream"))]
+        self._streams = sorted(corpus.glob("*.stream"))
         self._models: dict[str, Model] = {}
         self._corpus = corpus
         self.folder = scratch / "model"
@@ -67,7 +67,7 @@ class Fuzzer:
         rng = random.Random(seed)
         if rng.random() < STREAMS and self._streams:
             path = rng.choice(self._streams)
-            return path.stem, _change_stream(path.read_bytes(), rng), "stream", "stream"
+            return (path.stem, *change_stream(path.read_bytes(), rng), "stream")
         base = rng.choice(self._bases)
         content, changes = mutate_model(base, self._bases, rng)
         return base.name, content, changes, "model"
@@ -111,22 +111,6 @@ class Fuzzer:
 def _base(path: Path) -> Base:
     content = path.read_bytes()
     return Base(path.stem, content, Layout.of(content))
-
-
-def _change_stream(content: bytes, rng: random.Random) -> bytes:
-    """A saved stream: its bytes changed, and half of the time its hash made right again."""
-    head, _, payload = content.partition(b"\n")
-    if rng.random() < 0.3:
-        return change_bytes(content, rng)
-    changed = change_bytes(payload, rng)
-    if rng.random() < 0.3:
-        # The arrays are stored uncompressed, with their headers as text.
-        for old, new in ((b"'<f4'", b"'<i4'"), (b"'<f4'", b"'|O8'"), (b"(2, ", b"(9, ")):
-            if rng.random() < 0.5:
-                changed = payload.replace(old, new, rng.choice((1, 2, 100)))
-    document = json.loads(head)
-    document["sha256"] = hashlib.sha256(changed).hexdigest()
-    return json.dumps(document).encode() + b"\n" + changed
 
 
 def main(corpus: str, scratch: str) -> None:

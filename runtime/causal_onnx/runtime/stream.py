@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from causal_onnx.runtime.binding import Binding
-from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.kv_cache import KVCache
+from causal_onnx.runtime.saved import read_saved, write_saved
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -25,9 +21,6 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
 
 __all__ = ["Stream"]
-
-SAVED_FORMAT = 1
-"""Version of the files that `Stream.save` writes."""
 
 
 class Stream:
@@ -215,22 +208,8 @@ class Stream:
 
         The file is written whole or not at all, and carries a hash of its content.
         """
-        content = io.BytesIO()
         held = self._cache.held(int(self._lengths.max()))
-        np.savez(content, lengths=self._lengths, **held)  # type: ignore[arg-type]
-        payload = content.getvalue()
-        head = {
-            "format": SAVED_FORMAT,
-            "contract": _fingerprint(self._model.contract),
-            "sha256": hashlib.sha256(payload).hexdigest(),
-        }
-        target = Path(path)
-        draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            draft.write_bytes(json.dumps(head).encode() + b"\n" + payload)
-            draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_saved(path, self._model.contract, self._lengths, held)
 
     @classmethod
     def restore(cls, model: Model, path: str | os.PathLike[str]) -> Stream:
@@ -240,24 +219,9 @@ class Stream:
             FileNotFoundError: There is no such file.
             ArtifactError: The file is damaged, no saved stream, or of another model.
         """
-        data = Path(path).read_bytes()
-        first, _, payload = data.partition(b"\n")
-        try:
-            head = json.loads(first)
-            version, contract, digest = head["format"], head["contract"], head["sha256"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ArtifactError(f"{path} is no saved stream") from error
-        if version != SAVED_FORMAT:
-            raise ArtifactError(
-                f"{path} is of format {version!r}, this version of causal-onnx reads {SAVED_FORMAT}"
-            )
-        if digest != hashlib.sha256(payload).hexdigest():
-            raise ArtifactError(f"{path} is damaged: its content does not have the hash it states")
-        if contract != _fingerprint(model.contract):
-            raise ArtifactError(f"{path} was saved with a model of another contract than {model!r}")
-        with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
-            found = dict(arrays)
-        lengths = found.pop("lengths")
+        if not model.contract.cache:
+            raise ArtifactError(f"{model!r} has no cache, so it takes up no saved stream")
+        lengths, found = read_saved(path, model.contract, model=repr(model))
         stream = cls(model, batch=len(lengths))
         stream._take(lengths, found)
         return stream
@@ -353,10 +317,6 @@ class Stream:
         past = np.arange(int(self._lengths.max()))[None, :] < self._lengths[:, None]
         now = np.arange(seq)[None, :] < new[:, None]
         return np.concatenate([past, now], axis=1).astype(np.int64)
-
-
-def _fingerprint(contract: Contract) -> str:
-    return hashlib.sha256(contract.to_json().encode()).hexdigest()
 
 
 def _listed(numbers: Array) -> str:

@@ -21,14 +21,16 @@ _FIELDS = {
 }  # fmt: skip
 """AttributeProto.AttributeType -> the field that holds it."""
 
-_SIZES = frozenset(
+_AT_LEAST_ONE = frozenset(
     {
-        "shape", "output_shape", "pads", "strides", "dilations", "kernel_shape", "output_padding",
-        "hidden_size",
+        "num_heads", "kv_num_heads", "q_num_heads", "block_size", "bits", "blocksize", "group",
+        "num_groups", "strides", "dilations", "kernel_shape",
     }
 )  # fmt: skip
-MAX_ATTRIBUTE = 1 << 24
-"""Of sizes in attributes."""
+"""onnxruntime divides by them; 0 ends the process (SIGFPE)."""
+
+_ANY_SIZE = frozenset({"value_int", "value_ints", "starts", "ends", "value", "seed"})
+"""Numbers that onnxruntime keeps in 64 bits. Of others it takes the lower 32: 2^32 becomes 0."""
 
 
 def check_attribute(attribute: Message, where: str) -> None:
@@ -48,10 +50,12 @@ def check_attribute(attribute: Message, where: str) -> None:
         raise Refused(f"{where}: the attribute {key!r} of type {kind} is empty")
     if kind == 10:
         raise Refused(f"{where}: the attribute {key!r} is a list of graphs")
-    if key in _SIZES:
-        sizes = [attribute["i"]] if "i" in attribute else attribute.get("ints", Numbers()).first
-        if any(abs(size) > MAX_ATTRIBUTE for size in sizes):
-            raise Refused(f"{where}: the attribute {key!r} has a size beyond {MAX_ATTRIBUTE}")
+    sizes = [attribute["i"]] if "i" in attribute else attribute.get("ints", Numbers()).first
+    if key not in _ANY_SIZE and any(abs(size) >= 1 << 31 for size in sizes):
+        raise Refused(f"{where}: the attribute {key!r} is {sizes}, beyond 32 bits")
+    # Of an attribute without a field, the number is 0.
+    if key in _AT_LEAST_ONE and (not sizes or min(sizes) < 1):
+        raise Refused(f"{where}: the attribute {key!r} is {sizes or 0}, expected 1 or more")
 
 
 def check_value(value: Message, key: str) -> None:

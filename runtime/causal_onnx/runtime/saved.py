@@ -1,0 +1,187 @@
+"""Streams on disk: one line of JSON with a hash, and an uncompressed .npz of lengths and cache.
+
+What is read back is checked to be what a stream of the contract can hold, array by array and before
+its memory is taken: a hash finds damage, but whoever writes a file on purpose can write it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.runtime.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["read_saved", "write_saved"]
+
+SAVED_FORMAT = 1
+"""Version of the files."""
+
+_DAMAGE = (
+    zipfile.BadZipFile,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+)
+"""What zipfile and numpy raise on damaged content; NotImplementedError is a RuntimeError."""
+
+
+def write_saved(
+    path: str | os.PathLike[str], contract: Contract, lengths: Array, held: Mapping[str, Array]
+) -> None:
+    """Write the state of a stream, whole or not at all.
+
+    Args:
+        path: The file.
+        contract: Of the stream's model.
+        lengths: (batch,) int64, positions of each row.
+        held: Name of the past -> its used slots.
+    """
+    content = io.BytesIO()
+    np.savez(content, lengths=lengths, **held)  # type: ignore[arg-type]
+    payload = content.getvalue()
+    head = {
+        "format": SAVED_FORMAT,
+        "contract": _fingerprint(contract),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+    }
+    target = Path(path)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        draft.write_bytes(json.dumps(head).encode() + b"\n" + payload)
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_saved(
+    path: str | os.PathLike[str], contract: Contract, *, model: str
+) -> tuple[Array, dict[str, Array]]:
+    """Read what `write_saved` wrote: lengths, and the past by name.
+
+    Args:
+        path: The file.
+        contract: Of the model that takes the stream up.
+        model: How messages call that.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ArtifactError: The file is damaged, no saved stream, of another contract, or holds what no
+            stream of that contract can hold.
+    """
+    data = Path(path).read_bytes()
+    first, _, payload = data.partition(b"\n")
+    try:
+        head = json.loads(first)
+        version, fingerprint, digest = head["format"], head["contract"], head["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"{path} is no saved stream") from error
+    if version != SAVED_FORMAT:
+        raise ArtifactError(
+            f"{path} is of format {version!r}, this version of causal-onnx reads {SAVED_FORMAT}"
+        )
+    if digest != hashlib.sha256(payload).hexdigest():
+        raise ArtifactError(f"{path} is damaged: its content does not have the hash it states")
+    if fingerprint != _fingerprint(contract):
+        raise ArtifactError(f"{path} was saved with a model of another contract than {model}")
+    try:
+        with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+            return _read(archive, contract)
+    except _DAMAGE as error:
+        raise ArtifactError(f"{path} is damaged: {error}; save the stream again") from error
+
+
+def _read(archive: zipfile.ZipFile, contract: Contract) -> tuple[Array, dict[str, Array]]:
+    names = [item.filename.removesuffix(".npy") for item in archive.infolist()]
+    specs = {spec.name: spec for spec in contract.inputs}
+    bounds = {pair.past: pair.bounded for pair in contract.cache}
+    if len(set(names)) != len(names) or not set(names) <= {"lengths", *bounds}:
+        raise ValueError(f"it holds {', '.join(sorted(names))}")
+    lengths = _array(archive, "lengths", np.dtype(np.int64), None)
+    if not len(lengths) or (lengths < 0).any():
+        raise ValueError(f"the rows have the lengths {lengths}")
+    most, batch = int(lengths.max()), len(lengths)
+    if contract.max_seq_len is not None and most > contract.max_seq_len:
+        raise ValueError(f"a row has {most} positions, the model takes {contract.max_seq_len}")
+    if batch > 1 and not any("batch" in spec.axes for spec in contract.inputs):
+        raise ValueError(f"it has {batch} rows, this model takes one sequence at a time")
+    if contract.mask is None and (lengths != most).any():
+        raise ValueError("its rows differ in length, which this model's must not")
+    held = {}
+    for name, bounded in bounds.items():
+        if name not in names:
+            if most:
+                raise ValueError(f"it has no {name!r}")
+            continue
+        slots = most if bounded is None else min(most, bounded)
+        held[name] = _array(archive, name, _dtype(specs[name]), _shape(specs[name], batch, slots))
+    return lengths, held
+
+
+def _dtype(spec: TensorSpec) -> np.dtype[Any]:
+    return np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
+
+
+def _shape(spec: TensorSpec, batch: int, slots: int) -> tuple[int, ...]:
+    return tuple(
+        axis if isinstance(axis, int) else batch if axis == "batch" else slots for axis in spec.axes
+    )
+
+
+def _array(
+    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...] | None
+) -> Array:
+    """One array of the archive; `shape` None: one axis of any length."""
+    info = archive.getinfo(f"{name}.npy")
+    # `np.savez` does not compress, and a compressed file can hold any amount of zeros.
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{name!r} is compressed")
+    with archive.open(info) as stream:
+        found_shape, is_fortran, found_dtype = _header(stream)
+        if found_dtype != dtype or (shape is not None and found_shape != shape):
+            raise ValueError(
+                f"{name!r} is {found_dtype} {found_shape}, expected {dtype} {shape or '(batch,)'}"
+            )
+        if shape is None and len(found_shape) != 1:
+            raise ValueError(f"{name!r} has the shape {found_shape}, expected (batch,)")
+        raw = stream.read()
+    expected = dtype.itemsize * int(np.prod(found_shape, dtype=object))
+    if len(raw) != expected:
+        raise ValueError(f"{name!r} holds {len(raw)} bytes, expected {expected}")
+    flat = np.frombuffer(raw, dtype)
+    # Stored by columns, an array is the transpose of its reverse.
+    whole = flat.reshape(found_shape[::-1]).T if is_fortran else flat.reshape(found_shape)
+    return whole.copy()
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and dtype of a .npy file."""
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"an array of format {version}, expected (1, 0)")
+    try:
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (RecursionError, MemoryError, TypeError) as error:
+        raise ValueError(f"an array's header: {error!r}") from error
+    return shape, is_fortran, dtype
+
+
+def _fingerprint(contract: Contract) -> str:
+    return hashlib.sha256(contract.to_json().encode()).hexdigest()

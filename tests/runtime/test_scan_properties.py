@@ -1,0 +1,191 @@
+"""Whatever the bytes, the scan gives a clear error or passes; nothing here reaches onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tools.fuzz.layout import Layout
+from tools.fuzz.mutate import Base, change_bytes, mutate_model
+
+from causal_onnx.runtime import ArtifactError, Limits, Model, load, read_artifact
+from causal_onnx.runtime.contract import CachePair
+from causal_onnx.runtime.scan import scan
+from causal_onnx.runtime.scan.numbers import Known, compute
+from causal_onnx.runtime.wire import Source, fields
+from tests.runtime.artifacts import FIXTURES, field, fixture
+from tests.runtime.onnx_bytes import external, model
+
+pytest.importorskip("hypothesis", reason="the thin environment is without it")
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+BASES = [
+    Base(path.stem, path.read_bytes(), Layout.of(path.read_bytes()))
+    for path in sorted(FIXTURES.glob("*.onnx"))
+]
+
+
+def cached_model() -> Model:
+    whole = load(fixture("cached")).contract
+    pairs = (CachePair(past="past", present="present"),)
+    contract = replace(whole, cache=pairs, mask="attention_mask")
+    return load(fixture("cached"), threads=1, contract=contract)
+
+
+def is_refused(content: bytes) -> bool:
+    try:
+        scan(read_artifact(content), Limits())
+    except ArtifactError:
+        return True
+    return False
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.binary(max_size=300))
+def test_any_bytes_are_refused_clearly(content: bytes) -> None:
+    assert is_refused(content)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_mutated_files_pass_or_are_refused_clearly(seed: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(5):
+        is_refused(mutate_model(rng.choice(BASES), BASES, rng)[0])
+
+
+def test_mutations_are_both_found_and_harmless() -> None:
+    """Else the property above says nothing."""
+    rng = random.Random(1)
+    results = [is_refused(mutate_model(rng.choice(BASES), BASES, rng)[0]) for _ in range(200)]
+    assert 60 < sum(results) < 180
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=12) | st.sampled_from(["w.data", "../w.data", "/w.data", "w.data/"]))
+def test_no_name_but_that_of_a_file_beside_the_model_is_followed(
+    tmp_path_factory: pytest.TempPathFactory, location: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "beside"
+    folder.mkdir(exist_ok=True)
+    np.zeros(4, np.float32).tofile(folder / "w.data")
+    path = folder / "m.onnx"
+    path.write_bytes(
+        model(tensors=[external(location=location.encode("utf8", "replace").decode())])
+    )
+    if location == "w.data":
+        assert folder / "w.data" in scan(read_artifact(path), Limits())
+    else:
+        with pytest.raises(ArtifactError):
+            scan(read_artifact(path), Limits())
+
+
+NUMBERS = st.lists(
+    st.tuples(st.integers(1, 200), st.integers(0, 2**64 - 1) | st.binary(max_size=30)),
+    max_size=8,
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(NUMBERS)
+def test_fields_are_read_as_they_are_written(wanted: list[tuple[int, int | bytes]]) -> None:
+    content = b"".join(field(number, value) for number, value in wanted)
+    source = Source(BytesIO(content))
+    got = [
+        (number, source.read(value, length) if wire_type == 2 else value)
+        for number, wire_type, value, length in fields(source, 0, len(content))
+    ]
+    assert got == wanted
+
+
+OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "Add": np.add,
+    "Sub": np.subtract,
+    "Mul": np.multiply,
+    "Div": lambda a, b: np.trunc(a / np.maximum(b, 1)).astype(np.int64),
+    "Min": np.minimum,
+    "Max": np.maximum,
+    "Mod": lambda a, b: np.mod(a, np.maximum(b, 1)),
+}
+SPANS = st.lists(st.tuples(st.integers(-1000, 1000), st.integers(0, 50)), min_size=3, max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SPANS, SPANS, st.sampled_from(sorted(OPERATIONS)), st.integers(0, 2**32))
+def test_spans_hold_what_the_operator_gives(
+    left: list[tuple[int, int]], right: list[tuple[int, int]], op_type: str, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    if op_type in ("Div", "Mod"):  # of sizes, by a positive number
+        right = [(abs(low) + 1, width) for low, width in right]
+    spans = [[(low, low + width) for low, width in side] for side in (left, right)]
+    got = compute(op_type, [Known.of(side) for side in spans], {})
+    assert got is not None
+    assert got.items is not None
+    for _ in range(20):
+        a, b = (np.array([rng.integers(x, y + 1) for x, y in side]) for side in spans)
+        for value, (low, high) in zip(OPERATIONS[op_type](a, b), got.items, strict=True):
+            assert low <= value <= high, (a, b)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32), st.booleans())
+def test_a_changed_stream_is_refused_clearly(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, right_hash: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "stream"
+    cached = cached_model()
+    stream = cached.stream(batch=2)
+    stream.run(np.ones((2, 3, 4), np.float32))
+    stream.save(path)
+    head, _, payload = path.read_bytes().partition(b"\n")
+    changed = change_bytes(payload, random.Random(seed))
+    document = json.loads(head)
+    if right_hash:
+        document["sha256"] = hashlib.sha256(changed).hexdigest()
+    path.write_bytes(json.dumps(document).encode() + b"\n" + changed)
+    with contextlib.suppress(ArtifactError):
+        assert len(cached.restore(path).lengths) == 2
+
+
+def test_a_stream_of_other_shapes_is_refused(tmp_path: Path) -> None:
+    """With the hash put right: what it holds must be what a stream can hold."""
+    cached = cached_model()
+    stream = cached.stream()
+    stream.run(np.ones((1, 3, 4), np.float32))
+    stream.save(tmp_path / "s")
+    head = json.loads((tmp_path / "s").read_bytes().partition(b"\n")[0])
+    lengths, past = np.array([3]), np.ones((1, 3, 4), np.float32)
+    for arrays, message in (
+        ({"lengths": lengths}, "has no 'past'"),
+        ({"past": past}, "There is no item named 'lengths.npy'"),
+        ({"lengths": lengths, "past": past[:, :2]}, r"expected float32 \(1, 3, 4\)"),
+        ({"lengths": lengths, "past": past.astype(np.float64)}, "'past' is float64"),
+        ({"lengths": lengths, "past": past, "more": past}, "it holds lengths, more, past"),
+        ({"lengths": -lengths, "past": past}, "the rows have the lengths"),
+        ({"lengths": np.array([99]), "past": past}, "a row has 99 positions, the model takes 16"),
+        ({"lengths": np.array(3), "past": past}, r"has the shape \(\), expected \(batch,\)"),
+        ({"lengths": np.array([3], object), "past": past}, "'lengths' is object"),
+    ):
+        content = BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        head["sha256"] = hashlib.sha256(content.getvalue()).hexdigest()
+        (tmp_path / "s").write_bytes(json.dumps(head).encode() + b"\n" + content.getvalue())
+        with pytest.raises(ArtifactError, match=message):
+            cached.restore(tmp_path / "s")
+    content = BytesIO()
+    np.savez_compressed(content, lengths=lengths, past=past)
+    head["sha256"] = hashlib.sha256(content.getvalue()).hexdigest()
+    (tmp_path / "s").write_bytes(json.dumps(head).encode() + b"\n" + content.getvalue())
+    with pytest.raises(ArtifactError, match="is compressed"):
+        cached.restore(tmp_path / "s")
