@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def build_corpus(folder: Path, tell: Callable[[str], None]) -> None:
-    """Write the files to `folder`, unless they are there."""
-    done = folder / "complete"
-    if done.exists():
+    """Write the files to `folder`, unless they are there and what makes them is unchanged."""
+    done, wanted = folder / "complete", _fingerprint()
+    if done.exists() and done.read_text(encoding="ascii") == wanted:
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -32,7 +33,17 @@ def build_corpus(folder: Path, tell: Callable[[str], None]) -> None:
             shutil.copy(path, folder)
     _export(folder, tell)
     _save_streams(folder)
-    done.touch()
+    done.write_text(wanted, encoding="ascii")
+
+
+def _fingerprint() -> str:
+    """A hash of all that decides what the files are."""
+    digest = hashlib.sha256()
+    for root in ("export", "models", "runtime", "tests/runtime/fixtures", "tools/fuzz"):
+        for path in sorted((ROOT / root).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _export(folder: Path, tell: Callable[[str], None]) -> None:
