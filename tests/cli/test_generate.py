@@ -37,6 +37,7 @@ def test_json_has_all_of_the_continuation(capsys: pytest.CaptureFixture[str]) ->
         "ids": list(found.ids),
         "logprobs": list(found.logprobs),
         "finish": "length",
+        "speculation": None,
         "device": "cpu",
     }
 
@@ -46,6 +47,18 @@ def test_stop_ids_end_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", MODEL, "--ids", "5,3,8", "--stop-id", str(ids[2]), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["finish"], said["ids"][-1]) == ("stop", ids[2])
+
+
+def test_guesses_are_counted_and_change_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = language_model().generate([5, 3, 8], max_new_tokens=40).ids
+    for option in (["--lookup"], ["--draft", MODEL]):
+        arguments = ["--ids", "5,3,8", "--max-new-tokens", "40", *option]
+        assert main(["generate", MODEL, *arguments, "--json"]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert tuple(said["ids"]) == expected
+        assert said["speculation"]["calls_saved"] > 0
+        assert main(["generate", MODEL, *arguments]) == 0
+        assert capsys.readouterr().out.count(",") == 39
 
 
 def test_text_is_streamed(

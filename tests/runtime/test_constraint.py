@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from causal_onnx.runtime import Constraint, Model, Sampling
+from causal_onnx.runtime import Constraint, Model, PrefixCache, PromptLookup, Sampling
 from tests.runtime.language import language_model, write_tokenizer
 
 pytest.importorskip("tokenizers", reason="text needs the extra `text`")
@@ -107,6 +107,19 @@ def test_greedy_takes_the_likeliest_that_is_allowed(model: Model) -> None:
     ids = [model.tokenizer.encode(text)[0] for text in "ab"]
     logits = model(model.tokenizer.encode("x"))[-1]
     assert found.ids == (max(ids, key=lambda token: logits[token]),)
+
+
+def test_guesses_and_a_prefix_cache_change_nothing(model: Model) -> None:
+    prompt = json.dumps({"name": "x", "age": 3, "tags": ["a"]}) * 3
+    options = {"max_new_tokens": 120, "constraint": Constraint.json_schema(SCHEMA)}
+    plain = model.generate(prompt, **options)
+    assert is_valid(json.loads(plain.text))
+    cache = PrefixCache(model, capacity_positions=1000)
+    for draft in (PromptLookup(), model, None):
+        found = model.generate(prompt, draft=draft, prefix_cache=cache, **options)
+        assert (found.ids, found.text, found.finish) == (plain.ids, plain.text, plain.finish)
+    hot = model.generate(prompt, draft=model, sampling=HOT, seed=1, **options)
+    assert is_valid(json.loads(hot.text))
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,14 @@ def test_first_tokens_come_as_often_as_the_model_says(model: Model) -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 20.5  # 5 degrees, once in a thousand
 
 
+def test_numbers_of_numpy_are_ids(model: Model) -> None:
+    ids = model.generate(PROMPT, max_new_tokens=9).ids
+    stop = np.array(ids[4:5])
+    found = model.generate(np.array(PROMPT), max_new_tokens=9, stop=stop)
+    assert found.ids == ids[: ids.index(ids[4]) + 1]
+    assert all(type(token) is int for token in found.ids)
+
+
 def test_what_does_not_fit_is_refused(model: Model) -> None:
     for options, message in (
         ({"n": 0}, "n must be a positive integer, got 0"),

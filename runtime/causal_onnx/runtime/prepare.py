@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from causal_onnx.runtime.constraint import Constraint, Grammar
@@ -160,11 +161,11 @@ def _split(stop: Collection[int | str] | str) -> tuple[frozenset[int], tuple[str
     """Stop ids and stop texts."""
     given = (stop,) if isinstance(stop, str) else tuple(stop)
     for item in given:
-        if isinstance(item, bool) or not isinstance(item, int | str):
+        if isinstance(item, bool) or not isinstance(item, Integral | str):
             raise TypeError(f"stop holds ids and texts, got {item!r}")
         if item == "":
             raise ValueError("a stop text must not be empty")
     return (
-        frozenset(item for item in given if isinstance(item, int)),
+        frozenset(int(item) for item in given if not isinstance(item, str)),
         tuple(item for item in given if isinstance(item, str)),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from causal_onnx.cli.errors import UsageError
 from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
 
 if TYPE_CHECKING:
-    from causal_onnx.runtime import Constraint, Sampling
+    from causal_onnx.runtime import Constraint, Model, PromptLookup, Sampling
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
@@ -72,6 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shape.add_argument("--regex", metavar="PATTERN", help="write what this pattern matches")
     shape.add_argument("--lark", type=Path, metavar="FILE", help="write what this grammar allows")
+    draft = parser.add_mutually_exclusive_group()
+    draft.add_argument(
+        "--lookup", action="store_true", help="guess ahead what followed the last tokens before"
+    )
+    draft.add_argument(
+        "--draft", type=Path, metavar="MODEL", help="let a smaller model guess ahead"
+    )
     add_device_arguments(parser)
     add_trusted_argument(parser)
     parser.add_argument(
@@ -93,6 +101,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         trusted=args.trusted,
     )
     stop = [*args.stop, *args.stop_id]
+    draft = _draft(args)
     if args.json:
         found = model.generate(
             prompt,
@@ -101,6 +110,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             stop=stop,
             seed=args.seed,
             constraint=constraint,
+            draft=draft,
         )
         console.json(
             {
@@ -108,6 +118,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 "ids": list(found.ids),
                 "logprobs": list(found.logprobs),
                 "finish": found.finish,
+                "speculation": found.speculation and asdict(found.speculation),
                 "device": model.device,
             }
         )
@@ -119,6 +130,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         stop=stop,
         seed=args.seed,
         constraint=constraint,
+        draft=draft,
     )
     for place, choice in enumerate(choices):
         if choice.text is not None:
@@ -164,3 +176,11 @@ def _constraint(args: argparse.Namespace) -> Constraint | None:
     if args.lark is not None:
         return Constraint.lark(args.lark.read_text(encoding="utf-8"))
     return None
+
+
+def _draft(args: argparse.Namespace) -> PromptLookup | Model | None:
+    from causal_onnx.runtime import PromptLookup, load
+
+    if args.draft is not None:
+        return load(args.draft, device=args.device, threads=args.threads)
+    return PromptLookup() if args.lookup else None
