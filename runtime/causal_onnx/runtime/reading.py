@@ -74,15 +74,20 @@ class Reader:
         new = np.clip(lengths - start, 0, chunk.shape[1])
         # A cache without a mask has rows of one length, and takes no word about it.
         is_full = (new == chunk.shape[1]).all()
-        logits = feed(self._stream, chunk, None if is_full else new.tolist())
+        given = None if is_full else new.tolist()
+        here = feed(self._stream, chunk, given, last_only=True)[:, 0]
         ending = (lengths > start) & (lengths <= start + chunk.shape[1])
-        here = logits[np.arange(len(lengths)), np.maximum(new - 1, 0)]
         before = self._logits
         self._logits = here if before is None else np.where(ending[:, None], here, before)
         self._start += chunk.shape[1]
 
 
-def feed(stream: Stream, ids: Array, lengths: Sequence[int] | None = None) -> Array:
-    """Read ids (batch, seq); the logits (batch, seq, vocab) after each of them."""
-    results = stream.run(ids, lengths=lengths)
+def feed(
+    stream: Stream, ids: Array, lengths: Sequence[int] | None = None, *, last_only: bool = False
+) -> Array:
+    """Read ids (batch, seq); the logits (batch, seq, vocab) after each of them.
+
+    With `last_only` those after each row's last one, (batch, 1, vocab).
+    """
+    results = stream.run(ids, lengths=lengths, last_only=last_only)
     return results["logits"] if "logits" in results else next(iter(results.values()))
