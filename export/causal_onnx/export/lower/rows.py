@@ -59,15 +59,19 @@ def join_rows(write: Writer, node: ir.Node) -> JoinedRows:
         for old, new in ((past_k, k), (past_v, v))
     ]
 
+    # All cores share what is outside; only what is as large as the mask may stand in a branch.
+    rows = write("Unsqueeze", places, write.ints(1, 3))
+    columns = write("Range", zero, write("Squeeze", total), one)
+    window = node.attributes["window"].as_int()
+    least = write("Sub", rows, write.ints(window - 1)) if window else None
+
     def allowed(write: Writer) -> ir.Value:
-        rows = write("Unsqueeze", places, write.ints(1, 3))
-        columns = write("Range", zero, write("Squeeze", total), one)
-        allowed = write("LessOrEqual", columns, rows)
-        window = node.attributes["window"].as_int()
-        if not window:
-            return allowed
-        least = write("Sub", rows, write.ints(window - 1))
-        return write("And", allowed, write("GreaterOrEqual", columns, least))
+        result = write("LessOrEqual", columns, rows)
+        return (
+            result
+            if least is None
+            else write("And", result, write("GreaterOrEqual", columns, least))
+        )
 
     if not bounded:
         return JoinedRows(joined[0], joined[1], held, allowed, joined[0], joined[1])
