@@ -251,7 +251,22 @@ REFUSED = {
             ),
             tensors=[tensor("c0", 1)],
         ),
-        "Concat. gives",
+        "make more than 268435456 elements of constants",
+    ),
+    "many constants": (
+        model(
+            *(node("ConstantOfShape", ["s"], [f"c{i}"]) for i in range(40)),
+            tensors=[tensor("s", 1 << 23)],
+        ),
+        "make more than 268435456 elements of constants",
+    ),
+    "a slow product of constants": (
+        model(
+            node("ConstantOfShape", ["s"], ["c0"]),
+            node("MatMul", ["c0", "c0"], ["z"]),
+            tensors=[tensor("s", 1 << 13, 1 << 13)],
+        ),
+        "MatMul. gives 4.5e.15 elements",
     ),
     "outer products of constants": (
         model(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.wire import LENGTH_DELIMITED, Source, WireError, fields
 
 __all__ = ["GraphParts", "read_graph_parts"]
 
@@ -20,7 +20,6 @@ _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12
 _VALUE_NAME = 1
 _EXTERNAL_DATA = 13
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
-_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 
 MAX_NAME_BYTES = 1 << 16
 """Of a name of a tensor or a file; real ones are below 1 kB."""
@@ -46,16 +45,19 @@ def read_graph_parts(path: Path) -> GraphParts:
     inputs: list[str] = []
     outputs: list[str] = []
     data_files: set[str] = set()
-    with path.open("rb") as source:
+    with path.open("rb", buffering=0) as file:
         try:
-            for start, end in _messages(source, 0, path.stat().st_size, _GRAPH):
-                for number, first, last in _fields(source, start, end):
+            source = Source(file)
+            for start, end in _messages(source, 0, source.size, _GRAPH):
+                for number, wire_type, first, length in fields(source, start, end):
+                    if wire_type != LENGTH_DELIMITED:
+                        continue
                     if number in (_INPUT, _OUTPUT):
                         names = inputs if number == _INPUT else outputs
-                        names.append(_text(source, first, last, _VALUE_NAME))
+                        names.append(_text(source, first, first + length, _VALUE_NAME))
                     elif number == _INITIALIZER:
-                        data_files |= _locations(source, first, last)
-        except (ValueError, EOFError) as error:
+                        data_files |= _locations(source, first, first + length)
+        except (WireError, UnicodeDecodeError) as error:
             raise ArtifactError(
                 f"{path} is not an ONNX model, or it is damaged: {error}"
             ) from error
@@ -64,7 +66,7 @@ def read_graph_parts(path: Path) -> GraphParts:
     )
 
 
-def _locations(source: BinaryIO, start: int, end: int) -> set[str]:
+def _locations(source: Source, start: int, end: int) -> set[str]:
     """The `location` among the external data entries of one TensorProto."""
     found = set()
     for first, last in _messages(source, start, end, _EXTERNAL_DATA):
@@ -73,49 +75,16 @@ def _locations(source: BinaryIO, start: int, end: int) -> set[str]:
     return found
 
 
-def _text(source: BinaryIO, start: int, end: int, field: int) -> str:
+def _text(source: Source, start: int, end: int, field: int) -> str:
     for first, last in _messages(source, start, end, field):
         if last - first > MAX_NAME_BYTES:
-            raise ValueError(f"a name of {last - first} bytes")
-        source.seek(first)
-        return source.read(last - first).decode()
+            raise WireError(f"a name of {last - first} bytes")
+        return source.read(first, last - first).decode()
     return ""
 
 
-def _messages(source: BinaryIO, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
-    for number, first, last in _fields(source, start, end):
-        if number == field:
-            yield first, last
-
-
-def _fields(source: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield (field number, first byte, byte behind) of the fields of the message in between."""
-    position = start
-    while position < end:
-        source.seek(position)
-        tag, position = _varint(source, position)
-        wire_type = tag & 7
-        length = {_FIXED64: 8, _FIXED32: 4}.get(wire_type, 0)
-        if wire_type == _VARINT:
-            _, position = _varint(source, position)
-        elif wire_type == _LENGTH_DELIMITED:
-            length, position = _varint(source, position)
-        elif not length:
-            raise ValueError(f"wire type {wire_type} at byte {position}")
-        if position + length > end:
-            raise ValueError(f"a field ends after its message, at byte {position}")
-        yield tag >> 3, position, position + length
-        position += length
-
-
-def _varint(source: BinaryIO, position: int) -> tuple[int, int]:
-    result = 0
-    for shift in range(0, 70, 7):
-        byte = source.read(1)
-        if not byte:
-            raise EOFError("it ends in the middle of a field")
-        position += 1
-        result |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            return result, position
-    raise ValueError(f"an integer is longer than 10 bytes at byte {position}")
+def _messages(source: Source, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
+    """(first byte, byte behind) of each length-delimited field of this number."""
+    for number, wire_type, first, length in fields(source, start, end):
+        if number == field and wire_type == LENGTH_DELIMITED:
+            yield first, first + length

@@ -74,6 +74,7 @@ class GraphChecker:
         self._limits = limits
         self._domains = frozenset(domains)
         self._nodes = 0
+        self._constant_elements = 0.0
 
     def check(self, graph: Message, scope: _Scope | None = None) -> None:
         """Check a graph and those inside it.
@@ -252,6 +253,7 @@ class GraphChecker:
             known, bound = constant(attributes, value, shape)
         elif sizes and all(size is not None for size in sizes):
             bound = constant_size(op_type, [x for x in sizes if x is not None], stated, numbers)
+            self._constant_elements += bound.elements
         if op_type == "ConstantOfShape":
             if "value" not in attributes:
                 value = Known.of([(0, 0)])
@@ -261,6 +263,12 @@ class GraphChecker:
         if largest > most:
             raise Refused(
                 f"{where} gives {largest:.3g} elements, more than {most}",
+                "raise it: limits=Limits(max_value_elements=...)",
+            )
+        # Those are kept while the file loads, all of them.
+        if self._constant_elements > most:
+            raise Refused(
+                f"{where} and the nodes before it make more than {most} elements of constants",
                 "raise it: limits=Limits(max_value_elements=...)",
             )
         return known, bound

@@ -119,17 +119,31 @@ def constant_size(
         if data.shape and -len(data.shape) <= axis < len(data.shape):
             return Constant(data.elements / max(data.shape[axis], 1) * indices.elements)
         return Constant(data.elements * indices.elements)
-    if op_type in ("MatMul", "Gemm", "Einsum") and len(inputs) >= 2:
+    if op_type in _PRODUCTS and len(inputs) >= 2:
         a, b = inputs[0].shape, inputs[1].shape
         if op_type == "MatMul" and a and b and len(a) >= 2 and len(b) >= 2:
             batch = max(math.prod(a[:-2]), 1) * max(math.prod(b[:-2]), 1)
-            return Constant(batch * a[-2] * b[-1])
+            given = batch * a[-2] * b[-1]
+            return Constant(max(given, given * a[-1] / PRODUCTS_PER_ELEMENT))
         return Constant(math.prod(max(value.elements, 1) for value in inputs[:2]))
     if op_type in _BROADCASTING:
         return _broadcast(inputs)
     # Everything else reorders, selects or reduces.
     return Constant(max(largest, stated, total if op_type in _JOINING else 0))
 
+
+PRODUCTS_PER_ELEMENT = 64
+"""Multiplications that take as long as writing one element, roughly: a product of constants is paid
+for while a file loads."""
+
+_PRODUCTS = frozenset(
+    {
+        "MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "ConvInteger", "MatMulInteger",
+        "QLinearMatMul", "QLinearConv", "Attention", "MultiHeadAttention", "GroupQueryAttention",
+        "FusedMatMul", "MatMulNBits", "MatMulBnb4", "LSTM", "GRU", "RNN",
+    }
+)  # fmt: skip
+"""Operators that can cost as much as the product of their inputs' sizes."""
 
 _BROADCASTING = frozenset(
     {

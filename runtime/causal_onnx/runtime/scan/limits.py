@@ -16,7 +16,8 @@ class Limits:
     max_weight_bytes: int = 64 << 30
     """All tensors together, those in files beside the model included."""
     max_value_elements: int = 1 << 28
-    """Elements of a value whose size the graph states; 2^28 in fp32 are 1 GiB."""
+    """Elements of a value whose size the graph states, and of all values together that depend on
+    constants alone; 2^28 in fp32 are 1 GiB."""
     max_nodes: int = 100_000
     """Nodes of the graph, those in branches and loops included."""
     max_loop_steps: int = 1 << 20
