@@ -44,11 +44,23 @@ def with_last_step(model: onnx.ModelProto, output: str, *nodes: onnx.NodeProto) 
     """A copy in which `nodes` stand between "raw" and what the graph calls `output`."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
-    for node in changed.graph.node:
-        node.output[:] = ["raw" if name == output else name for name in node.output]
-        node.input[:] = ["raw" if name == output else name for name in node.input]
+    rename(changed.graph, output, "raw")
+    del changed.graph.output[:]
+    changed.graph.output.extend(model.graph.output)
     changed.graph.node.extend(nodes)
     return changed
+
+
+def rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    """A value of the graph, wherever it is read, in branches too."""
+    for value in graph.output:
+        value.name = new if value.name == old else value.name
+    for node in graph.node:
+        node.output[:] = [new if name == old else name for name in node.output]
+        node.input[:] = [new if name == old else name for name in node.input]
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                rename(attribute.g, old, new)
 
 
 def saved(model: onnx.ModelProto, folder: Path) -> Path:
