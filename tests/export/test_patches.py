@@ -50,6 +50,11 @@ def test_complex_tables_get_new_axes(indexed: bool, tmp_path: Path) -> None:
         lambda t: t * 2.5,
         lambda t: 1j * t.real,
         lambda t: t.real * (2 - 3j),
+        lambda t: torch.hstack([t[0], t[1]]),
+        lambda t: torch.hstack([t[0, 0], t[1, 0]]),
+        lambda t: torch.hstack([t[0, 0, 0], t[1, 0]]),
+        lambda t: torch.vstack((t[0, 0], t[1])),
+        lambda t: torch.vstack((t[0, 0, 0], t[1, 0, :1])),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float32])

@@ -45,6 +45,8 @@ def patched(*, zero_masked_rows: bool, module: torch.nn.Module | None = None) ->
         (attention_bias.causal_upper_left, _causal_upper_left),
         (attention_bias.causal_lower_right, _causal_lower_right),
         (torch.exp, _exp),
+        (torch.hstack, _hstack),
+        (torch.vstack, _vstack),
         (torch.triu_indices, _triu_indices),
         (torch.tril_indices, _tril_indices),
     ]
@@ -297,6 +299,17 @@ def _exp(tensor: Tensor) -> Tensor:
     real, imaginary = torch.view_as_real(tensor).unbind(-1)
     length = _original_exp(real)
     return torch.complex(length * imaginary.cos(), length * imaginary.sin())
+
+
+def _hstack(tensors: Sequence[Tensor]) -> Tensor:
+    """`hstack` by way of `cat`: of the exporter's own, onnxruntime refuses the types (atleast_1d)."""
+    parts = [tensor if tensor.ndim else tensor.reshape(1) for tensor in tensors]
+    return torch.cat(parts, dim=0 if parts[0].ndim == 1 else 1)
+
+
+def _vstack(tensors: Sequence[Tensor]) -> Tensor:
+    """`vstack` by way of `cat`, for the same reason (atleast_2d)."""
+    return torch.cat([t if t.ndim > 1 else t.reshape(1, -1) for t in tensors])
 
 
 _original_get_item = Tensor.__getitem__
