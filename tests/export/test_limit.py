@@ -59,3 +59,13 @@ def test_an_output_of_one_position_has_the_limit_of_its_module(tmp_path: Path) -
     item = entry("lm_last_position_only")
     report = export(item.factory(), tmp_path / "m.onnx", example=item.inputs(2, 5), axes=item.axes)
     assert report.contract.max_seq_len == item.limit == 24
+
+
+@pytest.mark.parametrize("slots", [20, 33])
+def test_slots_of_an_input_of_fixed_size_are_a_limit(slots: int, tmp_path: Path) -> None:
+    item = entry("cache_static_scatter")
+    x, keys, values, places = item.inputs(2, 5)
+    shape = (*keys.shape[:2], slots, keys.shape[3])
+    example = (x, keys.new_zeros(shape), values.new_zeros(shape), places)
+    report = export(item.factory(), tmp_path / "m.onnx", example=example, axes=item.axes)
+    assert report.contract.max_seq_len == slots

@@ -334,12 +334,14 @@ def find_max_seq_len(source: Source, specs: Sequence[InputSpec]) -> int | None:
     """The longest sequence that the module accepts, by trying; None: no limit met.
 
     A limit is always a number that stands in the module - the size of a buffer or table, or an
-    integer attribute - so lengths around those numbers are tried, then the exact one is bisected.
+    integer attribute - or the fixed size of an input (slots for keys and values), so lengths around
+    those numbers are tried, then the exact one is bisected.
     Nothing depends on the clock, so that every export of a module finds the same.
     """
     known = _example_size(specs, "seq")
     assert known is not None
-    candidates = [n for n in _numbers(source) if known <= n <= LARGEST_LIMIT]
+    fixed = {size for s in specs for axis, size in enumerate(s.example.shape) if axis not in s.axes}
+    candidates = sorted(n for n in {*_numbers(source), *fixed} if known <= n <= LARGEST_LIMIT)
     accepts = _acceptance(source, specs, known)
     if not candidates or accepts(candidates[-1] + 1):
         return None
