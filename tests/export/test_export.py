@@ -239,6 +239,15 @@ def test_half_precision(tmp_path: Path) -> None:
     np.testing.assert_allclose(got, module(x).detach().numpy(), rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("target", ["portable", "tiled"])
+def test_half_precision_below_the_attention_operator(target: str, tmp_path: Path) -> None:
+    config = AttentionConfig(embed_dim=32, num_heads=2, max_seq_len=80, softcap=5.0)
+    module = MultiHeadAttention(config, seed=0)
+    report = export(module, tmp_path / "m.onnx", target=target, precision="fp16", opset=20)
+    assert report.parity.passed
+    assert not report.warnings  # attention is written anew, not as captured
+
+
 def test_large_weights_go_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("causal_onnx.export.artifact.EXTERNAL_DATA_FROM_BYTES", 1000)
     export(CausalMechanismV1(32, 32, 12, seed=0), tmp_path / "m.onnx")

@@ -302,7 +302,7 @@ def _exp(tensor: Tensor) -> Tensor:
 
 
 def _hstack(tensors: Sequence[Tensor]) -> Tensor:
-    """`hstack` by way of `cat`: of the exporter's own, onnxruntime refuses the types (atleast_1d)."""
+    """`hstack` by way of `cat`: the exporter's has types that do not fit (atleast_1d)."""
     parts = [tensor if tensor.ndim else tensor.reshape(1) for tensor in tensors]
     return torch.cat(parts, dim=0 if parts[0].ndim == 1 else 1)
 

@@ -50,8 +50,8 @@ def attend(
         (batch, num_heads, count, value_dim).
     """
     heads, groups = node.meta["num_heads"], node.meta["num_kv_heads"]
-    grouped = heads != groups
-    q = write("Mul", q, write.number(node.attributes["scale"].as_float(), q))
+    grouped, like = heads != groups, q  # what is made of q has no dtype here
+    q = write("Mul", q, write.number(node.attributes["scale"].as_float(), like))
     if grouped:
         # (batch, groups, heads per group * count, d): the queries of a group share its keys.
         q = write("Reshape", q, write.ints(0, groups, -1, node.meta["head_dim"]))
@@ -60,7 +60,7 @@ def attend(
         scores = write("Reshape", scores, _split(write, heads, count))
     cap = node.attributes["softcap"].as_float()
     if cap:
-        number = write.number(cap, q)
+        number = write.number(cap, like)
         scores = write("Mul", write("Tanh", write("Div", scores, number)), number)
     if mask is not None:
         scores = write("Add", scores, mask)
@@ -68,7 +68,7 @@ def attend(
     weights = _weights(write, scores, sink, heads)
     if bias is not None and sink is None:
         # Where nothing may be attended to the softmax is 0 / 0; the output is 0 by definition.
-        weights = write("Where", write("IsNaN", weights), write.number(0.0, q), weights)
+        weights = write("Where", write("IsNaN", weights), write.number(0.0, like), weights)
     if grouped:
         columns = write("Shape", k, start=2, end=3)
         shape = write("Concat", write.ints(0, groups, -1), columns, axis=0)
