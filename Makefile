@@ -63,8 +63,10 @@ format: setup  ## Format the code and mend what ruff can
 	@$(BIN)/ruff format $(SOURCES)
 
 .PHONY: bench
-bench: setup  ## Time whole modules against PyTorch; writes bench/results.json, bench/README.md
+bench: setup  ## Time modules and language models against their peers; writes bench/README.md
 	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench.generation --full
+	@$(BIN)/python -m bench.targets
 
 .PHONY: examples
 examples: setup  ## Export bundles, run the clients of every language on them; prints a table

@@ -18,6 +18,11 @@ __all__ = ["describe_machine"]
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "sve")
 """Those that decide which kernels a library takes."""
 
+HERE = Path(__file__).parent
+
+WRITTEN = ("README.md", "bench/README.md", "bench/results.json", "bench/results.svg")
+"""What one bench writes does not make the next one's revision another."""
+
 
 def describe_machine(distributions: Sequence[str]) -> dict[str, Any]:
     """Processor, memory, system, and the versions of `distributions`; plain data.
@@ -59,15 +64,22 @@ def _memory() -> int | None:
 
 
 def _revision() -> str | None:
-    """The commit of the working tree, with "-dirty" where it was changed."""
+    """The commit of the working tree, with "-dirty" where more was changed than a bench writes."""
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        commit = _git("describe", "--always")
+        written = [f":(top,exclude){path}" for path in WRITTEN]
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", *written)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip() or None
+    return f"{commit}-dirty" if changed else commit or None
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()

@@ -7,21 +7,18 @@ of its own, `build/peers`, made from bench/requirements.txt.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.client import ROOT, worker_environment
+from bench.client import worker_environment
 from bench.decode.cases import ModelSizes
+from bench.peers import PEERS, install_peers, run_quietly
 
-__all__ = ["BUILT", "OURS", "PEERS", "make_files"]
+__all__ = ["BUILT", "OURS", "make_files", "save_model"]
 
 OURS = "ours.onnx"
 BUILT = "built/model.onnx"
-PEERS = ROOT / "build" / "peers"
-REQUIREMENTS = ROOT / "bench" / "requirements.txt"
 
 
 def make_files(folder: Path, sizes: ModelSizes) -> None:
@@ -31,35 +28,19 @@ def make_files(folder: Path, sizes: ModelSizes) -> None:
         RuntimeError: One of them failed; carries what it said last.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _install_peers()
+    install_peers()
     text = json.dumps(asdict(sizes))
-    _run([sys.executable, "-m", "bench.decode.files", str(folder), text], worker_environment(1))
+    run_quietly(
+        [sys.executable, "-m", "bench.decode.files", str(folder), text], worker_environment(1)
+    )
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     command += ["-i", str(folder / "model"), "-o", str((folder / BUILT).parent)]
     command += ["-p", "fp32", "-e", "cpu", "-c", str(folder / "cache")]
-    _run(command, {**worker_environment(1), "PYTHONPATH": str(PEERS), "HF_HUB_OFFLINE": "1"})
+    run_quietly(command, {**worker_environment(1), "PYTHONPATH": str(PEERS), "HF_HUB_OFFLINE": "1"})
 
 
-def _install_peers() -> None:
-    """Without dependencies: those are the bench's own environment."""
-    if (PEERS / "onnxruntime_genai").is_dir():
-        return
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-    command += ["--target", str(PEERS), "-r", str(REQUIREMENTS)]
-    _run(command, dict(os.environ))
-
-
-def _run(command: list[str], environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        tail = "\n".join((done.stderr or done.stdout).splitlines()[-5:])
-        raise RuntimeError(f"{' '.join(command[1:4])} failed with code {done.returncode}:\n{tail}")
-
-
-def _save_model(folder: Path, sizes: ModelSizes) -> None:
-    """Random weights, and a tokenizer of single characters that the builder asks for."""
+def save_model(folder: Path, sizes: ModelSizes) -> None:
+    """Write a Llama with random weights, and a tokenizer of single characters for the builder."""
     import torch  # noqa: PLC0415 - not in the driver
     import transformers  # noqa: PLC0415
     from tokenizers import Tokenizer, models  # noqa: PLC0415
@@ -95,7 +76,7 @@ def main(folder_text: str, sizes_text: str) -> None:
     from causal_onnx.export import export  # noqa: PLC0415
 
     folder, sizes = Path(folder_text), ModelSizes(**json.loads(sizes_text))
-    _save_model(folder / "model", sizes)
+    save_model(folder / "model", sizes)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "model")
     export(model, folder / OURS, cache=True, target="ort", max_seq_len=sizes.max_seq_len)
 

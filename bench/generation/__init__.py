@@ -1,0 +1,1 @@
+"""A Llama-style language model in whole runtimes: ours, onnxruntime-genai, PyTorch eager."""

@@ -1,0 +1,106 @@
+"""Command line: `python -m bench.generation`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bench.agreement import DisagreementError
+from bench.arguments import positive
+from bench.client import ROOT, WorkerError
+from bench.generation.cases import FULL, SMALL, TINY, WORKS, Batch, Work, as_small_as
+from bench.generation.run import Plan, run
+from bench.generation.section import Section
+from bench.generation.table import to_markdown
+from bench.readme import rewrite_page
+from bench.results import write_section
+from bench.rounds import RoundPolicy
+
+__all__ = ["main"]
+
+PAGE = ROOT / "bench"
+WORK = ROOT / "build" / "bench-generation"
+SECTION = "generation"
+
+POLICY = RoundPolicy(at_least=3, at_most=7, precision=0.02, seconds=20.0)
+QUICK_POLICY = RoundPolicy(at_least=2, at_most=2, at_least_slow=2, seconds=5.0)
+QUICK_WORKS = (
+    Work(kind="prefill", prompt=128),
+    Work(kind="prefill", prompt=512),
+    Work(kind="decode", prompt=16, new=32),
+)
+QUICK_BATCH = Batch(new=16)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and write; 0 done, 1 the subjects disagree or one failed, 2 wrong usage."""
+    arguments = _parser().parse_args(argv)
+    plan = _plan(arguments)
+    is_whole = (
+        arguments.full and not arguments.quick and arguments.out is None and not arguments.threads
+    )
+    try:
+        section = run(plan)
+    except (DisagreementError, WorkerError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+    _write(section, plan.folder, has_page=is_whole)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    sizes = FULL if arguments.full else SMALL
+    folder = WORK if arguments.out is None else arguments.out.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = Plan(sizes=sizes, folder=folder, tiny=as_small_as(TINY, sizes), policy=POLICY)
+    if arguments.threads:
+        plan = replace(plan, threads=tuple(arguments.threads))
+    if arguments.quick:
+        plan = replace(
+            plan,
+            works=QUICK_WORKS,
+            batch=QUICK_BATCH,
+            sets=1,
+            policy=QUICK_POLICY,
+            start_rounds=2,
+            overhead_rounds=5,
+        )
+    return plan
+
+
+def _write(section: Section, folder: Path, *, has_page: bool) -> None:
+    """Write the figures; only a whole run may replace the page's tables."""
+    text = to_markdown(section)
+    written = [folder / "results.json"]
+    write_section(written[0], SECTION, section.to_dict())
+    if has_page:
+        written += [PAGE / "results.json", PAGE / "README.md"]
+        write_section(written[1], SECTION, section.to_dict())
+        rewrite_page(written[2], SECTION, text)
+    print(text)
+    print(f"\nwrote {', '.join(str(path) for path in written)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.generation",
+        description=f"Time {', '.join(str(work) for work in WORKS)} of a Llama-style model with "
+        "random weights in whole runtimes, batches, starts, and what Python adds to a step. "
+        "The first run exports the models, with all proofs; the files are kept. A whole run "
+        "with --full rewrites the tables of bench/README.md.",
+    )
+    parser.add_argument("--full", action="store_true", help="135M parameters instead of 32M")
+    parser.add_argument("--quick", action="store_true", help="shorter works, one set of processes")
+    parser.add_argument("--threads", type=positive, nargs="+", metavar="N")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where all files go")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What is done with the model, and the models that it is done with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from bench.decode.cases import FULL, SMALL, ModelSizes
+
+__all__ = ["BATCH", "FULL", "SMALL", "TINY", "WORKS", "Batch", "Work", "as_small_as", "work_of"]
+
+TINY = ModelSizes(
+    name="tiny",
+    vocab_size=512,
+    embed_dim=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_dim=128,
+    max_seq_len=256,
+)
+"""Computes next to nothing, so that what is around the graph shows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, order=True)
+class Work:
+    """One call of batch 1: read a prompt, or choose `new` tokens greedily after one."""
+
+    kind: Literal["prefill", "decode"]
+    prompt: int
+    new: int = 0
+
+    def __post_init__(self) -> None:
+        if self.prompt < 1 or (self.new < 1) == (self.kind == "decode"):
+            raise ValueError(
+                "prompt must be at least 1, and new at least 1 for decoding and 0 else, got "
+                f"prompt {self.prompt} and new {self.new} for {self.kind!r}"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Those that count: read, or chosen."""
+        return self.prompt if self.kind == "prefill" else self.new
+
+    def __str__(self) -> str:
+        if self.kind == "prefill":
+            return f"prefill {self.prompt}"
+        return f"decode {self.new} after {self.prompt}"
+
+
+def work_of(case: Mapping[str, Any]) -> Work:
+    """The work that was sent to a worker."""
+    return Work(kind=case["kind"], prompt=case["prompt"], new=case["new"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Several prompts of one length, each continued greedily."""
+
+    rows: int = 8
+    prompt: int = 16
+    new: int = 64
+
+    @property
+    def tokens(self) -> int:
+        """Those that are chosen, of all rows."""
+        return self.rows * self.new
+
+
+WORKS = (
+    Work(kind="prefill", prompt=512),
+    Work(kind="prefill", prompt=2048),
+    Work(kind="decode", prompt=16, new=128),
+)
+BATCH = Batch()
+
+
+def as_small_as(tiny: ModelSizes, model: ModelSizes) -> ModelSizes:
+    """`tiny` with as many layers as `model`: what Python does grows with them, if with anything."""
+    return replace(tiny, name=f"{tiny.name}-{model.num_layers}", num_layers=model.num_layers)

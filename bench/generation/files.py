@@ -1,0 +1,193 @@
+"""Which files a run needs, and where those of earlier runs lie.
+
+The proofs of an export of 135M parameters take minutes, so files stay: the peers' as long as the
+sizes, what is built and the versions of the tools are the same, ours as long as the sources are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from bench.attention.cases import ModuleSizes
+from bench.client import ROOT, worker_environment
+from bench.decode.cases import ModelSizes
+from bench.generation.eager import MODEL
+from bench.generation.make import MODULE_ARTIFACT, MODULE_WEIGHTS
+from bench.generation.ours import ours_name
+from bench.peers import PEERS, REQUIREMENTS, install_peers, run_quietly
+
+__all__ = ["Files", "make_files", "source_digest"]
+
+SOURCES = ("export", "models", "runtime")
+DONE = ".done"
+"""In a folder whose files are all there."""
+
+INT4 = ("accuracy_level=4", "block_size=32")
+"""What our own int4 files have; both are the builder's defaults for the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Files:
+    """Where everything lies."""
+
+    peers: Path
+    """The saved model, and a folder for each graph of the builder."""
+    ours: Path
+    """Our files of the same model, by precision."""
+    tiny: Path
+    """Our file of the small model."""
+    module: Path
+    """The attention module's folder."""
+
+    @property
+    def artifact(self) -> Path:
+        """Our file of the attention module."""
+        return self.module / MODULE_ARTIFACT
+
+    @property
+    def weights(self) -> Path:
+        """Its weights for PyTorch."""
+        return self.module / MODULE_WEIGHTS
+
+
+def make_files(
+    folder: Path,
+    sizes: ModelSizes,
+    tiny: ModelSizes,
+    module: ModuleSizes,
+    *,
+    precisions: Sequence[str],
+    note: Callable[[str], None],
+    provider: str = "cpu",
+    requirements: Path = REQUIREMENTS,
+    packages: Path = PEERS,
+) -> Files:
+    """Make what is missing.
+
+    Args:
+        folder: Where all of it goes.
+        sizes: The language model.
+        tiny: The one that shows what Python does.
+        module: The attention module.
+        precisions: Of the language model.
+        note: Told what is being made.
+        provider: The builder's `-e`.
+        requirements: The peers.
+        packages: Where they are installed.
+
+    Raises:
+        RuntimeError: Something could not be made; carries what was said last.
+    """
+    install_peers(requirements, packages)
+    builder = _Builder(provider=provider, packages=packages)
+    key = _digest(
+        json.dumps([asdict(sizes), provider, INT4]),
+        requirements.read_text(encoding="utf-8"),
+        version("transformers"),
+    )
+    peers = folder / f"{sizes.name}-{provider}-{key}"
+    saved = peers / MODEL
+    _once(saved, note, lambda: _job("model", folder=str(saved), sizes=asdict(sizes)))
+    for precision in precisions:
+        quantised = INT4 if precision == "int4" else ()
+        for runtime, extra in (("genai", ()), ("tuned", ("prune_lm_head=true",))):
+            built = peers / f"{runtime}-{precision}"
+            _once(built, note, partial(builder, saved, built, precision, (*quantised, *extra)))
+    own = folder / f"ours-{source_digest()}"
+    _forget_older(folder, own)
+    ours = own / f"{sizes.name}-{provider}"
+    ours.mkdir(parents=True, exist_ok=True)
+    # CUDA computes attention of the form for onnxruntime in half precision only.
+    for precision in precisions:
+        target = "portable" if provider == "cuda" and precision == "fp32" else "ort"
+        _artifact(saved, ours / ours_name(precision), sizes, precision, note, target=target)
+    small = folder / f"{tiny.name}-{_digest(json.dumps(asdict(tiny)))}" / MODEL
+    _once(small, note, lambda: _job("model", folder=str(small), sizes=asdict(tiny)))
+    _artifact(small, own / f"{tiny.name}.onnx", tiny, "fp32", note)
+    attention = own / f"attention-{module.embed_dim}-{module.num_heads}"
+    _once(attention, note, lambda: _job("attention", folder=str(attention), sizes=asdict(module)))
+    return Files(peers=peers, ours=ours, tiny=own / f"{tiny.name}.onnx", module=attention)
+
+
+def source_digest(root: Path = ROOT) -> str:
+    """Of everything that decides what our files hold: a hash of the packages' Python files."""
+    digest = hashlib.sha256()
+    for path in sorted(p for part in SOURCES for p in (root / part).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Builder:
+    """onnxruntime-genai's model builder."""
+
+    provider: str
+    packages: Path
+
+    def __call__(self, model: Path, built: Path, precision: str, extra: Sequence[str]) -> None:
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+        command += ["-i", str(model), "-o", str(built), "-c", str(built / "cache")]
+        command += ["-p", precision, "-e", self.provider]
+        if extra:
+            command += ["--extra_options", *extra]
+        environment = worker_environment(1)
+        environment |= {"PYTHONPATH": str(self.packages), "HF_HUB_OFFLINE": "1"}
+        run_quietly(command, environment)
+
+
+def _artifact(
+    model: Path,
+    path: Path,
+    sizes: ModelSizes,
+    precision: str,
+    note: Callable[[str], None],
+    *,
+    target: str = "ort",
+) -> None:
+    """Export; the file appears whole or not at all."""
+    if path.is_file():
+        return
+    note(f"exporting {sizes.name} {precision}")
+    _job(
+        "artifact",
+        model=str(model),
+        path=str(path),
+        max_seq_len=sizes.max_seq_len,
+        precision=precision,
+        target=target,
+    )
+
+
+def _job(name: str, **arguments: object) -> None:
+    text = json.dumps({"job": name, **arguments})
+    run_quietly([sys.executable, "-m", "bench.generation.make", text], worker_environment(1))
+
+
+def _once(folder: Path, note: Callable[[str], None], fill: Callable[[], None]) -> None:
+    """Fill a folder, unless it is full already."""
+    if (folder / DONE).exists():
+        return
+    note(f"making {folder.parent.name}/{folder.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    fill()
+    (folder / DONE).touch()
+
+
+def _forget_older(folder: Path, own: Path) -> None:
+    """Half a gigabyte each, of sources that are gone."""
+    for older in folder.glob("ours-*"):
+        if older != own:
+            shutil.rmtree(older)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,120 @@
+"""The subjects of the comparison: what they are called, and which file each of them runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Subject", "agreeing", "subjects_for"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """One runtime at one precision."""
+
+    runtime: str
+    """ "ours", "genai", "tuned" or "eager"."""
+    precision: str
+    factory: str
+    """ "package.module:function"."""
+    title: str
+    about: str
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the factory besides `threads`, `folder`, `ours` and the model's sizes."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.runtime}-{self.precision}"
+
+
+def subjects_for(
+    precisions: Iterable[str],
+    *,
+    eager: Iterable[str] = ("fp32",),
+    device: str = "cpu",
+    genai: Mapping[str, Any] | None = None,
+) -> tuple[Subject, ...]:
+    """Every runtime at every precision.
+
+    Args:
+        precisions: Of ours and of onnxruntime-genai.
+        eager: Of PyTorch.
+        device: As ours and PyTorch call it.
+        genai: More options of onnxruntime-genai.
+    """
+    found = []
+    for precision in precisions:
+        found += [_ours(precision, device), _genai(precision), _tuned(precision)]
+    for subject in found:
+        if subject.runtime != "ours":
+            subject.options.update(genai or {})
+    return (*found, *(_eager(precision, device) for precision in eager))
+
+
+def agreeing(subjects: Iterable[Subject]) -> dict[str, tuple[str, ...]]:
+    """Reference -> the subjects whose logits must be its own.
+
+    PyTorch where it runs at that precision; else the builder's graph as it comes, whose weights lie
+    on nearly the grid of ours.
+    """
+    by_precision: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        by_precision.setdefault(subject.precision, []).append(subject)
+    found = {}
+    for group in by_precision.values():
+        order = ("eager", "genai", "tuned", "ours")
+        first = min(group, key=lambda one: order.index(one.runtime))
+        found[first.name] = tuple(one.name for one in group if one is not first)
+    return found
+
+
+def _ours(precision: str, device: str) -> Subject:
+    return Subject(
+        runtime="ours",
+        precision=precision,
+        factory="bench.generation.ours:generation",
+        title=f"causal-onnx {precision}",
+        about=f'`export(model, path, cache=True, precision="{precision}")`, `load(path, '
+        "threads=...)`, `model.stream()`; prompts with `last_only=True`",
+        options={"precision": precision, "device": device},
+    )
+
+
+def _genai(precision: str) -> Subject:
+    return Subject(
+        runtime="genai",
+        precision=precision,
+        factory="bench.generation.genai:generation",
+        title=f"onnxruntime-genai {precision}",
+        about=f"built with `-p {precision}`, `intra_op_num_threads` set, past and present one "
+        "buffer; `Generator.append_tokens` and `generate_next_token`",
+        options={"built": f"genai-{precision}"},
+    )
+
+
+def _tuned(precision: str) -> Subject:
+    return Subject(
+        runtime="tuned",
+        precision=precision,
+        factory="bench.generation.genai:generation",
+        title=f"onnxruntime-genai {precision}, tuned",
+        about="the same, built with `prune_lm_head=true` too, so that a prompt's last position "
+        "alone has logits, and run with `session.set_denormal_as_zero`",
+        options={
+            "built": f"tuned-{precision}",
+            "session": {"session.set_denormal_as_zero": "1"},
+        },
+    )
+
+
+def _eager(precision: str, device: str) -> Subject:
+    return Subject(
+        runtime="eager",
+        precision=precision,
+        factory="bench.generation.eager:generation",
+        title=f"PyTorch + transformers {precision}",
+        about="`LlamaForCausalLM` in `torch.inference_mode`, attention by "
+        "`scaled_dot_product_attention`, a `DynamicCache`; prompts with `logits_to_keep=1`",
+        options={"precision": precision, "device": device},
+    )

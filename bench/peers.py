@@ -1,0 +1,49 @@
+"""Peers that the project itself does not need, installed into a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bench.client import ROOT
+
+__all__ = ["PEERS", "REQUIREMENTS", "install_peers", "run_quietly"]
+
+PEERS = ROOT / "build" / "peers"
+REQUIREMENTS = ROOT / "bench" / "requirements.txt"
+
+_STAMP = "installed.txt"
+"""What was installed into a folder, beside it."""
+
+
+def install_peers(requirements: Path = REQUIREMENTS, folder: Path = PEERS) -> None:
+    """Install what is not there yet, without dependencies: those are the bench's own environment.
+
+    Raises:
+        RuntimeError: pip failed; carries what it said last.
+    """
+    wanted = requirements.read_text(encoding="utf-8")
+    stamp = folder / _STAMP
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
+    command += ["--target", str(folder), "-r", str(requirements)]
+    run_quietly(command, dict(os.environ))
+    stamp.write_text(wanted, encoding="utf-8")
+
+
+def run_quietly(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Run a command in the project's folder; what it says is told only when it fails.
+
+    Raises:
+        RuntimeError: It failed; carries what it said last.
+    """
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        tail = "\n".join((done.stderr or done.stdout).splitlines()[-5:])
+        raise RuntimeError(f"{' '.join(command[1:4])} failed with code {done.returncode}:\n{tail}")
