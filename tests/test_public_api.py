@@ -21,10 +21,9 @@ PUBLIC = {
     """,
     "causal_onnx.runtime": """
         Artifact ArtifactError BundleReport CausalOnnxError Choice Constraint Continuation Contract
-        DeviceError DraftModel Limits Model PrefixCache PrefixStats PromptLookup RunError Sampling
-        SelfTestCase
-        SelfTestReport Speculation Stream TensorSpec Tokenizer UnsafeFileError __version__ load
-        read_artifact verify_bundle write_bundle
+        DeviceError DraftModel Limits Model PrefixCache PrefixStats Profile PromptLookup RunError
+        Sampling SelfTestCase SelfTestReport Speculation Stream TensorSpec Tokenizer UnsafeFileError
+        __version__ load read_artifact verify_bundle write_bundle
     """,
 }
 NEEDS_TORCH = {"causal_onnx.models", "causal_onnx.export"}

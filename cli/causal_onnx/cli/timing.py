@@ -7,17 +7,14 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+from causal_onnx.runtime.workload import make_request
 
 if TYPE_CHECKING:
-    from causal_onnx.runtime import Contract, Model, TensorSpec
+    from causal_onnx.runtime import Contract, Model
 
-__all__ = ["Timing", "default_lengths", "make_request", "time_lengths"]
-
-Array = npt.NDArray[Any]
+__all__ = ["Timing", "default_lengths", "time_lengths"]
 
 SECONDS_PER_LENGTH = 0.4
 MAX_RUNS = 100
@@ -100,38 +97,3 @@ def _reason_to_skip(contract: Contract, seq: int, before: Timing | None) -> str 
         if likely_s > MAX_CALL_S:
             return f"a call may take {likely_s:.0f} s"
     return None
-
-
-def make_request(contract: Contract, *, seq: int) -> dict[str, Array]:
-    """Inputs that the contract allows, at batch 1, without a past; the same ones every time."""
-    sizes = {"batch": 1, "seq": seq, "past_seq": 0, "total_seq": seq}
-    generator = np.random.default_rng(0)
-    return {
-        spec.name: _values(
-            spec,
-            tuple(sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes),
-            seq,
-            generator,
-        )
-        for spec in contract.inputs
-        if spec.name not in contract.optional_names  # left out: no past, no padding
-    }
-
-
-def _values(
-    spec: TensorSpec, shape: tuple[int, ...], seq: int, generator: np.random.Generator
-) -> Array:
-    if spec.dtype == "bfloat16":
-        return generator.standard_normal(shape, dtype=np.float32)
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind == "f":
-        return generator.standard_normal(shape).astype(dtype)
-    if spec.vocab_size is not None:
-        high = min(spec.vocab_size, int(np.iinfo(dtype).max) + 1)
-        return generator.integers(high, size=shape, dtype=dtype)
-    # What an integer without a vocabulary means, only its name and axes can tell.
-    if "position" in spec.name and spec.axes and spec.axes[-1] in ("seq", "total_seq"):
-        return np.broadcast_to(np.arange(seq, dtype=dtype), shape)
-    if spec.axes == ("batch",):
-        return np.full(shape, seq, dtype)
-    return np.ones(shape, dtype)

@@ -13,6 +13,7 @@ from causal_onnx.runtime.errors import (
 )
 from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
 from causal_onnx.runtime.prefix_cache import PrefixCache, PrefixStats
+from causal_onnx.runtime.profile import Profile
 from causal_onnx.runtime.row import Continuation, Speculation
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.scan import Limits
@@ -37,6 +38,7 @@ __all__ = [
     "Model",
     "PrefixCache",
     "PrefixStats",
+    "Profile",
     "PromptLookup",
     "RunError",
     "Sampling",

@@ -19,6 +19,7 @@ __all__ = [
     "FORMAT",
     "GOLDEN_KEY",
     "LAST_ONLY",
+    "MODULE_KEY",
     "SLOT_AXES",
     "SOURCE_KEY",
     "CachePair",
@@ -35,6 +36,9 @@ CONTRACT_KEY = "causal_onnx.contract"
 SOURCE_KEY = "causal_onnx.source"
 GOLDEN_KEY = "causal_onnx.golden"
 CERTIFICATE_KEY = "causal_onnx.certificate"
+
+MODULE_KEY = "causal_onnx.module"
+"""In the `metadata_props` of a node: the submodule that it comes from."""
 
 LAST_ONLY = "last_only"
 """An input, bool (), of value false where it is left out; see `Contract.last_only`."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from causal_onnx.runtime import beam, bfloat16
 from causal_onnx.runtime import generate as generating
+from causal_onnx.runtime import profile as profiling
 from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.denormals import flushing_denormals
@@ -29,6 +30,7 @@ from causal_onnx.runtime.session import SessionSettings, open_session
 from causal_onnx.runtime.signature import check_signature
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import TOKENIZER_FILE, Tokenizer
+from causal_onnx.runtime.threads import available_cores
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -318,6 +320,7 @@ class Model:
     generate = generating.generate
     generate_batch = generating.generate_batch
     beam_search = beam.beam_search
+    profile = profiling.profile
 
     def selftest(self) -> SelfTestReport:
         """Replay the golden vectors in the file, whose outputs PyTorch computed.
@@ -365,6 +368,50 @@ class Model:
     def checks(self) -> dict[str, bool]:
         """The options of `load` that say how inputs are checked."""
         return {name: bool(self._options[name]) for name in ("cast", "check_finite")}
+
+    def profiled(self, prefix: str) -> Model:
+        """The same model with a session of its own, which times every node; for `profile`.
+
+        Args:
+            prefix: What the path of the file of times begins with.
+
+        Raises:
+            ArtifactError: The file is gone or has changed.
+            DeviceError: The device cannot be used any more.
+        """
+        options = self._options
+        judged = {} if options["trusted"] else scan(self._artifact, options["limits"] or Limits())
+        settings = SessionSettings(
+            threads=options["threads"],
+            spinning=options["spinning"],
+            flush_denormals=options["flush_denormals"],
+            profile_prefix=prefix,
+        )
+        session, _ = open_session(self._artifact, self.device, settings)
+        check_unchanged(self._artifact, judged)
+        return Model(
+            artifact=self._artifact,
+            contract=self._contract,
+            session=session,
+            device=self._device,
+            flush_denormals=options["flush_denormals"],
+            checker=self._checker,
+            options=options,
+        )
+
+    def end_profiling(self) -> Path:
+        """Let a profiled model write what it has measured, and give the file."""
+        return Path(self._session.end_profiling())
+
+    @property
+    def artifact(self) -> Artifact:
+        """The file, with its metadata."""
+        return self._artifact
+
+    @property
+    def threads(self) -> int:
+        """Threads of one call."""
+        return self._options["threads"] or available_cores()
 
     def new_binding(self) -> Any:
         """An `onnxruntime.IOBinding` for this model's session."""

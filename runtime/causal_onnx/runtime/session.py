@@ -45,6 +45,8 @@ class SessionSettings:
     """Idle threads wait in a busy loop, without end or not at all; None: for `SPIN_US`."""
     flush_denormals: bool = True
     """Treat denormal numbers as zero while the model runs."""
+    profile_prefix: str | None = None
+    """Let onnxruntime time every node, into a file whose path begins so; None: not."""
 
     def __post_init__(self) -> None:
         if self.threads is not None and (
@@ -133,6 +135,9 @@ def _create(ort: Any, artifact: Artifact, device: Device, settings: SessionSetti
     options = ort.SessionOptions()
     # Its warnings and errors go to stderr, past Python; what matters comes as an exception.
     options.log_severity_level = 4
+    if settings.profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = settings.profile_prefix
     options.intra_op_num_threads = settings.threads or available_cores()
     spins = settings.spinning is not False
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))

@@ -11,9 +11,11 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from causal_onnx.runtime.contract import MODULE_KEY
+
 __all__ = ["PLACE_KEY", "NodeSource", "describe", "load_model", "source_of"]
 
-PLACE_KEY = "causal_onnx.module"
+PLACE_KEY = MODULE_KEY
 """Node metadata: the submodule that the node was captured from, as `named_modules` spells it."""
 
 

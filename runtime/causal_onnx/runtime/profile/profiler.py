@@ -1,0 +1,215 @@
+"""Run a model under onnxruntime's profiler, and say what each node of the file cost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.errors import RunError
+from causal_onnx.runtime.profile.clock import CallTimes, time_calls
+from causal_onnx.runtime.profile.costs import NodeCost, Profile
+from causal_onnx.runtime.profile.events import Event, Run, read_runs
+from causal_onnx.runtime.profile.graph import GraphNode, Scope, read_graph
+from causal_onnx.runtime.profile.products import product_flops
+from causal_onnx.runtime.profile.weights import weight_bytes
+from causal_onnx.runtime.workload import Workload, check_sizes
+
+if TYPE_CHECKING:
+    from causal_onnx.runtime.model import Model
+
+__all__ = ["Case", "profile", "profile_all"]
+
+MOST_CALLS = 20
+"""Under the profiler; medians over more change little, and every node of each is an entry."""
+
+Case = tuple[int, int, int]
+"""(batch, seq, past)."""
+
+
+def profile(
+    self: Model, *, seq: int = 1, past: int = 0, batch: int = 1, calls: int | None = None
+) -> Profile:
+    """Find out which operators and submodules cost the most, in calls on made-up inputs.
+
+    The calls are timed first, and then made again in a second session, under onnxruntime's
+    profiler: as long as that takes, the model is in memory twice. On CUDA the profiler's times are
+    those of starting kernels.
+
+    Args:
+        self: The model.
+        seq: Positions of one call.
+        past: Positions that it has behind it; for models with a cache.
+        batch: Sequences.
+        calls: How many to time; None: as many as fit into half a second, 3 to 200.
+
+    Raises:
+        ValueError: The contract does not allow such a call.
+        RunError: onnxruntime failed.
+        ArtifactError: The file is gone, has changed, or its graph cannot be read.
+    """
+    if calls is not None and (isinstance(calls, bool) or not isinstance(calls, int) or calls < 1):
+        raise ValueError(f"calls must be a positive integer or None, got {calls!r}")
+    check_sizes(self.contract, batch=batch, seq=seq, past=past)
+    times = time_calls(Workload(self, batch=batch, seq=seq, past=past), calls=calls)
+    return profile_all(self, [((batch, seq, past), times)])[0]
+
+
+def profile_all(
+    model: Model,
+    cases: Sequence[tuple[Case, CallTimes]],
+    *,
+    most_calls: int = MOST_CALLS,
+    tell: Callable[[str, float], None] = lambda step, fraction: None,
+) -> list[Profile]:
+    """Profile several calls in one session; their times without the profiler are given.
+
+    Args:
+        model: What to profile.
+        cases: What to call, with the times of calls without the profiler.
+        most_calls: How often to call each at most.
+        tell: Called with (step, fraction done).
+
+    Raises:
+        ValueError: The contract does not allow a call.
+        RunError: onnxruntime failed, or wrote less than was run.
+        ArtifactError: The file is gone, has changed, or its graph cannot be read.
+    """
+    graph = read_graph(model.artifact)
+    with tempfile.TemporaryDirectory(prefix="causal-onnx-") as folder:
+        twin = model.profiled(str(Path(folder) / "profile"))
+        counts = []
+        for index, ((batch, seq, past), times) in enumerate(cases):
+            tell("profile", index / len(cases))
+            work = Workload(twin, batch=batch, seq=seq, past=past)
+            calls = max(1, min(most_calls, times.calls))
+            work.call()  # plans memory
+            for _ in range(calls):
+                work.take_back()
+                work.call()
+            counts.append((work.setup_calls + 1, calls))
+            del work
+        runs = read_runs(twin.end_profiling())
+    expected = sum(before + calls for before, calls in counts)
+    if len(runs) != expected:
+        # It keeps a million entries and drops the rest.
+        raise RunError(
+            f"onnxruntime's profile holds {len(runs)} of {expected} calls: too many nodes were "
+            "run; profile fewer calls, or a shorter sequence"
+        )
+    profiles, at = [], 0
+    for ((batch, seq, past), times), (before, calls) in zip(cases, counts, strict=True):
+        chosen = runs[at + before : at + before + calls]
+        at += before + calls
+        profiles.append(
+            Profile(
+                model=model.artifact.name,
+                device=model.device,
+                threads=model.threads,
+                batch=batch,
+                seq=seq,
+                past=past,
+                calls=times.calls,
+                wall_ms=times.wall_ms,
+                cpu_ms=times.cpu_ms,
+                profiled_ms=statistics.median(run.total_us for run in chosen) / 1e3,
+                nodes=_costs(chosen, graph, past),
+                cache_bytes=cache_bytes(model.contract, batch=batch, past=past),
+            )
+        )
+    return profiles
+
+
+def cache_bytes(contract: Contract, *, batch: int, past: int) -> int:
+    """Bytes of keys and values behind a call."""
+    bounds = {pair.past: pair.bounded for pair in contract.cache}
+    total = 0
+    for spec in contract.inputs:
+        if spec.name in bounds:
+            bounded = bounds[spec.name]
+            held = past if bounded is None else min(past, bounded)
+            sizes = {"batch": batch, "past_seq": held, "past_slots": held}
+            shape = (axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes)
+            total += math.prod(shape) * (2 if "16" in spec.dtype else 4)
+    return total
+
+
+Key = tuple[str, str, str]
+"""Where, name and operator of a node."""
+
+
+def _costs(runs: Sequence[Run], graph: Scope, past: int) -> tuple[NodeCost, ...]:
+    times: dict[Key, list[float]] = {}
+    for index, run in enumerate(runs):
+        for event in run.events:
+            slots = times.setdefault(_key(event), [0.0] * len(runs))
+            slots[index] += event.self_us
+    medians = {key: statistics.median(slots) for key, slots in times.items()}
+    total = sum(medians.values())
+    # What is run is the same in every call; only the times differ.
+    last: dict[Key, list[Event]] = {}
+    for event in runs[-1].events:
+        last.setdefault(_key(event), []).append(event)
+    costs = []
+    for key, events in last.items():
+        node, event = _resolve(events[-1], graph), events[-1]
+        costs.append(
+            NodeCost(
+                name=event.name,
+                op_type=event.op_type,
+                module=_module(event, graph),
+                provider=event.provider,
+                calls=len(events),
+                time_us=medians[key],
+                # Where all is faster than the profiler's clock, each node has the same part.
+                share=medians[key] / total if total else 1 / len(last),
+                shapes=_shapes(event),
+                flops=sum(product_flops(one, node, past=past) for one in events),
+                weight_bytes=sum(weight_bytes(one, node) for one in events),
+            )
+        )
+    return tuple(sorted(costs, key=lambda cost: -cost.time_us))
+
+
+def _key(event: Event) -> Key:
+    where, parent = [], event.parent
+    while parent is not None:
+        where.append(parent.name)
+        parent = parent.parent
+    return "/".join(reversed(where)), event.name, event.op_type
+
+
+def _resolve(event: Event, graph: Scope) -> GraphNode | None:
+    """The node of the file; None for one that onnxruntime added."""
+    for scope in _scopes(event, graph):
+        found = scope.find(event.name, event.op_type)
+        if found is not None:
+            return found
+    return None
+
+
+def _scopes(event: Event, graph: Scope) -> list[Scope]:
+    """The graphs that may hold the node, the innermost first; the last is the whole."""
+    if event.parent is None:
+        return [graph]
+    holder = _resolve(event.parent, graph)
+    return [*(holder.branches if holder else ()), *_scopes(event.parent, graph)]
+
+
+def _module(event: Event | None, graph: Scope) -> str:
+    """The submodule of a node, or of the one that holds it where it has none."""
+    while event is not None:
+        node = _resolve(event, graph)
+        if node is not None and node.module:
+            return node.module
+        event = event.parent
+    return ""
+
+
+def _shapes(event: Event) -> str:
+    sides = (", ".join(str(tensor) for tensor in side) for side in (event.inputs, event.outputs))
+    return " -> ".join(sides)
