@@ -144,7 +144,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("command", ["inspect", "selftest", "report"])
+@pytest.mark.parametrize("command", ["inspect", "selftest", "report", "profile"])
 def test_commands_on_files_need_neither_pytorch_nor_rich(command: str, tmp_path: Path) -> None:
     path = write_model(tmp_path / "m.onnx")
     done = subprocess.run(

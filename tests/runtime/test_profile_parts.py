@@ -253,8 +253,8 @@ def test_a_call_is_the_same_each_time_and_behind_its_past(past: int) -> None:
     assert work.setup_calls == (past > 0)
     stream = model.stream(batch=2)
     if past:
-        stream.run(**make_request(model.contract, batch=2, seq=past))
-    expected = stream.run(**make_request(model.contract, batch=2, seq=3, past=past))
+        stream.run(*make_request(model.contract, batch=2, seq=past).values())
+    expected = stream.run(*make_request(model.contract, batch=2, seq=3, past=past).values())
     for _ in range(3):
         np.testing.assert_array_equal(work.call()["logits"], expected["logits"])
         work.take_back()

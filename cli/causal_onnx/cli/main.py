@@ -15,11 +15,13 @@ from typing import Any, NoReturn
 
 from causal_onnx.cli.commands import (
     attest,
+    bench,
     bundle,
     doctor,
     export,
     generate,
     inspect,
+    profile,
     report,
     run,
     selftest,
@@ -30,7 +32,20 @@ from causal_onnx.cli.errors import UsageError
 
 __all__ = ["main"]
 
-COMMANDS = (export, run, generate, inspect, selftest, report, bundle, verify_bundle, attest, doctor)
+COMMANDS = (
+    export,
+    run,
+    generate,
+    inspect,
+    selftest,
+    report,
+    bench,
+    profile,
+    bundle,
+    verify_bundle,
+    attest,
+    doctor,
+)
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EPILOG = """\

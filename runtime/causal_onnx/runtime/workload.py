@@ -50,7 +50,7 @@ class Workload:
             stream = model.stream(batch=batch, capacity=past + seq)
             if past:
                 before = make_request(contract, batch=batch, seq=past)
-                stream.run(**before, last_only=self._last_only)
+                stream.run(*before.values(), last_only=self._last_only)
             self._stream = stream
             # Buffers that the graph writes into go back for nothing. Of other caches a fork shares
             # the arrays, and can go back to what a window has dropped.
@@ -70,7 +70,7 @@ class Workload:
         """
         if self._stream is None:
             return self._model.run(**self._request)
-        return self._stream.run(**self._request, last_only=self._last_only)
+        return self._stream.run(*self._request.values(), last_only=self._last_only)
 
     def take_back(self) -> None:
         """Make the next `call` like the one before."""

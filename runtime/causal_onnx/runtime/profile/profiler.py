@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import tempfile
@@ -13,7 +14,7 @@ from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import RunError
 from causal_onnx.runtime.profile.clock import CallTimes, time_calls
 from causal_onnx.runtime.profile.costs import NodeCost, Profile
-from causal_onnx.runtime.profile.events import Event, Run, read_runs
+from causal_onnx.runtime.profile.events import Event, Run, Tensor, read_runs
 from causal_onnx.runtime.profile.graph import GraphNode, Scope, read_graph
 from causal_onnx.runtime.profile.products import product_flops
 from causal_onnx.runtime.profile.weights import weight_bytes
@@ -211,5 +212,10 @@ def _module(event: Event | None, graph: Scope) -> str:
 
 
 def _shapes(event: Event) -> str:
-    sides = (", ".join(str(tensor) for tensor in side) for side in (event.inputs, event.outputs))
-    return " -> ".join(sides)
+    return " -> ".join(_listed(side) for side in (event.inputs, event.outputs))
+
+
+def _listed(tensors: Sequence[Tensor]) -> str:
+    """Tensors in order, equal ones that follow each other together."""
+    counted = ((str(tensor), len(list(same))) for tensor, same in itertools.groupby(tensors))
+    return ", ".join(text if count == 1 else f"{count} x {text}" for text, count in counted)

@@ -1,0 +1,1 @@
+"""Measure a model by length, and against what the machine can do."""

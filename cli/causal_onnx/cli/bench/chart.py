@@ -1,0 +1,70 @@
+"""Draw what was measured: a standalone SVG, nothing in it but shapes and text."""
+
+from __future__ import annotations
+
+from causal_onnx.cli.bench.run import BenchResult
+from causal_onnx.cli.chart import HEIGHT, WIDTH, line_chart, time_text
+from causal_onnx.cli.markup import Markup, element
+
+__all__ = ["draw"]
+
+HEAD = 58
+GAP = 16
+STYLE = """
+text { font: 11px sans-serif; fill: #555 }
+.title { font-size: 13px; font-weight: bold; fill: #222 }
+.value { fill: #222 }
+.grid { stroke: #ddd }
+.line { fill: none; stroke: #2563a8; stroke-width: 2 }
+.dot { fill: #2563a8; stroke: #fff; stroke-width: 2 }
+"""
+
+
+def draw(result: BenchResult) -> str:
+    """Time by length, and for a model with a cache positions per second by past."""
+    calls = [case for case in result.cases if case.kind != "decode"]
+    steps = [case for case in result.cases if case.kind == "decode"]
+    rows = "" if calls[0].profile.batch == 1 else f", {calls[0].profile.batch} rows"
+    what = "prefill" if steps else "call"
+    panels = [
+        line_chart(
+            [(case.profile.seq, case.times.wall_ms) for case in calls],
+            x_label=f"positions of a {what}{rows}: median time",
+            text=time_text,
+            told=lambda seq, ms: f"length {seq}: median {time_text(ms)}",
+            summary="Median time by length",
+            place=(0, HEAD),
+        )
+    ]
+    if steps:
+        panels.append(
+            line_chart(
+                [(case.profile.past, case.positions_per_s) for case in steps],
+                x_label=f"positions of the past of a step{rows}: positions/s",
+                text=_rate,
+                told=lambda past, rate: f"past {past}: {_rate(rate)} positions/s",
+                summary="Positions per second of decoding by past",
+                place=(WIDTH + GAP, HEAD),
+            )
+        )
+    width, height = len(panels) * (WIDTH + GAP) - GAP, HEAD + HEIGHT
+    name = result.path.replace("\\", "/").rpartition("/")[2]
+    svg = element(
+        "svg",
+        # Not escaped as text would be: it is ours, and holds none of the file's words.
+        Markup(f"<style>{STYLE}</style>"),
+        element("rect", width=width, height=height, fill="#fff"),
+        element("text", name, x=8, y=20, class_="title"),
+        element("text", result.machine.processor, x=8, y=36),
+        element("text", f"{result.machine.system}; {result.machine.when}", x=8, y=51),
+        *panels,
+        xmlns="http://www.w3.org/2000/svg",
+        width=width,
+        height=height,
+        viewBox=f"0 0 {width} {height}",
+    )
+    return f"{svg}\n"
+
+
+def _rate(value: float) -> str:
+    return f"{value / 1000:.3g}k" if value >= 1000 else f"{value:.3g}"
