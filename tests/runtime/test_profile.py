@@ -12,7 +12,7 @@ import pytest
 from causal_onnx.runtime import ArtifactError, Contract, Model, RunError, TensorSpec, load
 from causal_onnx.runtime.profile import profiler
 from causal_onnx.runtime.profile.clock import CallTimes
-from causal_onnx.runtime.profile.events import read_runs
+from causal_onnx.runtime.profile.events import Run, read_runs
 from causal_onnx.runtime.profile.profiler import profile_all
 from tests.runtime.artifacts import field, fixture
 from tests.runtime.onnx_bytes import CONTRIB, DEFAULT, FLOAT, graph, node, subgraph, value
@@ -198,13 +198,37 @@ def test_a_model_that_takes_one_sequence_refuses_a_batch() -> None:
         model.profile(batch=2)
 
 
+def keep_only(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Let profiles hold so many calls at most; gives the list of how many there were."""
+    found: list[int] = []
+
+    def read(path: Path) -> list[Run]:
+        runs = read_runs(path)
+        found.append(len(runs))
+        return runs[:most]
+
+    monkeypatch.setattr(profiler, "read_runs", read)
+    return found
+
+
+TIMES = CallTimes(wall_ms=1.0, fastest_ms=1.0, cpu_ms=1.0, calls=2)
+
+
 def test_a_profile_that_lost_calls_is_an_error(
     chain: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiler, "read_runs", lambda path: read_runs(path)[1:])
-    times = CallTimes(wall_ms=1.0, fastest_ms=1.0, cpu_ms=1.0, calls=2)
-    with pytest.raises(RunError, match="holds 2 of 3 calls: too many nodes were run"):
-        profile_all(chain, [((1, 2, 0), times)])
+    keep_only(monkeypatch, 1)
+    with pytest.raises(RunError, match="holds 1 of 2 calls: more nodes were run"):
+        profile_all(chain, [((1, 2, 0), TIMES)])
+
+
+def test_cases_that_do_not_fit_together_are_profiled_one_by_one(
+    chain: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = keep_only(monkeypatch, 2)
+    profiles = profile_all(chain, [((1, 2, 0), TIMES), ((1, 3, 0), TIMES)])
+    assert found == [6, 2, 2]
+    assert [profile.flops for profile in profiles] == [2 * n * (4 * 6 + 6 * 5) for n in (2, 3)]
 
 
 def test_a_file_that_changed_is_not_profiled(tmp_path: Path) -> None:

@@ -81,6 +81,44 @@ def profile_all(
         ArtifactError: The file is gone, has changed, or its graph cannot be read.
     """
     graph = read_graph(model.artifact)
+    try:
+        runs = _runs(model, cases, most_calls, tell)
+    except _LostCallsError:
+        if len(cases) == 1 and most_calls == 1:
+            raise
+        # One call of one case in each session fits where all calls of all cases do not.
+        alone = (profile_all(model, [case], most_calls=1, tell=tell) for case in cases)
+        return [found for founds in alone for found in founds]
+    return [
+        Profile(
+            model=model.artifact.name,
+            device=model.device,
+            threads=model.threads,
+            batch=batch,
+            seq=seq,
+            past=past,
+            calls=times.calls,
+            wall_ms=times.wall_ms,
+            cpu_ms=times.cpu_ms,
+            profiled_ms=statistics.median(run.total_us for run in chosen) / 1e3,
+            nodes=_costs(chosen, graph, past),
+            cache_bytes=cache_bytes(model.contract, batch=batch, past=past),
+        )
+        for ((batch, seq, past), times), chosen in zip(cases, runs, strict=True)
+    ]
+
+
+class _LostCallsError(RunError):
+    """The profile is full: onnxruntime keeps a million entries, and drops what comes then."""
+
+
+def _runs(
+    model: Model,
+    cases: Sequence[tuple[Case, CallTimes]],
+    most_calls: int,
+    tell: Callable[[str, float], None],
+) -> list[list[Run]]:
+    """The calls of each case, without those that prepared them."""
     with tempfile.TemporaryDirectory(prefix="causal-onnx-") as folder:
         twin = model.profiled(str(Path(folder) / "profile"))
         counts = []
@@ -97,32 +135,15 @@ def profile_all(
         runs = read_runs(twin.end_profiling())
     expected = sum(before + calls for before, calls in counts)
     if len(runs) != expected:
-        # It keeps a million entries and drops the rest.
-        raise RunError(
-            f"onnxruntime's profile holds {len(runs)} of {expected} calls: too many nodes were "
-            "run; profile fewer calls, or a shorter sequence"
+        raise _LostCallsError(
+            f"onnxruntime's profile holds {len(runs)} of {expected} calls: more nodes were run "
+            "than it keeps entries for; profile a shorter sequence"
         )
-    profiles, at = [], 0
-    for ((batch, seq, past), times), (before, calls) in zip(cases, counts, strict=True):
-        chosen = runs[at + before : at + before + calls]
+    chosen, at = [], 0
+    for before, calls in counts:
+        chosen.append(runs[at + before : at + before + calls])
         at += before + calls
-        profiles.append(
-            Profile(
-                model=model.artifact.name,
-                device=model.device,
-                threads=model.threads,
-                batch=batch,
-                seq=seq,
-                past=past,
-                calls=times.calls,
-                wall_ms=times.wall_ms,
-                cpu_ms=times.cpu_ms,
-                profiled_ms=statistics.median(run.total_us for run in chosen) / 1e3,
-                nodes=_costs(chosen, graph, past),
-                cache_bytes=cache_bytes(model.contract, batch=batch, past=past),
-            )
-        )
-    return profiles
+    return chosen
 
 
 def cache_bytes(contract: Contract, *, batch: int, past: int) -> int:
