@@ -19,15 +19,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(("load", "count"), [(steps, 3 * CONTEXT), (mixed_calls, 120)])
+@pytest.mark.parametrize(("load", "count"), [(steps, 2 * CONTEXT), (mixed_calls, 80)])
 def test_memory_does_not_grow(load: object, count: int) -> None:
-    found = soak("calls", load(language_model()), count=count, warm=count // 2)  # type: ignore[operator]
+    act = load(language_model())  # type: ignore[operator]
+    found = soak("calls", act, count=count, warm=count, allowed_bytes=4 << 20)
     assert found.passed, str(found)
 
 
 def test_memory_that_grows_is_found() -> None:
     kept: list[np.ndarray] = []
-    found = soak("leaks", lambda: kept.append(np.ones(1 << 17)), count=12, warm=2)
+    found = soak("leaks", lambda: kept.append(np.ones(1 << 17)), count=10, warm=2)
     assert not found.passed
     assert 8e6 < found.grown_bytes < 14e6
     assert str(found).endswith("GROWTH")
@@ -68,6 +69,6 @@ def test_the_figure_is_printed_and_growth_fails(
     assert main(arguments) == 0
 
 
-def test_a_warm_up_of_everything_is_refused() -> None:
-    with pytest.raises(ValueError, match="got 5 of 5"):
-        soak("nothing", lambda: None, count=5, warm=5)
+def test_there_is_no_figure_without_a_warm_up() -> None:
+    with pytest.raises(ValueError, match="must be positive, got 0 and 5"):
+        soak("nothing", lambda: None, count=5, warm=0)
