@@ -61,11 +61,14 @@ def test_a_model_with_a_cache_is_prefilled_and_stepped(capsys: Captured) -> None
     assert said["cases"][0]["memory"] == {"loaded_bytes": 50, "peak_bytes": 70}
 
 
-def test_rates_and_parts_follow_from_the_counts(capsys: Captured) -> None:
-    for case in bench(fixture("language"), "--lengths", "8", capsys=capsys)["cases"]:
-        seconds = case["wall_ms"] / 1e3
+@pytest.mark.parametrize(("threads", "clock"), [("1", "cpu"), ("2", "wall")])
+def test_rates_and_parts_follow_from_the_counts(threads: str, clock: str, capsys: Captured) -> None:
+    arguments = ["--lengths", "8", "--threads", threads]
+    for case in bench(fixture("language"), *arguments, capsys=capsys)["cases"]:
+        assert case["rate_clock"] == clock
+        seconds = case[f"{clock}_ms"] / 1e3
         read = case["weight_bytes"] + case["cache_bytes"]
-        assert case["positions_per_s"] == pytest.approx(case["seq"] / seconds)
+        assert case["positions_per_s"] == pytest.approx(case["seq"] / case["wall_ms"] * 1e3)
         assert case["part_of_flops"] == pytest.approx(case["flops"] / seconds / 1e11)
         assert case["part_of_bandwidth"] == pytest.approx(read / seconds / 1e9)
 
@@ -157,6 +160,7 @@ def test_a_process_that_fails_is_an_error(tmp_path: Path) -> None:
 def test_the_machine_is_measured_with_a_right_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates_module, "SECONDS", 0.0)
     monkeypatch.setattr(rates_module, "BUFFER_BYTES", 1 << 20)
+    monkeypatch.setattr(rates_module, "PART_BYTES", 1 << 18)
     monkeypatch.setattr(rates_module, "SIDE", 130)  # two bytes as a varint
     assert measure_rates(2).flops_per_s > 0
     sides = {"a": ("batch", 130), "b": (130, 130), "y": ("batch", 130)}

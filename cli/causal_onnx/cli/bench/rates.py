@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,15 @@ __all__ = ["CACHE_BYTES", "Rates", "matrix_product", "measure_rates"]
 SECONDS = 0.7
 LEAST_REPEATS = 3
 BUFFER_BYTES = 256 << 20
-"""Several times what caches hold."""
+"""Several times what caches hold, so that a part of it is gone from them when its turn comes."""
+PART_BYTES = 32 << 20
+"""Read at once. Small parts, and small matrices, because other work on the machine takes turns of
+some milliseconds with this: beside sixteen busy processes, even the best of the products of
+1024 x 1024 came to a fifth of what the machine can do."""
 CACHE_BYTES = 64 << 20
 """Less than this may stay in a processor's caches from call to call."""
-SIDE = 1024
-"""Of the matrices: their product takes 2 SIDE^3 operations and 12 MiB."""
+SIDE = 512
+"""Of the matrices: their product takes 2 SIDE^3 operations, 3 ms of one core or less."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,9 +33,9 @@ class Rates:
     """The best of some repeats, with the threads that the model has."""
 
     bytes_per_s: float
-    """Reading a buffer of 256 MiB."""
+    """Reading memory."""
     flops_per_s: float
-    """A product of two fp32 matrices of 1024 x 1024."""
+    """A product of two fp32 matrices of 512 x 512."""
 
     def best_with(self, other: Rates) -> Rates:
         """The better of each."""
@@ -46,11 +51,11 @@ def measure_rates(threads: int) -> Rates:
     Raises:
         RunError: onnxruntime failed.
     """
-    numbers = np.ones(BUFFER_BYTES // 8, np.int64)
-    parts = np.array_split(numbers, threads)
+    buffer = np.ones((BUFFER_BYTES // PART_BYTES, PART_BYTES // 8), np.int64)
+    turns = itertools.cycle([np.array_split(part, threads) for part in buffer])
     # A reduction keeps nothing but one register; numpy lets other threads run meanwhile.
     with ThreadPoolExecutor(threads) as pool:
-        reading_s = _best(lambda: list(pool.map(np.bitwise_or.reduce, parts)))
+        reading_s = _best(lambda: list(pool.map(np.bitwise_or.reduce, next(turns))))
     square = np.ones((SIDE, SIDE), np.float32)
     sides = (SIDE, SIDE)
     contract = Contract(
@@ -62,7 +67,7 @@ def measure_rates(threads: int) -> Rates:
     )
     model = load(matrix_product(SIDE), contract=contract, threads=threads)
     product_s = _best(lambda: model(square, square))
-    return Rates(bytes_per_s=BUFFER_BYTES / reading_s, flops_per_s=2 * SIDE**3 / product_s)
+    return Rates(bytes_per_s=PART_BYTES / reading_s, flops_per_s=2 * SIDE**3 / product_s)
 
 
 def _best(work: Callable[[], object]) -> float:

@@ -141,8 +141,14 @@ def _print_roofline(result: BenchResult, rates: Rates, console: Console) -> None
     console.heading("against what this machine can do")
     console.pairs(
         [
-            ("products", f"{count_text(rates.flops_per_s)}FLOP/s, fp32, 1024 x 1024"),
+            ("products", f"{count_text(rates.flops_per_s)}FLOP/s, fp32, 512 x 512"),
             ("memory", f"{size_text(round(rates.bytes_per_s))}/s read"),
+            (
+                "rates are by",
+                "processor time, with one thread"
+                if result.cases[0].rate_clock == "cpu"
+                else "wall time, with several threads",
+            ),
         ]
     )
 
