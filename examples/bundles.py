@@ -29,10 +29,23 @@ from causal_onnx.runtime import write_bundle
 from examples.demo.corpus import load_corpus
 from examples.demo.train import train
 
-__all__ = ["BLOCK", "LANGUAGE_MODEL", "MAPS", "MECHANISM", "make_bundles"]
+__all__ = [
+    "BLOCK",
+    "LANGUAGE_MODEL",
+    "MAPS",
+    "MECHANISM",
+    "PORTABLE",
+    "PREFIX",
+    "SERVED",
+    "make_bundles",
+]
 
 MECHANISM, BLOCK, LANGUAGE_MODEL = "mechanism", "block", "language_model"
 MAPS = "attention_maps"
+SERVED = (MECHANISM, BLOCK, LANGUAGE_MODEL)
+PREFIX = "portable/"
+PORTABLE = tuple(PREFIX + name for name in SERVED)
+"""The same in standard operators, for runtimes other than onnxruntime."""
 
 CONFIG = DecoderConfig(
     vocab_size=256,
@@ -85,7 +98,7 @@ class WithWeights(nn.Module):
 def make_bundles(
     folder: Path, *, train_s: float, only: Sequence[str] = (), config: DecoderConfig = CONFIG
 ) -> list[Path]:
-    """Export what is not there yet.
+    """Export the bundles, in place of older ones.
 
     Args:
         folder: Each bundle is a folder in it.
@@ -93,10 +106,9 @@ def make_bundles(
         only: Names of the bundles to make; none: all.
         config: Of the language model, over bytes; the block is one of its layers.
     """
-    wanted = list(only or (MECHANISM, BLOCK, LANGUAGE_MODEL, MAPS))
-    missing = [name for name in wanted if not (folder / name).is_dir()]
+    wanted = list(only or (*SERVED, MAPS, *PORTABLE))
     decoder = DecoderLM(config, seed=0)
-    if train_s > 0 and {LANGUAGE_MODEL, MAPS} & set(missing):
+    if train_s > 0:
         decoder = train(
             load_corpus(),
             config,
@@ -111,14 +123,17 @@ def make_bundles(
         LANGUAGE_MODEL: Bundle(module=decoder, settings={"cache": True}),
         MAPS: Bundle(module=WithWeights(decoder), settings={"target": "portable"}),
     }
-    for name in missing:
-        bundle = bundles[name]
+    for name in wanted:
+        bundle = bundles[name.removeprefix(PREFIX)]
+        settings = bundle.settings
+        if name in PORTABLE:
+            settings = {**settings, "target": "portable"}
         with tempfile.TemporaryDirectory() as place:
             exported = Path(place, "model.onnx")
-            print(export(bundle.module.eval(), exported, **bundle.settings))
-            if name in {LANGUAGE_MODEL, MAPS}:
+            export(bundle.module.eval(), exported, **settings)
+            if name.endswith((LANGUAGE_MODEL, MAPS)):
                 write_tokenizer(exported.parent, config)
-            write_bundle(exported, folder / name)
+            write_bundle(exported, folder / name, replace=True)
     return [folder / name for name in wanted]
 
 

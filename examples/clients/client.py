@@ -11,7 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "Client", "MissingError", "Outcome", "run_client", "run_tool"]
+__all__ = [
+    "BUILD",
+    "ROOT",
+    "Client",
+    "MissingError",
+    "Outcome",
+    "clean_environment",
+    "find_problem",
+    "last_line",
+    "run_client",
+    "run_tool",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "examples"
@@ -35,6 +46,8 @@ class Client:
     """Install and build, or with False take what is installed and build; gives the command, to
     which a bundle's folder is added. Raises `MissingError`."""
     environment: Mapping[str, str] | None = None
+    prefix: str = ""
+    """Of the bundles that it takes: in the portable form for runtimes other than onnxruntime."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +93,7 @@ def run_client(client: Client, bundles: Sequence[Path], *, install: bool) -> Out
             text=True,
             check=False,
         )
-        said = _last_line(done.stdout)
+        said = last_line(done.stdout)
         if "missing" in said:
             return Outcome(name=client.name, untested=str(said["missing"]))
         problem = find_problem(said, bundle)
@@ -146,7 +159,8 @@ def run_tool(command: Sequence[str | Path], *, folder: Path, why: str) -> str:
     return done.stdout
 
 
-def _last_line(text: str) -> dict[str, Any]:
+def last_line(text: str) -> dict[str, Any]:
+    """The last line of `text` that is a JSON object, or an empty one."""
     lines = [line for line in text.splitlines() if line.startswith("{")]
     try:
         said = json.loads(lines[-1]) if lines else {}

@@ -8,12 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from examples.bundles import PREFIX
 from examples.clients.client import BUILD, ROOT, Client, MissingError, run_tool
 from examples.clients.headers import find_headers, find_library
 
-__all__ = ["CLIENTS"]
+__all__ = ["CLIENTS", "GENERATORS", "install_python"]
 
 EXAMPLES = ROOT / "examples"
+OPENVINO = "openvino==2026.4.1"
+GENAI = "onnxruntime-genai==0.18.0"
+
 Command = list[str | Path]
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-O2")
 
@@ -100,6 +104,33 @@ def _npm_install(folder: Path, install: bool) -> None:
     stamp.write_bytes(lock.read_bytes())
 
 
+def prepare_engine(name: str, install: bool) -> Sequence[str]:
+    """The plain Python client with something else than onnxruntime in it."""
+    if name == "openvino":
+        install_python(OPENVINO, install)
+    script = str(EXAMPLES / "python_plain" / "selftest.py")
+    return [sys.executable, script, "--engine", name]
+
+
+def install_python(requirement: str, install: bool) -> Path:
+    """Put one package into a folder of its own, without its dependencies; gives the folder.
+
+    Raises:
+        MissingError: It is not there and must not be installed, or cannot be.
+    """
+    folder = BUILD / requirement
+    if folder.is_dir():
+        return folder
+    if not install:
+        raise MissingError(f"no {requirement} here: `make examples` installs it")
+    draft = folder.with_name(folder.name + ".part")
+    shutil.rmtree(draft, ignore_errors=True)
+    command: Command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    run_tool([*command, "--target", draft, requirement], folder=BUILD, why=f"no {requirement}")
+    draft.rename(folder)
+    return folder
+
+
 CLIENTS = (
     Client(name="Python, plain", prepare=prepare_python),
     Client(name="Node", prepare=prepare_node),
@@ -107,4 +138,40 @@ CLIENTS = (
     Client(name="C++", prepare=prepare_cpp),
     Client(name="browser, wasm", prepare=functools.partial(prepare_browser, "wasm")),
     Client(name="browser, WebGPU", prepare=functools.partial(prepare_browser, "webgpu")),
+    Client(
+        name="ONNX reference",
+        prepare=functools.partial(prepare_engine, "reference"),
+        prefix=PREFIX,
+    ),
+    Client(
+        name="OpenVINO",
+        prepare=functools.partial(prepare_engine, "openvino"),
+        environment={"PYTHONPATH": str(BUILD / OPENVINO)},
+        prefix=PREFIX,
+    ),
 )
+
+
+def prepare_genai(install: bool) -> Sequence[str]:
+    """onnxruntime-genai, beside this environment's onnxruntime."""
+    install_python(GENAI, install)
+    return [sys.executable, str(EXAMPLES / "onnxruntime_genai" / "generate.py")]
+
+
+def prepare_transformersjs(install: bool) -> Sequence[str]:
+    """transformers.js in Node."""
+    folder = EXAMPLES / "transformersjs"
+    _npm_install(folder, install)
+    run_tool([_need("npx"), "tsc"], folder=folder, why="the client does not compile")
+    return [_need("node"), str(folder / "dist" / "main.js")]
+
+
+GENERATORS = (
+    Client(
+        name="onnxruntime-genai",
+        prepare=prepare_genai,
+        environment={"PYTHONPATH": str(BUILD / GENAI)},
+    ),
+    Client(name="transformers.js", prepare=prepare_transformersjs),
+)
+"""What continues ids with the language model's bundle; see `examples.clients.generation`."""

@@ -1,5 +1,9 @@
-"""Replay a bundle's golden vectors: `python selftest.py BUNDLE` prints one line of JSON."""
+"""Replay a bundle's golden vectors: `python selftest.py [--engine NAME] BUNDLE`.
 
+Prints one line of JSON. ENGINE is onnxruntime, reference or openvino.
+"""
+
+import argparse
 import json
 import sys
 import time
@@ -7,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from client import Arrays, Bundle, Stream, array  # type: ignore[import-not-found]
+from engines import ENGINES  # type: ignore[import-not-found]
 
 
 def error(outputs: Arrays, case: Any) -> float:
@@ -52,9 +56,14 @@ def refusals(bundle: Bundle, inputs: Arrays) -> int:
     return len(bad)
 
 
-def main(folder: Path) -> int:
+def main() -> int:
     """Replay everything twice, time it, and print what was found."""
-    bundle = Bundle(folder)
+    parser = argparse.ArgumentParser(description="Replay a bundle's golden vectors.")
+    parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
+    parser.add_argument("bundle", type=Path)
+    args = parser.parse_args()
+    runtime, session = ENGINES[args.engine](args.bundle / "model.onnx")
+    bundle = Bundle(args.bundle, session)
     cases = bundle.goldens["cases"]
     inputs = [{name: array(x) for name, x in case["inputs"].items()} for case in cases]
     errors, repeats = [], True
@@ -69,7 +78,7 @@ def main(folder: Path) -> int:
     for _ in range(100):
         bundle.run(inputs[1])
     found = {
-        "runtime": f"onnxruntime {onnxruntime.__version__}",
+        "runtime": runtime,
         "cases": len(cases),
         "streams": len(bundle.goldens["streams"]),
         "refused": refusals(bundle, inputs[1]),
@@ -82,4 +91,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main())

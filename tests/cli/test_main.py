@@ -6,13 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from causal_onnx.cli import main as main_module
 from causal_onnx.cli.commands import inspect
 from causal_onnx.cli.main import COMMANDS, main
 from causal_onnx.runtime import __version__
-from tests.cli.onnx_file import write_model
+from tests.cli.onnx_file import random_input, write_model
 
 
 def run(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -135,7 +136,9 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "onnx", "onnx_ir", "onnxscript", "rich"}:
+        if name.partition(".")[0] in {
+            "torch", "onnx", "onnx_ir", "onnxscript", "rich", "tokenizers", "transformers"
+        }:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocker())
@@ -155,6 +158,33 @@ def test_commands_on_files_need_neither_pytorch_nor_rich(command: str, tmp_path:
     )
     assert done.stderr == ""
     assert done.returncode == 0
+
+
+def test_every_command_of_the_runtime_needs_numpy_and_onnxruntime_alone(tmp_path: Path) -> None:
+    """In the thin environment (`make test-thin`) nothing else is there; elsewhere it is blocked."""
+    model, bundle = str(write_model(tmp_path / "m.onnx")), str(tmp_path / "bundle")
+    x = tmp_path / "x.npy"
+    np.save(x, random_input())
+    lines = {
+        "run": [model, str(x), "-o", str(tmp_path / "y.npy")],
+        "inspect": [model],
+        "selftest": [model],
+        "report": [model, "-o", str(tmp_path / "report.html")],
+        "bundle": [model, "-o", bundle],
+        "verify-bundle": [bundle],
+        "doctor": [],
+        # Its own error: this model has no cache.
+        "generate": [model, "--ids", "1,2"],
+    }
+    needing_more = {"export", "attest"}
+    assert {name_of(module) for module in COMMANDS} == lines.keys() | needing_more
+    for name, arguments in lines.items():
+        command = [sys.executable, "-c", BLOCKED, name, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if name == "generate":
+            assert "needs a language model exported with cache=True" in done.stderr
+        else:
+            assert done.returncode == 0, f"{name}: {done.stderr}"
 
 
 def test_export_without_pytorch_says_what_to_install(tmp_path: Path) -> None:

@@ -6,31 +6,29 @@ import base64
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from causal_onnx.models import tiny_llama_config
-from causal_onnx.runtime import verify_bundle
-from examples.bundles import BLOCK, LANGUAGE_MODEL, MECHANISM, byte_characters, make_bundles
-from examples.clients.__main__ import main, table
+from causal_onnx.cli import main as cli
+from causal_onnx.runtime import load, verify_bundle
+from examples.bundles import BLOCK, PREFIX, SERVED, byte_characters
+from examples.clients.__main__ import fresh_text, generation_table, main, table
 from examples.clients.client import Client, MissingError, Outcome, find_problem, run_client
-from examples.clients.languages import CLIENTS
+from examples.clients.fresh import COMMANDS, Fresh, run_every_command
+from examples.clients.generation import PROMPT, generate
+from examples.clients.languages import CLIENTS, GENERATORS
 
 # WebGPU in software takes a minute: `make examples` runs it.
-QUICK = [client for client in CLIENTS if "WebGPU" not in client.name]
+QUICK = [client for client in CLIENTS if "WebGPU" not in client.name and not client.prefix]
 # In a browser it is the code that runs in Node.
 OUTSIDE_BROWSERS = [client for client in QUICK if "browser" not in client.name]
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("bundles")
-    names = (MECHANISM, BLOCK, LANGUAGE_MODEL)
-    config = replace(tiny_llama_config(), num_layers=1)
-    return make_bundles(folder, train_s=0, only=names, config=config)
+@pytest.fixture
+def bundles(bundle_folder: Path) -> list[Path]:
+    return [bundle_folder / name for name in (*SERVED, PREFIX + BLOCK)]
 
 
 def run_or_skip(client: Client, folders: list[Path]) -> Outcome:
@@ -42,11 +40,45 @@ def run_or_skip(client: Client, folders: list[Path]) -> Outcome:
 
 @pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
 def test_a_client_repeats_every_bundle(client: Client, bundles: list[Path]) -> None:
-    outcome = run_or_skip(client, bundles)
+    outcome = run_or_skip(client, bundles[:3])
     print(outcome)
     assert outcome.problems == ()
     assert outcome.passed == 3
     assert outcome.runtime.startswith("onnxruntime")
+
+
+@pytest.mark.parametrize(
+    "client", [client for client in CLIENTS if client.prefix], ids=lambda client: client.name
+)
+def test_other_engines_run_the_portable_form(client: Client, bundles: list[Path]) -> None:
+    outcome = run_or_skip(client, bundles[3:])
+    print(outcome)
+    assert outcome.problems == ()
+
+
+@pytest.mark.parametrize("client", GENERATORS, ids=lambda client: client.name)
+def test_other_runtimes_generate_the_same_tokens(client: Client, bundles: list[Path]) -> None:
+    found = generate(client, bundles[2], install=False, count=12)
+    if found.untested:
+        pytest.skip(found.untested)
+    print(found)
+    assert found.problem == ""
+    assert found.equal == 12
+    assert found.text_is_right
+
+
+def test_other_tokens_are_noticed(bundles: list[Path]) -> None:
+    prompt = list(PROMPT.encode())
+    ids = load(bundles[2] / "model.onnx").generate(prompt, max_new_tokens=12).ids
+    text = bytes([*prompt, *ids]).decode("utf-8", "replace")
+    said = {"runtime": "r", "ids": list(ids), "text": text, "ms_per_token": 1.0}
+    assert not generate(say(json.dumps(said)), bundles[2], install=False, count=12).failed
+    other = {**said, "ids": [*ids[:5], ids[5] ^ 1, *ids[6:]]}
+    found = generate(say(json.dumps(other)), bundles[2], install=False, count=12)
+    assert (found.equal, found.failed) == (5, True)
+    for wrong in ({**said, "ids": list(ids[:11])}, {**said, "text": "?"}, {}):
+        assert generate(say(json.dumps(wrong)), bundles[2], install=False, count=12).failed
+    assert "NO" in generation_table([generate(say("{}"), bundles[2], install=False)])
 
 
 @pytest.fixture
@@ -148,6 +180,15 @@ def test_what_cannot_be_run_is_listed_as_untested() -> None:
     assert not outcome.failed
     assert "COBOL" in table([outcome])
     assert "untested: cobol is not installed" in table([outcome])
+
+
+def test_a_fresh_environment_is_for_every_command_of_the_runtime() -> None:
+    names = {module.__name__.rpartition(".")[2].replace("_", "-") for module in cli.COMMANDS}
+    assert set(COMMANDS) == names - {"export", "attest"}
+    assert "untested" in fresh_text(run_every_command(Path(), install=False))
+    some = Fresh(passed=COMMANDS[:3], problems=("run: no",))
+    assert some.failed
+    assert f"3 of {len(COMMANDS)}" in fresh_text(some)
 
 
 def test_unknown_clients_are_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:

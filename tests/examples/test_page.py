@@ -6,7 +6,6 @@ import codecs
 import json
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,21 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from causal_onnx.models import tiny_llama_config
 from causal_onnx.runtime import load
-from examples.bundles import LANGUAGE_MODEL, MAPS, make_bundles
+from examples.bundles import LANGUAGE_MODEL, MAPS
 from examples.clients.client import MissingError
 from examples.clients.languages import prepare_browser
 
 LAYERS, HEADS, LIMIT = 1, 4, 64
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def bundles(bundle_folder: Path) -> Path:
     try:
         prepare_browser("wasm", False)
     except MissingError as error:
         pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("bundles")
-    config = replace(tiny_llama_config(), num_layers=LAYERS)
-    make_bundles(folder, train_s=0, only=(LANGUAGE_MODEL, MAPS), config=config)
-    return folder
+    return bundle_folder
 
 
 def use_page(bundles: Path, screenshots: Path) -> dict[str, Any]:

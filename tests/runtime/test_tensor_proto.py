@@ -52,10 +52,10 @@ def test_onnx_reads_it_alike(dtype: str) -> None:
     ("data", "message"),
     [
         (b"", "no raw data of a known type"),
-        (encode("x", np.zeros(3, np.float32), "float32")[:-1], "ends in the middle of a field"),
+        (encode("x", np.zeros(3, np.float32), "float32")[:-1], "ends 1 bytes after"),
         (encode("x", np.zeros(3, np.float32), "float32").replace(b"\x08\3", b"\x08\4"), "12 bytes"),
         (b"\x08" + b"\xff" * 11, "longer than 10 bytes"),
-        (b"\x0d\0\0\0\0", "wire type 5"),
+        (b"\x0b\0\0\0\0", "wire type 3"),
         (b"\x08\x80", "ends in the middle"),
     ],
 )

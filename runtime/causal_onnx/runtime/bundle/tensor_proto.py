@@ -5,6 +5,7 @@ Source: onnx.proto, message TensorProto, and https://protobuf.dev/programming-gu
 
 from __future__ import annotations
 
+import io
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from causal_onnx.runtime import bfloat16
 from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.wire import LENGTH_DELIMITED, VARINT, Source, WireError, fields
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,7 +38,6 @@ _TYPES = {
 _NAMES = {number: name for name, number in _TYPES.items()}
 
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9
-_VARINT, _LENGTH_DELIMITED = 0, 2
 
 
 def encode(name: str, array: Array, dtype: str) -> bytes:
@@ -60,8 +61,8 @@ def encode(name: str, array: Array, dtype: str) -> bytes:
         values = np.asarray(array).astype(np.dtype(dtype).newbyteorder("<"))
     return b"".join(
         [
-            *(_tag(_DIMS, _VARINT) + _varint(size) for size in values.shape),
-            _tag(_DATA_TYPE, _VARINT) + _varint(_TYPES[dtype]),
+            *(_tag(_DIMS, VARINT) + _varint(size) for size in values.shape),
+            _tag(_DATA_TYPE, VARINT) + _varint(_TYPES[dtype]),
             _bytes(_NAME, name.encode()),
             _bytes(_RAW_DATA, values.tobytes()),
         ]
@@ -75,32 +76,21 @@ def decode(data: bytes) -> tuple[str, Array]:
         ArtifactError: It is none, or holds its values otherwise.
     """
     name, number, dims, raw = "", 0, [], None
-    position = 0
+    source = Source(io.BytesIO(data))
     try:
-        while position < len(data):
-            tag, position = _read_varint(data, position)
-            field, wire_type = tag >> 3, tag & 7
-            value, position = _read_varint(data, position)
-            if wire_type == _VARINT:
-                if field == _DIMS:
-                    dims.append(value)
-                elif field == _DATA_TYPE:
-                    number = value
-            elif wire_type == _LENGTH_DELIMITED:
-                payload = data[position : position + value]
-                if len(payload) != value:
-                    raise ValueError("it ends in the middle of a field")
-                position += value
-                if field == _NAME:
-                    name = payload.decode()
-                elif field == _RAW_DATA:
-                    raw = payload
-            else:
-                raise ValueError(f"wire type {wire_type}")
+        for field, wire_type, value, length in fields(source, 0, source.size):
+            if (field, wire_type) == (_DIMS, VARINT):
+                dims.append(value)
+            elif (field, wire_type) == (_DATA_TYPE, VARINT):
+                number = value
+            elif (field, wire_type) == (_NAME, LENGTH_DELIMITED):
+                name = source.read(value, length).decode()
+            elif (field, wire_type) == (_RAW_DATA, LENGTH_DELIMITED):
+                raw = source.read(value, length)
         if raw is None or number not in _NAMES:
             raise ValueError(f"no raw data of a known type (type {number})")
         return name, _values(raw, _NAMES[number], dims)
-    except ValueError as error:
+    except (WireError, ValueError) as error:
         raise ArtifactError(f"not a tensor of ONNX, or damaged: {error}") from error
 
 
@@ -120,7 +110,7 @@ def _tag(field: int, wire_type: int) -> bytes:
 
 
 def _bytes(field: int, payload: bytes) -> bytes:
-    return _tag(field, _LENGTH_DELIMITED) + _varint(len(payload)) + payload
+    return _tag(field, LENGTH_DELIMITED) + _varint(len(payload)) + payload
 
 
 def _varint(value: int) -> bytes:
@@ -129,16 +119,3 @@ def _varint(value: int) -> bytes:
         parts.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*parts, value])
-
-
-def _read_varint(data: bytes, position: int) -> tuple[int, int]:
-    result = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            raise ValueError("it ends in the middle of a field")
-        byte = data[position]
-        position += 1
-        result |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return result, position
-    raise ValueError("an integer is longer than 10 bytes")
