@@ -85,3 +85,13 @@ def test_weights_in_a_second_file_go_along(
 def test_a_windowed_cache_is_not_for_genai(bundle: Path) -> None:
     assert not (bundle / "genai_config.json").exists()
     assert load(bundle / "model.onnx").contract.cache[0].bounded == 2
+
+
+def test_an_input_that_may_be_left_out_is_in_the_test_data(bundle: Path) -> None:
+    """A runner of ONNX's tests gives one file to each input of the graph."""
+    graph = onnx.load(bundle / "model.onnx").graph
+    names = [node.name for node in graph.input]
+    assert "last_only" in names
+    content = (bundle / "test_data_set_0" / f"input_{names.index('last_only')}.pb").read_bytes()
+    assert not onnx.numpy_helper.to_array(onnx.TensorProto.FromString(content))
+    assert len(list((bundle / "test_data_set_0").glob("input_*.pb"))) == len(names)

@@ -22,7 +22,7 @@ from causal_onnx.runtime.bundle.manifest import (
     manifest_bytes,
 )
 from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
-from causal_onnx.runtime.contract import read_document
+from causal_onnx.runtime.contract import LAST_ONLY, read_document
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.golden import GoldenSet, json_number, relative_error
 from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
@@ -197,6 +197,8 @@ def _replay_test_data(model: Model, folder: Path) -> float:
         name: _read_tensor(folder / f"input_{index}.pb", name)
         for index, name in enumerate(parts.inputs)
     }
+    if model.contract.last_only is not None and inputs.pop(LAST_ONLY).any():
+        raise ArtifactError(f"{folder} asks for the last position only, which the goldens do not")
     outputs = model.run(**inputs)
     return max(
         relative_error(outputs[name], _read_tensor(folder / f"output_{index}.pb", name))

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.bundle import tensor_proto
 from causal_onnx.runtime.bundle.genai_config import genai_config
@@ -25,7 +27,7 @@ from causal_onnx.runtime.bundle.manifest import (
 from causal_onnx.runtime.bundle.readme import bundle_readme
 from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.bundle.triton_config import triton_config
-from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.golden import GoldenSet
 from causal_onnx.runtime.model import Model, load
@@ -202,14 +204,17 @@ def _write_test_data(
     """One call in the layout of ONNX's own tests: files numbered in the graph's order."""
     folder.mkdir()
     feeds = RequestChecker(contract, cast=True).check((), inputs).feeds
-    specs = {spec.name: spec for spec in (*contract.inputs, *contract.outputs)}
+    dtypes = {spec.name: spec.dtype for spec in (*contract.inputs, *contract.outputs)}
+    if contract.last_only is not None:
+        # An input that may be left out, and is no part of the contract's; test runners want it.
+        feeds, dtypes[LAST_ONLY] = {**feeds, LAST_ONLY: np.zeros((), np.bool_)}, "bool"
     for kind, names, values in (
         ("input", parts.inputs, feeds),
         ("output", parts.outputs, outputs),
     ):
         for index, name in enumerate(names):
-            if name in specs:
-                content = tensor_proto.encode(name, values[name], specs[name].dtype)
+            if name in dtypes:
+                content = tensor_proto.encode(name, values[name], dtypes[name])
                 (folder / f"{kind}_{index}.pb").write_bytes(content)
 
 
