@@ -17,7 +17,18 @@ from examples.clients.client import BUILD, ROOT, MissingError, run_tool
 
 __all__ = ["COMMANDS", "Fresh", "run_every_command"]
 
-COMMANDS = ("inspect", "selftest", "run", "generate", "report", "bundle", "verify-bundle", "doctor")
+COMMANDS = (
+    "inspect",
+    "selftest",
+    "run",
+    "generate",
+    "report",
+    "bundle",
+    "verify-bundle",
+    "bench",
+    "profile",
+    "doctor",
+)
 """All but `export` and `attest`, which read and write graphs."""
 
 
@@ -107,5 +118,7 @@ def _arguments(bundle: Path, folder: Path) -> Mapping[str, Sequence[str]]:
         "report": [model, "-o", str(folder / "report.html")],
         "bundle": [model, "-o", again],
         "verify-bundle": [again],
+        "bench": [model, "--lengths", "1,4"],
+        "profile": [model, "--seq", "4"],
         "doctor": [],
     }

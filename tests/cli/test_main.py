@@ -172,6 +172,8 @@ def test_every_command_of_the_runtime_needs_numpy_and_onnxruntime_alone(tmp_path
         "report": [model, "-o", str(tmp_path / "report.html")],
         "bundle": [model, "-o", bundle],
         "verify-bundle": [bundle],
+        "bench": [model, "--lengths", "1,4"],
+        "profile": [model, "--seq", "4"],
         "doctor": [],
         # Its own error: this model has no cache.
         "generate": [model, "--ids", "1,2"],

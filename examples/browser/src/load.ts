@@ -29,7 +29,8 @@ export async function openRuntime(provider: Provider): Promise<typeof Ort> {
 export async function loadBundle(ort: typeof Ort, url: string, provider: Provider): Promise<Bundle> {
   const { contract } = (await fetchJson(url + "contract.json")) as { contract: Contract };
   const model = await (await fetchGood(url + "model.onnx")).arrayBuffer();
-  const options = { executionProviders: [provider] };
+  // Errors alone: of inputs that may be left out onnxruntime warns, because it cannot fold them.
+  const options = { executionProviders: [provider], logSeverityLevel: 3 as const };
   return new Bundle(ort, await ort.InferenceSession.create(model, options), contract);
 }
 
