@@ -227,7 +227,7 @@ def _metadata(content: bytes, layout: Layout, others: Sequence[Base], rng: rando
     text = content[place.payload : place.end]
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # an earlier change may have nested it deeply
         return content
     if rng.random() < 0.1:
         new = change_bytes(text, rng)
