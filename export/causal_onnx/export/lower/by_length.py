@@ -6,8 +6,8 @@ CPU), many to the flash kernel of `GroupQueryAttention` where that computes the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,7 @@ from causal_onnx.export.lower.attention import (
     write_attention,
 )
 from causal_onnx.export.lower.branches import choose
+from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
 from causal_onnx.export.lower.heads import give_merged, merge_heads, split_heads
 from causal_onnx.export.lower.positions import core_inputs, window_mask
 from causal_onnx.export.lower.primitives import primitives_of_rows, write_primitives
@@ -26,9 +27,7 @@ from causal_onnx.export.lower.rows import has_rows, join_rows
 from causal_onnx.export.lower.tiled import Blocks
 from causal_onnx.export.lower.writer import Writer
 
-__all__ = ["CONTRIB", "LONGEST_LOOPED", "LONGEST_SHORT", "write_by_length"]
-
-CONTRIB = "com.microsoft"
+__all__ = ["LONGEST_LOOPED", "LONGEST_SHORT", "write_by_length"]
 
 LONGEST_SHORT = 256
 """Up to here `Attention` takes no more time than blocks of queries, in fp32 on the CPU."""
@@ -61,19 +60,18 @@ def write_by_length(
         Output (batch, num_heads, seq, value_dim); with a cache present keys and values too.
     """
     forms = _Forms(write, node)
-    switch = LONGEST_SHORT if forms.has_blocks else LONGEST_SHORT_FP16
-    if (max_seq_len is not None and max_seq_len <= switch) or not (
-        forms.has_blocks or forms.has_flash
-    ):
-        return forms.results(write, forms.short(write))
-    long: Callable[[Writer], ir.Value] = forms.blocks if forms.has_blocks else forms.flash
-    if (
-        forms.has_blocks
-        and forms.has_flash
-        and (max_seq_len is None or max_seq_len > LONGEST_LOOPED)
-    ):
-        long = forms.blocks_or_flash
-    chosen = choose(write, node, forms.beyond(write, switch), long, forms.short)
+    most = math.inf if max_seq_len is None else max_seq_len
+    long: Callable[[Writer], ir.Value]
+    if forms.has_blocks and forms.has_flash and most > LONGEST_LOOPED:
+        switch, long = LONGEST_SHORT, forms.blocks_or_flash
+    elif forms.has_blocks:
+        switch, long = LONGEST_SHORT, forms.blocks
+    else:
+        switch, long = LONGEST_SHORT_FP16, forms.flash
+    if most > switch and (forms.has_blocks or forms.has_flash):
+        chosen = choose(write, node, forms.beyond(write, switch), long, forms.short)
+    else:
+        chosen = forms.short(write)
     return forms.results(write, chosen)
 
 
@@ -126,8 +124,11 @@ class _Forms:
 
     def flash(self, write: Writer) -> ir.Value:
         """The flash kernel of the contrib operator."""
-        result = _flash(write, self.node, self.values, packed=self.is_packed)
-        return result if self.is_packed else self.merged(write, result)
+        merged = _flash(write, self.node, self.values, packed=self.is_packed)
+        if self.is_merged:
+            return merged
+        meta = self.node.meta
+        return split_heads(write, merged, meta["num_heads"], meta["value_dim"])
 
     def heads(self, write: Writer) -> Sequence[ir.Value]:
         """Queries, keys and values as (batch, heads, seq, width)."""
@@ -182,15 +183,8 @@ def _fits_blocks(node: ir.Node) -> bool:
 def _fits_flash(node: ir.Node) -> bool:
     """Whether `GroupQueryAttention` computes this plain core; a window it reads slowly."""
     q = node.inputs[0]
-    return (
-        node.meta["head_dim"] == node.meta["value_dim"]
-        and node.meta["head_dim"] % 8 == 0  # it refuses others
-        and q is not None
-        and (
-            q.dtype == ir.DataType.FLOAT16
-            or (q.dtype == ir.DataType.FLOAT and not node.attributes["window"].as_int())
-        )
-    )
+    is_half = q is not None and q.dtype == ir.DataType.FLOAT16
+    return fits_operator(node) and (is_half or not node.attributes["window"].as_int())
 
 
 def _packed(write: Writer, node: ir.Node, values: Sequence[ir.Value]) -> ir.Value:
@@ -209,10 +203,7 @@ def _packed(write: Writer, node: ir.Node, values: Sequence[ir.Value]) -> ir.Valu
 
 
 def _flash(write: Writer, node: ir.Node, values: Sequence[ir.Value], *, packed: bool) -> ir.Value:
-    """The contrib operator, with an empty past.
-
-    Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
-    """
+    """The contrib operator, with an empty past; gives (batch, seq, heads * width)."""
     heads, groups = node.meta["num_heads"], node.meta["num_kv_heads"]
     width = node.meta["head_dim"]
     merged = list(values)
@@ -227,22 +218,6 @@ def _flash(write: Writer, node: ir.Node, values: Sequence[ir.Value], *, packed: 
     shape = write("Concat", batch, write.ints(groups, 0, width), axis=0)
     dtype = (node.inputs[0].dtype or ir.DataType.FLOAT).numpy()  # type: ignore[union-attr]
     empty = write("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, dtype)))
-    attributes: dict[str, Any] = {
-        "num_heads": heads,
-        "kv_num_heads": groups,
-        "scale": node.attributes["scale"].as_float(),
-    }
-    if node.attributes["softcap"].as_float():
-        attributes["softcap"] = node.attributes["softcap"].as_float()
-    if node.attributes["window"].as_int():
-        attributes["local_window_size"] = node.attributes["window"].as_int()
-    result = write.node(
-        "GroupQueryAttention",
-        [*merged, empty, empty, lasts, total],
-        attributes,
-        outputs=3,
-        domain=CONTRIB,
-    ).outputs[0]
-    if packed:
-        return result
-    return split_heads(write, result, heads, node.meta["value_dim"])
+    inputs = [*merged, empty, empty, lasts, total]
+    attributes = operator_attributes(node)
+    return write.node("GroupQueryAttention", inputs, attributes, 3, CONTRIB).outputs[0]

@@ -16,7 +16,7 @@ from causal_onnx.export.canonical import DOMAIN
 from causal_onnx.export.fuse.projections import join_projections
 from causal_onnx.export.fuse.rotary import Heads, Projected, Rotary
 from causal_onnx.export.lower.branches import name_inside
-from causal_onnx.export.lower.by_length import CONTRIB
+from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
 from causal_onnx.export.lower.writer import Writer
 
 __all__ = ["fits_grouped", "shares_buffers", "write_grouped"]
@@ -26,17 +26,14 @@ Fallback = Callable[[Writer, ir.Node], Sequence[ir.Value]]
 
 def fits_grouped(node: ir.Node) -> bool:
     """Whether the operator computes this core: cached, causal, without bias, rows of their own."""
-    q, _, _, bias, *cache = (*node.inputs, *[None] * 8)[:8]
+    bias, *cache = (*node.inputs, *[None] * 8)[3:8]
     return (
-        q is not None
-        and bias is None
+        bias is None
         and all(value is not None for value in cache)
         and "projected" in node.meta
         and node.attributes["is_causal"].as_int() == 1
         and not node.attributes["bounded"].as_int()
-        and node.meta["head_dim"] == node.meta["value_dim"]
-        and node.meta["head_dim"] % 8 == 0  # it refuses others
-        and q.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        and fits_operator(node)
     )
 
 
@@ -148,20 +145,9 @@ def _turns_inside(rotary: Rotary, width: int) -> bool:
 def _grouped(
     write: Writer, node: ir.Node, operands: _Operands, lengths: _Lengths, _: Fallback
 ) -> Sequence[ir.Value]:
-    """The contrib operator.
-
-    Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
-    """
+    """The contrib operator."""
     inputs = [*operands.for_operator(), *node.inputs[4:6], lengths.last, lengths.total]
-    attributes: dict[str, Any] = {
-        "num_heads": operands.counts[0],
-        "kv_num_heads": operands.counts[1],
-        "scale": node.attributes["scale"].as_float(),
-    }
-    if node.attributes["softcap"].as_float():
-        attributes["softcap"] = node.attributes["softcap"].as_float()
-    if node.attributes["window"].as_int():
-        attributes["local_window_size"] = node.attributes["window"].as_int()
+    attributes = operator_attributes(node)
     if operands.rotary is not None:
         inputs += [write.array(operands.rotary.cos), write.array(operands.rotary.sin)]
         attributes |= {"do_rotary": 1, "rotary_interleaved": int(operands.rotary.interleaved)}

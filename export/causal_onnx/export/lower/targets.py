@@ -8,12 +8,8 @@ import onnx_ir as ir
 
 from causal_onnx.export.canonical import DOMAIN, is_canonical, sink_of
 from causal_onnx.export.lower.attention import write_attention
-from causal_onnx.export.lower.by_length import (
-    CONTRIB,
-    LONGEST_LOOPED,
-    LONGEST_SHORT,
-    write_by_length,
-)
+from causal_onnx.export.lower.by_length import LONGEST_LOOPED, LONGEST_SHORT, write_by_length
+from causal_onnx.export.lower.contrib import CONTRIB
 from causal_onnx.export.lower.grouped import fits_grouped, shares_buffers, write_grouped
 from causal_onnx.export.lower.positions import core_inputs
 from causal_onnx.export.lower.primitives import write_primitives
