@@ -103,10 +103,7 @@ class Session:
     def empty_past(self, inputs: Sequence[Array]) -> list[Array]:
         """A cache of no positions, for the batch of `inputs`."""
         sizes = {**self._sizes(inputs), "past_seq": 0, "past_slots": 0}
-        return [
-            np.zeros([a if isinstance(a, int) else sizes[a] for a in spec.axes], spec.dtype)
-            for spec in self._past
-        ]
+        return [np.zeros(spec.shape(sizes), spec.dtype) for spec in self._past]
 
     def _sizes(self, inputs: Sequence[Array]) -> dict[str, int]:
         """The sizes of the symbolic axes of `inputs`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from causal_onnx.runtime.errors import ArtifactError
@@ -107,6 +107,19 @@ class TensorSpec:
     def axis_of(self, name: str) -> int | None:
         """The position of the symbolic axis `name`, or None if the tensor has no such axis."""
         return self.axes.index(name) if name in self.axes else None
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape at these sizes of the symbolic axes.
+
+        Raises:
+            KeyError: An axis has no size among them.
+        """
+        return tuple(axis if isinstance(axis, int) else sizes[axis] for axis in self.axes)
+
+    @property
+    def host_dtype(self) -> str:
+        """The numpy dtype of its values on this side: bfloat16, which numpy lacks, is float32."""
+        return "float32" if self.dtype == "bfloat16" else self.dtype
 
     def describe(self) -> str:
         """The spec on one line, e.g. `x: float32 (batch, seq, 64)`."""
@@ -254,6 +267,18 @@ class Contract:
     def present_names(self) -> frozenset[str]:
         """The outputs that hold the cache."""
         return frozenset(pair.present for pair in self.cache)
+
+    def without_cache(self) -> Contract:
+        """What is left for the caller of a stream, which keeps the cache itself."""
+        optional, presents = self.optional_names, self.present_names
+        return replace(
+            self,
+            inputs=tuple(spec for spec in self.inputs if spec.name not in optional),
+            outputs=tuple(spec for spec in self.outputs if spec.name not in presents),
+            cache=(),
+            mask=None,
+            last_only=None,
+        )
 
     def to_json(self) -> str:
         """The contract as one JSON document, the same text for equal contracts."""

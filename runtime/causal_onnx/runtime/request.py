@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.contract import SLOT_AXES, Contract, TensorSpec
+from causal_onnx.runtime.contract import AXIS_NAMES, SLOT_AXES, Contract, TensorSpec
 from causal_onnx.runtime.convert import to_array
 
 if TYPE_CHECKING:
@@ -130,9 +130,9 @@ class RequestChecker:
         found: dict[str, Array] = {}
         for name in self._past - arrays.keys():
             spec = self._specs[name]
-            dtype = "float32" if spec.dtype == "bfloat16" else spec.dtype
-            shape = [a if isinstance(a, int) else sizes.get(a, 1) for a in spec.axes]
-            found[name] = np.zeros(shape, dtype)
+            found[name] = np.zeros(
+                spec.shape({**dict.fromkeys(AXIS_NAMES, 1), **sizes}), spec.host_dtype
+            )
         if self._mask is not None and self._mask not in arrays:
             past_seq = self._past_seq({**arrays, **found})
             batch, _ = self._specs[self._mask].axes

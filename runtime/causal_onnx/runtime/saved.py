@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -131,18 +131,9 @@ def _read(archive: zipfile.ZipFile, contract: Contract) -> tuple[Array, dict[str
                 raise ValueError(f"it has no {name!r}")
             continue
         slots = most if bounded is None else min(most, bounded)
-        held[name] = _array(archive, name, _dtype(specs[name]), _shape(specs[name], batch, slots))
+        spec, sizes = specs[name], {"batch": batch, "past_seq": slots, "past_slots": slots}
+        held[name] = _array(archive, name, np.dtype(spec.host_dtype), spec.shape(sizes))
     return lengths, held
-
-
-def _dtype(spec: TensorSpec) -> np.dtype[Any]:
-    return np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype)
-
-
-def _shape(spec: TensorSpec, batch: int, slots: int) -> tuple[int, ...]:
-    return tuple(
-        axis if isinstance(axis, int) else batch if axis == "batch" else slots for axis in spec.axes
-    )
 
 
 def _array(

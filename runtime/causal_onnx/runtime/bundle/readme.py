@@ -140,17 +140,13 @@ _SIZES = {"batch": 1, "seq": 3, "total_seq": 3, "past_seq": 0, "past_slots": 0}
 """An example's: three positions at the beginning of a sequence."""
 
 
-def _shape(spec: TensorSpec) -> list[int]:
-    return [axis if isinstance(axis, int) else _SIZES[axis] for axis in spec.axes]
-
-
 def _fill(spec: TensorSpec) -> str:
     return "ones" if "total_seq" in spec.axes else "zeros"
 
 
 def _numpy_zeros(spec: TensorSpec) -> str:
     dtype = "bool_" if spec.dtype == "bool" else spec.dtype
-    return f"np.{_fill(spec)}({tuple(_shape(spec))}, np.{dtype})"
+    return f"np.{_fill(spec)}({spec.shape(_SIZES)}, np.{dtype})"
 
 
 _JS_ARRAYS = {
@@ -168,7 +164,7 @@ _JS_ARRAYS = {
 
 
 def _js_tensor(spec: TensorSpec) -> str:
-    shape = _shape(spec)
+    shape = list(spec.shape(_SIZES))
     count = 1
     for size in shape:
         count *= size

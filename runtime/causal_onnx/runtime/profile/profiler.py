@@ -155,8 +155,7 @@ def cache_bytes(contract: Contract, *, batch: int, past: int) -> int:
             bounded = bounds[spec.name]
             held = past if bounded is None else min(past, bounded)
             sizes = {"batch": batch, "past_seq": held, "past_slots": held}
-            shape = (axis if isinstance(axis, int) else sizes[axis] for axis in spec.axes)
-            total += math.prod(shape) * (2 if "16" in spec.dtype else 4)
+            total += math.prod(spec.shape(sizes)) * (2 if "16" in spec.dtype else 4)
     return total
 
 
