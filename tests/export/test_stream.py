@@ -208,6 +208,18 @@ def test_the_last_positions_alone(subject: Subject) -> None:
     close(stream(step), whole[[0, 1, 2], [11, 6, 3]][:, None])
 
 
+def test_where_nothing_is_written_in_place_the_cache_is_kept_as_it_comes(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "writes_in_place", False)  # as on CUDA
+    stream, ids = subject.model.stream(batch=2), subject.ids(2, 12)
+    got = [stream(ids[:, :5]), stream(ids[:, 5:6])]
+    fork = stream.fork()
+    got += [stream(ids[:, 6:])]
+    close(np.concatenate(got, 1), subject.whole(ids))
+    close(fork.select([1])(ids[1:, 6:]), subject.whole(ids)[1:, 6:])
+
+
 def test_buffers_grow_and_a_capacity_is_a_limit(subject: Subject) -> None:
     stream = subject.model.stream(capacity=4)
     ids = subject.ids(1, 9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy as np
 from causal_onnx.runtime.contract import LAST_ONLY, TensorSpec
 from causal_onnx.runtime.kv_cache import KVCache
 from causal_onnx.runtime.ort import import_onnxruntime
-from causal_onnx.runtime.request import RequestChecker
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -32,21 +30,8 @@ class Binding:
     def __init__(self, model: Model, cache: KVCache) -> None:
         self._model, self._cache = model, cache
         contract = model.contract
-        optional, presents = contract.optional_names, contract.present_names
-        # What a caller gives is checked; what the stream makes itself is right.
-        self._checker = RequestChecker(
-            replace(
-                contract,
-                inputs=tuple(spec for spec in contract.inputs if spec.name not in optional),
-                outputs=tuple(spec for spec in contract.outputs if spec.name not in presents),
-                cache=(),
-                mask=None,
-                last_only=None,
-            ),
-            **model.checks,
-        )
         self._bounded = {pair.present: pair.bounded for pair in contract.cache}
-        shared = {pair.present for pair in cache.shared_pairs}
+        shared = {pair.present for pair in cache.in_place}
         self._fresh = [spec for spec in contract.outputs if spec.name not in shared]
         self._in_place = [spec for spec in contract.outputs if spec.name in shared]
         self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
@@ -57,58 +42,40 @@ class Binding:
         """Whether they are bound as present too."""
 
     def run(
-        self,
-        arrays: Mapping[str, Array],
-        *,
-        used: int,
-        seq: int,
-        in_place: bool,
-        last_only: bool = False,
+        self, feeds: Mapping[str, Array], *, used: int, seq: int, in_place: bool
     ) -> dict[str, Array]:
         """One call.
 
         Args:
-            arrays: The inputs but for the past; the mask among them.
+            feeds: The inputs but for the past, checked; the mask among them.
             used: How many columns of the mask are past.
             seq: How many are new.
             in_place: Whether the graph writes the new positions into the buffers.
-            last_only: Whether the output that `Contract.last_only` names is of the last positions.
 
         Returns:
             The outputs, except those that are the buffers.
 
         Raises:
-            ValueError: The inputs are not what the contract allows.
             RunError: onnxruntime failed.
         """
-        mask = self._model.contract.mask
-        assert mask is not None
-        given = {name: array for name, array in arrays.items() if name != mask}
-        feeds = self._checker.check((), given).feeds
-        feeds[mask] = arrays[mask]
-        shortened = self._model.contract.last_only
-        if shortened is not None:
-            feeds[LAST_ONLY] = np.array(last_only)
-        batch = len(arrays[mask])
+        contract = self._model.contract
+        assert contract.mask is not None
         self._cache.reserve(used, used + seq)
         if self._generation != self._cache.generation:
             self._generation, self._are_bound = self._cache.generation, False
             for name, buffer in self._cache.buffers.items():
                 self._io.bind_ortvalue_input(name, self._value(buffer))
-        sizes = {"batch": batch, "seq": seq, "past_seq": used, "total_seq": used + seq}
+        feeds = {**feeds, **self._cache.feeds()}
         for name, array in feeds.items():
             self._io.bind_ortvalue_input(name, self._value(array))
-        for pair in self._model.contract.cache:
-            if not pair.shared:
-                past = self._cache.arrays.get(pair.past)
-                if past is None:
-                    past = self._empty(pair.past, batch)
-                feeds[pair.past] = past = np.ascontiguousarray(past)
-                self._io.bind_ortvalue_input(pair.past, self._value(past))
+        batch = len(feeds[contract.mask])
+        sizes = {"batch": batch, "seq": seq, "past_seq": used, "total_seq": used + seq}
+        last_only = LAST_ONLY in feeds and bool(feeds[LAST_ONLY])
         # An output's memory is bound anew for each call: the caller may keep what he got.
         outputs = {
             spec.name: self._allocated(
-                spec, {**sizes, "seq": 1} if last_only and spec.name == shortened else sizes
+                spec,
+                {**sizes, "seq": 1} if last_only and spec.name == contract.last_only else sizes,
             )
             for spec in self._fresh
         }
@@ -116,7 +83,7 @@ class Binding:
             outputs |= {spec.name: self._allocated(spec, sizes) for spec in self._in_place}
             self._are_bound = False
         elif not self._are_bound:
-            for pair in self._cache.shared_pairs:
+            for pair in self._cache.in_place:
                 buffer = self._cache.buffers[pair.past]
                 self._io.bind_ortvalue_output(pair.present, self._value(buffer))
             self._are_bound = True
@@ -128,13 +95,4 @@ class Binding:
     def _allocated(self, spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
         bounded = self._bounded.get(spec.name)
         slots = 0 if bounded is None else min(bounded, sizes["total_seq"])
-        shape = [
-            a if isinstance(a, int) else slots if a == "present_slots" else sizes[a]
-            for a in spec.axes
-        ]
-        return np.empty(shape, spec.dtype)
-
-    def _empty(self, name: str, batch: int) -> Array:
-        spec = next(spec for spec in self._model.contract.inputs if spec.name == name)
-        shape = [a if isinstance(a, int) else batch if a == "batch" else 0 for a in spec.axes]
-        return np.zeros(shape, spec.dtype)
+        return np.empty(spec.shape({**sizes, "present_slots": slots}), spec.dtype)

@@ -7,7 +7,7 @@ from it and writes the new positions behind, and nothing is copied from step to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,28 +26,37 @@ SMALLEST = 64
 
 
 class KVCache:
-    """Keys and values of the rows of one stream.
+    """Keys and values of the rows of one stream, by the name of the past.
 
     `used` in the methods is the most positions that any row holds.
     """
 
-    def __init__(self, contract: Contract, batch: int, capacity: int | None) -> None:
-        """Start empty; `capacity` positions have room at once, None: it doubles when needed."""
-        self._contract, self._batch = contract, batch
-        self._capacity = capacity
+    def __init__(
+        self, contract: Contract, batch: int, capacity: int | None, *, in_place: bool
+    ) -> None:
+        """Start empty.
+
+        Args:
+            contract: Of the model.
+            batch: Rows.
+            capacity: Positions that have room at once; None: the room doubles when needed.
+            in_place: Keep shared pairs in buffers.
+        """
+        self._contract, self._batch, self._capacity = contract, batch, capacity
         self._specs = {spec.name: spec for spec in contract.inputs}
-        self._shared = [pair for pair in contract.cache if pair.shared]
-        self._exact = [pair for pair in contract.cache if not pair.shared]
-        self.arrays: dict[str, Array] = {}
-        """Name of the past -> what it holds, of pairs that are not shared; none at the start."""
+        self.in_place = [pair for pair in contract.cache if in_place and pair.shared]
+        """The pairs that are buffers."""
+        self._buffered = {pair.past for pair in self.in_place}
         self.buffers: dict[str, Array] = {}
-        """Name of the past -> buffer, of those that are."""
+        """None before there is room; see `reserve`."""
         self.generation = 0
         """How often there were new buffers."""
+        self._arrays: dict[str, Array] = {}
+        """What the other pairs hold; none at the start."""
 
     def reserve(self, used: int, total: int) -> None:
-        """Make room for `total` positions."""
-        if not self._shared or total <= self._room:
+        """Make room for `total` positions in the buffers."""
+        if not self.in_place or total <= self._room:
             return
         if self._capacity is None:
             room = max(SMALLEST, self._room)
@@ -56,56 +65,52 @@ class KVCache:
             room = min(room, self._contract.max_seq_len or room)
         else:
             room = self._capacity
-        for pair in self._shared:
-            shape = [
-                a if isinstance(a, int) else {"batch": self._batch, "past_seq": room}[a]
-                for a in self._specs[pair.past].axes
-            ]
+        for pair in self.in_place:
+            spec = self._specs[pair.past]
             # Zeros from the system cost nothing until they are written to.
-            fresh = np.zeros(shape, self._specs[pair.past].dtype)
+            fresh = np.zeros(spec.shape({"batch": self._batch, "past_seq": room}), spec.host_dtype)
             if used:
                 part = self._slots(pair, used)
                 fresh[part] = self.buffers[pair.past][part]
             self.buffers[pair.past] = fresh
         self.generation += 1
 
-    def put(self, presents: Mapping[str, Array], used: int) -> None:
-        """Keep what a call gave: of pairs that are not shared, or that it could not write into."""
+    def put(self, found: Mapping[str, Array], used: int) -> None:
+        """Keep what a call gave, or another cache of as many rows held; buffers must have room."""
         for pair in self._contract.cache:
-            if pair.present not in presents:
+            if pair.past not in found:
                 continue
-            found = presents[pair.present][self._slots(pair, used)]
-            if pair.shared:
-                self.buffers[pair.past][self._slots(pair, used)] = found
-            else:
-                self.arrays[pair.past] = found
+            part = self._slots(pair, used)
+            if pair.past in self.buffers:
+                self.buffers[pair.past][part] = found[pair.past][part]
+            elif pair.past not in self._buffered:
+                self._arrays[pair.past] = found[pair.past][part]
 
     def trim(self, used: int) -> None:
         """Forget the slots that no row uses any more; buffers keep them as room."""
-        for pair in self._exact:
-            if pair.past in self.arrays:
-                self.arrays[pair.past] = self.arrays[pair.past][self._slots(pair, used)]
+        self.put(dict(self._arrays), used)
 
     def held(self, used: int) -> dict[str, Array]:
-        """Name of the past -> its used slots, of all pairs; empty at the start."""
+        """The used slots of all pairs; empty at the start."""
+        stored = {**self._arrays, **self.buffers}
         return {
-            pair.past: source[pair.past][self._slots(pair, used)]
+            pair.past: stored[pair.past][self._slots(pair, used)]
             for pair in self._contract.cache
-            for source in (self.arrays, self.buffers)
-            if pair.past in source
+            if pair.past in stored
         }
 
-    def take(self, held: Mapping[str, Array], used: int) -> None:
-        """Keep copies of what another cache of as many rows held."""
-        self.reserve(0, used)
+    def feeds(self) -> dict[str, Array]:
+        """The past of the pairs that are no buffers, as the graph wants it."""
+        nothing = {"batch": self._batch, "past_seq": 0, "past_slots": 0}
+        found = {}
         for pair in self._contract.cache:
-            if pair.past not in held:
+            if pair.past in self._buffered:
                 continue
-            found = held[pair.past][self._slots(pair, used)]
-            if pair.shared:
-                self.buffers[pair.past][self._slots(pair, used)] = found
-            else:
-                self.arrays[pair.past] = found
+            spec, array = self._specs[pair.past], self._arrays.get(pair.past)
+            if array is None:
+                array = np.zeros(spec.shape(nothing), spec.host_dtype)
+            found[pair.past] = np.ascontiguousarray(array)
+        return found
 
     def rows(self, chosen: Array, used: int) -> dict[str, Array]:
         """`held`, of the chosen rows."""
@@ -115,14 +120,10 @@ class KVCache:
         }
 
     @property
-    def shared_pairs(self) -> Iterable[CachePair]:
-        return self._shared
-
-    @property
     def _room(self) -> int:
         if not self.buffers:
             return 0
-        name = self._shared[0].past
+        name = self.in_place[0].past
         return int(self.buffers[name].shape[self._axis(name, "past_seq")])
 
     def _slots(self, pair: CachePair, used: int) -> tuple[slice, ...]:

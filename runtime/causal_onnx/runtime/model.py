@@ -18,7 +18,7 @@ from causal_onnx.runtime import beam, bfloat16
 from causal_onnx.runtime import generate as generating
 from causal_onnx.runtime import profile as profiling
 from causal_onnx.runtime.artifact import Artifact, read_artifact
-from causal_onnx.runtime.contract import LAST_ONLY, Contract
+from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.denormals import flushing_denormals
 from causal_onnx.runtime.device import Device
 from causal_onnx.runtime.errors import ArtifactError, RunError
@@ -282,17 +282,14 @@ class Model:
         """
         return self._run(self._checker, inputs, named, self._output_names)
 
-    def run_step(self, feeds: Mapping[str, npt.ArrayLike], *, last_only: bool) -> dict[str, Array]:
-        """Run with inputs by name, the cache among them; for streams.
-
-        With `last_only` the output that `Contract.last_only` names is shortened.
+    def run_step(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run with all inputs by name, as the graph wants them; for streams.
 
         Raises:
-            ValueError: The inputs are not what the contract allows.
             RunError: onnxruntime failed.
         """
-        more = {LAST_ONLY: np.array(True)} if last_only and self._contract.last_only else {}
-        return self._run(self._checker, (), feeds, self._output_names, more)
+        self._refuse_forked()
+        return dict(zip(self._output_names, self._outputs(feeds, self._output_names), strict=True))
 
     def stream(self, *, batch: int = 1, capacity: int | None = None) -> Stream:
         """Start `batch` sequences that are read chunk by chunk; for models with a KV cache.
@@ -449,21 +446,11 @@ class Model:
         inputs: tuple[Any, ...],
         named: Mapping[str, Any],
         names: list[str],
-        more: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
-        """Check a request, run it with `more` inputs, and give the outputs in `names`."""
+        """Check a request, run it, and give the outputs in `names`."""
         self._refuse_forked()
         request = checker.check(inputs, named)
-        request.feeds.update(more or {})
-        try:
-            with self._mode():
-                outputs = (
-                    self._run_bfloat16(request.feeds, names)
-                    if self._has_bfloat16
-                    else self._session.run(names, request.feeds)
-                )
-        except self._errors as error:
-            raise self._failed(request.feeds, error) from error
+        outputs = self._outputs(request.feeds, names)
         if request.unbatched:
             axes = [self._output_batch_axes[name] for name in names]
             outputs = [
@@ -471,6 +458,18 @@ class Model:
                 for value, axis in zip(outputs, axes, strict=True)
             ]
         return dict(zip(names, outputs, strict=True))
+
+    def _outputs(self, feeds: Mapping[str, Array], names: list[str]) -> list[Array]:
+        try:
+            with self._mode():
+                outputs: list[Array] = (
+                    self._run_bfloat16(feeds, names)
+                    if self._has_bfloat16
+                    else self._session.run(names, feeds)
+                )
+        except self._errors as error:
+            raise self._failed(feeds, error) from error
+        return outputs
 
     def _run_bfloat16(self, feeds: Mapping[str, Array], names: list[str]) -> list[Array]:
         """Run with bfloat16 as bits, which `InferenceSession.run` cannot pass to or from numpy."""

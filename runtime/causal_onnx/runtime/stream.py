@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.binding import Binding
+from causal_onnx.runtime.contract import LAST_ONLY
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.kv_cache import KVCache
+from causal_onnx.runtime.request import RequestChecker
 from causal_onnx.runtime.saved import read_saved, write_saved
 
 if TYPE_CHECKING:
@@ -61,12 +63,13 @@ class Stream:
         self._model = model
         self._capacity = capacity
         self._limit = capacity or limit
-        self._presents = contract.present_names
-        optional = contract.optional_names
-        self._given = [spec for spec in contract.inputs if spec.name not in optional]
-        self._outputs = {spec.name: spec for spec in contract.outputs}
+        # What a caller gives is checked; what the stream makes itself is right.
+        self._own = contract.without_cache()
+        self._checker = RequestChecker(self._own, **model.checks)
+        self._outputs = {spec.name: spec for spec in self._own.outputs}
+        self._pasts = {pair.present: pair.past for pair in contract.cache}
         self._lengths = np.zeros(batch, np.int64)
-        self._cache = KVCache(contract, batch, capacity)
+        self._cache = KVCache(contract, batch, capacity, in_place=model.writes_in_place)
         self._binding = Binding(model, self._cache) if model.writes_in_place else None
 
     @property
@@ -120,38 +123,33 @@ class Stream:
         Like calling the stream otherwise. Where it raises, the stream is as it was.
         """
         contract = self._model.contract
-        squeezed, arrays = self._with_batch(inputs, named)
-        seq = self._new_positions(arrays)
+        request = self._checker.check(inputs, named)
+        feeds = request.feeds
+        seq = self._new_positions(feeds)
         new = self._checked_lengths(lengths, seq)
         used = int(self._lengths.max())
         if contract.mask is not None:
-            arrays[contract.mask] = self._mask(new, seq)
+            feeds[contract.mask] = self._mask(new, seq)
+        if contract.last_only is not None:
+            feeds[LAST_ONLY] = np.array(last_only)
         after = self._lengths + new
         if self._binding is not None:
             is_regular = (new == seq).all() and (seq == 1 or len(new) == 1)
-            outputs = self._binding.run(
-                arrays,
-                used=used,
-                seq=seq,
-                in_place=used == 0 or bool(is_regular),
-                last_only=last_only,
-            )
+            in_place = used == 0 or bool(is_regular)
+            outputs = self._binding.run(feeds, used=used, seq=seq, in_place=in_place)
         else:
-            held = self._cache.held(used)
-            outputs = self._model.run_step({**arrays, **held}, last_only=last_only)
+            outputs = self._model.run_step({**feeds, **self._cache.feeds()})
         self._lengths = after
-        presents = {name: outputs.pop(name) for name in self._presents & outputs.keys()}
-        if presents:
-            self._cache.put(presents, int(after.max()))
+        found = {self._pasts[name]: outputs.pop(name) for name in self._pasts.keys() & outputs}
+        if found:
+            self._cache.put(found, int(after.max()))
         if last_only:
             outputs = {name: self._last(name, x, new) for name, x in outputs.items()}
-        if squeezed:
+        if request.unbatched:
             outputs = {
-                spec.name: outputs[spec.name].squeeze(axis)
-                if (axis := spec.axis_of("batch")) is not None
-                else outputs[spec.name]
-                for spec in contract.outputs
-                if spec.name in outputs
+                name: x if (axis := spec.axis_of("batch")) is None else x.squeeze(axis)
+                for name, x in outputs.items()
+                if (spec := self._outputs[name])
             }
         return outputs
 
@@ -203,8 +201,9 @@ class Stream:
         return twin
 
     def _take(self, lengths: Array, held: Mapping[str, Array]) -> None:
-        self._lengths = lengths
-        self._cache.take(held, int(lengths.max()))
+        self._lengths, used = lengths, int(lengths.max())
+        self._cache.reserve(0, used)
+        self._cache.put(held, used)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was read so far, to be taken up by `Model.restore`, in another process too.
@@ -229,40 +228,11 @@ class Stream:
         stream._take(lengths, found)
         return stream
 
-    def _with_batch(
-        self, inputs: Sequence[Any], named: Mapping[str, Any]
-    ) -> tuple[bool, dict[str, Array]]:
-        """The inputs by name, with a batch axis; and whether the caller gave none."""
-        contract, specs = self._model.contract, self._given
-        if len(inputs) > len(specs):
-            names = ", ".join(spec.name for spec in specs)
-            raise ValueError(f"got {len(inputs)} inputs, expected at most {len(specs)}: {names}")
-        for name in named:
-            if name not in {spec.name for spec in specs}:
-                names = ", ".join(spec.name for spec in specs)
-                raise ValueError(f"unknown input {name!r}; the stream takes {names}")
-        arrays = {spec.name: np.asarray(x) for spec, x in zip(specs, inputs, strict=False)}
-        arrays |= {name: np.asarray(value) for name, value in named.items()}
-        lacking = [
-            spec
-            for spec in specs
-            if "batch" in spec.axes
-            and spec.name in arrays
-            and arrays[spec.name].ndim == len(spec.axes) - 1
-        ]
-        if not (contract.unbatched and lacking):
-            return False, arrays
-        for spec in lacking:
-            arrays[spec.name] = np.expand_dims(arrays[spec.name], spec.axes.index("batch"))
-        return True, arrays
-
-    def _new_positions(self, arrays: Mapping[str, Array]) -> int:
+    def _new_positions(self, feeds: Mapping[str, Array]) -> int:
         """How many positions the inputs hold, checked against the batch of the stream."""
         seq = 0
-        for spec in self._given:
-            array = arrays.get(spec.name)
-            if array is None or array.ndim != len(spec.axes):
-                continue  # the model's own check says it better
+        for spec in self._own.inputs:
+            array = feeds[spec.name]
             batch = spec.axis_of("batch")
             if batch is not None and array.shape[batch] != len(self._lengths):
                 raise ValueError(
