@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from causal_onnx.runtime import ArtifactError, Contract, TensorSpec, load
-from causal_onnx.runtime.contract import CONTRACT_KEY
+from causal_onnx.runtime.contract import CONTRACT_KEY, CachePair
 from tests.runtime.artifacts import field, fixture, metadata
 
 X = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
@@ -73,6 +74,14 @@ def test_a_contract_must_name_every_input_but_not_every_output() -> None:
     assert load(fixture("cached"), contract=fewer).contract == fewer
     with pytest.raises(ArtifactError, match="those of the graph are x, past, attention_mask"):
         load(fixture("cached"), contract=Contract(inputs=whole.inputs[:1], outputs=whole.outputs))
+
+
+def test_a_contract_of_shortened_outputs_needs_the_input_that_asks_for_them() -> None:
+    whole = load(fixture("cached")).contract
+    cache = (CachePair(past="past", present="present"),)
+    promised = replace(whole, cache=cache, mask="attention_mask", last_only="y")
+    with pytest.raises(ArtifactError, match=r"an input 'last_only', bool, .* of the graph are none"):
+        load(fixture("cached"), contract=promised)
 
 
 def test_an_axis_may_be_narrower_in_the_contract_than_in_the_graph() -> None:

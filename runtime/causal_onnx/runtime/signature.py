@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.runtime.contract import LAST_ONLY, Contract, TensorSpec
 from causal_onnx.runtime.errors import ArtifactError
 
 __all__ = ["check_signature"]
@@ -40,6 +40,18 @@ def check_signature(session: Any, contract: Contract, *, name: str) -> None:
         for spec in specs:
             start = f"the contract does not fit {name}: {kind}"
             _check_tensor(_with_fixed_seq(spec, contract), real[spec.name], start)
+    if contract.last_only is not None:
+        _check_last_only(session, name)
+
+
+def _check_last_only(session: Any, name: str) -> None:
+    """An input with a default is none of `get_inputs`, since it may be left out."""
+    found = {node.name: node.type for node in session.get_overridable_initializers()}
+    if found.get(LAST_ONLY) != "tensor(bool)":
+        raise ArtifactError(
+            f"the contract does not fit {name}: it says that there is an input {LAST_ONLY!r}, bool, "
+            f"with a default, but those of the graph are {', '.join(found) or 'none'}"
+        )
 
 
 def _with_fixed_seq(spec: TensorSpec, contract: Contract) -> TensorSpec:
