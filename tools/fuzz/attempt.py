@@ -39,11 +39,11 @@ LIMITS = Limits(max_value_elements=1 << 24)
 """Below what the worker may allocate, so that a refusal and not a lack of memory is the result."""
 
 
-def attempt_model(path: Path) -> tuple[str, str]:
-    """The outcome of loading and running the model, and what was said."""
+def attempt_model(path: Path, *, trusted: bool = False) -> tuple[str, str]:
+    """The outcome of loading and running the model, and what was said; `trusted` as for `load`."""
     contract = _contract_for(path)
     try:
-        model = load(path, threads=1, limits=LIMITS, contract=contract)
+        model = load(path, threads=1, limits=LIMITS, contract=contract, trusted=trusted)
     except UnsafeFileError as error:
         return "scan", str(error)
     except ArtifactError as error:

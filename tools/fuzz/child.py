@@ -25,7 +25,13 @@ class Child:
     """One process of `tools.fuzz.worker`."""
 
     def __init__(
-        self, corpus: Path, scratch: Path, *, limit_s: float, module: str = "tools.fuzz.worker"
+        self,
+        corpus: Path,
+        scratch: Path,
+        *,
+        limit_s: float,
+        trusted: bool = False,
+        module: str = "tools.fuzz.worker",
     ) -> None:
         """Start it.
 
@@ -33,6 +39,7 @@ class Child:
             corpus: What is mutated.
             scratch: A folder of its own.
             limit_s: Wall-clock time of one file; the worker limits its processor time besides.
+            trusted: Whether it leaves out the scan.
             module: What the process runs.
         """
         self._limit_s = limit_s
@@ -40,7 +47,10 @@ class Child:
         self.answered = 0
         with self._log.open("w") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(corpus), str(scratch)],
+                [
+                    *(sys.executable, "-m", module, str(corpus), str(scratch)),
+                    *(["trusted"] if trusted else []),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -5,6 +5,7 @@ All are functions of a random generator, so that a seed makes the same file agai
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -254,7 +255,8 @@ def _edit(document: Any, rng: random.Random) -> None:
             elif kind == 2 and isinstance(node, list):
                 node.append(node[key])
             else:
-                node[key] = rng.choice(ODD_VALUES)
+                # A copy: a list among them would grow from one file to the next.
+                node[key] = copy.deepcopy(rng.choice(ODD_VALUES))
             return
         node = node[key]
 

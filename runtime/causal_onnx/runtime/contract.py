@@ -86,8 +86,8 @@ class TensorSpec:
         for axis in self.axes:
             if isinstance(axis, bool) or not isinstance(axis, str | int):
                 raise ValueError(f"{self.name}: an axis is a name or a size, got {axis!r}")
-            if isinstance(axis, int) and axis < 0:
-                raise ValueError(f"{self.name}: a fixed axis must not be negative, got {axis}")
+            if isinstance(axis, int) and axis < 1:
+                raise ValueError(f"{self.name}: a fixed axis must be 1 or more, got {axis}")
             if isinstance(axis, str) and axis not in (*AXIS_NAMES, *SLOT_AXES):
                 raise ValueError(
                     f"{self.name}: axis names are {', '.join((*AXIS_NAMES, *SLOT_AXES))}, "

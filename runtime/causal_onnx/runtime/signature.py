@@ -49,8 +49,8 @@ def _check_last_only(session: Any, name: str) -> None:
     found = {node.name: node.type for node in session.get_overridable_initializers()}
     if found.get(LAST_ONLY) != "tensor(bool)":
         raise ArtifactError(
-            f"the contract does not fit {name}: it says that there is an input {LAST_ONLY!r}, bool, "
-            f"with a default, but those of the graph are {', '.join(found) or 'none'}"
+            f"the contract does not fit {name}: it says that there is an input {LAST_ONLY!r}, "
+            f"bool, with a default, but those of the graph are {', '.join(found) or 'none'}"
         )
 
 
