@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from bench.attention.section import SubjectRow
 from bench.rounds import Clock
 from bench.summary import paired_ratios, summarise
 
@@ -36,15 +37,6 @@ class Figure:
     """Sets of fresh processes: the spreads are over the medians of each."""
     rounds: int
     """In all."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SubjectRow:
-    """One subject, as readers know it."""
-
-    name: str
-    title: str
-    about: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
