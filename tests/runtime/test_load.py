@@ -187,7 +187,7 @@ def test_a_number_of_threads_that_makes_no_sense_is_refused(threads: object) -> 
         load(fixture("one_head"), threads=threads)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("option", ["spinning", "flush_denormals"])
+@pytest.mark.parametrize("option", ["spinning", "flush_denormals", "huge_pages"])
 def test_a_switch_must_be_a_bool(option: str) -> None:
     with pytest.raises(ValueError, match=f"{option} must be True or False, got 'yes'"):
         load(fixture("one_head"), **{option: "yes"})  # type: ignore[arg-type]

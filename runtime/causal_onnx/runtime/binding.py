@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from causal_onnx.runtime.contract import LAST_ONLY, TensorSpec
 from causal_onnx.runtime.kv_cache import KVCache
 from causal_onnx.runtime.ort import import_onnxruntime
+from causal_onnx.runtime.steady import SteadyStep
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -91,6 +92,31 @@ class Binding:
             self._io.bind_ortvalue_output(name, self._value(array))
         self._model.run_bound(self._io, feeds)
         return outputs
+
+    def steady_step(
+        self, given: Sequence[Array], lengths: Array, most: int | None
+    ) -> SteadyStep | None:
+        """What takes more steps like the last run; None where not all can stay bound.
+
+        Args:
+            given: What the caller passed in that run, of one position per row, in the contract's
+                order.
+            lengths: Positions that the rows have read.
+            most: Positions that a row may have, if there is a limit.
+        """
+        own = self._model.contract.without_cache()
+        is_all = len(self._cache.in_place) == len(self._model.contract.cache)
+        if not self._are_bound or not is_all or not SteadyStep.fits(own):
+            return None
+        room = self._cache.room
+        return SteadyStep(
+            self._model,
+            self._io,
+            own,
+            given,
+            lengths=lengths,
+            most=room if most is None else min(room, most),
+        )
 
     def _allocated(self, spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
         bounded = self._bounded.get(spec.name)

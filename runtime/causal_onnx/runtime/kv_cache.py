@@ -56,10 +56,10 @@ class KVCache:
 
     def reserve(self, used: int, total: int) -> None:
         """Make room for `total` positions in the buffers."""
-        if not self.in_place or total <= self._room:
+        if not self.in_place or total <= self.room:
             return
         if self._capacity is None:
-            room = max(SMALLEST, self._room)
+            room = max(SMALLEST, self.room)
             while room < total:
                 room *= 2
             room = min(room, self._contract.max_seq_len or room)
@@ -120,7 +120,8 @@ class KVCache:
         }
 
     @property
-    def _room(self) -> int:
+    def room(self) -> int:
+        """Positions that the buffers hold."""
         if not self.buffers:
             return 0
         name = self.in_place[0].past

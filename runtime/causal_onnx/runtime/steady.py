@@ -1,0 +1,126 @@
+"""The step that a stream takes again and again: one position more for each row, nothing else new.
+
+Checking a request, allocating and binding take longer than the graph of a small model. Of a step
+that is like the last one, all stays bound but the mask, which is a column wider, and the outputs,
+which the caller may keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from causal_onnx.runtime.contract import LAST_ONLY, Contract
+from causal_onnx.runtime.ort import import_onnxruntime
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from causal_onnx.runtime.model import Model
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["SteadyStep"]
+
+
+class SteadyStep:
+    """One step of a stream whose whole cache is in buffers that are bound as past and present."""
+
+    def __init__(
+        self,
+        model: Model,
+        io: Any,
+        own: Contract,
+        given: Sequence[Array],
+        *,
+        lengths: Array,
+        most: int,
+    ) -> None:
+        """Take over a binding whose last run was such a step.
+
+        Args:
+            model: The stream's.
+            io: The binding; nobody else may run it while this is in use.
+            own: The contract without the cache.
+            given: What the caller passed in that run, an array (batch, 1, ...) for each input.
+            lengths: Positions that each row has read, (batch,), that run's among them.
+            most: Positions that there is room for in the longest row.
+        """
+        contract = model.contract
+        assert contract.mask is not None
+        self._model, self._io, self._mask, self._most = model, io, contract.mask, most
+        self._used = int(lengths.max())
+        self._rows = len(lengths)
+        self._padding = None if (lengths == self._used).all() else self._used - lengths
+        """Columns without a token in each row, which all lie before the steps."""
+        self._first = self._used
+        self._ones = np.ones((1, most), np.int64) if self._rows == 1 else None
+        self._bound = [np.array(array, order="C") for array in given]
+        """What is bound, and its dtype, shape and vocabulary."""
+        self._wanted = [
+            (array.dtype, array.shape, spec.vocab_size)
+            for array, spec in zip(self._bound, own.inputs, strict=True)
+        ]
+        self._feeds = dict(zip((spec.name for spec in own.inputs), self._bound, strict=True))
+        if contract.last_only is not None:
+            # Of a sequence of one, the last position is all there is.
+            self._feeds[LAST_ONLY] = np.array(False)
+        self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        for name, array in self._feeds.items():
+            io.bind_ortvalue_input(name, self._value(array))
+        sizes = {"batch": self._rows, "seq": 1}
+        self._outputs = {spec.name: (spec.shape(sizes), spec.dtype) for spec in own.outputs}
+
+    @staticmethod
+    def fits(own: Contract) -> bool:
+        """Whether the outputs of a step have one shape from step to step."""
+        axes = {axis for spec in own.outputs for axis in spec.axes if isinstance(axis, str)}
+        return axes <= {"batch", "seq"}
+
+    def takes(self, inputs: Sequence[Any]) -> bool:
+        """Whether there is room, and the inputs need no check but that of their ids, and pass."""
+        if self._used == self._most or len(inputs) != len(self._wanted):
+            return False
+        for array, (dtype, shape, vocab) in zip(inputs, self._wanted, strict=True):
+            if type(array) is not np.ndarray or array.shape != shape or array.dtype != dtype:
+                return False
+            if vocab is None:
+                continue
+            if array.size == 1:
+                if not 0 <= array.item() < vocab:
+                    return False
+            elif array.min() < 0 or array.max() >= vocab:
+                return False
+        return True
+
+    def run(self, inputs: Sequence[Any]) -> dict[str, Array]:
+        """One step, with inputs that it takes.
+
+        Raises:
+            RunError: onnxruntime failed.
+        """
+        for array, bound in zip(inputs, self._bound, strict=True):
+            bound[...] = array
+        total = self._used + 1
+        io, feeds = self._io, self._feeds
+        feeds[self._mask] = mask = self._mask_of(total)
+        io.bind_cpu_input(self._mask, mask)
+        found = {}
+        for name, (shape, dtype) in self._outputs.items():
+            output = found[name] = np.empty(shape, dtype)
+            io.bind_ortvalue_output(name, self._value(output))
+        self._model.run_bound(io, feeds)
+        self._used = total
+        return found
+
+    def _mask_of(self, total: int) -> Array:
+        """(batch, total): 1 where a row has a token."""
+        if self._ones is not None:
+            return self._ones[:, :total]
+        mask = np.ones((self._rows, total), np.int64)
+        if self._padding is not None:
+            columns = np.arange(self._first)
+            mask[:, : self._first] = columns < (self._first - self._padding)[:, None]
+        return mask
