@@ -27,7 +27,14 @@ class Worker:
     """One process that holds one subject."""
 
     def __init__(
-        self, factory: str, *, threads: int, setup: Mapping[str, Any], log: Path, name: str
+        self,
+        factory: str,
+        *,
+        threads: int,
+        setup: Mapping[str, Any],
+        log: Path,
+        name: str,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """Start the process and load the subject.
 
@@ -37,6 +44,7 @@ class Worker:
             setup: Further arguments of the factory; must survive JSON.
             log: Where its stderr goes.
             name: For messages.
+            environment: Variables for this subject alone.
 
         Raises:
             WorkerError: The subject does not load.
@@ -52,7 +60,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 cwd=ROOT,
-                env=worker_environment(threads),
+                env=worker_environment(threads) | dict(environment or {}),
                 text=True,
             )
         try:

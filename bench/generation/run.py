@@ -228,9 +228,18 @@ class Runner:
         )
 
     def _start(self, subject: Subject, threads: int) -> Worker:
-        return self._worker(subject.factory, threads, subject.name, subject.options)
+        return self._worker(
+            subject.factory, threads, subject.name, subject.options, subject.environment
+        )
 
-    def _worker(self, factory: str, threads: int, name: str, options: dict[str, Any]) -> Worker:
+    def _worker(
+        self,
+        factory: str,
+        threads: int,
+        name: str,
+        options: dict[str, Any],
+        environment: dict[str, str] | None = None,
+    ) -> Worker:
         setup = {
             "folder": str(self.files.peers.resolve()),
             "ours": str(self.files.ours.resolve()),
@@ -238,7 +247,14 @@ class Runner:
             **options,
         }
         log = self.plan.folder / f"{name}.log"
-        return Worker(factory, threads=threads, setup=setup, log=log, name=name)
+        return Worker(
+            factory,
+            threads=threads,
+            setup=setup,
+            log=log,
+            name=name,
+            environment=environment,
+        )
 
 
 def _graphs(plan: Plan, files: Files) -> dict[str, str]:

@@ -22,6 +22,8 @@ class Subject:
     about: str
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the factory besides `threads`, `folder`, `ours` and the model's sizes."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables of its process."""
 
     @property
     def name(self) -> str:
@@ -100,11 +102,13 @@ def _tuned(precision: str) -> Subject:
         factory="bench.generation.genai:generation",
         title=f"onnxruntime-genai {precision}, tuned",
         about="the same, built with `prune_lm_head=true` too, so that a prompt's last position "
-        "alone has logits, and run with `session.set_denormal_as_zero`",
+        "alone has logits, and run with `session.set_denormal_as_zero`, its weights on huge pages "
+        "by `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` (ours lie there by `load`)",
         options={
             "built": f"tuned-{precision}",
             "session": {"session.set_denormal_as_zero": "1"},
         },
+        environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
     )
 
 
