@@ -185,7 +185,8 @@ def _once(folder: Path, note: Callable[[str], None], fill: Callable[[], None]) -
 def _forget_older(folder: Path, own: Path) -> None:
     """Half a gigabyte each, of sources that are gone."""
     for older in folder.glob("ours-*"):
-        if older != own:
+        # Logs of the processes are called after the subjects, which begin so too.
+        if older.is_dir() and older != own:
             shutil.rmtree(older)
 
 

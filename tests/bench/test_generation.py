@@ -220,8 +220,10 @@ def test_a_folder_is_filled_once_and_again_after_an_interruption(tmp_path: Path)
 def test_files_of_older_sources_go_and_the_peers_stay(tmp_path: Path) -> None:
     for name in ("ours-old", "ours-new", "32M-cpu-abc"):
         (tmp_path / name).mkdir()
+    (tmp_path / "ours-fp32.log").touch()
     files._forget_older(tmp_path, tmp_path / "ours-new")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["32M-cpu-abc", "ours-new"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["32M-cpu-abc", "ours-fp32.log", "ours-new"]
 
 
 @pytest.mark.parametrize(
