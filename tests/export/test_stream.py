@@ -19,6 +19,8 @@ from causal_onnx.models import (
     tiny_llama_config,
 )
 from causal_onnx.runtime import ArtifactError, Model, load
+from causal_onnx.runtime.device import Device
+from causal_onnx.runtime.device_memory import DeviceMemory
 
 WINDOW = 4
 
@@ -49,12 +51,28 @@ class Subject:
         return any(pair.bounded for pair in self.model.contract.cache)
 
 
+class OnDevice(Model):
+    """Keeps caches as on a GPU, in `OrtValue`s that numpy does not see; they lie in host memory."""
+
+    cache_device = property(lambda self: Device("cpu"))
+
+
 @pytest.fixture(scope="module", params=list(CONFIGS))
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[DecoderLM, Path]:
     decoder = DecoderLM(CONFIGS[request.param], seed=0).eval()
     path = tmp_path_factory.mktemp("stream") / f"{request.param}.onnx"
     export(decoder, path, cache=True)
-    return Subject(decoder, load(path, threads=1))
+    return decoder, path
+
+
+@pytest.fixture(scope="module", params=[Model, OnDevice])
+def subject(request: pytest.FixtureRequest, exported: tuple[DecoderLM, Path]) -> Subject:
+    decoder, path = exported
+    model = load(path, threads=1)
+    model.__class__ = request.param
+    return Subject(decoder, model)
 
 
 def close(got: np.ndarray, expected: np.ndarray) -> None:
@@ -211,13 +229,33 @@ def test_the_last_positions_alone(subject: Subject) -> None:
 def test_where_nothing_is_written_in_place_the_cache_is_kept_as_it_comes(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Model, "writes_in_place", False)  # as on CUDA
+    monkeypatch.setattr(Model, "writes_in_place", False)
     stream, ids = subject.model.stream(batch=2), subject.ids(2, 12)
     got = [stream(ids[:, :5]), stream(ids[:, 5:6])]
     fork = stream.fork()
     got += [stream(ids[:, 6:])]
     close(np.concatenate(got, 1), subject.whole(ids))
     close(fork.select([1])(ids[1:, 6:]), subject.whole(ids)[1:, 6:])
+
+
+def test_a_cache_on_a_device_is_not_copied_from_there(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if subject.model.cache_device is None:
+        pytest.skip("in host memory")
+    stream, ids = subject.model.stream(batch=2), subject.ids(2, 20)
+    got = [stream(ids[:, :5])]
+    kept = [*stream._cache.buffers.values(), *stream._cache.feeds().values()]
+    assert len(kept) == 4
+    assert all(isinstance(one, DeviceMemory) for one in kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceMemory, "read", lambda self: pytest.fail("copied"))
+        got += [stream(ids[:, n : n + 1]) for n in range(5, 18)]
+        held = DeviceMemory.of(np.zeros(3), Device("cpu"))
+        with pytest.raises(pytest.fail.Exception, match="copied"):
+            held.write((slice(0, 1),), np.ones(1))
+    got.append(stream(ids[:, 18:]))
+    close(np.concatenate(got, 1), subject.whole(ids))
 
 
 def test_buffers_grow_and_a_capacity_is_a_limit(subject: Subject) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import LAST_ONLY, TensorSpec
+from causal_onnx.runtime.device_memory import DeviceMemory
 from causal_onnx.runtime.kv_cache import KVCache
 from causal_onnx.runtime.ort import import_onnxruntime
 from causal_onnx.runtime.steady import SteadyStep
@@ -28,49 +29,55 @@ class Binding:
     Source: https://onnxruntime.ai/docs/api/python/api_summary.html (IOBinding).
     """
 
-    def __init__(self, model: Model, cache: KVCache) -> None:
-        self._model, self._cache = model, cache
+    def __init__(self, model: Model, cache: KVCache, batch: int) -> None:
+        self._model, self._cache, self._batch = model, cache, batch
+        self._device = model.cache_device
         contract = model.contract
         self._bounded = {pair.present: pair.bounded for pair in contract.cache}
         shared = {pair.present for pair in cache.in_place}
-        self._fresh = [spec for spec in contract.outputs if spec.name not in shared]
+        others = [spec for spec in contract.outputs if spec.name in self._bounded.keys() - shared]
         self._in_place = [spec for spec in contract.outputs if spec.name in shared]
+        self._copied = others if self._device is None else []
+        """Presents that come as arrays of their own."""
+        self._staying = [] if self._device is None else [spec.name for spec in others]
+        """Presents that stay on the device, where onnxruntime allocates them."""
+        self._outputs = [spec for spec in contract.outputs if spec.name not in self._bounded]
         self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self._io = model.new_binding()
         self._generation = 0
         """Of the buffers that are bound as past."""
         self._are_bound = False
         """Whether they are bound as present too."""
+        self._order: dict[str, None] = {}
+        """Names of the outputs, as they were bound first."""
 
     def run(
         self, feeds: Mapping[str, Array], *, used: int, seq: int, in_place: bool
-    ) -> dict[str, Array]:
+    ) -> tuple[dict[str, Array], dict[str, Array | DeviceMemory]]:
         """One call.
 
         Args:
-            feeds: The inputs but for the past, checked; the mask among them.
-            used: How many columns of the mask are past.
+            feeds: The inputs but for the past, checked; the mask, if there is one, among them.
+            used: Positions of the longest row before this call.
             seq: How many are new.
             in_place: Whether the graph writes the new positions into the buffers.
 
         Returns:
-            The outputs, except those that are the buffers.
+            The outputs, and the presents that were not written into buffers, where they lie.
 
         Raises:
             RunError: onnxruntime failed.
         """
         contract = self._model.contract
-        assert contract.mask is not None
         self._cache.reserve(used, used + seq)
         if self._generation != self._cache.generation:
             self._generation, self._are_bound = self._cache.generation, False
             for name, buffer in self._cache.buffers.items():
-                self._io.bind_ortvalue_input(name, self._value(buffer))
-        feeds = {**feeds, **self._cache.feeds()}
-        for name, array in feeds.items():
-            self._io.bind_ortvalue_input(name, self._value(array))
-        batch = len(feeds[contract.mask])
-        sizes = {"batch": batch, "seq": seq, "past_seq": used, "total_seq": used + seq}
+                self._io.bind_ortvalue_input(name, self._value_of(buffer))
+        inputs = {**feeds, **self._cache.feeds()}
+        for name, kept in inputs.items():
+            self._io.bind_ortvalue_input(name, self._value_of(kept))
+        sizes = {"batch": self._batch, "seq": seq, "past_seq": used, "total_seq": used + seq}
         last_only = LAST_ONLY in feeds and bool(feeds[LAST_ONLY])
         # An output's memory is bound anew for each call: the caller may keep what he got.
         outputs = {
@@ -78,20 +85,36 @@ class Binding:
                 spec,
                 {**sizes, "seq": 1} if last_only and spec.name == contract.last_only else sizes,
             )
-            for spec in self._fresh
+            for spec in self._outputs
+        }
+        copied = self._copied if in_place else (*self._copied, *self._in_place)
+        presents: dict[str, Array | DeviceMemory] = {
+            spec.name: self._allocated(spec, sizes) for spec in copied
         }
         if not in_place:
-            outputs |= {spec.name: self._allocated(spec, sizes) for spec in self._in_place}
             self._are_bound = False
         elif not self._are_bound:
             for pair in self._cache.in_place:
-                buffer = self._cache.buffers[pair.past]
-                self._io.bind_ortvalue_output(pair.present, self._value(buffer))
+                self._bind_output(pair.present, self._cache.buffers[pair.past])
             self._are_bound = True
-        for name, array in outputs.items():
-            self._io.bind_ortvalue_output(name, self._value(array))
-        self._model.run_bound(self._io, feeds)
-        return outputs
+        for name, kept in (*outputs.items(), *presents.items()):
+            self._bind_output(name, kept)
+        for name in self._staying:
+            assert self._device is not None
+            self._io.bind_output(name, self._device.kind, self._device.index)
+            self._order[name] = None
+        self._model.run_bound(self._io, inputs)
+        if self._staying:
+            given = dict(zip(self._order, self._io.get_outputs(), strict=True))
+            presents |= {name: DeviceMemory(given[name]) for name in self._staying}
+        return outputs, presents
+
+    def _value_of(self, kept: Array | DeviceMemory) -> Any:
+        return kept.value if isinstance(kept, DeviceMemory) else self._value(kept)
+
+    def _bind_output(self, name: str, kept: Array | DeviceMemory) -> None:
+        self._io.bind_ortvalue_output(name, self._value_of(kept))
+        self._order[name] = None
 
     def steady_step(
         self, given: Sequence[Array], lengths: Array, most: int | None

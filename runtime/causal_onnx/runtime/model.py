@@ -21,6 +21,7 @@ from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.denormals import flushing_denormals
 from causal_onnx.runtime.device import Device
+from causal_onnx.runtime.device_memory import DeviceMemory
 from causal_onnx.runtime.errors import ArtifactError, RunError
 from causal_onnx.runtime.golden import json_number
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
@@ -364,11 +365,15 @@ class Model:
     @property
     def writes_in_place(self) -> bool:
         """Whether a stream's buffers can serve the graph as past and present at once."""
-        return (
-            any(pair.shared for pair in self._contract.cache)
-            and not self._has_bfloat16
-            and self._device.kind == "cpu"
-        )
+        return any(pair.shared for pair in self._contract.cache) and not self._has_bfloat16
+
+    @property
+    def cache_device(self) -> Device | None:
+        """Where a stream's cache stays between calls, if not in host memory: on the model's GPU.
+
+        bfloat16 travels through host memory: there it is float32, which onnxruntime cannot bind.
+        """
+        return self._device if self._device.kind != "cpu" and not self._has_bfloat16 else None
 
     @property
     def checks(self) -> dict[str, bool]:
@@ -424,7 +429,7 @@ class Model:
         """An `onnxruntime.IOBinding` for this model's session."""
         return self._session.io_binding()
 
-    def run_bound(self, binding: Any, feeds: Mapping[str, Array]) -> None:
+    def run_bound(self, binding: Any, feeds: Mapping[str, Array | DeviceMemory]) -> None:
         """Run with inputs and outputs bound already; `feeds` is for the message of an error.
 
         Raises:
@@ -444,7 +449,7 @@ class Model:
                 "session; load it in the child process, or start processes with 'spawn'"
             )
 
-    def _failed(self, feeds: Mapping[str, Array], error: Exception) -> RunError:
+    def _failed(self, feeds: Mapping[str, Array | DeviceMemory], error: Exception) -> RunError:
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
         return RunError(
             f"onnxruntime failed on {self._artifact.name} with {shapes}: {first_line(error)}"

@@ -10,6 +10,7 @@ import numpy as np
 
 from causal_onnx.runtime.binding import Binding
 from causal_onnx.runtime.contract import LAST_ONLY
+from causal_onnx.runtime.device_memory import on_host
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.kv_cache import KVCache
 from causal_onnx.runtime.request import RequestChecker
@@ -71,8 +72,15 @@ class Stream:
         self._outputs = {spec.name: spec for spec in self._own.outputs}
         self._pasts = {pair.present: pair.past for pair in contract.cache}
         self._lengths = np.zeros(batch, np.int64)
-        self._cache = KVCache(contract, batch, capacity, in_place=model.writes_in_place)
-        self._binding = Binding(model, self._cache) if model.writes_in_place else None
+        self._cache = KVCache(
+            contract,
+            batch,
+            capacity,
+            in_place=model.writes_in_place,
+            device=model.cache_device,
+        )
+        is_bound = model.writes_in_place or model.cache_device is not None
+        self._binding = Binding(model, self._cache, batch) if is_bound else None
         self._steady: SteadyStep | None = None
         """Where the last call read one position per row, and the next may do the same."""
 
@@ -146,16 +154,16 @@ class Stream:
         if self._binding is not None:
             is_regular = (new == seq).all() and (seq == 1 or len(new) == 1)
             in_place = used == 0 or bool(is_regular)
-            outputs = self._binding.run(feeds, used=used, seq=seq, in_place=in_place)
+            outputs, presents = self._binding.run(feeds, used=used, seq=seq, in_place=in_place)
             if seq == 1 and is_regular and self._may_repeat and not request.unbatched:
                 own = [feeds[spec.name] for spec in self._own.inputs]
                 self._steady = self._binding.steady_step(own, after, self._limit)
         else:
-            outputs = self._model.run_step({**feeds, **self._cache.feeds()})
+            past = {name: on_host(kept) for name, kept in self._cache.feeds().items()}
+            outputs = self._model.run_step({**feeds, **past})
+            presents = {name: outputs.pop(name) for name in self._pasts}
         self._lengths = after
-        found = {self._pasts[name]: outputs.pop(name) for name in self._pasts.keys() & outputs}
-        if found:
-            self._cache.put(found, int(after.max()))
+        self._cache.put({self._pasts[name]: x for name, x in presents.items()}, int(after.max()))
         if last_only:
             outputs = {name: self._last(name, x, new) for name, x in outputs.items()}
         if request.unbatched:
