@@ -138,7 +138,13 @@ def clean_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "ORT_DISABLE_TELEMETRY": "1", **(more or {})}
 
 
-def run_tool(command: Sequence[str | Path], *, folder: Path, why: str) -> str:
+def run_tool(
+    command: Sequence[str | Path],
+    *,
+    folder: Path,
+    why: str,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run a compiler or an installer, and give what it printed.
 
     Raises:
@@ -148,7 +154,7 @@ def run_tool(command: Sequence[str | Path], *, folder: Path, why: str) -> str:
     done = subprocess.run(
         [str(part) for part in command],
         cwd=folder,
-        env=clean_environment(),
+        env=clean_environment(environment),
         capture_output=True,
         text=True,
         check=False,

@@ -69,6 +69,19 @@ def prepare_cpp(install: bool) -> Sequence[str]:
     return [str(program), str(find_library())]
 
 
+def prepare_rust(install: bool) -> Sequence[str]:
+    """Compile with cargo, which needs no registry: the C client is all it depends on."""
+    cargo, _ = _need("cargo"), _need("cc")
+    folder, target = EXAMPLES / "rust", BUILD / "rust"
+    run_tool(
+        [cargo, "build", "--release", "--locked", "--offline", "--quiet", "--target-dir", target],
+        folder=folder,
+        why="the Rust client does not compile",
+        environment={"ORT_INCLUDE": str(find_headers(install))},
+    )
+    return [str(target / "release" / "selftest"), str(find_library())]
+
+
 def prepare_browser(provider: str, install: bool) -> Sequence[str]:
     """Install, compile, and find a browser."""
     folder = EXAMPLES / "browser"
@@ -136,6 +149,7 @@ CLIENTS = (
     Client(name="Node", prepare=prepare_node),
     Client(name="C", prepare=prepare_c),
     Client(name="C++", prepare=prepare_cpp),
+    Client(name="Rust", prepare=prepare_rust),
     Client(name="browser, wasm", prepare=functools.partial(prepare_browser, "wasm")),
     Client(name="browser, WebGPU", prepare=functools.partial(prepare_browser, "webgpu")),
     Client(
