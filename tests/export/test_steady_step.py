@@ -100,6 +100,35 @@ def test_other_calls_in_between(subject: Subject, steps: list[int]) -> None:
     assert len(steps) == 5
 
 
+def test_an_output_that_somebody_has_is_left_alone(subject: Subject) -> None:
+    stream = subject.model.stream()
+    stream(subject.ids[:1, :2])
+    kept = []
+    for position in range(2, 30):
+        got = stream(subject.ids[:1, position : position + 1])
+        if position % 3 == 0:
+            kept.append((position, got))
+        elif position % 5 == 0:
+            kept.append((position, got[:, 0][None]))  # a view
+        elif position % 7 == 0:
+            kept.append((position, torch.from_numpy(got)))
+        elif position % 11 == 0:
+            kept.append((position, np.frombuffer(memoryview(got), np.float32).reshape(got.shape)))
+        del got
+    for position, got in kept:
+        subject.expect(0, position, np.asarray(got)[0, 0])
+
+
+def test_outputs_that_nobody_has_are_used_again(subject: Subject) -> None:
+    stream = subject.model.stream()
+    stream(subject.ids[:1, :2])
+    places = set()
+    for position in range(2, 30):
+        got = stream(subject.ids[:1, position : position + 1])  # the last one is still held here
+        places.add(got.ctypes.data)
+    assert len(places) <= 4
+
+
 def test_what_does_not_fit_is_refused_as_ever(subject: Subject, steps: list[int]) -> None:
     stream = subject.model.stream(batch=2, capacity=12)
     stream(subject.ids[:2, :8])

@@ -46,18 +46,18 @@ class _FloatingPointEnv(ctypes.Structure):
 class _Flushing:
     """The context that `flushing_denormals` gives; each use has its own."""
 
-    __slots__ = ("_get", "_saved", "_set")
+    __slots__ = ("_flushing", "_get", "_saved", "_set")
 
     def __init__(self, get: Any, set_: Any) -> None:
         self._get = get
         self._set = set_
-        self._saved = _FloatingPointEnv()
+        self._saved, self._flushing = _FloatingPointEnv(), _FloatingPointEnv()
 
     def __enter__(self) -> None:
         self._get(ctypes.byref(self._saved))
-        flushing = _FloatingPointEnv.from_buffer_copy(self._saved)
-        flushing.mxcsr |= FLUSH_BITS
-        self._set(ctypes.byref(flushing))
+        self._get(ctypes.byref(self._flushing))
+        self._flushing.mxcsr |= FLUSH_BITS
+        self._set(ctypes.byref(self._flushing))
 
     def __exit__(
         self,
@@ -93,7 +93,8 @@ def _fenv_functions() -> tuple[Any, Any] | None:
         return None
     for library in (None, "libm.so.6"):
         try:
-            loaded = ctypes.CDLL(library)
+            # Not CDLL: letting other threads of Python run meanwhile takes longer than these calls.
+            loaded = ctypes.PyDLL(library)
             get, set_ = loaded.fegetenv, loaded.fesetenv
         except (OSError, AttributeError):
             continue

@@ -7,7 +7,8 @@ which the caller may keep.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,7 +72,9 @@ class SteadyStep:
         for name, array in self._feeds.items():
             io.bind_ortvalue_input(name, self._value(array))
         sizes = {"batch": self._rows, "seq": 1}
-        self._outputs = {spec.name: (spec.shape(sizes), spec.dtype) for spec in own.outputs}
+        self._outputs = [
+            _Output(spec.name, spec.shape(sizes), spec.dtype, self._value) for spec in own.outputs
+        ]
 
     @staticmethod
     def fits(own: Contract) -> bool:
@@ -108,9 +111,9 @@ class SteadyStep:
         feeds[self._mask] = mask = self._mask_of(total)
         io.bind_cpu_input(self._mask, mask)
         found = {}
-        for name, (shape, dtype) in self._outputs.items():
-            output = found[name] = np.empty(shape, dtype)
-            io.bind_ortvalue_output(name, self._value(output))
+        for output in self._outputs:
+            found[output.name], value = output.memory()
+            io.bind_ortvalue_output(output.name, value)
         self._model.run_bound(io, feeds)
         self._used = total
         return found
@@ -124,3 +127,39 @@ class SteadyStep:
             columns = np.arange(self._first)
             mask[:, : self._first] = columns < (self._first - self._padding)[:, None]
         return mask
+
+
+class _Output:
+    """Memory for an output: a new array, or one of the last two if nobody has it any more.
+
+    A caller who looks at the outputs of one step in the next holds one of two arrays.
+    """
+
+    __slots__ = ("_arrays", "_dtype", "_shape", "_unshared", "_value", "_values", "name")
+
+    def __init__(
+        self, name: str, shape: tuple[int, ...], dtype: str, value: Callable[[Array], Any]
+    ) -> None:
+        self.name, self._shape, self._dtype, self._value = name, shape, dtype, value
+        self._arrays: list[Array] = []
+        self._values: list[Any] = []
+        self._add()
+        self._unshared = getrefcount(self._arrays[0])
+        """References to an array that nobody has but this."""
+
+    def memory(self) -> tuple[Array, Any]:
+        """An array, and the same as onnxruntime takes it."""
+        arrays, values = self._arrays, self._values
+        if len(arrays) == 2:
+            arrays.reverse()
+            values.reverse()
+            # A view, a tensor of another library, or whatever else shares it, refers to it.
+            if getrefcount(arrays[1]) == self._unshared:
+                return arrays[1], values[1]
+            del arrays[1], values[1]
+        self._add()
+        return arrays[1], values[1]
+
+    def _add(self) -> None:
+        self._arrays.append(np.empty(self._shape, self._dtype))
+        self._values.append(self._value(self._arrays[-1]))
