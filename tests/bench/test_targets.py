@@ -40,14 +40,16 @@ def test_what_is_missed_and_every_loss_stand_in_bold() -> None:
     assert "1.20x (0) | **missed**" in target(1.2).to_row()
 
 
-def test_the_better_of_the_peers_counts_and_each_number_of_threads() -> None:
+def test_every_setting_of_the_peer_has_a_row_and_each_number_of_threads_counts() -> None:
     one = {"ours-fp32": 1.0, "genai-fp32": 3.0, "tuned-fp32": 2.0}
-    two = {"ours-fp32": 1.0, "genai-fp32": 1.5, "tuned-fp32": 4.0}
+    two = {"ours-fp32": 1.0, "genai-fp32": 1.5, "tuned-fp32": 0.9}
     made = [*generation.work("prefill 512", one), *generation.work("prefill 512", two, threads=2)]
     rows = targets({"generation": generation.section(made).to_dict()})
-    (row,) = [row for row in rows if row.work.endswith("prefill 512, fp32")]
-    assert row.found == {"(one thread)": 2.0, "(two threads)": 1.5}
-    assert row.verdict == "at least"
+    built, tuned = [row for row in rows if row.work.endswith("prefill 512, fp32")]
+    assert built.found == {"(one thread)": 3.0, "(two threads)": 1.5}
+    assert tuned.found == {"(one thread)": 2.0, "(two threads)": 0.9}
+    assert "every setting" in tuned.against
+    assert (built.verdict, tuned.verdict) == ("at least", "missed")
 
 
 def test_the_slowest_length_of_the_module_counts() -> None:
