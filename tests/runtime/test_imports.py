@@ -45,6 +45,24 @@ def test_loading_and_running_a_model_imports_numpy_and_onnxruntime_only(
     assert set(ast.literal_eval(loaded)) - {"causal_onnx"} == {"numpy", "onnxruntime"}
 
 
+def test_what_few_need_is_imported_when_it_is_used(run_python: Callable[..., str]) -> None:
+    script = (
+        "import sys, causal_onnx.runtime as r\n"
+        f"r.load({str(fixture('one_head'))!r}).selftest()\n"
+        "later = ['hashlib', 'causal_onnx.runtime.bundle', 'causal_onnx.runtime.profile']\n"
+        "print([name for name in later if name in sys.modules])\n"
+        "assert all(hasattr(r, name) for name in r.__all__)\n"
+        "print([name for name in later if name in sys.modules])\n"
+        "try: r.absent\n"
+        "except AttributeError as error: print(error)"
+    )
+    before, after, absent = run_python(script).splitlines()
+    assert before == "[]"
+    assert "hashlib" in after
+    assert "profile" in after
+    assert absent == "module 'causal_onnx.runtime' has no attribute 'absent'"
+
+
 def test_a_diagnosis_imports_neither_torch_nor_onnx(run_python: Callable[..., str]) -> None:
     work = "from causal_onnx.runtime.doctor import diagnose\ndiagnose()"
     loaded = run_python(LOADED.format(work=work))

@@ -1,7 +1,9 @@
 """Run exported causal attention on numpy and onnxruntime; needs nothing else."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from causal_onnx.runtime.artifact import Artifact, read_artifact
-from causal_onnx.runtime.bundle import BundleReport, verify_bundle, write_bundle
 from causal_onnx.runtime.constraint import Constraint
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.errors import (
@@ -13,7 +15,6 @@ from causal_onnx.runtime.errors import (
 )
 from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
 from causal_onnx.runtime.prefix_cache import PrefixCache, PrefixStats
-from causal_onnx.runtime.profile import Profile
 from causal_onnx.runtime.row import Continuation, Speculation
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.scan import Limits
@@ -21,7 +22,26 @@ from causal_onnx.runtime.speculate import DraftModel, PromptLookup
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import Tokenizer
 
+if TYPE_CHECKING:
+    from causal_onnx.runtime.bundle import BundleReport, verify_bundle, write_bundle
+    from causal_onnx.runtime.profile import Profile
+
 __version__ = "0.1.0"
+
+_LATER = {
+    "BundleReport": "bundle",
+    "Profile": "profile",
+    "verify_bundle": "bundle",
+    "write_bundle": "bundle",
+}
+"""What is imported when it is asked for: a tenth of the time that the rest takes."""
+
+
+def __getattr__(name: str) -> object:
+    if name in _LATER:
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Artifact",

@@ -16,7 +16,6 @@ import numpy as np
 
 from causal_onnx.runtime import beam, bfloat16
 from causal_onnx.runtime import generate as generating
-from causal_onnx.runtime import profile as profiling
 from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.denormals import flushing_denormals
@@ -35,6 +34,8 @@ from causal_onnx.runtime.threads import available_cores
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from causal_onnx.runtime.profile import Profile
 
     Array = npt.NDArray[Any]
 
@@ -327,7 +328,31 @@ class Model:
     generate = generating.generate
     generate_batch = generating.generate_batch
     beam_search = beam.beam_search
-    profile = profiling.profile
+
+    def profile(
+        self, *, seq: int = 1, past: int = 0, batch: int = 1, calls: int | None = None
+    ) -> Profile:
+        """Find out which operators and submodules cost the most, in calls on made-up inputs.
+
+        The calls are timed first, and then made again in a second session, under onnxruntime's
+        profiler: as long as that takes, the model is in memory twice. On CUDA the profiler's times
+        are those of starting kernels.
+
+        Args:
+            seq: Positions of one call.
+            past: Positions that it has behind it; for models with a cache.
+            batch: Sequences.
+            calls: How many to time; None: as many as fit into half a second, 3 to 200.
+
+        Raises:
+            ValueError: The contract does not allow such a call.
+            RunError: onnxruntime failed.
+            ArtifactError: The file is gone, has changed, or its graph cannot be read.
+        """
+        # Whoever only runs models need not wait for it.
+        from causal_onnx.runtime.profile import profile  # noqa: PLC0415
+
+        return profile(self, seq=seq, past=past, batch=batch, calls=calls)
 
     def selftest(self) -> SelfTestReport:
         """Replay the golden vectors in the file, whose outputs PyTorch computed.

@@ -14,7 +14,6 @@ from causal_onnx.runtime.device_memory import on_host
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.kv_cache import KVCache
 from causal_onnx.runtime.request import RequestChecker
-from causal_onnx.runtime.saved import read_saved, write_saved
 from causal_onnx.runtime.steady import SteadyStep
 
 if TYPE_CHECKING:
@@ -232,6 +231,8 @@ class Stream:
 
         The file is written whole or not at all, and carries a hash of its content.
         """
+        from causal_onnx.runtime.saved import write_saved  # noqa: PLC0415 - few save any
+
         held = self._cache.held(int(self._lengths.max()))
         write_saved(path, self._model.contract, self._lengths, held)
 
@@ -245,6 +246,8 @@ class Stream:
         """
         if not model.contract.cache:
             raise ArtifactError(f"{model!r} has no cache, so it takes up no saved stream")
+        from causal_onnx.runtime.saved import read_saved  # noqa: PLC0415 - few restore any
+
         lengths, found = read_saved(path, model.contract, model=repr(model))
         stream = cls(model, batch=len(lengths))
         stream._take(lengths, found)

@@ -33,31 +33,14 @@ Case = tuple[int, int, int]
 
 
 def profile(
-    self: Model, *, seq: int = 1, past: int = 0, batch: int = 1, calls: int | None = None
+    model: Model, *, seq: int = 1, past: int = 0, batch: int = 1, calls: int | None = None
 ) -> Profile:
-    """Find out which operators and submodules cost the most, in calls on made-up inputs.
-
-    The calls are timed first, and then made again in a second session, under onnxruntime's
-    profiler: as long as that takes, the model is in memory twice. On CUDA the profiler's times are
-    those of starting kernels.
-
-    Args:
-        self: The model.
-        seq: Positions of one call.
-        past: Positions that it has behind it; for models with a cache.
-        batch: Sequences.
-        calls: How many to time; None: as many as fit into half a second, 3 to 200.
-
-    Raises:
-        ValueError: The contract does not allow such a call.
-        RunError: onnxruntime failed.
-        ArtifactError: The file is gone, has changed, or its graph cannot be read.
-    """
+    """`Model.profile`."""
     if calls is not None and (isinstance(calls, bool) or not isinstance(calls, int) or calls < 1):
         raise ValueError(f"calls must be a positive integer or None, got {calls!r}")
-    check_sizes(self.contract, batch=batch, seq=seq, past=past)
-    times = time_calls(Workload(self, batch=batch, seq=seq, past=past), calls=calls)
-    return profile_all(self, [((batch, seq, past), times)])[0]
+    check_sizes(model.contract, batch=batch, seq=seq, past=past)
+    times = time_calls(Workload(model, batch=batch, seq=seq, past=past), calls=calls)
+    return profile_all(model, [((batch, seq, past), times)])[0]
 
 
 def profile_all(
