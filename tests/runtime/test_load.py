@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from causal_onnx.runtime import ArtifactError, Contract, TensorSpec, load
+from causal_onnx.runtime import ArtifactError, Contract, TensorSpec, UnsafeFileError, load
 from causal_onnx.runtime.contract import CONTRACT_KEY, CachePair
 from tests.runtime.artifacts import field, fixture, metadata
 
@@ -185,6 +185,14 @@ class TestExternalData:
 def test_a_number_of_threads_that_makes_no_sense_is_refused(threads: object) -> None:
     with pytest.raises(ValueError, match="threads must be a positive integer or None, got"):
         load(fixture("one_head"), threads=threads)  # type: ignore[arg-type]
+
+
+def test_an_error_that_quotes_damaged_bytes_is_clear_too() -> None:
+    damaged = fixture("one_head").read_bytes().replace(b"MatMul", b"MatMu\xff")
+    with pytest.raises(ArtifactError, match="onnxruntime .* does not load the model given as"):
+        load(damaged, trusted=True)
+    with pytest.raises(UnsafeFileError):
+        load(damaged)
 
 
 @pytest.mark.parametrize("option", ["spinning", "flush_denormals", "huge_pages"])

@@ -106,14 +106,17 @@ def installed_wheels() -> dict[str, str]:
 
 @functools.cache
 def onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises: a dozen classes with no base of their own, and RuntimeError."""
+    """What onnxruntime raises: a dozen classes with no base of their own, and RuntimeError.
+
+    Also UnicodeDecodeError, in place of an error whose message quotes bytes of a damaged file.
+    """
     state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     found = [
         value
         for value in vars(state).values()
         if isinstance(value, type) and issubclass(value, Exception)
     ]
-    return (*found, RuntimeError)
+    return (*found, RuntimeError, UnicodeDecodeError)
 
 
 def first_line(error: Exception) -> str:
