@@ -25,7 +25,7 @@ def test_greedy_takes_the_largest_and_the_first_of_equals() -> None:
 def test_logprob_is_the_models_own() -> None:
     choice = choose(LOGITS, Sampling(temperature=3.0, top_k=1, logit_bias={4: -9.0}))
     assert choice.id == 0
-    assert choice.logprob == pytest.approx(math.log(PROBABILITIES[0]), abs=1e-6)
+    assert choice.logprob == pytest.approx(math.log(PROBABILITIES[0]), abs=1e-12)
 
 
 def test_frequencies_are_the_softmax_of_the_scaled_logits() -> None:
