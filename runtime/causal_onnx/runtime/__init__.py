@@ -34,7 +34,7 @@ _LATER = {
     "verify_bundle": "bundle",
     "write_bundle": "bundle",
 }
-"""What is imported when it is asked for: a tenth of the time that the rest takes."""
+"""What is imported when it is asked for: whoever runs a model need not wait for it."""
 
 
 def __getattr__(name: str) -> object:

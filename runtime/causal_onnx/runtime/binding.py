@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.contract import LAST_ONLY, TensorSpec
+from causal_onnx.runtime.contract import LAST_ONLY, Contract, TensorSpec
 from causal_onnx.runtime.device_memory import DeviceMemory
 from causal_onnx.runtime.kv_cache import KVCache
 from causal_onnx.runtime.ort import import_onnxruntime
@@ -117,29 +117,22 @@ class Binding:
         self._order[name] = None
 
     def steady_step(
-        self, given: Sequence[Array], lengths: Array, most: int | None
+        self, own: Contract, feeds: Mapping[str, Array], lengths: Array, most: int | None
     ) -> SteadyStep | None:
         """What takes more steps like the last run; None where not all can stay bound.
 
         Args:
-            given: What the caller passed in that run, of one position per row, in the contract's
-                order.
-            lengths: Positions that the rows have read.
+            own: The contract without the cache.
+            feeds: As for that run, of one position per row.
+            lengths: Positions that the rows have read, that run's among them.
             most: Positions that a row may have, if there is a limit.
         """
-        own = self._model.contract.without_cache()
         is_all = len(self._cache.in_place) == len(self._model.contract.cache)
         if not self._are_bound or not is_all or not SteadyStep.fits(own):
             return None
         room = self._cache.room
-        return SteadyStep(
-            self._model,
-            self._io,
-            own,
-            given,
-            lengths=lengths,
-            most=room if most is None else min(room, most),
-        )
+        most = room if most is None else min(room, most)
+        return SteadyStep(self._model, self._io, own, feeds, lengths=lengths, most=most)
 
     def _allocated(self, spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
         bounded = self._bounded.get(spec.name)

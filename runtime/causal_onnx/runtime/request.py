@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Request", "RequestChecker"]
+__all__ = ["Request", "RequestChecker", "are_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,13 +283,19 @@ class RequestChecker:
         )
 
 
+def are_ids(array: Array, vocab: int) -> bool:
+    """Whether all integers, of which there is at least one, lie in [0, vocab)."""
+    if array.size == 1:  # a step of one row, which has little time
+        return bool(0 <= array.item() < vocab)
+    # Negative ids are huge when read as unsigned, so one pass finds both ends.
+    return int(array.view(f"u{array.itemsize}").max()) < vocab
+
+
 def _check_ids(spec: TensorSpec, ids: Array, unbatched: bool) -> None:
     vocab = spec.vocab_size or 0
-    # Negative ids are huge when read as unsigned, so one pass finds both ends.
-    unsigned = ids.view(f"u{ids.itemsize}")
-    if int(unsigned.max()) < vocab:
+    if are_ids(ids, vocab):
         return
-    where = np.unravel_index(int(np.argmax(unsigned >= vocab)), ids.shape)
+    where = np.unravel_index(int(np.argmax((ids < 0) | (ids >= vocab))), ids.shape)
     raise ValueError(
         f"input {spec.name!r} holds the id {ids[where]} at {_place(where, spec, unbatched)}, "
         f"expected ids in [0, {vocab}); was it made with another tokenizer?"

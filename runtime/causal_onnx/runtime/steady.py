@@ -7,7 +7,7 @@ which the caller may keep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from sys import getrefcount
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ import numpy as np
 
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.ort import import_onnxruntime
+from causal_onnx.runtime.request import are_ids
+from causal_onnx.runtime.token_mask import token_mask
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -34,7 +36,7 @@ class SteadyStep:
         model: Model,
         io: Any,
         own: Contract,
-        given: Sequence[Array],
+        feeds: Mapping[str, Array],
         *,
         lengths: Array,
         most: int,
@@ -45,20 +47,19 @@ class SteadyStep:
             model: The stream's.
             io: The binding; nobody else may run it while this is in use.
             own: The contract without the cache.
-            given: What the caller passed in that run, an array (batch, 1, ...) for each input.
+            feeds: Its inputs, (batch, 1, ...) those of `own`.
             lengths: Positions that each row has read, (batch,), that run's among them.
             most: Positions that there is room for in the longest row.
         """
         contract = model.contract
         assert contract.mask is not None
         self._model, self._io, self._mask, self._most = model, io, contract.mask, most
-        self._used = int(lengths.max())
-        self._rows = len(lengths)
-        self._padding = None if (lengths == self._used).all() else self._used - lengths
-        """Columns without a token in each row, which all lie before the steps."""
-        self._first = self._used
-        self._ones = np.ones((1, most), np.int64) if self._rows == 1 else None
-        self._bound = [np.array(array, order="C") for array in given]
+        self._used, self._lengths = int(lengths.max()), lengths
+        self._new = np.ones_like(lengths)
+        """How many positions a step adds to each row."""
+        # Of one row, a view of it is every mask.
+        self._ones = np.ones((1, most), np.int64) if len(lengths) == 1 else None
+        self._bound = [np.array(feeds[spec.name], order="C") for spec in own.inputs]
         """What is bound, and its dtype, shape and vocabulary."""
         self._wanted = [
             (array.dtype, array.shape, spec.vocab_size)
@@ -68,12 +69,12 @@ class SteadyStep:
         if contract.last_only is not None:
             # Of a sequence of one, the last position is all there is.
             self._feeds[LAST_ONLY] = np.array(False)
-        self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
+        value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         for name, array in self._feeds.items():
-            io.bind_ortvalue_input(name, self._value(array))
-        sizes = {"batch": self._rows, "seq": 1}
+            io.bind_ortvalue_input(name, value(array))
+        sizes = {"batch": len(lengths), "seq": 1}
         self._outputs = [
-            _Output(spec.name, spec.shape(sizes), spec.dtype, self._value) for spec in own.outputs
+            _Output(spec.name, spec.shape(sizes), spec.dtype, value) for spec in own.outputs
         ]
 
     @staticmethod
@@ -89,12 +90,7 @@ class SteadyStep:
         for array, (dtype, shape, vocab) in zip(inputs, self._wanted, strict=True):
             if type(array) is not np.ndarray or array.shape != shape or array.dtype != dtype:
                 return False
-            if vocab is None:
-                continue
-            if array.size == 1:
-                if not 0 <= array.item() < vocab:
-                    return False
-            elif array.min() < 0 or array.max() >= vocab:
+            if vocab is not None and not are_ids(array, vocab):
                 return False
         return True
 
@@ -108,25 +104,19 @@ class SteadyStep:
             bound[...] = array
         total = self._used + 1
         io, feeds = self._io, self._feeds
-        feeds[self._mask] = mask = self._mask_of(total)
+        if self._ones is None:
+            mask = token_mask(self._lengths, self._new, 1)
+        else:
+            mask = self._ones[:, :total]
+        feeds[self._mask] = mask
         io.bind_cpu_input(self._mask, mask)
         found = {}
         for output in self._outputs:
             found[output.name], value = output.memory()
             io.bind_ortvalue_output(output.name, value)
         self._model.run_bound(io, feeds)
-        self._used = total
+        self._used, self._lengths = total, self._lengths + 1
         return found
-
-    def _mask_of(self, total: int) -> Array:
-        """(batch, total): 1 where a row has a token."""
-        if self._ones is not None:
-            return self._ones[:, :total]
-        mask = np.ones((self._rows, total), np.int64)
-        if self._padding is not None:
-            columns = np.arange(self._first)
-            mask[:, : self._first] = columns < (self._first - self._padding)[:, None]
-        return mask
 
 
 class _Output:

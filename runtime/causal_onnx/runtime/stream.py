@@ -15,6 +15,7 @@ from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.kv_cache import KVCache
 from causal_onnx.runtime.request import RequestChecker
 from causal_onnx.runtime.steady import SteadyStep
+from causal_onnx.runtime.token_mask import token_mask
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -146,7 +147,7 @@ class Stream:
         new = self._checked_lengths(lengths, seq)
         used = int(self._lengths.max())
         if contract.mask is not None:
-            feeds[contract.mask] = self._mask(new, seq)
+            feeds[contract.mask] = token_mask(self._lengths, new, seq)
         if contract.last_only is not None:
             feeds[LAST_ONLY] = np.array(last_only)
         after = self._lengths + new
@@ -155,8 +156,7 @@ class Stream:
             in_place = used == 0 or bool(is_regular)
             outputs, presents = self._binding.run(feeds, used=used, seq=seq, in_place=in_place)
             if seq == 1 and is_regular and self._may_repeat and not request.unbatched:
-                own = [feeds[spec.name] for spec in self._own.inputs]
-                self._steady = self._binding.steady_step(own, after, self._limit)
+                self._steady = self._binding.steady_step(self._own, feeds, after, self._limit)
         else:
             past = {name: on_host(kept) for name, kept in self._cache.feeds().items()}
             outputs = self._model.run_step({**feeds, **past})
@@ -308,14 +308,6 @@ class Stream:
                 f"at most {self._limit}"
             )
         return new
-
-    def _mask(self, new: Array, seq: int) -> Array:
-        """1 for the positions that count, past columns first; rows differ by their sums only."""
-        if (self._lengths == self._lengths[0]).all() and (new == seq).all():
-            return np.ones((len(new), int(self._lengths[0]) + seq), np.int64)
-        past = np.arange(int(self._lengths.max()))[None, :] < self._lengths[:, None]
-        now = np.arange(seq)[None, :] < new[:, None]
-        return np.concatenate([past, now], axis=1).astype(np.int64)
 
 
 def _listed(numbers: Array) -> str:
