@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from examples.demo.markup import Html, element
+from causal_onnx.cli.chart import Axis, Frame, Point
+from causal_onnx.cli.markup import Markup, element
 from examples.demo.train import CurvePoint
 
 __all__ = ["LEVELS", "curve", "level_of", "map_cells", "map_frame", "map_thumbnail"]
@@ -29,7 +30,7 @@ def level_of(weight: float) -> int:
     return round(math.sqrt(weight) * LEVELS)
 
 
-def map_cells(weights: Array, *, identifier: str) -> Html:
+def map_cells(weights: Array, *, identifier: str) -> Markup:
     """Draw the cells of one map, once, for others to refer to.
 
     One path for each shade, cells of a row that lie side by side and share it as one rectangle:
@@ -57,7 +58,7 @@ def map_cells(weights: Array, *, identifier: str) -> Html:
     return element("g", *shades, id=identifier, shape_rendering="crispEdges")
 
 
-def map_thumbnail(seq: int, *, identifier: str) -> Html:
+def map_thumbnail(seq: int, *, identifier: str) -> Markup:
     """Show the cells of `identifier` small."""
     return element(
         "svg",
@@ -69,7 +70,7 @@ def map_thumbnail(seq: int, *, identifier: str) -> Html:
     )
 
 
-def map_frame(characters: Sequence[str], *, identifier: str, label: str) -> Html:
+def map_frame(characters: Sequence[str], *, identifier: str, label: str) -> Markup:
     """Show the cells of `identifier` large, with a character at each row and column."""
     seq = len(characters)
     size = seq * CELL + MARGIN
@@ -110,7 +111,7 @@ def map_frame(characters: Sequence[str], *, identifier: str, label: str) -> Html
     )
 
 
-def _future(seq: int) -> Html:
+def _future(seq: int) -> Markup:
     """The cells above the diagonal, as one shape."""
     steps = "".join("v1h1" for _ in range(seq - 1))
     return element("path", d=f"M1 0{steps}V0z", class_="future")
@@ -120,58 +121,39 @@ def _visible(character: str) -> str:
     return "·" if character == " " else character
 
 
-def curve(points: Sequence[CurvePoint], *, label: str) -> Html:
+def curve(points: Sequence[CurvePoint], *, label: str) -> Markup:
     """Draw the training and held-out loss over time."""
-    width, height, left, right, top, bottom = 560, 270, 44, 92, 34, 30
-    highest = max(max(p.train, p.held_out) for p in points)
-    lowest = min(min(p.train, p.held_out) for p in points)
-    floor, ceiling = math.floor(lowest * 2) / 2, math.ceil(highest * 2) / 2
+    series = {"train": [p.train for p in points], "held out": [p.held_out for p in points]}
+    losses = [loss for values in series.values() for loss in values]
+    floor, ceiling = math.floor(min(losses) * 2) / 2, math.ceil(max(losses) * 2) / 2
     ceiling = max(ceiling, floor + 0.5)
     end = points[-1].seconds or 1.0
-
-    def x(seconds: float) -> float:
-        return left + (width - left - right) * seconds / end
-
-    def y(bits: float) -> float:
-        return top + (height - top - bottom) * (ceiling - bits) / (ceiling - floor)
-
-    shapes: list[Html] = []
-    for tick in _ticks(floor, ceiling):
-        shapes.append(
-            element("line", x1=left, x2=width - right, y1=y(tick), y2=y(tick), class_="grid")
-        )
-        shapes.append(element("text", f"{tick:g}", x=left - 8, y=y(tick) + 4, class_="tick-y"))
-    for tick in _ticks(0.0, end):
-        shapes.append(
-            element("text", f"{tick:g} s", x=x(tick), y=height - bottom + 18, class_="tick-x")
-        )
-    shapes.append(element("text", "bits per byte", x=left - 30, y=14))
-    series = {"train": [p.train for p in points], "held out": [p.held_out for p in points]}
-    last = {name: y(values[-1]) for name, values in series.items()}
+    frame = Frame(
+        x=Axis(low=0.0, high=end, ticks=_ticks(0.0, end), text="{:g} s".format, is_log=False),
+        y=Axis(low=floor, high=ceiling, ticks=_ticks(floor, ceiling), is_log=False),
+        width=560,
+        height=270,
+        left=44,
+        right=92,
+        top=34,
+        bottom=30,
+    )
+    shapes = [*frame.axes(), element("text", "bits per byte", x=14, y=14)]
     # The lower label's second line stays above the numbers of the axis.
-    ends = _apart(last, gap=36, lowest=height - bottom - 14)
+    last = {name: frame.at(end, values[-1])[1] for name, values in series.items()}
+    ends = _apart(last, gap=36, lowest=frame.height - frame.bottom - 14)
+    after = frame.width - frame.right + 10
     for name, values in series.items():
         kind = name.replace(" ", "-")
-        places = [(x(p.seconds), y(v)) for p, v in zip(points, values, strict=True)]
-        line = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-        shapes.append(element("polyline", points=line, class_=f"line {kind}"))
-        for (a, b), point, value in zip(places, points, values, strict=True):
-            note = element("title", f"{name}, {point.seconds:.0f} s: {value:.2f} bits per byte")
-            shapes.append(
-                element("circle", note, cx=f"{a:.1f}", cy=f"{b:.1f}", r=3.2, class_=f"dot {kind}")
-            )
-        place = ends[name]
-        after = width - right + 10
-        shapes.append(element("text", name, x=after, y=place - 1, class_=f"name {kind}"))
-        shapes.append(element("text", f"{values[-1]:.2f}", x=after, y=place + 14, class_="value"))
-    return element(
-        "svg",
-        *shapes,
-        viewBox=f"0 0 {width} {height}",
-        role="img",
-        aria_label=label,
-        class_="curve",
-    )
+        dots = [
+            Point(x=p.seconds, y=v, note=f"{name}, {p.seconds:.0f} s: {v:.2f} bits per byte")
+            for p, v in zip(points, values, strict=True)
+        ]
+        shapes += frame.series(dots, kind, radius=3.2)
+        shapes.append(element("text", name, x=after, y=ends[name] - 1, class_=f"name {kind}"))
+        last_value = f"{values[-1]:.2f}"
+        shapes.append(element("text", last_value, x=after, y=ends[name] + 14, class_="value"))
+    return frame.svg(*shapes, label=label, class_="curve")
 
 
 def _apart(places: dict[str, float], *, gap: float, lowest: float) -> dict[str, float]:

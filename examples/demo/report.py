@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from causal_onnx.cli.markup import Markup, element, join
 from causal_onnx.export import CausalityReport, ParityReport
 from examples.demo.attention import AttentionMaps
 from examples.demo.drawings import curve, map_cells, map_frame, map_thumbnail
 from examples.demo.findings import Findings
-from examples.demo.markup import Html, element, join, json_script, table
+from examples.demo.markup import json_script, table
 from examples.demo.modules import Exported, proof_line
 from examples.demo.timing import Timing
 from examples.demo.train import Training
@@ -42,7 +43,7 @@ def render_report(findings: Findings) -> str:
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", "causal-onnx: demo report"),
-        element("style", Html((HERE / "page.css").read_text(encoding="utf-8"))),
+        element("style", Markup((HERE / "page.css").read_text(encoding="utf-8"))),
     )
     body = element(
         "body",
@@ -56,12 +57,12 @@ def render_report(findings: Findings) -> str:
         ),
         _footer(findings),
         _map_data(findings.maps),
-        element("script", Html((HERE / "page.js").read_text(encoding="utf-8"))),
+        element("script", Markup((HERE / "page.js").read_text(encoding="utf-8"))),
     )
     return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _header(findings: Findings) -> Html:
+def _header(findings: Findings) -> Markup:
     exported = [*findings.modules, findings.decoder]
     ours, theirs = findings.without_torch, findings.with_torch
     causal = sum(item.is_causal for item in exported)
@@ -98,7 +99,7 @@ def _header(findings: Findings) -> Html:
     )
 
 
-def _tile(label: str, value: str, note: str) -> Html:
+def _tile(label: str, value: str, note: str) -> Markup:
     return element(
         "div",
         element("dt", label),
@@ -107,7 +108,7 @@ def _tile(label: str, value: str, note: str) -> Html:
     )
 
 
-def _streaming(findings: Findings) -> Html:
+def _streaming(findings: Findings) -> Markup:
     ours, theirs = findings.without_torch, findings.with_torch
     difference = findings.first_difference()
     verdict = (
@@ -158,7 +159,7 @@ def _streaming(findings: Findings) -> Html:
     )
 
 
-def _attention(maps: AttentionMaps) -> Html:
+def _attention(maps: AttentionMaps) -> Markup:
     layers, heads, seq, _ = maps.weights.shape
     cells = [
         map_cells(maps.weights[layer, head], identifier=f"cells-{layer}-{head}")
@@ -225,7 +226,7 @@ def _attention(maps: AttentionMaps) -> Html:
     )
 
 
-def _heads(maps: AttentionMaps) -> Html:
+def _heads(maps: AttentionMaps) -> Markup:
     """All maps in small, a row for each layer, as buttons that choose what is shown in large."""
     layers, heads, seq, _ = maps.weights.shape
     distance = maps.mean_distance()
@@ -256,7 +257,7 @@ def _heads(maps: AttentionMaps) -> Html:
     )
 
 
-def _legend() -> Html:
+def _legend() -> Markup:
     steps = (0.01, 0.05, 0.2, 0.5, 1.0)
     swatches = [
         element(
@@ -269,7 +270,7 @@ def _legend() -> Html:
     return element("ul", *swatches, class_="legend", aria_label="Shades of attention weights")
 
 
-def _training(training: Training) -> Html:
+def _training(training: Training) -> Markup:
     last = training.curve[-1]
     label = (
         f"Loss over {training.seconds:.0f} seconds of training: {last.train:.2f} bits per byte "
@@ -299,7 +300,7 @@ def _training(training: Training) -> Html:
     )
 
 
-def _modules(exported: Sequence[Exported]) -> Html:
+def _modules(exported: Sequence[Exported]) -> Markup:
     return element(
         "section",
         element("h2", "The exported files"),
@@ -308,7 +309,7 @@ def _modules(exported: Sequence[Exported]) -> Html:
     )
 
 
-def _module(item: Exported) -> Html:
+def _module(item: Exported) -> Markup:
     report = item.report
     facts = (
         ("File", f"{report.path.name}, {report.size_bytes / 1e6:.2f} MB"),
@@ -348,9 +349,9 @@ def _module(item: Exported) -> Html:
     )
 
 
-def _parity(report: ParityReport) -> Html:
+def _parity(report: ParityReport) -> Markup:
     batches = list(dict.fromkeys(case.batch for case in report.cases))
-    cells: dict[tuple[int, int | None], list[Html]] = {}
+    cells: dict[tuple[int, int | None], list[Markup]] = {}
     for case in report.cases:
         text = "refused" if case.refused else f"{case.error:.1e}" if case.error else "0"
         shown = element(
@@ -376,14 +377,14 @@ def _parity(report: ParityReport) -> Html:
     )
 
 
-def _spaced(parts: Iterable[Html]) -> Iterable[str]:
+def _spaced(parts: Iterable[Markup]) -> Iterable[str]:
     for index, part in enumerate(parts):
         if index:
             yield " "
         yield part
 
 
-def _timings(timings: Sequence[Timing], threads: int) -> Html:
+def _timings(timings: Sequence[Timing], threads: int) -> Markup:
     rows = []
     for timing in timings:
         longer = max(timing.onnx_ms, timing.torch_ms)
@@ -402,7 +403,7 @@ def _timings(timings: Sequence[Timing], threads: int) -> Html:
     )
 
 
-def _bar(value_ms: float, longest_ms: float, kind: str) -> Html:
+def _bar(value_ms: float, longest_ms: float, kind: str) -> Markup:
     share = value_ms / longest_ms if longest_ms else 0.0
     return join(
         [
@@ -412,7 +413,7 @@ def _bar(value_ms: float, longest_ms: float, kind: str) -> Html:
     )
 
 
-def _causality(report: CausalityReport) -> Html:
+def _causality(report: CausalityReport) -> Markup:
     rows = []
     for seq in sorted({case.seq for case in report.cases}):
         cases = [case for case in report.cases if case.seq == seq]
@@ -433,7 +434,7 @@ def _causality(report: CausalityReport) -> Html:
     )
 
 
-def _footer(findings: Findings) -> Html:
+def _footer(findings: Findings) -> Markup:
     source = findings.decoder.report.source
     versions = ", ".join(f"{key} {source[key]}" for key in ("torch", "onnx") if key in source)
     return element(
@@ -449,7 +450,7 @@ def _footer(findings: Findings) -> Html:
     )
 
 
-def _map_data(maps: AttentionMaps) -> Html:
+def _map_data(maps: AttentionMaps) -> Markup:
     """The weights for the page's script: 16 bits each, rows cut at the diagonal."""
     layers, heads, seq, _ = maps.weights.shape
     lower = np.tril_indices(seq)
@@ -466,11 +467,11 @@ def _map_data(maps: AttentionMaps) -> Html:
     )
 
 
-def _verdict(passed: bool, text: str) -> Html:
+def _verdict(passed: bool, text: str) -> Markup:
     return element("p", _mark(passed), " ", text, class_="verdict")
 
 
-def _mark(passed: bool) -> Html:
+def _mark(passed: bool) -> Markup:
     word, sign = ("yes", "✓") if passed else ("no", "✗")
     return element(
         "span",

@@ -43,7 +43,7 @@ def test_a_higher_loss_is_drawn_higher() -> None:
         CurvePoint(seconds=float(i), step=i, train=4.0 - i, held_out=4.5 - i) for i in range(1, 4)
     ]
     svg = curve(points, label="")
-    line = re.search(r'<polyline points="([^"]*)" class="line train"', svg)
+    line = re.search(r'<polyline points="([^"]*)" class="line train">', svg)
     assert line is not None
     heights = [float(pair.split(",")[1]) for pair in line[1].split()]
     assert heights == sorted(heights)
@@ -56,7 +56,7 @@ def test_labels_stay_above_the_numbers_of_the_axis() -> None:
         CurvePoint(seconds=60.0, step=9, train=2.0, held_out=2.01),  # at the foot of the curve
     ]
     svg = curve(points, label="")
-    axis = max(float(y) for y in re.findall(r'y="([\d.]+)" class="tick-x"', svg))
+    axis = max(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="middle"', svg))
     values = [float(y) for y in re.findall(r'y="([\d.]+)" class="value"', svg)]
     assert max(values) <= axis - 14
     assert abs(values[0] - values[1]) >= 30

@@ -1,18 +1,160 @@
-"""Draw figures against sequence length as SVG, both axes logarithmic."""
+"""Draw lines over two axes as SVG, which the style of the page or document around it colours.
+
+Classes: `grid` and `tick` of the axes; `line`, `spread` and `dot` of a series, beside its own;
+`hollow` of a dot that stands for a value beyond the axis; `value` of a number beside a point.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from causal_onnx.cli.markup import Markup, element
 from causal_onnx.cli.timing import Timing
 
-__all__ = ["HEIGHT", "WIDTH", "latency_chart", "line_chart", "time_text"]
+__all__ = ["Axis", "Frame", "Point", "document", "latency_chart", "line_chart", "time_text"]
 
-# In SVG units; the page scales the drawing to its width, so text stays in proportion.
-WIDTH, HEIGHT = 440, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 20, 22, 38
+DIGIT, LINE = 7.0, 12.0
+"""Width and height that a digit of a number takes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """A value of y at a value of x."""
+
+    x: float
+    y: float
+    note: str | None = None
+    """What is shown when it is pointed at."""
+    spread: tuple[float, float] | None = None
+    """Values of y that a vertical line joins."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """What an axis spans, and the values that are marked on it."""
+
+    low: float
+    high: float
+    """Above `low`, or the same: then all values lie in the middle."""
+    ticks: Sequence[float]
+    text: Callable[[float], str] = "{:g}".format
+    is_log: bool = True
+
+    def part(self, value: float) -> float:
+        """Where a value lies, 0 to 1; what is beyond an end lies at it."""
+        if self.low == self.high:
+            return 0.5
+        inside = min(max(value, self.low), self.high)
+        if self.is_log:
+            return math.log(inside / self.low) / math.log(self.high / self.low)
+        return (inside - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """A drawing with two axes: its size and margins, in SVG units, and what the axes span."""
+
+    x: Axis
+    y: Axis
+    width: int = 440
+    height: int = 250
+    left: int = 52
+    right: int = 20
+    top: int = 22
+    bottom: int = 38
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        """The place of a point."""
+        across, up = self.width - self.left - self.right, self.height - self.top - self.bottom
+        return (
+            round(self.left + self.x.part(x) * across, 1),
+            round(self.height - self.bottom - self.y.part(y) * up, 1),
+        )
+
+    def rule(self, y: float, kind: str) -> Markup:
+        """A horizontal line through the whole drawing."""
+        _, place = self.at(self.x.low, y)
+        right = self.width - self.right
+        return element("line", x1=self.left, x2=right, y1=place, y2=place, class_=kind)
+
+    def axes(self, x_label: str = "") -> list[Markup]:
+        """Lines for the marked values of y, marks for those of x, and their numbers where they fit.
+
+        Args:
+            x_label: Under the numbers of x.
+        """
+        parts = []
+        for value in self.y.ticks:
+            _, y = self.at(self.x.low, value)
+            parts.append(self.rule(value, "grid"))
+            text = self.y.text(value)
+            parts.append(element("text", text, x=self.left - 8, y=y + 4, text_anchor="end"))
+        foot = self.height - self.bottom
+        taken = math.inf
+        for value in sorted(self.x.ticks, reverse=True):  # the last one always has its number
+            x, _ = self.at(value, self.y.low)
+            parts.append(element("line", x1=x, x2=x, y1=foot, y2=foot + 4, class_="tick"))
+            text = self.x.text(value)
+            half = len(text) * DIGIT / 2
+            if x + half + DIGIT <= taken:
+                parts.append(element("text", text, x=x, y=foot + 16, text_anchor="middle"))
+                taken = x - half
+        middle = (self.left + self.width - self.right) / 2
+        if x_label:
+            parts.append(element("text", x_label, x=middle, y=foot + 34, text_anchor="middle"))
+        return parts
+
+    def series(self, points: Sequence[Point], kind: str = "", *, radius: float = 4) -> list[Markup]:
+        """A line through the points, in their order.
+
+        Args:
+            points: Without any, nothing is drawn.
+            kind: A class of all its elements.
+            radius: Of its dots.
+        """
+        places = [self.at(point.x, point.y) for point in points]
+        parts = []
+        if len(places) > 1:
+            path = " ".join(f"{x},{y}" for x, y in places)
+            parts.append(element("polyline", points=path, class_=f"line {kind}".strip()))
+        for point, (x, y) in zip(points, places, strict=True):
+            if point.spread is not None:
+                (_, y1), (_, y2) = (self.at(point.x, value) for value in point.spread)
+                parts.append(element("line", x1=x, x2=x, y1=y1, y2=y2, class_=f"spread {kind}"))
+            title = None if point.note is None else element("title", point.note)
+            hollow = "" if self.y.low <= point.y <= self.y.high else " hollow"
+            dot = f"dot {kind}".strip() + hollow
+            parts.append(element("circle", title, cx=x, cy=y, r=radius, class_=dot))
+        return parts
+
+    def svg(self, *parts: Markup, label: str, **attributes: str | float) -> Markup:
+        """The whole drawing.
+
+        Args:
+            *parts: What is in it.
+            label: For those who do not see it.
+            **attributes: More of its element, such as its place in a larger one.
+        """
+        box = f"0 0 {self.width} {self.height}"
+        return element("svg", *parts, viewBox=box, role="img", aria_label=label, **attributes)
+
+
+def document(*parts: Markup, width: float, height: float, style: str) -> str:
+    """A file of its own, white, with nothing in it but shapes and text."""
+    svg = element(
+        "svg",
+        # Not escaped as text would be: a style holds no words of a file.
+        Markup(f"<style>{style}</style>"),
+        element("rect", width=width, height=height, fill="#fff"),
+        *parts,
+        xmlns="http://www.w3.org/2000/svg",
+        width=width,
+        height=height,
+        viewBox=f"0 0 {width} {height}",
+    )
+    return f"{svg}\n"
 
 
 def latency_chart(timings: Sequence[Timing]) -> Markup:
@@ -35,7 +177,7 @@ def line_chart(
     text: Callable[[float], str],
     told: Callable[[int, float], str],
     summary: str,
-    place: tuple[int, int] | None = None,
+    **attributes: float,
 ) -> Markup:
     """A line with the value beside each point, both axes logarithmic.
 
@@ -45,63 +187,33 @@ def line_chart(
         text: Writes a value of y.
         told: Writes what is said of a point when it is pointed at.
         summary: For those who do not see the drawing.
-        place: Where it stands in a larger drawing; None: by itself.
+        **attributes: Where it stands in a larger drawing.
     """
-    low, high = _decades([y for _, y in points])
-    first, last = _log2(points[0][0]), _log2(points[-1][0])
-
-    def x_of(value: int) -> float:
-        part = (_log2(value) - first) / (last - first) if last > first else 0.5
-        return round(LEFT + part * (WIDTH - LEFT - RIGHT), 1)
-
-    def y_of(value: float) -> float:
-        part = (math.log10(value) - low) / (high - low)
-        return round(HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM), 1)
-
-    parts = []
-    for power in range(low, high + 1):
-        y = y_of(10.0**power)
-        parts.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
-        parts.append(element("text", text(10.0**power), x=LEFT - 8, y=y + 4, text_anchor="end"))
-    for value, _ in points:
-        x, y = x_of(value), HEIGHT - BOTTOM + 16
-        parts.append(element("text", f"{value}", x=x, y=y, text_anchor="middle"))
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(element("text", x_label, x=middle, y=HEIGHT - 4, text_anchor="middle"))
-    if len(points) > 1:
-        path = " ".join(f"{x_of(value)},{y_of(y)}" for value, y in points)
-        parts.append(element("polyline", points=path, class_="line"))
-    for value, result in points:
-        x, y = x_of(value), y_of(result)
-        title = element("title", told(value, result))
-        parts.append(element("circle", title, cx=x, cy=y, r=4, class_="dot"))
-        # Kept inside the drawing at both ends.
-        anchor = "start" if x < LEFT + 24 else "end" if x > WIDTH - RIGHT - 24 else "middle"
-        parts.append(
-            element("text", text(result), x=x, y=y - 9, text_anchor=anchor, class_="value")
-        )
-    size = {} if place is None else dict(zip(("x", "y"), place, strict=True))
-    if place is not None:
-        size |= {"width": WIDTH, "height": HEIGHT}
-    return element(
-        "svg",
-        *parts,
-        viewBox=f"0 0 {WIDTH} {HEIGHT}",
-        role="img",
-        aria_label=summary,
-        **size,
+    shown = [Point(x=x or 0.5, y=y, note=told(x, y)) for x, y in points]
+    xs, ys = [point.x for point in shown], [point.y for point in shown]
+    low = math.floor(math.log10(min(ys)))
+    high = max(math.ceil(math.log10(max(ys))), low + 1)
+    decades = [10.0**power for power in range(low, high + 1)]
+    frame = Frame(
+        x=Axis(low=xs[0], high=xs[-1], ticks=xs, text=lambda x: f"{x if x >= 1 else 0:.0f}"),
+        y=Axis(low=decades[0], high=decades[-1], ticks=decades, text=text),
     )
-
-
-def _log2(value: int) -> float:
-    return math.log2(value) if value else -1.0
-
-
-def _decades(values: Sequence[float]) -> tuple[int, int]:
-    """Powers of ten that enclose `values`, at least one apart."""
-    low = math.floor(math.log10(min(values)))
-    high = math.ceil(math.log10(max(values)))
-    return low, max(high, low + 1)
+    values: list[Markup] = []
+    end, before = -math.inf, 0.0
+    for point in shown:
+        x, y = frame.at(point.x, point.y)
+        words = text(point.y)
+        width = len(words) * DIGIT
+        # Kept inside the drawing at both ends.
+        is_first, is_last = x < frame.left + 24, x > frame.width - frame.right - 24
+        anchor, part = ("start", 0.0) if is_first else ("end", 1.0) if is_last else ("middle", 0.5)
+        start = x - part * width
+        if start >= end or abs(y - before) >= LINE:  # else it would lie on the one before
+            values.append(element("text", words, x=x, y=y - 9, text_anchor=anchor, class_="value"))
+            end, before = start + width, y
+    return frame.svg(
+        *frame.axes(x_label), *frame.series(shown), *values, label=summary, **attributes
+    )
 
 
 def time_text(value: float) -> str:

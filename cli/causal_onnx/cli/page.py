@@ -72,8 +72,8 @@ td.good + td.good, td.bad + td.bad { border-left: 2px solid var(--card); }
 td.refused { color: var(--soft); }
 svg { display: block; width: 100%; max-width: 38rem; height: auto; margin: .5rem 0; }
 svg text { fill: var(--soft); font-size: 11px; }
-svg .value { fill: var(--ink); }
-svg .grid { stroke: var(--rule); }
+svg .value { fill: var(--ink); stroke: var(--card); stroke-width: 3px; paint-order: stroke; }
+svg .grid, svg .tick { stroke: var(--rule); }
 svg .line { fill: none; stroke: var(--accent); stroke-width: 2; }
 svg .dot { fill: var(--accent); stroke: var(--card); stroke-width: 2; }
 footer { margin-top: 1.5rem; }

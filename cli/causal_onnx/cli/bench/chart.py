@@ -1,31 +1,32 @@
-"""Draw what was measured: a standalone SVG, nothing in it but shapes and text."""
+"""Draw what was measured: time by length, and for a model with a cache its rate by past."""
 
 from __future__ import annotations
 
 from causal_onnx.cli.bench.run import BenchResult
-from causal_onnx.cli.chart import HEIGHT, WIDTH, line_chart, time_text
-from causal_onnx.cli.markup import Markup, element
+from causal_onnx.cli.chart import document, line_chart, time_text
+from causal_onnx.cli.markup import element
 
 __all__ = ["draw"]
 
 HEAD = 58
-GAP = 16
+WIDTH, HEIGHT, GAP = 440, 250, 16
 STYLE = """
 text { font: 11px sans-serif; fill: #555 }
 .title { font-size: 13px; font-weight: bold; fill: #222 }
-.value { fill: #222 }
-.grid { stroke: #ddd }
+.value { fill: #222; stroke: #fff; stroke-width: 3px; paint-order: stroke }
+.grid, .tick { stroke: #ddd }
 .line { fill: none; stroke: #2563a8; stroke-width: 2 }
 .dot { fill: #2563a8; stroke: #fff; stroke-width: 2 }
 """
 
 
 def draw(result: BenchResult) -> str:
-    """Time by length, and for a model with a cache positions per second by past."""
+    """An SVG document: time by length, and for a model with a cache positions/s by past."""
     calls = [case for case in result.cases if case.kind != "decode"]
     steps = [case for case in result.cases if case.kind == "decode"]
     rows = "" if calls[0].profile.batch == 1 else f", {calls[0].profile.batch} rows"
     what = "prefill" if steps else "call"
+    place = {"y": HEAD, "width": WIDTH, "height": HEIGHT}
     panels = [
         line_chart(
             [(case.profile.seq, case.times.wall_ms) for case in calls],
@@ -33,7 +34,8 @@ def draw(result: BenchResult) -> str:
             text=time_text,
             told=lambda seq, ms: f"length {seq}: median {time_text(ms)}",
             summary="Median time by length",
-            place=(0, HEAD),
+            x=0,
+            **place,
         )
     ]
     if steps:
@@ -44,26 +46,20 @@ def draw(result: BenchResult) -> str:
                 text=_rate,
                 told=lambda past, rate: f"past {past}: {_rate(rate)} positions/s",
                 summary="Positions per second of decoding by past",
-                place=(WIDTH + GAP, HEAD),
+                x=WIDTH + GAP,
+                **place,
             )
         )
-    width, height = len(panels) * (WIDTH + GAP) - GAP, HEAD + HEIGHT
     name = result.path.replace("\\", "/").rpartition("/")[2]
-    svg = element(
-        "svg",
-        # Not escaped as text would be: it is ours, and holds none of the file's words.
-        Markup(f"<style>{STYLE}</style>"),
-        element("rect", width=width, height=height, fill="#fff"),
+    return document(
         element("text", name, x=8, y=20, class_="title"),
         element("text", f"{result.machine.processor}; {result.machine.when}", x=8, y=36),
         element("text", result.machine.system, x=8, y=51),
         *panels,
-        xmlns="http://www.w3.org/2000/svg",
-        width=width,
-        height=height,
-        viewBox=f"0 0 {width} {height}",
+        width=len(panels) * (WIDTH + GAP) - GAP,
+        height=HEAD + HEIGHT,
+        style=STYLE,
     )
-    return f"{svg}\n"
 
 
 def _rate(value: float) -> str:
