@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.agreement import DisagreementError
-from bench.arguments import positive
 from bench.attention import chart, table
 from bench.attention.cases import (
     BATCHES,
@@ -16,16 +14,18 @@ from bench.attention.cases import (
     QUICK_BATCHES,
     QUICK_LENGTHS,
     THREADS,
-    ModuleSizes,
     default_cases,
 )
 from bench.attention.run import Plan, run
 from bench.attention.section import Section
-from bench.attention.subjects import OURS_NAME, REFERENCE, SUBJECTS, SubjectInfo
-from bench.client import ROOT, WorkerError
+from bench.attention.subjects import OURS_NAME, REFERENCE, SUBJECTS
+from bench.client import ROOT
+from bench.command import one_line_errors, positive
 from bench.readme import rewrite_page
 from bench.results import write_section
 from bench.rounds import RoundPolicy
+from bench.sizes import ModuleSizes
+from bench.subject import Subject
 
 __all__ = ["main"]
 
@@ -36,6 +36,7 @@ SECTION = "attention"
 QUICK_POLICY = RoundPolicy(at_least=5, at_most=11, precision=0.03, seconds=3.0)
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and write; 0 done, 1 a subject disagrees or ours failed, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
@@ -57,14 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_whole = arguments.out is None and plan == Plan(
         cases=default_cases(BATCHES, LENGTHS), threads=THREADS, subjects=SUBJECTS, folder=WORK
     )
-    try:
-        section = run(plan)
-    except (DisagreementError, WorkerError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    section = run(plan)
     _write(section, PAGE if is_whole else plan.folder, has_page=is_whole)
     failed = any(item.subject == OURS_NAME and item.has_failed for item in section.left_out)
     return 1 if failed else 0
@@ -82,7 +76,7 @@ def _write(section: Section, folder: Path, *, has_page: bool) -> None:
     print(f"\nwrote {', '.join(str(path) for path in written)}")
 
 
-def _chosen(only: Sequence[str] | None) -> tuple[SubjectInfo, ...]:
+def _chosen(only: Sequence[str] | None) -> tuple[Subject, ...]:
     if not only:
         return SUBJECTS
     return tuple(s for s in SUBJECTS if s.name in only or s.name == REFERENCE)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from causal_onnx.runtime.golden import relative_error
 
-__all__ = ["DisagreementError", "check_agreement"]
+__all__ = ["DisagreementError", "check_agreement", "check_tokens"]
 
 
 class DisagreementError(Exception):
@@ -35,3 +36,25 @@ def check_agreement(
             f"allowed are {tolerance:.0e}; its times would mean nothing"
         )
     return error
+
+
+def check_tokens(
+    name: str, got: npt.NDArray[Any], expected: npt.NDArray[Any], *, where: str
+) -> None:
+    """Refuse tokens that are not the reference's, to the last one.
+
+    Raises:
+        DisagreementError: They differ in number or value.
+    """
+    if got.shape != expected.shape:
+        raise DisagreementError(
+            f"{name} at {where} chose {got.shape} tokens, the reference {expected.shape}; its "
+            "times would mean nothing"
+        )
+    places = np.argwhere(got != expected)
+    if len(places):
+        raise DisagreementError(
+            f"{name} at {where} chose other tokens than the reference, {len(places)} of "
+            f"{got.size}, the first at {tuple(int(i) for i in places[0])}; its times would mean "
+            "nothing"
+        )

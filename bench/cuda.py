@@ -13,15 +13,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.agreement import DisagreementError
-from bench.client import ROOT, WorkerError, worker_environment
-from bench.generation.cases import FULL, SMALL
+from bench.client import ROOT, worker_environment
+from bench.command import one_line_errors
 from bench.generation.run import Plan, run
 from bench.generation.subjects import subjects_for
 from bench.generation.table import to_markdown
 from bench.readme import rewrite_page
 from bench.results import write_section
 from bench.rounds import RoundPolicy
+from bench.sizes import FULL, SMALL
 
 __all__ = ["NoGpuError", "find_gpu", "main", "make_plan"]
 
@@ -39,7 +39,7 @@ _ASK_TORCH = (
 )
 
 
-class NoGpuError(Exception):
+class NoGpuError(RuntimeError):
     """There is no GPU here, or one of the libraries cannot use it; says which, and the remedy."""
 
 
@@ -97,17 +97,14 @@ def make_plan(device: str, *, full: bool, folder: Path) -> Plan:
     )
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and write; 0 done, 1 no GPU, or the subjects disagree or one failed, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
     folder = WORK if arguments.out is None else arguments.out.resolve()
-    try:
-        device = find_gpu()
-        folder.mkdir(parents=True, exist_ok=True)
-        section = run(make_plan(device, full=arguments.full, folder=folder))
-    except (NoGpuError, DisagreementError, WorkerError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    device = find_gpu()
+    folder.mkdir(parents=True, exist_ok=True)
+    section = run(make_plan(device, full=arguments.full, folder=folder))
     text = to_markdown(section)
     write_section(folder / "results.json", SECTION, section.to_dict())
     if arguments.full and arguments.out is None:

@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from bench.client import ROOT
+from bench.client import ROOT, worker_environment
 
-__all__ = ["PEERS", "REQUIREMENTS", "install_peers", "run_quietly"]
+__all__ = ["PEERS", "REQUIREMENTS", "Builder", "install_peers", "run_quietly"]
 
 PEERS = ROOT / "build" / "peers"
 REQUIREMENTS = ROOT / "bench" / "requirements.txt"
@@ -47,3 +48,26 @@ def run_quietly(command: Sequence[str], environment: Mapping[str, str]) -> None:
     if done.returncode:
         tail = "\n".join((done.stderr or done.stdout).splitlines()[-5:])
         raise RuntimeError(f"{' '.join(command[1:4])} failed with code {done.returncode}:\n{tail}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Builder:
+    """onnxruntime-genai's model builder."""
+
+    provider: str = "cpu"
+    packages: Path = PEERS
+
+    def __call__(self, model: Path, built: Path, precision: str, extra: Sequence[str]) -> None:
+        """Build a saved model into the folder `built`.
+
+        Raises:
+            RuntimeError: It failed; carries what it said last.
+        """
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+        command += ["-i", str(model), "-o", str(built), "-c", str(built / "cache")]
+        command += ["-p", precision, "-e", self.provider]
+        if extra:
+            command += ["--extra_options", *extra]
+        environment = worker_environment(1)
+        environment |= {"PYTHONPATH": str(self.packages), "HF_HUB_OFFLINE": "1"}
+        run_quietly(command, environment)

@@ -3,16 +3,83 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
-__all__ = ["FORMAT", "read_results", "write_section"]
+from bench.machine import describe_machine
+
+__all__ = ["FORMAT", "Section", "begin_section", "read_results", "write_section"]
 
 FORMAT = 1
 
 LINE = 90
 ROW_DEPTH = 4
 """document, sections, section, list of rows: deeper, everything is a row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """What every section holds, beside all that its run found out."""
+
+    date: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """How long the run took."""
+    machine: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` wrote, also after a passage through JSON.
+
+        Raises:
+            ValueError: A field is missing or unknown.
+        """
+        found: Self = _read(cls, data)
+        return found
+
+
+def begin_section(distributions: Sequence[str]) -> Callable[[], dict[str, Any]]:
+    """Look at the machine before it is given work; at the end, the result gives a section's fields.
+
+    Args:
+        distributions: Whose versions are noted.
+    """
+    began, machine = time.monotonic(), describe_machine(distributions)
+    return lambda: {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "seconds": round(time.monotonic() - began, 1),
+        "machine": machine,
+    }
+
+
+def _read(hint: Any, data: Any) -> Any:
+    """Data in the types that a field declares, where JSON has fewer."""
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind is tuple:
+        return tuple(data)
+    if kind is Sequence:
+        return [_read(parts[0], item) for item in data]
+    if kind is Mapping:
+        return {key: _read(parts[1], value) for key, value in data.items()}
+    if not is_dataclass(hint):
+        return data
+    assert isinstance(hint, type)
+    expected = {field.name for field in fields(hint)}
+    if set(data) != expected:
+        raise ValueError(
+            f"{hint.__name__} has the fields {', '.join(sorted(expected))}; missing: "
+            f"{', '.join(sorted(expected - set(data))) or 'none'}, unknown: "
+            f"{', '.join(sorted(set(data) - expected)) or 'none'}"
+        )
+    hints = get_type_hints(hint)
+    return hint(**{name: _read(hints[name], value) for name, value in data.items()})
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
 from bench.summary import paired_ratios, summarise
 
-__all__ = ["Clock", "RoundPolicy", "Turn", "calls_per_turn", "is_settled", "rotated", "run_rounds"]
+__all__ = [
+    "Clock",
+    "RoundPolicy",
+    "Turn",
+    "calls_per_turn",
+    "clock_of",
+    "is_settled",
+    "rotated",
+    "run_rounds",
+    "times_of",
+]
 
 Clock = Literal["cpu", "wall"]
+
+
+def clock_of(threads: int) -> Clock:
+    """Processor time for one thread, the steadiest figure on a shared machine; else wall time."""
+    return "cpu" if threads == 1 else "wall"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,13 +119,17 @@ def run_rounds(
     return turns
 
 
+def times_of(turns: Mapping[str, Sequence[Turn]], clock: Clock) -> dict[str, list[float]]:
+    """Seconds of each subject, round by round."""
+    return {name: [getattr(turn, clock) for turn in own] for name, own in turns.items()}
+
+
 def is_settled(
-    turns: dict[str, list[Turn]], reference: str, clock: Clock, precision: float
+    turns: Mapping[str, Sequence[Turn]], reference: str, clock: Clock, precision: float
 ) -> bool:
     """Whether every ratio to the reference is known to `precision`."""
-    base = [getattr(turn, clock) for turn in turns[reference]]
+    times = times_of(turns, clock)
     return all(
-        summarise(paired_ratios([getattr(turn, clock) for turn in own], base)).uncertainty
-        <= precision
-        for own in turns.values()
+        summarise(paired_ratios(own, times[reference])).uncertainty <= precision
+        for own in times.values()
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import resident
-from bench.arguments import positive
+from bench.command import positive
 from causal_onnx.runtime import Model, load
 
 __all__ = ["Growth", "main", "mixed_calls", "soak", "steps"]

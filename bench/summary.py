@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Summary", "paired_ratios", "summarise"]
+__all__ = ["Spread", "Summary", "paired_ratios", "rounded", "summarise"]
+
+Spread = tuple[float, float, float]
+"""A median between two other values: quartiles, or the lowest and the highest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,3 +55,8 @@ def paired_ratios(values: Sequence[float], reference: Sequence[float]) -> list[f
     if len(values) != len(reference):
         raise ValueError(f"{len(values)} rounds against {len(reference)} of the reference")
     return [value / other for value, other in zip(values, reference, strict=True)]
+
+
+def rounded(value: float) -> float:
+    """Six digits: more than any clock here can tell."""
+    return float(f"{value:.6g}")

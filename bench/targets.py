@@ -19,6 +19,7 @@ from bench.generation.overhead import OVERHEAD
 from bench.generation.overhead import ROW as STEP
 from bench.generation.starts import OURS, TORCH
 from bench.generation.starts import ROW as START
+from bench.markdown import threads_text
 from bench.readme import rewrite_page
 from bench.results import read_results
 
@@ -261,7 +262,7 @@ def _model_rows(section: generation.Section | None) -> list[Target]:
 
 
 def _where(threads: int) -> str:
-    return {1: "(one thread)", 2: "(two threads)"}.get(threads, f"({threads} threads)")
+    return f"({threads_text(threads)})"
 
 
 def main() -> int:

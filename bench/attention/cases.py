@@ -1,4 +1,4 @@
-"""What is run: the module, and the shapes of its input."""
+"""What is run: the shapes of the module's input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.rounds import Clock
+from bench.sizes import ModuleSizes
 
 __all__ = [
     "BATCHES",
@@ -18,8 +18,6 @@ __all__ = [
     "QUICK_LENGTHS",
     "THREADS",
     "Case",
-    "ModuleSizes",
-    "clock_of",
     "default_cases",
     "make_input",
     "memory_cases",
@@ -38,15 +36,6 @@ minutes per round, and the plain export would hold 26 GB in one tensor of scores
 
 MEMORY_LENGTHS_FROM = 16
 """Below it, what a call needs is less than a megabyte; length 1 stands for all of them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModuleSizes:
-    """The module that is measured: causal multi-head attention without positions or biases."""
-
-    embed_dim: int = 768
-    num_heads: int = 12
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)
@@ -80,11 +69,6 @@ def default_cases(batches: Sequence[int], lengths: Sequence[int]) -> list[Case]:
 def memory_cases(cases: Sequence[Case]) -> list[Case]:
     """Those at which memory is measured."""
     return [case for case in cases if case.seq == 1 or case.seq >= MEMORY_LENGTHS_FROM]
-
-
-def clock_of(threads: int) -> Clock:
-    """Processor time for one thread, the steadiest figure on a shared machine; else wall time."""
-    return "cpu" if threads == 1 else "wall"
 
 
 def make_input(case: Mapping[str, Any], embed_dim: int) -> npt.NDArray[np.float32]:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
-
-import numpy as np
+from typing import Literal
 
 from bench import resident
 from bench.agreement import check_agreement
-from bench.attention.cases import Case, ModuleSizes, clock_of, memory_cases
-from bench.attention.crew import Crew
-from bench.attention.files import make_files
-from bench.attention.section import LeftOut, MemoryRow, Section, SubjectRow, TimeRow, time_rows
-from bench.attention.subjects import OURS_NAME, REFERENCE, SubjectInfo
+from bench.attention.cases import Case, memory_cases
+from bench.attention.section import LeftOut, MemoryRow, Section, TimeRow, time_rows
+from bench.attention.subjects import OURS_NAME, PLAIN_OPSETS, REFERENCE
 from bench.client import Worker, WorkerError
-from bench.machine import describe_machine
+from bench.crew import Crew
+from bench.interleave import Bench, Outputs
+from bench.make import job
 from bench.memory import fits, measure_footprint, predict_extra
 from bench.progress import Progress
-from bench.rounds import RoundPolicy, Turn, calls_per_turn, run_rounds
+from bench.results import begin_section
+from bench.rounds import RoundPolicy, clock_of
+from bench.sizes import ModuleSizes
+from bench.subject import Subject
 
 __all__ = ["TOLERANCE", "Plan", "run"]
 
@@ -42,7 +42,7 @@ class Plan:
 
     cases: Sequence[Case]
     threads: Sequence[int]
-    subjects: Sequence[SubjectInfo]
+    subjects: Sequence[Subject]
     folder: Path
     sizes: ModuleSizes = field(default_factory=ModuleSizes)
     policy: RoundPolicy = field(default_factory=RoundPolicy)
@@ -67,27 +67,25 @@ def run(plan: Plan) -> Section:
         WorkerError: The reference itself failed.
         RuntimeError: The files could not be exported.
     """
-    began = time.monotonic()
-    machine = describe_machine(DISTRIBUTIONS)
+    ended = begin_section(DISTRIBUTIONS)
     runner = _Runner(plan)
     runner.progress.note("exporting the files")
-    make_files(plan.folder, plan.sizes)
+    job("attention", folder=str(plan.folder), sizes=asdict(plan.sizes), opsets=list(PLAIN_OPSETS))
     if plan.has_memory:
         runner.measure_memory()
     for threads in plan.threads:
-        with Crew(plan.subjects, threads, runner.start) as crew:
+        starts = {one.name: partial(runner.start, one, threads) for one in plan.subjects}
+        with Crew(starts) as crew:
             for case in plan.cases:
-                runner.measure_time(crew, case)
+                runner.measure_time(crew, case, threads)
     runner.progress.close()
     return Section(
-        date=datetime.now(UTC).isoformat(timespec="minutes"),
-        seconds=round(time.monotonic() - began, 1),
-        machine=machine,
+        **ended(),
         sizes=asdict(plan.sizes),
         reference=REFERENCE,
         ours=OURS_NAME,
         baselines=plan.baselines,
-        subjects=[SubjectRow(name=s.name, title=s.title, about=s.about) for s in plan.subjects],
+        subjects=[subject.row for subject in plan.subjects],
         times=runner.times,
         memory=runner.memory,
         left_out=runner.left_out,
@@ -109,20 +107,10 @@ class _Runner:
             len(memory_steps) + len(plan.cases) * len(plan.threads),
         )
 
-    def start(self, subject: SubjectInfo, threads: int) -> Worker:
+    def start(self, subject: Subject, threads: int) -> Worker:
         """Start the worker of a subject."""
-        setup = {
-            "folder": str(self.plan.folder.resolve()),
-            "sizes": asdict(self.plan.sizes),
-            **dict(subject.options),
-        }
-        return Worker(
-            subject.factory,
-            threads=threads,
-            setup=setup,
-            log=self.plan.folder / f"{subject.name}.log",
-            name=subject.name,
-        )
+        setup = {"folder": str(self.plan.folder.resolve()), "sizes": asdict(self.plan.sizes)}
+        return subject.start(threads, self.plan.folder, setup)
 
     def measure_memory(self) -> None:
         """Peak memory, a fresh process for each figure, with one thread."""
@@ -136,89 +124,55 @@ class _Runner:
                 self._measure_footprint(subject, case)
             self.progress.end(self._memory_cost(case))
 
-    def measure_time(self, crew: Crew, case: Case) -> None:
-        """Warm up, compare the outputs, then interleave."""
-        threads = crew.threads
+    def measure_time(self, crew: Crew, case: Case, threads: int) -> None:
+        """Time all subjects that fit the machine together."""
         self.progress.begin(f"time, {case}, {threads} thread{'s' if threads > 1 else ''}")
-
-        def leave_out(subject: SubjectInfo, reason: str, *, has_failed: bool) -> None:
-            self._leave_out(subject, "time", case, threads, reason, has_failed=has_failed)
-
         crew.dismiss_large()
-        calls: dict[str, int] = {}
         errors: dict[str, float] = {}
-        expected = None
-        running: list[SubjectInfo] = []
-        for subject in self._that_fit(case, leave_out):
-            self.progress.detail(f"warming up {subject.name}")
-            path = self.plan.folder / f"{subject.name}.npy"
-            try:
-                warm = crew.ask(subject, "prepare", case=asdict(case))
-                crew.ask(subject, "save", path=str(path.resolve()))
-            except WorkerError as error:
-                if subject.name == REFERENCE:
-                    raise
-                leave_out(subject, str(error), has_failed=True)
-                continue
-            output = np.load(path)
-            path.unlink()
-            expected = output if expected is None else expected
-            errors[subject.name] = check_agreement(
-                subject.name, output, expected, tolerance=TOLERANCE, where=str(case)
-            )
-            calls[subject.name] = calls_per_turn(warm["seconds"], self.plan.policy)
-            running.append(subject)
-        turns = self._rounds(crew, running, calls, leave_out)
+
+        def check(outputs: Outputs) -> None:
+            for name, output in outputs.items():
+                errors[name] = check_agreement(
+                    name, output, outputs[REFERENCE], tolerance=TOLERANCE, where=str(case)
+                )
+
+        def lose(name: str, error: WorkerError) -> None:
+            if name == REFERENCE:
+                raise error
+            self._leave_out(name, "time", case, threads, str(error), has_failed=True)
+
+        bench = Bench(
+            folder=self.plan.folder,
+            policy=self.plan.policy,
+            threads=threads,
+            clock=clock_of(threads),
+            reference=REFERENCE,
+        )
+        turns = bench.interleave(
+            crew,
+            self._that_fit(case, threads),
+            asdict(case),
+            check=check,
+            lose=lose,
+            tell=self.progress.detail,
+        )
         self.times += time_rows(
             turns,
             batch=case.batch,
             seq=case.seq,
             threads=threads,
-            clock=clock_of(threads),
+            clock=bench.clock,
             baselines=self.plan.baselines,
             errors=errors,
         )
         self.progress.end(self._time_cost(case, threads))
 
-    def _rounds(
-        self,
-        crew: Crew,
-        running: list[SubjectInfo],
-        calls: dict[str, int],
-        leave_out: _LeaveOut,
-    ) -> dict[str, list[Turn]]:
-        """Interleave; where a subject dies of it, once more without that one."""
-        while True:
-            by_name = {subject.name: subject for subject in running}
-
-            def take_turn(name: str, by_name: dict[str, SubjectInfo] = by_name) -> Turn:
-                try:
-                    answer = crew.ask(by_name[name], "turn", calls=calls[name])
-                except WorkerError as error:
-                    raise _LostError(by_name[name]) from error
-                return Turn.of(answer["wall_s"], answer["cpu_s"])
-
-            try:
-                return run_rounds(
-                    list(by_name),
-                    take_turn,
-                    reference=REFERENCE,
-                    clock=clock_of(crew.threads),
-                    policy=self.plan.policy,
-                    tell=lambda number: self.progress.detail(f"round {number}"),
-                )
-            except _LostError as lost:
-                if lost.subject.name == REFERENCE:
-                    raise
-                leave_out(lost.subject, str(lost.__cause__), has_failed=True)
-                running = [subject for subject in running if subject is not lost.subject]
-
-    def _measure_footprint(self, subject: SubjectInfo, case: Case) -> None:
+    def _measure_footprint(self, subject: Subject, case: Case) -> None:
         need = self._need_bytes(subject, case)
         available = resident.available_bytes()
         if not fits(need, available):
             reason = _too_large(need, available)
-            self._leave_out(subject, "memory", case, 1, reason, has_failed=False)
+            self._leave_out(subject.name, "memory", case, 1, reason, has_failed=False)
             return
         settle = Case(batch=1, seq=1)
         try:
@@ -226,28 +180,28 @@ class _Runner:
                 lambda: self.start(subject, 1), case=asdict(case), settle=asdict(settle)
             )
         except WorkerError as error:
-            self._leave_out(subject, "memory", case, 1, str(error), has_failed=True)
+            self._leave_out(subject.name, "memory", case, 1, str(error), has_failed=True)
             return
-        self.memory.append(MemoryRow.of(subject.name, case.batch, case.seq, footprint))
+        self.memory.append(
+            MemoryRow(subject=subject.name, batch=case.batch, seq=case.seq, **asdict(footprint))
+        )
 
-    def _that_fit(self, case: Case, leave_out: _LeaveOut) -> list[SubjectInfo]:
+    def _that_fit(self, case: Case, threads: int) -> list[str]:
         """The subjects whose memory together fits the machine; the reference comes first."""
-        if not self.memory:
-            return self._most_wanted_first()
-        available = resident.available_bytes()
+        available = resident.available_bytes() if self.memory else 0
         total = 0
         chosen = []
         for subject in self._most_wanted_first():
             need = self._need_bytes(subject, case)
-            if subject.name == REFERENCE or fits(total + need, available):
+            if not self.memory or subject.name == REFERENCE or fits(total + need, available):
                 total += need
-                chosen.append(subject)
+                chosen.append(subject.name)
             else:
                 reason = f"beside the others, {_too_large(need, available - total)}"
-                leave_out(subject, reason, has_failed=False)
+                self._leave_out(subject.name, "time", case, threads, reason, has_failed=False)
         return chosen
 
-    def _most_wanted_first(self) -> list[SubjectInfo]:
+    def _most_wanted_first(self) -> list[Subject]:
         """The reference, ours, then the others."""
         order = (REFERENCE, OURS_NAME)
         return sorted(
@@ -255,7 +209,7 @@ class _Runner:
             key=lambda one: order.index(one.name) if one.name in order else len(order),
         )
 
-    def _need_bytes(self, subject: SubjectInfo, case: Case) -> int:
+    def _need_bytes(self, subject: Subject, case: Case) -> int:
         rows = [
             row for row in self.memory if (row.subject, row.batch) == (subject.name, case.batch)
         ]
@@ -264,7 +218,7 @@ class _Runner:
 
     def _leave_out(
         self,
-        subject: SubjectInfo,
+        name: str,
         what: Literal["time", "memory"],
         case: Case,
         threads: int,
@@ -272,10 +226,10 @@ class _Runner:
         *,
         has_failed: bool,
     ) -> None:
-        self.progress.note(f"{subject.name} has no {what} at {case}: {reason}")
+        self.progress.note(f"{name} has no {what} at {case}: {reason}")
         self.left_out.append(
             LeftOut(
-                subject=subject.name,
+                subject=name,
                 what=what,
                 batch=case.batch,
                 seq=case.seq,
@@ -296,18 +250,6 @@ class _Runner:
         call = self._call_s(case) / threads
         rounds = len(self.plan.subjects) * call * (policy.at_least_slow + 2)
         return policy.seconds / 2 + rounds
-
-
-class _LeaveOut(Protocol):
-    """Notes that a subject has no time at the case that is measured."""
-
-    def __call__(self, subject: SubjectInfo, reason: str, *, has_failed: bool) -> None: ...
-
-
-class _LostError(Exception):
-    def __init__(self, subject: SubjectInfo) -> None:
-        super().__init__(subject.name)
-        self.subject = subject
 
 
 def _too_large(need: int, available: int) -> str:

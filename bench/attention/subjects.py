@@ -7,19 +7,20 @@ nothing but its own subject.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.attention.cases import ModuleSizes, make_input
-from bench.attention.files import OURS, make_module, plain_name
+from bench.attention.cases import make_input
+from bench.make import MODULE_ARTIFACT, make_module, plain_name
+from bench.sizes import ModuleSizes
+from bench.subject import Subject, bare_session
 from bench.worker import Forward, Prepare
 
 __all__ = [
     "OURS_NAME",
+    "PLAIN_OPSETS",
     "REFERENCE",
     "SUBJECTS",
-    "SubjectInfo",
     "compiled",
     "eager",
     "ours",
@@ -27,52 +28,43 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SubjectInfo:
-    """How the driver knows a subject."""
-
-    name: str
-    title: str
-    about: str
-    factory: str
-    """ "package.module:function"."""
-    options: tuple[tuple[str, Any], ...] = ()
-    """Arguments of the factory besides `threads`, `folder` and the module's sizes."""
-
-
 REFERENCE = "eager"
 OURS_NAME = "ours"
 
+PLAIN_OPSETS = (20, 24)
+"""20 is the default of `torch.onnx.export`; 24 has the `Attention` operator, and is the newest
+that onnxruntime computes quickly (25 is expanded into primitives there)."""
+
 SUBJECTS = (
-    SubjectInfo(
+    Subject(
         name=REFERENCE,
         title="PyTorch eager",
         about="`scaled_dot_product_attention`, `torch.inference_mode`, `torch.set_num_threads`",
         factory="bench.attention.subjects:eager",
     ),
-    SubjectInfo(
+    Subject(
         name="compile",
         title="torch.compile",
         about="inductor, `fullgraph=True`, `dynamic=False`: compiled anew for each shape, before "
         "the clock starts",
         factory="bench.attention.subjects:compiled",
     ),
-    SubjectInfo(
+    Subject(
         name="plain20",
         title="plain export, opset 20",
         about="`torch.onnx.export(dynamo=True)` at its default opset, both axes dynamic, in a "
         "default onnxruntime session with `intra_op_num_threads` set",
         factory="bench.attention.subjects:plain",
-        options=(("opset", 20),),
+        options={"opset": 20},
     ),
-    SubjectInfo(
+    Subject(
         name="plain24",
         title="plain export, opset 24",
         about="the same at opset 24, where attention is one operator",
         factory="bench.attention.subjects:plain",
-        options=(("opset", 24),),
+        options={"opset": 24},
     ),
-    SubjectInfo(
+    Subject(
         name=OURS_NAME,
         title="causal-onnx",
         about="`export(module, path)`, `load(path, threads=...)`, all else default",
@@ -124,13 +116,7 @@ def compiled(*, threads: int, folder: str, sizes: dict[str, Any]) -> Prepare:
 
 def plain(*, threads: int, folder: str, sizes: dict[str, Any], opset: int) -> Prepare:
     """What PyTorch's own exporter gives, in a session as onnxruntime makes it."""
-    import onnxruntime  # noqa: PLC0415 - only here
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(
-        Path(folder) / plain_name(opset), options, providers=["CPUExecutionProvider"]
-    )
+    session = bare_session(Path(folder) / plain_name(opset), threads)
 
     def prepare(case: Mapping[str, Any]) -> Forward:
         feeds = {"x": make_input(case, sizes["embed_dim"])}
@@ -143,7 +129,7 @@ def ours(*, threads: int, folder: str, sizes: dict[str, Any]) -> Prepare:
     """Our file in our runtime."""
     from causal_onnx.runtime import load  # noqa: PLC0415 - only here
 
-    model = load(Path(folder) / OURS, threads=threads)
+    model = load(Path(folder) / MODULE_ARTIFACT, threads=threads)
 
     def prepare(case: Mapping[str, Any]) -> Forward:
         x = make_input(case, sizes["embed_dim"])

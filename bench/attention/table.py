@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from bench.attention.section import MemoryRow, Section, TimeRow
+from bench.markdown import caution, clock_text, facts, marked, table, threads_text
 from bench.memory import LEAST_BYTES
+from bench.rounds import clock_of
 
 __all__ = ["losses", "to_markdown"]
 
 LOSS = 1.005
 """What is printed as more than 1.00."""
-
-BUSY = 0.25
-"""Load per core, before the run, from which on threads have to wait for each other."""
 
 
 def to_markdown(section: Section, *, chart: str | None) -> str:
@@ -21,7 +20,7 @@ def to_markdown(section: Section, *, chart: str | None) -> str:
         section: The figures.
         chart: Where the drawing lies beside the page; None: there is none.
     """
-    parts = [_facts(section), _cautions(section), _subjects(section), _verdict(section)]
+    parts = [facts(section), _cautions(section), _subjects(section), _verdict(section)]
     if chart is not None:
         parts.append(f"![Time over PyTorch eager's, by length]({chart})")
     for batch, threads in sorted({(row.batch, row.threads) for row in section.times}):
@@ -41,7 +40,7 @@ def losses(section: Section) -> list[str]:
                 (
                     spread[1],
                     f"{spread[1]:.2f} x the time of {titles[base]} at batch {time.batch}, "
-                    f"length {time.seq}, {_threads(time.threads)}",
+                    f"length {time.seq}, {threads_text(time.threads)}",
                 )
                 for base, spread in time.ratios.items()
             ]
@@ -60,35 +59,9 @@ def losses(section: Section) -> list[str]:
     return [text for ratio, text in sorted(found, reverse=True) if ratio > LOSS]
 
 
-def _facts(section: Section) -> str:
-    machine = section.machine
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    memory, load = machine["memory_bytes"], machine["load_before"]
-    facts = [
-        f"{machine['cpu']} ({', '.join(machine['features']) or 'no vector features known'})",
-        f"{machine['cores']} cores",
-        f"{memory / 2**30:.0f} GiB" if memory else "",
-        machine["system"],
-        "" if load is None else f"load {load} when it began",
-    ]
-    return (
-        f"Measured {section.date}, {section.seconds / 60:.0f} minutes, "
-        f"at revision {machine['revision'] or 'unknown'}.\n"
-        f"Machine: {'; '.join(fact for fact in facts if fact)}.\n"
-        f"Python {machine['python']}, {versions}."
-    )
-
-
 def _cautions(section: Section) -> str:
     """What makes figures of this run worth less."""
-    machine = section.machine
-    lines = []
-    load = machine["load_before"]
-    if load is not None and load > BUSY * machine["cores"]:
-        lines.append(
-            f"**The machine was busy with other work (load {load}): the times with several "
-            "threads mean little.**"
-        )
+    lines = [caution(section.machine)]
     titles = {subject.name: subject.title for subject in section.subjects}
     slower: dict[str, list[str]] = {}
     for row in section.times:
@@ -96,7 +69,7 @@ def _cautions(section: Section) -> str:
         if row.subject != section.reference or one is None or row.threads == 1:
             continue
         if row.wall_s > LOSS * one.wall_s:
-            where = f"{_threads(row.threads)}, batch {row.batch}, length"
+            where = f"{threads_text(row.threads)}, batch {row.batch}, length"
             slower.setdefault(where, []).append(str(row.seq))
     if slower:
         places = "; ".join(f"{where} {', '.join(seqs)}" for where, seqs in slower.items())
@@ -104,14 +77,14 @@ def _cautions(section: Section) -> str:
             f"{titles[section.reference]} itself is slower with more threads than with one, and "
             f"beating it there proves little: {places}."
         )
-    return "\n\n".join(lines)
+    return "\n\n".join(line for line in lines if line)
 
 
 def _subjects(section: Section) -> str:
     sizes = section.sizes
     lines = [f"- {subject.title}: {subject.about}" for subject in section.subjects]
-    head = f"Module: dim {sizes['embed_dim']}, {sizes['num_heads']} heads, float32. Subjects:"
-    return "\n".join([head, "", *lines])
+    module = f"Module: dim {sizes['embed_dim']}, {sizes['num_heads']} heads, float32. Subjects:"
+    return "\n".join([module, "", *lines])
 
 
 def _verdict(section: Section) -> str:
@@ -135,25 +108,18 @@ def _verdict(section: Section) -> str:
 
 
 def _times(section: Section, batch: int, threads: int) -> str:
-    clock = "processor time" if threads == 1 else "wall time"
     others = [s for s in section.subjects if s.name not in (section.reference, section.ours)]
     titles = {subject.name: subject.title for subject in section.subjects}
     has_ours = section.ours in titles
     baselines = [base for base in section.baselines if base != section.reference] * has_ours
-    head = [
+    heads = [
         "length",
         f"{titles[section.reference]}, ms",
         *(f"{subject.title}" for subject in others),
         *([titles[section.ours]] if has_ours else []),
         *(f"{titles[section.ours]} / {titles[base]}" for base in baselines),
     ]
-    lines = [
-        f"### Batch {batch}, {_threads(threads)}: {clock}",
-        "",
-        f"Relative to {titles[section.reference]}; medians, quartiles in brackets.",
-        "",
-        *_head(head),
-    ]
+    lines = []
     for seq in sorted({r.seq for r in section.times if (r.batch, r.threads) == (batch, threads)}):
         reference = section.time(section.reference, batch, seq, threads)
         cells = [str(seq), _milliseconds(reference)]
@@ -165,26 +131,27 @@ def _times(section: Section, batch: int, threads: int) -> str:
             cells += [
                 _ratio(row, base, marks_loss=True) for base in (section.reference, *baselines)
             ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return "\n".join(
+        [
+            f"### Batch {batch}, {threads_text(threads)}: {clock_text(clock_of(threads))}",
+            "",
+            f"Relative to {titles[section.reference]}; medians, quartiles in brackets.",
+            "",
+            *table(heads, lines),
+        ]
+    )
 
 
 def _memory(section: Section, batch: int) -> str:
     titles = {subject.name: subject.title for subject in section.subjects}
     baselines = section.baselines if section.ours in titles else []
-    head = [
+    heads = [
         "length",
         *titles.values(),
         *(f"{titles[section.ours]} / {titles[base]}" for base in baselines),
     ]
-    lines = [
-        f"### Batch {batch}: memory, one thread",
-        "",
-        "MB that the call needs beyond the loaded model and its input; in brackets the peak of the "
-        "whole process. The last columns compare the former.",
-        "",
-        *_head(head),
-    ]
+    lines = []
     for seq in sorted({row.seq for row in section.memory if row.batch == batch}):
         cells = [str(seq)]
         for name in titles:
@@ -195,9 +162,18 @@ def _memory(section: Section, batch: int) -> str:
         own = section.footprint(section.ours, batch, seq)
         for base in baselines:
             ratio = _memory_ratio(section, own, base)
-            cells.append("-" if ratio is None else _marked(f"{ratio:.2f}", ratio > LOSS))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            cells.append("-" if ratio is None else marked(f"{ratio:.2f}", ratio > LOSS))
+        lines.append(cells)
+    return "\n".join(
+        [
+            f"### Batch {batch}: memory, one thread",
+            "",
+            "MB that the call needs beyond the loaded model and its input; in brackets the peak of "
+            "the whole process. The last columns compare the former.",
+            "",
+            *table(heads, lines),
+        ]
+    )
 
 
 def _memory_ratio(section: Section, own: MemoryRow | None, base: str) -> float | None:
@@ -215,17 +191,13 @@ def _left_out(section: Section) -> str:
     for item in section.left_out:
         where = f"batch {item.batch} length {item.seq}"
         if item.what == "time":
-            where += f" {_threads(item.threads)}"
+            where += f" {threads_text(item.threads)}"
         reasons.setdefault((titles[item.subject], item.what, item.reason), []).append(where)
     lines = [
         f"- {title}, {what}, at {'; '.join(places)}: {reason}"
         for (title, what, reason), places in reasons.items()
     ]
     return "\n".join(["Left out:", "", *lines])
-
-
-def _head(cells: list[str]) -> list[str]:
-    return [f"| {' | '.join(cells)} |", f"|{'--:|' * len(cells)}"]
 
 
 def _milliseconds(row: TimeRow | None) -> str:
@@ -240,16 +212,8 @@ def _ratio(row: TimeRow | None, base: str, *, marks_loss: bool = False) -> str:
         return "-"
     low, middle, high = row.ratios[base]
     spread = f" ({_number(low)}-{_number(high)})"
-    return _marked(_number(middle), marks_loss and middle > LOSS) + spread
+    return marked(_number(middle), marks_loss and middle > LOSS) + spread
 
 
 def _number(ratio: float) -> str:
     return f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.1g}"
-
-
-def _marked(text: str, is_loss: bool) -> str:
-    return f"**{text}**" if is_loss else text
-
-
-def _threads(threads: int) -> str:
-    return {1: "one thread", 2: "two threads"}.get(threads, f"{threads} threads")

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.agreement import DisagreementError
-from bench.arguments import positive
-from bench.client import ROOT, WorkerError
-from bench.decode.cases import FULL, SMALL, Step, default_steps
+from bench.client import ROOT
+from bench.command import one_line_errors, positive
+from bench.decode.cases import Step, default_steps
 from bench.decode.run import Plan, run
 from bench.decode.section import to_markdown
 from bench.results import write_section
 from bench.rounds import RoundPolicy
+from bench.sizes import FULL, SMALL
 
 __all__ = ["main"]
 
@@ -23,6 +23,7 @@ SECTION = "decode"
 POLICY = RoundPolicy(at_least=5, at_most=11, precision=0.01, seconds=2.0)
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and print; 0 done, 1 the graphs disagree or one failed, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
@@ -34,16 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sizes=sizes,
         steps=steps,
         threads=tuple(arguments.threads),
-        folder=(WORK if arguments.out is None else arguments.out) / sizes.name,
+        folder=(arguments.out or WORK).resolve() / sizes.name,
         policy=POLICY,
         processes=arguments.processes,
         keeps_files=arguments.keep,
     )
-    try:
-        section = run(plan)
-    except (DisagreementError, WorkerError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    section = run(plan)
     write_section(plan.folder / "results.json", SECTION, section.to_dict())
     print(to_markdown(section))
     print(f"\nwrote {plan.folder / 'results.json'}")

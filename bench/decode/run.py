@@ -6,25 +6,23 @@ or slower, for as long as the process lives; so one pair of processes proves lit
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from bench.agreement import check_agreement
-from bench.client import Worker
-from bench.decode.cases import ModelSizes, Step, clock_of
-from bench.decode.files import make_files
-from bench.decode.section import Section, StepRow
-from bench.decode.subjects import OURS_NAME, REFERENCE, SUBJECTS, SubjectInfo
-from bench.machine import describe_machine
+from bench.decode.cases import Step
+from bench.decode.section import Section
+from bench.decode.subjects import BUILT, OURS, OURS_NAME, REFERENCE, SUBJECTS
+from bench.figures import Figure
+from bench.interleave import Bench, Outputs
+from bench.make import job
+from bench.peers import Builder, install_peers
 from bench.progress import Progress
-from bench.rounds import RoundPolicy, Turn, calls_per_turn, run_rounds
-from bench.summary import paired_ratios, summarise
+from bench.results import begin_section
+from bench.rounds import RoundPolicy, clock_of
+from bench.sizes import ModelSizes
 
 __all__ = ["Plan", "run"]
 
@@ -57,95 +55,62 @@ def run(plan: Plan) -> Section:
         WorkerError: A subject failed.
         RuntimeError: A file could not be made.
     """
-    began = time.monotonic()
-    machine = describe_machine(DISTRIBUTIONS)
+    ended = begin_section(DISTRIBUTIONS)
     progress = Progress(1.0, len(plan.steps) * len(plan.threads) * plan.processes)
     if not plan.keeps_files:
         progress.note(f"making the files of the {plan.sizes.name} model")
         make_files(plan.folder, plan.sizes)
-    rows: list[StepRow] = []
+    setup = {"folder": str(plan.folder), "sizes": asdict(plan.sizes)}
+    errors: dict[str, float] = {}
+
+    def check(step: Step, outputs: Outputs) -> None:
+        ours, built = outputs[OURS_NAME], outputs[REFERENCE]
+        error = check_agreement(OURS_NAME, ours, built, tolerance=TOLERANCE, where=str(step))
+        errors[str(step)] = max(error, errors.get(str(step), 0.0))
+
+    found: list[Figure] = []
     for threads in plan.threads:
-        seen: dict[Step, list[_Seen]] = {step: [] for step in plan.steps}
-        for number in range(plan.processes):
-            with ExitStack() as stack:
-                workers = {
-                    subject.name: stack.enter_context(_start(plan, subject, threads))
-                    for subject in SUBJECTS
-                }
-                for step in plan.steps:
-                    progress.begin(f"{step}, threads: {threads}, processes: {number + 1}")
-                    seen[step].append(_measure(plan, workers, step, threads))
-        rows += [_row(step, threads, found) for step, found in seen.items()]
+
+        def begin(step: Step, number: int, threads: int = threads) -> None:
+            progress.begin(f"{step}, threads: {threads}, processes: {number}")
+
+        bench = Bench(
+            folder=plan.folder,
+            policy=plan.policy,
+            threads=threads,
+            clock=clock_of(threads),
+            reference=REFERENCE,
+        )
+        found += bench.measure(
+            {one.name: partial(one.start, threads, plan.folder, setup) for one in SUBJECTS},
+            plan.steps,
+            sets=plan.processes,
+            check=check,
+            begin=begin,
+            amount=lambda step: 1.0,
+            unit="s",
+        )
     progress.close()
     return Section(
-        date=datetime.now(UTC).isoformat(timespec="minutes"),
-        seconds=round(time.monotonic() - began, 1),
-        machine=machine,
-        sizes=asdict(plan.sizes),
-        rows=rows,
+        **ended(), sizes=asdict(plan.sizes), steps=list(plan.steps), figures=found, errors=errors
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Seen:
-    """What one pair of processes found at one step; medians over its rounds."""
+def make_files(folder: Path, sizes: ModelSizes) -> None:
+    """Save the model, export it, and have the builder build it.
 
-    reference_s: float
-    ours_s: float
-    ratio: float
-    error: float
-
-
-def _start(plan: Plan, subject: SubjectInfo, threads: int) -> Worker:
-    return Worker(
-        "bench.decode.subjects:cached",
-        threads=threads,
-        setup={"path": str(plan.folder / subject.file), "sizes": asdict(plan.sizes)},
-        log=plan.folder / f"{subject.name}.log",
-        name=subject.name,
+    Raises:
+        RuntimeError: One of them failed; carries what it said last.
+    """
+    saved, shape = folder / "model", asdict(sizes)
+    install_peers()
+    job("model", folder=str(saved), sizes=shape)
+    job(
+        "artifact",
+        model=str(saved),
+        path=str(folder / OURS),
+        max_seq_len=sizes.max_seq_len,
+        precision="fp32",
+        target="ort",
     )
-
-
-def _measure(plan: Plan, workers: dict[str, Worker], step: Step, threads: int) -> _Seen:
-    calls, outputs = {}, {}
-    for name, worker in workers.items():
-        path = plan.folder / f"{name}.npy"
-        warm = worker.ask("prepare", case=asdict(step))
-        worker.ask("save", path=str(path.resolve()))
-        calls[name] = calls_per_turn(warm["seconds"], plan.policy)
-        outputs[name] = np.load(path)
-        path.unlink()
-    error = check_agreement(
-        OURS_NAME, outputs[OURS_NAME], outputs[REFERENCE], tolerance=TOLERANCE, where=str(step)
-    )
-
-    def take_turn(name: str) -> Turn:
-        answer = workers[name].ask("turn", calls=calls[name])
-        return Turn.of(answer["wall_s"], answer["cpu_s"])
-
-    clock = clock_of(threads)
-    turns = run_rounds(
-        list(workers), take_turn, reference=REFERENCE, clock=clock, policy=plan.policy
-    )
-    times = {name: [getattr(turn, clock) for turn in own] for name, own in turns.items()}
-    return _Seen(
-        reference_s=summarise(times[REFERENCE]).median,
-        ours_s=summarise(times[OURS_NAME]).median,
-        ratio=summarise(paired_ratios(times[OURS_NAME], times[REFERENCE])).median,
-        error=error,
-    )
-
-
-def _row(step: Step, threads: int, found: Sequence[_Seen]) -> StepRow:
-    ratios = [one.ratio for one in found]
-    return StepRow(
-        past_seq=step.past_seq,
-        seq=step.seq,
-        threads=threads,
-        clock=clock_of(threads),
-        processes=len(found),
-        reference_s=summarise([one.reference_s for one in found]).median,
-        ours_s=summarise([one.ours_s for one in found]).median,
-        ratio=(min(ratios), summarise(ratios).median, max(ratios)),
-        error=max(one.error for one in found),
-    )
+    Builder()(saved, (folder / BUILT).parent, "fp32", ())

@@ -3,62 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.decode.cases import ModelSizes
-from bench.decode.files import BUILT, OURS
+from bench.sizes import ModelSizes
+from bench.subject import Subject, bare_session
 from bench.worker import Forward, Prepare
 
-__all__ = ["OURS_NAME", "REFERENCE", "SUBJECTS", "SubjectInfo", "bare_session", "cached"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SubjectInfo:
-    """How the driver knows a subject."""
-
-    name: str
-    title: str
-    about: str
-    file: str
+__all__ = [
+    "BUILT",
+    "OURS",
+    "OURS_NAME",
+    "REFERENCE",
+    "SUBJECTS",
+    "CachedGraph",
+    "cached",
+    "token_ids",
+]
 
 
 REFERENCE = "built"
 OURS_NAME = "ours"
+FACTORY = "bench.decode.subjects:cached"
+
+BUILT = "built/model.onnx"
+OURS = "ours.onnx"
 
 SUBJECTS = (
-    SubjectInfo(
+    Subject(
         name=REFERENCE,
         title="onnxruntime-genai builder",
         about="`python -m onnxruntime_genai.models.builder -p fp32 -e cpu`",
-        file=BUILT,
+        factory=FACTORY,
+        options={"file": BUILT},
     ),
-    SubjectInfo(
+    Subject(
         name=OURS_NAME,
         title="causal-onnx",
         about='`export(model, path, cache=True, target="ort", max_seq_len=...)`',
-        file=OURS,
+        factory=FACTORY,
+        options={"file": OURS},
     ),
 )
 
 
-def cached(*, threads: int, path: str, sizes: dict[str, Any]) -> Prepare:
+def cached(*, threads: int, folder: str, sizes: dict[str, Any], file: str) -> Prepare:
     """Either graph; they take and give the same tensors."""
-    session = bare_session(Path(path), threads)
+    session = bare_session(Path(folder) / file, threads)
     return CachedGraph(session, ModelSizes(**sizes)).prepare
-
-
-def bare_session(path: Path, threads: int) -> Any:
-    """A session as onnxruntime makes it by default, with a number of threads."""
-    import onnxruntime  # noqa: PLC0415 - only here
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 class CachedGraph:

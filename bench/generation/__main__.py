@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench.agreement import DisagreementError
-from bench.arguments import positive
-from bench.client import ROOT, WorkerError
-from bench.generation.cases import FULL, SMALL, TINY, WORKS, Batch, Work, as_small_as
+from bench.client import ROOT
+from bench.command import one_line_errors, positive
+from bench.generation.cases import TINY, WORKS, Batch, Work, as_small_as
 from bench.generation.run import Plan, run
 from bench.generation.section import Section
 from bench.generation.table import to_markdown
 from bench.readme import rewrite_page
 from bench.results import write_section
 from bench.rounds import RoundPolicy
+from bench.sizes import FULL, SMALL
 
 __all__ = ["main"]
 
@@ -35,6 +35,7 @@ QUICK_WORKS = (
 QUICK_BATCH = Batch(new=16)
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and write; 0 done, 1 the subjects disagree or one failed, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
@@ -42,14 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_whole = (
         arguments.full and not arguments.quick and arguments.out is None and not arguments.threads
     )
-    try:
-        section = run(plan)
-    except (DisagreementError, WorkerError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 130
+    section = run(plan)
     _write(section, plan.folder, has_page=is_whole)
     return 0
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bench.decode.cases import FULL, SMALL, ModelSizes
+from bench.sizes import ModelSizes
 
-__all__ = ["BATCH", "FULL", "SMALL", "TINY", "WORKS", "Batch", "Work", "as_small_as", "work_of"]
+__all__ = ["BATCH", "TINY", "WORKS", "Batch", "Work", "as_small_as", "work_of"]
 
 TINY = ModelSizes(
     name="tiny",
@@ -66,6 +66,9 @@ class Batch:
     def tokens(self) -> int:
         """Those that are chosen, of all rows."""
         return self.rows * self.new
+
+    def __str__(self) -> str:
+        return f"batch of {self.rows}"
 
 
 WORKS = (

@@ -9,20 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.attention.cases import ModuleSizes
-from bench.client import ROOT, worker_environment
-from bench.decode.cases import ModelSizes
+from bench.client import ROOT
 from bench.generation.eager import MODEL
-from bench.generation.make import MODULE_ARTIFACT, MODULE_WEIGHTS
 from bench.generation.ours import ours_name
-from bench.peers import PEERS, REQUIREMENTS, install_peers, run_quietly
+from bench.make import MODULE_ARTIFACT, MODULE_WEIGHTS, job
+from bench.peers import PEERS, REQUIREMENTS, Builder, install_peers
+from bench.sizes import ModelSizes, ModuleSizes
 
 __all__ = ["Files", "make_files", "source_digest"]
 
@@ -87,7 +85,7 @@ def make_files(
         RuntimeError: Something could not be made; carries what was said last.
     """
     install_peers(requirements, packages)
-    builder = _Builder(provider=provider, packages=packages)
+    builder = Builder(provider=provider, packages=packages)
     key = _digest(
         json.dumps([asdict(sizes), provider, INT4]),
         requirements.read_text(encoding="utf-8"),
@@ -95,7 +93,7 @@ def make_files(
     )
     peers = folder / f"{sizes.name}-{provider}-{key}"
     saved = peers / MODEL
-    _once(saved, note, lambda: _job("model", folder=str(saved), sizes=asdict(sizes)))
+    _once(saved, note, lambda: job("model", folder=str(saved), sizes=asdict(sizes)))
     for precision in precisions:
         quantised = INT4 if precision == "int4" else ()
         for runtime, extra in (("genai", ()), ("tuned", ("prune_lm_head=true",))):
@@ -110,10 +108,10 @@ def make_files(
         target = "portable" if provider == "cuda" and precision == "fp32" else "ort"
         _artifact(saved, ours / ours_name(precision), sizes, precision, note, target=target)
     small = folder / f"{tiny.name}-{_digest(json.dumps(asdict(tiny)))}" / MODEL
-    _once(small, note, lambda: _job("model", folder=str(small), sizes=asdict(tiny)))
+    _once(small, note, lambda: job("model", folder=str(small), sizes=asdict(tiny)))
     _artifact(small, own / f"{tiny.name}.onnx", tiny, "fp32", note)
     attention = own / f"attention-{module.embed_dim}-{module.num_heads}"
-    _once(attention, note, lambda: _job("attention", folder=str(attention), sizes=asdict(module)))
+    _once(attention, note, lambda: job("attention", folder=str(attention), sizes=asdict(module)))
     return Files(peers=peers, ours=ours, tiny=own / f"{tiny.name}.onnx", module=attention)
 
 
@@ -123,24 +121,6 @@ def source_digest(root: Path = ROOT) -> str:
     for path in sorted(p for part in SOURCES for p in (root / part).rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Builder:
-    """onnxruntime-genai's model builder."""
-
-    provider: str
-    packages: Path
-
-    def __call__(self, model: Path, built: Path, precision: str, extra: Sequence[str]) -> None:
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        command += ["-i", str(model), "-o", str(built), "-c", str(built / "cache")]
-        command += ["-p", precision, "-e", self.provider]
-        if extra:
-            command += ["--extra_options", *extra]
-        environment = worker_environment(1)
-        environment |= {"PYTHONPATH": str(self.packages), "HF_HUB_OFFLINE": "1"}
-        run_quietly(command, environment)
 
 
 def _artifact(
@@ -156,7 +136,7 @@ def _artifact(
     if path.is_file():
         return
     note(f"exporting {sizes.name} {precision}")
-    _job(
+    job(
         "artifact",
         model=str(model),
         path=str(path),
@@ -164,11 +144,6 @@ def _artifact(
         precision=precision,
         target=target,
     )
-
-
-def _job(name: str, **arguments: object) -> None:
-    text = json.dumps({"job": name, **arguments})
-    run_quietly([sys.executable, "-m", "bench.generation.make", text], worker_environment(1))
 
 
 def _once(folder: Path, note: Callable[[str], None], fill: Callable[[], None]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.decode.cases import ModelSizes
 from bench.decode.subjects import CachedGraph, token_ids
 from bench.generation.cases import work_of
+from bench.sizes import ModelSizes
 from bench.worker import Forward, Prepare
 
 __all__ = ["batch", "generation", "ours_name", "step"]
@@ -66,7 +66,7 @@ def generation(
 
 
 def batch(
-    *, threads: int, folder: str, ours: str, sizes: dict[str, Any], precision: str
+    *, threads: int, folder: str, ours: str, sizes: dict[str, Any], precision: str, together: bool
 ) -> Prepare:
     """Several prompts: all by one `generate_batch`, or one `generate` after another."""
     from causal_onnx.runtime import load  # noqa: PLC0415 - only here
@@ -78,15 +78,15 @@ def batch(
         ids = token_ids(rows * case["prompt"], sizes["vocab_size"])
         prompts = ids.reshape(rows, case["prompt"]).tolist()
 
-        def together() -> Any:
+        def at_once() -> Any:
             found = model.generate_batch(prompts, max_new_tokens=new)
             return np.array([row.ids for row in found])
 
-        def apart() -> Any:
+        def one_by_one() -> Any:
             found = [model.generate(prompt, max_new_tokens=new) for prompt in prompts]
             return np.array([row.ids for row in found])
 
-        return together if case["together"] else apart
+        return at_once if together else one_by_one
 
     return prepare
 

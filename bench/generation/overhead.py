@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.client import Worker
-from bench.decode.cases import ModelSizes, clock_of
+from bench.figures import Figure, figures
 from bench.generation.ours import STEPS
-from bench.generation.section import Figure, figures
-from bench.rounds import RoundPolicy, Turn, calls_per_turn, rotated
+from bench.rounds import RoundPolicy, Turn, calls_per_turn, clock_of, rotated
+from bench.sizes import ModelSizes
 
 __all__ = ["BARE", "OVERHEAD", "ROW", "STREAM", "measure_overhead"]
 

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from bench.agreement import check_agreement
-from bench.attention.cases import ModuleSizes
-from bench.client import Worker
-from bench.decode.cases import ModelSizes, clock_of
+from bench import subject
+from bench.agreement import check_agreement, check_tokens
+from bench.crew import Starts
+from bench.figures import Figure
 from bench.generation.cases import BATCH, TINY, WORKS, Batch, Work
-from bench.generation.compare import Outputs, check_tokens, interleave
 from bench.generation.files import Files, make_files
 from bench.generation.graphs import describe_graph
 from bench.generation.ours import ours_name
 from bench.generation.overhead import measure_overhead
-from bench.generation.section import Figure, Section, SubjectRow, Times, figures
+from bench.generation.section import Section
 from bench.generation.starts import measure_starts
 from bench.generation.subjects import Subject, agreeing, subjects_for
-from bench.machine import describe_machine
+from bench.interleave import Bench, Outputs
 from bench.peers import PEERS, REQUIREMENTS
 from bench.progress import Progress
-from bench.rounds import Clock, RoundPolicy
+from bench.results import begin_section
+from bench.rounds import Clock, RoundPolicy, clock_of
+from bench.sizes import ModelSizes, ModuleSizes
 
 __all__ = ["APART", "TOGETHER", "Plan", "run"]
 
@@ -38,7 +36,6 @@ LOW_TOLERANCE = 0.1
 """At lower precisions: int4 rounds weights by either tool's rule, and what is multiplied too."""
 
 TOGETHER, APART = "together", "apart"
-BATCH_REFERENCE = APART
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +76,7 @@ def run(plan: Plan) -> Section:
         WorkerError: A subject failed.
         RuntimeError: A file could not be made.
     """
-    began = time.monotonic()
-    machine = describe_machine(DISTRIBUTIONS)
+    ended = begin_section(DISTRIBUTIONS)
     steps = len(plan.threads) * (len(plan.works) * plan.sets + len(plan.precisions) + 1) + 1
     progress = Progress(1.0, steps)
     files = make_files(
@@ -112,15 +108,13 @@ def run(plan: Plan) -> Section:
         )
     progress.close()
     return Section(
-        date=datetime.now(UTC).isoformat(timespec="minutes"),
-        seconds=round(time.monotonic() - began, 1),
-        machine=machine,
+        **ended(),
         device=plan.device,
         sizes=asdict(plan.sizes),
         tiny=asdict(plan.tiny),
         module=asdict(plan.module),
         batch=asdict(plan.batch),
-        subjects=[SubjectRow(name=s.name, title=s.title, about=s.about) for s in plan.subjects],
+        subjects=[one.row for one in plan.subjects],
         graphs=_graphs(plan, files),
         errors=runner.errors,
         figures=found,
@@ -136,51 +130,73 @@ class Runner:
 
     def works(self, threads: int) -> list[Figure]:
         """Every work in every set of processes."""
-        plan = self.plan
-        seen: dict[Work, list[Times]] = {work: [] for work in plan.works}
-        for number in range(plan.sets):
-            with ExitStack() as stack:
-                workers = {
-                    subject.name: stack.enter_context(self._start(subject, threads))
-                    for subject in plan.subjects
-                }
-                for work in plan.works:
-                    self.progress.begin(f"{work}, threads: {threads}, processes: {number + 1}")
-                    seen[work].append(self._work(workers, work, threads))
-        return [
-            figure
-            for work, sets in seen.items()
-            for figure in figures(
-                str(work),
-                sets,
-                threads=threads,
-                clock=plan.clock_of(threads),
-                amount=work.tokens,
-            )
-        ]
+        subjects = self.plan.subjects
+        return self._bench(threads, reference=subjects[0].name).measure(
+            self._starts(subjects, threads),
+            self.plan.works,
+            sets=self.plan.sets,
+            check=self._check,
+            begin=lambda work, number: self.progress.begin(
+                f"{work}, threads: {threads}, processes: {number}"
+            ),
+            amount=lambda work: work.tokens,
+        )
 
     def batches(self, threads: int) -> list[Figure]:
         """Several prompts continued together, or one after another, by ours."""
-        found = []
-        for precision in self.plan.precisions:
-            self.progress.begin(f"batch of {self.plan.batch.rows}, {precision}, threads: {threads}")
-            found += self._batch(precision, threads)
-        return found
+        return [
+            figure
+            for precision in self.plan.precisions
+            for figure in self._batch(precision, threads)
+        ]
 
-    def _work(self, workers: dict[str, Worker], work: Work, threads: int) -> Times:
-        return interleave(
-            workers,
-            dict.fromkeys(workers, asdict(work)),
-            check=lambda outputs: self._check(outputs, work),
-            folder=self.plan.folder,
-            policy=self.plan.policy,
-            clock=self.plan.clock_of(threads),
-            reference=self.plan.subjects[0].name,
+    def _batch(self, precision: str, threads: int) -> list[Figure]:
+        subjects = [
+            subject.Subject(
+                name=name,
+                title=name,
+                about="",
+                factory="bench.generation.ours:batch",
+                options={"precision": precision, "together": name == TOGETHER},
+            )
+            for name in (TOGETHER, APART)
+        ]
+
+        def check(_: Batch, outputs: Outputs) -> None:
+            if precision == "fp32":
+                check_tokens(TOGETHER, outputs[TOGETHER], outputs[APART], where="the batch")
+
+        return self._bench(threads, reference=APART).measure(
+            self._starts(subjects, threads),
+            [self.plan.batch],
+            sets=1,
+            check=check,
+            begin=lambda batch, _: self.progress.begin(f"{batch}, {precision}, threads: {threads}"),
+            amount=lambda batch: batch.tokens,
+            row=lambda _: f"batch {precision}",
         )
 
-    def _check(self, outputs: Outputs, work: Work) -> None:
+    def _bench(self, threads: int, *, reference: str) -> Bench:
+        plan = self.plan
+        return Bench(
+            folder=plan.folder,
+            policy=plan.policy,
+            threads=threads,
+            clock=plan.clock_of(threads),
+            reference=reference,
+        )
+
+    def _starts(self, subjects: Sequence[subject.Subject], threads: int) -> Starts:
+        setup = {
+            "folder": str(self.files.peers.resolve()),
+            "ours": str(self.files.ours.resolve()),
+            "sizes": asdict(self.plan.sizes),
+        }
+        return {one.name: partial(one.start, threads, self.plan.folder, setup) for one in subjects}
+
+    def _check(self, work: Work, outputs: Outputs) -> None:
         """Logits by their scale; tokens to the last one, but only where nothing is rounded."""
-        precisions = {subject.name: subject.precision for subject in self.plan.subjects}
+        precisions = {one.name: one.precision for one in self.plan.subjects}
         for reference, names in agreeing(self.plan.subjects).items():
             tolerance = TOLERANCES.get(precisions[reference], LOW_TOLERANCE)
             for name in names:
@@ -193,80 +209,17 @@ class Runner:
                 elif precisions[reference] == "fp32":
                     check_tokens(name, got, expected, where=str(work))
 
-    def _batch(self, precision: str, threads: int) -> list[Figure]:
-        plan = self.plan
-        case = asdict(plan.batch)
-
-        def check(outputs: Outputs) -> None:
-            if precision == "fp32":
-                check_tokens(TOGETHER, outputs[TOGETHER], outputs[APART], where="the batch")
-
-        with ExitStack() as stack:
-            workers = {
-                name: stack.enter_context(
-                    self._worker(
-                        "bench.generation.ours:batch", threads, name, {"precision": precision}
-                    )
-                )
-                for name in (TOGETHER, APART)
-            }
-            times = interleave(
-                workers,
-                {name: {**case, "together": name == TOGETHER} for name in workers},
-                check=check,
-                folder=plan.folder,
-                policy=plan.policy,
-                clock=plan.clock_of(threads),
-                reference=BATCH_REFERENCE,
-            )
-        return figures(
-            f"batch {precision}",
-            [times],
-            threads=threads,
-            clock=plan.clock_of(threads),
-            amount=plan.batch.tokens,
-        )
-
-    def _start(self, subject: Subject, threads: int) -> Worker:
-        return self._worker(
-            subject.factory, threads, subject.name, subject.options, subject.environment
-        )
-
-    def _worker(
-        self,
-        factory: str,
-        threads: int,
-        name: str,
-        options: dict[str, Any],
-        environment: dict[str, str] | None = None,
-    ) -> Worker:
-        setup = {
-            "folder": str(self.files.peers.resolve()),
-            "ours": str(self.files.ours.resolve()),
-            "sizes": asdict(self.plan.sizes),
-            **options,
-        }
-        log = self.plan.folder / f"{name}.log"
-        return Worker(
-            factory,
-            threads=threads,
-            setup=setup,
-            log=log,
-            name=name,
-            environment=environment,
-        )
-
 
 def _graphs(plan: Plan, files: Files) -> dict[str, str]:
     """What the int4 files hold."""
     found = {}
-    for subject in plan.subjects:
-        if subject.precision == "int4":
-            built = subject.options.get("built")
+    for one in plan.subjects:
+        if one.precision == "int4":
+            built = one.options.get("built")
             path = (
                 files.ours / ours_name("int4")
                 if built is None
                 else files.peers / built / "model.onnx"
             )
-            found[subject.name] = describe_graph(path)
+            found[one.name] = describe_graph(path)
     return found

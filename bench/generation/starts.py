@@ -12,9 +12,8 @@ import numpy as np
 
 from bench.agreement import check_agreement
 from bench.client import ROOT, WorkerError, worker_environment
-from bench.decode.cases import clock_of
-from bench.generation.section import Figure, figures
-from bench.rounds import rotated
+from bench.figures import Figure, figures
+from bench.rounds import clock_of, rotated
 
 __all__ = ["OURS", "ROW", "TORCH", "measure_starts"]
 

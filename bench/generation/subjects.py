@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
+
+from bench import subject
 
 __all__ = ["Subject", "agreeing", "subjects_for"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
-    """One runtime at one precision."""
+class Subject(subject.Subject):
+    """One runtime at one precision; they are its name, joined by a hyphen."""
 
-    runtime: str
-    """ "ours", "genai", "tuned" or "eager"."""
-    precision: str
-    factory: str
-    """ "package.module:function"."""
-    title: str
-    about: str
-    options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the factory besides `threads`, `folder`, `ours` and the model's sizes."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Variables of its process."""
+    __slots__ = ()
 
     @property
-    def name(self) -> str:
-        return f"{self.runtime}-{self.precision}"
+    def runtime(self) -> str:
+        """ "ours", "genai", "tuned" or "eager"."""
+        return self.name.partition("-")[0]
+
+    @property
+    def precision(self) -> str:
+        """ "fp32", "int4", ..."""
+        return self.name.partition("-")[2]
 
 
 def subjects_for(
@@ -48,9 +44,9 @@ def subjects_for(
     found = []
     for precision in precisions:
         found += [_ours(precision, device), _genai(precision), _tuned(precision)]
-    for subject in found:
-        if subject.runtime != "ours":
-            subject.options.update(genai or {})
+    for one in found:
+        if one.runtime != "ours":
+            one.options.update(genai or {})
     return (*found, *(_eager(precision, device) for precision in eager))
 
 
@@ -61,8 +57,8 @@ def agreeing(subjects: Iterable[Subject]) -> dict[str, tuple[str, ...]]:
     on nearly the grid of ours.
     """
     by_precision: dict[str, list[Subject]] = {}
-    for subject in subjects:
-        by_precision.setdefault(subject.precision, []).append(subject)
+    for one in subjects:
+        by_precision.setdefault(one.precision, []).append(one)
     found = {}
     for group in by_precision.values():
         order = ("eager", "genai", "tuned", "ours")
@@ -73,8 +69,7 @@ def agreeing(subjects: Iterable[Subject]) -> dict[str, tuple[str, ...]]:
 
 def _ours(precision: str, device: str) -> Subject:
     return Subject(
-        runtime="ours",
-        precision=precision,
+        name=f"ours-{precision}",
         factory="bench.generation.ours:generation",
         title=f"causal-onnx {precision}",
         about=f'`export(model, path, cache=True, precision="{precision}")`, `load(path, '
@@ -85,8 +80,7 @@ def _ours(precision: str, device: str) -> Subject:
 
 def _genai(precision: str) -> Subject:
     return Subject(
-        runtime="genai",
-        precision=precision,
+        name=f"genai-{precision}",
         factory="bench.generation.genai:generation",
         title=f"onnxruntime-genai {precision}",
         about=f"built with `-p {precision}`, `intra_op_num_threads` set, past and present one "
@@ -97,8 +91,7 @@ def _genai(precision: str) -> Subject:
 
 def _tuned(precision: str) -> Subject:
     return Subject(
-        runtime="tuned",
-        precision=precision,
+        name=f"tuned-{precision}",
         factory="bench.generation.genai:generation",
         title=f"onnxruntime-genai {precision}, tuned",
         about="the same, built with `prune_lm_head=true` too, so that a prompt's last position "
@@ -114,8 +107,7 @@ def _tuned(precision: str) -> Subject:
 
 def _eager(precision: str, device: str) -> Subject:
     return Subject(
-        runtime="eager",
-        precision=precision,
+        name=f"eager-{precision}",
         factory="bench.generation.eager:generation",
         title=f"PyTorch + transformers {precision}",
         about="`LlamaForCausalLM` in `torch.inference_mode`, attention by "

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
+from bench.figures import Figure
 from bench.generation.overhead import BARE, OVERHEAD, STREAM
 from bench.generation.overhead import ROW as STEP
-from bench.generation.section import Figure, Section
+from bench.generation.section import Section
 from bench.generation.starts import OURS, TORCH
 from bench.generation.starts import ROW as START
+from bench.markdown import caution, clock_text, facts, marked, table, threads_text
 
 __all__ = ["to_markdown"]
 
 LOSS = 0.995
 """What is printed as less than 1.00."""
 
-BUSY = 0.25
-"""Load per core, before the run, from which on threads have to wait for each other."""
-
 
 def to_markdown(section: Section) -> str:
     """All tables, and what they were measured on."""
-    parts = [_facts(section), _caution(section), _subjects(section), _works(section)]
+    parts = [_facts(section), caution(section.machine), _subjects(section), _works(section)]
     parts += [_batches(section), _starts(section), _overhead(section)]
     return "\n\n".join(part for part in parts if part)
 
 
 def _facts(section: Section) -> str:
-    machine, sizes = section.machine, section.sizes
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    sizes = section.sizes
     return (
-        f"Measured {section.date}, {section.seconds / 60:.0f} minutes, at revision "
-        f"{machine['revision'] or 'unknown'}.\n"
-        f"Machine: {machine['cpu']} ({', '.join(machine['features'])}); {machine['cores']} cores; "
-        f"{machine['system']}; load {machine['load_before']} when it began; on {section.device}.\n"
-        f"Python {machine['python']}, {versions}.\n\n"
+        f"{facts(section, device=section.device)}\n\n"
         f"Model: {sizes['name']} parameters, {sizes['num_layers']} layers, width "
         f"{sizes['embed_dim']}, {sizes['num_heads']} heads of which {sizes['num_kv_heads']} for "
         f"keys and values, vocabulary {sizes['vocab_size']}, tied head, random weights."
-    )
-
-
-def _caution(section: Section) -> str:
-    load, cores = section.machine["load_before"], section.machine["cores"]
-    if load is None or load <= BUSY * cores:
-        return ""
-    return (
-        f"**The machine was busy with other work (load {load}): the times with several threads "
-        "mean little.**"
     )
 
 
@@ -77,22 +61,30 @@ def _works(section: Section) -> str:
         if not shown:
             continue
         lines = [
-            f"### {_plural(threads)}: {_clock(shown[0])}",
+            f"### {threads_text(threads).capitalize()}: {clock_text(shown[0].clock)}",
             "",
             "Tokens a second: the median over sets of fresh processes, in brackets the lowest and "
             "the highest. Then how many times faster causal-onnx is.",
             "",
-            *_head(["work", "subject", "tokens/s", *(titles[name] for name in ours)], left=2),
+            *table(
+                ["work", "subject", "tokens/s", *(titles[name] for name in ours)],
+                [
+                    [
+                        figure.row,
+                        titles[figure.subject],
+                        _value(figure),
+                        *(_faster(section, figure, own) for own in ours),
+                    ]
+                    for figure in shown
+                ],
+                left=2,
+            ),
         ]
-        for figure in shown:
-            cells = [figure.row, titles[figure.subject], _value(figure)]
-            cells += [_times_faster(section, figure, own) for own in ours]
-            lines.append(f"| {' | '.join(cells)} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _times_faster(section: Section, figure: Figure, own: str) -> str:
+def _faster(section: Section, figure: Figure, own: str) -> str:
     """Against the same precision, and against PyTorch at any."""
     runtime, _, precision = figure.subject.partition("-")
     if runtime == "ours" or (runtime != "eager" and precision != own.removeprefix("ours-")):
@@ -101,15 +93,21 @@ def _times_faster(section: Section, figure: Figure, own: str) -> str:
     if mine is None or figure.subject not in mine.better:
         return ""
     low, middle, high = mine.better[figure.subject]
-    return f"{_marked(middle)} ({low:.2f}-{high:.2f})"
+    return f"{_times(middle)} ({low:.2f}-{high:.2f})"
 
 
 def _batches(section: Section) -> str:
-    rows = [figure for figure in section.figures if figure.row.startswith("batch ")]
-    together = [figure for figure in rows if figure.subject == "together"]
+    found = [figure for figure in section.figures if figure.row.startswith("batch ")]
+    together = [figure for figure in found if figure.subject == "together"]
     if not together:
         return ""
     batch = section.batch
+    rows = []
+    for figure in together:
+        apart = section.find(figure.row, "apart", figure.threads)
+        assert apart is not None
+        cells = [figure.row.removeprefix("batch "), str(figure.threads), _value(apart)]
+        rows.append([*cells, _value(figure), _times(figure.better["apart"][1])])
     lines = [
         "### A batch",
         "",
@@ -117,14 +115,10 @@ def _batches(section: Section) -> str:
         "by causal-onnx: one `generate_batch`, or one `generate` after another; reading the "
         "prompts is part of it. Tokens a second of all rows.",
         "",
-        *_head(["precision", "threads", "one after another", "together", "times faster"]),
+        *table(
+            ["precision", "threads", "one after another", "together", "times faster"], rows, left=1
+        ),
     ]
-    for figure in together:
-        apart = section.find(figure.row, "apart", figure.threads)
-        assert apart is not None
-        cells = [figure.row.removeprefix("batch "), str(figure.threads), _value(apart)]
-        cells += [_value(figure), _marked(figure.better["apart"][1])]
-        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -133,6 +127,17 @@ def _starts(section: Section) -> str:
     if not found:
         return ""
     module = section.module
+    rows = []
+    for threads in _threads(section):
+        for unit, what in (("s", "seconds"), ("MB", "MB")):
+            own = section.find(START, OURS, threads, unit)
+            other = section.find(START, TORCH, threads, unit)
+            if own is None or other is None:
+                continue
+            name = f"{what}, {clock_text(own.clock)}" if unit == "s" else what
+            ratio = _times(own.better[TORCH][1])
+            cells = [name, str(threads), _value(other), _value(own), ratio]
+            rows.append(cells)
     lines = [
         "### A start",
         "",
@@ -141,18 +146,8 @@ def _starts(section: Section) -> str:
         "reads the weights from a mapped file into a module that is made without weights. The "
         "time begins before the first import; the memory is the most that the process held.",
         "",
-        *_head(["what", "threads", "PyTorch", "causal-onnx", "times better"]),
+        *table(["what", "threads", "PyTorch", "causal-onnx", "times better"], rows, left=1),
     ]
-    for threads in _threads(section):
-        for unit, what in (("s", "seconds"), ("MB", "MB")):
-            own = section.find(START, OURS, threads, unit)
-            other = section.find(START, TORCH, threads, unit)
-            if own is None or other is None:
-                continue
-            name = f"{what}, {_clock(own)}" if unit == "s" else what
-            ratio = _marked(own.better[TORCH][1])
-            cells = [name, str(threads), _value(other), _value(own), ratio]
-            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -178,10 +173,6 @@ def _threads(section: Section) -> list[int]:
     return sorted({figure.threads for figure in section.figures})
 
 
-def _head(cells: list[str], *, left: int = 1) -> list[str]:
-    return [f"| {' | '.join(cells)} |", f"|{'--|' * left}{'--:|' * (len(cells) - left)}"]
-
-
 def _value(figure: Figure) -> str:
     low, middle, high = (
         f"{value:.3g}" if value < 1000 else f"{value:.0f}" for value in figure.value
@@ -189,13 +180,5 @@ def _value(figure: Figure) -> str:
     return middle if figure.sets == 1 else f"{middle} ({low}-{high})"
 
 
-def _marked(ratio: float) -> str:
-    return f"**{ratio:.2f}**" if ratio < LOSS else f"{ratio:.2f}"
-
-
-def _clock(figure: Figure) -> str:
-    return "processor time" if figure.clock == "cpu" else "wall time"
-
-
-def _plural(threads: int) -> str:
-    return {1: "One thread", 2: "Two threads"}.get(threads, f"{threads} threads")
+def _times(ratio: float) -> str:
+    return marked(f"{ratio:.2f}", ratio < LOSS)

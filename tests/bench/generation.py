@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from bench.attention.cases import ModuleSizes
-from bench.generation.cases import BATCH, FULL, TINY
+from bench.figures import Figure, figures
+from bench.generation.cases import BATCH, TINY
 from bench.generation.overhead import OVERHEAD
 from bench.generation.overhead import ROW as STEP
-from bench.generation.section import Figure, Section, SubjectRow, figures
+from bench.generation.section import Section
 from bench.generation.subjects import subjects_for
+from bench.sizes import FULL, ModuleSizes
 from tests.bench.sections import MACHINE
 
 
@@ -25,7 +26,7 @@ def section(found: Sequence[Figure], *, load: float = 0.1) -> Section:
         tiny=asdict(TINY),
         module=asdict(ModuleSizes()),
         batch=asdict(BATCH),
-        subjects=[SubjectRow(name=s.name, title=s.title, about=s.about) for s in subjects],
+        subjects=[one.row for one in subjects],
         graphs={"ours-int4": "11 products of 4 bits"},
         errors={"ours-fp32": 1e-6},
         figures=found,

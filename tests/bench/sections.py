@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bench.attention.section import LeftOut, MemoryRow, Section, SubjectRow, TimeRow
+from bench.attention.section import LeftOut, MemoryRow, Section, TimeRow
 from bench.rounds import Clock
+from bench.subject import SubjectRow
 
 MACHINE = {
     "cpu": "Some Processor",

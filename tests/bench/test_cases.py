@@ -7,12 +7,11 @@ from bench.attention.cases import (
     BATCHES,
     LENGTHS,
     Case,
-    ModuleSizes,
-    clock_of,
     default_cases,
     make_input,
     memory_cases,
 )
+from bench.sizes import ModuleSizes
 
 
 def test_the_default_run_goes_to_8192_and_leaves_out_only_batch_8_there() -> None:
@@ -46,7 +45,3 @@ def test_work_grows_with_the_square_of_long_lengths() -> None:
     ratio = Case(batch=1, seq=200_000).flops(sizes) / Case(batch=1, seq=100_000).flops(sizes)
     assert ratio == pytest.approx(4, rel=1e-3)
     assert Case(batch=8, seq=5).flops(sizes) == 8 * Case(batch=1, seq=5).flops(sizes)
-
-
-def test_one_thread_is_measured_in_processor_time() -> None:
-    assert [clock_of(threads) for threads in (1, 2, 4)] == ["cpu", "wall", "wall"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,10 +11,12 @@ import pytest
 
 from bench.agreement import DisagreementError
 from bench.decode import __main__ as command
-from bench.decode.cases import FULL, SMALL, Step, default_steps
+from bench.decode.cases import Step, default_steps
 from bench.decode.run import Plan, run
-from bench.decode.section import Section, StepRow, to_markdown
+from bench.decode.section import Section, to_markdown
+from bench.figures import figures
 from bench.rounds import RoundPolicy
+from bench.sizes import FULL, SMALL
 
 POLICY = RoundPolicy(at_least=3, at_most=3, at_least_slow=3)
 
@@ -27,10 +30,7 @@ class MadeUpWorker:
     def __init__(self, factory: str, *, name: str, **_: Any) -> None:
         self.name = name
 
-    def __enter__(self) -> MadeUpWorker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         pass
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -56,36 +56,38 @@ def plan(folder: Path) -> Plan:
 def test_the_ratio_is_ours_over_the_builders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.decode.run.Worker", MadeUpWorker)
-    (row,) = run(plan(tmp_path)).rows
-    assert row.ratio == pytest.approx((0.5, 0.5, 0.5))
-    assert (row.reference_s, row.ours_s, row.processes) == (2e-3, 1e-3, 2)
+    monkeypatch.setattr("bench.subject.Worker", MadeUpWorker)
+    section = run(plan(tmp_path))
+    built, ours = section.figures
+    assert built.better["ours"] == pytest.approx((0.5, 0.5, 0.5))
+    assert (built.value[1], ours.value[1], ours.sets) == (2e-3, 1e-3, 2)
+    assert section.errors == {"1 after 5": 0.0}
+    assert Section.from_dict(json.loads(json.dumps(section.to_dict()))) == section
 
 
 def test_graphs_that_disagree_are_not_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.decode.run.Worker", MadeUpWorker)
+    monkeypatch.setattr("bench.subject.Worker", MadeUpWorker)
     monkeypatch.setattr(MadeUpWorker, "logits", {"built": 1.0, "ours": 1.001})
     with pytest.raises(DisagreementError, match="ours at 1 after 5 differs"):
         run(plan(tmp_path))
 
 
 def section(ratio: float) -> Section:
-    row = StepRow(
-        past_seq=5,
-        seq=1,
-        threads=1,
-        clock="cpu",
-        processes=3,
-        reference_s=2e-3,
-        ours_s=2e-3 * ratio,
-        ratio=(ratio, ratio, ratio),
-        error=0.0,
-    )
+    step = Step(past_seq=5, seq=1)
+    sets = [{"built": [2e-3], "ours": [2e-3 * ratio]}] * 3
     machine = {"versions": {}, "revision": None, "cpu": "a cpu", "cores": 2, "load_before": 0.1}
     sizes = {name: getattr(SMALL, name) for name in SMALL.__dataclass_fields__}
-    return Section(date="2026-11-24", seconds=60.0, machine=machine, sizes=sizes, rows=[row])
+    return Section(
+        date="2026-11-24",
+        seconds=60.0,
+        machine=machine,
+        sizes=sizes,
+        steps=[step],
+        figures=figures(str(step), sets, threads=1, clock="cpu", amount=1.0, unit="s"),
+        errors={},
+    )
 
 
 @pytest.mark.parametrize(

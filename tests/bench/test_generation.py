@@ -10,20 +10,21 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from bench.agreement import DisagreementError
+from bench.agreement import DisagreementError, check_tokens
 from bench.client import ROOT
+from bench.figures import figures
 from bench.generation import __main__ as command
 from bench.generation import files, ours
-from bench.generation.cases import SMALL, TINY, Batch, Work, as_small_as
-from bench.generation.compare import check_tokens
+from bench.generation.cases import TINY, Batch, Work, as_small_as
 from bench.generation.files import Files, source_digest
 from bench.generation.graphs import describe_graph
 from bench.generation.run import Plan, Runner
-from bench.generation.section import Section, figures
+from bench.generation.section import Section
 from bench.generation.subjects import agreeing, subjects_for
 from bench.generation.table import to_markdown
 from bench.progress import Progress
 from bench.rounds import RoundPolicy
+from bench.sizes import SMALL
 from tests.bench.generation import overhead, section, work
 from tests.runtime.artifacts import fixture
 from tests.runtime.language import CONTEXT, VOCAB, language_model
@@ -98,10 +99,7 @@ class MadeUpWorker:
     def __init__(self, factory: str, *, name: str, **_: Any) -> None:
         self.name = name
 
-    def __enter__(self) -> MadeUpWorker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         pass
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
@@ -113,7 +111,7 @@ class MadeUpWorker:
 
 
 def runner(folder: Path, monkeypatch: pytest.MonkeyPatch, *works: Work) -> Runner:
-    monkeypatch.setattr("bench.generation.run.Worker", MadeUpWorker)
+    monkeypatch.setattr("bench.subject.Worker", MadeUpWorker)
     plan = Plan(sizes=TINY, folder=folder, works=works, sets=2, policy=POLICY)
     made = Files(peers=folder, ours=folder, tiny=folder, module=folder)
     return Runner(plan, made, Progress(1.0, 1))
@@ -184,11 +182,12 @@ def test_our_subject_reads_and_chooses_what_the_model_does(tmp_path: Path) -> No
 
 
 def test_our_batch_is_the_same_together_and_apart(tmp_path: Path) -> None:
-    prepare = ours.batch(**options(tmp_path))
     batch = {"rows": 3, "prompt": 4, "new": 6}
-    together = prepare({**batch, "together": True})()
+    together, apart = (
+        ours.batch(**options(tmp_path), together=value)(batch)() for value in (True, False)
+    )
     assert together.shape == (3, 6)
-    assert (together == prepare({**batch, "together": False})()).all()
+    assert (together == apart).all()
 
 
 def test_files_are_kept_until_the_sources_change(tmp_path: Path) -> None:

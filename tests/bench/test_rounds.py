@@ -6,7 +6,15 @@ from itertools import count
 
 import pytest
 
-from bench.rounds import RoundPolicy, Turn, calls_per_turn, is_settled, rotated, run_rounds
+from bench.rounds import (
+    RoundPolicy,
+    Turn,
+    calls_per_turn,
+    clock_of,
+    is_settled,
+    rotated,
+    run_rounds,
+)
 
 NAMES = ["a", "b", "c"]
 
@@ -131,3 +139,7 @@ def test_settled_means_every_ratio_not_every_time() -> None:
 
 def test_a_turn_is_its_median_call() -> None:
     assert Turn.of([3.0, 1.0, 2.0], [30.0, 10.0, 20.0]) == Turn(wall=2.0, cpu=20.0)
+
+
+def test_one_thread_is_measured_in_processor_time() -> None:
+    assert [clock_of(threads) for threads in (1, 2, 4)] == ["cpu", "wall", "wall"]

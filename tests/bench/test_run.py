@@ -10,19 +10,20 @@ import pytest
 from bench import resident
 from bench.agreement import DisagreementError
 from bench.attention import run as run_module
-from bench.attention.cases import Case, ModuleSizes
+from bench.attention.cases import Case
 from bench.attention.run import Plan, run
 from bench.attention.section import Section
-from bench.attention.subjects import SubjectInfo
 from bench.client import WorkerError
 from bench.memory import Footprint
 from bench.rounds import RoundPolicy
+from bench.sizes import ModuleSizes
+from bench.subject import Subject
 
 POLICY = RoundPolicy(at_least=3, at_most=3, turn_s=0.001)
 
 
-def subject(name: str, factory: str) -> SubjectInfo:
-    return SubjectInfo(name=name, title=name, about="", factory=f"tests.bench.subjects:{factory}")
+def subject(name: str, factory: str) -> Subject:
+    return Subject(name=name, title=name, about="", factory=f"tests.bench.subjects:{factory}")
 
 
 REFERENCE = subject("eager", "right")
@@ -31,7 +32,7 @@ REFERENCE = subject("eager", "right")
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """One case and the reference alone, with nothing exported."""
-    monkeypatch.setattr(run_module, "make_files", lambda folder, sizes: None)
+    monkeypatch.setattr(run_module, "job", lambda name, **arguments: None)
     return Plan(
         cases=[Case(batch=2, seq=3)],
         threads=[1],
@@ -92,6 +93,12 @@ def test_a_subject_that_dies_in_its_turn_does_not_stop_the_others(plan: Plan) ->
     assert shapes_timed(section, "other") == [(2, 3)]
     assert shapes_timed(section, "dying") == []
     assert section.left_out[0].reason == "dying: the process ended with code 3"
+
+
+def test_a_reference_that_dies_in_its_turn_ends_the_run(plan: Plan) -> None:
+    dying = subject("eager", "dies_when_timed")
+    with pytest.raises(WorkerError, match="eager: the process ended with code 3"):
+        run(replace(plan, subjects=[dying, subject("ours", "right")]))
 
 
 def test_without_a_reference_there_is_nothing_to_measure(plan: Plan) -> None:
