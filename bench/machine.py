@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.resident import field_bytes
+from causal_onnx.cli.machine import load_average, processor
 from causal_onnx.runtime.threads import available_cores
 
 __all__ = ["describe_machine"]
@@ -29,31 +29,18 @@ def describe_machine(distributions: Sequence[str]) -> dict[str, Any]:
 
     What the system does not tell is None.
     """
-    model, flags = _processor()
+    name, flags = processor()
     return {
-        "cpu": model or platform.processor() or platform.machine(),
-        "features": [name for name in FEATURES if name in flags],
+        "cpu": name,
+        "features": [feature for feature in FEATURES if feature in flags],
         "cores": available_cores(),
         "memory_bytes": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load_before": load_average(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in distributions},
         "revision": _revision(),
     }
-
-
-def _processor() -> tuple[str, set[str]]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "", set()
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())
-    flags = fields.get("flags", fields.get("Features", ""))
-    return fields.get("model name", ""), set(flags.split())
 
 
 def _memory() -> int | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from bench.client import Worker
 
-__all__ = ["LEAST_BYTES", "Footprint", "fits", "measure_footprint", "predict_extra"]
+__all__ = ["LEAST_BYTES", "fits", "measure_footprint", "predict_extra"]
 
 MARGIN = 0.9
 """Part of the available memory that a case may take; the rest is for what else goes on."""
@@ -18,22 +17,10 @@ LEAST_BYTES = 4_000_000
 """Below it pages and allocators round, and neither ratios nor predictions say anything."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Footprint:
-    """Resident memory of one process, in bytes."""
-
-    loaded_bytes: int
-    """After loading, a first small call, and making the input of the case."""
-    peak_bytes: int
-    """The most at once over the whole life of the process."""
-    extra_bytes: int
-    """The most at once during the case's call, less `loaded_bytes`."""
-
-
 def measure_footprint(
     start: Callable[[], Worker], *, case: Mapping[str, Any], settle: Mapping[str, Any]
-) -> Footprint:
-    """Measure in a process of its own.
+) -> dict[str, int]:
+    """Measure in a process of its own: the fields of a `MemoryRow` that are in bytes.
 
     Args:
         start: Starts the worker.
@@ -44,7 +31,7 @@ def measure_footprint(
         WorkerError: The subject failed or the process died.
     """
     with start() as worker:
-        return Footprint(**worker.ask("memory", case=dict(case), settle=dict(settle)))
+        return worker.ask("memory", case=dict(case), settle=dict(settle))
 
 
 def predict_extra(known: Mapping[int, int], seq: int) -> int:

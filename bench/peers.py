@@ -36,8 +36,8 @@ def install_peers(requirements: Path = REQUIREMENTS, folder: Path = PEERS) -> No
     stamp.write_text(wanted, encoding="utf-8")
 
 
-def run_quietly(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Run a command in the project's folder; what it says is told only when it fails.
+def run_quietly(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Run a command in the project's folder, and give what it printed.
 
     Raises:
         RuntimeError: It failed; carries what it said last.
@@ -48,6 +48,7 @@ def run_quietly(command: Sequence[str], environment: Mapping[str, str]) -> None:
     if done.returncode:
         tail = "\n".join((done.stderr or done.stdout).splitlines()[-5:])
         raise RuntimeError(f"{' '.join(command[1:4])} failed with code {done.returncode}:\n{tail}")
+    return done.stdout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

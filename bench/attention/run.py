@@ -183,7 +183,7 @@ class _Runner:
             self._leave_out(subject.name, "memory", case, 1, str(error), has_failed=True)
             return
         self.memory.append(
-            MemoryRow(subject=subject.name, batch=case.batch, seq=case.seq, **asdict(footprint))
+            MemoryRow(subject=subject.name, batch=case.batch, seq=case.seq, **footprint)
         )
 
     def _that_fit(self, case: Case, threads: int) -> list[str]:

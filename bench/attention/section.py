@@ -43,8 +43,11 @@ class MemoryRow:
     batch: int
     seq: int
     loaded_bytes: int
+    """After loading, a first small call, and making the input of the case."""
     peak_bytes: int
+    """The most at once over the whole life of the process."""
     extra_bytes: int
+    """The most at once during the case's call, less `loaded_bytes`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

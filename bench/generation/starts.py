@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from bench.agreement import check_agreement
-from bench.client import ROOT, WorkerError, worker_environment
+from bench.client import worker_environment
 from bench.figures import Figure, figures
+from bench.peers import run_quietly
 from bench.rounds import clock_of, rotated
 
 __all__ = ["OURS", "ROW", "TORCH", "measure_starts"]
@@ -31,7 +31,7 @@ def measure_starts(
 
     Raises:
         DisagreementError: The two give different outputs.
-        WorkerError: A process failed.
+        RuntimeError: A process failed; carries what it said last.
     """
     paths = {OURS: artifact, TORCH: weights}
     clock = clock_of(threads)
@@ -54,16 +54,7 @@ def measure_starts(
 def _start(name: str, path: Path, threads: int, output: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.generation.start"]
     command += [name, str(path.resolve()), str(threads), str(output.resolve())]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=worker_environment(threads),
-        capture_output=True,
-        text=True,
-        check=False,
+    found: dict[str, Any] = json.loads(
+        run_quietly(command, worker_environment(threads)).splitlines()[-1]
     )
-    if done.returncode:
-        tail = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise WorkerError(f"the start of {name} ended with code {done.returncode}: {tail}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

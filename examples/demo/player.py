@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Run", "parse_arguments", "peak_memory_bytes", "play"]
+from causal_onnx.cli.resident import peak_bytes
+
+__all__ = ["Run", "parse_arguments", "play"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +100,7 @@ def play(
         tokens=len(text.encode()),
         startup_s=first - started,
         tokens_per_s=after_first / (last - first) if after_first else 0.0,
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=_peak_memory_bytes(),
         packages=_imported_packages(),
         refused=refused or {},
     )
@@ -106,18 +108,11 @@ def play(
         args.figures.write_text(json.dumps(asdict(run), indent=2), encoding="utf-8")
 
 
-def peak_memory_bytes() -> int:
-    """The largest resident set that this process has had."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        import resource  # noqa: PLC0415 - missing on Windows, unneeded on Linux
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    # Not ru_maxrss: on Linux that starts from the size of the process that started this one.
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
+def _peak_memory_bytes() -> int:
+    peak = peak_bytes()
+    if peak is None:
+        raise RuntimeError(f"{sys.platform} does not tell how much memory a process held")
+    return peak
 
 
 def _imported_packages() -> list[str]:

@@ -14,7 +14,6 @@ from bench.attention.cases import Case
 from bench.attention.run import Plan, run
 from bench.attention.section import Section
 from bench.client import WorkerError
-from bench.memory import Footprint
 from bench.rounds import RoundPolicy
 from bench.sizes import ModuleSizes
 from bench.subject import Subject
@@ -119,8 +118,9 @@ def test_memory_is_measured_per_subject(plan: Plan) -> None:
 def test_what_does_not_fit_the_machine_is_left_out(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def footprint(start: object, *, case: dict[str, int], settle: object) -> Footprint:
-        return Footprint(loaded_bytes=0, peak_bytes=0, extra_bytes=case["seq"] ** 2 * 4 * 10**6)
+    def footprint(start: object, *, case: dict[str, int], settle: object) -> dict[str, int]:
+        extra = case["seq"] ** 2 * 4 * 10**6
+        return {"loaded_bytes": 0, "peak_bytes": 0, "extra_bytes": extra}
 
     monkeypatch.setattr(run_module, "measure_footprint", footprint)
     monkeypatch.setattr(resident, "is_supported", lambda: True)

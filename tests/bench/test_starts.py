@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench import peers
 from bench.agreement import DisagreementError
-from bench.client import WorkerError
 from bench.generation import ours, overhead, starts
 from bench.generation.cases import TINY
 from bench.rounds import RoundPolicy
@@ -36,7 +36,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *, torch_output: float = 1.0) -> li
         said = {"wall_s": scale, "cpu_s": 2 * scale, "peak_bytes": 50e6 * scale}
         return SimpleNamespace(returncode=0, stdout=f"noise\n{json.dumps(said)}\n", stderr="")
 
-    monkeypatch.setattr(starts.subprocess, "run", run)
+    monkeypatch.setattr(peers.subprocess, "run", run)
     return started
 
 
@@ -62,8 +62,9 @@ def test_starts_that_give_other_outputs_are_no_starts(
 
 def test_a_start_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = subprocess.CompletedProcess([], 1, "", "Traceback\nImportError: no torch\n")
-    monkeypatch.setattr(starts.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(WorkerError, match="the start of ours ended with code 1: ImportError: no"):
+    monkeypatch.setattr(peers.subprocess, "run", lambda *_, **__: failed)
+    said = r"-m bench.generation.start ours failed with code 1:\nTraceback\nImportError: no torch"
+    with pytest.raises(RuntimeError, match=said):
         starts.measure_starts(tmp_path, tmp_path, tmp_path, threads=1, rounds=1)
 
 

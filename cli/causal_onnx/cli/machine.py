@@ -8,10 +8,17 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from causal_onnx.cli.proof import describe_machine
+from causal_onnx.runtime.ort import installed_wheels
 from causal_onnx.runtime.threads import available_cores
 
-__all__ = ["Machine", "this_machine"]
+__all__ = [
+    "Machine",
+    "describe_machine",
+    "load_average",
+    "now_text",
+    "processor",
+    "this_machine",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,17 +46,43 @@ class Machine:
 def this_machine(threads: int | None) -> Machine:
     """Look at this machine, before it is given work."""
     return Machine(
-        processor=_processor(),
+        processor=processor()[0],
         system=describe_machine(threads),
-        load_before=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        when=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        load_before=load_average(),
+        when=now_text(),
     )
 
 
-def _processor() -> str:
+def describe_machine(threads: int | None) -> str:
+    """System, processor, threads and onnxruntime, on one line."""
+    wheels = ", ".join(f"{name} {version}" for name, version in installed_wheels().items())
+    count = threads or available_cores()
+    return (
+        f"{platform.system()} {platform.machine()}, {count} thread{'' if count == 1 else 's'}, "
+        f"{wheels}, Python {platform.python_version()}"
+    )
+
+
+def now_text() -> str:
+    """The time by this machine's clock."""
+    return datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+def load_average() -> float | None:
+    """Processes that wait for a processor, over a minute; None: the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def processor() -> tuple[str, set[str]]:
+    """The processor's name, and its features where the system tells them."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        text = ""
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip(), value.strip())
+    flags = fields.get("flags", fields.get("Features", ""))
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return name, set(flags.split())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from causal_onnx.cli.certificate import Certificate, read_certificate
+from causal_onnx.cli.machine import describe_machine, now_text
 from causal_onnx.cli.timing import Timing, default_lengths, time_lengths
 from causal_onnx.runtime import (
     Artifact,
@@ -21,8 +20,6 @@ from causal_onnx.runtime import (
     load,
     read_artifact,
 )
-from causal_onnx.runtime.ort import installed_wheels
-from causal_onnx.runtime.threads import available_cores
 
 __all__ = ["Proof", "gather"]
 
@@ -118,15 +115,5 @@ def gather(
         left_out=tuple(left_out),
         device=model.device,
         machine=describe_machine(threads),
-        when=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-    )
-
-
-def describe_machine(threads: int | None) -> str:
-    """System, processor, threads and onnxruntime, on one line."""
-    wheels = ", ".join(f"{name} {version}" for name, version in installed_wheels().items())
-    count = threads or available_cores()
-    return (
-        f"{platform.system()} {platform.machine()}, {count} thread{'' if count == 1 else 's'}, "
-        f"{wheels}, Python {platform.python_version()}"
+        when=now_text(),
     )

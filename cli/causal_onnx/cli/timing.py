@@ -14,7 +14,7 @@ from causal_onnx.runtime.workload import make_request
 if TYPE_CHECKING:
     from causal_onnx.runtime import Contract, Model
 
-__all__ = ["Timing", "default_lengths", "time_lengths"]
+__all__ = ["Timing", "default_lengths", "time_lengths", "too_long"]
 
 SECONDS_PER_LENGTH = 0.4
 MAX_RUNS = 100
@@ -91,9 +91,13 @@ def _reason_to_skip(contract: Contract, seq: int, before: Timing | None) -> str 
     )
     if size_bytes > MAX_OUTPUT_BYTES:
         return f"its outputs would take {size_bytes / 2**30:.1f} GiB"
-    if before is not None:
-        # Attention's own cost grows with the square of the length.
-        likely_s = before.median_ms / 1e3 * (seq / before.seq) ** 2
-        if likely_s > MAX_CALL_S:
-            return f"a call may take {likely_s:.0f} s"
-    return None
+    return None if before is None else too_long(seq, before.seq, before.median_ms)
+
+
+def too_long(seq: int, seq_before: int, ms_before: float) -> str | None:
+    """Why not to time a length, after a shorter one; None: there is no reason.
+
+    Attention's own cost grows with the square of the length.
+    """
+    likely_s = ms_before / 1e3 * (seq / seq_before) ** 2
+    return f"a call may take {likely_s:.0f} s" if likely_s > MAX_CALL_S else None

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from causal_onnx.cli.errors import CommandError
+from causal_onnx.cli.resident import peak_bytes
 from causal_onnx.runtime import load
 from causal_onnx.runtime.workload import Workload
 
-__all__ = ["Memory", "measure_memory", "peak_bytes"]
+__all__ = ["Memory", "measure_memory"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,22 +56,6 @@ def measure_memory(
         raise CommandError(f"the process that measures memory failed: {lines[-1]}")
     found = json.loads(done.stdout)
     return None if found is None else Memory(**found)
-
-
-def peak_bytes() -> int | None:
-    """The most memory that this process had at once; None where the system does not tell."""
-    try:
-        # Not ru_maxrss: on Linux it begins with what the parent held.
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    if sys.platform != "darwin":
-        return None
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def main(orders: str) -> None:

@@ -11,7 +11,7 @@ from causal_onnx.cli.bench.memory import Memory, measure_memory
 from causal_onnx.cli.bench.rates import Rates, measure_rates
 from causal_onnx.cli.errors import CommandError
 from causal_onnx.cli.machine import Machine, this_machine
-from causal_onnx.cli.timing import default_lengths
+from causal_onnx.cli.timing import default_lengths, too_long
 from causal_onnx.runtime import Model, load
 from causal_onnx.runtime.profile import Profile, profile_all
 from causal_onnx.runtime.profile.clock import CallTimes, time_calls
@@ -21,8 +21,6 @@ __all__ = ["BenchCase", "BenchResult", "measure"]
 
 Tell = Callable[[str, float], None]
 
-MAX_CALL_S = 3.0
-"""A length that nobody asked for is left out where its call is likely to take longer."""
 MOST_PROFILED = 5
 
 
@@ -197,10 +195,9 @@ def _times(
     for index, seq in enumerate(lengths):
         tell(f"{kind} {seq}", index / len(lengths) / 2)
         if timed and not asked:
-            # Attention's own cost grows with the square of the length.
-            likely_s = timed[-1][2].wall_ms / 1e3 * (seq / timed[-1][1][1]) ** 2
-            if likely_s > MAX_CALL_S:
-                left_out.append(f"length {seq}: a call may take {likely_s:.0f} s; ask by --lengths")
+            _, (_, seq_before, _), before = timed[-1]
+            if reason := too_long(seq, seq_before, before.wall_ms):
+                left_out.append(f"length {seq}: {reason}; ask by --lengths")
                 continue
         work = Workload(model, batch=batch, seq=seq)
         timed.append((kind, (batch, seq, 0), time_calls(work)))
