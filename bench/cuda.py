@@ -18,8 +18,7 @@ from bench.command import one_line_errors
 from bench.generation.run import Plan, run
 from bench.generation.subjects import subjects_for
 from bench.generation.table import to_markdown
-from bench.readme import rewrite_page
-from bench.results import write_section
+from bench.readme import publish
 from bench.rounds import RoundPolicy
 from bench.sizes import FULL, SMALL
 
@@ -105,12 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = find_gpu()
     folder.mkdir(parents=True, exist_ok=True)
     section = run(make_plan(device, full=arguments.full, folder=folder))
-    text = to_markdown(section)
-    write_section(folder / "results.json", SECTION, section.to_dict())
-    if arguments.full and arguments.out is None:
-        write_section(PAGE / "results.json", SECTION, section.to_dict())
-        rewrite_page(PAGE / "README.md", SECTION, text)
-    print(text)
+    page = PAGE if arguments.full and arguments.out is None else None
+    publish(SECTION, section, to_markdown(section), folder, page=page)
     return 0
 
 

@@ -4,7 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["replace_between_markers", "rewrite_page"]
+from bench.results import Section, write_section
+
+__all__ = ["publish", "replace_between_markers", "rewrite_page"]
+
+
+def publish(name: str, section: Section, text: str, folder: Path, *, page: Path | None) -> None:
+    """Print what a run found and write its figures, also beside a page that shows the text.
+
+    Args:
+        name: Of the section.
+        section: The figures.
+        text: The same as Markdown.
+        folder: Of the run's files.
+        page: The folder of the page, for whole runs; None: a run that may not replace its tables.
+    """
+    written = [folder / "results.json"]
+    write_section(written[0], name, section.to_dict())
+    if page is not None:
+        written += [page / "results.json", page / "README.md"]
+        write_section(written[1], name, section.to_dict())
+        rewrite_page(written[2], name, text)
+    print(text)
+    print(f"\nwrote {', '.join(str(path) for path in written)}")
 
 
 def rewrite_page(path: Path, section: str, content: str) -> None:

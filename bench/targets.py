@@ -41,6 +41,9 @@ GENAI = {
 MODULE = "attention, dim 768, 12 heads, batch 1"
 MODEL = "Llama-style 135M"
 
+Bounds = tuple[float, float | None]
+"""At least, and the aim where there is one."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
@@ -137,49 +140,21 @@ def _module_rows(section: attention.Section | None) -> list[Target]:
         other = section.footprint(base, 1, 8192) if section else None
         return {"": other.extra_bytes / own.extra_bytes} if own and other else {}
 
-    eager = "PyTorch eager SDPA"
-    rows = [
-        Target(
-            work=f"{MODULE}, lengths 1 to 512",
-            against=eager,
-            at_least=1.0,
-            aim=1.0,
-            found=worst("eager", lambda seq: seq <= 512),
+    rows = []
+    for against, base, bounds in (
+        ("PyTorch eager SDPA", "eager", ((1.0, 1.0), (0.8, 1.0))),
+        *(
+            (f"plain `torch.onnx.export`, opset {opset}", f"plain{opset}", ((1.0, 1.0), (1.5, 2.5)))
+            for opset in (20, 24)
         ),
-        Target(
-            work="the same, 1024 to 8192",
-            against=eager,
-            at_least=0.8,
-            aim=1.0,
-            found=worst("eager", lambda seq: seq > 512),
-        ),
-    ]
-    for opset in (20, 24):
-        against = f"plain `torch.onnx.export`, opset {opset}"
-        base = f"plain{opset}"
-        rows += [
-            Target(
-                work="the same, 1 to 512",
-                against=against,
-                at_least=1.0,
-                aim=1.0,
-                found=worst(base, lambda seq: seq <= 512),
-            ),
-            Target(
-                work="the same, 1024 to 8192",
-                against=against,
-                at_least=1.5,
-                aim=2.5,
-                found=worst(base, lambda seq: seq > 512),
-            ),
-            Target(
-                work="the same, extra memory at 8192",
-                against=against,
-                at_least=4.0,
-                aim=10.0,
-                found=smaller(base),
-            ),
-        ]
+    ):
+        work = "the same," if rows else f"{MODULE}, lengths"
+        short, long = (worst(base, keep) for keep in (lambda n: n <= 512, lambda n: n > 512))
+        rows.append(_target(f"{work} 1 to 512", against, bounds[0], short))
+        rows.append(_target("the same, 1024 to 8192", against, bounds[1], long))
+        if base != "eager":
+            work = "the same, extra memory at 8192"
+            rows.append(_target(work, against, (4.0, 10.0), smaller(base)))
     return rows
 
 
@@ -195,70 +170,49 @@ def _model_rows(section: generation.Section | None) -> list[Target]:
         return found
 
     rows = []
-    prefills = [work for work in WORKS if work.kind == "prefill"]
     decode = next(work for work in WORKS if work.kind == "decode")
-    bounds: dict[tuple[str, str], tuple[float, float | None]] = {
+    bounds: dict[tuple[str, str], Bounds] = {
         ("prefill", "fp32"): (1.3, 2.0),
         ("prefill", "int4"): (1.3, 2.0),
         ("decode", "fp32"): (1.0, None),
         ("decode", "int4"): (1.0, 1.3),
     }
-    for work in (*prefills, decode):
+    for work in (*(work for work in WORKS if work.kind == "prefill"), decode):
         for precision in ("fp32", "int4"):
-            at_least, aim = bounds[work.kind, precision]
-            rows += [
-                Target(
-                    work=f"{MODEL}, {work}, {precision}",
-                    against=f"onnxruntime-genai {precision}, {how}",
-                    at_least=at_least,
-                    aim=aim,
-                    found=better(str(work), f"ours-{precision}", f"{runtime}-{precision}"),
-                )
-                for runtime, how in GENAI.items()
-            ]
-    eager: dict[str, tuple[float, float | None]] = {"fp32": (1.4, None), "int4": (3.0, 5.0)}
-    for precision, (at_least, aim) in eager.items():
-        rows.append(
-            Target(
-                work=f"{MODEL}, {decode}, {precision}",
-                against="PyTorch + transformers fp32",
-                at_least=at_least,
-                aim=aim,
-                found=better(str(decode), f"ours-{precision}", "eager-fp32"),
-            )
-        )
+            for runtime, how in GENAI.items():
+                found = better(str(work), f"ours-{precision}", f"{runtime}-{precision}")
+                what = f"{MODEL}, {work}, {precision}"
+                against = f"onnxruntime-genai {precision}, {how}"
+                rows.append(_target(what, against, bounds[work.kind, precision], found))
+    eager: dict[str, Bounds] = {"fp32": (1.4, None), "int4": (3.0, 5.0)}
+    for precision, bound in eager.items():
+        found = better(str(decode), f"ours-{precision}", "eager-fp32")
+        what = f"{MODEL}, {decode}, {precision}"
+        rows.append(_target(what, "PyTorch + transformers fp32", bound, found))
     for precision in ("fp32", "int4"):
-        rows.append(
-            Target(
-                work=f"{MODEL}, batch of 8 together, {precision}",
-                against="one after another",
-                at_least=3.0,
-                aim=6.0,
-                found=better(f"batch {precision}", "together", "apart"),
-            )
-        )
-    for unit, what, at_least, aim in (("s", "time", 5.0, 10.0), ("MB", "memory", 3.0, None)):
-        rows.append(
-            Target(
-                work=f"import, load, first output of the module: {what}",
-                against="PyTorch doing the same",
-                at_least=at_least,
-                aim=aim,
-                found=better(START, OURS, TORCH, unit),
-            )
-        )
+        found = better(f"batch {precision}", "together", "apart")
+        what = f"{MODEL}, batch of 8 together, {precision}"
+        rows.append(_target(what, "one after another", (3.0, 6.0), found))
+    starts: dict[str, tuple[str, Bounds]] = {
+        "s": ("time", (5.0, 10.0)),
+        "MB": ("memory", (3.0, None)),
+    }
+    for unit, (name, bound) in starts.items():
+        found = better(START, OURS, TORCH, unit)
+        what = f"import, load, first output of the module: {name}"
+        rows.append(_target(what, "PyTorch doing the same", bound, found))
     added = section.find(STEP, OVERHEAD, 1) if section else None
-    rows.append(
-        Target(
-            work="Python's part of a decode step",
-            against="the bare session run",
-            at_least=150.0,
-            aim=50.0,
-            found={} if added is None else {"": added.value[1]},
-            unit="us",
-        )
-    )
+    found = {} if added is None else {"": added.value[1]}
+    what = "Python's part of a decode step"
+    rows.append(_target(what, "the bare session run", (150.0, 50.0), found, unit="us"))
     return rows
+
+
+def _target(
+    work: str, against: str, bounds: Bounds, found: Mapping[str, float], *, unit: str = "x"
+) -> Target:
+    at_least, aim = bounds
+    return Target(work=work, against=against, at_least=at_least, aim=aim, found=found, unit=unit)
 
 
 def _where(threads: int) -> str:

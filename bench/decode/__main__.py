@@ -12,7 +12,7 @@ from bench.command import one_line_errors, positive
 from bench.decode.cases import Step, default_steps
 from bench.decode.run import Plan, run
 from bench.decode.section import to_markdown
-from bench.results import write_section
+from bench.readme import publish
 from bench.rounds import RoundPolicy
 from bench.sizes import FULL, SMALL
 
@@ -41,9 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keeps_files=arguments.keep,
     )
     section = run(plan)
-    write_section(plan.folder / "results.json", SECTION, section.to_dict())
-    print(to_markdown(section))
-    print(f"\nwrote {plan.folder / 'results.json'}")
+    publish(SECTION, section, to_markdown(section), plan.folder, page=None)
     return 0
 
 

@@ -12,10 +12,8 @@ from bench.client import ROOT
 from bench.command import one_line_errors, positive
 from bench.generation.cases import TINY, WORKS, Batch, Work, as_small_as
 from bench.generation.run import Plan, run
-from bench.generation.section import Section
 from bench.generation.table import to_markdown
-from bench.readme import rewrite_page
-from bench.results import write_section
+from bench.readme import publish
 from bench.rounds import RoundPolicy
 from bench.sizes import FULL, SMALL
 
@@ -44,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.full and not arguments.quick and arguments.out is None and not arguments.threads
     )
     section = run(plan)
-    _write(section, plan.folder, has_page=is_whole)
+    page = PAGE if is_whole else None
+    publish(SECTION, section, to_markdown(section), plan.folder, page=page)
     return 0
 
 
@@ -66,19 +65,6 @@ def _plan(arguments: argparse.Namespace) -> Plan:
             overhead_rounds=5,
         )
     return plan
-
-
-def _write(section: Section, folder: Path, *, has_page: bool) -> None:
-    """Write the figures; only a whole run may replace the page's tables."""
-    text = to_markdown(section)
-    written = [folder / "results.json"]
-    write_section(written[0], SECTION, section.to_dict())
-    if has_page:
-        written += [PAGE / "results.json", PAGE / "README.md"]
-        write_section(written[1], SECTION, section.to_dict())
-        rewrite_page(written[2], SECTION, text)
-    print(text)
-    print(f"\nwrote {', '.join(str(path) for path in written)}")
 
 
 def _parser() -> argparse.ArgumentParser:
