@@ -140,7 +140,7 @@ def _module_rows(section: attention.Section | None) -> list[Target]:
         other = section.footprint(base, 1, 8192) if section else None
         return {"": other.extra_bytes / own.extra_bytes} if own and other else {}
 
-    rows = []
+    rows: list[Target] = []
     for against, base, bounds in (
         ("PyTorch eager SDPA", "eager", ((1.0, 1.0), (0.8, 1.0))),
         *(

@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from causal_onnx.cli.markup import Markup, element
-from causal_onnx.cli.timing import Timing
 
-__all__ = ["Axis", "Frame", "Point", "document", "latency_chart", "line_chart", "time_text"]
+__all__ = ["Axis", "Frame", "Point", "document", "latency_chart", "line_chart"]
 
 DIGIT, LINE = 7.0, 12.0
 """Width and height that a digit of a number takes."""
@@ -157,16 +156,18 @@ def document(*parts: Markup, width: float, height: float, style: str) -> str:
     return f"{svg}\n"
 
 
-def latency_chart(timings: Sequence[Timing]) -> Markup:
-    """A line through the median time of each length, with its value beside each point."""
-    points = [(timing.seq, timing.median_ms) for timing in timings]
-    summary = ", ".join(f"{seq}: {time_text(ms)}" for seq, ms in points)
+def latency_chart(
+    points: Sequence[tuple[int, float]], *, x_label: str, **attributes: float
+) -> Markup:
+    """A line through the median milliseconds of each length; see `line_chart`."""
+    summary = ", ".join(f"{seq}: {_time_text(ms)}" for seq, ms in points)
     return line_chart(
         points,
-        x_label="sequence length",
-        text=time_text,
-        told=lambda seq, ms: f"length {seq}: median {time_text(ms)}",
+        x_label=x_label,
+        text=_time_text,
+        told=lambda seq, ms: f"length {seq}: median {_time_text(ms)}",
         summary=f"Median time of one call by length: {summary}",
+        **attributes,
     )
 
 
@@ -216,7 +217,7 @@ def line_chart(
     )
 
 
-def time_text(value: float) -> str:
+def _time_text(value: float) -> str:
     """Milliseconds in the unit that leaves few digits."""
     if value >= 1000:
         return f"{value / 1000:.3g} s"

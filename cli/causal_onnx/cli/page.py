@@ -348,10 +348,13 @@ def _latency(proof: Proof) -> Markup:
         for timing in proof.timings
     ]
     headers = ["length", "median ms", "fastest ms", "positions/s", "calls"]
+    points = [(timing.seq, timing.median_ms) for timing in proof.timings]
     return _section(
         "Time of one call",
         f"Found on this machine, batch 1, on {proof.device}: {proof.machine}.",
-        latency_chart(proof.timings) if rows else element("p", "Nothing was timed."),
+        latency_chart(points, x_label="sequence length")
+        if rows
+        else element("p", "Nothing was timed."),
         _table(headers, rows, right=range(5)) if rows else None,
         *(element("p", f"Not timed: {text}", class_="soft small") for text in proof.left_out),
     )

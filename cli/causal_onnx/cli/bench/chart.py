@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from causal_onnx.cli.bench.run import BenchResult
-from causal_onnx.cli.chart import document, line_chart, time_text
+from causal_onnx.cli.chart import document, latency_chart, line_chart
 from causal_onnx.cli.markup import element
 
 __all__ = ["draw"]
@@ -28,12 +28,9 @@ def draw(result: BenchResult) -> str:
     what = "prefill" if steps else "call"
     place = {"y": HEAD, "width": WIDTH, "height": HEIGHT}
     panels = [
-        line_chart(
+        latency_chart(
             [(case.profile.seq, case.times.wall_ms) for case in calls],
             x_label=f"positions of a {what}{rows}: median time",
-            text=time_text,
-            told=lambda seq, ms: f"length {seq}: median {time_text(ms)}",
-            summary="Median time by length",
             x=0,
             **place,
         )
