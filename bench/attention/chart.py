@@ -42,7 +42,7 @@ def draw(section: Section) -> str:
     """An SVG document with a panel per batch size and number of threads, on the same axes.
 
     Raises:
-        ValueError: There is nothing to draw.
+        ValueError: There is nothing to draw, or a ratio is not positive.
     """
     titles = {subject.name: subject.title for subject in section.subjects}
     others = [name for name in titles if name != section.reference]
@@ -92,6 +92,8 @@ def _frame(points: list[Point]) -> Frame:
     spreads = [value for point in points for value in point.spread or ()]
     if not spreads:
         raise ValueError("expected at least one point to draw")
+    if min(spreads) <= 0:
+        raise ValueError(f"logarithmic axes need positive values, got {min(spreads)}")
     low = max(-math.log2(Y_LIMIT), min(-1, math.floor(math.log2(min(spreads)))))
     high = min(math.log2(Y_LIMIT), max(1, math.ceil(math.log2(max(spreads)))))
     powers = [2.0**power for power in range(int(low), int(high) + 1)]

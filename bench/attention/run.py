@@ -70,7 +70,12 @@ def run(plan: Plan) -> Section:
     ended = begin_section(DISTRIBUTIONS)
     runner = _Runner(plan)
     runner.progress.note("exporting the files")
-    job("attention", folder=str(plan.folder), sizes=asdict(plan.sizes), opsets=list(PLAIN_OPSETS))
+    job(
+        "attention",
+        folder=str(plan.folder.resolve()),
+        sizes=asdict(plan.sizes),
+        opsets=list(PLAIN_OPSETS),
+    )
     if plan.has_memory:
         runner.measure_memory()
     for threads in plan.threads:

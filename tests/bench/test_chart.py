@@ -45,6 +45,11 @@ def test_nothing_to_draw_is_refused() -> None:
         draw(section([]))
 
 
+def test_what_has_no_logarithm_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"need positive values, got 0\.0"):
+        draw(section(rows(ratio=0.0)))
+
+
 def test_the_chart_of_the_page_is_that_of_its_figures() -> None:
     figures = Section.from_dict(read_results(ROOT / "bench" / "results.json")["attention"])
     assert (ROOT / "bench" / "results.svg").read_text(encoding="utf-8") == draw(figures)
