@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from io import BytesIO
 
 from causal_onnx.runtime.scan.schema import MESSAGES
-from causal_onnx.runtime.wire import LENGTH_DELIMITED, Source, WireError, fields
+from causal_onnx.runtime.wire import LENGTH_DELIMITED, Source, WireError, fields, varint_bytes
 
-__all__ = ["Layout", "Place", "length_delimited", "varint"]
+__all__ = ["Layout", "Place", "length_delimited"]
 
 MOST = 50_000
 """Fields that are listed; beyond, a file has been doubled too often to be worth it."""
@@ -36,7 +36,7 @@ class Place:
 
     @property
     def tag_bytes(self) -> int:
-        return len(varint(self.number << 3 | self.wire_type))
+        return len(varint_bytes(self.number << 3 | self.wire_type))
 
 
 @dataclass(slots=True)
@@ -58,11 +58,10 @@ class Layout:
         self, source: Source, message: str, start: int, end: int, parents: tuple[Place, ...]
     ) -> None:
         begun = start
-        for number, wire_type, value, length in fields(source, start, end):
-            after = value + length if wire_type else begun + _size(number, value)
+        for number, wire_type, value, _, after in fields(source, start, end):
             spec = MESSAGES[message].get(number)
             if spec is not None and self.count < MOST:
-                payload = value if wire_type else begun + len(varint(number << 3))
+                payload = value if wire_type else begun + len(varint_bytes(number << 3))
                 place = Place(
                     (message, spec.name),
                     spec.kind,
@@ -97,19 +96,6 @@ class Layout:
         return content[: place.start] + new + content[place.end :]
 
 
-def _size(number: int, value: int) -> int:
-    return len(varint(number << 3)) + len(varint(value))
-
-
-def varint(value: int) -> bytes:
-    """A number of up to 64 bits."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
 def length_delimited(number: int, payload: bytes) -> bytes:
     """A field of bytes, a text or a message."""
-    return varint(number << 3 | LENGTH_DELIMITED) + varint(len(payload)) + payload
+    return varint_bytes(number << 3 | LENGTH_DELIMITED) + varint_bytes(len(payload)) + payload

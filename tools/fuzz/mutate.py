@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tools.fuzz.layout import Layout, length_delimited, varint
+from tools.fuzz.layout import Layout, length_delimited
+
+from causal_onnx.runtime.wire import varint_bytes
 
 __all__ = ["Base", "change_bytes", "mutate_model"]
 
@@ -114,7 +116,7 @@ def _length(content: bytes, layout: Layout, others: Sequence[Base], rng: random.
         return content
     size = place.end - place.payload
     wrong = rng.choice((0, size + 1, max(size - 1, 0), size * 2, 1 << 31, (1 << 64) - 1))
-    head = content[place.start : place.start + place.tag_bytes] + varint(wrong)
+    head = content[place.start : place.start + place.tag_bytes] + varint_bytes(wrong)
     return content[: place.start] + head + content[place.payload :]
 
 
@@ -136,7 +138,7 @@ def _number(content: bytes, layout: Layout, others: Sequence[Base], rng: random.
     if place is None:
         return content
     head = content[place.start : place.start + place.tag_bytes]
-    return layout.replace(content, place, head + varint(rng.choice(NUMBERS)))
+    return layout.replace(content, place, head + varint_bytes(rng.choice(NUMBERS)))
 
 
 def _text(content: bytes, layout: Layout, others: Sequence[Base], rng: random.Random) -> bytes:
@@ -217,7 +219,7 @@ def _outside(content: bytes, layout: Layout, others: Sequence[Base], rng: random
         for key, text in pairs.items()
     )
     kept = content[place.start : place.end] if rng.random() < 0.1 else b""
-    return layout.replace(content, place, kept + new + varint(14 << 3) + varint(1))
+    return layout.replace(content, place, kept + new + varint_bytes(14 << 3) + varint_bytes(1))
 
 
 def _metadata(content: bytes, layout: Layout, others: Sequence[Base], rng: random.Random) -> bytes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import math
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from causal_onnx.runtime.errors import ArtifactError, RunError
 from causal_onnx.runtime.golden import json_number
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.request import RequestChecker
-from causal_onnx.runtime.scan import Limits, check_unchanged, scan
+from causal_onnx.runtime.scan import Limits, scan
 from causal_onnx.runtime.session import SessionSettings, open_session
 from causal_onnx.runtime.signature import check_signature
 from causal_onnx.runtime.stream import Stream
@@ -147,9 +147,8 @@ def load(
             f"{artifact.name} carries no contract: causal-onnx did not write it. If you know what "
             "it takes and gives, say so: load(path, contract=Contract(inputs=..., outputs=...))"
         )
-    judged = {} if trusted else scan(artifact, limits or Limits())
-    session, chosen = open_session(artifact, device, settings)
-    check_unchanged(artifact, judged)
+    with nullcontext() if trusted else scan(artifact, limits or Limits()) as held:
+        session, chosen = open_session(artifact, device, settings, held)
     check_signature(session, promised, name=artifact.name)
     if tokenizer is not None:
         tokenizer = Tokenizer(tokenizer).path
@@ -210,11 +209,7 @@ class Model:
         )
         self._errors = onnxruntime_errors()
         # A GPU flushes by itself, and its calling thread computes nothing.
-        self._mode = (
-            flushing_denormals
-            if flush_denormals and device.kind == "cpu"
-            else contextlib.nullcontext
-        )
+        self._mode = flushing_denormals if flush_denormals and device.kind == "cpu" else nullcontext
 
     @property
     def contract(self) -> Contract:
@@ -416,7 +411,6 @@ class Model:
             DeviceError: The device cannot be used any more.
         """
         options = self._options
-        judged = {} if options["trusted"] else scan(self._artifact, options["limits"] or Limits())
         settings = SessionSettings(
             threads=options["threads"],
             spinning=options["spinning"],
@@ -424,8 +418,9 @@ class Model:
             huge_pages=options["huge_pages"],
             profile_prefix=prefix,
         )
-        session, _ = open_session(self._artifact, self.device, settings)
-        check_unchanged(self._artifact, judged)
+        limits = options["limits"] or Limits()
+        with nullcontext() if options["trusted"] else scan(self._artifact, limits) as held:
+            session, _ = open_session(self._artifact, self.device, settings, held)
         return Model(
             artifact=self._artifact,
             contract=self._contract,

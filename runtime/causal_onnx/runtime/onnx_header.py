@@ -87,7 +87,7 @@ def _read_model(source: Source) -> OnnxHeader:
     opsets: dict[str, int] = {}
     metadata: dict[str, str] = {}
     producer = ["", ""]
-    for count, (number, wire_type, value, length) in enumerate(fields(source, 0, source.size)):
+    for count, (number, wire_type, value, length, _) in enumerate(fields(source, 0, source.size)):
         if count == MAX_FIELDS:
             raise WireError(f"it has more than {MAX_FIELDS} top-level fields")
         expected = VARINT if number == _IR_VERSION else LENGTH_DELIMITED
@@ -140,7 +140,7 @@ def _limited(length: int, limit: int) -> int:
 
 def _read_opset(source: Source, start: int, size: int) -> tuple[str, int]:
     domain, version = "", 0
-    for number, wire_type, value, length in fields(source, start, start + size):
+    for number, wire_type, value, length, _ in fields(source, start, start + size):
         if number == _OPSET_DOMAIN and wire_type == LENGTH_DELIMITED:
             domain = source.read(value, length).decode()
         elif number == _OPSET_VERSION and wire_type == VARINT:
@@ -151,7 +151,7 @@ def _read_opset(source: Source, start: int, size: int) -> tuple[str, int]:
 
 def _read_entry(source: Source, start: int, size: int) -> tuple[str, str]:
     parts = {_ENTRY_KEY: "", _ENTRY_VALUE: ""}
-    for number, wire_type, value, length in fields(source, start, start + size):
+    for number, wire_type, value, length, _ in fields(source, start, start + size):
         if number in parts and wire_type == LENGTH_DELIMITED:
             parts[number] = source.read(value, length).decode()
     return parts[_ENTRY_KEY], parts[_ENTRY_VALUE]

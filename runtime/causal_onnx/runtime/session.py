@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import re
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from causal_onnx.runtime.artifact import Artifact
 from causal_onnx.runtime.device import Device, missing_provider, nodes_off_device, parse_device
 from causal_onnx.runtime.errors import ArtifactError, DeviceError
+from causal_onnx.runtime.held import FOLDER_OPTION, NO_FOLDER, Held
 from causal_onnx.runtime.huge_pages import on_huge_pages
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.threads import available_cores
@@ -62,7 +63,9 @@ class SessionSettings:
                 raise ValueError(f"{field} must be True or False, got {value!r}")
 
 
-def open_session(artifact: Artifact, device: str, settings: SessionSettings) -> tuple[Any, Device]:
+def open_session(
+    artifact: Artifact, device: str, settings: SessionSettings, held: Held | None = None
+) -> tuple[Any, Device]:
     """Make the session of `artifact` and say where it runs.
 
     Args:
@@ -70,24 +73,25 @@ def open_session(artifact: Artifact, device: str, settings: SessionSettings) -> 
         device: "cpu", "cuda", "cuda:N" or "auto": CUDA where it works, else the CPU with a warning
             in the log.
         settings: Threads, spinning, denormals.
+        held: Its files as they were judged; None: onnxruntime opens them by their names.
 
     Raises:
         DeviceError: The device cannot run this model, or not all of it.
-        ArtifactError: onnxruntime does not accept the model.
+        ArtifactError: onnxruntime does not accept the model, or a held file was written to.
         ValueError: `device` is none of the above.
     """
     wanted = parse_device(device)
     if wanted is not None:
-        return _open(artifact, wanted, settings), wanted
+        return _open(artifact, wanted, settings, held), wanted
     cuda, cpu = Device("cuda"), Device("cpu")
     try:
-        return _open(artifact, cuda, settings), cuda
+        return _open(artifact, cuda, settings, held), cuda
     except DeviceError as error:
         logger.warning("device='auto' runs %s on the CPU: %s", artifact.name, error)
-    return _open(artifact, cpu, settings), cpu
+    return _open(artifact, cpu, settings, held), cpu
 
 
-def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
+def _open(artifact: Artifact, device: Device, settings: SessionSettings, held: Held | None) -> Any:
     ort = import_onnxruntime()
     offered = ort.get_available_providers()
     if device.provider not in offered:
@@ -101,7 +105,7 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
             if settings.huge_pages and device.kind == "cpu"
             else contextlib.nullcontext()
         ):
-            session = _on_own_thread(lambda: _create(ort, artifact, device, settings))
+            session = _on_own_thread(lambda: _create(ort, artifact, device, settings, held))
     except onnxruntime_errors() as error:
         if device.kind == "cuda" and _CUDA_FAILURE.search(str(error)):
             raise DeviceError(
@@ -119,7 +123,7 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
                 f"{artifact.name} computes in bfloat16, which onnxruntime does on CUDA alone; load "
                 "it with device='cuda', or export with precision='fp32' or 'fp16' for the CPU"
             ) from error
-        raise _refused(ort, artifact, error) from error
+        raise _refused(ort, artifact, error, held) from error
     got = session.get_providers()
     if device.provider not in got[:1]:
         raise DeviceError(
@@ -139,7 +143,9 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
     return session
 
 
-def _create(ort: Any, artifact: Artifact, device: Device, settings: SessionSettings) -> Any:
+def _create(
+    ort: Any, artifact: Artifact, device: Device, settings: SessionSettings, held: Held | None
+) -> Any:
     options = ort.SessionOptions()
     # Its warnings and errors go to stderr, past Python; what matters comes as an exception.
     options.log_severity_level = 4
@@ -163,19 +169,28 @@ def _create(ort: Any, artifact: Artifact, device: Device, settings: SessionSetti
         # TF32 is on by default and keeps 10 bits of the mantissa: errors of 1e-3 instead of 1e-6.
         cuda = {"device_id": str(device.index), "use_tf32": "0"}
         providers = [(device.provider, cuda), *providers]
+    with _source(artifact, held, options) as source:
+        return ort.InferenceSession(
+            source,
+            options,
+            providers=providers,
+            # Without this a failing provider is replaced by the CPU, with a line on stdout.
+            enable_fallback=0,
+        )
+
+
+def _source(
+    artifact: Artifact, held: Held | None, options: Any
+) -> AbstractContextManager[str | bytes]:
+    """What onnxruntime reads the model from."""
+    if held is not None:
+        return held.lent_to(options)
     location = artifact.location
     if isinstance(location, bytes):
         # Else external data named in the bytes would be read from the current folder.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", f"{os.devnull}/none"
-        )
-    return ort.InferenceSession(
-        location if isinstance(location, bytes) else str(location),
-        options,
-        providers=providers,
-        # Without this a failing provider is replaced by the CPU, with a line on stdout.
-        enable_fallback=0,
-    )
+        options.add_session_config_entry(FOLDER_OPTION, NO_FOLDER)
+        return contextlib.nullcontext(location)
+    return contextlib.nullcontext(str(location))
 
 
 def _preload_cuda(ort: Any) -> str:
@@ -205,11 +220,13 @@ _REMEDIES = (
 """What onnxruntime's message says -> what to do about it."""
 
 
-def _refused(ort: Any, artifact: Artifact, error: Exception) -> ArtifactError:
+def _refused(ort: Any, artifact: Artifact, error: Exception, held: Held | None) -> ArtifactError:
     text = str(error)
+    line = first_line(error)
     remedy = next((what for sign, what in _REMEDIES if sign in text), "export it again")
     return ArtifactError(
-        f"onnxruntime {ort.__version__} does not load {artifact.name}: {first_line(error)} "
+        f"onnxruntime {ort.__version__} does not load {artifact.name}: "
+        f"{line if held is None else held.named(line)} "
         f"({remedy})"
     )
 

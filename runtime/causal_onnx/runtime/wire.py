@@ -11,7 +11,16 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
-__all__ = ["FIXED32", "FIXED64", "LENGTH_DELIMITED", "VARINT", "Source", "WireError", "fields"]
+__all__ = [
+    "FIXED32",
+    "FIXED64",
+    "LENGTH_DELIMITED",
+    "VARINT",
+    "Source",
+    "WireError",
+    "fields",
+    "varint_bytes",
+]
 
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
@@ -64,12 +73,13 @@ class Source:
         return data
 
 
-def fields(source: Source, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def fields(source: Source, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
     """Yield the fields of the message in bytes `start` to `end`, in order.
 
     Yields:
-        (field number, wire type, value, length). Of a varint the value is the number, unsigned, and
-        the length 0; of the other types the value is the position of the payload in the file.
+        (field number, wire type, value, length, end). Of a varint the value is the number,
+        unsigned, and the length 0; of the other types the value is the position of the payload in
+        the file. `end` is the position behind the field.
 
     Raises:
         WireError: The bytes do not follow the format.
@@ -99,7 +109,7 @@ def fields(source: Source, start: int, end: int) -> Iterator[tuple[int, int, int
         if position > end:
             where = "the file" if end == source.size else "what holds it"
             raise WireError(f"field {number} ends {position - end} bytes after the end of {where}")
-        yield number, wire_type, value, length
+        yield number, wire_type, value, length, position
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
@@ -119,3 +129,12 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     except IndexError:
         raise WireError("it ends in the middle of a field") from None
     raise WireError("an integer is longer than 10 bytes")
+
+
+def varint_bytes(value: int) -> bytes:
+    """A number of up to 64 bits as a varint."""
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])

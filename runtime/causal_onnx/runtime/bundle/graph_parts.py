@@ -49,7 +49,7 @@ def read_graph_parts(path: Path) -> GraphParts:
         try:
             source = Source(file)
             for start, end in _messages(source, 0, source.size, _GRAPH):
-                for number, wire_type, first, length in fields(source, start, end):
+                for number, wire_type, first, length, _ in fields(source, start, end):
                     if wire_type != LENGTH_DELIMITED:
                         continue
                     if number in (_INPUT, _OUTPUT):
@@ -85,6 +85,6 @@ def _text(source: Source, start: int, end: int, field: int) -> str:
 
 def _messages(source: Source, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
     """(first byte, byte behind) of each length-delimited field of this number."""
-    for number, wire_type, first, length in fields(source, start, end):
+    for number, wire_type, first, length, _ in fields(source, start, end):
         if number == field and wire_type == LENGTH_DELIMITED:
             yield first, first + length

@@ -13,7 +13,14 @@ import numpy as np
 
 from causal_onnx.runtime import bfloat16
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.wire import LENGTH_DELIMITED, VARINT, Source, WireError, fields
+from causal_onnx.runtime.wire import (
+    LENGTH_DELIMITED,
+    VARINT,
+    Source,
+    WireError,
+    fields,
+    varint_bytes,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -61,8 +68,8 @@ def encode(name: str, array: Array, dtype: str) -> bytes:
         values = np.asarray(array).astype(np.dtype(dtype).newbyteorder("<"))
     return b"".join(
         [
-            *(_tag(_DIMS, VARINT) + _varint(size) for size in values.shape),
-            _tag(_DATA_TYPE, VARINT) + _varint(_TYPES[dtype]),
+            *(_tag(_DIMS, VARINT) + varint_bytes(size) for size in values.shape),
+            _tag(_DATA_TYPE, VARINT) + varint_bytes(_TYPES[dtype]),
             _bytes(_NAME, name.encode()),
             _bytes(_RAW_DATA, values.tobytes()),
         ]
@@ -78,7 +85,7 @@ def decode(data: bytes) -> tuple[str, Array]:
     name, number, dims, raw = "", 0, [], None
     source = Source(io.BytesIO(data))
     try:
-        for field, wire_type, value, length in fields(source, 0, source.size):
+        for field, wire_type, value, length, _ in fields(source, 0, source.size):
             if (field, wire_type) == (_DIMS, VARINT):
                 dims.append(value)
             elif (field, wire_type) == (_DATA_TYPE, VARINT):
@@ -106,16 +113,8 @@ def _values(raw: bytes, dtype: str, dims: list[int]) -> Array:
 
 
 def _tag(field: int, wire_type: int) -> bytes:
-    return _varint(field << 3 | wire_type)
+    return varint_bytes(field << 3 | wire_type)
 
 
 def _bytes(field: int, payload: bytes) -> bytes:
-    return _tag(field, LENGTH_DELIMITED) + _varint(len(payload)) + payload
-
-
-def _varint(value: int) -> bytes:
-    parts = bytearray()
-    while value > 0x7F:
-        parts.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*parts, value])
+    return _tag(field, LENGTH_DELIMITED) + varint_bytes(len(payload)) + payload

@@ -62,7 +62,7 @@ class Decoder:
             raise WireError(f"messages are nested more than {MAX_NESTING} deep")
         known = MESSAGES[name]
         found: Message = {}
-        for number, wire_type, value, length in fields(self._source, start, end):
+        for number, wire_type, value, length, _ in fields(self._source, start, end):
             self._left -= 1
             if self._left < 0:
                 raise WireError(f"it has more than {MAX_FIELDS} fields")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import stat
-from pathlib import Path
 
+from causal_onnx.runtime.held import Held, NotHeldError
 from causal_onnx.runtime.scan.decode import Message, Numbers
 from causal_onnx.runtime.scan.limits import Limits, Refused
 
@@ -34,12 +32,10 @@ MAX_RANK = 64
 class TensorChecker:
     """Checks the tensors of one file, and adds up their sizes."""
 
-    def __init__(self, limits: Limits, *, model: Path | None) -> None:
-        """Prepare for the file `model`; None: a model given as bytes, without a folder."""
+    def __init__(self, limits: Limits, held: Held) -> None:
+        """Prepare for the tensors of a held model; the files beside it that they name are held."""
         self._limits = limits
-        self._model = model
-        self.files: dict[Path, os.stat_result] = {}
-        """The files beside the model that hold weights, as they were found."""
+        self._held = held
         self._bytes = 0
 
     def check(self, tensor: Message, where: str, *, may_be_external: bool) -> tuple[int, ...]:
@@ -135,12 +131,6 @@ class TensorChecker:
 
     def _size_of(self, location: str, where: str) -> int:
         """The size of the file `location` beside the model, which must be a file of its own."""
-        if self._model is None:
-            raise Refused(
-                f"{where} lies in the file {location!r}; its weights lie in a file beside it, "
-                "which must be there; bytes have none",
-                "load it from its path",
-            )
         # "*/_ORT_MEM_ADDR_/*" is one that onnxruntime takes for an address in memory.
         if (
             location in ("", ".", "..")
@@ -150,45 +140,16 @@ class TensorChecker:
             raise Refused(
                 f"{where} lies in {location!r}, expected the plain name of a file beside the model"
             )
-        path = self._model.parent / location
-        if path in self.files:
-            return self.files[path].st_size
         try:
-            found = path.lstat()
-            if stat.S_ISLNK(found.st_mode):
-                found = self._linked(path, where)
+            return self._held.beside(location, allow_link=self._limits.allow_links).st_size
+        except NotHeldError as error:
+            raise Refused(f"{where} lies in {location!r}, {error.found}", error.remedy) from error
         except OSError as error:
             raise Refused(
                 f"{where} lies in {location!r}, and {error.strerror or error} there: its weights "
                 "lie in a file beside it, which must be there",
                 "copy that file too",
             ) from error
-        if not stat.S_ISREG(found.st_mode):
-            raise Refused(f"{where} lies in {location!r}, which is not a regular file")
-        if found.st_nlink > 1:
-            raise Refused(
-                f"{where} lies in {location!r}, which is one of {found.st_nlink} hard links and "
-                "may be a file from elsewhere",
-                f"make it a file of its own: cp {location} x && mv x {location}",
-            )
-        self.files[path] = found
-        return found.st_size
-
-    def _linked(self, path: Path, where: str) -> os.stat_result:
-        assert self._model is not None
-        if not self._limits.allow_links:
-            raise Refused(
-                f"{where} lies in {path.name!r}, which is a symbolic link",
-                "put the file itself there, or, in a Hugging Face cache, "
-                "limits=Limits(allow_links=True)",
-            )
-        target = path.resolve(strict=True)
-        if target.parent != self._model.resolve().parent:
-            raise Refused(
-                f"{where} lies in {path.name!r}, a link to {target}, which is not in the folder "
-                f"of the model, {self._model.resolve().parent}"
-            )
-        return target.lstat()
 
 
 def _number(text: str, key: str, where: str) -> int:
