@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from causal_onnx.runtime import ArtifactError, Limits, UnsafeFileError, load
+from causal_onnx.runtime import ArtifactError, Limits, UnsafeFileError, load, read_artifact
+from causal_onnx.runtime.scan import scan
 from tests.runtime.artifacts import field, fixture, metadata, varint
 from tests.runtime.onnx_bytes import (
     FLOAT,
@@ -63,9 +66,6 @@ def test_a_plain_file_loads_and_runs_like_a_trusted_one() -> None:
     "path", sorted(fixture("small").parent.glob("*.onnx")), ids=lambda p: p.stem
 )
 def test_the_files_of_the_tests_pass(path: Path) -> None:
-    from causal_onnx.runtime import read_artifact
-    from causal_onnx.runtime.scan import scan
-
     with scan(read_artifact(path), Limits()) as held:
         assert held.size == path.stat().st_size
 
@@ -338,10 +338,61 @@ def test_deep_nesting_is_refused() -> None:
         load(model(in_graph=field(13, field(1, "v") + field(2, kind))))
 
 
-def test_more_fields_than_allowed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("causal_onnx.runtime.scan.decode.MAX_FIELDS", 40)
-    with pytest.raises(ArtifactError, match="more than 40 fields"):
-        load(model(*(node("Relu", ["x"], [f"z{i}"]) for i in range(10))))
+def test_a_packed_list_costs_fields_by_its_length() -> None:
+    packed = field(1, "k") + field(8, b"\1" * (1 << 20)) + field(20, 7)
+    content = model(node("Relu", ["x"], ["z"], packed))
+    scan(read_artifact(content), Limits(max_fields=350))
+    with pytest.raises(UnsafeFileError, match="more than 250 fields"):
+        scan(read_artifact(content), Limits(max_fields=250))
+
+
+def many(count: int) -> dict[str, bytes]:
+    """Files with many of one thing."""
+    names = [f"n{i}" for i in range(count)]
+    defaults = b"".join(field(11, value(name)) for name in names)
+    return {
+        "nodes": model(*(node("Relu", ["x"], [name]) for name in names)),
+        "inputs of a node": model(node("Concat", ["x"] * count, ["z"], integer("axis", 1))),
+        "attributes": model(node("Relu", ["x"], ["z"], *(integer(name, 1) for name in names))),
+        "tensors": model(tensors=[tensor(name, 1) for name in names]),
+        "defaults": model(tensors=[tensor(name, 1) for name in names], in_graph=defaults),
+        "value infos": model(in_graph=b"".join(field(13, value(name, 1)) for name in names)),
+        "notes": model(in_graph=b"".join(field(16, field(1, name)) for name in names)),
+        "numbers": model(node("Relu", ["x"], ["z"], ints("k", *range(count)))),
+        "branches": model(*(choice_of(name) for name in names), tensors=[TRUE]),
+    }
+
+
+def choice_of(name: str) -> bytes:
+    branches = (
+        subgraph(key, graph([node("Identity", ["x"], [key])], outputs=[value(key)]))
+        for key in ("then_branch", "else_branch")
+    )
+    return node("If", ["true"], [name], *branches)
+
+
+def steps(content: bytes) -> int:
+    """How many functions are called to judge a file, those in C included."""
+    artifact, count = read_artifact(content), 0
+
+    def step(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    before = sys.getprofile()
+    sys.setprofile(step)
+    try:
+        with contextlib.suppress(UnsafeFileError):
+            scan(artifact, Limits())
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize("kind", many(1))
+def test_the_scan_takes_steps_in_proportion_to_what_a_file_holds(kind: str) -> None:
+    base, once, twice = (steps(many(count)[kind]) for count in (0, 300, 600))
+    assert 1.9 < (twice - base) / (once - base) < 2.1
 
 
 @pytest.mark.parametrize(
@@ -350,6 +401,7 @@ def test_more_fields_than_allowed_are_refused(monkeypatch: pytest.MonkeyPatch) -
         (model(), {"max_file_bytes": 100}),
         (model(tensors=[tensor("w", 1, 2)]), {"max_weight_bytes": 15}),
         (model(node("Relu", ["x"], ["z"])), {"max_nodes": 1}),
+        (model(node("Relu", ["x"], ["z"])), {"max_fields": 40}),
         (
             model(node("ConstantOfShape", ["s"], ["z"]), tensors=[tensor("s", 101)]),
             {"max_value_elements": 100},
@@ -469,7 +521,6 @@ class TestFilesBesideTheModel:
 
 def test_weights_are_not_read(tmp_path: Path) -> None:
     """A sparse file of a gigabyte of weights costs what a small one does."""
-    from causal_onnx.runtime import read_artifact
     from causal_onnx.runtime.held import Held
     from causal_onnx.runtime.scan.scan import judge
 

@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any
 
+from causal_onnx.runtime.scan.limits import Refused
 from causal_onnx.runtime.scan.schema import MESSAGES, Field
 from causal_onnx.runtime.wire import (
     FIXED32,
@@ -23,8 +24,9 @@ __all__ = ["Decoder", "Message", "Numbers"]
 Message = dict[str, Any]
 """Fields by name; what is repeated as a list. A field that is absent has no entry."""
 
-MAX_FIELDS = 4_000_000
-"""Of all messages of a file. A graph of 10,000 nodes has 150,000; each costs a microsecond."""
+PACKED_BYTES = 1 << 12
+"""A packed list costs as many fields as it has pieces of so many bytes; one is passed over in 2 us,
+in which a field is decoded and judged."""
 
 MAX_NESTING = 24
 """Messages in messages. A tensor in a branch in a branch is 9 deep; protobuf stops at 100."""
@@ -47,25 +49,25 @@ class Numbers:
 class Decoder:
     """Decodes the messages of one file."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, max_fields: int | None = None) -> None:
+        """Prepare to decode at most `max_fields` fields, those of all messages together."""
         self._source = source
-        self._left = MAX_FIELDS
+        self._max_fields = self._left = max_fields
 
     def message(self, name: str, start: int, end: int, depth: int = 0) -> Message:
         """The message `name` of the schema in bytes `start` to `end`.
 
         Raises:
-            WireError: The bytes are damaged, a field is unknown or of another type, a field that
-                stands once appears twice, or there are too many of them.
+            WireError: The bytes are damaged, a field is unknown or of another type, or a field
+                that stands once appears twice.
+            Refused: There are more fields than allowed.
         """
         if depth > MAX_NESTING:
             raise WireError(f"messages are nested more than {MAX_NESTING} deep")
         known = MESSAGES[name]
         found: Message = {}
         for number, wire_type, value, length, _ in fields(self._source, start, end):
-            self._left -= 1
-            if self._left < 0:
-                raise WireError(f"it has more than {MAX_FIELDS} fields")
+            self._count(1)
             spec = known.get(number)
             if spec is None:
                 raise WireError(f"a {name} has a field {number}, which the format does not know")
@@ -83,6 +85,15 @@ class Decoder:
             else:
                 found[spec.name] = decoded
         return found
+
+    def _count(self, fields: int) -> None:
+        if self._left is not None:
+            self._left -= fields
+            if self._left < 0:
+                raise Refused(
+                    f"it has more than {self._max_fields} fields",
+                    "raise it: limits=Limits(max_fields=...)",
+                )
 
     def _value(self, name: str, spec: Field, found: tuple[int, int, int], depth: int) -> Any:
         wire_type, value, length = found
@@ -117,6 +128,7 @@ class Decoder:
                     kept.append(_signed(value))
                 return
             if wire_type == LENGTH_DELIMITED:
+                self._count(length // PACKED_BYTES)
                 numbers.count += self._packed_varints(kept, value, length)
                 return
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from causal_onnx.runtime.scan.attributes import (
     check_attribute,
@@ -90,8 +90,9 @@ class GraphChecker:
                 check_value(value, key)
         for value in graph.get("input", []):
             self._define(scope, value.get("name", ""), None, None, where="input")
+        inputs = {value.get("name") for value in graph.get("input", [])}
         for tensor in graph.get("initializer", []):
-            self._initializer(tensor, scope, [v.get("name") for v in graph.get("input", [])])
+            self._initializer(tensor, scope, inputs)
         for index, node in enumerate(graph.get("node", [])):
             self._nodes += 1
             if self._nodes > self._limits.max_nodes:
@@ -113,7 +114,7 @@ class GraphChecker:
             raise Refused(f"{where} defines the value {name!r} a second time")
         scope.values[name] = (known, size)
 
-    def _initializer(self, tensor: Message, scope: _Scope, inputs: Sequence[str]) -> None:
+    def _initializer(self, tensor: Message, scope: _Scope, inputs: Set[str]) -> None:
         name = tensor.get("name", "")
         where = f"the tensor {name!r}"
         shape = self._tensors.check(tensor, where, may_be_external=scope.depth == 0)

@@ -18,6 +18,9 @@ class Limits:
     max_value_elements: int = 1 << 28
     """Elements of a value whose size the graph states, and of all values together that depend on
     constants alone; 2^28 in fp32 are 1 GiB."""
+    max_fields: int = 500_000
+    """Fields of all messages: what the scan costs, 1 to 3 us each. A graph of 10,000 nodes has
+    150,000."""
     max_nodes: int = 100_000
     """Nodes of the graph, those in branches and loops included."""
     max_loop_steps: int = 1 << 20

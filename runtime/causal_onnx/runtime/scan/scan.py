@@ -70,7 +70,7 @@ def judge(held: Held, artifact: Artifact, limits: Limits) -> None:
 def _check_model(
     source: Source, tensors: TensorChecker, limits: Limits, artifact: Artifact
 ) -> None:
-    model = Decoder(source).message("model", 0, source.size)
+    model = Decoder(source, max_fields=limits.max_fields).message("model", 0, source.size)
     unknown = sorted(set(artifact.header.metadata) - KEYS)
     if unknown:
         raise Refused(
