@@ -184,14 +184,17 @@ REFUSED = {
         r"'w' has the shape \(-1\)",
     ),
     "unknown data type": (model(tensors=[field(2, 99) + field(8, "w")]), "data type 99"),
-    "wide data location": (
-        # Protobuf cuts an enum to 32 bits: 1, which is external.
-        model(tensors=[field(2, 1) + field(8, "w") + field(14, (1 << 32) + 1)]),
-        "data location 4294967297",
-    ),
     "data in two fields": (
         model(tensors=[tensor("w", 1) + field(7, 1)]),
         "holds its data twice",
+    ),
+    "a number beyond its type": (
+        model(tensors=[field(1, 1) + field(2, 3) + field(8, "w") + field(5, 300)]),
+        "'w' of data type 3 holds the number 300, expected -128 to 127",
+    ),
+    "a bool of 2": (
+        model(tensors=[field(1, 2) + field(2, 9) + field(8, "w") + field(9, b"\1\2")]),
+        "'w' of data type 9 holds the number 2, expected 0 to 1",
     ),
     "bytes with a file": (model(tensors=[external()]), "bytes have none"),
     "filled tensor": (
@@ -316,6 +319,27 @@ DAMAGED = {
     "unknown field of a node": (model(node("Relu", ["x"], ["z"]) + field(77, 1)), "field 77"),
     "two names": (model(node("Relu", ["x"], ["z"]) + field(4, "Abs")), "'op_type' twice"),
     "wire type": (model(node("Relu", ["x"], ["z"]) + field(3, 7)), "wire type 0, not 2"),
+    "wide data location": (
+        # Protobuf cuts an enum to 32 bits: 1, which is external.
+        model(tensors=[field(2, 1) + field(8, "w") + field(14, (1 << 32) + 1)]),
+        "'data_location' of a tensor is 4294967297, beyond 0 to 1",
+    ),
+    "wide data type": (
+        model(tensors=[field(2, (1 << 32) + 1) + field(8, "w")]),
+        "'data_type' of a tensor is 4294967297",
+    ),
+    "two sizes of an axis": (
+        model(in_graph=field(13, field(2, field(1, field(2, field(1, b"\x08\x05\x12\x01n")))))),
+        "a dim has dim_param and dim_value, of which only one",
+    ),
+    "a long length": (
+        model(node("Relu", ["x"], ["z"]) + b"\x1a\x81\x80\x80\x80\x80\x00n"),
+        "the length of field 3 takes 6 bytes",
+    ),
+    "a long number in a list": (
+        model(node("Relu", ["x"], ["z"], field(8, b"\1" * 99 + b"\xff" * 11 + b"\1"))),
+        "an integer is longer than 10 bytes",
+    ),
     "not UTF-8": (model(node("Relu", ["x"], ["z"]) + field(3, b"\xff")), "not UTF-8"),
     "cut off": (model(tensors=[tensor("w", 1)[:-1]]), "after the end of what holds it"),
     "long varint": (model(node("Relu", ["x"], ["z"]) + b"\x18" + b"\xff" * 11), "longer than 10"),
@@ -341,9 +365,9 @@ def test_deep_nesting_is_refused() -> None:
 def test_a_packed_list_costs_fields_by_its_length() -> None:
     packed = field(1, "k") + field(8, b"\1" * (1 << 20)) + field(20, 7)
     content = model(node("Relu", ["x"], ["z"], packed))
-    scan(read_artifact(content), Limits(max_fields=350))
-    with pytest.raises(UnsafeFileError, match="more than 250 fields"):
-        scan(read_artifact(content), Limits(max_fields=250))
+    scan(read_artifact(content), Limits(max_fields=600))
+    with pytest.raises(UnsafeFileError, match="more than 500 fields"):
+        scan(read_artifact(content), Limits(max_fields=500))
 
 
 def many(count: int) -> dict[str, bytes]:

@@ -54,7 +54,7 @@ def test_without_the_scan_the_secret_would_be_read(
     monkeypatch.setattr(fuzzer, "make", lambda seed: ("external", hostile, "outside", "model"))
     assert fuzzer.attempt(0)["outcome"] == "scan"
     assert fuzzer.attempt(0)["read_outside"] == 0
-    monkeypatch.setattr("causal_onnx.runtime.model.scan", lambda artifact, limits: {})
+    monkeypatch.setattr(fuzzer, "_trusted", True)
     assert fuzzer.attempt(0)["read_outside"] > 0
 
 

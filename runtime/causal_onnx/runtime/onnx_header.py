@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.wire import LENGTH_DELIMITED, VARINT, Source, WireError, fields
+from causal_onnx.runtime.wire import LENGTH_DELIMITED, VARINT, Source, WireError, fields, signed
 
 __all__ = ["OnnxHeader", "read_header"]
 
@@ -94,7 +94,7 @@ def _read_model(source: Source) -> OnnxHeader:
         if number in _KNOWN and wire_type != expected:
             raise WireError(f"field {number} has wire type {wire_type}, not {expected}")
         if number == _IR_VERSION:
-            ir_version = value
+            ir_version = signed(value)
         elif number == _GRAPH:
             graphs += 1
         elif number in (_PRODUCER_NAME, _PRODUCER_VERSION):
@@ -144,7 +144,7 @@ def _read_opset(source: Source, start: int, size: int) -> tuple[str, int]:
         if number == _OPSET_DOMAIN and wire_type == LENGTH_DELIMITED:
             domain = source.read(value, length).decode()
         elif number == _OPSET_VERSION and wire_type == VARINT:
-            version = value
+            version = signed(value)
     # "ai.onnx" is the long name of the default domain.
     return ("" if domain == "ai.onnx" else domain), version
 

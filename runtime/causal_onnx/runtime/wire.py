@@ -19,6 +19,8 @@ __all__ = [
     "Source",
     "WireError",
     "fields",
+    "signed",
+    "varint",
     "varint_bytes",
 ]
 
@@ -99,7 +101,10 @@ def fields(source: Source, start: int, end: int) -> Iterator[tuple[int, int, int
             position += at - begun
         else:
             if wire_type == LENGTH_DELIMITED:
+                stated = at
                 length, at = varint(window, at)
+                if at - stated > 5:  # as protobuf reads it
+                    raise WireError(f"the length of field {number} takes {at - stated} bytes")
             elif wire_type in (FIXED64, FIXED32):
                 length = 8 if wire_type == FIXED64 else 4
             else:
@@ -129,6 +134,11 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     except IndexError:
         raise WireError("it ends in the middle of a field") from None
     raise WireError("an integer is longer than 10 bytes")
+
+
+def signed(value: int) -> int:
+    """A varint's number as a signed one of 64 bits."""
+    return value - (1 << 64) if value >> 63 else value
 
 
 def varint_bytes(value: int) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from causal_onnx.runtime.wire import (
     Source,
     WireError,
     fields,
+    signed,
     varint,
 )
 
@@ -24,7 +26,7 @@ __all__ = ["Decoder", "Message", "Numbers"]
 Message = dict[str, Any]
 """Fields by name; what is repeated as a list. A field that is absent has no entry."""
 
-PACKED_BYTES = 1 << 12
+PACKED_BYTES = 1 << 11
 """A packed list costs as many fields as it has pieces of so many bytes; one is passed over in 2 us,
 in which a field is decoded and judged."""
 
@@ -84,6 +86,12 @@ class Decoder:
                 raise WireError(f"a {name} has the field {spec.name!r} twice")
             else:
                 found[spec.name] = decoded
+        for one_of in _ONE_OF.get(name, ()):
+            if len(one_of & found.keys()) > 1:
+                raise WireError(
+                    f"a {name} has {' and '.join(sorted(one_of & found.keys()))}, of which only "
+                    "one may be there"
+                )
         return found
 
     def _count(self, fields: int) -> None:
@@ -102,7 +110,12 @@ class Decoder:
             # Protobuf would pass over it as unknown.
             raise WireError(f"{spec.name!r} of a {name} has wire type {wire_type}, not {expected}")
         if spec.kind == "int":
-            return _signed(value)
+            number = signed(value)
+            least, most = _RANGES.get(spec.name, _INT64)
+            # Protobuf cuts them to 32 bits, and drops those that an enumeration lacks.
+            if not least <= number <= most:
+                raise WireError(f"{spec.name!r} of a {name} is {number}, beyond {least} to {most}")
+            return number
         if spec.kind == "float":
             return None
         if spec.kind == "bytes":
@@ -122,14 +135,15 @@ class Decoder:
         """Add what one field holds of a list: one number, or any number of them packed."""
         kept: list[Any] = numbers.first
         if spec.kind == "varints":
+            read = _NUMBERS.get(spec.name, signed)
             if wire_type == VARINT:
                 numbers.count += 1
                 if len(kept) < KEPT:
-                    kept.append(_signed(value))
+                    kept.append(read(value))
                 return
             if wire_type == LENGTH_DELIMITED:
                 self._count(length // PACKED_BYTES)
-                numbers.count += self._packed_varints(kept, value, length)
+                numbers.count += self._packed_varints(kept, read, value, length)
                 return
         else:
             size, single = (4, FIXED32) if spec.kind == "floats" else (8, FIXED64)
@@ -144,26 +158,49 @@ class Decoder:
                 return
         raise WireError(f"{spec.name!r} has wire type {wire_type}")
 
-    def _packed_varints(self, kept: list[Any], start: int, length: int) -> int:
+    def _packed_varints(
+        self, kept: list[Any], read: Callable[[int], int], start: int, length: int
+    ) -> int:
         """How many varints there are; the first ones go to `kept`."""
         head = self._source.read(start, min(length, 10 * KEPT))
         at = 0
         while at < len(head) and len(kept) < KEPT:
             number, at = varint(head, at)
-            kept.append(_signed(number))
-        count, ends = 0, True
+            kept.append(read(number))
+        count, kinds = 0, b""
         for begin in range(start, start + length, 1 << 20):
             piece = self._source.read(begin, min(1 << 20, start + length - begin))
-            # The last byte of each varint has no high bit.
-            count += len(piece) - len(piece.translate(None, _LAST_BYTES))
-            ends = piece[-1] < 0x80
-        if not ends:
+            kinds = kinds[-10:] + piece.translate(_KINDS)
+            if _TOO_LONG in kinds:
+                raise WireError("an integer is longer than 10 bytes")
+            count += kinds.count(b"\0", -len(piece))
+        if kinds.endswith(b"\1"):
             raise WireError("a packed list ends in the middle of a number")
         return count
 
 
-_LAST_BYTES = bytes(range(0x80))
+_KINDS = bytes(byte >> 7 for byte in range(256))
+"""The last byte of each varint has no high bit: 0."""
+_TOO_LONG = b"\1" * 10
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
+def _signed_32(value: int) -> int:
+    value &= 0xFFFF_FFFF
+    return value - (1 << 32) if value >> 31 else value
+
+
+_NUMBERS: Mapping[str, Callable[[int], int]] = {"int32_data": _signed_32, "uint64_data": int}
+"""Lists whose numbers are not signed ones of 64 bits."""
+
+_INT64 = (-(1 << 63), (1 << 63) - 1)
+_INT32 = (-(1 << 31), (1 << 31) - 1)
+_RANGES = {"data_type": _INT32, "elem_type": _INT32, "data_location": (0, 1), "type": (0, 14)}
+"""Single numbers that protobuf does not keep in 64 bits."""
+
+_ONE_OF: Mapping[str, Sequence[Set[str]]] = {
+    "type": [
+        frozenset(field.name for field in MESSAGES["type"].values() if field.name != "denotation")
+    ],
+    "dim": [frozenset({"dim_value", "dim_param"})],
+}
+"""Fields of which protobuf keeps the last alone."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from causal_onnx.runtime.held import Held, NotHeldError
-from causal_onnx.runtime.scan.decode import Message, Numbers
+from causal_onnx.runtime.scan.decode import KEPT, Message, Numbers
 from causal_onnx.runtime.scan.limits import Limits, Refused
+from causal_onnx.runtime.wire import Source
 
 __all__ = ["TensorChecker"]
 
@@ -16,7 +18,7 @@ BITS = {
 }  # fmt: skip
 """TensorProto.DataType -> bits of one element (0: a text)."""
 
-STRING = 8
+STRING, BOOL = 8, 9
 _TYPED = {
     "float_data": {1: 1, 14: 2},
     "double_data": {11: 1, 15: 2},
@@ -25,6 +27,16 @@ _TYPED = {
     "int32_data": dict.fromkeys((2, 3, 4, 5, 6, 9, 10, 16, 17, 18, 19, 20, 24), 1),
 }
 """Field -> data type -> numbers of one element."""
+
+_RANGES = {
+    2: (0, 255),
+    3: (-128, 127),
+    4: (0, 65535),
+    5: (-32768, 32767),
+    BOOL: (0, 1),
+    12: (0, (1 << 32) - 1),
+}
+"""Data type -> its least and greatest number, where a field may hold others."""
 
 MAX_RANK = 64
 
@@ -101,6 +113,23 @@ class TensorChecker:
             raise Refused(
                 f"{where} of shape {_listed(shape)} holds {got} {unit}, expected {expected}",
                 "export or download it again",
+            )
+        self._check_range(tensor, name, where)
+
+    def _check_range(self, tensor: Message, name: str, where: str) -> None:
+        """That the numbers of a small tensor are of its type: readers cut others differently."""
+        data_type = tensor.get("data_type", 0)
+        values: Sequence[float] = ()
+        if name in ("int32_data", "uint64_data") and name in tensor:
+            values = tensor[name].first
+        elif data_type == BOOL and tensor.get("raw_data", (0, KEPT + 1))[1] <= KEPT:
+            values = Source(self._held.stream).read(*tensor["raw_data"])
+        least, most = _RANGES.get(data_type, (-math.inf, math.inf))
+        odd = next((x for x in values if not least <= x <= most), None)
+        if odd is not None:
+            raise Refused(
+                f"{where} of data type {data_type} holds the number {odd}, expected {least} to "
+                f"{most}"
             )
 
     def _check_external(self, tensor: Message, where: str, declared: int) -> None:
