@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,19 @@ def test_writes_and_checks_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert "as contract.json says" in out
     assert "passed on cpu" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a trial needs Linux")
+def test_a_bundle_is_tried_in_a_process_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, folder = write_model(tmp_path / "m.onnx"), tmp_path / "bundle"
+    assert main(["bundle", str(model), "-o", str(folder)]) == 0
+    assert main(["verify-bundle", str(folder), "--isolated", "--wall-s", "200"]) == 0
+    assert main(["verify-bundle", str(folder), "--isolated", "--memory-bytes", "5000000"]) == 1
+    assert "On the command line: --memory-bytes" in capsys.readouterr().err
+    assert main(["verify-bundle", str(folder), "--wall-s", "5"]) == 2
+    assert "--wall-s needs --isolated" in capsys.readouterr().err
 
 
 def test_a_changed_bundle_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

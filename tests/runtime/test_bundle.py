@@ -2,12 +2,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from causal_onnx.runtime import ArtifactError, load, verify_bundle, write_bundle
+from causal_onnx.runtime import (
+    ArtifactError,
+    Model,
+    TrialLimits,
+    load,
+    verify_bundle,
+    write_bundle,
+)
+from causal_onnx.runtime.bundle import verify
 from causal_onnx.runtime.bundle.genai_config import genai_config
 from causal_onnx.runtime.bundle.triton_config import triton_config
 from causal_onnx.runtime.contract import CachePair, Contract, TensorSpec
@@ -40,6 +50,61 @@ def test_a_bundle_passes_and_runs(bundle: Path) -> None:
     assert report.test_data_error is not None
     assert report.test_data_error < 1e-5
     assert load(bundle / "model.onnx").selftest().passed
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "goldens.json", "test_data_set_0/input_0.pb"])
+def test_a_file_that_is_replaced_after_it_was_hashed_is_found(
+    bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = verify._check_files
+
+    def then_replace(*args: object) -> list[str]:
+        found = original(*args)  # type: ignore[arg-type]
+        content = (bundle / name).read_bytes()
+        (bundle / name).unlink()
+        (bundle / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        return found
+
+    monkeypatch.setattr(verify, "_check_files", then_replace)
+    assert f"{name} changed while it was being verified" in findings(bundle)
+
+
+def test_a_model_that_is_replaced_between_hash_and_load_is_found(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace_and_load(path: Path, **options: Any) -> Model:
+        shutil.copy(path, path.with_name("copy"))
+        path.with_name("copy").rename(path)
+        return load(path, **options)
+
+    monkeypatch.setattr(verify, "load", replace_and_load)
+    assert "model.onnx changed while it was being verified" in findings(bundle)
+
+
+def test_a_folder_that_is_pointed_elsewhere_is_read_where_it_was(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = bundle.with_name("here")
+    link.symlink_to(bundle)
+    original = verify._check_files
+
+    def then_point(*args: object) -> list[str]:
+        found = original(*args)  # type: ignore[arg-type]
+        shutil.copytree(bundle, bundle.with_name("other"))
+        link.unlink()
+        link.symlink_to(bundle.with_name("other"))
+        return found
+
+    monkeypatch.setattr(verify, "_check_files", then_point)
+    assert "model.onnx changed while it was being verified" in findings(link)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a trial needs Linux")
+def test_a_bundle_can_be_tried_in_a_process_of_its_own(bundle: Path) -> None:
+    assert verify_bundle(bundle, isolated=True).passed
+    report = verify_bundle(bundle, isolated=TrialLimits(memory_bytes=1 << 20))
+    assert "in a process of its own" in report.findings[0]
+    assert report.selftest is None
 
 
 def test_contract_json_holds_what_the_file_holds(bundle: Path) -> None:

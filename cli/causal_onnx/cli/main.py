@@ -151,6 +151,9 @@ class _Version(argparse.Action):
 
 
 HINTS = {
+    "TrialLimits(memory_bytes=": "--memory-bytes",
+    "TrialLimits(processor_s=": "--processor-s",
+    "TrialLimits(wall_s=": "--wall-s",
     "trusted=True": "--trusted",
     "cast=True": "--cast",
     "replace=True": "--replace",

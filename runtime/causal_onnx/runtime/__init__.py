@@ -21,6 +21,7 @@ from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.speculate import DraftModel, PromptLookup
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import Tokenizer
+from causal_onnx.runtime.trial import TrialLimits
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.bundle import BundleReport, verify_bundle, write_bundle
@@ -68,6 +69,7 @@ __all__ = [
     "Stream",
     "TensorSpec",
     "Tokenizer",
+    "TrialLimits",
     "UnsafeFileError",
     "__version__",
     "load",

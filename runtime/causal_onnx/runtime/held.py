@@ -21,11 +21,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from causal_onnx.runtime.artifact import name_of
+from causal_onnx.runtime.artifact import Artifact, name_of
 from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.onnx_header import read_header
 from causal_onnx.runtime.wire import LENGTH_DELIMITED, Source, fields, varint_bytes
 
-__all__ = ["FOLDER_OPTION", "NO_FOLDER", "Held", "NotHeldError"]
+__all__ = ["FOLDER_OPTION", "NO_FOLDER", "Held", "NotHeldError", "identity"]
 
 DESCRIPTORS = Path("/proc/self/fd")
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
@@ -88,7 +89,8 @@ class Held:
         if self.size > max_bytes:
             return
         self._model = self._copy(self._file, self.size)
-        if _identity(os.fstat(self._file)) != _identity(found):
+        self._identity = identity(found)
+        if identity(os.fstat(self._file)) != self._identity:
             raise ArtifactError(
                 f"{location} changed while it was being loaded; load it again when nothing writes "
                 "to it"
@@ -98,6 +100,56 @@ class Held:
             if isinstance(self._model, bytes)
             else self._stack.enter_context(os.fdopen(os.dup(self._model), "rb", buffering=0))
         )
+
+    @classmethod
+    def inherited(cls, name: str, model: int, files: Mapping[str, int]) -> Held:
+        """What another process held, and gave this one: the opposite of `descriptors`."""
+        held = cls(b"", max_bytes=0)
+        held._name, held._model = name, model
+        held.stream = held._stack.enter_context(os.fdopen(os.dup(model), "rb", buffering=0))
+        held.size = os.fstat(model).st_size
+        for beside, descriptor in files.items():
+            held._names[beside] = _Beside(descriptor, os.fstat(descriptor))
+        return held
+
+    def descriptors(self) -> tuple[int, dict[str, int]]:
+        """Of the model, and of each file beside it.
+
+        Raises:
+            ValueError: This system has none that another process could open.
+        """
+        if not _has_descriptors():
+            raise ValueError("isolated_trial needs Linux, with /proc")
+        if isinstance(self._model, bytes):
+            content = self._model
+            self._model = self._new_memory()
+            with os.fdopen(os.dup(self._model), "wb") as out:
+                out.write(content)
+            fcntl.fcntl(self._model, _add_seals(), _SEALS)
+        return self._model, {name: beside.descriptor for name, beside in self._names.items()}
+
+    @property
+    def total_bytes(self) -> int:
+        """Of all files."""
+        return self.size + sum(beside.found.st_size for beside in self._names.values())
+
+    @property
+    def identities(self) -> dict[str, tuple[int, ...]]:
+        """What tells each file from every other, and from itself after a change, by name."""
+        found = {name: identity(beside.found) for name, beside in self._names.items()}
+        if self._folder is not None:
+            found[Path(self._name).name] = self._identity
+        return found
+
+    def check_header(self, artifact: Artifact) -> None:
+        """Check that what is held is the model whose header was read before.
+
+        Raises:
+            ArtifactError: It is another.
+        """
+        # The contract that the caller has is of what was read under this name before.
+        if read_header(self.stream, name=self._name) != artifact.header:
+            raise ArtifactError(f"{self._name} changed while it was being loaded; load it again")
 
     @property
     def files(self) -> frozenset[str]:
@@ -180,7 +232,7 @@ class Held:
 
     def _check_unchanged(self) -> None:
         for name, beside in self._names.items():
-            if _identity(os.fstat(beside.descriptor)) != _identity(beside.found):
+            if identity(os.fstat(beside.descriptor)) != identity(beside.found):
                 raise ArtifactError(
                     f"{self._name}: {name} changed while it was being loaded; load it again when "
                     "nothing writes to it"
@@ -287,7 +339,8 @@ def _content(beside: _Beside) -> bytes:
         return file.read()
 
 
-def _identity(found: os.stat_result) -> tuple[int, ...]:
+def identity(found: os.stat_result) -> tuple[int, ...]:
+    """What is another number after a file was written to, or is another file."""
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 

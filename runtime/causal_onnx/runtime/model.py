@@ -7,7 +7,7 @@ import functools
 import math
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from causal_onnx.runtime.device import Device
 from causal_onnx.runtime.device_memory import DeviceMemory
 from causal_onnx.runtime.errors import ArtifactError, RunError
 from causal_onnx.runtime.golden import json_number
+from causal_onnx.runtime.held import Held
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.request import RequestChecker
 from causal_onnx.runtime.scan import Limits, scan
@@ -31,6 +32,7 @@ from causal_onnx.runtime.signature import check_signature
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import TOKENIZER_FILE, Tokenizer
 from causal_onnx.runtime.threads import available_cores
+from causal_onnx.runtime.trial import TrialLimits, hold_unjudged, try_out
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -94,6 +96,7 @@ def load(
     tokenizer: str | os.PathLike[str] | None = None,
     trusted: bool = False,
     limits: Limits | None = None,
+    isolated_trial: bool | TrialLimits = False,
 ) -> Model:
     """Load an exported model.
 
@@ -120,10 +123,14 @@ def load(
         trusted: Load the file without the scan that refuses what could harm whoever loads it
             (docs/safety.md). Nothing else skips that scan.
         limits: What the scan allows; None: `Limits()`.
+        isolated_trial: First load the file, replay its golden vectors and call it in a process of
+            its own (Linux). Whatever ends that process, or needs more memory or time than
+            `TrialLimits`, is an error here. True: `TrialLimits()`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnsafeFileError: The file holds what exports do not, or more than `limits`.
+        UnsafeFileError: The file holds what exports do not, or more than `limits`, or failed its
+            trial.
         ArtifactError: Damaged, foreign, of a newer format, or without a contract.
         DeviceError: The device cannot be used, or not for all of the model.
         ImportError: onnxruntime is not installed.
@@ -134,12 +141,25 @@ def load(
         raise ValueError(f"trusted must be True or False, got {trusted!r}")
     if limits is not None and not isinstance(limits, Limits):
         raise TypeError(f"limits must be a Limits, got {type(limits).__name__}")
-    settings = SessionSettings(
-        threads=threads,
-        spinning=spinning,
-        flush_denormals=flush_denormals,
-        huge_pages=huge_pages,
-    )
+    if not isinstance(isolated_trial, bool | TrialLimits):
+        raise TypeError(
+            f"isolated_trial must be True, False or a TrialLimits, got {isolated_trial!r}"
+        )
+    options = {
+        "device": device,
+        "threads": threads,
+        "spinning": spinning,
+        "contract": contract,
+        "cast": cast,
+        "check_finite": check_finite,
+        "flush_denormals": flush_denormals,
+        "huge_pages": huge_pages,
+        "tokenizer": tokenizer,
+        "trusted": trusted,
+        "limits": limits,
+        "isolated_trial": isolated_trial,
+    }
+    _settings(options)  # its errors come before those of the file
     artifact = read_artifact(path)
     promised = contract if contract is not None else artifact.contract
     if promised is None:
@@ -147,32 +167,64 @@ def load(
             f"{artifact.name} carries no contract: causal-onnx did not write it. If you know what "
             "it takes and gives, say so: load(path, contract=Contract(inputs=..., outputs=...))"
         )
-    with nullcontext() if trusted else scan(artifact, limits or Limits()) as held:
-        session, chosen = open_session(artifact, device, settings, held)
-    check_signature(session, promised, name=artifact.name)
+    with _files(artifact, options) as held:
+        if isolated_trial and held is not None:
+            trial = TrialLimits() if isolated_trial is True else isolated_trial
+            try_out(held, trial, artifact=artifact, contract=contract, options=options)
+        model = make_model(artifact, promised, held, options)
     if tokenizer is not None:
-        tokenizer = Tokenizer(tokenizer).path
+        options["tokenizer"] = Tokenizer(tokenizer).path
+    return model
+
+
+def make_model(
+    artifact: Artifact, contract: Contract, held: Held | None, options: Mapping[str, Any]
+) -> Model:
+    """Make the model of files that were judged, or, where `held` is None, need not be.
+
+    Args:
+        artifact: The model.
+        contract: What it must take and give.
+        held: Its files.
+        options: As for `load`.
+
+    Raises:
+        ArtifactError: onnxruntime does not accept the model, or it is not the contract's.
+        DeviceError: The device cannot be used, or not for all of the model.
+    """
+    session, chosen = open_session(artifact, options["device"], _settings(options), held)
+    check_signature(session, contract, name=artifact.name)
     return Model(
         artifact=artifact,
-        contract=promised,
+        contract=contract,
         session=session,
         device=chosen,
-        flush_denormals=flush_denormals,
-        checker=RequestChecker(promised, cast=cast, check_finite=check_finite),
-        options={
-            "device": device,
-            "threads": threads,
-            "spinning": spinning,
-            "contract": contract,
-            "cast": cast,
-            "check_finite": check_finite,
-            "flush_denormals": flush_denormals,
-            "huge_pages": huge_pages,
-            "tokenizer": tokenizer,
-            "trusted": trusted,
-            "limits": limits,
-        },
+        flush_denormals=options["flush_denormals"],
+        checker=RequestChecker(
+            contract, cast=options["cast"], check_finite=options["check_finite"]
+        ),
+        options=options,
+        loaded_from={} if held is None else held.identities,
     )
+
+
+def _settings(options: Mapping[str, Any], profile_prefix: str | None = None) -> SessionSettings:
+    return SessionSettings(
+        threads=options["threads"],
+        spinning=options["spinning"],
+        flush_denormals=options["flush_denormals"],
+        huge_pages=options["huge_pages"],
+        profile_prefix=profile_prefix,
+    )
+
+
+def _files(
+    artifact: Artifact, options: Mapping[str, Any]
+) -> AbstractContextManager[Held] | AbstractContextManager[None]:
+    """The files of a model, judged; None where nobody asked for it."""
+    if not options["trusted"]:
+        return scan(artifact, options["limits"] or Limits())
+    return hold_unjudged(artifact) if options["isolated_trial"] else nullcontext()
 
 
 class Model:
@@ -193,8 +245,11 @@ class Model:
         flush_denormals: bool,
         checker: RequestChecker,
         options: Mapping[str, Any],
+        loaded_from: Mapping[str, tuple[int, ...]],
     ) -> None:
         self._artifact = artifact
+        self.loaded_from = loaded_from
+        """The files that were judged and loaded, by name: what tells one from another."""
         self._contract = contract
         self._session = session
         self._device = device
@@ -411,15 +466,8 @@ class Model:
             DeviceError: The device cannot be used any more.
         """
         options = self._options
-        settings = SessionSettings(
-            threads=options["threads"],
-            spinning=options["spinning"],
-            flush_denormals=options["flush_denormals"],
-            huge_pages=options["huge_pages"],
-            profile_prefix=prefix,
-        )
-        limits = options["limits"] or Limits()
-        with nullcontext() if options["trusted"] else scan(self._artifact, limits) as held:
+        with _files(self._artifact, options) as held:
+            settings = _settings(options, prefix)
             session, _ = open_session(self._artifact, self.device, settings, held)
         return Model(
             artifact=self._artifact,
@@ -429,6 +477,7 @@ class Model:
             flush_denormals=options["flush_denormals"],
             checker=self._checker,
             options=options,
+            loaded_from=self.loaded_from,
         )
 
     def end_profiling(self) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
-from causal_onnx.cli.errors import CommandError
+from causal_onnx.cli.errors import CommandError, UsageError
 from causal_onnx.cli.options import add_device_arguments
 
 if TYPE_CHECKING:
@@ -22,21 +22,49 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 EPILOG = """\
 example:
   causal-onnx verify-bundle model/
+  causal-onnx verify-bundle model/ --isolated
 """
+
+TRIAL_LIMITS = {
+    "memory_bytes": "memory of that process",
+    "processor_s": "its processor time in seconds",
+    "wall_s": "seconds until it must have ended",
+}
+"""The options of `TrialLimits`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("bundle", type=Path, metavar="DIR", help="the bundle's folder")
     add_device_arguments(parser)
+    parser.add_argument(
+        "--isolated",
+        action="store_true",
+        help="first load and run the model in a process of its own, with limits",
+    )
+    for name, meaning in TRIAL_LIMITS.items():
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=int,
+            metavar="N",
+            help=f"{meaning}, with --isolated",
+        )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Check and print."""
-    from causal_onnx.runtime import verify_bundle
+    from causal_onnx.runtime import TrialLimits, verify_bundle
 
-    report = verify_bundle(args.bundle, device=args.device, threads=args.threads)
+    given = {name: getattr(args, name) for name in TRIAL_LIMITS if getattr(args, name) is not None}
+    if given and not args.isolated:
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} needs --isolated")
+    report = verify_bundle(
+        args.bundle,
+        device=args.device,
+        threads=args.threads,
+        isolated=args.isolated and TrialLimits(**given),
+    )
     if args.json:
         console.json({"path": str(args.bundle), **report.to_dict()})
     else:

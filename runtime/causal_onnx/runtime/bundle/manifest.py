@@ -8,29 +8,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from causal_onnx.runtime.artifact import Artifact
 from causal_onnx.runtime.bundle.replay import stream_plans
 from causal_onnx.runtime.contract import FORMAT, Contract
 from causal_onnx.runtime.golden import GoldenSet
 
-__all__ = ["CONTRACT", "GOLDENS", "MODEL", "files_below", "goldens_bytes", "manifest_bytes"]
+__all__ = [
+    "CONTRACT",
+    "GOLDENS",
+    "MODEL",
+    "file_entry",
+    "files_below",
+    "goldens_bytes",
+    "manifest_bytes",
+]
 
 MODEL = "model.onnx"
 CONTRACT = "contract.json"
 GOLDENS = "goldens.json"
 
 
-def manifest_bytes(artifact: Artifact, folder: Path, files: Sequence[str]) -> bytes:
+def manifest_bytes(artifact: Artifact, files: Mapping[str, Mapping[str, Any]]) -> bytes:
     """contract.json: contract, certificate and source as in the model, and a hash of each file.
 
     Args:
         artifact: The model.
-        folder: The bundle.
-        files: What to list, relative to it, with "/".
+        files: Each file's `file_entry`, by its name relative to the bundle, with "/".
     """
     assert artifact.contract is not None
     return _canonical(
@@ -40,7 +47,7 @@ def manifest_bytes(artifact: Artifact, folder: Path, files: Sequence[str]) -> by
             "contract": json.loads(artifact.contract.to_json()),
             "certificate": artifact.certificate,
             "source": artifact.source,
-            "files": {name: file_entry(folder / name) for name in files},
+            "files": files,
         }
     )
 
@@ -58,13 +65,13 @@ def goldens_bytes(golden: GoldenSet, contract: Contract) -> bytes:
     return _canonical({**json.loads(golden.to_json()), "streams": plans})
 
 
-def file_entry(path: Path) -> dict[str, Any]:
-    """What contract.json says of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return {"sha256": digest.hexdigest(), "size_bytes": path.stat().st_size}
+def file_entry(file: BinaryIO) -> dict[str, Any]:
+    """What contract.json says of a file, which is read from where it stands."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+        size += len(chunk)
+    return {"sha256": digest.hexdigest(), "size_bytes": size}
 
 
 def files_below(folder: Path) -> tuple[list[str], list[str]]:

@@ -15,11 +15,11 @@ import numpy as np
 from causal_onnx.runtime.artifact import Artifact, read_artifact
 from causal_onnx.runtime.bundle import tensor_proto
 from causal_onnx.runtime.bundle.genai_config import genai_config
-from causal_onnx.runtime.bundle.graph_parts import GraphParts, read_graph_parts
 from causal_onnx.runtime.bundle.manifest import (
     CONTRACT,
     GOLDENS,
     MODEL,
+    file_entry,
     files_below,
     goldens_bytes,
     manifest_bytes,
@@ -30,6 +30,7 @@ from causal_onnx.runtime.bundle.triton_config import triton_config
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.golden import GoldenSet
+from causal_onnx.runtime.graph_parts import GraphParts, read_graph_parts
 from causal_onnx.runtime.model import Model, load
 from causal_onnx.runtime.request import RequestChecker
 
@@ -147,14 +148,20 @@ def _fill(
         (draft / "genai_config.json").write_bytes(settings)
     files = sorted([*files_below(draft)[0], "README.md", CONTRACT])
     (draft / "README.md").write_bytes(bundle_readme(contract, files))
-    listed = [name for name in files if name != CONTRACT]
-    (draft / CONTRACT).write_bytes(manifest_bytes(artifact, draft, listed))
+    listed = {name: _entry(draft / name) for name in files if name != CONTRACT}
+    (draft / CONTRACT).write_bytes(manifest_bytes(artifact, listed))
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return file_entry(file)
 
 
 def _copy_model(path: Path, draft: Path) -> GraphParts:
     """Copy the model, and the files that hold its weights, if there are any."""
     shutil.copyfile(path, draft / MODEL)
-    parts = read_graph_parts(draft / MODEL)
+    with (draft / MODEL).open("rb", buffering=0) as file:
+        parts = read_graph_parts(file, name=str(path))
     for name in parts.data_files:
         if PurePosixPath(name).name != name or "\\" in name or name in (MODEL, "", ".", ".."):
             raise ArtifactError(

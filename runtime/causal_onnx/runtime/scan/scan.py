@@ -8,7 +8,6 @@ from causal_onnx.runtime.artifact import Artifact
 from causal_onnx.runtime.contract import CERTIFICATE_KEY, CONTRACT_KEY, GOLDEN_KEY, SOURCE_KEY
 from causal_onnx.runtime.errors import ArtifactError, UnsafeFileError
 from causal_onnx.runtime.held import Held
-from causal_onnx.runtime.onnx_header import read_header
 from causal_onnx.runtime.scan.decode import Decoder
 from causal_onnx.runtime.scan.graph import GraphChecker
 from causal_onnx.runtime.scan.limits import Limits, Refused
@@ -50,9 +49,7 @@ def judge(held: Held, artifact: Artifact, limits: Limits) -> None:
                 f"it has {held.size} bytes, more than {limits.max_file_bytes}",
                 "raise it: limits=Limits(max_file_bytes=...)",
             )
-        # The contract that the caller has is of what was read under this name before.
-        if read_header(held.stream, name=name) != artifact.header:
-            raise ArtifactError(f"{name} changed while it was being loaded; load it again")
+        held.check_header(artifact)
         _check_model(Source(held.stream), TensorChecker(limits, held), limits, artifact)
     except WireError as error:
         raise ArtifactError(

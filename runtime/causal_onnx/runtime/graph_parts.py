@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.wire import LENGTH_DELIMITED, Source, WireError, fields
@@ -36,8 +36,8 @@ class GraphParts:
     """Where weights lie outside of the file, as it names them, relative to its folder; sorted."""
 
 
-def read_graph_parts(path: Path) -> GraphParts:
-    """Read the parts of the graph in `path`.
+def read_graph_parts(file: BinaryIO, *, name: str) -> GraphParts:
+    """Read the parts of the graph in `file`, which messages call `name`.
 
     Raises:
         ArtifactError: It is no ONNX file.
@@ -45,22 +45,19 @@ def read_graph_parts(path: Path) -> GraphParts:
     inputs: list[str] = []
     outputs: list[str] = []
     data_files: set[str] = set()
-    with path.open("rb", buffering=0) as file:
-        try:
-            source = Source(file)
-            for start, end in _messages(source, 0, source.size, _GRAPH):
-                for number, wire_type, first, length, _ in fields(source, start, end):
-                    if wire_type != LENGTH_DELIMITED:
-                        continue
-                    if number in (_INPUT, _OUTPUT):
-                        names = inputs if number == _INPUT else outputs
-                        names.append(_text(source, first, first + length, _VALUE_NAME))
-                    elif number == _INITIALIZER:
-                        data_files |= _locations(source, first, first + length)
-        except (WireError, UnicodeDecodeError) as error:
-            raise ArtifactError(
-                f"{path} is not an ONNX model, or it is damaged: {error}"
-            ) from error
+    try:
+        source = Source(file)
+        for start, end in _messages(source, 0, source.size, _GRAPH):
+            for number, wire_type, first, length, _ in fields(source, start, end):
+                if wire_type != LENGTH_DELIMITED:
+                    continue
+                if number in (_INPUT, _OUTPUT):
+                    names = inputs if number == _INPUT else outputs
+                    names.append(_text(source, first, first + length, _VALUE_NAME))
+                elif number == _INITIALIZER:
+                    data_files |= _locations(source, first, first + length)
+    except (WireError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{name} is not an ONNX model, or it is damaged: {error}") from error
     return GraphParts(
         inputs=tuple(inputs), outputs=tuple(outputs), data_files=tuple(sorted(data_files))
     )
