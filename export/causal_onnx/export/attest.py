@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +14,21 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.analyse import default_grid, other_sizes
 from causal_onnx.export.analysis.branches import optional_inputs
 from causal_onnx.export.analysis.certificate import Assumption, Certificate, CoreFinding
+from causal_onnx.export.analysis.confirm import MAX_RUNS, Confirmation, Suspect, confirm
 from causal_onnx.export.analysis.core import AttentionCore
 from causal_onnx.export.analysis.graph import describe, load_model, source_of
 from causal_onnx.export.analysis.inner_cores import find_all_cores
+from causal_onnx.export.analysis.judge import all_leaks
 from causal_onnx.export.analysis.perturb import DynamicCheck, cuts_at, perturb, vocabulary_sizes
 from causal_onnx.export.analysis.prove import StaticProof, batch_independent, prove
 from causal_onnx.export.analysis.rules.elementwise import ROUNDING_NOTE
 from causal_onnx.export.analysis.rules.reduction import PADDED_NOTE
+from causal_onnx.export.analysis.running import (
+    Runnable,
+    Runner,
+    open_evaluator,
+    open_session,
+)
 from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
 from causal_onnx.export.analysis.stability import length_dependent
 
@@ -54,7 +62,9 @@ def attest(
     """Judge whether the output at position t of a graph depends on inputs up to t alone.
 
     A static proof from the graph, then a check by perturbation in onnxruntime. The verdict is
-    "causal" only where the proof succeeds and the check does not contradict it.
+    "causal" only where the proof succeeds and the check does not contradict it, and "not_causal"
+    only where a run showed an earlier element that moves when a later position changes. Without
+    either it is "undecided", naming the node at which the proof ends.
 
     Args:
         source: An ONNX file of any origin, or a model in memory.
@@ -63,7 +73,8 @@ def attest(
         max_seq_len: The longest sequence (past included) that the graph is meant for, where the
             contract in the file does not say; longer ones are left out.
         lengths: Sequence lengths to follow every element at, instead of the usual ones.
-        dynamic: Whether to run the check by perturbation.
+        dynamic: Whether to run the check by perturbation. Without it only a leak that the proof
+            names is run, to confirm it.
         providers: Execution providers of onnxruntime for that.
         progress: Called with (stage, done, total); stages are "read", "static" (following every
             element), "attention" (recognising it) and "dynamic".
@@ -95,12 +106,14 @@ def attest(
             independent = batch_independent(proof.analysis, probe)
         cores = find_all_cores(proof.analysis)
     static_seconds = time.perf_counter() - started
+    opened = _Opened(source, model, providers)
+    confirmation = None
+    if proof.verdict == "not_causal":
+        proof, confirmation = _confirmed(opened, model, signature, proof)
     check = DynamicCheck(skipped="it was not asked for")
     if dynamic:
         tell("dynamic", 0, 1)
-        check = _dynamic(
-            source, model, signature, proof, grid=grid, providers=providers, progress=progress
-        )
+        check = _dynamic(opened, model, signature, proof, grid=grid, progress=progress)
     return _certificate(
         model,
         signature,
@@ -108,6 +121,7 @@ def attest(
         check,
         cores=cores,
         independent=independent,
+        confirmation=confirmation,
         static_seconds=static_seconds,
     )
 
@@ -128,25 +142,112 @@ def _counter(progress: Progress | None, stage: str, total: int) -> Callable[[], 
     return count
 
 
+class _Opened:
+    """The graph for running it, opened when first needed."""
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+        model: ir.Model,
+        providers: Sequence[str],
+    ) -> None:
+        self.source = source
+        self.model = model
+        self.providers = providers
+        self._session: tuple[Runner | None, str] | None = None
+
+    def session(self) -> tuple[Runner | None, str]:
+        """The graph in onnxruntime; None and the reason where that is not possible."""
+        if self._session is None:
+            given = self._runnable()
+            self._session = (
+                (None, "the model is too large to hand over in memory")
+                if given is None
+                else open_session(given, self.providers)
+            )
+        return self._session
+
+    def runners(self) -> Iterator[tuple[Runner | None, str]]:
+        """What could run the graph, one after the other."""
+        yield self.session()
+        given = self._runnable()
+        if given is not None:
+            yield open_evaluator(given)
+
+    def _runnable(self) -> Runnable | None:
+        if isinstance(self.source, str | os.PathLike):
+            return Path(self.source)
+        proto = (
+            self.source if isinstance(self.source, onnx.ModelProto) else ir.to_proto(self.model)
+        )
+        return None if proto.ByteSize() > 1 << 31 else proto.SerializeToString()
+
+
+def _confirmed(
+    opened: _Opened, model: ir.Model, signature: Signature, proof: StaticProof
+) -> tuple[StaticProof, Confirmation]:
+    """Run what the proof calls a leak: without a run that shows it, the verdict is "undecided"."""
+    named = {value.name or "": value for value in model.graph.outputs}
+    runs = [] if proof.analysis is None else proof.analysis.runs
+    suspects = [
+        Suspect(output=out.name, leak=leak, place=place)
+        for out in proof.outputs
+        if out.causal is False
+        for leak, place in all_leaks(named[out.name], runs, out.position_axes)
+    ]
+    reasons: list[str] = []
+    found = Confirmation(confirmed=False)
+    for runner, problem in opened.runners():
+        if runner is None:
+            reasons.append(problem)
+            continue
+        found = confirm(
+            runner,
+            signature,
+            suspects,
+            vocabulary=vocabulary_sizes(model),
+            fixed=[] if proof.analysis is None else [s.name for s in proof.analysis.plain],
+            max_runs=int(min(MAX_RUNS, max(20, MAX_WORK / (16 * max(1, _weights(model)))))),
+        )
+        if found.is_run:
+            break
+        reasons.append(found.reason)
+    if not found.is_run:
+        found = replace(found, reason="; ".join(reasons))
+    offence = proof.offence
+    if found.confirmed:
+        if offence is not None:
+            offence = replace(offence, witness=found.witness)
+        return replace(proof, offence=offence), found
+    doubt = f"{found.reason}, so that this is no proof of a leak"
+    if offence is not None:
+        may = offence.witness.replace("depends on", "may depend on")
+        offence = replace(offence, witness=f"{may}; {found.reason}")
+    outputs = tuple(out if out.causal is not False else replace(out, causal=None) for out in proof.outputs)
+    reason = f"{proof.reason}; but {doubt}"
+    return (
+        replace(proof, verdict="undecided", reason=reason, offence=offence, outputs=outputs),
+        found,
+    )
+
+
+def _weights(model: ir.Model) -> int:
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(tensor.size for tensor in tensors if tensor is not None)
+
+
 def _dynamic(
-    source: str | os.PathLike[str] | onnx.ModelProto | ir.Model,
+    opened: _Opened,
     model: ir.Model,
     signature: Signature,
     proof: StaticProof,
     *,
     grid: Sequence[Sizes],
-    providers: Sequence[str],
     progress: Progress | None,
 ) -> DynamicCheck:
-    runnable: str | os.PathLike[str] | bytes
-    if isinstance(source, str | os.PathLike):
-        runnable = Path(source)
-    elif isinstance(source, onnx.ModelProto):
-        if source.ByteSize() > 1 << 31:
-            return DynamicCheck(skipped="the model is too large to hand over in memory")
-        runnable = source.SerializeToString()
-    else:
-        runnable = ir.to_proto(model).SerializeToString()
+    runner, problem = opened.session()
+    if runner is None:
+        return DynamicCheck(skipped=problem)
     batches = _sizes_to_run(model, proof, grid)
     cuts = sum(len(cuts_at(sizes)) for sizes in batches)
     position_axes = {out.name: out.position_axes for out in proof.outputs}
@@ -155,12 +256,11 @@ def _dynamic(
     # smallest, which the id of padding mostly is.
     for lowest in (0, 1) if _assumes(proof, PADDED_NOTE) else (0,):
         check = perturb(
-            runnable,
+            runner,
             signature,
             position_axes,
             batches,
             vocabulary=vocabulary_sizes(model),
-            providers=providers,
             lowest_id=lowest,
             fixed=[] if proof.analysis is None else [s.name for s in proof.analysis.plain],
             step=_counter(progress, "dynamic", cuts),
@@ -179,8 +279,7 @@ def _sizes_to_run(model: ir.Model, proof: StaticProof, grid: Sequence[Sizes]) ->
         taken = [run.sizes for run in proof.analysis.runs] or taken
         branching = [sizes for sizes in taken if sizes in proof.analysis.branching]
     short = [sizes for sizes in taken if 1 < sizes.total_seq <= 32][:8]
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    weights = sum(tensor.size for tensor in tensors if tensor is not None)
+    weights = _weights(model)
     # One row tells as much as two, and at such lengths a run of a large model takes seconds.
     long = [replace(sizes, batch=1) for sizes in branching if sizes not in short]
     return short + [sizes for sizes in long if weights * sizes.seq <= MAX_WORK]
@@ -198,6 +297,7 @@ def _certificate(
     *,
     cores: Sequence[AttentionCore],
     independent: bool | None,
+    confirmation: Confirmation | None,
     static_seconds: float,
 ) -> Certificate:
     verdict, reason = proof.verdict, proof.reason
@@ -245,6 +345,7 @@ def _certificate(
         prefix_stable=None if check.prefix_change is None else check.prefix_change <= PREFIX_LIMIT,
         batch_independent=independent,
         deterministic=proof.deterministic,
+        confirmation=confirmation,
         nodes=sum(1 for _ in model.graph.all_nodes()),
         static_seconds=static_seconds,
         dynamic=replace(check),

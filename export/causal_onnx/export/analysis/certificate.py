@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from causal_onnx.export.analysis.confirm import Confirmation
 from causal_onnx.export.analysis.perturb import DynamicCase, DynamicCheck
 from causal_onnx.runtime.contract import FORMAT, read_document
 from causal_onnx.runtime.errors import ArtifactError
@@ -28,7 +29,7 @@ class Offence:
     """The source line, likewise."""
     reason: str
     witness: str = ""
-    """An element that depends on a later position."""
+    """An element that depends on a later position, or, where the verdict is "undecided", may."""
 
     def __str__(self) -> str:
         domain = f"{self.domain}." if self.domain else ""
@@ -43,7 +44,7 @@ class OutputFinding:
     name: str
     position_axes: tuple[int, ...]
     causal: bool | None
-    """None: nothing to prove, as it has no position axis."""
+    """None: not decided, or nothing to prove where it has no position axis."""
     note: str = ""
 
 
@@ -78,8 +79,8 @@ class Certificate:
     """The verdict on one graph."""
 
     verdict: str
-    """causal: output t depends on inputs up to t. not_causal: it does not. undecided: see offence.
-    """
+    """causal: output t depends on inputs up to t. not_causal: it does not, as a run showed.
+    undecided: neither; see offence."""
     scope: str
     """The lengths that the static analysis speaks of: "every length" (within the limits it names),
     or those at which every element was followed."""
@@ -108,6 +109,8 @@ class Certificate:
     batch_independent: bool | None = None
     """Whether a row of the batch depends on that row alone; None: unknown, or no batch axis."""
     deterministic: bool = True
+    confirmation: Confirmation | None = None
+    """What running the graph said of the witness of the static pass; None: it found none."""
     nodes: int = 0
     static_seconds: float = 0.0
     dynamic: DynamicCheck = field(default_factory=DynamicCheck)
@@ -152,7 +155,8 @@ class Certificate:
         )
         lines.extend(f"  input     {text}" for text in self.inputs)
         for out in self.outputs:
-            state = {True: "causal", False: "not causal", None: "nothing to prove"}[out.causal]
+            open_ = "undecided" if out.position_axes else "nothing to prove"
+            state = {True: "causal", False: "not causal", None: open_}[out.causal]
             along = f" along axis {', '.join(map(str, out.position_axes))}" if out.causal else ""
             lines.append(f"  output    {out.name}: {state}{along}{_aside(out.note)}")
         for text, count in self.core_lines():
@@ -252,6 +256,8 @@ class Certificate:
             ),
             "dynamic": DynamicCheck(**dynamic),
         }
+        if data.get("confirmation") is not None:  # files of before have none
+            changes["confirmation"] = Confirmation(**data["confirmation"])
         for name in ("inputs", "lengths", "refused", "length_dependent"):
             changes[name] = tuple(data[name])
         return cls(**{**data, **changes})

@@ -14,7 +14,15 @@ from causal_onnx.export.analysis.elements import NONE, Abstract, Elements, view
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.signature import Sizes
 
-__all__ = ["Leak", "OutputVerdict", "is_causal_somehow", "judge_output", "offender", "reads"]
+__all__ = [
+    "Leak",
+    "OutputVerdict",
+    "all_leaks",
+    "is_causal_somehow",
+    "judge_output",
+    "offender",
+    "reads",
+]
 
 Places = npt.NDArray[np.int64]
 
@@ -169,26 +177,51 @@ def _position_axes(
 
 def _first_leak(tensors: Sequence[tuple[Run, Elements]], axes: tuple[int, ...]) -> Leak | None:
     for run, tensor in tensors:
-        rank = len(tensor.shape)
-        place = np.full((1,) * rank, -1, np.int64)
-        for axis in axes:
-            size = tensor.shape[axis]
-            options = [places(size, run.sizes)]
-            if size not in (run.sizes.seq, run.sizes.total_seq):
-                options.extend(_merged(size, run.sizes))
-            fitting = [o for o in options if _violation(tensor, _along(o, axis, rank)) is None]
-            chosen = (fitting or options)[0]
-            place = np.maximum(place, _along(chosen, axis, rank))
-        index = _violation(tensor, place)
-        if index is not None:
-            full = view(place, np.broadcast_shapes(place.shape, tensor.reach.shape))
-            return Leak(
-                sizes=run.sizes,
-                index=index,
-                position=int(full[index]),
-                reach=int(view(tensor.reach, full.shape)[index]),
-            )
+        leak = _leak_at(run.sizes, tensor, _places_of(run.sizes, tensor, axes))
+        if leak is not None:
+            return leak
     return None
+
+
+def _places_of(sizes: Sizes, tensor: Elements, axes: tuple[int, ...]) -> Places:
+    """The position that each element stands for, along its position axes."""
+    rank = len(tensor.shape)
+    place = np.full((1,) * rank, -1, np.int64)
+    for axis in axes:
+        size = tensor.shape[axis]
+        options = [places(size, sizes)]
+        if size not in (sizes.seq, sizes.total_seq):
+            options.extend(_merged(size, sizes))
+        fitting = [o for o in options if _violation(tensor, _along(o, axis, rank)) is None]
+        chosen = (fitting or options)[0]
+        place = np.maximum(place, _along(chosen, axis, rank))
+    return place
+
+
+def _leak_at(sizes: Sizes, tensor: Elements, place: Places) -> Leak | None:
+    index = _violation(tensor, place)
+    if index is None:
+        return None
+    full = view(place, np.broadcast_shapes(place.shape, tensor.reach.shape))
+    return Leak(
+        sizes=sizes,
+        index=index,
+        position=int(full[index]),
+        reach=int(view(tensor.reach, full.shape)[index]),
+    )
+
+
+def all_leaks(
+    value: ir.Value, runs: Sequence[Run], axes: tuple[int, ...]
+) -> Iterator[tuple[Leak, Places]]:
+    """What leaks at each of the sizes at which something does, and the place of each element."""
+    for run in runs:
+        found = run.values[value]
+        if isinstance(found, Elements):
+            place = _places_of(run.sizes, found, axes)
+            leak = _leak_at(run.sizes, found, place)
+            if leak is not None:
+                yield leak, place
 
 
 def selection(run: Run, output: ir.Value) -> tuple[ir.Value, tuple[int, ...]] | None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.running import Runner
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 
-__all__ = ["DynamicCase", "DynamicCheck", "cuts_at", "make_input", "perturb", "vocabulary_sizes"]
+__all__ = [
+    "DynamicCase",
+    "DynamicCheck",
+    "changed_input",
+    "cuts_at",
+    "make_input",
+    "perturb",
+    "vocabulary_sizes",
+]
 
 Array = npt.NDArray[Any]
 
@@ -129,13 +136,12 @@ def make_input(spec: InputAxes, sizes: Sizes, rng: np.random.Generator, ids: ran
 
 
 def perturb(
-    source: str | os.PathLike[str] | bytes,
+    runner: Runner,
     signature: Signature,
     position_axes: Mapping[str, Sequence[int]],
     grid: Sequence[Sizes],
     *,
     vocabulary: Mapping[str, int],
-    providers: Sequence[str] = ("CPUExecutionProvider",),
     step: Callable[[], None] | None = None,
     lowest_id: int = 0,
     fixed: Collection[str] = (),
@@ -144,12 +150,11 @@ def perturb(
     """Run the file with the future changed at several cuts, and compare the past bit by bit.
 
     Args:
-        source: The file, or the serialised model.
+        runner: The graph in onnxruntime.
         signature: What the inputs are.
         position_axes: Output -> its position axes; outputs without one are compared nowhere.
         grid: Sizes to run at.
         vocabulary: Input of ids -> number of valid ids.
-        providers: Execution providers of onnxruntime.
         step: Called once per cut.
         lowest_id: The smallest id of a vocabulary that is used, to leave out that of padding.
         fixed: Inputs that stay as they are: masks that the proof takes for those of sequences
@@ -157,10 +162,7 @@ def perturb(
         seed: Of the random data.
     """
     started = time.perf_counter()
-    session, problem = _session(source, providers)
-    if session is None:
-        return DynamicCheck(skipped=problem)
-    names = [output.name for output in session.get_outputs()]
+    names = runner.outputs
     cases: list[DynamicCase] = []
     refused: list[str] = []
     prefix: float | None = None
@@ -172,30 +174,30 @@ def perturb(
         # Some kernels take several positions after a past for one row only.
         for sizes in dict.fromkeys((wanted, replace(wanted, batch=1))):
             feeds = {s.name: make_input(s, sizes, rng, ids.get(s.name)) for s in specs}
-            base = _call(session, names, feeds, tried, sizes)
+            base = runner(feeds, sizes)
             if base is not None:
                 break
+            tried.append(runner.refusal)
         if base is None:
             refused.extend(tried)
             continue
         if not cases:
-            again = _call(session, names, feeds, refused, sizes)
+            again = runner(feeds, sizes)
             if again is None or not all(_same(a, b) for a, b in zip(base, again, strict=True)):
                 return DynamicCheck(skipped="two runs on the same input give different outputs")
-        change = _prefix_change(
-            session, names, feeds, base, specs=specs, sizes=sizes, axes=position_axes
-        )
+        change = _prefix_change(runner, feeds, base, specs=specs, sizes=sizes, axes=position_axes)
         if change is not None:
             prefix = max(prefix or 0.0, change)
         for cut in cuts_at(sizes):
             changed = {
                 s.name: feeds[s.name]
                 if s.name in fixed
-                else _changed(s, feeds[s.name], sizes, cut, rng=rng, ids=ids.get(s.name))
+                else changed_input(s, feeds[s.name], sizes, cut, rng=rng, ids=ids.get(s.name))
                 for s in specs
             }
-            after = _call(session, names, changed, refused, sizes)
+            after = runner(changed, sizes)
             if after is None:
+                refused.append(runner.refusal)
                 break
             cases.append(
                 _compare(names, base, after, position_axes=position_axes, sizes=sizes, cut=cut)
@@ -212,46 +214,13 @@ def perturb(
         skipped=skipped,
         refused=tuple(dict.fromkeys(refused)),
         prefix_change=prefix,
-        provider=session.get_providers()[0],
+        provider=runner.name,
         seconds=seconds,
     )
 
 
-def _session(source: Any, providers: Sequence[str]) -> tuple[Any, str]:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime as ort  # noqa: PLC0415 - the static proof runs without it
-    except ImportError:
-        return None, "onnxruntime is not installed: pip install 'causal-onnx[cpu]'"
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    if isinstance(source, os.PathLike):
-        source = str(Path(source))
-    try:
-        return ort.InferenceSession(source, options, providers=list(providers)), ""
-    except Exception as error:  # onnxruntime raises classes of its own, without a common base
-        return None, f"onnxruntime cannot load the graph: {str(error).splitlines()[0]}"
-
-
-def _call(
-    session: Any,
-    names: Sequence[str],
-    feeds: Mapping[str, Array],
-    refused: list[str],
-    sizes: Sizes,
-) -> list[Any] | None:
-    try:
-        return list(session.run(names, dict(feeds)))
-    except Exception as error:  # as above
-        text = str(error).splitlines()[0][:200]
-        refused.append(f"seq {sizes.seq}, past {sizes.past_seq}: {text}")
-        return None
-
-
 def _prefix_change(
-    session: Any,
-    names: Sequence[str],
+    runner: Runner,
     feeds: Mapping[str, Array],
     base: Sequence[Any],
     *,
@@ -271,11 +240,11 @@ def _prefix_change(
         array = feeds[spec.name]
         index = tuple(slice(0, n) for n in spec.shape(less))
         shorter[spec.name] = np.array(array[index], order="C")
-    after = _call(session, names, shorter, [], less)
+    after = runner(shorter, less)
     if after is None:
         return None
     found = []
-    for name, a, b in zip(names, base, after, strict=True):
+    for name, a, b in zip(runner.outputs, base, after, strict=True):
         chosen = axes.get(name, ())
         if not isinstance(a, np.ndarray) or not chosen or a.ndim != b.ndim:
             continue
@@ -297,16 +266,20 @@ def cuts_at(sizes: Sizes) -> list[int]:
     return sorted(cut for cut in cuts if 0 < cut < total)
 
 
-def _changed(
+def changed_input(
     spec: InputAxes,
     array: Array,
     sizes: Sizes,
     cut: int,
     *,
+    until: int | None = None,
     rng: np.random.Generator,
     ids: range | None,
 ) -> Array:
-    """The same input with other data from position `cut` on; places and lengths stay."""
+    """The same input with other data from position `cut` on; places and lengths stay.
+
+    `until`: the first position after those that change; None: there is none.
+    """
     axis = spec.position_axis
     if axis is None or spec.role not in ("tokens", "past", "mask"):
         return array
@@ -323,7 +296,8 @@ def _changed(
         fresh = ((array - ids.start + shift) % len(ids) + ids.start).astype(array.dtype)
     elif np.issubdtype(array.dtype, np.floating):
         fresh = (fresh * 3).astype(array.dtype)
-    index = (slice(None),) * axis + (slice(begin, None),)
+    end = None if until is None else max(begin, until - spec.first_position(sizes))
+    index = (slice(None),) * axis + (slice(begin, end),)
     out = array.copy()
     out[index] = fresh[index]
     return out

@@ -36,6 +36,10 @@ BLOCK = 1 << 24
 """Most elements of the space of all labels held at once (the operands are compressed, so that only
 position-like axes count)."""
 
+SMALL = 1 << 12
+"""Constants up to this size are looked at for zeros wherever they stand; larger ones are mostly
+weights, without zeros that matter."""
+
 
 def _tensor(inputs: Sequence[Abstract], index: int) -> Tensor:
     found = tensor_at(inputs, index)
@@ -46,14 +50,16 @@ def _tensor(inputs: Sequence[Abstract], index: int) -> Tensor:
 def _operand(tensor: Tensor, *, other_varies: bool) -> tuple[IntArray, BoolArray]:
     """Reach and "may be other than 0" of a factor.
 
-    A constant's zeros matter only where the other factor's reach varies; a weight is taken as dense
-    without looking at it.
+    A weight is taken as dense without looking at it, unless the other factor's reach varies along
+    the sum. What the sizes decide is looked at always: one row of a mask of chunks may be all 0,
+    whatever it is multiplied by.
     """
     rank = len(tensor.shape)
     dense = np.ones((1,) * rank, np.bool_)
     if isinstance(tensor, Known):
         reach = np.full((1,) * rank, NONE, np.int32)
-        if not other_varies or tensor.size > BLOCK:
+        wanted = other_varies or not tensor.constant or tensor.size <= SMALL
+        if not wanted or tensor.size > BLOCK:
             return reach, dense
         return reach, compress(np.asarray(tensor.value != 0))
     if tensor.known is None or tensor.value is None:

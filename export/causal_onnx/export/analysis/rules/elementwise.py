@@ -405,7 +405,13 @@ def cast_like(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequen
 )
 def activation(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Functions of one number that onnxruntime evaluates."""
-    return [combine(node.op_type, [tensor_at(inputs, 0)], ctx.function(node))]
+    run = ctx.function(node)
+
+    def on_floats(arrays: Sequence[Array | None]) -> Array:
+        # The zeros that a mask leaves are recorded as whole numbers; the kernels take floats only.
+        return run([None if a is None else a.astype(np.float32) for a in arrays])
+
+    return [combine(node.op_type, [tensor_at(inputs, 0)], on_floats)]
 
 
 @rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain="com.microsoft")
