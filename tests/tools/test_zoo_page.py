@@ -107,6 +107,16 @@ def test_rates_count_what_was_let_through() -> None:
     assert "accepted by `attest`: 1 of 1." in said
 
 
+def test_confirmed_witnesses_are_counted_wherever_the_static_pass_names_one() -> None:
+    edits = [{"rejected": True, "confirmed": True}, {"rejected": False, "confirmed": False}]
+    results = {
+        "mask_dropped": {"attest": result("rejected", named=True, confirmed=True)},
+        "guard_raise": {"ours": result(certificate=certificate()), "plain": None},
+        "hand-x": {"graph": result("accepted", confirmed=None, mutants=edits)},
+    }
+    assert "changes): 2 of 3." in mutant_rates(results)[-1]
+
+
 def test_result_is_kept_as_long_as_its_code_is_the_same(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put("a", "ours", "key 1", {"status": "right"})

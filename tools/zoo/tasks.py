@@ -171,6 +171,7 @@ def _certificate(certificate: Certificate, declared: str) -> dict[str, Any]:
     footprints = sorted({core.footprint for core in certificate.cores})
     return {
         "verdict": certificate.verdict,
+        "confirmed": _confirmed(certificate),
         "every_length": certificate.every_length,
         "scope": certificate.scope,
         "reason": certificate.reason[:300],
@@ -179,6 +180,12 @@ def _certificate(certificate: Certificate, declared: str) -> dict[str, Any]:
         "footprints": footprints,
         "footprint_fits": footprint_fits(declared, footprints),
     }
+
+
+def _confirmed(certificate: Certificate) -> bool | None:
+    """Whether a run showed the leak that the static pass names; None where it names none."""
+    found = certificate.confirmation
+    return None if found is None else found.confirmed
 
 
 def footprint_fits(declared: str, found: list[str]) -> bool | None:
@@ -296,6 +303,7 @@ def run_graph(name: str, work: Path) -> dict[str, Any]:
                 "rejected": rejected,
                 "operator": operator,
                 "leak": leak,
+                "confirmed": _confirmed(found),
             }
         )
     return result

@@ -595,6 +595,13 @@ def _prove_and_write(
             write_model(model, draft, metadata)
         # No time: equal modules give equal files.
         found = attest(draft, dynamic=False, lengths=_lengths_to_follow(contract))
+        if found.verdict == "not_causal":
+            raise CausalityError(
+                f"{type(module).__name__}: the graph is not causal: {found.reason}"
+                + (f" ({found.offence.witness})" if found.offence is not None else "")
+                + "; no file was written",
+                causality,
+            )
         certificate = replace(found, static_seconds=0.0)
         goldens = record_goldens(
             subject.reference.fresh(), specs, contract, tolerance=2 * parity.tolerance

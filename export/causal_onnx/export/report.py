@@ -323,6 +323,7 @@ class ExportReport:
     def __str__(self) -> str:
         limit = self.contract.max_seq_len
         verdict = self.certificate.verdict.replace("_", " ")
+        offence = self.certificate.offence
         compared = sum(not case.refused for case in self.parity.cases)
         lines = [
             f"{self.path}  {self.size_bytes / 1e6:.2f} MB, {self.nodes} nodes, "
@@ -333,7 +334,8 @@ class ExportReport:
                 f"  attention {text}" + (f"  x {count}" if count > 1 else "")
                 for text, count in self.certificate.core_lines()
             ),
-            f"  static proof: {verdict}, {self.certificate.scope}",
+            f"  static proof: {verdict}, {self.certificate.scope}"
+            + (f", at {offence}" if offence is not None else ""),
             f"  {self.causality.summary()}",
             *(
                 f"  {part.summary()}"

@@ -294,7 +294,10 @@ def evaluate(
 
 def _run(node: ir.Node, arrays: Sequence[Array | None], opsets: Mapping[str, int]) -> list[Array]:
     """Run one node in onnxruntime."""
-    import onnxruntime as ort  # noqa: PLC0415 - slow to import, and seldom needed
+    try:
+        import onnxruntime as ort  # noqa: PLC0415 - slow to import, and seldom needed
+    except ImportError as error:
+        raise UnsupportedError("it could not be evaluated without onnxruntime") from error
 
     given = [array for array in arrays if array is not None]
     inputs = [
