@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -54,7 +55,7 @@ examples:
   causal-onnx run model.onnx x.npy -o y.npy
   causal-onnx report model.onnx -o report.html
 
-exit codes: 0 done, 1 failed, 2 wrong usage; attest says what else it means by them
+exit codes: 0 done, 1 failed, 2 wrong usage; those of attest are in its own --help
 """
 
 
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: What follows the program's name; None: what the process was called with.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `attest` fails with 3, as
+        its 1 is a verdict.
     """
     try:
         args = build_parser().parse_args(argv)
@@ -88,10 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return FAILED
         except Exception as error:
-            if debug:
+            if debug and args.failed == FAILED:
                 raise
-            _tell(error)
-            return FAILED
+            if debug:
+                traceback.print_exc()
+            else:
+                _tell(error)
+            return int(args.failed)
     return code
 
 
@@ -126,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
             parents=[shared],
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=module.run, failed=getattr(module, "FAILED", FAILED))
     return parser
 
 
@@ -172,7 +177,9 @@ def _tell(error: Exception) -> None:
     ).__module__.startswith("causal_onnx.")
     text = " ".join(str(error).split()) if known else ""
     if not text:
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}; --debug shows where"
+        notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+        said = " ".join(f"{error}{notes}".split())
+        text = f"{type(error).__name__}: {said}; --debug shows where"
     hints = [hint for spelling, hint in HINTS.items() if spelling in text]
     if hints:
         text = f"{text.rstrip('.')}. On the command line: {'; '.join(hints)}"

@@ -177,9 +177,7 @@ class _Opened:
     def _runnable(self) -> Runnable | None:
         if isinstance(self.source, str | os.PathLike):
             return Path(self.source)
-        proto = (
-            self.source if isinstance(self.source, onnx.ModelProto) else ir.to_proto(self.model)
-        )
+        proto = self.source if isinstance(self.source, onnx.ModelProto) else ir.to_proto(self.model)
         return None if proto.ByteSize() > 1 << 31 else proto.SerializeToString()
 
 
@@ -223,7 +221,9 @@ def _confirmed(
     if offence is not None:
         may = offence.witness.replace("depends on", "may depend on")
         offence = replace(offence, witness=f"{may}; {found.reason}")
-    outputs = tuple(out if out.causal is not False else replace(out, causal=None) for out in proof.outputs)
+    outputs = tuple(
+        out if out.causal is not False else replace(out, causal=None) for out in proof.outputs
+    )
     reason = f"{proof.reason}; but {doubt}"
     return (
         replace(proof, verdict="undecided", reason=reason, offence=offence, outputs=outputs),

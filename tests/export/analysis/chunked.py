@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 WIDTH = 8
 
@@ -13,7 +13,7 @@ def chunks(x: Tensor, size: int) -> Tensor:
     """(batch, seq, width) padded to (batch, chunks, size, width)."""
     n = x.shape[1]
     count = (n + size - 1) // size
-    return F.pad(x, (0, 0, 0, count * size - n)).unflatten(1, (count, size))
+    return functional.pad(x, (0, 0, 0, count * size - n)).unflatten(1, (count, size))
 
 
 def joined(y: Tensor, x: Tensor) -> Tensor:
@@ -27,7 +27,11 @@ class Chunked(nn.Module):
         self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return chunks(self.q(x), self.size), chunks(self.k(x), self.size), chunks(self.v(x), self.size)
+        return (
+            chunks(self.q(x), self.size),
+            chunks(self.k(x), self.size),
+            chunks(self.v(x), self.size),
+        )
 
 
 class PrefixSum(Chunked):
@@ -47,7 +51,7 @@ class PrefixSumByCumsum(Chunked):
     def forward(self, x: Tensor) -> Tensor:
         y = chunks(x, self.size)
         total = y.sum(2)
-        before = F.pad(total.cumsum(1)[:, :-1], (0, 0, 1, 0))
+        before = functional.pad(total.cumsum(1)[:, :-1], (0, 0, 1, 0))
         return joined(y.cumsum(2) + before[:, :, None], x)
 
 
@@ -144,12 +148,12 @@ class StateSpace(Chunked):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.parts(x)
         m, c = q.shape[1], self.size
-        a = -F.softplus(chunks(self.q(x).mean(-1, keepdim=True), c).squeeze(-1))
+        a = -functional.softplus(chunks(self.q(x).mean(-1, keepdim=True), c).squeeze(-1))
         run = a.cumsum(2)
         lag = run[..., :, None] - run[..., None, :]
         inner = torch.exp(lag.masked_fill(torch.ones(c, c, dtype=torch.bool).triu(1), -torch.inf))
         state = (k * torch.exp(run[..., -1:] - run)[..., None]).mT @ v
-        total = F.pad(run[..., -1].cumsum(1), (1, 0))  # after the chunks before each one
+        total = functional.pad(run[..., -1].cumsum(1), (1, 0))  # after the chunks before each one
         gap = total[:, :-1, None] - total[:, None, 1:]
         carry = torch.exp(gap.masked_fill(torch.ones(m, m, dtype=torch.bool).triu(), -torch.inf))
         before = torch.einsum("bij,bjde->bide", carry, state)
@@ -162,7 +166,9 @@ class BlockLocal(Chunked):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.parts(x)
         c = self.size
-        k, v = (torch.cat([F.pad(t, (0, 0, 0, 0, 1, 0))[:, :-1], t], dim=2) for t in (k, v))
+        k, v = (
+            torch.cat([functional.pad(t, (0, 0, 0, 0, 1, 0))[:, :-1], t], dim=2) for t in (k, v)
+        )
         row, column = torch.arange(c)[:, None], torch.arange(2 * c)[None, :] - c
         scores = (q @ k.mT / WIDTH**0.5).masked_fill(column > row, -torch.inf)
         return joined(scores.softmax(-1) @ v, x)
@@ -172,7 +178,7 @@ class ConvolutionByUnfold(Chunked):
     """A causal convolution as windows of the padded sequence times a kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, (0, 0, self.size - 1, 0))
+        padded = functional.pad(x, (0, 0, self.size - 1, 0))
         windows = padded.unfold(1, self.size, 1)
         return windows @ torch.linspace(0.1, 1.0, self.size)
 
@@ -185,7 +191,7 @@ class ConvolutionByChunks(Chunked):
         lag = torch.arange(self.size)[:, None] - torch.arange(self.size)[None, :]
         own = torch.where(lag >= 0, 0.5 ** lag.float().abs(), 0.0)
         over = torch.where(lag < 0, 0.5 ** (lag + self.size).float(), 0.0)
-        before = F.pad(y, (0, 0, 0, 0, 1, 0))[:, :-1]
+        before = functional.pad(y, (0, 0, 0, 0, 1, 0))[:, :-1]
         return joined(own @ y + over @ before, x)
 
 

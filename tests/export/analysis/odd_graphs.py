@@ -285,7 +285,9 @@ def scalar_input() -> onnx.ModelProto:
 
 @odd
 def only_a_scalar_input() -> onnx.ModelProto:
-    return graph([helper.make_node("Relu", ["s"], ["y"])], [info("s", shape=())], [info("y", shape=())])
+    return graph(
+        [helper.make_node("Relu", ["s"], ["y"])], [info("s", shape=())], [info("y", shape=())]
+    )
 
 
 @odd
@@ -403,14 +405,21 @@ def boolean_and_double_inputs() -> onnx.ModelProto:
 @odd
 def complex_input() -> onnx.ModelProto:
     kind, shape = TensorProto.COMPLEX64, ("batch", "seq")
-    return graph([helper.make_node("Identity", ["c"], ["y"])], [info("c", kind, shape)], [info("y", kind, shape)])
+    return graph(
+        [helper.make_node("Identity", ["c"], ["y"])],
+        [info("c", kind, shape)],
+        [info("y", kind, shape)],
+    )
 
 
 @odd
 def eight_bit_float_input() -> onnx.ModelProto:
     kind, shape = TensorProto.FLOAT8E4M3FN, ("batch", "seq", 4)
     return graph(
-        [helper.make_node("Cast", ["x"], ["y"], to=FLOAT)], [info("x", kind, shape)], [info("y")], opset=19
+        [helper.make_node("Cast", ["x"], ["y"], to=FLOAT)],
+        [info("x", kind, shape)],
+        [info("y")],
+        opset=19,
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from causal_onnx.export.analysis.attributes import UnsupportedError
+from causal_onnx.export.analysis.elements import RefusedByOnnxError
 from causal_onnx.export.analysis.evaluate import ELEMENTWISE, _run, evaluate
 from causal_onnx.export.analysis.moves import MOVES
 
@@ -173,7 +174,7 @@ def test_bfloat16_is_followed_as_float32() -> None:
 def test_sizes_that_the_runtime_refuses_are_refused(
     op: str, arrays: list[Array | None], attributes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RefusedByOnnxError, match=message):
         evaluate(to_node(op, arrays, attributes), arrays, {"": 20})
 
 

@@ -1,7 +1,8 @@
 """Judge whether any ONNX file is causal: a proof from its graph, and a check by running it.
 
-Exit code 0: causal. 1: not causal, or an error. 2: undecided. With --strict, 1 also for what is
-causal but not proved for every length, or not prefix-stable.
+Exit code 0: causal. 1: not causal, as a run showed. 2: undecided, or wrong usage. 3: an error,
+which says nothing about the file. With --strict, 1 also for what is causal but not proved for every
+length, or not prefix-stable.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
 from causal_onnx.cli.options import parse_axes, parse_lengths
 
-__all__ = ["EPILOG", "add_arguments", "run"]
+__all__ = ["EPILOG", "FAILED", "add_arguments", "run"]
 
 EPILOG = """\
 examples:
   causal-onnx attest model.onnx
   causal-onnx attest other.onnx --axes x:0=batch,1=seq --lengths 1,2,7,16
 """
+
+FAILED = 3
+"""An error is no verdict."""
 
 EXIT_CODES = {"causal": 0, "not_causal": 1, "undecided": 2}
 
@@ -62,8 +66,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if (error.name or "").startswith("causal_onnx"):
             raise
         raise CommandError(
-            f"attest needs the exporter's packages ({error.name} is missing): "
-            "pip install 'causal-onnx[export]'"
+            f"attest needs onnx, onnx-ir and onnxruntime ({error.name} is missing): "
+            "pip install 'causal-onnx[attest]'"
         ) from error
     with console.progress() as tell:
         certificate = attest(

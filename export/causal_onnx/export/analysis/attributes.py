@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.elements import Abstract, Array, Elements, Known, Tensor
+from causal_onnx.export.analysis.elements import (
+    Abstract,
+    Array,
+    Elements,
+    Known,
+    RefusedByOnnxError,
+    Tensor,
+)
 
-__all__ = ["UnsupportedError", "attr", "known_ints", "known_value", "normal_axis", "tensor_at"]
+__all__ = [
+    "UnsupportedError",
+    "attr",
+    "known_ints",
+    "known_value",
+    "malformed",
+    "normal_axis",
+    "required",
+    "required_value",
+    "tensor_at",
+]
 
 
 class UnsupportedError(Exception):
@@ -37,6 +55,19 @@ def tensor_at(inputs: Sequence[Abstract], index: int) -> Tensor | None:
     return found
 
 
+def required(inputs: Sequence[Abstract], index: int) -> Tensor:
+    """Input `index`, which the operator cannot do without.
+
+    Raises:
+        UnsupportedError: It is a sequence.
+        RefusedByOnnxError: It is absent.
+    """
+    found = tensor_at(inputs, index)
+    if found is None:
+        raise RefusedByOnnxError(f"input {index} is missing")
+    return found
+
+
 def known_value(inputs: Sequence[Abstract], index: int, what: str) -> Array | None:
     """The value of input `index`, None where absent.
 
@@ -47,6 +78,19 @@ def known_value(inputs: Sequence[Abstract], index: int, what: str) -> Array | No
     if isinstance(found, Elements):
         raise UnsupportedError(f"its {what} depends on the data of the inputs")
     return None if found is None else found.value
+
+
+def required_value(inputs: Sequence[Abstract], index: int, what: str) -> Array:
+    """The value of input `index`, which the operator cannot do without.
+
+    Raises:
+        UnsupportedError: It depends on data.
+        RefusedByOnnxError: It is absent.
+    """
+    required(inputs, index)
+    found = known_value(inputs, index, what)
+    assert found is not None
+    return found
 
 
 def known_ints(inputs: Sequence[Abstract], index: int, what: str) -> list[int] | None:
@@ -63,11 +107,32 @@ def normal_axis(axis: int, rank: int) -> int:
     """The axis counted from the front.
 
     Raises:
-        ValueError: The tensor has no such axis.
+        RefusedByOnnxError: The tensor has no such axis.
     """
     if not -rank <= axis < max(rank, 1):
-        raise ValueError(f"axis {axis} of a tensor of rank {rank}")
+        raise RefusedByOnnxError(f"axis {axis} of a tensor of rank {rank}")
     return axis % rank if rank else 0
+
+
+def malformed(node: ir.Node, opsets: Mapping[str, int]) -> str:
+    """What the node lacks that its operator requires; "" where nothing, or the operator is unknown.
+
+    For a node that a rule stumbled over: rules take nodes as ONNX defines them.
+    """
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
+    except onnx.defs.SchemaError:
+        return ""
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    for index, parameter in enumerate(schema.inputs):
+        absent = index >= len(node.inputs) or node.inputs[index] is None
+        if parameter.option == single and absent:
+            return f"input {index} ({parameter.name}) is missing"
+    for name, attribute in schema.attributes.items():
+        if attribute.required and name not in node.attributes:
+            return f"attribute {name} is missing"
+    return ""
 
 
 def is_known(value: Abstract) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from causal_onnx.export.analysis.judge import Leak
-from causal_onnx.export.analysis.perturb import changed_input, make_input
+from causal_onnx.export.analysis.perturb import changed_input, make_input, same
 from causal_onnx.export.analysis.running import Runner
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 
@@ -122,7 +122,9 @@ def confirm(
                 if runs >= max_runs:
                     return _nothing(by_sizes, runs)
     if not taken:
-        return Confirmation(confirmed=False, reason=f"{runner.name} does not run it: {runner.refusal}")
+        return Confirmation(
+            confirmed=False, reason=f"{runner.name} does not run it: {runner.refusal}"
+        )
     return _nothing(by_sizes, runs)
 
 
@@ -175,8 +177,7 @@ class _Trial:
         again = self.runner(self.feeds, self.sizes)
         if again is None:
             return False
-        pairs = zip(self.base.values(), again, strict=True)
-        return all(not isinstance(a, np.ndarray) or a.tobytes() == b.tobytes() for a, b in pairs)
+        return all(same(a, b) for a, b in zip(self.base.values(), again, strict=True))
 
     def moved(self, suspects: Sequence[Suspect], first: int, last: int) -> str:
         """The witness that a change of these positions gives; "" for none."""
@@ -200,7 +201,7 @@ class _Trial:
         for suspect in suspects:
             a, b = self.base.get(suspect.output), found.get(suspect.output)
             if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape:
-                text = _moved(suspect, a, b, first, last, self.sizes)
+                text = _moved(suspect, a, b, changed=(first, last), sizes=self.sizes)
                 if text:
                     return text
         return ""
@@ -230,9 +231,8 @@ def _finite(dtype: Any) -> tuple[float, float]:
     return -most, most
 
 
-def _moved(
-    suspect: Suspect, a: Array, b: Array, first: int, last: int, sizes: Sizes
-) -> str:  # fmt: skip
+def _moved(suspect: Suspect, a: Array, b: Array, *, changed: tuple[int, int], sizes: Sizes) -> str:
+    first, last = changed
     if a.dtype.kind in "OSU":
         return ""
     with np.errstate(all="ignore"):
@@ -248,10 +248,12 @@ def _moved(
     index = suspect.leak.index
     inside = all(i < n for i, n in zip(index, a.shape, strict=True))
     if not (inside and hits[index]):
-        index = tuple(int(i) for i in np.unravel_index(int(np.where(hits, gap, 0).argmax()), a.shape))
-    changed = f"position {first}" if last == first + 1 else f"positions {first} to {last - 1}"
+        index = tuple(
+            int(i) for i in np.unravel_index(int(np.where(hits, gap, 0).argmax()), a.shape)
+        )
+    which = f"position {first}" if last == first + 1 else f"positions {first} to {last - 1}"
     past = f" after a past of {sizes.past_seq}" if sizes.past_seq else ""
     return (
-        f"{suspect.output}{list(index)}, position {int(place[index])}, depends on {changed} "
+        f"{suspect.output}{list(index)}, position {int(place[index])}, depends on {which} "
         f"(length {sizes.seq}{past}): it moved by {float(gap[index]):.1e}"
     )

@@ -13,7 +13,8 @@ proof at one size needs no insight into how a graph arranges its axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -28,6 +29,7 @@ __all__ = [
     "Elements",
     "Known",
     "Ratio",
+    "RefusedByOnnxError",
     "Tensor",
     "broadcast_shape",
     "compress",
@@ -35,6 +37,7 @@ __all__ = [
     "lift",
     "merge",
     "plain",
+    "refusing",
     "restructure",
     "view",
 ]
@@ -50,6 +53,26 @@ VERY_NEGATIVE = -1e3
 """A finite score at or below this is taken to be masked: exp(-1000 + 104) is the last that is not
 zero in fp32, so the other scores of the row would have to lie below -896 as well. Recorded as an
 assumption wherever it is used."""
+
+
+class RefusedByOnnxError(Exception):
+    """ONNX itself does not run the operator on such shapes or values; the message is the reason."""
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Around numpy where it does what ONNX would: what numpy refuses, ONNX refuses.
+
+    Around nothing else: an error in the bookkeeping of a rule is a defect of ours, and must not
+    pass for a length that the graph does not take.
+
+    Raises:
+        RefusedByOnnxError: numpy raised a ValueError or an IndexError.
+    """
+    try:
+        yield
+    except (ValueError, IndexError) as error:
+        raise RefusedByOnnxError(str(error) or type(error).__name__) from error
 
 
 class Known:
@@ -254,9 +277,10 @@ def broadcast_shape(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     """The ONNX (numpy) broadcast of the shapes.
 
     Raises:
-        ValueError: They do not broadcast.
+        RefusedByOnnxError: They do not broadcast.
     """
-    return np.broadcast_shapes(*shapes)
+    with refusing():
+        return np.broadcast_shapes(*shapes)
 
 
 def with_rank(tensor: Elements, rank: int) -> Elements:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import UnsupportedError, attr, normal_axis
-from causal_onnx.export.analysis.elements import Array, Known, plain
+from causal_onnx.export.analysis.elements import Array, Known, plain, refusing
 from causal_onnx.export.analysis.moves import MOVES, split_sizes
 
 __all__ = ["ELEMENTWISE", "evaluate", "evaluate_elementwise"]
@@ -158,7 +158,7 @@ ELEMENTWISE = frozenset(_SIMPLE) | frozenset(_WITH_NODE)
 
 def evaluate_elementwise(node: ir.Node, arrays: Sequence[Array | None]) -> Array:
     """The value of an element-wise node; `None` for an absent optional input."""
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), refusing():
         simple = _SIMPLE.get(node.op_type)
         if simple is not None:
             return np.asarray(simple(*arrays))
@@ -211,6 +211,10 @@ def _constant(node: ir.Node) -> Array:
             return np.asarray(found.value, np.float32)
         if name == "value_floats":
             return np.asarray(found.value, np.float32).reshape(-1)
+        if name in ("value_string", "value_strings"):
+            return np.asarray(found.value, object)
+        if name == "sparse_value":
+            raise UnsupportedError("a sparse constant")
     raise UnsupportedError("a constant of this kind")
 
 
@@ -270,7 +274,7 @@ def evaluate(
     """The outputs of a node from its inputs; None for an absent optional input.
 
     Raises:
-        ValueError: The runtime would refuse these shapes or indices.
+        RefusedByOnnxError: The runtime would refuse these shapes or indices.
         UnsupportedError: Neither numpy nor onnxruntime can run the node.
     """
     if node.domain in ("", "ai.onnx"):
@@ -285,7 +289,7 @@ def evaluate(
                 if len(arrays) > 2 and arrays[2] is not None:
                     fill = arrays[2].item()
             return [make(node, arrays[0].shape, inputs)(arrays[0], fill)]
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), refusing():
             direct = _direct(node, arrays)
         if direct is not None:
             return direct

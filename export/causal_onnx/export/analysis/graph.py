@@ -30,7 +30,10 @@ def load_model(source: str | PathLike[str] | onnx.ModelProto | ir.Model) -> ir.M
     if isinstance(source, ir.Model):
         model = source.clone() if source.functions else source
     elif isinstance(source, onnx.ModelProto):
-        model = ir.from_proto(source)
+        try:
+            model = ir.from_proto(source)
+        except Exception as error:  # onnx_ir raises several classes for what it cannot hold
+            raise ValueError(f"the model cannot be read: {_first_cause(error)}") from error
     else:
         path = Path(source)
         if not path.is_file():
@@ -38,10 +41,17 @@ def load_model(source: str | PathLike[str] | onnx.ModelProto | ir.Model) -> ir.M
         try:
             model = ir.load(path)
         except Exception as error:  # protobuf raises several classes for a damaged file
-            raise ValueError(f"{path} holds no ONNX model: {error}") from error
+            raise ValueError(f"{path} holds no ONNX model: {_first_cause(error)}") from error
     if model.functions:
         model = common.InlinePass()(model).model
     return model
+
+
+def _first_cause(error: BaseException) -> str:
+    """The message at the root of a chain of errors: the outer ones quote the whole graph."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
 
 
 class NodeSource:

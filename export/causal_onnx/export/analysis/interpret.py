@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.attributes import UnsupportedError, attr
+from causal_onnx.export.analysis.attributes import UnsupportedError, attr, malformed
 from causal_onnx.export.analysis.elements import (
     NONE,
     Abstract,
     Array,
     Elements,
     Known,
+    RefusedByOnnxError,
+    broadcast_shape,
     lift,
     plain,
 )
@@ -44,6 +46,10 @@ class SizesRefusedError(Exception):
         super().__init__(f"{node.op_type} {node.name!r}: {reason}")
         self.node = node
         self.reason = reason
+
+
+class MissingValueError(Exception):
+    """A value that no node makes before it is read, and that is no input and no initializer."""
 
 
 class StuckError(Exception):
@@ -120,7 +126,9 @@ def run(
 
     Raises:
         SizesRefusedError: The graph does not take these sizes.
-        StuckError: An operator has no rule and its output no declared shape.
+        StuckError: An operator has no rule and its output no declared shape, or reads what nothing
+            makes.
+        ValueError: Nothing makes an output of the graph.
     """
     walker = _Walker(model, signature, sizes, constants)
     walker.found.context.blank = blank
@@ -130,6 +138,13 @@ def run(
             given = blank_elements(spec.shape(sizes)) if blank else input_elements(spec, sizes)
         walker.values[value] = given
     walker.graph(model.graph, step)
+    for value in model.graph.outputs:
+        try:
+            walker.values[value] = walker.lookup(value)
+        except MissingValueError as error:
+            raise ValueError(
+                f"no node makes the output {error}, and it is no input and no initializer"
+            ) from error
     return walker.found
 
 
@@ -189,7 +204,7 @@ class _Walker:
         if found is None:
             found = self.constants.of(value)
             if found is None:
-                raise KeyError(value.name)
+                raise MissingValueError(value.name)
         return found
 
     def node(self, node: ir.Node) -> None:
@@ -198,17 +213,30 @@ class _Walker:
             for out in node.outputs:
                 self.values[out] = self.constants.values[out]
             return
-        inputs = [self.lookup(value) for value in node.inputs]
         try:
-            outputs = self.transfer(node, inputs)
-        except UnsupportedError as error:
-            outputs = self.mixing(node, inputs, str(error))
-        except TypeError as error:
-            outputs = self.mixing(node, inputs, f"its inputs do not fit: {error}")
-        except (ValueError, IndexError, AssertionError) as error:
-            raise SizesRefusedError(node, str(error) or type(error).__name__) from error
+            inputs = [self.lookup(value) for value in node.inputs]
+            outputs = self.follow(node, inputs)
+        except MissingValueError as error:
+            raise StuckError(node, f"nothing makes {error}, which it reads") from error
+        except RefusedByOnnxError as error:
+            raise SizesRefusedError(node, str(error)) from error
+        except (SizesRefusedError, StuckError):
+            raise
+        except Exception as error:
+            problem = malformed(node, self.found.context.opsets)
+            if problem:
+                raise SizesRefusedError(node, problem) from error
+            # A defect of ours, never a finding about the graph.
+            error.add_note(f"while following {node.op_type} {node.name!r}")
+            raise
         for value, result in zip(node.outputs, outputs, strict=False):
             self.values[value] = result
+
+    def follow(self, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
+        try:
+            return self.transfer(node, inputs)
+        except UnsupportedError as error:
+            return self.mixing(node, inputs, str(error))
 
     def transfer(self, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
         domain = "" if node.domain == "ai.onnx" else node.domain
@@ -256,7 +284,7 @@ class _Walker:
         if not given or max(value.size for value in given) < LAZY_SIZE:
             return []
         if node.op_type in ELEMENTWISE or node.op_type == "QuantizeLinear":
-            shape = np.broadcast_shapes(*(value.shape for value in given))
+            shape = broadcast_shape(*(value.shape for value in given))
         elif node.op_type == "DequantizeLinear":
             shape = given[0].shape
         else:

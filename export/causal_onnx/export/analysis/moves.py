@@ -16,10 +16,16 @@ from causal_onnx.export.analysis.attributes import (
     UnsupportedError,
     attr,
     known_ints,
-    known_value,
     normal_axis,
+    required_value,
 )
-from causal_onnx.export.analysis.elements import Abstract, Array
+from causal_onnx.export.analysis.elements import (
+    Abstract,
+    Array,
+    RefusedByOnnxError,
+    broadcast_shape,
+    refusing,
+)
 
 __all__ = ["MOVES", "Move", "split_sizes"]
 
@@ -33,7 +39,16 @@ MOVES: dict[str, MakeMove] = {}
 
 def _moves(op_type: str) -> Callable[[MakeMove], MakeMove]:
     def register(make: MakeMove) -> MakeMove:
-        MOVES[op_type] = make
+        def made(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
+            move = make(node, shape, inputs)
+
+            def checked(array: Array, fill: Any) -> Array:
+                with refusing():
+                    return move(array, fill)
+
+            return checked
+
+        MOVES[op_type] = made
         return make
 
     return register
@@ -52,7 +67,7 @@ def _reshape(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
             rest *= size if size != -1 else 1
         total = int(np.prod(shape, dtype=np.int64))
         if rest == 0 or total % rest:
-            raise ValueError(f"a tensor of shape {shape} cannot be reshaped to {goal}")
+            raise RefusedByOnnxError(f"a tensor of shape {shape} cannot be reshaped to {goal}")
         goal = [total // rest if size == -1 else size for size in goal]
     return lambda array, _: array.reshape(goal)
 
@@ -91,7 +106,7 @@ def _squeeze(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
         axes = [i for i, size in enumerate(shape) if size == 1]
     gone = {normal_axis(axis, len(shape)) for axis in axes}
     if any(shape[axis] != 1 for axis in gone):
-        raise ValueError(f"Squeeze of axes {sorted(gone)} of a tensor of shape {shape}")
+        raise RefusedByOnnxError(f"Squeeze of axes {sorted(gone)} of a tensor of shape {shape}")
     goal = tuple(size for i, size in enumerate(shape) if i not in gone)
     return lambda array, _: array.reshape(goal)
 
@@ -100,7 +115,7 @@ def _squeeze(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
 def _unsqueeze(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
     axes = _axes(node, inputs)
     if axes is None:
-        raise ValueError("Unsqueeze without axes")
+        raise RefusedByOnnxError("Unsqueeze without axes")
     rank = len(shape) + len(axes)
     new = {normal_axis(axis, rank) for axis in axes}
     old = iter(shape)
@@ -118,7 +133,7 @@ def _unsqueeze(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
 @_moves("Expand")
 def _expand(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
     wanted = known_ints(inputs, 1, "target shape")
-    goal = np.broadcast_shapes(shape, tuple(wanted or ()))
+    goal = broadcast_shape(shape, tuple(wanted or ()))
     return lambda array, _: np.broadcast_to(array, goal)
 
 
@@ -137,7 +152,7 @@ def _slice(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
         starts, ends, axes = attr(node, "starts"), attr(node, "ends"), attr(node, "axes")
         steps = None
     if starts is None or ends is None:
-        raise ValueError("Slice without bounds")
+        raise RefusedByOnnxError("Slice without bounds")
     axes = list(range(len(starts))) if axes is None else list(axes)
     steps = [1] * len(starts) if steps is None else steps
     index = [slice(None)] * len(shape)
@@ -168,7 +183,7 @@ def split_sizes(node: ir.Node, size: int, inputs: Sequence[Abstract]) -> list[in
         step = -(-size // count)
         sizes = [max(0, min(step, size - i * step)) for i in range(count)]
     if sum(sizes) != size:
-        raise ValueError(f"Split of an axis of size {size} into {list(sizes)}")
+        raise RefusedByOnnxError(f"Split of an axis of size {size} into {list(sizes)}")
     return list(sizes)
 
 
@@ -176,28 +191,26 @@ def _indices(indices: Array, size: int) -> Array:
     """Non-negative indices.
 
     Raises:
-        ValueError: One is out of range: the runtime refuses these sizes.
+        RefusedByOnnxError: One is out of range: the runtime refuses these sizes.
     """
     indices = np.where(indices < 0, indices + size, indices)
     if indices.size and not (int(indices.min()) >= 0 and int(indices.max()) < size):
-        raise ValueError(f"index {int(indices.max())} of an axis of size {size}")
+        raise RefusedByOnnxError(f"index {int(indices.max())} of an axis of size {size}")
     return indices
 
 
 @_moves("Gather")
 def _gather(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
-    indices = known_value(inputs, 1, "index")
+    indices = required_value(inputs, 1, "index")
     axis = normal_axis(attr(node, "axis", 0), len(shape))
-    assert indices is not None
     found = _indices(indices, shape[axis])
     return lambda array, _: np.take(array, found, axis=axis)
 
 
 @_moves("GatherElements")
 def _gather_elements(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
-    indices = known_value(inputs, 1, "index")
+    indices = required_value(inputs, 1, "index")
     axis = normal_axis(attr(node, "axis", 0), len(shape))
-    assert indices is not None
     found = _indices(indices, shape[axis])
     grid = list(np.ix_(*(np.arange(n) for n in found.shape)))
     grid[axis] = found
@@ -206,8 +219,7 @@ def _gather_elements(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) ->
 
 @_moves("GatherND")
 def _gather_nd(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
-    indices = known_value(inputs, 1, "index")
-    assert indices is not None
+    indices = required_value(inputs, 1, "index")
     batch = attr(node, "batch_dims", 0)
     depth = indices.shape[-1]
     found = tuple(_indices(indices[..., i], shape[batch + i]) for i in range(depth))
@@ -279,8 +291,7 @@ def _space_to_depth(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> 
 
 @_moves("Compress")
 def _compress(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
-    keep = known_value(inputs, 1, "condition")
-    assert keep is not None
+    keep = required_value(inputs, 1, "condition")
     axis = attr(node, "axis")
     return lambda array, _: np.compress(keep, array, axis=axis)
 

@@ -21,6 +21,7 @@ __all__ = [
     "cuts_at",
     "make_input",
     "perturb",
+    "same",
     "vocabulary_sizes",
 ]
 
@@ -183,7 +184,7 @@ def perturb(
             continue
         if not cases:
             again = runner(feeds, sizes)
-            if again is None or not all(_same(a, b) for a, b in zip(base, again, strict=True)):
+            if again is None or not all(same(a, b) for a, b in zip(base, again, strict=True)):
                 return DynamicCheck(skipped="two runs on the same input give different outputs")
         change = _prefix_change(runner, feeds, base, specs=specs, sizes=sizes, axes=position_axes)
         if change is not None:
@@ -318,17 +319,17 @@ def _compare(
             continue
         axes = position_axes.get(name, ())
         if not axes:
-            moved = moved or not _same(a, b)
+            moved = moved or not same(a, b)
             continue
         index: list[slice] = [slice(None)] * a.ndim
         for axis in axes:
             index[axis] = slice(0, max(0, cut - (sizes.total_seq - a.shape[axis])))
         past_a, past_b = a[tuple(index)], b[tuple(index)]
-        if not _same(past_a, past_b):
+        if not same(past_a, past_b):
             change = _largest_change(past_a, past_b) / _scale(a)
             if change > worst:
                 worst, where = change, name
-        moved = moved or not _same(a, b)
+        moved = moved or not same(a, b)
     return DynamicCase(
         batch=sizes.batch,
         seq=sizes.seq,
@@ -348,8 +349,14 @@ def _scale(array: Array) -> float:
     return float(np.abs(finite).max(initial=0.0)) or 1.0
 
 
-def _same(a: Array, b: Array) -> bool:
-    """Bit-identical, NaNs included."""
+def same(a: Any, b: Any) -> bool:
+    """Bit-identical, NaNs included; tensors, sequences of them, or an optional that is empty."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray):
+        return type(a) is type(b) and a == b
+    if a.dtype == object:  # strings
+        return a.shape == b.shape and bool((a == b).all())
     return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 

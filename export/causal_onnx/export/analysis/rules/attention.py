@@ -17,6 +17,7 @@ from causal_onnx.export.analysis.attributes import (
     UnsupportedError,
     attr,
     known_ints,
+    required,
     tensor_at,
 )
 from causal_onnx.export.analysis.elements import (
@@ -25,6 +26,7 @@ from causal_onnx.export.analysis.elements import (
     BoolArray,
     Elements,
     Known,
+    RefusedByOnnxError,
     Tensor,
     compress,
     lift,
@@ -117,7 +119,7 @@ def split_heads(tensor: Tensor, heads: int) -> Tensor:
     """(batch, seq, heads * dim) -> (batch, heads, seq, dim)."""
     batch, seq, width = tensor.shape
     if width % heads:
-        raise ValueError(f"width {width} is no multiple of {heads} heads")
+        raise RefusedByOnnxError(f"width {width} is no multiple of {heads} heads")
     shape = (batch, seq, heads, width // heads)
     return normal(restructure(lift(tensor), lambda a, _: a.reshape(shape).transpose(0, 2, 1, 3)))
 
@@ -135,15 +137,8 @@ def repeat_heads(tensor: Tensor, heads: int) -> Tensor:
     if own == heads:
         return tensor
     if own == 0 or heads % own:
-        raise ValueError(f"{heads} query heads for {own} key-value heads")
+        raise RefusedByOnnxError(f"{heads} query heads for {own} key-value heads")
     return normal(restructure(lift(tensor), lambda a, _: np.repeat(a, heads // own, axis=1)))
-
-
-def _required(inputs: Sequence[Abstract], index: int) -> Tensor:
-    found = tensor_at(inputs, index)
-    if found is None:
-        raise ValueError(f"input {index} is missing")
-    return found
 
 
 def _with_rank(tensor: Tensor, rank: int) -> Tensor:
@@ -167,7 +162,7 @@ def attention(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequen
 
     Source: https://onnx.ai/onnx/operators/onnx__Attention.html
     """
-    q, k, v = (_required(inputs, i) for i in range(3))
+    q, k, v = (required(inputs, i) for i in range(3))
     flat = len(q.shape) == 3
     if flat:
         q = split_heads(q, attr(node, "q_num_heads"))
@@ -236,7 +231,7 @@ def group_query_attention(
     batch, seq = q.shape[0], q.shape[2]
     total = known_ints(inputs, 6, "total sequence length")
     if total is None:
-        raise ValueError("total_sequence_length is missing")
+        raise RefusedByOnnxError("total_sequence_length is missing")
     past_k, past_v = tensor_at(inputs, 3), tensor_at(inputs, 4)
     lengths = tensor_at(inputs, 5)
     prompt = seq == total[0]
@@ -269,7 +264,7 @@ def _bias_for(bias: Tensor, columns: int) -> Tensor:
 def _gqa_inputs(
     inputs: Sequence[Abstract], heads: int, kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    query = _required(inputs, 0)
+    query = required(inputs, 0)
     key, value = tensor_at(inputs, 1), tensor_at(inputs, 2)
     if key is not None and value is not None:
         parts: list[Tensor] = [
@@ -313,7 +308,9 @@ def _into_past(
     for row, start in enumerate(starts):
         begin = int(start)
         if begin < 0 or begin + seq > shape[2]:
-            raise ValueError(f"positions {begin} to {begin + seq} in a buffer of {shape[2]}")
+            raise RefusedByOnnxError(
+                f"positions {begin} to {begin + seq} in a buffer of {shape[2]}"
+            )
         reach[row, :, begin : begin + seq] = fresh[row]
     return Elements(shape, compress(reach))
 
@@ -370,7 +367,7 @@ def _padding(padding: Tensor, columns: int) -> Tensor:
 
 
 def _mha_inputs(inputs: Sequence[Abstract], heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    query = _required(inputs, 0)
+    query = required(inputs, 0)
     key, value = tensor_at(inputs, 1), tensor_at(inputs, 2)
     if len(query.shape) == 5:  # packed (batch, seq, heads, 3, dim)
         parts = [_unpacked(query, 3, i) for i in range(3)]
@@ -397,7 +394,7 @@ def contrib_attention(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:
     """Projection and attention in one; all of a position's features meet in the projection."""
-    source, weight = lift(_required(inputs, 0)), _required(inputs, 1)
+    source, weight = lift(required(inputs, 0)), required(inputs, 1)
     heads = attr(node, "num_heads")
     sizes = attr(node, "qkv_hidden_sizes") or [weight.shape[1] // 3] * 3
     if tensor_at(inputs, 6) is not None:
@@ -454,7 +451,7 @@ def _rotated(
     inputs: Sequence[Abstract], first: int, tables: tuple[int, int], positions: int
 ) -> Tensor:
     """Each head's features are mixed by angles that belong to the position."""
-    source = lift(_required(inputs, first))
+    source = lift(required(inputs, first))
     time = 2 if len(source.shape) == 4 else 1
     reach = source.reach.max(axis=-1, keepdims=True, initial=NONE)
     extras = [tensor_at(inputs, index) for index in (positions, *tables)]
@@ -474,7 +471,7 @@ def _rotated(
 @rule("SwiGLU")
 def swiglu(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Halves of the last axis, one gating the other."""
-    source = lift(_required(inputs, 0))
+    source = lift(required(inputs, 0))
     axis = attr(node, "axis", -1) % len(source.shape)
     shape = tuple(n // 2 if i == axis else n for i, n in enumerate(source.shape))
     return [Elements(shape, source.reach.max(axis=axis, keepdims=True, initial=NONE))]

@@ -11,7 +11,7 @@ from itertools import product
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.attributes import UnsupportedError, attr, tensor_at
+from causal_onnx.export.analysis.attributes import UnsupportedError, attr, required, tensor_at
 from causal_onnx.export.analysis.elements import (
     NONE,
     Abstract,
@@ -20,6 +20,7 @@ from causal_onnx.export.analysis.elements import (
     Elements,
     IntArray,
     Known,
+    RefusedByOnnxError,
     Tensor,
     compress,
     lift,
@@ -39,12 +40,6 @@ position-like axes count)."""
 SMALL = 1 << 12
 """Constants up to this size are looked at for zeros wherever they stand; larger ones are mostly
 weights, without zeros that matter."""
-
-
-def _tensor(inputs: Sequence[Abstract], index: int) -> Tensor:
-    found = tensor_at(inputs, index)
-    assert found is not None
-    return found
 
 
 def _operand(tensor: Tensor, *, other_varies: bool) -> tuple[IntArray, BoolArray]:
@@ -84,7 +79,7 @@ def contract(a_labels: str, b_labels: str, out_labels: str, a: Tensor, b: Tensor
     """Sum of products over the labels that `out_labels` lacks, as in einsum (labels may broadcast).
 
     Raises:
-        ValueError: A label has two sizes.
+        RefusedByOnnxError: A label has two sizes.
     """
     sizes = _sizes((a_labels, a.shape), (b_labels, b.shape))
     summed = (set(a_labels) | set(b_labels)) - set(out_labels)
@@ -117,10 +112,12 @@ def _sizes(*operands: tuple[str, tuple[int, ...]]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for labels, shape in operands:
         if len(labels) != len(shape):
-            raise ValueError(f"{len(labels)} labels ({labels}) for a tensor of shape {shape}")
+            raise RefusedByOnnxError(
+                f"{len(labels)} labels ({labels}) for a tensor of shape {shape}"
+            )
         for label, size in zip(labels, shape, strict=True):
             if sizes.get(label, 1) != size and size != 1 and sizes.get(label, 1) != 1:
-                raise ValueError(f"axis {label} has sizes {sizes[label]} and {size}")
+                raise RefusedByOnnxError(f"axis {label} has sizes {sizes[label]} and {size}")
             sizes[label] = size if sizes.get(label, 1) == 1 else sizes[label]
     return sizes
 
@@ -160,7 +157,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     b_labels = batch[lead - lead_b :] + inner + (column if len(b.shape) > 1 else "")
     out = batch + (row if len(a.shape) > 1 else "") + (column if len(b.shape) > 1 else "")
     if a.shape[-1] != (b.shape[-2] if len(b.shape) > 1 else b.shape[0]):
-        raise ValueError(f"MatMul of shapes {a.shape} and {b.shape}")
+        raise RefusedByOnnxError(f"MatMul of shapes {a.shape} and {b.shape}")
     return contract(a_labels, b_labels, out, a, b)
 
 
@@ -172,7 +169,7 @@ def transposed(tensor: Tensor, perm: Sequence[int]) -> Tensor:
 @rule("MatMul")
 def matmul_node(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The product over the last axis of A and the last but one of B."""
-    return [matmul(_tensor(inputs, 0), _tensor(inputs, 1))]
+    return [matmul(required(inputs, 0), required(inputs, 1))]
 
 
 @rule("FusedMatMul", "TransposeMatMul", domain="com.microsoft")
@@ -180,7 +177,7 @@ def fused_matmul(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Seq
     """MatMul with either factor transposed."""
     sides = []
     for index, name in ((0, "A"), (1, "B")):
-        tensor = _tensor(inputs, index)
+        tensor = required(inputs, index)
         rank = len(tensor.shape)
         if attr(node, f"transBatch{name}", 0):
             raise UnsupportedError(f"transBatch{name} is not followed")
@@ -204,7 +201,7 @@ def _swapped(tensor: Tensor) -> Tensor:
 @rule("Gemm")
 def gemm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """A B + C of matrices."""
-    a, b, c = _tensor(inputs, 0), _tensor(inputs, 1), tensor_at(inputs, 2)
+    a, b, c = required(inputs, 0), required(inputs, 1), tensor_at(inputs, 2)
     a = _swapped(a) if attr(node, "transA", 0) else a
     b = _swapped(b) if attr(node, "transB", 0) else b
     out = matmul(a, b)
@@ -221,7 +218,7 @@ def _plus(a: Tensor, b: Tensor) -> Tensor:
 @rule("Einsum")
 def einsum(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Products of any number of operands, two at a time."""
-    tensors = [_tensor(inputs, i) for i in range(len(inputs))]
+    tensors = [required(inputs, i) for i in range(len(inputs))]
     terms, out = equation_terms(attr(node, "equation"), [len(t.shape) for t in tensors])
     labels, current = terms[0], tensors[0]
     if len(tensors) == 1:
@@ -241,7 +238,7 @@ def equation_terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if len(terms) != len(ranks):
-        raise ValueError(f"einsum {equation!r} of {len(ranks)} operands")
+        raise RefusedByOnnxError(f"einsum {equation!r} of {len(ranks)} operands")
     dots = max(
         (
             rank - len(term.replace("...", ""))
@@ -266,7 +263,7 @@ def equation_terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]
 def conv(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each output gathers its window; taps whose weights are all 0 leave no trace."""
     weight_index = 3 if node.op_type == "QLinearConv" else 1
-    tensor, weight = _tensor(inputs, 0), _tensor(inputs, weight_index)
+    tensor, weight = required(inputs, 0), required(inputs, weight_index)
     source = lift(tensor)
     kernel = list(weight.shape[2:])
     groups = attr(node, "group", 1)
@@ -325,7 +322,7 @@ def _windows(
         extra = strides[i] - 1 if attr(node, "ceil_mode", 0) else 0
         sizes.append((room + extra) // strides[i] + 1)
         if room < 0:
-            raise ValueError(f"a window of {extent[i]} on an axis of size {space[i]}")
+            raise RefusedByOnnxError(f"a window of {extent[i]} on an axis of size {space[i]}")
     need = [(n - 1) * s + e for n, s, e in zip(sizes, strides, extent, strict=True)]
     more = [(0, max(0, n - p)) for n, p in zip(need, padded.shape[2:], strict=True)]
     padded = np.pad(padded, [(0, 0), (0, 0), *more], constant_values=NONE)
@@ -366,7 +363,7 @@ def _conv_pads(
 @rule("MaxPool", "AveragePool", "LpPool")
 def pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each output gathers its window."""
-    source = lift(_tensor(inputs, 0))
+    source = lift(required(inputs, 0))
     kernel = list(attr(node, "kernel_shape"))
     reach = view(source.reach, source.shape)
     found = _windows(node, reach, source.shape[2:], kernel, np.ones(kernel, np.bool_))
@@ -377,7 +374,7 @@ def pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Ab
 @rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 def global_pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Everything after the channels becomes one number."""
-    source = lift(_tensor(inputs, 0))
+    source = lift(required(inputs, 0))
     axes = tuple(range(2, len(source.shape)))
     shape = (*source.shape[:2], *(1 for _ in axes))
     return [Elements(shape, source.reach.max(axis=axes, keepdims=True))]
@@ -386,7 +383,7 @@ def global_pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequ
 @rule("ConvTranspose")
 def conv_transpose(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each input spreads over its window."""
-    tensor, weight = _tensor(inputs, 0), _tensor(inputs, 1)
+    tensor, weight = required(inputs, 0), required(inputs, 1)
     source = lift(tensor)
     space, kernel = source.shape[2:], list(weight.shape[2:])
     rank, groups = len(space), attr(node, "group", 1)

@@ -13,12 +13,15 @@ from causal_onnx.export.analysis.attributes import (
     known_ints,
     known_value,
     normal_axis,
+    required,
+    required_value,
     tensor_at,
 )
 from causal_onnx.export.analysis.elements import (
     Abstract,
     Elements,
     Known,
+    RefusedByOnnxError,
     Tensor,
     lift,
     normal,
@@ -30,12 +33,6 @@ from causal_onnx.export.analysis.rules.registry import Context, rule
 
 MAX_STEPS = 4096
 """Iterations of one loop that are followed."""
-
-
-def _tensor(inputs: Sequence[Abstract], index: int) -> Tensor:
-    found = tensor_at(inputs, index)
-    assert found is not None
-    return found
 
 
 def join(condition: Elements, a: Abstract, b: Abstract) -> Abstract:
@@ -57,7 +54,7 @@ def join(condition: Elements, a: Abstract, b: Abstract) -> Abstract:
 @rule("If")
 def branch(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The branch that is taken, or both where data decides."""
-    condition = _tensor(inputs, 0)
+    condition = required(inputs, 0)
     then, other = attr(node, "then_branch"), attr(node, "else_branch")
     if isinstance(condition, Known):
         taken = bool(condition.value.reshape(-1)[0])
@@ -183,7 +180,8 @@ def sequence_insert(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> 
     """One more tensor."""
     items = list(_sequence(inputs))
     place = known_ints(inputs, 2, "place")
-    items.insert(len(items) if place is None else place[0], inputs[1])
+    end = len(items)
+    items.insert(end if place is None else _place(place[0], end + 1), inputs[1])
     return [items]
 
 
@@ -192,16 +190,26 @@ def sequence_erase(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> S
     """One tensor less."""
     items = list(_sequence(inputs))
     place = known_ints(inputs, 1, "place")
-    items.pop(-1 if place is None else place[0])
+    items.pop(_place(-1 if place is None else place[0], len(items)))
     return [items]
 
 
 @rule("SequenceAt")
 def sequence_at(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """One tensor of a sequence."""
-    place = known_ints(inputs, 1, "place")
-    assert place is not None
-    return [_sequence(inputs)[place[0]]]
+    place = int(required_value(inputs, 1, "place").reshape(-1)[0])
+    return [_sequence(inputs)[_place(place, len(_sequence(inputs)))]]
+
+
+def _place(place: int, count: int) -> int:
+    """A place in a sequence of `count` tensors.
+
+    Raises:
+        RefusedByOnnxError: It is outside.
+    """
+    if not -count <= place < count:
+        raise RefusedByOnnxError(f"place {place} in a sequence of {count} tensors")
+    return place
 
 
 @rule("SequenceLength")
@@ -216,6 +224,8 @@ def concat_from_sequence(
 ) -> Sequence[Abstract]:
     """The tensors of a sequence, joined or stacked."""
     items = [_item(item) for item in _sequence(inputs)]
+    if not items:
+        raise RefusedByOnnxError("the sequence that it joins is empty")
     axis = attr(node, "axis")
     if attr(node, "new_axis", 0):
         axis = normal_axis(axis, len(items[0].shape) + 1)
@@ -228,7 +238,7 @@ def split_to_sequence(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:
     """Slices along an axis."""
-    tensor = _tensor(inputs, 0)
+    tensor = required(inputs, 0)
     axis = normal_axis(attr(node, "axis", 0), len(tensor.shape))
     size = tensor.shape[axis]
     given = known_value(inputs, 1, "split sizes")

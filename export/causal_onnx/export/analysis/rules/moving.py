@@ -12,6 +12,8 @@ from causal_onnx.export.analysis.attributes import (
     attr,
     known_value,
     normal_axis,
+    required,
+    required_value,
     tensor_at,
 )
 from causal_onnx.export.analysis.elements import (
@@ -22,6 +24,7 @@ from causal_onnx.export.analysis.elements import (
     Elements,
     IntArray,
     Known,
+    RefusedByOnnxError,
     Tensor,
     compress,
     lift,
@@ -42,8 +45,7 @@ _SIMPLE = sorted(
 
 def moved(node: ir.Node, inputs: Sequence[Abstract]) -> Tensor:
     """Input 0 after a pure move."""
-    first = tensor_at(inputs, 0)
-    assert first is not None
+    first = required(inputs, 0)
     move = MOVES[node.op_type](node, first.shape, inputs)
     return normal(restructure(lift(first), move))
 
@@ -57,8 +59,7 @@ def move_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Se
 @rule("Pad", "Trilu")
 def fill_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Moves that put a known value where there was none."""
-    first = tensor_at(inputs, 0)
-    assert first is not None
+    first = required(inputs, 0)
     fill = np.asarray(0)
     if node.op_type == "Pad":
         given = known_value(inputs, 2, "padding value")
@@ -78,8 +79,7 @@ def fill_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Se
 @rule("Split")
 def split(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """One slice per output."""
-    first = tensor_at(inputs, 0)
-    assert first is not None
+    first = required(inputs, 0)
     axis = normal_axis(attr(node, "axis", 0), len(first.shape))
     outputs: list[Abstract] = []
     start = 0
@@ -106,12 +106,12 @@ def concatenate(tensors: Sequence[Tensor], axis: int) -> Tensor:
     """The tensors joined along `axis`.
 
     Raises:
-        ValueError: Their other axes differ.
+        RefusedByOnnxError: Their other axes differ.
     """
     axis = normal_axis(axis, len(tensors[0].shape))
     others = {t.shape[:axis] + t.shape[axis + 1 :] for t in tensors}
     if len(others) != 1:
-        raise ValueError(f"Concat of shapes {[t.shape for t in tensors]} along axis {axis}")
+        raise RefusedByOnnxError(f"Concat of shapes {[t.shape for t in tensors]} along axis {axis}")
     return normal(merge(tensors, axis))
 
 
@@ -125,9 +125,7 @@ def reach_over(tensor: Elements, axes: Sequence[int]) -> IntArray:
 @rule("Gather")
 def gather(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Rows by index; an index made of data reaches what the data reaches."""
-    data, indices = tensor_at(inputs, 0), tensor_at(inputs, 1)
-    assert data is not None
-    assert indices is not None
+    data, indices = required(inputs, 0), required(inputs, 1)
     if isinstance(indices, Known):
         return [moved(node, inputs)]
     return [gather_rows(ctx, node, data, indices, attr(node, "axis", 0))]
@@ -152,9 +150,7 @@ def gather_rows(ctx: Context, node: ir.Node, data: Tensor, indices: Elements, ax
 @rule("GatherElements")
 def gather_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """One element per index, within its line along the axis."""
-    data, indices = tensor_at(inputs, 0), tensor_at(inputs, 1)
-    assert data is not None
-    assert indices is not None
+    data, indices = required(inputs, 0), required(inputs, 1)
     if isinstance(indices, Known):
         return [moved(node, inputs)]
     axis = normal_axis(attr(node, "axis", 0), len(data.shape))
@@ -177,9 +173,7 @@ def _uniform(array: Array, axis: int) -> bool:
 @rule("GatherND")
 def gather_nd(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Elements or slices by index tuples."""
-    data, indices = tensor_at(inputs, 0), tensor_at(inputs, 1)
-    assert data is not None
-    assert indices is not None
+    data, indices = required(inputs, 0), required(inputs, 1)
     if isinstance(indices, Known):
         return [moved(node, inputs)]
     batch, depth = attr(node, "batch_dims", 0), indices.shape[-1]
@@ -199,10 +193,7 @@ def gather_nd(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequen
 @rule("ScatterND", "ScatterElements")
 def scatter(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Updates put at indices into a copy of the data."""
-    data, indices, updates = (tensor_at(inputs, i) for i in range(3))
-    assert data is not None
-    assert indices is not None
-    assert updates is not None
+    data, indices, updates = (required(inputs, i) for i in range(3))
     if isinstance(indices, Known):
         return [_scatter_known(ctx, node, lift(data), indices.value, lift(updates))]
     source, changes = lift(data), lift(updates)
@@ -298,9 +289,7 @@ def _targets(node: ir.Node, shape: tuple[int, ...], indices: Array) -> tuple[Arr
 @rule("TensorScatter")
 def tensor_scatter(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Write new positions into a cache, at a known index per batch row."""
-    cache, update = tensor_at(inputs, 0), tensor_at(inputs, 1)
-    assert cache is not None
-    assert update is not None
+    cache, update = required(inputs, 0), required(inputs, 1)
     starts = known_value(inputs, 2, "write index")
     axis = normal_axis(attr(node, "axis", -2), len(cache.shape))
     batch, size = cache.shape[0], cache.shape[axis]
@@ -309,7 +298,7 @@ def tensor_scatter(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> S
     if attr(node, "mode", "linear") == "circular":
         steps = steps % size
     elif steps.size and int(steps.max()) >= size:
-        raise ValueError(f"a write at {int(steps.max())} into a cache of size {size}")
+        raise RefusedByOnnxError(f"a write at {int(steps.max())} into a cache of size {size}")
     indices = [np.asarray(grid) for grid in np.ix_(*(np.arange(n) for n in update.shape))]
     target = [1] * len(cache.shape)
     target[0], target[axis] = steps.shape
@@ -335,8 +324,7 @@ def resample(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequenc
 @rule("Shape")
 def shape_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The sizes, which are known."""
-    first = tensor_at(inputs, 0)
-    assert first is not None
+    first = required(inputs, 0)
     sizes = first.shape[attr(node, "start", 0) : attr(node, "end")]
     return [Known(np.asarray(sizes, np.int64))]
 
@@ -344,33 +332,25 @@ def shape_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequenc
 @rule("Size")
 def size_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The number of elements, which is known."""
-    first = tensor_at(inputs, 0)
-    assert first is not None
+    first = required(inputs, 0)
     return [Known(np.asarray(first.size, np.int64))]
 
 
 @rule("OneHot", follows=(0,))
 def one_hot(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each index becomes a line of its own."""
-    indices = lift(_present(inputs, 0))
-    depth = known_value(inputs, 1, "depth")
-    assert depth is not None
+    indices = lift(required(inputs, 0))
+    depth = required_value(inputs, 1, "depth")
     rank = len(indices.shape) + 1
     axis = normal_axis(attr(node, "axis", -1), rank)
     shape = (*indices.shape[:axis], int(depth.reshape(())), *indices.shape[axis:])
     return [Elements(shape, np.expand_dims(indices.reach, axis))]
 
 
-def _present(inputs: Sequence[Abstract], index: int) -> Tensor:
-    found = tensor_at(inputs, index)
-    assert found is not None
-    return found
-
-
 @rule("EyeLike")
 def eye_like(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Depends on the shape of its input alone."""
-    first = _present(inputs, 0)
+    first = required(inputs, 0)
     dtype = attr(node, "dtype")
     kind = np.dtype(np.float32) if dtype is None else ir.DataType(dtype).numpy()
     rows, columns = first.shape

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.attributes import attr, normal_axis, tensor_at
+from causal_onnx.export.analysis.attributes import attr, normal_axis, required, tensor_at
 from causal_onnx.export.analysis.elements import (
     NONE,
     Abstract,
     Elements,
     Known,
+    RefusedByOnnxError,
     Tensor,
     compress,
     lift,
@@ -20,12 +21,6 @@ from causal_onnx.export.analysis.elements import (
 from causal_onnx.export.analysis.rules.contraction import matmul
 from causal_onnx.export.analysis.rules.elementwise import combine
 from causal_onnx.export.analysis.rules.registry import Context, rule
-
-
-def _tensor(inputs: Sequence[Abstract], index: int) -> Tensor:
-    found = tensor_at(inputs, index)
-    assert found is not None
-    return found
 
 
 @rule("QuantizeLinear", "DequantizeLinear")
@@ -43,7 +38,7 @@ def contrib_scale_elements(
 
 
 def _scaled(node: ir.Node, inputs: Sequence[Abstract]) -> Tensor:
-    source = lift(_tensor(inputs, 0))
+    source = lift(required(inputs, 0))
     reach = source.reach
     rank = len(source.shape)
     for index in (1, 2):
@@ -65,7 +60,7 @@ def _scaled(node: ir.Node, inputs: Sequence[Abstract]) -> Tensor:
 @rule("DynamicQuantizeLinear")
 def dynamic_quantize(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """One scale from the extremes of the whole tensor: every element depends on all of it."""
-    source = lift(_tensor(inputs, 0))
+    source = lift(required(inputs, 0))
     top = int(source.reach.max(initial=NONE))
     scalar = Elements((), np.asarray(top, np.int32))
     whole = Elements(source.shape, np.full((1,) * len(source.shape), top, np.int32))
@@ -89,7 +84,7 @@ def dynamic_quantize_matmul(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:
     """A is quantised with one scale from its extremes."""
-    a = lift(_tensor(inputs, 0))
+    a = lift(required(inputs, 0))
     top = np.full((1,) * len(a.shape), int(a.reach.max(initial=NONE)), np.int32)
     return [_dense_product([Elements(a.shape, top), *inputs[1:]], 0, 1)]
 
@@ -104,7 +99,7 @@ def matmul_integer_to_float(
 
 def _dense_product(inputs: Sequence[Abstract], first: int, second: int) -> Tensor:
     """A product in which no stored value counts as zero; all other inputs add what they reach."""
-    a, b = (_dense(_tensor(inputs, i)) for i in (first, second))
+    a, b = (_dense(required(inputs, i)) for i in (first, second))
     out: Tensor = matmul(a, b)
     extras = [tensor_at(inputs, i) for i in range(len(inputs)) if i not in (first, second)]
     for extra in extras:
@@ -125,7 +120,7 @@ def _dense(tensor: Tensor) -> Elements:
 @rule("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", domain="com.microsoft", follows=(0,))
 def matmul_nbits(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """A times a packed weight of N columns; activations are quantised row by row at most."""
-    source = lift(_tensor(inputs, 0))
+    source = lift(required(inputs, 0))
     columns = attr(node, "N")
     reach = source.reach.max(axis=-1, keepdims=True)
     return [Elements((*source.shape[:-1], columns), compress(reach))]
@@ -136,12 +131,12 @@ def gather_block_quantized(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:
     """An embedding stored in blocks of few bits."""
-    data, indices = _tensor(inputs, 0), lift(_tensor(inputs, 1))
+    data, indices = required(inputs, 0), lift(required(inputs, 1))
     axis = normal_axis(attr(node, "gather_axis", 0), len(data.shape))
     if axis != 0 or isinstance(data, Elements):
-        raise ValueError("GatherBlockQuantized is followed for constant tables and axis 0")
+        raise RefusedByOnnxError("GatherBlockQuantized is followed for constant tables and axis 0")
     bits = attr(node, "bits", 4)
-    scales = _tensor(inputs, 2)
+    scales = required(inputs, 2)
     width = list(data.shape[1:])
     if width:
         # uint8 storage packs 8 / bits numbers in a byte; int4 and uint4 tensors are not packed.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.attributes import attr, tensor_at
+from causal_onnx.export.analysis.attributes import attr, required, tensor_at
 from causal_onnx.export.analysis.elements import (
     NONE,
     Abstract,
@@ -22,11 +22,7 @@ from causal_onnx.export.analysis.rules.registry import Context, rule
 @rule("LSTM", "GRU", "RNN")
 def recurrent(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """X is (seq, batch, input), or (batch, seq, input) with layout 1."""
-    first = tensor_at(inputs, 0)
-    weight = tensor_at(inputs, 1)
-    assert first is not None
-    assert weight is not None
-    source = lift(first)
+    source = lift(required(inputs, 0))
     time = 1 if attr(node, "layout", 0) else 0
     steps = source.reach.max(axis=2, keepdims=False)
     steps = np.moveaxis(np.broadcast_to(steps, source.shape[:2]), time, 0)

@@ -13,6 +13,7 @@ from causal_onnx.export.analysis.attributes import (
     known_ints,
     known_value,
     normal_axis,
+    required,
     tensor_at,
 )
 from causal_onnx.export.analysis.elements import (
@@ -22,6 +23,7 @@ from causal_onnx.export.analysis.elements import (
     Elements,
     IntArray,
     Ratio,
+    RefusedByOnnxError,
     Tensor,
     compress,
     is_low,
@@ -40,21 +42,15 @@ PADDED_NOTE = (
 )
 
 
-def _first(inputs: Sequence[Abstract]) -> Tensor:
-    found = tensor_at(inputs, 0)
-    assert found is not None
-    return found
-
-
 def blend(tensor: Elements, axes: Iterable[int], live: BoolArray | None = None) -> IntArray:
     """The largest reach over the axes (kept, size 1) of the elements that are `live`."""
     axes = tuple(axes)
     reach = tensor.reach
     if live is not None:
         reach = np.where(live, reach, np.int32(NONE))
-    if not axes or 0 in tensor.shape:
+    if not axes:
         return reach
-    return np.asarray(reach.max(axis=axes, keepdims=True))
+    return np.asarray(reach.max(axis=axes, keepdims=True, initial=NONE))
 
 
 def _full(record: BoolArray | None, tensor: Elements) -> BoolArray:
@@ -98,7 +94,7 @@ def _finish(out: Elements, axes: Sequence[int], *, keep: bool) -> Tensor:
 )
 def reduce(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Combine along axes; elements that cannot change the result leave no trace."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     rank = len(tensor.shape)
     axes = reduce_axes(node, inputs, rank)
     live = _live(ctx, node, tensor, axes)
@@ -260,7 +256,7 @@ def _set(out: Elements, chosen: object, value: object) -> None:
 @rule("Softmax", "LogSoftmax", "Hardmax")
 def softmax_node(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Softmax along one axis; before opset 13, along all axes from that one on."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     rank = len(tensor.shape)
     if ctx.opsets.get("", 18) < 13:
         start = normal_axis(attr(node, "axis", 1), rank)
@@ -302,7 +298,7 @@ def softmax(
 @rule("CumSum", "CumProd")
 def cumulate(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each element gathers those before it (after it, in reverse)."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     axes = known_ints(inputs, 1, "axis")
     assert axes is not None
     axis = normal_axis(axes[0], len(tensor.shape))
@@ -321,7 +317,7 @@ def cumulate(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequenc
 @rule("DFT")
 def fourier(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Every frequency depends on the whole line."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     axes = known_ints(inputs, 2, "axis")
     axis = normal_axis(attr(node, "axis", 1 if axes is None else axes[0]), len(tensor.shape))
     length = known_ints(inputs, 1, "length")
@@ -334,7 +330,7 @@ def fourier(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence
 @rule("ArgMax", "ArgMin")
 def arg_extreme(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The place of the extreme depends on the whole line."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     axis = normal_axis(attr(node, "axis", 0), len(tensor.shape))
     live = None
     if tensor.known is not None and tensor.value is not None and node.op_type == "ArgMax":
@@ -348,14 +344,14 @@ def arg_extreme(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequ
 @rule("TopK")
 def top_k(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The k largest of each line depend on the whole line."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     axis = normal_axis(attr(node, "axis", -1), len(tensor.shape))
     k = known_ints(inputs, 1, "k")
     count = attr(node, "k") if k is None else k[0]
     reach = compress(blend(tensor, (axis,)))
     shape = tuple(count if i == axis else size for i, size in enumerate(tensor.shape))
     if count > tensor.shape[axis]:
-        raise ValueError(f"TopK of {count} among {tensor.shape[axis]}")
+        raise RefusedByOnnxError(f"TopK of {count} among {tensor.shape[axis]}")
     return [Elements(shape, reach), Elements(shape, reach.copy())]
 
 
@@ -376,7 +372,7 @@ def _with_parameters(out: Elements, inputs: Sequence[Abstract], start: int = 1) 
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise over the axes from `axis` to the last."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     rank = len(tensor.shape)
     axis = normal_axis(attr(node, "axis", -1), rank)
     axes = tuple(range(axis, rank))
@@ -402,20 +398,14 @@ def contrib_rms_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) ->
 )
 def skip_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Add the skip (and a bias), then normalise the last axis."""
-    total = lift(_first(inputs))
-    skip = lift(_tensor(inputs, 1))
+    total = lift(required(inputs, 0))
+    skip = lift(required(inputs, 1))
     reach = np.maximum(total.reach, _grown(skip, len(total.shape)))
     added = Elements(total.shape, compress(reach))
     last = len(total.shape) - 1
     statistics = Elements((*total.shape[:-1], 1), compress(blend(added, (last,))))
     outputs: list[Abstract] = [mix(added, (last,)), statistics, statistics, added]
     return outputs[: len(node.outputs)]
-
-
-def _tensor(inputs: Sequence[Abstract], index: int) -> Tensor:
-    found = tensor_at(inputs, index)
-    assert found is not None
-    return found
 
 
 def _grown(tensor: Elements, rank: int) -> IntArray:
@@ -426,7 +416,7 @@ def _grown(tensor: Elements, rank: int) -> IntArray:
 @rule("BatchNormalization")
 def batch_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """With stored statistics element by element; in training mode over all but the channels."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     rank = len(tensor.shape)
     if attr(node, "training_mode", 0):
         axes = tuple(i for i in range(rank) if i != 1)
@@ -446,21 +436,21 @@ def batch_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Seque
 @rule("InstanceNormalization", follows=(0,))
 def instance_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise over all axes after the channels."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     return [mix(tensor, range(2, len(tensor.shape)))]
 
 
 @rule("GroupNormalization", follows=(0,))
 def group_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise over groups of channels and all axes after them."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     return [mix(tensor, range(1, len(tensor.shape)))]
 
 
 @rule("LpNormalization")
 def lp_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise along one axis."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     return [mix(tensor, (normal_axis(attr(node, "axis", -1), len(tensor.shape)),))]
 
 
@@ -469,7 +459,7 @@ def mean_variance_norm(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:
     """Normalise over the given axes."""
-    tensor = lift(_first(inputs))
+    tensor = lift(required(inputs, 0))
     rank = len(tensor.shape)
     return [mix(tensor, (normal_axis(a, rank) for a in attr(node, "axes", (0, 2, 3))))]
 
@@ -479,13 +469,13 @@ def local_response_norm(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:
     """Normalise over neighbouring channels (all of them, here)."""
-    return [mix(lift(_first(inputs)), (1,))]
+    return [mix(lift(required(inputs, 0)), (1,))]
 
 
 @rule("Dropout")
 def dropout(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The identity, unless the graph was exported in training mode."""
-    first = _first(inputs)
+    first = required(inputs, 0)
     training = known_value(inputs, 2, "training mode")
     if training is not None and bool(training.reshape(())):
         ctx.random.add(node.name or node.op_type)

@@ -218,6 +218,8 @@ def _offset(
         largest = int(excess.max())
         if largest > -MAX_OFFSET * MAX_OFFSET:
             rows.append((row, largest))
+    if not rows:
+        return None
     # An offset that grows with `seq` bounds any axis, and says nothing.
     return fit(rows, [s for s in evidence.symbols if s == "past_seq"])
 
