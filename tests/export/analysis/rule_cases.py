@@ -382,4 +382,61 @@ FUSED = [
          signature=FLAT, contrib=True, c=rng.random((64, 16)).astype(np.float32)),
 ]  # fmt: skip
 
-CASES: list[Case] = [*MASKS, *ALONG, *CONTROL, *FUSED]
+TOKENS = "(int32[batch, seq] ids) => (float[batch, seq, 4] y)"
+EMBED = "y0, count = com.microsoft.EmbedLayerNormalization (ids, {more}"
+TABLES = {
+    "words": rng.standard_normal((10, 4)).astype(np.float32),
+    "places": rng.standard_normal((64, 4)).astype(np.float32),
+}
+CODES = "s = Constant <value_float = 0.05> () z = Cast <to = 2> (zero) k = QuantizeLinear(x, s, z) "
+BYTES = {"zero": np.asarray(128, np.int64)}
+DECODED = " y = DequantizeLinear(c, s, z)"
+PROJECT = {
+    "w8": rng.integers(0, 255, (32, 96)).astype(np.uint8),
+    "b96": np.zeros(96, np.float32),
+    "s8": np.asarray(0.01, np.float32),
+    "z8": np.asarray(128, np.uint8),
+}
+QUANTISED = (
+    "k = QuantizeLinear(x, s8, z8) y = com.microsoft.QAttention <num_heads = 2, unidirectional = "
+    "{causal}> (k, w8, b96, s8, s8, , z8, z8)"
+)
+OPTIMISED = [
+    good("embed_norm", EMBED.format(more=", words, places, , g, g) y = Identity(y0)"),
+         signature=TOKENS, contrib=True, **TABLES),
+    good("embed_norm_segments", "two = Constant <value_int = 2> () i = Cast <to = 7> (ids) "
+         "r0 = Mod(i, two) r = Cast <to = 6> (r0) " + EMBED.format(
+             more="r, words, places, words, g, g) y = Identity(y0)"),
+         signature=TOKENS, contrib=True, **TABLES),
+    bad("embed_norm_counting", EMBED.format(more=", words, places, , g, g, ids) ") + "a = Constant "
+        "<value_ints = [1, 2]> () c0 = Cast <to = 1> (count) c = Unsqueeze(c0, a) "
+        "y = Add(y0, c)",
+        "EmbedLayerNormalization", signature=TOKENS, contrib=True, **TABLES),
+    good("fused_gemm", "q = Constant <value_ints = [-1, 4]> () h = Reshape(x, q) "
+         "h1 = com.microsoft.FusedGemm <activation = \"Relu\"> (h, w, g) n = Shape(x) y = Reshape(h1, n)",
+         contrib=True),
+    good("quantised_attention", QUANTISED.format(causal=1), signature=FLAT, contrib=True,
+         every_length=True, measured=True, **PROJECT),
+    bad("quantised_attention_full", QUANTISED.format(causal=0), "QAttention", signature=FLAT,
+        contrib=True, **PROJECT),
+    good("quantised_sum", CODES + "c = com.microsoft.QLinearAdd (k, s, z, k, s, z, s, z)" + DECODED,
+         contrib=True, **BYTES),
+    good("quantised_product", CODES + "c = com.microsoft.QLinearMul (k, s, z, k, s, z, s, z)"
+         + DECODED, contrib=True, **BYTES),
+    good("quantised_sigmoid", CODES + "c = com.microsoft.QLinearSigmoid (k, s, z, s, z)" + DECODED,
+         contrib=True, measured=True, **BYTES),
+    good("quantised_leaky", CODES + "c = com.microsoft.QLinearLeakyRelu <alpha = 0.1> "
+         "(k, s, z, s, z)" + DECODED, contrib=True, measured=True, **BYTES),
+    good("quantised_softmax", CODES + "c = com.microsoft.QLinearSoftmax <axis = -1, opset = 13> "
+         "(k, s, z, s, z)" + DECODED, contrib=True, measured=True, **BYTES),
+    bad("quantised_softmax_over_time", CODES + "c = com.microsoft.QLinearSoftmax <axis = 1, opset "
+        "= 13> (k, s, z, s, z)" + DECODED, "QLinearSoftmax", contrib=True, **BYTES),
+    good("quantised_concat", CODES + "c = com.microsoft.QLinearConcat <axis = 2> "
+         "(s, z, k, s, z, k, s, z)" + DECODED, contrib=True, measured=True,
+         signature="(float[batch, seq, 4] x) => (float[batch, seq, 8] y)", **BYTES),
+    good("quantised_where", CODES + "f = Constant <value_ints = [1]> () b = Cast <to = 9> (f) c = "
+         "com.microsoft.QLinearWhere (b, k, s, z, k, s, z, s, z)" + DECODED, contrib=True,
+         measured=True, **BYTES),
+]  # fmt: skip
+
+CASES: list[Case] = [*MASKS, *ALONG, *CONTROL, *FUSED, *OPTIMISED]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
 
@@ -99,3 +100,42 @@ def test_a_finite_mask_is_an_assumption() -> None:
     infinite = next(case for case in CASES if case.name == "where_compare")
     assert any("-1e+09" in a.text for a in static(finite.model()).assumptions)
     assert not static(infinite.model()).assumptions
+
+
+def contrib(inputs: list[str], **attributes: object) -> onnx.ModelProto:
+    """A graph of one operator of onnxruntime's from x (and given constants) to y."""
+    op_type = str(attributes.pop("op"))
+    shapes = dict(attributes.pop("shapes", {}))
+    node = onnx.helper.make_node(op_type, inputs, ["y"], domain="com.microsoft", **attributes)
+    model = build("y = Relu(x)", contrib=True)
+    model.graph.node[0].CopyFrom(node)
+    for name, shape in shapes.items():
+        array = np.zeros(shape, np.int64 if shape == () else np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return model
+
+
+WITHOUT_KERNEL = [
+    ("BiasAdd", ["x", "b", "x"], {"shapes": {"b": (4,)}}, "causal"),
+    ("GemmFastGelu", ["x", "w4", "b"], {"shapes": {"w4": (4, 4), "b": (4,)}}, "causal"),
+    ("BiasSplitGelu", ["x", "b"], {"shapes": {"b": (4,)}}, "causal"),
+    ("BiasSoftmax", ["x", "b"], {"shapes": {"b": (4,)}, "axis": 2}, "causal"),
+    ("BiasSoftmax", ["x", "b"], {"shapes": {"b": (4,)}, "axis": 1}, "not_causal"),
+    ("QOrderedGelu", ["x", "s", "s"], {"shapes": {"s": (1,)}}, "causal"),
+    ("QOrderedLayerNormalization", ["x", "s", "g4", "g4", "s"],
+     {"shapes": {"s": (1,), "g4": (4,)}, "axis": -1}, "causal"),
+    ("QOrderedMatMul", ["x", "s", "w4", "s", "s"], {"shapes": {"s": (1,), "w4": (4, 4)}}, "causal"),
+    ("PackedAttention", ["x", "w4"], {"shapes": {"w4": (4, 12)}, "num_heads": 1}, "undecided"),
+    ("RemovePadding", ["x", "b"], {"shapes": {"b": (2,)}}, "undecided"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "inputs", "rest", "verdict"), WITHOUT_KERNEL)
+def test_operators_without_a_kernel_here_are_followed_or_mix_by_name(
+    op: str, inputs: list[str], rest: dict[str, object], verdict: str
+) -> None:
+    proof = static(contrib(inputs, op=op, **rest))
+    assert proof.verdict == verdict, proof.reason
+    if verdict == "undecided":
+        assert proof.offence.op_type == op
+        assert "no rule" in proof.reason

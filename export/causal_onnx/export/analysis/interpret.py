@@ -240,6 +240,7 @@ class _Walker:
 
     def transfer(self, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
         domain = "" if node.domain == "ai.onnx" else node.domain
+        rule = RULES.get((domain, node.op_type))
         if (
             node.op_type not in CONTROL
             and node.op_type not in RANDOM
@@ -247,8 +248,12 @@ class _Walker:
             and "Optional" not in node.op_type
             and all(value is None or isinstance(value, Known) for value in inputs)
         ):
-            return self.evaluate(node, inputs)
-        rule = RULES.get((domain, node.op_type))
+            try:
+                return self.evaluate(node, inputs)
+            except UnsupportedError:
+                if rule is None:
+                    raise
+                # No kernel here has its value; that it depends on no data the rule says as well.
         if self.found.context.blank and node.op_type in ELEMENTWISE:
             inputs = [
                 blank_elements(v.shape) if isinstance(v, Known) and v.size > LARGE_MASK else v

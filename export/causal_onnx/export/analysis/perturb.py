@@ -104,6 +104,10 @@ def _tables(value: ir.Value, depth: int) -> Iterator[int]:
                 size = table.shape[axis.as_int() if axis is not None else 0]
                 if isinstance(size, int):
                     yield size
+        elif node.op_type.endswith("EmbedLayerNormalization") and index in (0, 1):
+            table = node.inputs[2 if index == 0 else 4]
+            if table is not None and table.shape is not None and isinstance(table.shape[0], int):
+                yield table.shape[0]
         elif depth and node.op_type in (
             "Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Flatten",
             "Expand", "Concat",

@@ -22,6 +22,8 @@ from causal_onnx.export.analysis.rules.contraction import matmul
 from causal_onnx.export.analysis.rules.elementwise import combine
 from causal_onnx.export.analysis.rules.registry import Context, rule
 
+__all__ = ["dense", "dense_product"]
+
 
 @rule("QuantizeLinear", "DequantizeLinear")
 def scale_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
@@ -70,13 +72,13 @@ def dynamic_quantize(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) ->
 @rule("MatMulInteger")
 def matmul_integer(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """A product whose factors are shifted by zero points, so that a stored 0 is not a 0."""
-    return [_dense_product(inputs, 0, 1)]
+    return [dense_product(inputs, 0, 1)]
 
 
 @rule("QLinearMatMul")
 def qlinear_matmul(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The same, scaled."""
-    return [_dense_product(inputs, 0, 3)]
+    return [dense_product(inputs, 0, 3)]
 
 
 @rule("DynamicQuantizeMatMul", domain="com.microsoft")
@@ -86,7 +88,7 @@ def dynamic_quantize_matmul(
     """A is quantised with one scale from its extremes."""
     a = lift(required(inputs, 0))
     top = np.full((1,) * len(a.shape), int(a.reach.max(initial=NONE)), np.int32)
-    return [_dense_product([Elements(a.shape, top), *inputs[1:]], 0, 1)]
+    return [dense_product([Elements(a.shape, top), *inputs[1:]], 0, 1)]
 
 
 @rule("MatMulIntegerToFloat", domain="com.microsoft")
@@ -94,12 +96,12 @@ def matmul_integer_to_float(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:
     """MatMulInteger with the scales applied."""
-    return [_dense_product(inputs, 0, 1)]
+    return [dense_product(inputs, 0, 1)]
 
 
-def _dense_product(inputs: Sequence[Abstract], first: int, second: int) -> Tensor:
+def dense_product(inputs: Sequence[Abstract], first: int, second: int) -> Tensor:
     """A product in which no stored value counts as zero; all other inputs add what they reach."""
-    a, b = (_dense(required(inputs, i)) for i in (first, second))
+    a, b = (dense(required(inputs, i)) for i in (first, second))
     out: Tensor = matmul(a, b)
     extras = [tensor_at(inputs, i) for i in range(len(inputs)) if i not in (first, second)]
     for extra in extras:
@@ -111,7 +113,8 @@ def _dense_product(inputs: Sequence[Abstract], first: int, second: int) -> Tenso
     return out
 
 
-def _dense(tensor: Tensor) -> Elements:
+def dense(tensor: Tensor) -> Elements:
+    """The tensor without its values: of codes, none counts as zero."""
     if isinstance(tensor, Known):
         return Elements(tensor.shape, np.full((1,) * len(tensor.shape), NONE, np.int32))
     return Elements(tensor.shape, tensor.reach)

@@ -383,6 +383,36 @@ def skip_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
     return [out, small, small, replace(added, value=UNKNOWN)][: len(node.outputs)]
 
 
+@rule("EmbedLayerNormalization", domain="com.microsoft", follows=(0, 1, 8))
+def embed_layer_norm(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """Each position from its ids alone; the counts of a mask without data are of the rows alone."""
+    space = ctx.space
+    ids, table = tensor(inputs, 0), tensor(inputs, 2)
+    parts = [ids, *(part for i in (1, 8) if (part := optional(inputs, i)) is not None)]
+    moved, axes = space.align(parts)
+    terms = space.join(term for part in moved for term in part.terms)
+    out = Symbolic((*axes, space.axis(space.size(table.axes[1]))), terms)
+    return [out, Symbolic(axes[:1]), out][: len(node.outputs)]
+
+
+@rule("BiasAdd", domain="com.microsoft")
+def bias_add(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """A bias of the last axis, and a skip."""
+    parts = [tensor(inputs, i) for i in range(3)]
+    return [combine(ctx.space, "Add", [replace(part, value=UNKNOWN) for part in parts])]
+
+
+@rule("QLinearAdd", "QLinearMul", domain="com.microsoft", follows=(0, 3))
+def quantised_pair(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """Element by element; a stored zero is no zero."""
+    parts = [replace(tensor(inputs, i), value=UNKNOWN, ints=None) for i in (0, 3)]
+    return [combine(ctx.space, "Add", parts)]
+
+
 @rule("BatchNormalization", follows=(0,))
 def batch_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """Element by element with stored statistics."""
@@ -497,6 +527,21 @@ def gemm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequen
     b = _swapped(b) if attr(node, "transB", 0) else b
     out = matmul(ctx.space, a, b)
     return [out if c is None else combine(ctx.space, "Add", [out, replace(c, value=UNKNOWN)])]
+
+
+@rule("GemmFastGelu", "FusedGemm", domain="com.microsoft")
+def gemm_and_activation(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """A product with a bias, and a function of one number."""
+    if node.op_type == "FusedGemm":
+        (out,) = gemm(ctx, node, inputs)
+    else:
+        bias = optional(inputs, 2)
+        product = matmul(ctx.space, tensor(inputs, 0), tensor(inputs, 1))
+        parts = [product, *([] if bias is None else [bias])]
+        out = combine(ctx.space, "Add", parts)
+    return [replace(out, value=UNKNOWN)]
 
 
 @rule("Einsum")
