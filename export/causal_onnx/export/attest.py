@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import default_grid, other_sizes
+from causal_onnx.export.analysis.assumptions import AssumptionKind
 from causal_onnx.export.analysis.branches import optional_inputs
 from causal_onnx.export.analysis.certificate import Assumption, Certificate, CoreFinding
 from causal_onnx.export.analysis.confirm import MAX_RUNS, Confirmation, Suspect, confirm
@@ -21,8 +22,6 @@ from causal_onnx.export.analysis.inner_cores import find_all_cores
 from causal_onnx.export.analysis.judge import all_leaks
 from causal_onnx.export.analysis.perturb import DynamicCheck, cuts_at, perturb, vocabulary_sizes
 from causal_onnx.export.analysis.prove import StaticProof, batch_independent, prove
-from causal_onnx.export.analysis.rules.elementwise import ROUNDING_NOTE
-from causal_onnx.export.analysis.rules.reduction import PADDED_NOTE
 from causal_onnx.export.analysis.running import (
     Runnable,
     Runner,
@@ -254,7 +253,7 @@ def _dynamic(
     check = DynamicCheck()
     # Random ids may happen to be all padding, of which the proof says nothing: leave out the
     # smallest, which the id of padding mostly is.
-    for lowest in (0, 1) if _assumes(proof, PADDED_NOTE) else (0,):
+    for lowest in (0, 1) if _assumes(proof, AssumptionKind.PADDED_ROWS) else (0,):
         check = perturb(
             runner,
             signature,
@@ -267,7 +266,7 @@ def _dynamic(
         )
         if not check.leaks:
             break
-    if _assumes(proof, ROUNDING_NOTE):
+    if _assumes(proof, AssumptionKind.ROUNDING):
         check = replace(check, tolerance=ROUNDING)
     return check
 
@@ -285,8 +284,8 @@ def _sizes_to_run(model: ir.Model, proof: StaticProof, grid: Sequence[Sizes]) ->
     return short + [sizes for sizes in long if weights * sizes.seq <= MAX_WORK]
 
 
-def _assumes(proof: StaticProof, text: str) -> bool:
-    return any(assumption.text == text for assumption in proof.assumptions)
+def _assumes(proof: StaticProof, kind: AssumptionKind) -> bool:
+    return any(assumption.kind == kind for assumption in proof.assumptions)
 
 
 def _certificate(
@@ -313,19 +312,19 @@ def _certificate(
     guessed = [s.name for s in signature.inputs if s.guessed]
     if guessed:
         text = f"the position axis of {', '.join(guessed)} was taken by rank, no name says so"
-        assumptions.append(Assumption(text=text))
+        assumptions.append(Assumption(kind=AssumptionKind.GUESSED_AXIS, text=text))
     runs = [] if proof.analysis is None else proof.analysis.runs
     optional = [] if proof.analysis is None else optional_inputs(proof.analysis.model)
     if optional:
         listed = ", ".join(value.name or "" for value in optional)
         text = f"optional inputs are left out, and have the values that stand in the file: {listed}"
-        assumptions.append(Assumption(text=text))
+        assumptions.append(Assumption(kind=AssumptionKind.OPTIONAL_INPUTS, text=text))
     scope, every_length, open_step = _scope(signature, proof)
     measured = {} if proof.symbolic is None else proof.symbolic.measured
     if every_length and measured:
         names = tuple(node.name or node.op_type for node in measured)
         text = "these steps act at every length as they do at the lengths tried"
-        assumptions.append(Assumption(text=text, nodes=names))
+        assumptions.append(Assumption(kind=AssumptionKind.MEASURED_STEPS, text=text, nodes=names))
     return Certificate(
         verdict=verdict,
         scope=scope,

@@ -413,8 +413,8 @@ OPTIMISED = [
         "y = Add(y0, c)",
         "EmbedLayerNormalization", signature=TOKENS, contrib=True, **TABLES),
     good("fused_gemm", "q = Constant <value_ints = [-1, 4]> () h = Reshape(x, q) "
-         "h1 = com.microsoft.FusedGemm <activation = \"Relu\"> (h, w, g) n = Shape(x) y = Reshape(h1, n)",
-         contrib=True),
+         "h1 = com.microsoft.FusedGemm <activation = \"Relu\"> (h, w, g) n = Shape(x) "
+         "y = Reshape(h1, n)", contrib=True),
     good("quantised_attention", QUANTISED.format(causal=1), signature=FLAT, contrib=True,
          every_length=True, measured=True, **PROJECT),
     bad("quantised_attention_full", QUANTISED.format(causal=0), "QAttention", signature=FLAT,

@@ -171,3 +171,37 @@ def test_the_static_verdicts_of_all_cases_survive_json() -> None:
     for case in CASES[:10]:
         found = attest(case.model(), dynamic=False)
         assert Certificate.from_json(found.to_json()).verdict == case.verdict
+
+
+def test_assumptions_have_a_kind_that_stands_in_the_json() -> None:
+    case = next(case for case in CASES if case.name == "where_finite")
+    found = attest(case.model(), dynamic=False)
+    kinds = [item["kind"] for item in json.loads(found.to_json())["assumptions"]]
+    assert kinds == ["finite_mask"]
+    assert Certificate.from_json(found.to_json()) == found
+
+
+def test_other_words_change_no_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "causal_onnx.export.analysis.rules.elementwise.ROUNDING_NOTE"
+    body = attend(
+        "p0 = Softmax <axis = -1> (s) c = LessOrEqual(j, i) f = Cast <to = 1> (c) p1 = Mul(p0, f) "
+        "ax = Constant <value_ints = [-1]> () r = ReduceSum(p1, ax) m = Div(p1, r)"
+    ).replace("p = Softmax <axis = -1> (m)", "p = Identity(m)")
+    before = attest(build(body))
+    monkeypatch.setattr(name, "in other words")
+    after = attest(build(body))
+    assert after.assumptions[0].text == "in other words"
+    assert before.verdict == after.verdict == "causal"
+    assert before.dynamic.tolerance == after.dynamic.tolerance > 0
+
+
+def test_a_certificate_from_before_kinds_is_read() -> None:
+    case = next(case for case in CASES if case.name == "where_finite")
+    data = attest(case.model(), dynamic=False).to_dict()
+    data = json.loads(json.dumps(data))
+    for item in data["assumptions"]:
+        del item["kind"]
+    del data["confirmation"]
+    found = Certificate.from_dict(data)
+    assert [a.kind for a in found.assumptions] == ["other"]
+    assert found.confirmation is None

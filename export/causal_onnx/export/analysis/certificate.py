@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from causal_onnx.export.analysis.assumptions import AssumptionKind
 from causal_onnx.export.analysis.confirm import Confirmation
 from causal_onnx.export.analysis.perturb import DynamicCase, DynamicCheck
 from causal_onnx.runtime.contract import FORMAT, read_document
@@ -69,7 +70,9 @@ class CoreFinding:
 class Assumption:
     """Something the proof rests on beyond the graph."""
 
+    kind: AssumptionKind
     text: str
+    """The same for people."""
     nodes: tuple[str, ...] = ()
     """Where it was needed; () where it concerns the whole graph."""
 
@@ -251,7 +254,11 @@ class Certificate:
             ),
             "cores": tuple(CoreFinding(**item) for item in data["cores"]),
             "assumptions": tuple(
-                Assumption(text=item["text"], nodes=tuple(item["nodes"]))
+                Assumption(
+                    kind=AssumptionKind(item.get("kind", AssumptionKind.OTHER)),
+                    text=item["text"],
+                    nodes=tuple(item["nodes"]),
+                )
                 for item in data["assumptions"]
             ),
             "dynamic": DynamicCheck(**dynamic),

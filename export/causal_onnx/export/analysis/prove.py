@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import LENGTHS, Analysis, plain_input
+from causal_onnx.export.analysis.assumptions import AssumptionKind
 from causal_onnx.export.analysis.branches import branch_sizes, missed_branches
 from causal_onnx.export.analysis.certificate import Assumption, Offence, OutputFinding
 from causal_onnx.export.analysis.elements import Abstract, Elements, view
@@ -74,7 +75,9 @@ def prove(
 
 def _without_padding(inputs: Sequence[InputAxes]) -> Assumption:
     names = ", ".join(spec.name for spec in inputs)
-    return Assumption(text=f"{names} are those of sequences without padding")
+    return Assumption(
+        kind=AssumptionKind.UNPADDED_INPUTS, text=f"{names} are those of sequences without padding"
+    )
 
 
 def _attempt(
@@ -223,11 +226,14 @@ def _finding(verdict: OutputVerdict) -> OutputFinding:
 
 
 def _assumptions(runs: Iterable[Run]) -> list[Assumption]:
-    found: dict[str, set[str]] = {}
+    found: dict[tuple[AssumptionKind, str], set[str]] = {}
     for one in runs:
-        for text, nodes in one.context.caveats.items():
-            found.setdefault(text, set()).update(nodes)
-    return [Assumption(text=text, nodes=tuple(sorted(nodes))) for text, nodes in found.items()]
+        for caveat, nodes in one.context.caveats.items():
+            found.setdefault(caveat, set()).update(nodes)
+    return [
+        Assumption(kind=kind, text=text, nodes=tuple(sorted(nodes)))
+        for (kind, text), nodes in found.items()
+    ]
 
 
 def _blame(

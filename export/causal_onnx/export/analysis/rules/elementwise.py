@@ -12,6 +12,7 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.assumptions import AssumptionKind
 from causal_onnx.export.analysis.attributes import tensor_at
 from causal_onnx.export.analysis.elements import (
     VERY_NEGATIVE,
@@ -441,7 +442,7 @@ def apply(ctx: Context, node: ir.Node, op_type: str, tensors: Sequence[Tensor | 
     if op_type in VANISHING and isinstance(tensors[0], Elements):
         low = is_low(tensors[0], infinite=False)
         if low is not None:
-            ctx.assume(node, low_note(bound_of(tensors[0], low)))
+            ctx.assume(node, AssumptionKind.FINITE_MASK, low_note(bound_of(tensors[0], low)))
             result = lift(combine(op_type, tensors, function))
             _decide(result, low, 0)
             if result.known is not None and result.value is not None:
@@ -481,7 +482,7 @@ def _with_ratio(
         assert isinstance(below, Elements)
         assert below.ratio is not None
         if tensors[0] is first and below.ratio.source == ratio.source and _is_row(below, ratio):
-            ctx.assume(node, ROUNDING_NOTE)
+            ctx.assume(node, AssumptionKind.ROUNDING, ROUNDING_NOTE)
             result = lift(combine("Div", tensors, function))
             result.reach = np.maximum(ratio.reach, below.ratio.reach)
             return normal(_tidy(result))

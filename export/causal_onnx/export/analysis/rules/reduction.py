@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.assumptions import AssumptionKind
 from causal_onnx.export.analysis.attributes import (
     UnsupportedError,
     attr,
@@ -166,7 +167,7 @@ def _live_above_low(
     alive = above_full.any(axis=tuple(axes), keepdims=True)
     if not alive.any():
         return live
-    ctx.assume(node, low_note(bound_of(tensor, low)))
+    ctx.assume(node, AssumptionKind.FINITE_MASK, low_note(bound_of(tensor, low)))
     _note_padded(ctx, node, tensor, above, axes)
     everything = np.ones_like(above) if live is None else live
     return np.where(alive, above, everything)
@@ -187,7 +188,7 @@ def _note_padded(
     has_sure = np.broadcast_to(sure, wide).any(axis=tuple(axes))
     has_live = np.broadcast_to(above, wide).any(axis=tuple(axes))
     if (has_live & ~has_sure).any():
-        ctx.assume(node, PADDED_NOTE)
+        ctx.assume(node, AssumptionKind.PADDED_ROWS, PADDED_NOTE)
 
 
 def _reduced_values(

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.assumptions import AssumptionKind
 from causal_onnx.export.analysis.attributes import UnsupportedError
 from causal_onnx.export.analysis.elements import (
     NONE,
@@ -31,8 +32,8 @@ class Context:
     opsets: Mapping[str, int]
     run_graph: Callable[[ir.Graph, Sequence[Abstract]], list[Abstract]]
     """Analyses a subgraph with the given inputs, outer values in reach."""
-    caveats: dict[str, set[str]] = field(default_factory=dict)
-    """Assumption -> names of the nodes that needed it."""
+    caveats: dict[tuple[AssumptionKind, str], set[str]] = field(default_factory=dict)
+    """Assumption, by kind and text -> names of the nodes that needed it."""
     approximate: dict[ir.Node, str] = field(default_factory=dict)
     """Nodes whose rule claims more dependence than there may be, each with the reason."""
     scores: dict[ir.Node, Tensor] = field(default_factory=dict)
@@ -50,9 +51,9 @@ class Context:
         self._count += 1
         return self._count
 
-    def assume(self, node: ir.Node, text: str) -> None:
+    def assume(self, node: ir.Node, kind: AssumptionKind, text: str) -> None:
         """Record that the proof rests on `text` at `node`."""
-        self.caveats.setdefault(text, set()).add(node.name or node.op_type)
+        self.caveats.setdefault((kind, text), set()).add(node.name or node.op_type)
 
     def approximated(self, node: ir.Node, reason: str) -> None:
         """Record that the outputs of `node` may depend on less than its rule says."""
