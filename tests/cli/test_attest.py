@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="attest needs the exporter's packages")
+onnx = pytest.importorskip("onnx", reason="attest needs onnx")
 
 from causal_onnx.cli.main import main  # noqa: E402 - after the check for packages
 from tests.cli.onnx_file import write_model  # noqa: E402
@@ -103,3 +106,48 @@ def test_wrong_requests_are_named(
     (tmp_path / "text.onnx").write_text("no model")
     assert main(["attest", *arguments]) == code
     assert message in capsys.readouterr().err
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command_without(barred: str, path: str) -> subprocess.CompletedProcess[str]:
+    program = (
+        f"import sys; sys.modules[{barred!r}] = None\n"
+        "from causal_onnx.cli.main import main\n"
+        f"code = main(['attest', {path!r}])\n"
+        "assert 'torch' not in sys.modules or sys.modules['torch'] is None\n"
+        "sys.exit(code)"
+    )
+    done = [sys.executable, "-c", program]
+    return subprocess.run(done, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("axis", "code"), [(2, 0), (1, 1)], ids=["causal", "not_causal"])
+def test_it_runs_without_pytorch(axis: int, code: int, tmp_path: Path) -> None:
+    done = command_without("torch", write_graph(tmp_path / "m.onnx", "Softmax", axis=axis))
+    assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnx_ir"])
+def test_without_its_packages_it_names_the_extra_that_brings_them(
+    missing: str, tmp_path: Path
+) -> None:
+    done = command_without(missing, write_graph(tmp_path / "m.onnx", "Relu"))
+    assert done.returncode == 3
+    assert "pip install 'causal-onnx[attest]'" in done.stderr
+
+
+def test_the_extra_brings_what_it_needs_and_no_pytorch() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    names = {text.split(">")[0] for text in extras["attest"]}
+    assert names == {"onnx", "onnx-ir", "onnxruntime"}
+
+
+def test_an_error_is_no_verdict_also_where_the_traceback_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["attest", "--debug", str(tmp_path / "missing.onnx")]) == 3
+    assert "Traceback" in capsys.readouterr().err
