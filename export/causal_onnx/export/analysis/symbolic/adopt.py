@@ -25,6 +25,7 @@ from causal_onnx.export.analysis.symbolic.expression import (
     Sample,
     linear,
 )
+from causal_onnx.export.analysis.symbolic.implication import adopted
 from causal_onnx.export.analysis.symbolic.poly import ONE, ZERO, Poly, symbol
 from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic, Term
 
@@ -119,6 +120,7 @@ def adopt(space: Space, evidence: Evidence, value: ir.Value) -> Symbolic:
         if size is None:
             raise OpenError("its shape follows no polynomial of the sizes")
         sizes.append(size)
+    adopted()
     axes = tuple(space.axis(size) for size in sizes)
     index = tuple(symbol(axis[0]) if axis else ZERO for axis in axes)
     if all(isinstance(tensor, Known) for _, tensor in found):

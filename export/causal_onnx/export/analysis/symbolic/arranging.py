@@ -19,6 +19,7 @@ from causal_onnx.export.analysis.symbolic.expression import (
     linear,
     substitute,
 )
+from causal_onnx.export.analysis.symbolic.implication import Operation, conclude
 from causal_onnx.export.analysis.symbolic.poly import ONE, ZERO, Poly, symbol
 from causal_onnx.export.analysis.symbolic.registry import (
     Given,
@@ -228,6 +229,7 @@ def cut(
     moved = first
     if index != ZERO:
         place = (symbol(made[0]) if made else ZERO) + begin
+        space.stays_within(place, size)
         (name,) = index.variables()
         moved = first.subs({name: place})
     axes = (*first.axes[:axis], made, *first.axes[axis + 1 :])
@@ -255,11 +257,20 @@ def _every(
             break
     if count is None:
         raise OpenError(f"it takes every {step}th element of {size!r}")
+    counted(space, "CeilDiv", (size - start, step), count)
     first, index = space.single(first, axis)
     made = space.axis(count)
     place = (symbol(made[0]) if made else ZERO) * step + start
+    space.stays_within(place, size)
     moved = first.subs(dict.fromkeys(index.variables(), place))
     return replace(moved, axes=(*first.axes[:axis], made, *first.axes[axis + 1 :]), ints=None)
+
+
+def counted(space: Space, op: str, parts: Sequence[Poly | int], count: Poly) -> None:
+    """Take it as given that dividing and rounding makes this count."""
+    limits = tuple(space.limits)
+    operation = Operation(op, tuple(Poly.of(part) for part in parts))
+    conclude(operation, "==", count, given=limits, bounds=space.bounds)
 
 
 def _at_least(poly: Poly, other: Poly) -> bool:
@@ -273,6 +284,20 @@ def _bound(ctx: SymbolicContext, node: ir.Node, bound: Poly, size: Poly) -> Poly
     Where a length meets a fixed limit (a table of 64 rows cut at `seq`), the lengths beyond are
     left out of the proof, which is recorded.
     """
+    found = _clamped(ctx, node, bound, size)
+    value = bound.constant
+    if value is None or abs(value) < FAR:
+        clamped = Operation("Min", (Operation("Max", (_counted_back(bound, size), ZERO)), size))
+        conclude(clamped, "==", found, given=tuple(ctx.space.limits), bounds=ctx.space.bounds)
+    return found
+
+
+def _counted_back(bound: Poly, size: Poly) -> Operation:
+    """A bound, from the end where it is negative."""
+    return Operation("Where", (Operation("GreaterOrEqual", (bound, ZERO)), bound, bound + size))
+
+
+def _clamped(ctx: SymbolicContext, node: ir.Node, bound: Poly, size: Poly) -> Poly:
     space = ctx.space
     value = bound.constant
     if value is not None and value >= FAR:
@@ -310,6 +335,7 @@ def _flip(space: Space, first: Symbolic, axis: int) -> Symbolic:
     (name,) = index.variables()
     size = space.bounds.sizes[name]
     (made,) = space.axis(size)
+    space.stays_within(size - 1 - symbol(made), size)
     moved = first.subs({name: size - 1 - symbol(made)})
     return replace(moved, axes=(*first.axes[:axis], (made,), *first.axes[axis + 1 :]), ints=None)
 
@@ -534,6 +560,8 @@ def _row_and_column(
             if name in column.variables():
                 continue
             if space.nonnegative(column) and space.nonnegative(columns - 1 - column):
+                counted(space, "FloorDiv", (flat, columns), symbol(name))
+                counted(space, "Mod", (flat, columns), column)
                 return {merged[0]: symbol(name), merged[1]: column}
     return None
 
@@ -778,6 +806,7 @@ def range_(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequ
     count = (limit[0] - start[0]).divided_by(step)
     if count is None or not ctx.space.nonnegative(count):
         raise OpenError(f"it may run from {start[0]!r} to {limit[0]!r}")
+    counted(ctx.space, "CeilDiv", (limit[0] - start[0], step), count)
     axis = ctx.space.axis(count)
     place = symbol(axis[0]) if axis else ZERO
     return [Symbolic((axis,), value=linear(start[0] + place * step), known=True)]
@@ -795,4 +824,4 @@ def eye_like(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Se
 
 ZERO_ = Constant(0.0)
 
-__all__ = ["axis_of", "concatenate", "cut", "expand_to", "settle"]
+__all__ = ["axis_of", "concatenate", "counted", "cut", "expand_to", "settle"]

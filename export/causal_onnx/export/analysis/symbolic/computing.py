@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Known
-from causal_onnx.export.analysis.symbolic.arranging import axis_of
+from causal_onnx.export.analysis.symbolic.arranging import axis_of, counted
 from causal_onnx.export.analysis.symbolic.expression import (
     UNKNOWN,
     Constant,
@@ -19,10 +19,11 @@ from causal_onnx.export.analysis.symbolic.expression import (
     Vanish,
     apply,
     as_poly,
-    evaluate,
     linear,
     mentions,
+    settled,
 )
+from causal_onnx.export.analysis.symbolic.implication import Operation, conclude
 from causal_onnx.export.analysis.symbolic.poly import ZERO, Poly, symbol
 from causal_onnx.export.analysis.symbolic.registry import (
     Given,
@@ -43,7 +44,7 @@ ELEMENTWISE = (
     "Acos", "Atan", "Sinh", "Cosh", "Tanh", "Asinh", "Acosh", "Atanh", "Sigmoid", "Relu", "Sign",
     "Reciprocal", "Not", "BitwiseNot", "IsNaN", "IsInf", "Add", "Sub", "Mul", "Div", "Pow", "Max",
     "Min", "Sum", "Mean", "And", "Or", "Xor", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Equal",
-    "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Where", "Clip", "Mod", "BitShift", "PRelu",
+    "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Where", "Mod", "BitShift", "PRelu",
     "Celu", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Selu", "Shrink",
     "Softplus", "Softsign", "Swish", "ThresholdedRelu",
 )  # fmt: skip
@@ -53,7 +54,29 @@ ELEMENTWISE = (
 def elementwise(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """Each element alone, with broadcasting."""
     parts = [part for part in inputs if part is not None]
-    return [combine(ctx.space, node.op_type, parts)]
+    op = node.op_type
+    if op == "Mod" and attr(node, "fmod", 0):
+        op = "FMod"  # it has the dividend's sign, and is not followed
+    if op == "Div":
+        dtype = ctx.dtype(node.outputs[0])
+        if dtype is None:
+            parts = [replace(part, value=UNKNOWN, ints=None) for part in parts]
+        elif not dtype.is_floating_point():
+            op = "DivInt"
+    return [combine(ctx.space, op, parts)]
+
+
+@rule("Clip")
+def clip(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """At least one limit, then at most the other; either may be absent."""
+    found = tensor(inputs, 0)
+    for index, op, name in ((1, "Max", "min"), (2, "Min", "max")):
+        limit, fixed = optional(inputs, index), attr(node, name)  # attributes before opset 11
+        if limit is None and fixed is not None:
+            limit = Symbolic((), value=Constant(float(fixed)), known=True)
+        if limit is not None:
+            found = combine(ctx.space, op, [found, limit])
+    return [found]
 
 
 @rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain="com.microsoft")
@@ -115,7 +138,8 @@ _ON_WHOLE: dict[str, Callable[[Poly, Poly], Poly | None]] = {
     "Add": lambda a, b: a + b,
     "Sub": lambda a, b: a - b,
     "Mul": lambda a, b: a * b,
-    "Div": lambda a, b: _whole_quotient(a, b),  # noqa: PLW0108 - defined below
+    "Div": lambda a, b: a.divided_by(b),
+    "DivInt": lambda a, b: _whole_quotient(a, b),  # noqa: PLW0108 - defined below
 }
 
 
@@ -147,6 +171,15 @@ def _whole_numbers(space: Space, op: str, parts: Sequence[Symbolic]) -> tuple[Po
 
 
 def _whole_number(space: Space, op: str, column: Sequence[Poly]) -> Poly | None:
+    """The number that the operator makes of whole numbers, where it is a polynomial."""
+    found = _carried_out(space, op, column)
+    if found is not None:
+        made, limits = Operation(op, tuple(column)), tuple(space.limits)
+        conclude(made, "==", found, given=limits, bounds=space.bounds)
+    return found
+
+
+def _carried_out(space: Space, op: str, column: Sequence[Poly]) -> Poly | None:
     if op in _ON_WHOLE:
         return _ON_WHOLE[op](column[0], column[1])
     if op == "Neg":
@@ -612,6 +645,7 @@ def _window(
     count = size.divided_by(stride)
     if count is None:
         raise OpenError(f"a stride of {stride} over a size of {size!r}")
+    counted(space, "FloorDiv", (size, stride), count)
     first, index = space.single(first, axis)
     made = space.axis(count + 1)
     place = (symbol(made[0]) if made else ZERO) * stride + offset
@@ -731,10 +765,9 @@ def random_like(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) ->
 def branch(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """The branch that is taken for all sizes, or what either may give."""
     condition = tensor(inputs, 0)
-    value = evaluate(condition.value, ctx.space.bounds, tuple(ctx.space.limits))
-    number = None if condition.ints is None else condition.ints[0].constant
-    if number is None and value is not None and value[0] == value[1]:
-        number = int(value[0])
+    number: float | None = None if condition.ints is None else condition.ints[0].constant
+    if number is None:
+        number = settled(condition.value, ctx.space.bounds, tuple(ctx.space.limits))
     if number is not None:
         return ctx.run_graph(attr(node, "then_branch" if number else "else_branch"))
     branches = [ctx.run_graph(attr(node, f"{name}_branch")) for name in ("then", "else")]

@@ -18,6 +18,7 @@ from causal_onnx.export.analysis.signature import InputAxes, slots_bound
 from causal_onnx.export.analysis.symbolic import arranging, attending, computing
 from causal_onnx.export.analysis.symbolic.adopt import Evidence, adopt
 from causal_onnx.export.analysis.symbolic.expression import UNKNOWN, Constant, Expression, linear
+from causal_onnx.export.analysis.symbolic.implication import at
 from causal_onnx.export.analysis.symbolic.poly import ZERO, Poly, symbol
 from causal_onnx.export.analysis.symbolic.registry import RULES, Given, SymbolicContext, whole
 from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic, Term
@@ -166,6 +167,7 @@ class Prover:
             self.node(node)
 
     def node(self, node: ir.Node) -> None:
+        at(node)
         if node in self.missed or any(value in self.unseen for value in reads(node)):
             self.unseen.update(node.outputs)
         constants = self.analysis.constants.values
@@ -275,6 +277,7 @@ class Prover:
 
     def judge(self, value: ir.Value, axes: Sequence[int]) -> bool:
         """Whether the reach of an output is within its position, for all sizes."""
+        at(value.producer())
         found = self.lookup(value)
         assert found is not None
         places = []

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Known
+from causal_onnx.export.analysis.symbolic.implication import Operation, conclude
 from causal_onnx.export.analysis.symbolic.poly import ZERO, Bounds, Poly
 
 __all__ = [
@@ -33,7 +34,9 @@ __all__ = [
     "apply",
     "evaluate",
     "mentions",
+    "settled",
     "substitute",
+    "surely",
 ]
 
 
@@ -219,7 +222,7 @@ _COMPARISONS: dict[str, Callable[[Poly, Poly], Expression]] = {
 }
 
 _MAY_DECIDE = frozenset(
-    {"And", "Or", "Mul", "Add", "Sub", "Div", "Min", "Max", "BitwiseAnd", "Clip"}
+    {"And", "Or", "Mul", "Add", "Sub", "Div", "DivInt", "Min", "Max", "BitwiseAnd"}
 )
 """Operators that may be known although one part is not."""
 
@@ -227,7 +230,7 @@ _FOLLOWED = frozenset(
     {
         "Abs", "Cast", "CastInt", "CastBool", "Exp", "Log", "Neg", "Not", "Relu", "Sigmoid",
         "IsNaN", "IsInf", "Reciprocal",
-        "Add", "Sub", "Mul", "Div", "And", "Or", "Xor", "Min", "Max", "Clip", "BitwiseAnd",
+        "Add", "Sub", "Mul", "Div", "DivInt", "And", "Or", "Xor", "Min", "Max", "BitwiseAnd",
         "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Mod",
     }
 )  # fmt: skip
@@ -241,10 +244,11 @@ def apply(op: str, parts: Sequence[Expression]) -> Expression:
         return _select(parts[0], parts[1], parts[2])
     if op not in _FOLLOWED:
         return UNKNOWN
-    polys = [as_poly(part) for part in parts]
-    if all(poly is not None for poly in polys):
-        exact = _polynomial(op, [poly for poly in polys if poly is not None])
+    polys = tuple(poly for part in parts if (poly := as_poly(part)) is not None)
+    if len(polys) == len(parts):
+        exact = _polynomial(op, polys)
         if exact is not None:
+            conclude(Operation(op, polys), "==", exact)
             return exact
     unknown = [isinstance(part, Unknown) for part in parts]
     if all(unknown) or (any(unknown) and op not in _MAY_DECIDE):
@@ -297,7 +301,7 @@ def _settled(expression: Expression) -> Expression:
 
 def _may_decide(op: str, part: Expression) -> bool:
     """Whether a part can hold a value that settles the operator whatever the rest is."""
-    if op in ("And", "Mul", "BitwiseAnd", "Div"):
+    if op in ("And", "Mul", "BitwiseAnd", "Div", "DivInt"):
         return _may_hold(part, lambda v: v == 0)
     if op == "Or":
         return _may_hold(part, lambda v: v != 0)
@@ -332,6 +336,30 @@ def _array_holds(array: npt.NDArray[Any], test: Callable[[float], bool]) -> bool
     if bool((values == 0).any()):
         candidates.append(0.0)
     return any(test(v) for v in candidates if not math.isnan(v))
+
+
+def surely(
+    expression: Expression,
+    number: float,
+    bounds: Bounds,
+    given: Sequence[Poly],
+    *,
+    exactly: bool = True,
+) -> bool:
+    """Whether the value is this number, or at most it, wherever all of `given` are >= 0."""
+    value = evaluate(expression, bounds, given)
+    if value is None or value[1] > number or (exactly and value[0] != number):
+        return False
+    conclude(expression, "==" if exactly else "<=", number, given=given, bounds=bounds)
+    return True
+
+
+def settled(expression: Expression, bounds: Bounds, given: Sequence[Poly]) -> float | None:
+    """The one number that the value is wherever all of `given` are >= 0, if there is one."""
+    value = evaluate(expression, bounds, given)
+    if value is None or not surely(expression, value[0], bounds, given):
+        return None
+    return value[0]
 
 
 def evaluate(expression: Expression, bounds: Bounds, given: Sequence[Poly]) -> Interval | None:
@@ -418,7 +446,12 @@ def _lookup_bounds(lookup: Lookup, bounds: Bounds, given: Sequence[Poly]) -> Int
         values = part[np.broadcast_to(order.reshape(shape), part.shape)]
     else:
         values = part.reshape(-1)
-    if values.size == 0:
+    return _extremes(values)
+
+
+def _extremes(values: npt.NDArray[Any]) -> Interval | None:
+    """The least and the largest; None where a value is not known (NaN)."""
+    if values.size == 0 or np.isnan(values).any():
         return None
     return (float(values.min()), float(values.max()))
 
@@ -465,8 +498,10 @@ def _measured_bounds(measured: Measured, bounds: Bounds, given: Sequence[Poly]) 
         if not keep.any():
             continue
         limits = [np.clip(p, 0, n - 1) for p, n in zip(places, sample.array.shape, strict=True)]
-        found = np.broadcast_to(sample.array[tuple(limits)], keep.shape)[keep]
-        low, high = min(low, float(found.min())), max(high, float(found.max()))
+        found = _extremes(np.broadcast_to(sample.array[tuple(limits)], keep.shape)[keep])
+        if found is None:
+            return None
+        low, high = min(low, found[0]), max(high, found[1])
     return None if low > high else (low, high)
 
 
@@ -624,13 +659,17 @@ def _maximum(values: Sequence[Interval | None]) -> Interval | None:
     return (max(v[0] for v in known), max(v[1] for v in known))
 
 
-def _clip(values: Sequence[Interval | None]) -> Interval | None:
-    value, *limits = values
-    for limit, take in zip(limits, (_maximum, _minimum), strict=False):
-        if limit is None:
-            continue
-        value = take([value, limit])
-    return value
+def _common_bits(values: Sequence[Interval | None]) -> Interval | None:
+    """Of whole numbers: none are common with 0, and they are no more than either has."""
+    a, b = values
+    for x in (a, b):
+        if x == (0.0, 0.0):
+            return x
+    if a is None or b is None or a[0] < 0 or b[0] < 0:
+        return None
+    if a[0] == a[1] < math.inf and b[0] == b[1] < math.inf:
+        return _number(float(int(a[0]) & int(b[0])))
+    return (0.0, min(a[1], b[1]))
 
 
 def _compare(
@@ -690,13 +729,13 @@ _OPERATORS: dict[str, Callable[[Sequence[Interval | None]], Interval | None]] = 
     "Sub": _subtract,
     "Mul": _multiply,
     "Div": _divide,
+    "DivInt": lambda values: _truncate([_divide(values)]),
     "And": _and,
-    "BitwiseAnd": _and,
+    "BitwiseAnd": _common_bits,
     "Or": _or,
     "Xor": _xor,
     "Min": _minimum,
     "Max": _maximum,
-    "Clip": _clip,
     "Mod": _unknown,
     "GreaterOrEqual": _compare(lambda a, b: a[0] >= b[1], lambda a, b: a[1] < b[0]),
     "Greater": _compare(lambda a, b: a[0] > b[1], lambda a, b: a[1] <= b[0]),

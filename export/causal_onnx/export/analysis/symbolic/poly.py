@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
+from causal_onnx.export.analysis.symbolic.implication import Operation, conclude
+
 __all__ = ["ONE", "ZERO", "Bounds", "Poly", "symbol"]
 
 Monomial: TypeAlias = tuple[tuple[str, int], ...]
@@ -125,6 +127,12 @@ class Poly:
     def divided_by(self, other: int | Poly) -> Poly | None:
         """The exact quotient; None where there is a remainder."""
         divisor = Poly.of(other)
+        quotient = self._quotient(divisor)
+        if quotient is not None:
+            conclude(self, "==", Operation("Mul", (quotient, divisor)))
+        return quotient
+
+    def _quotient(self, divisor: Poly) -> Poly | None:
         if not divisor.terms:
             return None
         names = sorted(self.variables() | divisor.variables())
@@ -200,6 +208,8 @@ class Bounds:
         """Size -> its least value; a variable that is neither here nor in `sizes` is at least 0."""
         self.sizes: dict[str, Poly] = {}
         """Index variable -> the size it runs below."""
+        self.least_of: dict[tuple[Poly, Poly], Poly] = {}
+        """Two numbers -> the variable that is the smaller of them."""
         self._count = 0
 
     def index(self, size: Poly) -> str:
@@ -234,6 +244,12 @@ class Bounds:
 
     def implied(self, poly: Poly, given: Sequence[Poly]) -> bool:
         """Whether poly >= 0 follows from all of `given` being >= 0."""
+        follows = self._follows(poly, given)
+        if follows:
+            conclude(poly, ">=", 0, given=given, bounds=self)
+        return follows
+
+    def _follows(self, poly: Poly, given: Sequence[Poly]) -> bool:
         if self.nonnegative(poly):
             return True
         if any(self.nonnegative(poly - g * k) for g in given for k in _multiples(poly, g)):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from causal_onnx.export.analysis.elements import VERY_NEGATIVE
 from causal_onnx.export.analysis.symbolic.expression import (
     UNKNOWN,
     Expression,
-    evaluate,
     mentions,
     substitute,
+    surely,
 )
+from causal_onnx.export.analysis.symbolic.implication import conclude
 from causal_onnx.export.analysis.symbolic.poly import ONE, ZERO, Bounds, Poly, symbol
 
 __all__ = ["OpenError", "Space", "Symbolic", "Term"]
@@ -91,7 +93,6 @@ class Space:
         self.limits: dict[Poly, str] = {}
         """Assumed to be >= 0, with the node that made it so: the lengths that the graph takes. With
         "" for a node: it is so by the meaning of a symbol."""
-        self._least_of: dict[tuple[Poly, Poly], Poly] = {}
 
     def size(self, axis: Sequence[str]) -> Poly:
         """The size of an axis."""
@@ -111,25 +112,31 @@ class Space:
         """Whether poly >= 0 for all sizes that the graph takes."""
         return self.bounds.implied(poly, tuple(self.limits))
 
+    def stays_within(self, place: Poly, size: Poly) -> None:
+        """Take it as given that an index of one axis, written with those of another, fits."""
+        limits = tuple(self.limits)
+        conclude(place, ">=", 0, given=limits, bounds=self.bounds)
+        conclude(size - 1 - place, ">=", 0, given=limits, bounds=self.bounds)
+
     def least_of(self, first: Poly, second: Poly) -> Poly:
         """The smaller of two numbers >= 0: a symbol of its own where that depends on the sizes."""
         if self.nonnegative(second - first):
             return first
         if self.nonnegative(first - second):
             return second
-        found = self._least_of.get((first, second))
+        found = self.bounds.least_of.get((first, second))
         if found is None:
-            name = f"least_{len(self._least_of)}"
+            name = f"least_{len(self.bounds.least_of)}"
             self.bounds.least[name] = 0
             found = symbol(name)
             self.limits[first - found] = self.limits[second - found] = ""
-            self._least_of[first, second] = found
+            self.bounds.least_of[first, second] = found
         return found
 
     def is_bounded(self, pair: Sequence[Poly]) -> bool:
         """Whether the smaller of two is what a bounded cache holds, or follows from that."""
-        symbols = {name for poly in self._least_of.values() for name in poly.variables()}
-        return tuple(pair) in self._least_of or any(symbols & p.variables() for p in pair)
+        symbols = {name for poly in self.bounds.least_of.values() for name in poly.variables()}
+        return tuple(pair) in self.bounds.least_of or any(symbols & p.variables() for p in pair)
 
     def everything(self) -> Term:
         """A reach up to the last position."""
@@ -199,7 +206,9 @@ class Space:
         if outer is None:
             raise OpenError(f"an axis of size {self.bounds.sizes[name]!r} is split by {inner!r}")
         high, low = self.bounds.index(outer), self.bounds.index(inner)
-        return high, low, {name: symbol(high) * inner + symbol(low)}
+        joint = symbol(high) * inner + symbol(low)
+        self.stays_within(joint, self.bounds.sizes[name])
+        return high, low, {name: joint}
 
     def replaced(
         self, tensor: Symbolic, name: str, parts: tuple[str, ...], values: Mapping[str, Poly]
@@ -375,15 +384,11 @@ class Space:
         if not dead:
             return False
         beyond = (term.reach - guess - 1, *term.where, *limits)
-        for factor in factors:
-            value = evaluate(factor, self.bounds, beyond)
-            if value is None:
-                continue
-            if dead == "zero" and value == (0.0, 0.0):
-                return True
-            if dead == "low" and value[1] <= VERY_LOW:
-                return True
-        return False
+        number = 0.0 if dead == "zero" else VERY_NEGATIVE
+        exactly = dead == "zero"
+        return any(
+            surely(factor, number, self.bounds, beyond, exactly=exactly) for factor in factors
+        )
 
     def guesses(self, axes: Iterable[tuple[str, ...]]) -> list[Poly]:
         """The position that an index along one of the axes would stand for, if it were one."""
@@ -394,6 +399,3 @@ class Space:
                 if size.constant is None:
                     found.append(symbol(name) + self.total - size)
         return found
-
-
-VERY_LOW = -1e3
