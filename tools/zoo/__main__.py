@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.zoo.judge import entry_steps, problems
-from tools.zoo.page import render, summary_lines
+from tools.zoo.page import judged, render, summary_lines
 from tools.zoo.pool import ROOT, Pool, Task
 from tools.zoo.progress import Progress
 from tools.zoo.store import Store, code_key, versions
@@ -133,6 +133,7 @@ def _report(store: Store, keys: dict[str, str], page: Path) -> int:
         f"{item.name}: {text}" for item in ZOO for text in problems(item, results[item.name])
     ]
     unexpected += list(_accepted_mutants(results))
+    unexpected += list(_refuted(results))
     for text in unexpected:
         print(f"not as expected: {text[:300]}")
     print(f"\nwrote {page}")
@@ -155,6 +156,14 @@ def _accepted_mutants(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         for edit in graph.get("mutants", ()):
             if not edit["rejected"]:
                 yield f"{name} with {edit['name']}: {edit['verdict']}"
+
+
+def _refuted(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """What the second judge refutes, or could not look at."""
+    found = judged(results)
+    for key, remark in found.remarks.items():
+        if found.distinct[key] in ("refuted", "untranslatable"):
+            yield f"a proof rests on what is {found.distinct[key]}: {remark}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tools.judge.verdict import Judgement, merged
 from tools.zoo.judge import entry_steps, problems, wants_cache
 from tools.zoo.tasks import FORMS
 
 from tests.zoo import MUTANTS, ZooEntry
 
-__all__ = ["mutant_rates", "render", "summary_lines"]
+__all__ = ["judged", "mutant_rates", "render", "summary_lines"]
 
 Result = Mapping[str, Any]
 Steps = Mapping[str, Result | None]
@@ -122,11 +123,30 @@ def summary_lines(entries: Sequence[ZooEntry], results: Results) -> list[str]:
         text = f"{form['right']} of {form.total()}"
         rows.append((f"form `{_form(target, opset)}`, right and equal", text, "-"))
     lines += [f"| {label} | {a} | {b} |" for label, a, b in rows]
-    return [*lines, "", *_rate_lines(results)]
+    return [*lines, "", *_rate_lines(results), *_judged_lines(results)]
+
+
+def judged(results: Results) -> Judgement:
+    """What z3 says of all implications that the proofs of all steps accepted."""
+    return merged(
+        Judgement.from_dict(result["implications"])
+        for steps in results.values()
+        for result in steps.values()
+        if result and "implications" in result
+    )
 
 
 def _rate_lines(results: Results) -> list[str]:
     return [f"- {text}" for text in mutant_rates(results)]
+
+
+def _judged_lines(results: Results) -> list[str]:
+    found = judged(results)
+    lines = [f"- What the proofs for every length conclude, judged by z3: {found}."]
+    lines += [
+        f"  - {found.distinct[key]}: {_quoted(found.remarks[key])}" for key in sorted(found.remarks)
+    ]
+    return lines
 
 
 def mutant_rates(results: Results) -> list[str]:

@@ -17,7 +17,13 @@ __all__ = ["Store", "code_key", "versions"]
 
 PACKAGES = ("torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "transformers", "numpy")
 OF_PLAIN = ("tests/zoo", "tools/zoo/plain.py", "tools/zoo/check.py")
-OF_OURS = ("tests/zoo", "tools/zoo", "export/causal_onnx/export", "runtime/causal_onnx/runtime")
+OF_OURS = (
+    "tests/zoo",
+    "tools/zoo",
+    "tools/judge",
+    "export/causal_onnx/export",
+    "runtime/causal_onnx/runtime",
+)
 LEFT_OUT = ("page.py", "store.py", "pool.py", "worker.py", "__main__.py", "progress.py", "judge.py")
 """Files of tools/zoo that show, judge or keep results, and change none."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import onnx
 import torch
+from tools.judge.verdict import judge
 from tools.zoo.check import File, Reference, check_file, differ, without_padding
 from tools.zoo.chunks import check_chunks
 from tools.zoo.leaks import graph_leak
@@ -21,6 +22,7 @@ from torch import nn
 
 from causal_onnx.export import CausalityError, ExportError, ExportReport, ParityError, export
 from causal_onnx.export.analysis.certificate import Certificate
+from causal_onnx.export.analysis.symbolic.implication import logging_implications
 from causal_onnx.export.attest import attest
 from causal_onnx.export.reuse import reusing_captures
 from tests.zoo import GRAPH_MUTANTS, GRAPHS, MUTANTS, ZooEntry, entry
@@ -51,10 +53,16 @@ GRAPH_SOURCES = (
 
 
 def run(kind: str, name: str, step: str, folder: str) -> dict[str, Any]:
-    """One step of one subject; files go to `folder`."""
+    """One step of one subject, and what z3 says of its proofs; files go to `folder`."""
     torch.set_num_threads(1)
     work = Path(folder) / name
     work.mkdir(parents=True, exist_ok=True)
+    with logging_implications() as log:
+        result = _run(kind, name, step, work)
+    return {**result, "implications": judge(log).to_dict()} if log.counts else result
+
+
+def _run(kind: str, name: str, step: str, work: Path) -> dict[str, Any]:
     if kind == "entry":
         return run_entry(entry(name), step, work)
     if kind == "mutant":
