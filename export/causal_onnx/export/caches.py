@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export.errors import ExportError
+from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.outcome import Refusal, ask
 from causal_onnx.export.source import Source, tensors_in
 
 __all__ = ["grows", "without_caches"]
@@ -33,16 +34,15 @@ def without_caches(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> 
     """
     grown = _grown(source, specs, sizes)
     if not grown:
-        raise ExportError("the module keeps nothing that grows with the length")
+        raise ExportError("the module keeps nothing that grows with the length").at(Stage.NOT_TRIED)
     inputs = make_inputs(specs, sizes)
     expected = source.fresh().run(inputs)
     for empty in (_none, _shortened):
         twin = source.fresh()
         for place, (before, after) in grown.items():
             _set(twin, place, empty(before, after))
-        try:
-            got = twin.fresh().run(inputs)
-        except Exception:  # the module did not expect its cache to look like this
+        got = ask(twin.fresh().run, inputs)
+        if isinstance(got, Refusal):  # the module did not expect its cache to look like this
             continue
         if len(got) == len(expected) and all(
             a.shape == b.shape and torch.allclose(a.double(), b.double(), equal_nan=True)
@@ -61,11 +61,9 @@ def grows(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
     twin = source.fresh()
     before = _kept(twin)
     for seq in (_longer(sizes, before), sizes.seq + 2):
-        try:
-            twin.run(make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past)))
-        except Exception:  # past the module's limit
-            continue
-        return _kept(twin) != before
+        longer = make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past))
+        if not isinstance(ask(twin.run, longer), Refusal):
+            return _kept(twin) != before
     return False
 
 
@@ -88,11 +86,9 @@ def _grown(
     before = dict(_state(twin))
     kept = [size for t in before.values() if _sized(t) for size in t.shape]
     for seq in (_longer(sizes, kept), sizes.seq + 2):
-        try:
-            twin.run(make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past)))
-        except Exception:  # past the module's limit
-            continue
-        break
+        longer = make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past))
+        if not isinstance(ask(twin.run, longer), Refusal):
+            break
     after = dict(_state(twin))
     return {
         place: (before.get(place), value)

@@ -21,10 +21,11 @@ from torch.fx.experimental import _config as _fx_config
 
 from causal_onnx.export.caches import grows, without_caches
 from causal_onnx.export.domain import Domain, read_domain
-from causal_onnx.export.errors import ExportError
+from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.patches import Answer, patched, replaying, watching_sizes
-from causal_onnx.export.places import line_of_error
+from causal_onnx.export.places import line_of_error, quoted_line
 from causal_onnx.export.probe import runs
 from causal_onnx.export.source import Source
 
@@ -120,16 +121,22 @@ def attempts(
     ]
     for name, trace in ways:
         sized: list[str] = []
+        twin, inputs = source.fresh(), make_inputs(specs, sizes)
+        stage = Stage.TRACE
         try:
             with _quiet(), torch.no_grad(), watching_sizes(sized):
-                program = trace(source.fresh(), make_inputs(specs, sizes))
-                model = _translate(program, opset, optimize=name != PLAIN)
-            domain = read_domain(program, specs, source.fixed_seq)
+                program = ask(trace, twin, inputs)
+                if isinstance(program, Refusal):
+                    raise _explained(program.error, source, sized, None)
+                stage = Stage.DOMAIN
+                domain = read_domain(program, specs, source.fixed_seq)
+                stage = Stage.TRANSLATE
+                model = ask(_translate, program, opset, optimize=name != PLAIN)
+                if isinstance(model, Refusal):
+                    raise _explained(model.error, source, sized, program)
         except ExportError as error:
-            yield error
-            continue
-        except Exception as error:  # torch raises everything from KeyError to its own classes here
-            yield _explained(error, source, sized)
+            # The domain is read before the translation, which is what takes time.
+            yield error.at(min(stage, error.stage))
             continue
         _name_axes(model, specs, source.output_names)
         yield Capture(model=model, domain=domain, way=name)
@@ -149,7 +156,9 @@ def _trace_replaying(
     with replaying(asked, record=True):
         expected = source.fresh().run(inputs)
     if not asked:
-        raise ExportError("the module asks no tensor for its truth; nothing to replay")
+        raise ExportError("the module converts no tensor to bool; nothing to replay").at(
+            Stage.NOT_TRIED
+        )
     _refuse_branches(source, inputs, asked, expected)
     with replaying(asked, record=False):
         return _trace(source, specs, inputs, opset)
@@ -172,10 +181,9 @@ def _refuse_branches(
     first_at = {question.place: index for index, question in reversed(list(enumerate(asked)))}
     for place, index in first_at.items():
         flipped = [*asked[:index], replace(asked[index], truth=not asked[index].truth)]
-        try:
-            with replaying(flipped, record=False):
-                got = source.fresh().run(inputs)
-        except Exception:  # an assertion, or a `raise`
+        with replaying(flipped, record=False):
+            got = ask(source.fresh().run, inputs)
+        if isinstance(got, Refusal):  # an assertion, or a `raise`
             continue
         if len(got) != len(expected) or not all(
             a.shape == b.shape and torch.allclose(a.double(), b.double(), 1e-4, 1e-5, True)
@@ -197,7 +205,9 @@ def _trace_strict(
 def _filled(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Source:
     """A copy whose tensors that grow on demand have grown as far as they may."""
     if not grows(source, specs, sizes):
-        raise ExportError("the module keeps nothing that grows with the length")
+        raise ExportError("the module keeps nothing that grows with the length").at(
+            Stage.NOT_TRIED
+        )
     twin = source.fresh()
     twin.run(make_inputs(specs, Sizes(batch=1, seq=source.longest or WARM_LENGTH)))
     return twin
@@ -214,15 +224,24 @@ def _export_program(
     # Not `prefer_deferred_runtime_asserts`: the guards would become nodes that the translation
     # drops, and they are the description of the valid domain.
     with _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        return torch.export.export(source, inputs, dynamic_shapes={"inputs": shapes}, strict=strict)
+        program = handed_over(
+            torch.export.export, source, inputs, dynamic_shapes={"inputs": shapes}, strict=strict
+        )
+    assert isinstance(program, ExportedProgram)
+    return program
 
 
 def _translate(program: ExportedProgram, opset: int, *, optimize: bool) -> ir.Model:
     # At opset 23 exactly, `optimize=True` fuses rotary embeddings wrongly for batch >= 2.
-    translated = torch.onnx.export(
-        program, (), opset_version=opset, optimize=optimize and opset != 23, verbose=False
+    translated = handed_over(
+        torch.onnx.export,
+        program,
+        (),
+        opset_version=opset,
+        optimize=optimize and opset != 23,
+        verbose=False,
     )
-    assert translated is not None
+    assert isinstance(translated, torch.onnx.ONNXProgram)
     return translated.model
 
 
@@ -305,29 +324,76 @@ def _free_names(graph: ir.Graph, names: set[str]) -> None:
             value.name = f"{value.name}_inside"
 
 
-def _explained(error: Exception, source: Source, sized: Sequence[str]) -> ExportError:
+def _explained(
+    error: Exception, source: Source, sized: Sequence[str], program: ExportedProgram | None
+) -> ExportError:
     """What PyTorch said, shortened, with the user's own line and a remedy where one is known."""
-    text = str(error)
-    if error.__cause__ is not None:
-        text = f"{error.__cause__}\n{text}"  # the translation wraps what really happened
+    chain = _chain(error)
+    text = "\n".join(map(str, chain))
     module = type(source.module).__name__
     kind, remedy = next(
         ((kind, remedy) for kind, pattern, remedy in _REMEDIES if re.search(pattern, text)),
         ("other", "write the forward pass with tensor operations on the input's shape"),
     )
     place = sized[0] if kind == "length" and sized else line_of_error(error)
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    if place is None and program is not None:
+        place = _line_of_node(text, program)
     failure = ExportError(
         f"{module} cannot be captured{f' at {place}' if place else ''}: "
-        f"{_plain(first)[:300]}. Remedy: {remedy}"
+        f"{_headline(chain)}. Remedy: {remedy}"
     )
     failure.__cause__ = error
     return failure
 
 
+def _line_of_node(text: str, program: ExportedProgram) -> str | None:
+    """The user's line that made the node which `text` names."""
+    named = set(re.findall(r"node '(?:node_)?(\w+)'", text))
+    if not named:
+        return None
+    for graph in (program.graph, program.run_decompositions({}).graph):  # as the translation does
+        traces = (n.meta.get("stack_trace") for n in graph.nodes if n.name in named)
+        line = next((line for trace in traces if trace and (line := quoted_line(trace))), None)
+        if line is not None:
+            return line
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """What `error` was caused by, innermost first, itself last."""
+    chain = [error]
+    while True:
+        last = chain[-1]
+        cause = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
+        if cause is None or cause in chain:
+            return chain[::-1]
+        chain.append(cause)
+
+
+def _headline(chain: Sequence[BaseException]) -> str:
+    """What happened, in one line: the innermost message and, where it names no place, the next."""
+    parts: list[str] = []
+    for error in chain:
+        line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        if not line or _SAYS_NOTHING.search(line):
+            continue
+        if type(error) in _BARE:  # a Python slip inside PyTorch; what it was doing comes after it
+            parts.append(f"{type(error).__name__}: {_plain(line)}")
+            continue
+        parts.insert(0, _plain(line))
+        break
+    return ": ".join(parts)[:300] or type(chain[-1]).__name__
+
+
 def _plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)  # the exporter colours its messages
 
+
+_SAYS_NOTHING = re.compile(
+    r"^An error occurred (at step \d+|when running the .* pass)|^Failed to (export|convert|decompose) "
+    r"the (model|exported program)"
+)
+_BARE = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeError)
 
 _REMEDIES = (
     (
@@ -343,7 +409,7 @@ _REMEDIES = (
     ),
     (
         "operator",
-        r"ConversionError|No (ONNX )?function|not supported|Unsupported",
+        r"ConversionError|No (ONNX )?function|not supported|Unsupported|for node '",
         "this operator has no ONNX translation; write it with basic tensor operations",
     ),
 )

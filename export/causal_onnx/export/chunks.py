@@ -12,6 +12,7 @@ import numpy as np
 from causal_onnx.export.budget import Budget
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.numbers import Array, to_numpy
+from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.parity import Session
 from causal_onnx.export.ragged import ragged_cases
 from causal_onnx.export.report import CacheCase, CacheReport
@@ -63,7 +64,7 @@ def prove_cache(
             for name, chunks in _chunkings(seq, generator):
                 try:
                     got = _fed(session, specs, contract, arrays, chunks)
-                except Exception as error:  # onnxruntime raises a dozen classes of its own
+                except (SessionError, _SlotsError) as error:
                     text = " ".join(str(error).split())[:120]
                     cases.append(_failed(batch, seq, f"{name} ({text})"))
                     continue
@@ -102,7 +103,7 @@ def _last_only(
     place = results.index(contract.last_only or "")
     try:
         outputs, _ = session.step(arrays, session.empty_past(arrays), mask, last_only=True)
-    except Exception as error:  # onnxruntime raises a dozen classes of its own
+    except SessionError as error:
         return _failed(batch, seq, f"{name} ({' '.join(str(error).split())[:120]})")
     whole = to_numpy(source.run(inputs)[place])
     expected = whole[np.arange(batch), lengths - 1][:, None]
@@ -158,7 +159,8 @@ def _fed(
     at that place was kept.
 
     Raises:
-        ValueError: The cache does not hold as many positions as the contract says.
+        SessionError: onnxruntime refuses a call.
+        _SlotsError: The cache does not hold as many positions as the contract says.
     """
     past = session.empty_past(inputs)
     kept = {0: past}
@@ -188,11 +190,15 @@ def _fed(
     return [_joined(piece, spec) for piece, spec in zip(pieces, results, strict=True)]
 
 
+class _SlotsError(Exception):
+    """A cache does not hold as many positions as the contract says."""
+
+
 def _check_slots(contract: Contract, cache: Sequence[Array], total: int) -> None:
     for pair, array in zip(contract.cache, cache, strict=True):
         expected = total if pair.bounded is None else min(total, pair.bounded)
         if array.shape[2] != expected:
-            raise ValueError(
+            raise _SlotsError(
                 f"after {total} positions {pair.present} holds {array.shape[2]}, not {expected}"
             )
 

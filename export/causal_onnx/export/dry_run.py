@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.patches import patched
+from causal_onnx.export.source import Source
 
 __all__ = ["DryRun", "dry_run"]
 
@@ -29,6 +31,9 @@ SMALL_ELEMENTS = 1 << 20
 """Tensors up to here are computed; a mask of 1024 x 1024 still is."""
 SMALL_FLOPS = 2e7
 """Products up to here are computed: some milliseconds each."""
+
+MOST_STEPS = 10_000
+"""Operators of one call: some layers have 100. Loops over positions are not followed further."""
 
 _aten = torch.ops.aten
 
@@ -56,26 +61,42 @@ class DryRun:
     """Multiplications and additions of its matrix products, up to where it stopped."""
     is_real: bool
     """Nothing was large: this was a real run."""
+    error: Exception | None = None
+    """What the module raised, where it does not take the inputs."""
+    shapes: tuple[torch.Size, ...] = ()
+    """Of the outputs, where it does."""
 
 
-def dry_run(module: nn.Module, inputs: Sequence[Tensor]) -> DryRun:
+def dry_run(module: Source, inputs: Sequence[Tensor]) -> DryRun:
     """Call `module` on `inputs`, computing small tensors only.
 
     What the call leaves behind in `module` may be a shape without values: give it a copy.
     """
     mode = _ShapesOfLarge()
     accepted: bool | None = True
+    error: Exception | None = None
+    shapes: tuple[torch.Size, ...] = ()
     try:
         # The replacements make plain tensors of what cannot be followed (flex_attention, biases).
         with torch.no_grad(), _silent(), patched(zero_masked_rows=False), mode:
-            module(*(x.clone() for x in inputs))
-    except _UNSUPPORTED:
-        accepted = None if mode.followed else False
-    except Exception as error:  # whatever the module raises is its answer
-        doubtful = mode.followed and any(text in str(error) for text in _UNSUPPORTED_TEXTS)
-        accepted = None if doubtful else False
+            outcome = ask(module, *(x.clone() for x in inputs))
+        if isinstance(outcome, Refusal):
+            error = outcome.error
+            doubtful = isinstance(error, _UNSUPPORTED) or any(
+                text in str(error) for text in _UNSUPPORTED_TEXTS
+            )
+            accepted = None if mode.followed and doubtful else False
+        else:
+            shapes = tuple(value.shape for value in outcome)
+    except _TooManyStepsError:
+        accepted = None
     return DryRun(
-        accepted=accepted, largest=mode.largest, flops=mode.flops, is_real=not mode.followed
+        accepted=accepted,
+        largest=mode.largest,
+        flops=mode.flops,
+        is_real=not mode.followed,
+        error=error if accepted is False else None,
+        shapes=shapes,
     )
 
 
@@ -91,6 +112,10 @@ def _silent() -> Iterator[None]:
         logger.setLevel(level)
 
 
+class _TooManyStepsError(BaseException):
+    """Ends a dry run; no `except Exception` of the module's may hold it."""
+
+
 class _ShapesOfLarge(TorchDispatchMode):
     """Computes operators on small tensors and infers the shapes of the others."""
 
@@ -101,19 +126,21 @@ class _ShapesOfLarge(TorchDispatchMode):
         """Some tensor was followed in its shape only."""
         self.largest = 0
         self.flops = 0.0
+        self._steps = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = None
+        self._steps += 1
+        if self._steps > MOST_STEPS:
+            raise _TooManyStepsError
         has_shapes = any(isinstance(x, FakeTensor) for x in tree_iter((args, kwargs)))
-        try:
-            with self._shapes:
-                result = func(*args, **kwargs)
-        except Exception:
+        with self._shapes:
+            result = ask(handed_over, func, *args, **kwargs)
+        if isinstance(result, Refusal):
             if has_shapes:
-                raise
+                raise result.error
             # The operator depends on values (`nonzero`), or the module is wrong: run it and see.
-            return func(*args, **kwargs)
+            return handed_over(func, *args, **kwargs)
         if func.is_view:  # a part of something that exists already, at no cost
             return result if has_shapes else func(*args, **kwargs)
         elements = max((x.numel() for x in tree_iter(result) if isinstance(x, Tensor)), default=0)
@@ -127,7 +154,7 @@ class _ShapesOfLarge(TorchDispatchMode):
             elements = query.numel() // query.shape[-1] * key.shape[-2]
         self.largest, self.flops = max(self.largest, elements), self.flops + flops
         if not has_shapes and elements <= SMALL_ELEMENTS and flops <= SMALL_FLOPS:
-            return func(*args, **kwargs)
+            return handed_over(func, *args, **kwargs)
         self.followed = True
         _check_indices(func, args)
         return result
@@ -137,7 +164,7 @@ def _check_indices(func: Any, args: Any) -> None:
     """Shapes know nothing of values; indices that were computed are compared with their table.
 
     Raises:
-        IndexError: One is out of range.
+        IndexError: One is out of range, as PyTorch would say.
     """
     if func is _aten.embedding.default:
         table, axis, indices = args[0], 0, args[1]

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from causal_onnx.runtime.errors import CausalOnnxError
 
 if TYPE_CHECKING:
+    from causal_onnx.export.analysis.certificate import Offence
     from causal_onnx.export.report import CausalityReport, DriftReport, ParityReport
 
-__all__ = ["CausalityError", "DriftError", "ExportError", "ParityError"]
+__all__ = ["CausalityError", "DriftError", "ExportError", "ParityError", "Stage"]
+
+
+class Stage(IntEnum):
+    """How far one way of capturing a module came before it failed, the farthest last."""
+
+    NOT_TRIED = 0
+    """The way is for modules of another kind."""
+    TRACE = 1
+    TRANSLATE = 2
+    DOMAIN = 3
+    """The graph is not valid for every size that was promised."""
+    FORM = 4
+    """No form of the graph, or no cache, could be derived."""
+    PROOF = 5
+    """The file disagrees with the module."""
 
 
 class ExportError(CausalOnnxError):
     """The module cannot be exported; the message names the submodule, the line or the operator."""
 
+    stage = Stage.FORM
+
+    def at(self, stage: Stage) -> ExportError:
+        """The error itself, marked with where it happened."""
+        self.stage = stage
+        return self
+
 
 class ParityError(ExportError):
     """The artifact disagrees with its source."""
+
+    stage = Stage.PROOF
 
     def __init__(self, message: str, report: ParityReport) -> None:
         super().__init__(message)
@@ -35,6 +61,10 @@ class DriftError(ParityError):
 class CausalityError(ExportError):
     """An output depends on a later position of the input."""
 
-    def __init__(self, message: str, report: CausalityReport) -> None:
+    def __init__(
+        self, message: str, report: CausalityReport, violation: Offence | None = None
+    ) -> None:
         super().__init__(message)
         self.report = report
+        self.violation = violation
+        """The node of the captured graph that does it; None: the static proof names none."""

@@ -28,12 +28,16 @@ class Sizes:
 
     def of(self, axis: str) -> int:
         """The size of the axis `axis`; `total_seq` is `past_seq + seq`."""
-        return {
-            "batch": self.batch,
-            "seq": self.seq,
-            "past_seq": self.past,
-            "total_seq": self.past + self.seq,
-        }[axis]
+        match axis:
+            case "batch":
+                return self.batch
+            case "seq":
+                return self.seq
+            case "past_seq":
+                return self.past
+            case "total_seq":
+                return self.past + self.seq
+        raise ValueError(f"axes are {', '.join(AXIS_NAMES)}, got {axis!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

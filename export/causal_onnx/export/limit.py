@@ -7,7 +7,12 @@ import onnx_ir as ir
 
 from causal_onnx.export.graph import constant, insert_before_uses
 
-__all__ = ["enforce_max_seq_len"]
+__all__ = ["enforce_max_seq_len", "limit_name"]
+
+
+def limit_name(limit: int) -> str:
+    """What the node is called that refuses more than `limit` positions; runtimes report it."""
+    return f"sequence_longer_than_max_seq_len_{limit}"
 
 
 def enforce_max_seq_len(
@@ -32,7 +37,7 @@ def enforce_max_seq_len(
     value = next(x for x in graph.inputs if x.name == input_name)
     assert value.shape is not None
     rank = len(value.shape)
-    name = f"sequence_longer_than_max_seq_len_{limit}"
+    name = limit_name(limit)
     nodes = [ir.node("Shape", [value], attributes={"start": axis, "end": axis + 1})]
     if past is not None:
         held = next(x for x in graph.inputs if x.name == past[0])

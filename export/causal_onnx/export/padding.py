@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.outcome import Refusal, ask
 from causal_onnx.export.source import Filled, Source
 
 __all__ = ["fill_padding"]
@@ -96,11 +97,11 @@ class _Trial:
     def inputs(self, seq: int) -> tuple[Tensor, ...]:
         return make_inputs(self.specs, Sizes(batch=2, seq=seq), seed=5)
 
-    def __call__(self, inputs: Sequence[Tensor], dropped: slice) -> tuple[Tensor, ...]:
+    def __call__(self, inputs: Sequence[Tensor], dropped: slice) -> tuple[Tensor, ...] | Refusal:
         """The outputs with the columns `dropped` hidden in every row."""
         mask = self.filled.make(inputs, self.source)
         mask.movedim(self.filled.seq_axis, 0)[dropped] = self.filled.drop
-        return self.source.run(self.filled.inserted(inputs, mask))
+        return ask(self.source.run, self.filled.inserted(inputs, mask))
 
 
 def _only_pads(
@@ -114,28 +115,39 @@ def _only_pads(
     """
     trial = _Trial(source.fresh(), specs, filled)
     nothing, last = slice(0, 0), slice(seq - 2, seq)
-    try:
-        inputs, short = trial.inputs(seq), _cut(trial.inputs(seq), specs, seq - 2)
-        whole, padded, absent = trial(inputs, nothing), trial(inputs, last), trial(short, nothing)
-        if not _same_start(padded, absent):
+    inputs, short = trial.inputs(seq), _cut(trial.inputs(seq), specs, seq - 2)
+    changed = _changed(inputs, trial.specs)
+    hidden = slice(HIDDEN, HIDDEN + 1)
+    found = []
+    for given, dropped in (
+        (inputs, nothing),
+        (inputs, last),
+        (short, nothing),
+        (inputs, hidden),
+        (changed, hidden),
+        (changed, nothing),
+    ):
+        outputs = trial(given, dropped)
+        if isinstance(outputs, Refusal):
             return False
-        changed = _changed(inputs, trial.specs)
-        hidden = slice(HIDDEN, HIDDEN + 1)
-        axes = [_moving_axis(a, b) for a, b in zip(padded, absent, strict=True)]
-        if not _same_end(trial(inputs, hidden), trial(changed, hidden), axes):
-            return False
-        if _same_end(whole, trial(changed, nothing), axes):
-            return False  # this mask keeps nothing, or the module does not look back
-    except Exception:  # whatever the module raises is its answer
+        found.append(outputs)
+    whole, padded, absent, hiding, hiding_changed, whole_changed = found
+    if len({len(outputs) for outputs in found}) > 1:
         return False
+    if not _same_start(padded, absent):
+        return False
+    axes = [_moving_axis(a, b) for a, b in zip(padded, absent, strict=True)]
+    if not _same_end(hiding, hiding_changed, axes):
+        return False
+    if _same_end(whole, whole_changed, axes):
+        return False  # this mask keeps nothing, or the module does not look back
     default = without.leaving_out()
-    if default is None:
-        return True
-    try:
-        given_none = default.run(inputs)
-    except Exception:  # it has a default, but not one for these inputs
-        return True
-    return all(_close(a, b) for a, b in zip(whole, given_none, strict=True))
+    given_none = None if default is None else ask(default.run, inputs)
+    if given_none is None or isinstance(given_none, Refusal):
+        return True  # no default, or not one for these inputs
+    return len(whole) == len(given_none) and all(
+        _close(a, b) for a, b in zip(whole, given_none, strict=True)
+    )
 
 
 def _cut(inputs: Sequence[Tensor], specs: Sequence[InputSpec], length: int) -> tuple[Tensor, ...]:
@@ -186,13 +198,14 @@ def _same_end(
     first: Sequence[Tensor], second: Sequence[Tensor], axes: Sequence[int | None]
 ) -> bool:
     """Whether the outputs behind the hidden column are equal."""
-    behind = [
-        (a.narrow(axis, HIDDEN + 1, a.shape[axis] - HIDDEN - 1), b, axis)
-        for a, b, axis in zip(first, second, axes, strict=True)
-        if axis is not None
+    moving = [
+        (a, b, axis) for a, b, axis in zip(first, second, axes, strict=True) if axis is not None
     ]
-    return bool(behind) and all(
-        _close(a, b.narrow(axis, HIDDEN + 1, b.shape[axis] - HIDDEN - 1)) for a, b, axis in behind
+    if not moving or any(a.shape != b.shape or a.shape[n] <= HIDDEN + 1 for a, b, n in moving):
+        return False
+    return all(
+        _close(*(x.narrow(axis, HIDDEN + 1, x.shape[axis] - HIDDEN - 1) for x in (a, b)))
+        for a, b, axis in moving
     )
 
 

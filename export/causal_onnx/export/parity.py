@@ -14,8 +14,10 @@ import torch
 from causal_onnx.export.budget import Budget
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, Padding, Sizes, make_inputs
+from causal_onnx.export.limit import limit_name
 from causal_onnx.export.lower import switching_lengths
 from causal_onnx.export.numbers import Array, to_numpy
+from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxruntime
 from causal_onnx.export.outputs import dtype_name
 from causal_onnx.export.precision import CODED_BITS
 from causal_onnx.export.report import ParityCase, ParityReport
@@ -51,11 +53,14 @@ class Session:
         if exact:
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+            self._session = ask_onnxruntime(
+                onnxruntime.InferenceSession,
+                str(path),
+                options,
+                providers=["CPUExecutionProvider"],
             )
-        except Exception as error:  # onnxruntime raises a dozen classes of its own
-            raise ExportError(f"onnxruntime cannot load the graph: {_short(error)}") from error
+        except SessionError as error:
+            raise ExportError(f"onnxruntime cannot load the graph: {error}") from error
         past, present = contract.past_names, contract.present_names
         optional = contract.optional_names
         self._inputs = [spec for spec in contract.inputs if spec.name not in optional]
@@ -84,6 +89,9 @@ class Session:
             mask: Which of all positions are tokens, for a graph that asks. None: all are, and
                 none came before.
             last_only: Ask for the last new token of each row only.
+
+        Raises:
+            SessionError: onnxruntime refuses the call.
         """
         feed = {spec.name: x for spec, x in zip(self._inputs, inputs, strict=True)}
         feed |= {spec.name: x for spec, x in zip(self._past, past, strict=True)}
@@ -92,7 +100,8 @@ class Session:
             feed[self._mask.name] = self.ones(inputs, seq) if mask is None else mask
         if last_only:
             feed[LAST_ONLY] = np.array(True)
-        outputs = list(self._session.run([*self.output_names, *self._present], feed))
+        names = [*self.output_names, *self._present]
+        outputs = list(ask_onnxruntime(self._session.run, names, feed))
         count = len(self.output_names)
         return outputs[:count], outputs[count:]
 
@@ -181,9 +190,12 @@ def compare(
     specs: Sequence[InputSpec],
     contract: Contract,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    also: Sequence[Sizes] = (),
 ) -> ParityReport:
-    """Run both over the grid. Never raises for a mismatch: the report holds it."""
+    """Run both over the grid, and `also`. Never raises for a mismatch: the report holds it."""
     shapes, skipped = grid(specs, contract, Budget(source, specs).allows)
+    shapes = list(dict.fromkeys([*shapes, *((sizes, "none") for sizes in also)]))
     tolerance = tolerance_for(contract, source)
     cases = []
     for index, (sizes, padding) in enumerate(shapes):
@@ -216,17 +228,17 @@ def _case(
         joined = "; ".join(part for part in (note, text) if part)
         return ParityCase(batch=batch, seq=sizes.seq, error=error, passed=passed, note=joined)
 
-    try:
-        expected = [to_numpy(value) for value in source.run(inputs)]
-    except Exception as error:  # the module's own refusal is part of its behaviour
-        return case(math.inf, False, f"the source refuses this shape: {_short(error)}")
+    answer = ask(source.run, inputs)
+    if isinstance(answer, Refusal):
+        return case(math.inf, False, f"the source refuses this shape: {answer}")
+    expected = [to_numpy(value) for value in answer]
     if not any(np.isfinite(value.astype(np.float64)).any() for value in expected):
         text = "PyTorch gives no finite number here, so nothing can be compared; "
         return case(math.inf, False, text + "pass an example whose values suit the module")
     try:
         got = session([to_numpy(value) for value in inputs])
-    except Exception as error:  # onnxruntime raises a dozen classes of its own
-        return case(math.inf, False, f"onnxruntime: {_short(error)}")
+    except SessionError as error:
+        return case(math.inf, False, f"onnxruntime: {error}")
     for name, value, wanted in zip(session.output_names, got, expected, strict=True):
         if value.shape != wanted.shape or value.dtype != wanted.dtype:
             return case(
@@ -296,10 +308,10 @@ def _in_float64(source: Source, inputs: Sequence[torch.Tensor]) -> list[Array] |
     """The source in float64, or None where the module cannot be converted."""
     twin = source.fresh().double()
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
-    try:
-        return [to_numpy(value) for value in twin.run(wide)]
-    except Exception:  # a dtype written into the code; there is then no float64 reference
+    outcome = ask(twin.run, wide)
+    if isinstance(outcome, Refusal):  # a dtype written into the code
         return None
+    return [to_numpy(value) for value in outcome]
 
 
 def _where(got: Sequence[Array], expected: Sequence[Array], names: Sequence[str]) -> str:
@@ -314,20 +326,15 @@ def _where(got: Sequence[Array], expected: Sequence[Array], names: Sequence[str]
 
 
 def _beyond(session: Session, specs: Sequence[InputSpec], limit: int) -> ParityCase:
-    """One position more than the limit: the graph itself must refuse it."""
+    """One position more than the limit: the graph's own node must refuse it, by name."""
     inputs = make_inputs(specs, Sizes(batch=1, seq=limit + 1))
     batch = 1 if any("batch" in s.axes.values() for s in specs) else None
     try:
         session([to_numpy(value) for value in inputs])
-    except Exception as error:  # onnxruntime raises a dozen classes of its own
-        if "alloc" not in str(error):
+    except SessionError as error:
+        if limit_name(limit) in str(error.__cause__):
             return ParityCase(batch=batch, seq=limit + 1, error=0.0, passed=True, refused=True)
-        note = f"not refused by the limit of {limit}, but for want of memory: {_short(error)}"
+        note = f"not refused by the limit of {limit}, but failed elsewhere: {error}"
     else:
         note = f"accepted, though max_seq_len is {limit}"
     return ParityCase(batch=batch, seq=limit + 1, error=math.inf, passed=False, note=note)
-
-
-def _short(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:240]}"

@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 from torch.nn.attention import bias as attention_bias
 
+from causal_onnx.export.outcome import handed_over
 from causal_onnx.export.places import user_line
 
 try:  # moved once already between PyTorch versions
@@ -133,7 +134,7 @@ def _lengths_kept(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _length(value: Any) -> Any:
-    return value.shape[0] if isinstance(value, Tensor) and value.ndim else len(value)
+    return value.shape[0] if isinstance(value, Tensor) and value.ndim else handed_over(len, value)
 
 
 def _attention(  # noqa: PLR0917 - the signature of what it replaces
@@ -193,7 +194,8 @@ def _attention(  # noqa: PLR0917 - the signature of what it replaces
         else:
             attn_mask = attn_mask.masked_fill(~causal, -math.inf)
         is_causal = False
-    result: Tensor = _sdpa(
+    result: Tensor = handed_over(
+        _sdpa,
         query,
         key,
         value,
@@ -286,7 +288,7 @@ def _multiply(tensor: Tensor, other: Any) -> Any:
     """A real tensor times a complex number (`1j * angle`): aten.mul.Scalar takes no 1j."""
     if isinstance(other, complex) and not tensor.is_complex():
         return torch.complex(tensor * other.real, tensor * other.imag)
-    return _original_multiply(tensor, other)
+    return handed_over(_original_multiply, tensor, other)
 
 
 _original_exp = torch.exp
@@ -295,7 +297,7 @@ _original_exp = torch.exp
 def _exp(tensor: Tensor) -> Tensor:
     """`exp`, of a complex number by its parts, for the same reason."""
     if not tensor.is_complex():
-        return _original_exp(tensor)
+        return handed_over(_original_exp, tensor)  # type: ignore[no-any-return]
     real, imaginary = torch.view_as_real(tensor).unbind(-1)
     length = _original_exp(real)
     return torch.complex(length * imaginary.cos(), length * imaginary.sin())
@@ -319,7 +321,7 @@ def _get_item(tensor: Tensor, index: Any) -> Tensor:
     """Indexing by way of real numbers, for the same reason: `turns[:, :, None]` unsqueezes."""
     items = index if isinstance(index, tuple) else (index,)
     if not tensor.is_complex() or not any(item is None for item in items):
-        return _original_get_item(tensor, index)
+        return handed_over(_original_get_item, tensor, index)  # type: ignore[no-any-return]
     last = (slice(None),) if any(item is Ellipsis for item in items) else (Ellipsis, slice(None))
     return torch.view_as_complex(_original_get_item(torch.view_as_real(tensor), (*items, *last)))
 
@@ -341,7 +343,7 @@ def _set_item(self: Tensor, index: Any, value: Any) -> None:
         shape = (1,) * before + tuple(mask.shape) + (1,) * after
         self.masked_fill_(mask.reshape(shape), value)
         return
-    _original_set_item(self, index, value)
+    handed_over(_original_set_item, self, index, value)
 
 
 def _is_whole(part: Any) -> bool:
@@ -394,10 +396,10 @@ def _flex_attention(  # noqa: PLR0917 - the signature of what it replaces
     i = torch.arange(query.shape[2], device=device).view(1, 1, -1, 1)
     j = torch.arange(key.shape[2], device=device).view(1, 1, 1, -1)
     if score_mod is not None:
-        scores = score_mod(scores, b, h, i, j)
+        scores = handed_over(score_mod, scores, b, h, i, j)
     rule = getattr(block_mask, "mask_mod", None)
     if rule is not None:
-        allowed = rule(b, h, i, j)
+        allowed = handed_over(rule, b, h, i, j)
         scores = torch.where(allowed, scores, torch.full_like(scores, -math.inf))
         weights = scores.softmax(-1)
         weights = torch.where(allowed.any(-1, keepdim=True), weights, torch.zeros_like(weights))
@@ -427,13 +429,13 @@ def replaying(answers: list[Answer], *, record: bool) -> Iterator[None]:
     position = iter(list(answers))
 
     def recorded(self: Tensor) -> bool:
-        truth = bool(original(self))
+        truth = bool(handed_over(original, self))
         answers.append(Answer(truth=truth, place=user_line() or "in PyTorch"))
         return truth
 
     def replayed(self: Tensor) -> bool:
         answer = next(position, None)
-        return bool(original(self)) if answer is None else answer.truth
+        return bool(handed_over(original, self)) if answer is None else answer.truth
 
     with _attribute(Tensor, "__bool__", recorded if record else replayed):
         yield
@@ -450,7 +452,7 @@ def watching_sizes(places: list[str]) -> Iterator[None]:
                 place = user_line()
                 if place is not None:
                     places.append(place)
-                return int(original(self))
+                return int(handed_over(original, self))
 
             stack.enter_context(_attribute(torch.SymInt, name, watched))
         yield

@@ -25,11 +25,11 @@ from causal_onnx.export.capture import (
     Capture,
     capture_sizes,
 )
-from causal_onnx.export.causality import perturb
+from causal_onnx.export.causality import perturb, perturb_source
 from causal_onnx.export.chunks import prove_cache
 from causal_onnx.export.compact import compute_position_matrices
 from causal_onnx.export.drift import measure_drift
-from causal_onnx.export.errors import CausalityError, DriftError, ExportError, ParityError
+from causal_onnx.export.errors import CausalityError, DriftError, ExportError, ParityError, Stage
 from causal_onnx.export.fuse import fuse
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
@@ -37,9 +37,11 @@ from causal_onnx.export.isolation import isolated
 from causal_onnx.export.last_position import offer_last_only
 from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
+from causal_onnx.export.outcome import short
 from causal_onnx.export.outputs import describe_outputs, dtype_name
 from causal_onnx.export.padding import fill_padding
 from causal_onnx.export.parity import Session, compare, compare_unbatched
+from causal_onnx.export.places import line_of_error
 from causal_onnx.export.precision import (
     CODED_BITS,
     PRECISIONS,
@@ -154,27 +156,91 @@ def export(
             opset=opset,
             max_drift=max_drift,
         )
+        leak = perturb_source(subject.reference.fresh(), subject.specs, subject.contract)
         errors: list[ExportError] = []
         tell("capture", 0.0)
-        captured = max(opset, OLDEST_OPSET)
-        for attempt in captures_of(
-            subject.source,
-            subject.specs,
-            subject.sizes,
-            opset=captured,
-            module=module,
-            precision=precision,
-        ):
-            if isinstance(attempt, ExportError):
-                errors.append(attempt)
-                continue
+        for capture, within in _valid_captures(subject, module, precision, opset, errors):
+            plain = capture.model.clone()
             try:
-                return _finish(attempt, subject, path, module, cache=cache, tell=tell)
-            except (CausalityError, DriftError):
-                raise  # another capture of the same module would do the same
+                if leak is not None:
+                    raise CausalityError(
+                        f"{type(module).__name__} is {leak.summary()}; no file was written", leak
+                    )
+                return _finish(capture, within, path, module, cache=cache, tell=tell)
+            except CausalityError as error:  # another capture of the same module would do the same
+                raise _naming_the_node(error, plain, within.contract) from None
+            except DriftError:
+                raise  # as would this
             except ExportError as error:
                 errors.append(error)
-    raise errors[0]
+    raise _farthest(errors)
+
+
+def _valid_captures(
+    subject: _Subject,
+    module: nn.Module,
+    precision: str,
+    opset: int,
+    errors: list[ExportError],
+) -> Iterator[tuple[Capture, _Subject]]:
+    """Captures, each with the subject as far as it is valid; those valid for less come last.
+
+    Args:
+        subject: What is captured.
+        module: The caller's.
+        precision: As asked for.
+        opset: As asked for.
+        errors: Takes what the other ways ended in.
+    """
+    lesser: list[tuple[Capture, _Subject]] = []
+    for attempt in captures_of(
+        subject.source,
+        subject.specs,
+        subject.sizes,
+        opset=max(opset, OLDEST_OPSET),
+        module=module,
+        precision=precision,
+    ):
+        if isinstance(attempt, ExportError):
+            errors.append(attempt)
+            continue
+        try:
+            within, is_less = _within_domain(attempt, subject)
+        except ExportError as error:
+            errors.append(error.at(Stage.DOMAIN))
+            continue
+        if is_less:
+            lesser.append((attempt, within))
+        else:
+            yield attempt, within
+    yield from sorted(lesser, key=lambda item: -(item[1].contract.max_seq_len or 0))
+
+
+def _farthest(errors: Sequence[ExportError]) -> ExportError:
+    """The error of the way that came farthest, with what the others said as notes."""
+    chosen = max(errors, key=lambda error: error.stage)  # of equals the first
+    said = {str(chosen)}
+    for other in errors:
+        text = str(other)
+        if other.stage is not Stage.NOT_TRIED and text not in said:
+            chosen.add_note(f"another way of capturing it: {text.splitlines()[0][:300]}")
+            said.add(text)
+    return chosen
+
+
+def _naming_the_node(error: CausalityError, plain: ir.Model, contract: Contract) -> CausalityError:
+    """`error` with the node of the captured graph, its operator and line, where the proof finds it.
+
+    `plain` is the graph as captured, in which nodes still have the names and lines of the source.
+    """
+    simplify(plain)
+    found = attest(plain, max_seq_len=contract.max_seq_len)
+    violation = found.offence if found.verdict == "not_causal" else None
+    if violation is None:
+        text = f"the static proof of the captured graph names no node (it says {found.verdict})"
+    else:
+        text = f"the first node that mixes positions is {violation}: {violation.reason}"
+    return CausalityError(f"{error}. In the graph, {text}", error.report, violation)
 
 
 def verify(
@@ -272,6 +338,10 @@ class _Subject:
     contract: Contract
     sizes: Sizes
     """To capture at."""
+    is_limit_asked: bool
+    """The caller gave `max_seq_len`: a graph that is valid for less will not do."""
+    excluded: tuple[Sizes, ...] = ()
+    """Sizes that the guards of the capture exclude; the file is compared there, too."""
     warnings: tuple[str, ...]
 
 
@@ -354,6 +424,7 @@ def _prepare(
         specs=specs,
         contract=contract,
         sizes=sizes,
+        is_limit_asked=max_seq_len is not None,
         warnings=tuple(warnings),
     )
 
@@ -382,8 +453,7 @@ def _finish(
     tell: Progress,
 ) -> ExportReport:
     """Turn one capture into a verified file, in the best form that proves equal."""
-    contract = _narrowed(capture, subject.contract)
-    _check_domain(capture, contract)
+    contract = subject.contract
     simplify(capture.model)
     if contract.precision != "bf16":
         compute_wide(capture.model)  # some modules of fp32 make a bias in bfloat16
@@ -413,8 +483,7 @@ def _finish(
             "rows of one call must be equally long" if cache else "attention is written as captured"
         )
         notes = [f"{how}: {failure}"] if failure else []
-        found = (*subject.warnings, *_warm_warning(capture, form.contract), *notes)
-        return replace(report, warnings=found)
+        return replace(report, warnings=(*subject.warnings, *notes))
     assert failure is not None
     raise failure
 
@@ -547,7 +616,12 @@ def _prove_and_write(
         write_model(runnable, draft, metadata | {CONTRACT_KEY: ran.to_json()})
         session = Session(draft, ran)
         parity = compare(
-            session, subject.reference.fresh(), specs, contract, lambda i, n: tell("compare", i / n)
+            session,
+            subject.reference.fresh(),
+            specs,
+            contract,
+            lambda i, n: tell("compare", i / n),
+            also=subject.excluded,
         )
         if contract.unbatched and parity.passed:
             parity = compare_unbatched(load(draft), subject.reference.fresh(), specs, parity)
@@ -668,40 +742,63 @@ def _prove_codes(
     return QuantisationReport(bits=bits, axes=rounded.axes, kept=rounded.kept, parity=parity)
 
 
-def _narrowed(capture: Capture, contract: Contract) -> Contract:
-    """A module without a limit whose buffers had to be filled beforehand gets theirs."""
-    if contract.max_seq_len is not None or not capture.is_warm:
-        return contract
-    return replace(contract, max_seq_len=capture.domain.max_seq_len())
+def _within_domain(capture: Capture, subject: _Subject) -> tuple[_Subject, bool]:
+    """`subject` as far as the guards of `capture` allow, and whether the module itself goes on.
 
-
-def _warm_warning(capture: Capture, contract: Contract) -> list[str]:
-    if not capture.is_warm:
-        return []
-    return [
-        f"the module grows buffers on demand; they were filled to {contract.max_seq_len} positions "
-        "and stand in the file"
-    ]
-
-
-def _check_domain(capture: Capture, contract: Contract) -> None:
-    """The guards must allow every length and batch that the contract promises.
+    Guards that are a plain upper bound on the length become the limit of the file.
 
     Raises:
-        ExportError: They allow fewer; names the guard.
+        ExportError: They allow less in another way, or less than the caller asked for; names the
+            guard, and what the module says at the sizes in question.
     """
-    top = contract.max_seq_len or probe.LONGEST_PROBE
-    for batch in (1, 2, 5, 64):
-        for seq in sorted({1, 2, 3, 5, 8, top // 2, top - 1, top} - {0}):
-            if not contract.min_seq_len <= seq <= top:
-                continue
-            guard = capture.domain.refusal(Sizes(batch=batch, seq=seq))
-            if guard is not None:
-                raise ExportError(
-                    f"the captured graph is not valid at batch {batch}, seq {seq}, which the "
-                    f"module accepts (captured {capture.way}; guard: {guard}). Build masks and "
-                    "positions from x.shape, without Python branches on the length"
-                )
+    contract, module = subject.contract, type(subject.source.module).__name__
+    top = contract.max_seq_len
+    bound = capture.domain.bound(least=contract.min_seq_len, top=top)
+    if bound is not None:
+        beyond = probe.at_length(subject.source, subject.specs, bound.sizes)
+        place = beyond.error and line_of_error(beyond.error)
+        said = {
+            None: f"too dear to ask {module} itself",
+            True: f"{module} itself takes that",
+            False: f"{module} itself does not take that whole"
+            if beyond.error is None
+            else f"{module} itself raises {short(beyond.error)}"
+            + (f" at {place}" if place else ""),
+        }[beyond.takes]
+        where = f"batch {bound.sizes.batch}, seq {bound.sizes.seq}"
+        if bound.sizes.past:
+            where += f", past {bound.sizes.past}"
+        text = f"the captured graph is not valid at {where} ({bound.guard}); {said}"
+        if not bound.is_plain or bound.largest < max(2, contract.min_seq_len):
+            raise ExportError(
+                f"{text}. A file takes any batch and every length up to its limit. Remedy: build "
+                "masks and positions from x.shape, without Python branches on the batch or length"
+            )
+        if subject.is_limit_asked:
+            raise ExportError(
+                f"max_seq_len is {top}, but {text}. Remedy: ask for at most {bound.largest}, or "
+                "build masks and positions from x.shape, without Python branches on the length"
+            )
+        contract = replace(contract, max_seq_len=bound.largest)
+    warnings, is_less = list(subject.warnings), bound is not None and beyond.takes is not False
+    if capture.is_warm:
+        warnings.append(
+            f"the module grows buffers on demand; they were filled to {contract.max_seq_len} "
+            "positions and stand in the file"
+        )
+    elif is_less:
+        warnings.append(f"the file takes at most {contract.max_seq_len} positions: {text}")
+    elif bound is not None and beyond.error is None:
+        warnings.append(
+            f"the file takes at most {contract.max_seq_len} positions; {module} crops longer "
+            "sequences"
+        )
+    limit = contract.max_seq_len
+    excluded = [s for s in capture.domain.excluded if limit is None or s.past + s.seq < limit]
+    within = replace(
+        subject, contract=contract, warnings=tuple(warnings), excluded=tuple(excluded)
+    )
+    return within, is_less
 
 
 def _lengths_to_follow(contract: Contract) -> list[int] | None:

@@ -6,7 +6,7 @@ import re
 import traceback
 from collections.abc import Iterable
 
-__all__ = ["line_of_error", "user_line"]
+__all__ = ["line_of_error", "quoted_line", "user_line"]
 
 _LIBRARIES = re.compile(
     r"/(site|dist)-packages/(torch|sympy|onnxscript|onnx_ir)/|/causal_onnx/export/[a-z_]+\.py$"
@@ -36,8 +36,17 @@ def line_of_error(error: BaseException) -> str | None:
             for frame in traceback.extract_tb(chain.__traceback__)
         ]
         chain = chain.__cause__ or chain.__context__
-    quoted = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', str(error))
-    return _innermost([*frames, *((name, int(line), code) for name, line, code in quoted)])
+    return _innermost([*frames, *_quoted(str(error))])
+
+
+def quoted_line(text: str) -> str | None:
+    """The innermost line of the user's own in a traceback written down in `text`."""
+    return _innermost(_quoted(text))
+
+
+def _quoted(text: str) -> list[tuple[str, int, str]]:
+    found = re.findall(r'File "([^"]+)", line (\d+), in \w+\n\s+(.+)', text)
+    return [(name, int(line), code) for name, line, code in found]
 
 
 def _innermost(frames: Iterable[tuple[str, int, str]]) -> str | None:

@@ -16,10 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from causal_onnx.export.dry_run import dry_run
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.places import user_line
 from causal_onnx.export.source import Source
 
 __all__ = [
+    "Beyond",
+    "at_length",
     "find_fixed_seq",
     "find_max_seq_len",
     "find_vocabularies",
@@ -47,11 +50,8 @@ def runs(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
 
 
 def _failure(source: Source, inputs: Sequence[Tensor]) -> Exception | None:
-    try:
-        source.run(inputs)
-    except Exception as error:  # whatever the module raises is its answer
-        return error
-    return None
+    outcome = ask(source.run, inputs)
+    return outcome.error if isinstance(outcome, Refusal) else None
 
 
 def refuse_broken(source: Source, specs: Sequence[InputSpec]) -> None:
@@ -211,7 +211,7 @@ class _RandomCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.found.append(f"{func.name()} at {user_line()}")
-        return func(*args, **(kwargs or {}))
+        return handed_over(func, *args, **(kwargs or {}))
 
 
 def find_vocabularies(source: Source, specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
@@ -333,15 +333,17 @@ def _axis(spec: InputSpec, label: str) -> int:
 def find_max_seq_len(source: Source, specs: Sequence[InputSpec]) -> int | None:
     """The longest sequence that the module accepts, by trying; None: no limit met.
 
-    A limit is always a number that stands in the module - the size of a buffer or table, or an
+    A limit is mostly a number that stands in the module - the size of a buffer or table, or an
     integer attribute - or the fixed size of an input (slots for keys and values), so lengths around
-    those numbers are tried, then the exact one is bisected.
+    those numbers are tried, and a long one for a number that stands in its code; then the exact
+    limit is bisected.
     Nothing depends on the clock, so that every export of a module finds the same.
     """
     known = _example_size(specs, "seq")
     assert known is not None
     fixed = {size for s in specs for axis, size in enumerate(s.example.shape) if axis not in s.axes}
-    candidates = sorted(n for n in {*_numbers(source), *fixed} if known <= n <= LARGEST_LIMIT)
+    numbers = {*_numbers(source), *fixed, LONGEST_PROBE}
+    candidates = sorted(n for n in numbers if known <= n <= LARGEST_LIMIT)
     accepts = _acceptance(source, specs, known)
     if not candidates or accepts(candidates[-1] + 1):
         return None
@@ -360,13 +362,41 @@ def find_max_seq_len(source: Source, specs: Sequence[InputSpec]) -> int | None:
     return None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beyond:
+    """What the module does with a length."""
+
+    takes: bool | None
+    """None: it was not to be found out at a bearable cost."""
+    error: Exception | None = None
+    """What it raised; None where it takes the length, or takes it and crops."""
+
+
+def at_length(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Beyond:
+    """Ask the module for one set of sizes, by a dry run where a real one is dear."""
+    known = _example_size(specs, "seq")
+    assert known is not None
+    takes = _acceptance(source, specs, known, sizes)(sizes.seq)
+    if takes is not False:
+        return Beyond(takes=takes)
+    inputs = make_inputs(specs, sizes)
+    found = dry_run(source.fresh(), inputs)
+    is_dear = found.largest > REAL_ELEMENTS or found.flops > REAL_FLOPS
+    return Beyond(takes=False, error=found.error if is_dear else _failure(source.fresh(), inputs))
+
+
 def _acceptance(
-    source: Source, specs: Sequence[InputSpec], known: int
+    source: Source, specs: Sequence[InputSpec], known: int, others: Sizes | None = None
 ) -> Callable[[int], bool | None]:
-    """A function that tells whether a length is accepted; None: that would cost too much."""
+    """A function that tells whether a length is accepted; None: that would cost too much.
+
+    A length is accepted where the module runs, and gives more than for one position less: else it
+    crops. `others` are the sizes of the other axes; None: one row, no past.
+    """
+    sizes = others or Sizes(batch=1, seq=known)
 
     def inputs(seq: int) -> tuple[Tensor, ...]:
-        return make_inputs(specs, Sizes(batch=1, seq=seq))
+        return make_inputs(specs, replace(sizes, seq=seq))
 
     @functools.cache
     def runs_dry() -> bool:
@@ -387,7 +417,8 @@ def _acceptance(
             return _failure(source, inputs(seq)) is None if seq <= REAL_LENGTH else None
         found = dry_run(source.fresh(), inputs(seq))
         if found.accepted:
-            return True
+            shorter_shapes = dry_run(source.fresh(), inputs(seq - 1)).shapes if grows() else ()
+            return found.shapes != shorter_shapes
         if found.largest > REAL_ELEMENTS or found.flops > REAL_FLOPS:
             return found.accepted
         return _failure(source, inputs(seq)) is None  # it stopped early: the real error is cheap
@@ -399,12 +430,11 @@ def _follows(
     source: Source, inputs: tuple[Tensor, ...], shorter: tuple[Tensor, ...] | None
 ) -> bool:
     """Whether the module runs, and gives more than for one position less (else it crops)."""
-    try:
-        longest = [value.shape for value in source.fresh().run(inputs)]
-        before = None if shorter is None else [v.shape for v in source.fresh().run(shorter)]
-    except Exception:  # whatever the module raises is its answer
+    outcome = ask(source.fresh().run, inputs)
+    before = () if shorter is None else ask(source.fresh().run, shorter)
+    if isinstance(outcome, Refusal) or isinstance(before, Refusal):
         return False
-    return longest != before
+    return shorter is None or [x.shape for x in outcome] != [x.shape for x in before]
 
 
 def find_fixed_seq(source: Source, specs: Sequence[InputSpec]) -> int | None:

@@ -17,6 +17,7 @@ import onnxruntime
 from causal_onnx.export.bfloat16_twin import make_twin
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.layout import Layouts
+from causal_onnx.export.outcome import SessionError, ask_onnxruntime
 
 __all__ = ["PositionRegion", "same_prefix", "seq_axes"]
 
@@ -90,12 +91,16 @@ class PositionRegion:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
+        serialized = ir.to_proto(model).SerializeToString()
         try:
-            session = onnxruntime.InferenceSession(
-                ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+            session = ask_onnxruntime(
+                onnxruntime.InferenceSession,
+                serialized,
+                options,
+                providers=["CPUExecutionProvider"],
             )
-            result: Array = session.run(None, {})[0]
-        except Exception as error:  # onnxruntime raises a dozen classes of its own
+            result: Array = ask_onnxruntime(session.run, None, {})[0]
+        except SessionError as error:
             raise ExportError(
                 f"{self.value.name}, which only positions decide, cannot be evaluated: {error}"
             ) from error

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.inputs import InputSpec, describe_inputs
+from causal_onnx.export.outcome import Refusal, ask, handed_over
 
 __all__ = ["Filled", "Source", "flatten_outputs", "open_source", "tensors_in"]
 
@@ -160,7 +161,7 @@ class Source(nn.Module):
         pairs = list(zip(self._keywords, inputs, strict=True))
         args = [value for key, value in pairs if key is None]
         named = {key: value for key, value in pairs if key is not None}
-        return self.module(*args, **named, **self._fixed)
+        return handed_over(self.module, *args, **named, **self._fixed)
 
     def fresh(self) -> Source:
         """Another copy, untouched by what calls left in this one (lazily grown buffers)."""
@@ -274,14 +275,13 @@ def private_copy(module: nn.Module) -> nn.Module:
             # The copy needs no gradients; mapping them to None spares their memory.
             if parameter.grad is not None:
                 memo[id(parameter.grad)] = None
-    try:
-        twin = copy.deepcopy(module, memo)
-    except Exception as error:
+    twin = ask(handed_over, copy.deepcopy, module, memo)
+    if isinstance(twin, Refusal):
         raise ExportError(
-            f"{type(module).__name__} cannot be deep-copied ({error}); export works on a copy so "
-            "that your module stays as it is. Remove what cannot be copied (locks, open files, "
+            f"{type(module).__name__} cannot be deep-copied ({twin.error}); export works on a copy "
+            "so that your module stays as it is. Remove what cannot be copied (locks, open files, "
             "lambdas that capture them) from its attributes"
-        ) from error
+        ) from twin.error
     twin = twin.to("cpu").eval()
     for part in twin.modules():
         choose = getattr(part, "set_experts_implementation", None)

@@ -21,6 +21,7 @@ from causal_onnx.export.canonical import CanonicalCore
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.graph import constant_value
 from causal_onnx.export.layout import Axis, Layouts
+from causal_onnx.export.outcome import ask_onnxruntime
 from causal_onnx.export.region import PositionRegion
 
 __all__ = ["Heads", "Projected", "Rotary", "note_projections"]
@@ -299,11 +300,10 @@ def _run(graph: ir.Graph, x: Array) -> Array:
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     text = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    try:
-        session = onnxruntime.InferenceSession(text, options, providers=["CPUExecutionProvider"])
-        result: Array = session.run(None, {"x": x})[0]
-    except Exception as error:  # onnxruntime raises a dozen classes of its own
-        raise ExportError(f"cannot be evaluated: {error}") from error
+    session = ask_onnxruntime(
+        onnxruntime.InferenceSession, text, options, providers=["CPUExecutionProvider"]
+    )
+    result: Array = ask_onnxruntime(session.run, None, {"x": x})[0]
     return result
 
 
