@@ -41,7 +41,7 @@ from causal_onnx.export.outcome import short
 from causal_onnx.export.outputs import describe_outputs, dtype_name
 from causal_onnx.export.padding import fill_padding
 from causal_onnx.export.parity import Session, compare, compare_unbatched
-from causal_onnx.export.places import line_of_error
+from causal_onnx.export.places import line_of_error, quoted_line
 from causal_onnx.export.precision import (
     CODED_BITS,
     PRECISIONS,
@@ -233,9 +233,14 @@ def _naming_the_node(error: CausalityError, plain: ir.Model, contract: Contract)
 
     `plain` is the graph as captured, in which nodes still have the names and lines of the source.
     """
-    simplify(plain)
     found = attest(plain, max_seq_len=contract.max_seq_len)
     violation = found.offence if found.verdict == "not_causal" else None
+    if violation is not None:
+        # A trace ends in PyTorch's own layers, and begins in the wrapper that is captured.
+        node = next((n for n in plain.graph if n.name == violation.node), None)
+        trace = "" if node is None else node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
+        place = violation.module.removeprefix("module").removeprefix(".")
+        violation = replace(violation, module=place, line=quoted_line(trace) or violation.line)
     if violation is None:
         text = f"the static proof of the captured graph names no node (it says {found.verdict})"
     else:
