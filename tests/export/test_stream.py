@@ -198,7 +198,7 @@ def test_the_limit_holds_and_a_refused_chunk_changes_nothing(subject: Subject) -
 def test_the_cache_of_a_window_stays_as_small_as_the_window(subject: Subject) -> None:
     stream = subject.model.stream()
     stream(subject.ids(1, 16))
-    slots = {past.shape[2] for past in stream._cache.held(16).values()}
+    slots = {past.shape[2] for past in stream._cache.held(stream._read).values()}
     assert slots == ({WINDOW - 1} if subject.is_bounded else {16})
 
 
@@ -245,7 +245,7 @@ def test_a_cache_on_a_device_is_not_copied_from_there(
         pytest.skip("in host memory")
     stream, ids = subject.model.stream(batch=2), subject.ids(2, 20)
     got = [stream(ids[:, :5])]
-    kept = [*stream._cache.buffers.values(), *stream._cache.feeds().values()]
+    kept = [*stream._cache.buffers.values(), *stream._cache.feeds(stream._read).values()]
     assert len(kept) == 4
     assert all(isinstance(one, DeviceMemory) for one in kept)
     with monkeypatch.context() as patch:

@@ -124,6 +124,54 @@ def test_a_mask_alone_is_held_to_the_limit() -> None:
         check(zeros(1, 10, dtype="int64"), specs=(MASK,), max_seq_len=9)
 
 
+HUGE = 1 << 42
+
+
+def view(*shape: int, dtype: str = "float32") -> np.ndarray:
+    """One number, as an array of any shape."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (view(1, HUGE, 4), f"the sequence length is {HUGE}, but this model accepts at most 8"),
+        (view(4, HUGE, 1).T, "axis 2 must be 4, got 4|at most 8"),
+        (view(HUGE, 2, 4), rf"\({HUGE}, 2, 4\): an array of it takes \d+ bytes, and this machine"),
+        (view(HUGE, 2, 4, dtype="float16"), "an array of it takes .* pass less at once"),
+        ([[[0.0] * 4] * 10**6] * 10**6, "an array of it takes"),
+        ([[[0.0] * 4] * 2**13] * 2**12, "has shape .* as an array"),
+        ([[view(HUGE)]], "an array of it takes"),
+    ],
+    ids=["length", "transposed", "batch", "cast", "lists", "long lists", "array in lists"],
+)
+def test_a_shape_is_refused_before_memory_is_taken_for_it(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(value, max_seq_len=8, cast=True)
+
+
+def test_a_model_without_a_limit_takes_no_more_than_memory_holds() -> None:
+    with pytest.raises(ValueError, match=r"an array of it takes \d+ bytes, and this machine has"):
+        check(view(1, HUGE, dtype="int64"), specs=(IDS,))
+
+
+def test_a_lack_of_memory_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "require", full)
+    with pytest.raises(ValueError, match="a copy of 128 bytes does not fit into memory"):
+        check(zeros(1, 16, 4)[:, ::2])
+
+
+def test_lists_that_are_nested_too_deep_are_refused() -> None:
+    deep: Any = 1.0
+    for _ in range(10**4):
+        deep = [deep]
+    with pytest.raises(ValueError, match="input 'x' is a list that numpy cannot read"):
+        check(deep)
+
+
 class TestWithoutBatchAxis:
     def test_it_is_added_where_the_contract_says_so(self) -> None:
         request = check(zeros(3, 4), unbatched=True)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.prepare import check_count, make_plan, prompt_ids
+from causal_onnx.runtime.prepare import make_plan, prompt_ids
 from causal_onnx.runtime.reading import feed, start
 from causal_onnx.runtime.row import Continuation, Plan
 from causal_onnx.runtime.sampling import log_softmax
+from causal_onnx.runtime.whole import MOST_ROWS, whole_number
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -76,7 +77,7 @@ def beam_search(
         ValueError: The model is no language model with a cache, or an argument does not fit.
         ImportError: Text needs the extra `text`.
     """
-    check_count("beams", beams)
+    beams = whole_number("beams", beams, most=MOST_ROWS, wanted="at least 1")
     if early_stopping not in (True, False, "never"):
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     if isinstance(stop, str) or any(isinstance(item, str) for item in stop):

@@ -9,7 +9,7 @@ import numpy as np
 
 from causal_onnx.runtime.contract import LAST_ONLY, Contract, TensorSpec
 from causal_onnx.runtime.device_memory import DeviceMemory
-from causal_onnx.runtime.kv_cache import KVCache
+from causal_onnx.runtime.kv_cache import KVCache, Read
 from causal_onnx.runtime.ort import import_onnxruntime
 from causal_onnx.runtime.steady import SteadyStep
 
@@ -25,6 +25,8 @@ __all__ = ["Binding"]
 
 class Binding:
     """The inputs and outputs of one stream, bound by name; the buffers stay so from call to call.
+
+    A binding whose call raised is of no further use: it may know less than what is bound.
 
     Source: https://onnxruntime.ai/docs/api/python/api_summary.html (IOBinding).
     """
@@ -44,22 +46,22 @@ class Binding:
         self._outputs = [spec for spec in contract.outputs if spec.name not in self._bounded]
         self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self._io = model.new_binding()
-        self._generation = 0
-        """Of the buffers that are bound as past."""
+        self._bound: Mapping[str, Array | DeviceMemory] = {}
+        """The buffers that are bound as past."""
         self._are_bound = False
         """Whether they are bound as present too."""
         self._order: dict[str, None] = {}
         """Names of the outputs, as they were bound first."""
 
     def run(
-        self, feeds: Mapping[str, Array], *, used: int, seq: int, in_place: bool
+        self, feeds: Mapping[str, Array], read: Read, *, seq: int, in_place: bool
     ) -> tuple[dict[str, Array], dict[str, Array | DeviceMemory]]:
         """One call.
 
         Args:
             feeds: The inputs but for the past, checked; the mask, if there is one, among them.
-            used: Positions of the longest row before this call.
-            seq: How many are new.
+            read: What the rows have read before this call.
+            seq: How many positions are new.
             in_place: Whether the graph writes the new positions into the buffers.
 
         Returns:
@@ -68,13 +70,13 @@ class Binding:
         Raises:
             RunError: onnxruntime failed.
         """
-        contract = self._model.contract
+        contract, used = self._model.contract, read.used
         self._cache.reserve(used, used + seq)
-        if self._generation != self._cache.generation:
-            self._generation, self._are_bound = self._cache.generation, False
+        if self._bound is not self._cache.buffers:
+            self._bound, self._are_bound = self._cache.buffers, False
             for name, buffer in self._cache.buffers.items():
                 self._io.bind_ortvalue_input(name, self._value_of(buffer))
-        inputs = {**feeds, **self._cache.feeds()}
+        inputs = {**feeds, **self._cache.feeds(read)}
         for name, kept in inputs.items():
             self._io.bind_ortvalue_input(name, self._value_of(kept))
         sizes = {"batch": self._batch, "seq": seq, "past_seq": used, "total_seq": used + seq}

@@ -33,22 +33,23 @@ def has_window(contract: Contract) -> bool:
 
 def windows(model: Model, stream: Stream, row: int) -> Block:
     """Copies of what the pairs that keep a window hold of a row now."""
-    held, length = _held(stream), stream.lengths[row]
-    return {
-        pair.past: _part(model, pair, held[pair.past], row, slice(0, min(pair.bounded, length)))
-        for pair in model.contract.cache
-        if pair.bounded is not None
-    }
+    with stream.reading() as (read, held):
+        length = int(read.lengths[row])
+        return {
+            pair.past: _part(model, pair, held[pair.past], row, slice(0, min(pair.bounded, length)))
+            for pair in model.contract.cache
+            if pair.bounded is not None
+        }
 
 
 def cut(model: Model, stream: Stream, row: int, start: int, stop: int) -> Block:
     """Copies of what the other pairs hold of positions [start, stop) of a row."""
-    held = _held(stream)
-    return {
-        pair.past: _part(model, pair, held[pair.past], row, slice(start, stop))
-        for pair in model.contract.cache
-        if pair.bounded is None
-    }
+    with stream.reading() as (_, held):
+        return {
+            pair.past: _part(model, pair, held[pair.past], row, slice(start, stop))
+            for pair in model.contract.cache
+            if pair.bounded is None
+        }
 
 
 def join(model: Model, rows: Sequence[Sequence[Block]], size: int) -> Stream:
@@ -79,10 +80,6 @@ def join(model: Model, rows: Sequence[Sequence[Block]], size: int) -> Stream:
     stream = model.stream(batch=len(rows))
     stream._take(lengths, past)
     return stream
-
-
-def _held(stream: Stream) -> dict[str, Array]:
-    return stream._cache.held(max(stream.lengths))
 
 
 def _part(model: Model, pair: CachePair, array: Array, row: int, positions: slice) -> Array:

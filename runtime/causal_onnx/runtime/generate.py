@@ -12,6 +12,7 @@ from causal_onnx.runtime.reading import feed, start
 from causal_onnx.runtime.row import Continuation, Plan, Row
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.speculate import DraftModel, PromptLookup, Speculator, check_draft
+from causal_onnx.runtime.whole import MOST_ROWS, whole_number
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.constraint import Constraint
@@ -160,8 +161,7 @@ def generate_batch(
     """
     if isinstance(prompts, str):
         raise TypeError(f"prompts must be a list of prompts, got the text {prompts!r}")
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n must be a positive integer, got {n!r}")
+    n = whole_number("n", n, most=MOST_ROWS, wanted="a positive integer")
     plan = make_plan(
         model,
         max_new_tokens=max_new_tokens,
@@ -210,4 +210,7 @@ def _tokens(model: Model, row: Row, plan: Plan) -> Iterator[Choice]:
 
 
 def _generator(seed: int | None, row: int) -> np.random.Generator:
-    return np.random.default_rng() if seed is None else np.random.default_rng([seed, row])
+    if seed is None:
+        return np.random.default_rng()
+    wanted = "an integer of at least 0, or None"
+    return np.random.default_rng([whole_number("seed", seed, least=0, wanted=wanted), row])

@@ -9,7 +9,7 @@ lie in host memory, or on the GPU that the model runs on.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -22,16 +22,32 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["KVCache"]
+__all__ = ["KVCache", "Read"]
 
 SMALLEST = 64
 """Positions that a buffer has room for at first, unless the caller says how many."""
 
 
-class KVCache:
-    """Keys and values of the rows of one stream, by the name of the past.
+class Read(NamedTuple):
+    """What the rows of a stream have read. It is never changed, only replaced by another, in one
+    assignment: whatever interrupts a call, the stream has all of the old or all of the new."""
 
-    `used` in the methods is the most positions that any row holds.
+    lengths: Array
+    """(batch,) int64, positions of each row."""
+    others: Mapping[str, Array | DeviceMemory]
+    """What the pairs hold that are no buffers, by the name of the past; none at the start."""
+
+    @property
+    def used(self) -> int:
+        """The most positions that any row holds."""
+        return int(self.lengths.max())
+
+
+class KVCache:
+    """Memory for keys and values of the rows of one stream, by the name of the past.
+
+    Of the buffers only what lies behind a row's positions changes its content, so that a call that
+    ends halfway has changed nothing of what was read before.
     """
 
     def __init__(
@@ -58,15 +74,11 @@ class KVCache:
         self.in_place = [pair for pair in contract.cache if in_place and pair.shared]
         """The pairs that are buffers."""
         self._buffered = {pair.past for pair in self.in_place}
-        self.buffers: dict[str, Array | DeviceMemory] = {}
-        """None before there is room; see `reserve`."""
-        self.generation = 0
-        """How often there were new buffers."""
-        self._others: dict[str, Array | DeviceMemory] = {}
-        """What the other pairs hold; none at the start."""
+        self.buffers: Mapping[str, Array | DeviceMemory] = {}
+        """None before there is room; others, all at once, when the room grows. See `reserve`."""
 
     def reserve(self, used: int, total: int) -> None:
-        """Make room for `total` positions in the buffers."""
+        """Make room in the buffers for `total` positions, of which the first `used` are kept."""
         if not self.in_place or total <= self.room:
             return
         if self._capacity is None:
@@ -76,6 +88,7 @@ class KVCache:
             room = min(room, self._contract.max_seq_len or room)
         else:
             room = self._capacity
+        grown = {}
         for pair in self.in_place:
             spec = self._specs[pair.past]
             # Zeros from the system cost nothing until they are written to.
@@ -83,11 +96,15 @@ class KVCache:
             if used:
                 part = self._slots(pair, used)
                 fresh[part] = on_host(self.buffers[pair.past])[part]
-            self.buffers[pair.past] = self._placed(fresh)
-        self.generation += 1
+            grown[pair.past] = self._placed(fresh)
+        self.buffers = grown
 
-    def put(self, found: Mapping[str, Array | DeviceMemory], used: int) -> None:
-        """Keep what a call gave, or another cache of as many rows held; buffers must have room."""
+    def put(self, found: Mapping[str, Array | DeviceMemory], lengths: Array) -> Read:
+        """What rows of these lengths have read, where a call gave `found` or another cache held it.
+
+        Buffers must have room. They get the new positions; those before hold the same already.
+        """
+        used, others = int(lengths.max()), {}
         for pair in self._contract.cache:
             if pair.past not in found:
                 continue
@@ -99,29 +116,26 @@ class KVCache:
                 else:
                     buffer[part] = new
             elif pair.past not in self._buffered:
-                self._others[pair.past] = self._cut(given, part)
+                others[pair.past] = self._cut(given, part)
+        return Read(lengths, others)
 
-    def trim(self, used: int) -> None:
-        """Forget the slots that no row uses any more; buffers keep them as room."""
-        self.put(dict(self._others), used)
-
-    def held(self, used: int) -> dict[str, Array]:
-        """The used slots of all pairs, in host memory; empty at the start."""
-        stored = {**self._others, **self.buffers}
+    def held(self, read: Read) -> dict[str, Array]:
+        """The used slots of all pairs, in host memory; empty at the start. Not for writing."""
+        stored = {**read.others, **self.buffers}
         return {
-            pair.past: on_host(stored[pair.past])[self._slots(pair, used)]
+            pair.past: on_host(stored[pair.past])[self._slots(pair, read.used)]
             for pair in self._contract.cache
             if pair.past in stored
         }
 
-    def feeds(self) -> dict[str, Array | DeviceMemory]:
+    def feeds(self, read: Read) -> dict[str, Array | DeviceMemory]:
         """The past of the pairs that are no buffers, as the graph wants it."""
         nothing = {"batch": self._batch, "past_seq": 0, "past_slots": 0}
         found: dict[str, Array | DeviceMemory] = {}
         for pair in self._contract.cache:
             if pair.past in self._buffered:
                 continue
-            spec, kept = self._specs[pair.past], self._others.get(pair.past)
+            spec, kept = self._specs[pair.past], read.others.get(pair.past)
             if kept is None:
                 kept = np.zeros(spec.shape(nothing), spec.host_dtype)
             found[pair.past] = (
@@ -129,11 +143,11 @@ class KVCache:
             )
         return found
 
-    def rows(self, chosen: Array, used: int) -> dict[str, Array]:
+    def rows(self, chosen: Array, read: Read) -> dict[str, Array]:
         """`held`, of the chosen rows."""
         return {
             name: np.take(array, chosen, self._axis(name, "batch"))
-            for name, array in self.held(used).items()
+            for name, array in self.held(read).items()
         }
 
     @property

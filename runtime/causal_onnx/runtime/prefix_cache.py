@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from causal_onnx.runtime import blocks
-from causal_onnx.runtime.prepare import check_count, check_model
+from causal_onnx.runtime.prepare import check_model
 from causal_onnx.runtime.reading import CHUNK, Reader
+from causal_onnx.runtime.whole import whole_number
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -79,8 +80,10 @@ class PrefixCache:
             ValueError: The model is no language model with a cache, or a number does not fit.
         """
         check_model(model)
-        check_count("capacity_positions", capacity_positions)
-        check_count("block", block)
+        capacity_positions = whole_number(
+            "capacity_positions", capacity_positions, wanted="at least 1"
+        )
+        block = whole_number("block", block, wanted="at least 1")
         if capacity_positions < block:
             raise ValueError(
                 f"capacity_positions ({capacity_positions}) must be at least block ({block})"
@@ -89,10 +92,10 @@ class PrefixCache:
         self._capacity, self._block = capacity_positions, block
         self._root = _Node((), None, {})
         # In the order of use. Whoever uses a node uses its parents after it, so that the first has
-        # no children.
+        # no children. Wherever an interrupt strikes, what is in the tree is in here too.
         self._nodes: OrderedDict[_Node, None] = OrderedDict()
         self._lock = threading.Lock()
-        self._prompts = self._hits = self._asked = self._found = self._evicted = self._bytes = 0
+        self._prompts = self._hits = self._asked = self._found = self._evicted = 0
 
     @property
     def stats(self) -> PrefixStats:
@@ -104,7 +107,7 @@ class PrefixCache:
                 positions_asked=self._asked,
                 positions_found=self._found,
                 positions_held=len(self._nodes) * self._block,
-                bytes_held=self._bytes,
+                bytes_held=sum(_size(node.block) for node in self._nodes),
                 evicted=self._evicted,
             )
 
@@ -113,7 +116,6 @@ class PrefixCache:
         with self._lock:
             self._root.children.clear()
             self._nodes.clear()
-            self._bytes = 0
 
     def read(self, prompts: Sequence[Sequence[int]]) -> tuple[Stream, Array]:
         """A stream that has read the prompts, and the logits (batch, vocab) after each.
@@ -196,9 +198,9 @@ class PrefixCache:
                 block = dict(blocks.cut(self.model, stream, row, start, start + self._block))
                 if windows:
                     block |= windows[index - first_window]
-                child = node.children[key] = _Node(key, node, block)
+                child = _Node(key, node, block)
                 self._nodes[child] = None
-                self._bytes += sum(array.nbytes for array in block.values())
+                node.children[key] = child
             path.append(child)
             self._use(path)
             node = child
@@ -209,9 +211,10 @@ class PrefixCache:
             oldest = next(iter(self._nodes))
             if oldest in kept:
                 return False
-            assert oldest.parent is not None
-            del oldest.parent.children[oldest.key], self._nodes[oldest]
-            self._bytes -= sum(array.nbytes for array in oldest.block.values())
+            parent = oldest.parent
+            if parent is not None and parent.children.get(oldest.key) is oldest:
+                del parent.children[oldest.key]
+            del self._nodes[oldest]
             self._evicted += self._block
         return True
 
@@ -221,3 +224,7 @@ class PrefixCache:
 
     def _key(self, prompt: Sequence[int], start: int) -> tuple[int, ...]:
         return tuple(int(token) for token in prompt[start : start + self._block])
+
+
+def _size(block: blocks.Block) -> int:
+    return sum(array.nbytes for array in block.values())

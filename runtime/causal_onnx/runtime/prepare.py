@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING
 
 from causal_onnx.runtime.constraint import Constraint, Grammar
 from causal_onnx.runtime.row import Plan
 from causal_onnx.runtime.sampling import Sampling
+from causal_onnx.runtime.whole import is_whole, whole_number, whole_numbers
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.model import Model
@@ -35,7 +35,7 @@ def make_plan(
         ImportError: Text or a constraint needs the extra `text`.
     """
     check_model(model)
-    check_count("max_new_tokens", max_new_tokens)
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, wanted="at least 1")
     if sampling is not None and not isinstance(sampling, Sampling):
         raise TypeError(f"sampling must be a Sampling or None, got {sampling!r}")
     stop_ids, stop_texts = _split(stop)
@@ -88,20 +88,13 @@ def prompt_ids(model: Model, prompts: Sequence[Sequence[int] | str]) -> list[Seq
             raise ValueError(
                 f"prompt {row} has {len(ids)} ids, the model takes {contract.max_seq_len}"
             )
+        found[row] = whole_numbers(f"prompt {row}", ids).tolist()
     if contract.mask is None and len({len(ids) for ids in found}) > 1:
         raise ValueError(
             "the rows of this model's cache must have the same length, and the prompts have "
             f"{', '.join(str(len(ids)) for ids in found)} ids; generate one by one"
         )
     return found
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise where an argument is no positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def check_model(model: Model) -> None:
@@ -161,7 +154,7 @@ def _split(stop: Collection[int | str] | str) -> tuple[frozenset[int], tuple[str
     """Stop ids and stop texts."""
     given = (stop,) if isinstance(stop, str) else tuple(stop)
     for item in given:
-        if isinstance(item, bool) or not isinstance(item, Integral | str):
+        if not (is_whole(item) or isinstance(item, str)):
             raise TypeError(f"stop holds ids and texts, got {item!r}")
         if item == "":
             raise ValueError("a stop text must not be empty")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import AXIS_NAMES, SLOT_AXES, Contract, TensorSpec
-from causal_onnx.runtime.convert import to_array
+from causal_onnx.runtime.convert import cast_array, read_array
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,8 +39,14 @@ class RequestChecker:
     """The checks that follow from one contract."""
 
     def __init__(
-        self, contract: Contract, *, cast: bool = False, check_finite: bool = False
+        self,
+        contract: Contract,
+        *,
+        cast: bool = False,
+        check_finite: bool = False,
+        batch: int | None = None,
     ) -> None:
+        """`batch`: how many rows each request must have; None: any."""
         self._contract = contract
         self._specs = {spec.name: spec for spec in contract.inputs}
         self._past = contract.past_names
@@ -53,6 +59,7 @@ class RequestChecker:
         self._ids = [spec for spec in contract.inputs if spec.vocab_size is not None]
         self._cast = cast
         self._check_finite = check_finite
+        self._batch = batch
         self._batch_axes = {
             spec.name: spec.axes.index("batch") for spec in contract.inputs if "batch" in spec.axes
         }
@@ -70,7 +77,7 @@ class RequestChecker:
         """
         given = self._bind(inputs, named)
         arrays = {
-            name: to_array(spec, given[name], cast=self._cast)
+            name: read_array(spec, given[name], cast=self._cast)
             for name, spec in self._specs.items()
             if name in given
         }
@@ -81,7 +88,9 @@ class RequestChecker:
                     arrays[name] = np.expand_dims(arrays[name], axis)
         if len(arrays) < len(self._specs):
             arrays |= self._left_out(arrays)
+        # A view of one number can state any shape: only what fits is copied.
         self._check_sizes(arrays, unbatched)
+        arrays = {name: cast_array(self._specs[name], array) for name, array in arrays.items()}
         if self._mask is not None:
             self._check_mask(arrays, unbatched)
         for spec in self._ids:
@@ -137,7 +146,8 @@ class RequestChecker:
             past_seq = self._past_seq({**arrays, **found})
             batch, _ = self._specs[self._mask].axes
             rows = batch if isinstance(batch, int) else sizes.get(batch, 1)
-            found[self._mask] = np.ones((rows, past_seq + sizes.get("seq", 0)), np.int64)
+            shape = rows, past_seq + sizes.get("seq", 0)
+            found[self._mask] = np.broadcast_to(np.int64(1), shape)
         return found
 
     def _past_seq(self, arrays: Mapping[str, Array]) -> int:
@@ -187,6 +197,12 @@ class RequestChecker:
                     )
                 elif axis not in SLOT_AXES and sizes.setdefault(axis, size) != size:
                     raise ValueError(self._disagreement(name, axis, size, arrays))
+        if self._batch is not None and sizes.get("batch", self._batch) != self._batch:
+            name = next(iter(self._batch_axes))
+            raise ValueError(
+                f"input {name!r} has a batch of {sizes['batch']}, but the stream was started with "
+                f"batch={self._batch}"
+            )
         if self._bounds:
             sizes.setdefault("past_seq", sizes["total_seq"] - sizes["seq"])
             for name, bounded in self._bounds.items():

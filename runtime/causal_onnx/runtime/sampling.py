@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from causal_onnx.runtime.whole import is_whole, whole_number
+
 __all__ = ["Choice", "Sampling", "choose", "draw", "log_softmax", "logprob_of", "probabilities"]
 
 Array = npt.NDArray[Any]
@@ -57,16 +59,14 @@ class Sampling:
                 f"repetition_penalty must be positive (1: none), got {self.repetition_penalty}"
             )
         top_k = self.top_k
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int)):
-            raise TypeError(f"top_k must be an integer or None, got {top_k!r}")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}; None keeps all")
+        if top_k is not None:
+            whole_number("top_k", top_k, wanted="at least 1")
         for name in ("top_p", "min_p"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {value}; None keeps all")
         for token, bias in self.logit_bias.items():
-            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            if not is_whole(token) or token < 0:
                 raise ValueError(f"logit_bias is by token id, got {token!r}")
             if math.isnan(bias) or bias == math.inf:
                 raise ValueError(f"logit_bias of {token} must be below infinity, got {bias}")
@@ -249,9 +249,10 @@ def _adjusted(
 def _truncated(scores: Array, sampling: Sampling) -> tuple[Array, Array]:
     """The ids that are not cut off, and the weights to draw them by, which need not sum to 1."""
     least = -np.inf
-    if sampling.top_k is not None and sampling.top_k < len(scores):
+    top_k = len(scores) if sampling.top_k is None else int(sampling.top_k)
+    if top_k < len(scores):
         # Those that equal the k-th stay too: which of equals is cut must not depend on the sort.
-        least = np.partition(scores, -sampling.top_k)[-sampling.top_k]
+        least = np.partition(scores, -top_k)[-top_k]
     ids = np.flatnonzero((scores >= least) & (scores > -np.inf))
     weights: Array = np.exp(scores[ids] - scores.max())
     if sampling.top_p is not None and sampling.top_p < 1:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["read_saved", "write_saved"]
+__all__ = ["encode", "read_saved", "write"]
 
 SAVED_FORMAT = 1
 """Version of the files."""
@@ -43,13 +43,10 @@ _DAMAGE = (
 """What zipfile and numpy raise on damaged content; NotImplementedError is a RuntimeError."""
 
 
-def write_saved(
-    path: str | os.PathLike[str], contract: Contract, lengths: Array, held: Mapping[str, Array]
-) -> None:
-    """Write the state of a stream, whole or not at all.
+def encode(contract: Contract, lengths: Array, held: Mapping[str, Array]) -> bytes:
+    """The state of a stream as a file holds it.
 
     Args:
-        path: The file.
         contract: Of the stream's model.
         lengths: (batch,) int64, positions of each row.
         held: Name of the past -> its used slots.
@@ -62,10 +59,15 @@ def write_saved(
         "contract": _fingerprint(contract),
         "sha256": hashlib.sha256(payload).hexdigest(),
     }
+    return json.dumps(head).encode() + b"\n" + payload
+
+
+def write(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write what `encode` made, whole or not at all."""
     target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        draft.write_bytes(json.dumps(head).encode() + b"\n" + payload)
+        draft.write_bytes(content)
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
@@ -74,7 +76,7 @@ def write_saved(
 def read_saved(
     path: str | os.PathLike[str], contract: Contract, *, model: str
 ) -> tuple[Array, dict[str, Array]]:
-    """Read what `write_saved` wrote: lengths, and the past by name.
+    """Read what `write` wrote: lengths, and the past by name.
 
     Args:
         path: The file.

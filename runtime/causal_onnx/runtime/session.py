@@ -19,12 +19,15 @@ from causal_onnx.runtime.held import FOLDER_OPTION, NO_FOLDER, Held
 from causal_onnx.runtime.huge_pages import on_huge_pages
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.threads import available_cores
+from causal_onnx.runtime.whole import whole_number
 
 __all__ = ["SessionSettings", "open_session"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+MOST_THREADS = 1 << 16
 
 SPIN_US = 100
 """How long an idle thread waits in a busy loop before it sleeps, unless the caller decides.
@@ -53,10 +56,9 @@ class SessionSettings:
     """Let onnxruntime time every node, into a file whose path begins so; None: not."""
 
     def __post_init__(self) -> None:
-        if self.threads is not None and (
-            isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1
-        ):
-            raise ValueError(f"threads must be a positive integer or None, got {self.threads!r}")
+        if self.threads is not None:
+            wanted = "a positive integer or None"
+            whole_number("threads", self.threads, most=MOST_THREADS, wanted=wanted)
         for field in ("spinning", "flush_denormals", "huge_pages"):
             value = getattr(self, field)
             if not isinstance(value, bool) and not (field == "spinning" and value is None):
@@ -152,7 +154,7 @@ def _create(
     if settings.profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = settings.profile_prefix
-    options.intra_op_num_threads = settings.threads or available_cores()
+    options.intra_op_num_threads = int(settings.threads or available_cores())
     spins = settings.spinning is not False
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     if settings.spinning is None:

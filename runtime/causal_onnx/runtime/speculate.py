@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from causal_onnx.runtime.prepare import check_count, check_model, vocab_size
+from causal_onnx.runtime.prepare import check_model, vocab_size
 from causal_onnx.runtime.reading import feed, read, start
 from causal_onnx.runtime.row import Plan, Row, Speculation
 from causal_onnx.runtime.sampling import Choice, draw, probabilities
+from causal_onnx.runtime.whole import whole_number
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,8 +41,8 @@ class PromptLookup:
     """So many last tokens are looked for at first, then fewer."""
 
     def __post_init__(self) -> None:
-        check_count("count", self.count)
-        check_count("max_ngram", self.max_ngram)
+        whole_number("count", self.count, wanted="at least 1")
+        whole_number("max_ngram", self.max_ngram, wanted="at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +54,7 @@ class DraftModel:
     """Tokens that are guessed at a time, at most."""
 
     def __post_init__(self) -> None:
-        check_count("count", self.count)
+        whole_number("count", self.count, wanted="at least 1")
         check_model(self.model)
 
 

@@ -29,7 +29,10 @@ __all__ = ["SteadyStep"]
 
 
 class SteadyStep:
-    """One step of a stream whose whole cache is in buffers that are bound as past and present."""
+    """One step of a stream whose whole cache is in buffers that are bound as past and present.
+
+    Once a step has raised it is of no further use.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,8 @@ class SteadyStep:
         contract = model.contract
         assert contract.mask is not None
         self._model, self._io, self._mask, self._most = model, io, contract.mask, most
-        self._used, self._lengths = int(lengths.max()), lengths
+        self._used, self.lengths = int(lengths.max()), lengths
+        """(batch,), positions that each row has read; a new array with each step."""
         self._new = np.ones_like(lengths)
         """How many positions a step adds to each row."""
         # Of one row, a view of it is every mask.
@@ -105,7 +109,7 @@ class SteadyStep:
         total = self._used + 1
         io, feeds = self._io, self._feeds
         if self._ones is None:
-            mask = token_mask(self._lengths, self._new, 1)
+            mask = token_mask(self.lengths, self._new, 1)
         else:
             mask = self._ones[:, :total]
         feeds[self._mask] = mask
@@ -115,7 +119,7 @@ class SteadyStep:
             found[output.name], value = output.memory()
             io.bind_ortvalue_output(output.name, value)
         self._model.run_bound(io, feeds)
-        self._used, self._lengths = total, self._lengths + 1
+        self._used, self.lengths = total, self.lengths + 1
         return found
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from causal_onnx.runtime.binding import Binding
 from causal_onnx.runtime.contract import LAST_ONLY
 from causal_onnx.runtime.device_memory import on_host
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.kv_cache import KVCache
+from causal_onnx.runtime.kv_cache import KVCache, Read
 from causal_onnx.runtime.request import RequestChecker
 from causal_onnx.runtime.steady import SteadyStep
 from causal_onnx.runtime.token_mask import token_mask
+from causal_onnx.runtime.whole import MOST_ROWS, whole_number, whole_numbers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,13 +28,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream"]
 
+MOST = (1 << 63) - 1
+"""What int64 holds."""
+
 
 class Stream:
     """Sequences that a cached model reads chunk by chunk; made by `Model.stream`.
 
     The outputs for the positions of a chunk are those that one pass over the whole sequence would
     give. The rows of a batch may have different lengths. A stream is not for several threads at
-    once; its model is.
+    once, and raises RuntimeError where two use it; its model is.
+
+    Whatever ends a call, an interrupt (KeyboardInterrupt) or a lack of memory among them, the
+    stream has read all of the chunk or none of it, and `lengths` says which; or it was interrupted
+    where it cannot know, and refuses any further use with a RuntimeError that says so.
     """
 
     def __init__(self, model: Model, *, batch: int = 1, capacity: int | None = None) -> None:
@@ -47,31 +56,28 @@ class Stream:
                 "this model has no KV cache, so it cannot be fed in chunks; export it with "
                 "cache=True"
             )
-        if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"batch must be a positive integer, got {batch!r}")
+        batch = whole_number("batch", batch, most=MOST_ROWS, wanted="a positive integer")
         if batch > 1 and not any("batch" in spec.axes for spec in contract.inputs):
             raise ValueError(f"this model takes one sequence at a time, got batch={batch}")
         limit = contract.max_seq_len
-        if capacity is not None and (
-            isinstance(capacity, bool)
-            or not isinstance(capacity, int)
-            or not 1 <= capacity <= (limit or capacity)
-        ):
-            raise ValueError(
-                "capacity must be a positive number of positions"
-                + (f", at most the model's {limit}" if limit else "")
-                + f", or None, got {capacity!r}"
+        if capacity is not None:
+            at_most = f", at most the model's {limit}" if limit else ""
+            capacity = whole_number(
+                "capacity",
+                capacity,
+                most=limit,
+                wanted=f"a positive number of positions{at_most}, or None",
             )
         self._model = model
         self._capacity = capacity
         self._limit = capacity or limit
         # What a caller gives is checked; what the stream makes itself is right.
         self._own = contract.without_cache()
-        self._checker = RequestChecker(self._own, **model.checks)
+        self._checker = RequestChecker(self._own, **model.checks, batch=batch)
         self._may_repeat = not model.checks["check_finite"]
         self._outputs = {spec.name: spec for spec in self._own.outputs}
+        self._only = self._own.outputs[0].name if len(self._outputs) == 1 else None
         self._pasts = {pair.present: pair.past for pair in contract.cache}
-        self._lengths = np.zeros(batch, np.int64)
         self._cache = KVCache(
             contract,
             batch,
@@ -79,15 +85,20 @@ class Stream:
             in_place=model.writes_in_place,
             device=model.cache_device,
         )
-        is_bound = model.writes_in_place or model.cache_device is not None
-        self._binding = Binding(model, self._cache, batch) if is_bound else None
+        self._read = Read(np.zeros(batch, np.int64), {})
+        self._is_in_use = False
+        """While a call changes something."""
+        self._is_bound = model.writes_in_place or model.cache_device is not None
+        # Both are taken out of here by the call that uses them, and put back when it is done: one
+        # that was interrupted leaves neither behind.
+        self._binding: Binding | None = None
         self._steady: SteadyStep | None = None
         """Where the last call read one position per row, and the next may do the same."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """How many positions each row has read."""
-        return tuple(int(n) for n in self._lengths)
+        return tuple(self._read.lengths.tolist())
 
     def __call__(
         self,
@@ -113,14 +124,15 @@ class Stream:
 
         Raises:
             ValueError: The inputs do not fit, or rows would become longer than the model allows.
+            RuntimeError: Another thread uses the stream, or a call of it was interrupted.
+            RunError: onnxruntime failed.
         """
-        results = self.run(*inputs, lengths=lengths, last_only=last_only, **named)
-        if len(results) != 1:
+        if self._only is None:
             raise ValueError(
-                f"this model has {len(results)} outputs beside its cache ({', '.join(results)}); "
-                "call stream.run(...), which gives all by name"
+                f"this model has {len(self._outputs)} outputs beside its cache "
+                f"({', '.join(self._outputs)}); call stream.run(...), which gives all by name"
             )
-        return next(iter(results.values()))
+        return self.run(*inputs, lengths=lengths, last_only=last_only, **named)[self._only]
 
     def run(
         self,
@@ -132,37 +144,56 @@ class Stream:
     ) -> dict[str, Array]:
         """Read the next positions and give every output but the cache by its name.
 
-        Like calling the stream otherwise. Where it raises, the stream is as it was.
+        Like calling the stream otherwise.
         """
-        steady = self._steady
-        if steady is not None and lengths is None and not named and steady.takes(inputs):
+        if self._is_in_use:
+            raise self._refusal()
+        # No call stands between the question and this, so no other thread and no interrupt does.
+        self._is_in_use = True
+        try:
+            steady, self._steady = self._steady, None
+            if steady is None or lengths is not None or named or not steady.takes(inputs):
+                return self._step(inputs, named, lengths, last_only=last_only)
             outputs = steady.run(inputs)
-            self._lengths = self._lengths + 1
+            self._read = Read(steady.lengths, self._read.others)
+            self._steady = steady
             return outputs
-        self._steady = None
-        contract = self._model.contract
+        finally:
+            self._is_in_use = False
+
+    def _step(
+        self,
+        inputs: Sequence[npt.ArrayLike],
+        named: Mapping[str, npt.ArrayLike],
+        lengths: Sequence[int] | None,
+        *,
+        last_only: bool,
+    ) -> dict[str, Array]:
+        """Any call."""
+        contract, read = self._model.contract, self._read
         request = self._checker.check(inputs, named)
         feeds = request.feeds
         seq = self._new_positions(feeds)
         new = self._checked_lengths(lengths, seq)
-        used = int(self._lengths.max())
         if contract.mask is not None:
-            feeds[contract.mask] = token_mask(self._lengths, new, seq)
+            feeds[contract.mask] = token_mask(read.lengths, new, seq)
         if contract.last_only is not None:
             feeds[LAST_ONLY] = np.array(last_only)
-        after = self._lengths + new
-        if self._binding is not None:
-            is_regular = (new == seq).all() and (seq == 1 or len(new) == 1)
-            in_place = used == 0 or bool(is_regular)
-            outputs, presents = self._binding.run(feeds, used=used, seq=seq, in_place=in_place)
+        after = read.lengths + new
+        binding, self._binding = self._binding, None
+        steady = None
+        if self._is_bound:
+            binding = binding or Binding(self._model, self._cache, len(new))
+            is_regular = bool((new == seq).all()) and (seq == 1 or len(new) == 1)
+            in_place = read.used == 0 or is_regular
+            outputs, presents = binding.run(feeds, read, seq=seq, in_place=in_place)
             if seq == 1 and is_regular and self._may_repeat and not request.unbatched:
-                self._steady = self._binding.steady_step(self._own, feeds, after, self._limit)
+                steady = binding.steady_step(self._own, feeds, after, self._limit)
         else:
-            past = {name: on_host(kept) for name, kept in self._cache.feeds().items()}
+            past = {name: on_host(kept) for name, kept in self._cache.feeds(read).items()}
             outputs = self._model.run_step({**feeds, **past})
             presents = {name: outputs.pop(name) for name in self._pasts}
-        self._lengths = after
-        self._cache.put({self._pasts[name]: x for name, x in presents.items()}, int(after.max()))
+        read = self._cache.put({self._pasts[name]: x for name, x in presents.items()}, after)
         if last_only:
             outputs = {name: self._last(name, x, new) for name, x in outputs.items()}
         if request.unbatched:
@@ -171,6 +202,8 @@ class Stream:
                 for name, x in outputs.items()
                 if (spec := self._outputs[name])
             }
+        self._read = read
+        self._binding, self._steady = binding, steady
         return outputs
 
     def rewind(self, lengths: int | Sequence[int]) -> None:
@@ -180,30 +213,46 @@ class Stream:
             ValueError: A row is shorter, or the cache keeps a window only and what it would need
                 is gone.
         """
-        wanted = np.broadcast_to(np.asarray(lengths, np.int64), self._lengths.shape).copy()
-        if (wanted < 0).any() or (wanted > self._lengths).any():
+        if self._is_in_use:
+            raise self._refusal()
+        self._is_in_use = True
+        try:
+            self._rewind(lengths)
+        finally:
+            self._is_in_use = False
+
+    def _rewind(self, lengths: int | Sequence[int]) -> None:
+        read = self._read
+        if isinstance(lengths, Sequence) or getattr(lengths, "ndim", 0):
+            wanted = whole_numbers("lengths", lengths, count=len(read.lengths))
+        else:
+            one = whole_number("lengths", lengths, least=-MOST, most=MOST, wanted="whole numbers")
+            wanted = np.full(len(read.lengths), one)
+        if (wanted < 0).any() or (wanted > read.lengths).any():
             raise ValueError(
-                f"cannot rewind to {_listed(wanted)}: the rows have {_listed(self._lengths)} "
+                f"cannot rewind to {_listed(wanted)}: the rows have {_listed(read.lengths)} "
                 "positions"
             )
-        if (wanted == self._lengths).all():
+        if (wanted == read.lengths).all():
             return
-        self._steady = None
         if self._model.contract.mask is None and (wanted != wanted[0]).any():
             raise ValueError("the rows of this model's cache must have the same length")
         for pair in self._model.contract.cache:
-            if pair.bounded is not None and self._lengths.max() > pair.bounded:
+            if pair.bounded is not None and read.used > pair.bounded:
                 raise ValueError(
                     f"cannot rewind: {pair.past!r} keeps the last {pair.bounded} positions only, "
                     "and earlier ones are gone; fork() the stream before what you may take back"
                 )
-        self._lengths = wanted
-        self._cache.trim(int(wanted.max()))
+        # Buffers keep what no row uses any more as room.
+        read = self._cache.put(read.others, wanted)
+        self._steady = None
+        self._read = read
 
     def fork(self) -> Stream:
         """Another stream that has read the same, and goes on by itself."""
-        twin = Stream(self._model, batch=len(self._lengths), capacity=self._capacity)
-        twin._take(self._lengths.copy(), self._cache.held(int(self._lengths.max())))
+        with self.reading() as (read, held):
+            twin = Stream(self._model, batch=len(read.lengths), capacity=self._capacity)
+            twin._take(read.lengths, held)
         return twin
 
     def select(self, rows: Sequence[int]) -> Stream:
@@ -212,29 +261,51 @@ class Stream:
         Raises:
             ValueError: There is no such row, or none is chosen.
         """
-        chosen = np.asarray(rows, np.int64)
-        if chosen.ndim != 1 or not len(chosen):
-            raise ValueError(f"rows must be a list of at least one row, got {rows!r}")
-        if (chosen < 0).any() or (chosen >= len(self._lengths)).any():
-            raise ValueError(f"rows are 0 to {len(self._lengths) - 1}, got {_listed(chosen)}")
-        twin = Stream(self._model, batch=len(chosen), capacity=self._capacity)
-        twin._take(self._lengths[chosen], self._cache.rows(chosen, int(self._lengths.max())))
+        chosen = whole_numbers("rows", rows)
+        with self.reading() as (read, _):
+            if (chosen < 0).any() or (chosen >= len(read.lengths)).any():
+                raise ValueError(f"rows are 0 to {len(read.lengths) - 1}, got {_listed(chosen)}")
+            twin = Stream(self._model, batch=len(chosen), capacity=self._capacity)
+            twin._take(read.lengths[chosen], self._cache.rows(chosen, read))
         return twin
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[tuple[Read, Mapping[str, Array]]]:
+        """What was read and the used slots of the cache, to be copied inside; not for writing.
+
+        Several threads may read at once.
+
+        Raises:
+            RuntimeError: The stream changed, or changes, meanwhile.
+        """
+        read = self._read
+        if self._is_in_use:
+            raise self._refusal()
+        yield read, self._cache.held(read)
+        if self._is_in_use or self._read is not read:
+            raise self._refusal()
+
+    def _refusal(self) -> RuntimeError:
+        return RuntimeError(
+            "this stream is in use by another thread, or a call of it was interrupted where it "
+            "could not be undone; give each thread a stream of its own (fork() one that is idle), "
+            "and after an interrupt go on with model.stream(), or model.restore() of a saved one"
+        )
+
     def _take(self, lengths: Array, held: Mapping[str, Array]) -> None:
-        self._lengths, used = lengths, int(lengths.max())
-        self._cache.reserve(0, used)
-        self._cache.put(held, used)
+        self._cache.reserve(0, int(lengths.max()))
+        self._read = self._cache.put(held, lengths)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was read so far, to be taken up by `Model.restore`, in another process too.
 
         The file is written whole or not at all, and carries a hash of its content.
         """
-        from causal_onnx.runtime.saved import write_saved  # noqa: PLC0415 - few save any
+        from causal_onnx.runtime import saved  # noqa: PLC0415 - few save any
 
-        held = self._cache.held(int(self._lengths.max()))
-        write_saved(path, self._model.contract, self._lengths, held)
+        with self.reading() as (read, held):
+            content = saved.encode(self._model.contract, read.lengths, held)
+        saved.write(path, content)
 
     @classmethod
     def restore(cls, model: Model, path: str | os.PathLike[str]) -> Stream:
@@ -246,27 +317,17 @@ class Stream:
         """
         if not model.contract.cache:
             raise ArtifactError(f"{model!r} has no cache, so it takes up no saved stream")
-        from causal_onnx.runtime.saved import read_saved  # noqa: PLC0415 - few restore any
+        from causal_onnx.runtime import saved  # noqa: PLC0415 - few restore any
 
-        lengths, found = read_saved(path, model.contract, model=repr(model))
+        lengths, found = saved.read_saved(path, model.contract, model=repr(model))
         stream = cls(model, batch=len(lengths))
         stream._take(lengths, found)
         return stream
 
     def _new_positions(self, feeds: Mapping[str, Array]) -> int:
-        """How many positions the inputs hold, checked against the batch of the stream."""
-        seq = 0
-        for spec in self._own.inputs:
-            array = feeds[spec.name]
-            batch = spec.axis_of("batch")
-            if batch is not None and array.shape[batch] != len(self._lengths):
-                raise ValueError(
-                    f"input {spec.name!r} has a batch of {array.shape[batch]}, but the stream was "
-                    f"started with batch={len(self._lengths)}"
-                )
-            axis = spec.axis_of("seq")
-            seq = seq if axis is None else array.shape[axis]
-        return seq
+        """How many positions the inputs hold."""
+        axes = ((spec.name, spec.axis_of("seq")) for spec in self._own.inputs)
+        return next((feeds[name].shape[axis] for name, axis in axes if axis is not None), 0)
 
     def _last(self, name: str, output: Array, new: Array) -> Array:
         """`output` at the last new position of each row, where the graph has not chosen it."""
@@ -287,24 +348,19 @@ class Stream:
         """The new positions of each row."""
         contract = self._model.contract
         if lengths is None:
-            new = np.full(len(self._lengths), seq, np.int64)
+            new = np.full(len(self._read.lengths), seq, np.int64)
         else:
-            new = np.asarray(lengths, np.int64)
-            if new.shape != self._lengths.shape:
-                raise ValueError(
-                    f"lengths must hold one number for each of the {len(self._lengths)} rows, got "
-                    f"{lengths!r}"
-                )
+            new = whole_numbers("lengths", lengths, count=len(self._read.lengths))
             if (new < 0).any() or (new > seq).any():
                 raise ValueError(f"lengths must lie in [0, {seq}], got {_listed(new)}")
             if contract.mask is None and (new != seq).any():
                 raise ValueError("the rows of this model's cache must have the same length")
         # Padding is computed too, at positions that a table of the model must have.
-        most = int(self._lengths.max()) + seq
+        most = int(self._read.lengths.max()) + seq
         if self._limit is not None and most > self._limit:
             whose = "the model accepts" if self._capacity is None else "the stream has room for"
             raise ValueError(
-                f"{seq} positions after {int(self._lengths.max())} make {most}; {whose} "
+                f"{seq} positions after {int(self._read.lengths.max())} make {most}; {whose} "
                 f"at most {self._limit}"
             )
         return new

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.runtime.whole import whole_number
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,6 +41,7 @@ class Workload:
         """
         contract = model.contract
         check_sizes(contract, batch=batch, seq=seq, past=past)
+        batch, seq, past = int(batch), int(seq), int(past)
         self.batch, self.seq, self.past = batch, seq, past
         self._model = model
         self._request = make_request(contract, batch=batch, seq=seq, past=past)
@@ -87,8 +89,7 @@ def check_sizes(contract: Contract, *, batch: int, seq: int, past: int) -> None:
         ValueError: One of them is not what the contract allows.
     """
     for name, value, least in (("batch", batch, 1), ("seq", seq, 1), ("past", past, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        whole_number(name, value, least=least)
     if batch > 1 and not any("batch" in spec.axes for spec in contract.inputs):
         raise ValueError(f"this model takes one sequence at a time, got batch={batch}")
     if past and not contract.cache:

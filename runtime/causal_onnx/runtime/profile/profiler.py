@@ -18,6 +18,7 @@ from causal_onnx.runtime.profile.events import Event, Run, Tensor, read_runs
 from causal_onnx.runtime.profile.graph import GraphNode, Scope, read_graph
 from causal_onnx.runtime.profile.products import product_flops
 from causal_onnx.runtime.profile.weights import weight_bytes
+from causal_onnx.runtime.whole import whole_number
 from causal_onnx.runtime.workload import Workload, check_sizes
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ def profile(
     model: Model, *, seq: int = 1, past: int = 0, batch: int = 1, calls: int | None = None
 ) -> Profile:
     """`Model.profile`."""
-    if calls is not None and (isinstance(calls, bool) or not isinstance(calls, int) or calls < 1):
-        raise ValueError(f"calls must be a positive integer or None, got {calls!r}")
+    if calls is not None:
+        whole_number("calls", calls, wanted="a positive integer or None")
     check_sizes(model.contract, batch=batch, seq=seq, past=past)
     times = time_calls(Workload(model, batch=batch, seq=seq, past=past), calls=calls)
     return profile_all(model, [((batch, seq, past), times)])[0]
