@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -20,7 +20,11 @@ from tools.fuzz.mutate import Base, change_bytes, mutate_model
 from causal_onnx.runtime import ArtifactError, Limits, Model, load, read_artifact
 from causal_onnx.runtime.contract import CachePair
 from causal_onnx.runtime.scan import scan
-from causal_onnx.runtime.scan.numbers import Known, compute
+from causal_onnx.runtime.scan import numbers, sizes
+from causal_onnx.runtime.scan.numbers import Known
+from causal_onnx.runtime.scan.rules import ALLOWED
+from causal_onnx.runtime.scan.sizes import Number, between, high_of, infimum, low_of, supremum
+from causal_onnx.runtime.scan.values import INT64, Node, Value
 from causal_onnx.runtime.wire import Source, fields
 from tests.runtime.artifacts import FIXTURES, field, fixture
 from tests.runtime.onnx_bytes import external, model
@@ -113,30 +117,101 @@ OPERATIONS: dict[str, Callable[[Any, Any], Any]] = {
     "Add": np.add,
     "Sub": np.subtract,
     "Mul": np.multiply,
-    "Div": lambda a, b: np.trunc(a / np.maximum(b, 1)).astype(np.int64),
+    "Div": lambda a, b: np.trunc(a / b).astype(np.int64),
     "Min": np.minimum,
     "Max": np.maximum,
-    "Mod": lambda a, b: np.mod(a, np.maximum(b, 1)),
+    "Mod": np.mod,
+    "Less": lambda a, b: (a < b).astype(np.int64),
+    "Equal": lambda a, b: (a == b).astype(np.int64),
 }
 SPANS = st.lists(st.tuples(st.integers(-1000, 1000), st.integers(0, 50)), min_size=3, max_size=3)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+def computed(op_type: str, left: Sequence[Number], right: Sequence[Number]) -> Value:
+    """What the scan knows of an operator on two vectors of int64."""
+    inputs = [Value(INT64, (len(side),), Known.of(side)) for side in (left, right)]
+    node = Node(op_type, "", "the node", 20, inputs, 1, {})
+    return ALLOWED["", op_type].result(node)[0]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(SPANS, SPANS, st.sampled_from(sorted(OPERATIONS)), st.integers(0, 2**32))
 def test_spans_hold_what_the_operator_gives(
     left: list[tuple[int, int]], right: list[tuple[int, int]], op_type: str, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    if op_type in ("Div", "Mod"):  # of sizes, by a positive number
+    if op_type in ("Div", "Mod"):
         right = [(abs(low) + 1, width) for low, width in right]
     spans = [[(low, low + width) for low, width in side] for side in (left, right)]
-    got = compute(op_type, [Known.of(side) for side in spans], {})
+    got = computed(op_type, *([between((x,), (y,)) for x, y in side] for side in spans)).known
     assert got is not None
     assert got.items is not None
     for _ in range(20):
         a, b = (np.array([rng.integers(x, y + 1) for x, y in side]) for side in spans)
-        for value, (low, high) in zip(OPERATIONS[op_type](a, b), got.items, strict=True):
-            assert low <= value <= high, (a, b)
+        for value, item in zip(OPERATIONS[op_type](a, b), got.items, strict=True):
+            assert infimum(low_of(item)) <= value <= supremum(high_of(item)), (a, b)
+
+
+EXTREME = st.sampled_from(
+    [-(2**63), -(2**62), -(2**32), -2, -1, 0, 1, 2, 3, 2**31, 2**62, 2**63 - 1]
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(EXTREME, EXTREME, st.sampled_from(["Add", "Sub", "Mul", "Min", "Max", "Less", "Equal"]))
+def test_whole_numbers_wrap_as_in_memory_or_are_any_number(a: int, b: int, op_type: str) -> None:
+    (item,) = computed(op_type, [a], [b]).known.items  # type: ignore[union-attr, misc]
+    with np.errstate(over="ignore"):
+        value = OPERATIONS[op_type](np.int64(a), np.int64(b))
+    assert infimum(low_of(item)) <= value <= supremum(high_of(item))
+
+
+SIZES = st.recursive(
+    st.sampled_from(["a", "b"]) | st.integers(0, 20),
+    lambda inner: st.tuples(
+        st.sampled_from(["+", "-", "*", "//", "%", "min", "max"]), inner, inner
+    ),
+    max_leaves=8,
+)
+
+
+def evaluated(
+    tree: Any, axes: dict[str, Any], functions: dict[str, Callable[[Any, Any], Any]]
+) -> Any:
+    if isinstance(tree, tuple):
+        return functions[tree[0]](*(evaluated(part, axes, functions) for part in tree[1:]))
+    return axes.get(tree, tree)
+
+
+PLAIN: dict[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "//": lambda a, b: abs(a) // max(b, 1) * (1 if a >= 0 else -1),
+    "%": lambda a, b: a % max(b, 1),
+    "min": min,
+    "max": max,
+}
+SYMBOLIC: dict[str, Callable[[Any, Any], Any]] = {
+    "+": sizes.add,
+    "-": sizes.subtract,
+    "*": sizes.multiply,
+    "//": lambda a, b: sizes.divide(a, numbers.maximum(b, 1)),
+    "%": lambda a, b: numbers.remainder(a, numbers.maximum(b, 1)),
+    "min": numbers.minimum,
+    "max": numbers.maximum,
+}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(SIZES, st.integers(1, 40), st.integers(1, 40))
+def test_bounds_of_sizes_hold_at_every_size(tree: Any, a: int, b: int) -> None:
+    found = evaluated(tree, {"a": sizes.axis(1), "b": sizes.axis(1)}, SYMBOLIC)
+    value = evaluated(tree, {"a": a, "b": b}, PLAIN)
+    n = max(a, b)
+    slack = 1e-6 * (1 + abs(value))
+    assert infimum(low_of(found)) <= value + slack
+    assert value <= supremum(high_of(found), n) + slack
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -223,7 +223,7 @@ def _files(
 ) -> AbstractContextManager[Held] | AbstractContextManager[None]:
     """The files of a model, judged; None where nobody asked for it."""
     if not options["trusted"]:
-        return scan(artifact, options["limits"] or Limits())
+        return scan(artifact, options["limits"] or Limits(), options["contract"])
     return hold_unjudged(artifact) if options["isolated_trial"] else nullcontext()
 
 

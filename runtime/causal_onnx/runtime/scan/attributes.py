@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from causal_onnx.runtime.scan.decode import KEPT, Message, Numbers
-from causal_onnx.runtime.scan.growth import Constant
 from causal_onnx.runtime.scan.limits import Refused
-from causal_onnx.runtime.scan.numbers import Known
+from causal_onnx.runtime.scan.numbers import Known, of_type
 from causal_onnx.runtime.wire import Source
 
-__all__ = ["check_attribute", "check_value", "constant", "contents", "integers", "tensors_of"]
+__all__ = ["check_attribute", "check_value", "contents", "integers", "read_texts", "tensors_of"]
 
 _FIELDS = {
     1: "f", 2: "i", 3: "s", 4: "t", 5: "g", 6: "floats", 7: "ints", 8: "strings", 9: "tensors",
@@ -31,6 +30,9 @@ _AT_LEAST_ONE = frozenset(
 
 _ANY_SIZE = frozenset({"value_int", "value_ints", "starts", "ends", "value", "seed"})
 """Numbers that onnxruntime keeps in 64 bits. Of others it takes the lower 32: 2^32 becomes 0."""
+
+MAX_TEXT_BYTES = 1 << 12
+"""Of a text that a rule reads: an equation, a mode."""
 
 
 def check_attribute(attribute: Message, where: str) -> None:
@@ -88,23 +90,12 @@ def tensors_of(attributes: dict[str, Message]) -> list[tuple[str, Message]]:
     return found
 
 
-def constant(
-    attributes: dict[str, Message], value: Known | None, shape: tuple[int, ...]
-) -> tuple[Known | None, Constant]:
-    """What a Constant gives, whose tensor has this shape and these contents."""
-    numbers = integers(attributes)
-    if "value_int" in numbers or "value_ints" in numbers:
-        values = numbers.get("value_int") or numbers.get("value_ints", [])
-        whole = attributes.get("value_ints", {}).get("ints", Numbers(count=1)).count
-        known = Known.of([(x, x) for x in values]) if values and whole == len(values) else None
-        return known, Constant.of_shape([whole])
-    if "value" in attributes:
-        return value, Constant.of_shape(shape)
-    longest = 1
+def read_texts(source: Source, attributes: dict[str, Message]) -> None:
+    """Read the texts among the attributes of a node, for its rule."""
     for attribute in attributes.values():
-        longest = max(longest, len(attribute.get("strings", [])))
-        longest = max(longest, attribute.get("floats", Numbers()).count)
-    return None, Constant.of_shape([longest])
+        if "s" in attribute:
+            position, length = attribute["s"]
+            attribute["text"] = source.read(position, min(length, MAX_TEXT_BYTES))
 
 
 _FORMATS = {
@@ -126,4 +117,6 @@ def contents(source: Source, tensor: Message, shape: tuple[int, ...]) -> Known |
             values = tensor[key].first if key in tensor else values
     if len(values) != count or not all(math.isfinite(x) for x in values):
         return None
-    return Known.of([(x, x) for x in values], is_real=letter in "fd")
+    whole = letter not in "fd"
+    found = Known.of([int(x) if whole else x for x in values])
+    return of_type(found, tensor.get("data_type", 0))

@@ -1,54 +1,70 @@
-"""The nodes of a file: known operators, control flow as our forms write it, sizes within limits."""
+"""The nodes of a file: operators of the allow list, each judged by its rule, in control flow as our
+forms write it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from typing import Any
 
+from causal_onnx.runtime.contract import SLOT_AXES, Contract
 from causal_onnx.runtime.scan.attributes import (
     check_attribute,
     check_value,
-    constant,
     contents,
-    integers,
+    read_texts,
     tensors_of,
 )
 from causal_onnx.runtime.scan.decode import Message
-from causal_onnx.runtime.scan.growth import Constant, constant_size, stated_elements
+from causal_onnx.runtime.scan.growth import Budget
 from causal_onnx.runtime.scan.limits import Limits, Refused
-from causal_onnx.runtime.scan.numbers import Known, compute
-from causal_onnx.runtime.scan.tensors import TensorChecker
+from causal_onnx.runtime.scan.numbers import INTEGERS, Known, joined, of_type
+from causal_onnx.runtime.scan.rules import ALLOWED, CONTRIB, OPSETS
+from causal_onnx.runtime.scan.sizes import (
+    STATED,
+    Number,
+    Size,
+    add,
+    axis,
+    between,
+    chosen_by_caller,
+    high_of,
+    hull,
+    infimum,
+    low_of,
+    supremum,
+)
+from causal_onnx.runtime.scan.tensors import BITS, STRING, TensorChecker
+from causal_onnx.runtime.scan.values import BOOL, INT64, Node, Shape, Value, extent
 from causal_onnx.runtime.wire import Source
 
 __all__ = ["GraphChecker"]
 
-CONTRIB = "com.microsoft"
-CONTRIB_OPERATORS = frozenset(
-    {
-        "Attention", "BiasGelu", "DequantizeLinear", "FastGelu", "FusedMatMul",
-        "GatherBlockQuantized", "Gelu", "GroupQueryAttention", "MatMulBnb4", "MatMulNBits",
-        "MultiHeadAttention", "QuantizeLinear", "QuickGelu", "RotaryEmbedding",
-        "SimplifiedLayerNormalization", "SkipLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
-    }
-)  # fmt: skip
-"""Those that the exporter writes, and those that its analysis can follow in other files. The domain
-has others that read files (EPContext) or loop (BeamSearch)."""
+IR_VERSIONS = (4, 14)
+"""Of the file format, the first and the last that were reviewed; before, weights were inputs."""
 
 MAX_BRANCHES = 4
 """Graphs in graphs. The tiled form has a Loop in a branch; a cached one no more."""
+
+MAX_RANK = 16
+"""Axes of a value. Modules have 3 to 6; many kernels have fixed room for some more."""
+
+GRAPHS = {"If": {"then_branch", "else_branch"}, "Loop": {"body"}, "SequenceMap": {"body"}}
+"""Control flow, read here and not by a rule -> the graphs that it has."""
 
 
 class _Scope:
     """What is known of the values of one graph, and of the graphs around it."""
 
-    def __init__(self, outer: _Scope | None, *, in_loop: bool = False) -> None:
+    def __init__(self, outer: _Scope | None, *, times: float = 1, in_loop: bool = False) -> None:
         self.outer = outer
+        self.times: float = times * (1 if outer is None else outer.times)
         self.in_loop: bool = in_loop or (outer is not None and outer.in_loop)
         self.depth: int = 0 if outer is None else outer.depth + 1
-        self.values: dict[str, tuple[Known | None, Constant | None]] = {}
-        self.sequences: set[str] = set()
+        self.values: dict[str, Value] = {}
+        self.declared: dict[str, list[Message]] = {}
+        """Axes that the file states of values that it computes; onnxruntime believes them."""
 
-    def find(self, name: str) -> tuple[Known | None, Constant | None] | None:
+    def find(self, name: str) -> Value | None:
         scope: _Scope | None = self
         while scope is not None:
             if name in scope.values:
@@ -66,33 +82,65 @@ class GraphChecker:
         tensors: TensorChecker,
         limits: Limits,
         *,
-        domains: Sequence[str],
+        opsets: Sequence[Message],
+        ir_version: int,
+        contract: Contract | None = None,
     ) -> None:
-        """Prepare; `domains` are the operator sets that the file imports."""
+        """Prepare.
+
+        Args:
+            source: The file.
+            tensors: What judges its tensors.
+            limits: What it may hold.
+            opsets: The operator sets that it imports, as decoded.
+            ir_version: The version of its format.
+            contract: What requests are checked against before they reach the graph: which axes are
+                of the same size, and which are never empty. None, when a file is only looked at:
+                the names in the graph say so.
+
+        Raises:
+            Refused: An operator set or the format is of a version that was not reviewed.
+        """
         self._source = source
         self._tensors = tensors
         self._limits = limits
-        self._domains = frozenset(domains)
+        self._opsets = _versions(opsets)
+        self._contract = contract
+        self._budget = Budget(limits, 0)
+        self._axes: dict[str, Number] = {}
         self._nodes = 0
-        self._constant_elements = 0.0
+        first, last = IR_VERSIONS
+        if not first <= ir_version <= last:
+            raise Refused(
+                f"it is of the IR version {ir_version}; {first} to {last} were reviewed",
+                f"set it with onnx: model.ir_version = 10 (it has to be one of {first} to {last})",
+            )
 
-    def check(self, graph: Message, scope: _Scope | None = None) -> None:
-        """Check a graph and those inside it.
+    def check(self, graph: Message, scope: _Scope | None = None) -> list[Value]:
+        """Check a graph and those inside it; returns what is known of its outputs.
 
         Raises:
-            Refused: By name, what it holds that our forms do not.
+            Refused: By name, what it holds that our forms do not, or what it takes.
         """
+        is_main = scope is None
         scope = scope or _Scope(None)
         if "sparse_initializer" in graph:
             raise Refused("it has sparse weights, which are small in the file and large in memory")
         for key in ("input", "output", "value_info"):
             for value in graph.get(key, []):
                 check_value(value, key)
-        for value in graph.get("input", []):
-            self._define(scope, value.get("name", ""), None, None, where="input")
-        inputs = {value.get("name") for value in graph.get("input", [])}
+                if key != "input":
+                    shape = value.get("type", {}).get("tensor_type", {}).get("shape")
+                    if shape is not None:
+                        scope.declared[value.get("name", "")] = shape.get("dim", [])
+        if is_main:
+            for value in graph.get("input", []):
+                self._define(scope, value.get("name", ""), self._input_of(value), where="input")
+        defaults = {value.get("name") for value in graph.get("input", [])} if is_main else set()
         for tensor in graph.get("initializer", []):
-            self._initializer(tensor, scope, inputs)
+            self._initializer(tensor, scope, defaults)
+        if is_main:
+            self._budget = Budget(self._limits, self._tensors.bytes)
         for index, node in enumerate(graph.get("node", [])):
             self._nodes += 1
             if self._nodes > self._limits.max_nodes:
@@ -101,66 +149,148 @@ class GraphChecker:
                     "raise it: limits=Limits(max_nodes=...)",
                 )
             self._node(node, scope, index)
+        outputs = []
         for value in graph.get("output", []):
-            if scope.find(value.get("name", "")) is None:
+            found = scope.find(value.get("name", ""))
+            if found is None:
                 raise Refused(f"nothing computes the output {value.get('name', '')!r}")
+            outputs.append(found)
+        return outputs
 
-    def _define(
-        self, scope: _Scope, name: str, known: Known | None, size: Constant | None, *, where: str
-    ) -> None:
+    def _define(self, scope: _Scope, name: str, value: Value, *, where: str) -> None:
         if not name:
             raise Refused(f"{where} has a value without a name")
         if name in scope.values:
             raise Refused(f"{where} defines the value {name!r} a second time")
-        scope.values[name] = (known, size)
+        if value.dtype == STRING or value.dtype not in BITS:
+            raise Refused(f"{where} has the value {name!r} of texts, expected numbers")
+        scope.values[name] = value
 
-    def _initializer(self, tensor: Message, scope: _Scope, inputs: Set[str]) -> None:
+    def _input_of(self, value: Message) -> Value:
+        """An input of the file, whose sizes a caller chooses within the contract."""
+        name = value.get("name", "")
+        tensor = value.get("type", {}).get("tensor_type")
+        if tensor is None:
+            raise Refused(f"the input {name!r} is not a tensor")
+        spec = None
+        if self._contract is not None:
+            spec = next((x for x in self._contract.inputs if x.name == name), None)
+        dims: list[Message] | None = tensor["shape"].get("dim", []) if "shape" in tensor else None
+        if dims is None and spec is None:
+            raise Refused(f"the input {name!r} is of unknown rank")
+        if dims is None:
+            assert spec is not None
+            dims = [{}] * len(spec.axes)
+        axes = list(spec.axes) if spec is not None else [dim.get("dim_param") for dim in dims]
+        if len(axes) != len(dims):
+            raise Refused(f"the input {name!r} has another rank than the contract says")
+        shape = [
+            dim["dim_value"] if dim.get("dim_value") else self._open_axis(promised)
+            for dim, promised in zip(dims, axes, strict=True)
+        ]
+        dtype = tensor.get("elem_type", 0)
+        known = None
+        if spec is not None and spec.vocab_size is not None:
+            known = Known.any_of(between((0,), (spec.vocab_size - 1,)))
+        elif self._contract is not None and name == self._contract.mask:
+            known = Known.any_of(between((0,), (1,)))
+        elif dtype in INTEGERS:
+            known = Known(None, chosen_by_caller(*INTEGERS[dtype]))
+        return Value(dtype, tuple(shape), of_type(known, dtype) if known else None)
+
+    def _open_axis(self, promised: str | int | None) -> Number:
+        """The size of an axis that the graph leaves open; requests keep to the contract."""
+        if isinstance(promised, int):
+            return promised
+        if not promised or promised in SLOT_AXES:
+            return axis(0)
+        if promised not in self._axes:
+            names = {
+                x for spec in (self._contract.inputs if self._contract else ()) for x in spec.axes
+            }
+            if promised == "total_seq" and {"past_seq", "seq"} <= names:
+                self._axes[promised] = add(self._open_axis("past_seq"), self._open_axis("seq"))
+            else:
+                self._axes[promised] = axis(0 if "past" in promised else 1)
+        return self._axes[promised]
+
+    def _initializer(self, tensor: Message, scope: _Scope, defaults: Set[Any]) -> None:
         name = tensor.get("name", "")
         where = f"the tensor {name!r}"
         shape = self._tensors.check(tensor, where, may_be_external=scope.depth == 0)
         known = contents(self._source, tensor, shape)
-        if name in inputs:  # the default of an input, which a caller may replace
+        if name in defaults:  # the default of an input, which a caller may replace
             return
-        self._define(scope, name, known, Constant.of_shape(shape), where=where)
+        value = Value(tensor.get("data_type", 0), shape, known)
+        self._define(scope, name, value, where=where)
 
-    def _node(self, node: Message, scope: _Scope, index: int) -> None:
-        op_type, domain = node.get("op_type", ""), node.get("domain", "")
-        name = node.get("name") or next(iter(node.get("output", [])), f"number {index}")
+    def _node(self, message: Message, scope: _Scope, index: int) -> None:
+        op_type, domain = message.get("op_type", ""), message.get("domain", "")
+        domain = "" if domain == "ai.onnx" else domain
+        outputs = message.get("output", [])
+        name = message.get("name") or next(iter(outputs), f"number {index}")
         where = f"the node {name!r} ({f'{domain}:' if domain else ''}{op_type})"
-        self._check_operator(node, op_type, domain, where)
-        inputs = [self._input(name, scope, where) for name in node.get("input", [])]
-        attributes = {}
-        for attribute in node.get("attribute", []):
+        self._check_operator(message, op_type, domain, where)
+        inputs = [self._input(name, scope, where) for name in message.get("input", [])]
+        attributes: dict[str, Message] = {}
+        for attribute in message.get("attribute", []):
             key = attribute.get("name", "")
             if not key or key in attributes:
                 raise Refused(f"{where} has an attribute {key!r} twice or without a name")
             attributes[key] = attribute
             check_attribute(attribute, where)
-        knowns = [None if value is None else value[0] for value in inputs]
-        self._check_graphs(node, attributes, knowns, scope, where)
-        known, size = self._result(node, inputs, attributes, where)
-        for position, output in enumerate(node.get("output", [])):
+        read_texts(self._source, attributes)
+        node = Node(op_type, domain, where, self._opsets[domain], inputs, len(outputs), attributes)
+        graphs = {key: value["g"] for key, value in attributes.items() if "g" in value}
+        expected = GRAPHS.get(op_type, set()) if not domain else set()
+        if set(graphs) != expected:
+            raise Refused(
+                f"{where} has the graphs {', '.join(sorted(graphs)) or 'none'}, expected "
+                f"{', '.join(sorted(expected)) or 'none'}"
+            )
+        self._read_tensors(node)
+        cost = 1.0
+        if op_type == "SequenceMap" and graphs:
+            results = self._mapped(node, graphs["body"], scope)
+        elif op_type == "If" and graphs:
+            results = self._branches(node, graphs, scope)
+        elif op_type == "Loop" and graphs:
+            results = self._loop(node, message, graphs["body"], scope)
+        else:
+            rule = ALLOWED[domain, op_type]
+            if rule.check is not None:
+                rule.check(node)
+            results, cost = list(rule.result(node)), rule.cost
+        results = [
+            _as_declared(value, scope.declared.get(output))
+            for value, output in zip(results, outputs, strict=False)
+        ]
+        if len(results) < len(outputs):
+            node.refuse(f"has {len(outputs)} outputs, expected at most {len(results)}")
+        for value in results:
+            if len(value.shape) > MAX_RANK:
+                node.refuse(f"gives a tensor of {len(value.shape)} axes, more than {MAX_RANK}")
+        self._budget.take(node, results, cost, times=scope.times)
+        for output, value in zip(outputs, results, strict=True):
             if output:
-                pair = (known, size) if position == 0 else (None, size)
-                self._define(scope, output, *pair, where=where)
-        if op_type == "SequenceConstruct":
-            scope.sequences.update(node.get("output", []))
+                self._define(scope, output, value, where=where)
 
     def _check_operator(self, node: Message, op_type: str, domain: str, where: str) -> None:
-        if domain not in ("", "ai.onnx", CONTRIB):
+        if domain not in OPSETS:
             raise Refused(
                 f"{where} is of the operator domain {domain!r}, expected ONNX's own or {CONTRIB}"
             )
-        if domain == CONTRIB and op_type not in CONTRIB_OPERATORS:
-            raise Refused(f"{where} is none of the operators of {CONTRIB} that exports have")
-        if ("" if domain == "ai.onnx" else domain) not in self._domains:
+        rule = ALLOWED.get((domain, op_type))
+        if rule is None and (domain or op_type not in GRAPHS):
+            raise Refused(f"{where} is none of the operators that exports have")
+        if domain not in self._opsets:
             raise Refused(f"{where} is of an operator set that the file does not import")
+        if rule is not None and self._opsets[domain] < rule.since and not domain:
+            raise Refused(f"{where} is of opset {rule.since}, and the file of an earlier one")
         if node.get("overload") or "device_configurations" in node:
             raise Refused(f"{where} is a call of a local function, or is placed on a device")
 
-    def _input(
-        self, name: str, scope: _Scope, where: str
-    ) -> tuple[Known | None, Constant | None] | None:
+    def _input(self, name: str, scope: _Scope, where: str) -> Value | None:
         if not name:
             return None
         found = scope.find(name)
@@ -168,108 +298,116 @@ class GraphChecker:
             raise Refused(f"{where} reads {name!r}, which nothing before it computes")
         return found
 
-    def _check_graphs(
-        self,
-        node: Message,
-        attributes: dict[str, Message],
-        inputs: Sequence[Known | None],
-        scope: _Scope,
-        where: str,
-    ) -> None:
-        """Only If, Loop and SequenceMap have graphs, and only as exports write them."""
-        graphs = {key: value["g"] for key, value in attributes.items() if "g" in value}
-        op_type = node.get("op_type", "")
-        expected = {
-            "If": {"then_branch", "else_branch"},
-            "Loop": {"body"},
-            "SequenceMap": {"body"},
-        }.get(op_type, set())
-        if op_type == "Scan":
-            raise Refused(f"{where} is control flow that exports do not have")
-        if set(graphs) != expected:
-            raise Refused(
-                f"{where} has the graphs {', '.join(sorted(graphs)) or 'none'}, expected "
-                f"{', '.join(sorted(expected)) or 'none'}"
-            )
-        if not graphs:
-            return
-        if scope.depth >= MAX_BRANCHES:
-            raise Refused(f"{where} is nested more than {MAX_BRANCHES} graphs deep")
-        carried = [graph.get("input", []) for graph in graphs.values()]
-        if op_type == "If" and any(carried):
-            raise Refused(f"{where} has a branch with inputs")
-        if op_type == "Loop":
-            self._check_loop(node, inputs, len(carried[0]), scope, where)
-        elif op_type == "SequenceMap":
-            sequence = next(iter(node.get("input", [])), "")
-            if sequence not in scope.sequences or scope.in_loop:
-                raise Refused(f"{where} runs over a sequence that the graph does not list")
-        for graph in graphs.values():
-            self.check(graph, _Scope(scope, in_loop=op_type != "If"))
+    def _read_tensors(self, node: Node) -> None:
+        """Put the tensors among the attributes where the rules look for them."""
+        for key, tensor in tensors_of(node.attributes):
+            shape = self._tensors.check(tensor, f"a tensor in {node.where}", may_be_external=False)
+            dtype = tensor.get("data_type", 0)
+            value = Value(dtype, shape, contents(self._source, tensor, shape))
+            node.attributes[key]["value"] = value
 
-    def _check_loop(
-        self, node: Message, inputs: Sequence[Known | None], carried: int, scope: _Scope, where: str
-    ) -> None:
+    def _inner(self, node: Node, scope: _Scope, *, times: float = 1, in_loop: bool) -> _Scope:
+        if scope.depth >= MAX_BRANCHES:
+            node.refuse(f"is nested more than {MAX_BRANCHES} graphs deep")
+        return _Scope(scope, times=times, in_loop=in_loop)
+
+    def _branches(self, node: Node, graphs: dict[str, Message], scope: _Scope) -> list[Value]:
+        condition = node.input(0).known
+        results = []
+        for key in ("then_branch", "else_branch"):
+            if graphs[key].get("input"):
+                node.refuse("has a branch with inputs")
+            inner = self._inner(node, scope, in_loop=False)
+            results.append(self.check(graphs[key], inner))
+        then, other = results
+        if condition is not None and condition.exact:
+            return then if condition.exact[0] else other
+        if len(then) != len(other):
+            node.refuse("has branches with other numbers of outputs")
+        return [_either(node, a, b) for a, b in zip(then, other, strict=True)]
+
+    def _mapped(self, node: Node, body: Message, scope: _Scope) -> list[Value]:
+        """A SequenceMap, as nodes for each tensor of a list that the graph writes out."""
+        if len(node.inputs) != 1 or len(body.get("input", [])) != 1 or scope.in_loop:
+            node.refuse("has several inputs, or is in a loop")
+        results = []
+        for part in node.listed(0):
+            inner = self._inner(node, scope, in_loop=True)
+            self._define(inner, body["input"][0].get("name", ""), part, where=node.where)
+            results.append(self.check(body, inner))
+        columns = zip(*results, strict=True)
+        return [Value(parts[0].dtype, (), parts=tuple(parts)) for parts in columns]
+
+    def _loop(self, node: Node, message: Message, body: Message, scope: _Scope) -> list[Value]:
         """A Loop stacks what each of a bounded number of steps gives, and carries nothing."""
         if scope.in_loop:
-            raise Refused(f"{where} is a loop in a loop")
-        if len(inputs) != 2 or carried != 2:
-            raise Refused(
-                f"{where} carries values from step to step, which loops of exports do not"
-            )
-        count = inputs[0]
+            node.refuse("is a loop in a loop")
+        if len(node.inputs) != 2 or len(body.get("input", [])) != 2:
+            node.refuse("carries values from step to step, which loops of exports do not")
+        steps = node.inputs[0]
+        known = None if steps is None else steps.known
+        if not message["input"][0] or known is None or known.high >= 1 << 62:
+            node.refuse("runs a number of times that does not come from the sizes of its inputs")
         most = self._limits.max_loop_steps
-        if not node["input"][0] or count is None:
-            raise Refused(
-                f"{where} runs a number of times that does not come from the sizes of its inputs"
+        if known.high > most:
+            node.refuse(
+                f"may run more than {most} times", "raise it: limits=Limits(max_loop_steps=...)"
             )
-        if count.hull[1] > most:
-            raise Refused(
-                f"{where} may run more than {most} times",
-                "raise it: limits=Limits(max_loop_steps=...)",
-            )
+        count = known.all if known.low >= 0 else between((0,), high_of(hull([known.all, 0])))
+        inner = self._inner(node, scope, times=extent(count), in_loop=True)
+        step, going = (value.get("name", "") for value in body["input"])
+        numbers = Known.of([between((0,), high_of(count))])
+        self._define(inner, step, Value(INT64, (), numbers), where=node.where)
+        # No step begins but where the condition is true.
+        self._define(inner, going, Value(BOOL, (), Known.of([1])), where=node.where)
+        outputs = self.check(body, inner)
+        if not outputs:
+            node.refuse("has a body without outputs")
+        first = node.inputs[1]
+        conditions = [outputs[0].known, Known.of([1]) if first is None else first.known]
+        if any(found is None or found.exact != [1] for found in conditions):
+            count = between((0,), high_of(count))  # it may end before all steps are done
+        return [Value(value.dtype, (count, *value.shape)) for value in outputs[1:]]
 
-    def _result(
-        self,
-        node: Message,
-        inputs: Sequence[tuple[Known | None, Constant | None] | None],
-        attributes: dict[str, Message],
-        where: str,
-    ) -> tuple[Known | None, Constant | None]:
-        """What is known of the first output, checked to be within the limit."""
-        op_type = node.get("op_type", "")
-        numbers = integers(attributes)
-        shape: tuple[int, ...] = ()
-        value: Known | None = None
-        for key, tensor in tensors_of(attributes):
-            size = self._tensors.check(tensor, f"a tensor in {where}", may_be_external=False)
-            if key == "value":
-                shape, value = size, contents(self._source, tensor, size)
-        knowns = [None if found is None else found[0] for found in inputs]
-        sizes = [found[1] for found in inputs if found is not None]
-        stated = stated_elements(op_type, knowns, numbers)
-        bound: Constant | None = None
-        known = None if node.get("domain") == CONTRIB else compute(op_type, knowns, numbers)
-        if op_type == "Constant":
-            known, bound = constant(attributes, value, shape)
-        elif sizes and all(size is not None for size in sizes):
-            bound = constant_size(op_type, [x for x in sizes if x is not None], stated, numbers)
-            self._constant_elements += bound.elements
-        if op_type == "ConstantOfShape":
-            if "value" not in attributes:
-                value = Known.of([(0, 0)])
-            known = None if value is None else Known.any_of(value.hull, is_real=value.is_real)
-        most = self._limits.max_value_elements
-        largest = max(stated, 0 if bound is None else bound.elements)
-        if largest > most:
+
+def _versions(opsets: Sequence[Message]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for opset in opsets:
+        domain, version = opset.get("domain", ""), opset.get("version", 0)
+        domain = "" if domain == "ai.onnx" else domain
+        if domain in found:
+            raise Refused(f"it imports the operators of {domain or 'ONNX'} twice")
+        first, last = OPSETS.get(domain, (version, version))
+        if not first <= version <= last:
             raise Refused(
-                f"{where} gives {largest:.3g} elements, more than {most}",
-                "raise it: limits=Limits(max_value_elements=...)",
+                f"it imports version {version} of the operators of {domain or 'ONNX'}; {first} to "
+                f"{last} were reviewed",
+                "convert it: onnx.version_converter.convert_version",
             )
-        # Those are kept while the file loads, all of them.
-        if self._constant_elements > most:
-            raise Refused(
-                f"{where} and the nodes before it make more than {most} elements of constants",
-                "raise it: limits=Limits(max_value_elements=...)",
-            )
-        return known, bound
+        found[domain] = version
+    return found
+
+
+def _as_declared(value: Value, dims: list[Message] | None) -> Value:
+    """Widened to the sizes that the file states, by which onnxruntime computes shapes at load."""
+    if dims is None or len(dims) != len(value.shape):
+        return value
+    shape: list[Number] = list(value.shape)
+    for index, dim in enumerate(dims):
+        stated = dim.get("dim_value")
+        if stated is None:
+            continue
+        size = shape[index]
+        if not infimum(low_of(size)) <= stated <= supremum(high_of(size), STATED):
+            shape[index] = hull([size, stated])
+    return Value(value.dtype, tuple(shape), value.known)
+
+
+def _either(node: Node, a: Value, b: Value) -> Value:
+    """What one of two branches gives."""
+    if a.dtype != b.dtype:
+        node.refuse("has branches with outputs of other types")
+    if len(a.shape) != len(b.shape):
+        node.refuse(f"has branches with outputs of {len(a.shape)} and {len(b.shape)} axes")
+    shape: Shape = tuple(hull([x, y]) for x, y in zip(a.shape, b.shape, strict=True))
+    return Value(a.dtype, shape, joined([a.known, b.known]))

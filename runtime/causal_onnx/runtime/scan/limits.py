@@ -16,8 +16,12 @@ class Limits:
     max_weight_bytes: int = 64 << 30
     """All tensors together, those in files beside the model included."""
     max_value_elements: int = 1 << 28
-    """Elements of a value whose size the graph states, and of all values together that depend on
-    constants alone; 2^28 in fp32 are 1 GiB."""
+    """Elements of one value, with every axis that the inputs leave open at 16."""
+    max_memory_bytes: int = 1 << 30
+    """All values of a graph together at that size; 8 bytes more for each byte of its weights."""
+    max_work: int = 1 << 35
+    """Operations of a call at that size, and of loading, in multiplications of a matrix product: 10
+    seconds or so; 2048 more for each byte of the weights."""
     max_fields: int = 500_000
     """Fields of all messages: what the scan costs, 1 to 3 us each. A graph of 10,000 nodes has
     150,000."""

@@ -1,254 +1,321 @@
-"""What is known of the small integer values of a graph: each a span from lowest to highest.
+"""What is known of the small values of a graph: shapes, trip counts, divisors, and their arithmetic.
 
-Shapes and trip counts are computed in the graph from the sizes of its inputs, which are known only
-when it runs. Interval arithmetic over at most `KEPT` numbers says how large and how small they
-can become.
+Whole numbers wrap in a graph as they do in memory: a result that may leave the range of its type is
+any number of that type.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from causal_onnx.runtime.scan.decode import KEPT
+from causal_onnx.runtime.scan.sizes import (
+    MEMORY,
+    Number,
+    Size,
+    add,
+    between,
+    chosen_by_caller,
+    divide,
+    high_of,
+    hull,
+    infimum,
+    is_chosen,
+    is_limited_by,
+    low_of,
+    multiply,
+    negate,
+    quotient,
+    subtract,
+    supremum,
+    within,
+)
 
-__all__ = ["DIMENSION", "Known", "compute"]
+__all__ = ["INTEGERS", "Known", "PRECISION", "anything", "elementwise", "joined", "of_type"]
 
-Number = int | float
-Span = tuple[Number, Number]
+INTEGERS: dict[int, tuple[int, int]] = {
+    2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 6: (-(1 << 31), (1 << 31) - 1),
+    7: (-(1 << 63), (1 << 63) - 1), 9: (0, 1), 12: (0, (1 << 32) - 1), 13: (0, (1 << 64) - 1),
+}  # fmt: skip
+"""TensorProto.DataType -> the range of its whole numbers; 9 is bool."""
 
-DIMENSION: Span = (0, 1 << 20)
-"""What the size of an axis is taken to be: up to a million positions."""
+PRECISION = {1: 1 << 24, 10: 1 << 11, 11: 1 << 53, 16: 1 << 8}
+"""Float type -> up to where it holds every whole number."""
+
+SLACK = 0.01
+"""By which share the result of arithmetic on floats may differ: more than bfloat16 rounds."""
+
+TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A value of whole numbers, or of real ones."""
+    """The elements of a value, row by row, or what holds all of them."""
 
-    items: tuple[Span, ...] | None
-    """Of each element; None: their number is not known."""
-    hull: Span
-    """Holds every element."""
-    is_real: bool = False
+    items: tuple[Number, ...] | None
+    """Of each element; None: only `all` is known."""
+    all: Number
 
     @classmethod
-    def of(cls, items: Sequence[Span], *, is_real: bool = False) -> Known:
+    def of(cls, items: Sequence[Number]) -> Known:
         """A value of these elements, of which there is at least one."""
-        lows, highs = zip(*items, strict=True)
-        return cls(tuple(items) if len(items) <= KEPT else None, (min(lows), max(highs)), is_real)
+        return cls(tuple(items) if len(items) <= KEPT else None, hull(items))
 
     @classmethod
-    def any_of(cls, hull: Span, *, is_real: bool = False) -> Known:
-        return cls(None, hull, is_real)
+    def any_of(cls, number: Number) -> Known:
+        """A value of any number of elements within the bounds of one."""
+        if is_chosen(number):
+            return cls(None, chosen_by_caller(low_of(number)[0], high_of(number)[0]))
+        return cls(None, between(low_of(number), high_of(number)))
 
     @property
-    def exact(self) -> list[Number] | None:
+    def exact(self) -> list[float] | None:
         """The elements where each is known exactly."""
-        if self.items is None or any(low != high for low, high in self.items):
+        if self.items is None or any(isinstance(item, Size) for item in self.items):
             return None
-        return [low for low, _ in self.items]
+        return list(self.items)  # type: ignore[arg-type]
 
-    def least_product(self) -> Number:
-        """What the product of the elements is at least, where none is 0 or negative."""
-        return math.prod(max(low, 1) for low, _ in self.items or ())
+    @property
+    def low(self) -> float:
+        return infimum(low_of(self.all))
+
+    @property
+    def high(self) -> float:
+        return supremum(high_of(self.all))
+
+    def map(self, function: Callable[[Number], Number]) -> Known:
+        items = None if self.items is None else tuple(map(function, self.items))
+        return Known(items, function(self.all) if items is None else hull(items))
 
 
-def compute(
-    op_type: str, inputs: Sequence[Known | None], numbers: dict[str, list[int]]
+def anything(dtype: int) -> Known | None:
+    """Any numbers of an integer type; None for other types."""
+    if dtype not in INTEGERS:
+        return None
+    low, high = INTEGERS[dtype]
+    return Known.any_of(between((low,), (high,)))
+
+
+def of_type(known: Known | None, dtype: int) -> Known | None:
+    """The same, unless it may leave the range of its type: then any number of that type."""
+    if dtype not in INTEGERS:
+        return known
+    if known is None:
+        return anything(dtype)
+    low, high = INTEGERS[dtype]
+    if known.low >= low and known.high <= high:
+        return known
+    if known.items is None:
+        return anything(dtype)
+
+    def wrapped(item: Number) -> Number:
+        inside = infimum(low_of(item)) >= low and supremum(high_of(item)) <= high
+        return item if inside else between((low,), (high,))
+
+    return Known.of([wrapped(item) for item in known.items])
+
+
+def joined(values: Sequence[Known | None]) -> Known | None:
+    """One of several values, of the same number of elements where all know theirs."""
+    known = [value for value in values if value is not None]
+    if len(known) != len(values):
+        return None
+    rows = [value.items for value in known]
+    if all(row is not None and len(row) == len(rows[0] or ()) for row in rows):
+        return Known.of([hull(part) for part in zip(*(row or () for row in rows), strict=True)])
+    return Known.any_of(hull([value.all for value in known]))
+
+
+def elementwise(
+    function: Callable[..., Number], values: Sequence[Known | None], count: int | None
 ) -> Known | None:
-    """What is known of an operator's first output; None: nothing.
-
-    Args:
-        op_type: The operator, of the default domain.
-        inputs: What is known of its inputs; None for one that is absent or unknown.
-        numbers: Its integer attributes.
-    """
-    if op_type == "Shape":
-        return _shape(numbers)
-    if op_type == "Size":
-        return Known.of([(0, math.inf)])
-    if not inputs or inputs[0] is None:
+    """A function of numbers on values that are broadcast to `count` elements (None: many)."""
+    known = [value for value in values if value is not None]
+    if len(known) != len(values):
         return None
-    first = inputs[0]
-    if op_type in ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten"):
-        return first
-    if op_type == "Cast":
-        return _cast(first, numbers.get("to", [0])[0])
-    if op_type in ("Expand", "Tile"):
-        return Known.any_of(first.hull, is_real=first.is_real)
-    if op_type == "Gather" and len(inputs) > 1:
-        return _gather(first, inputs[1])
-    if op_type == "Slice":
-        return _slice(first, inputs)
-    if op_type in ("ReduceMax", "ReduceMin"):
-        return Known.of([first.hull], is_real=first.is_real)
-    if op_type in ("ReduceSum", "ReduceProd"):
-        return _total(op_type, first)
-    known = [value for value in inputs if value is not None]
-    if len(known) != len(inputs):
-        return None
-    if op_type == "Concat":
-        return _concat(known)
-    if op_type == "Range" and len(known) == 3:
-        low = min(known[0].hull[0], known[1].hull[0])
-        high = max(known[0].hull[1], known[1].hull[1])
-        return Known.any_of((low, high), is_real=first.is_real)
-    if op_type in _ELEMENTWISE and len(known) >= 2:
-        result = known[0]
-        for other in known[1:]:
-            result = _elementwise(_ELEMENTWISE[op_type], result, other)
-        return result
-    if op_type == "Neg":
-        return _elementwise(_multiply, first, Known.of([(-1, -1)]))
-    if op_type in ("Ceil", "Floor"):
-        return _elementwise(_add, first, Known.of([(-1, 1)]))
-    return None
+    rows = [value.items for value in known]
+    if count is None or any(row is None or len(row) not in (1, count) for row in rows):
+        # Elements of one value may meet others of the same value.
+        return Known.any_of(function(*(Known.any_of(value.all).all for value in known)))
+    wide = [row * count if len(row) == 1 else row for row in rows if row is not None]
+    return Known.of([function(*parts) for parts in zip(*wide, strict=True)])
 
 
-def _shape(numbers: dict[str, list[int]]) -> Known:
-    start, end = numbers.get("start", [0])[0], numbers.get("end")
-    count = None
-    if end is not None and (start < 0) == (end[0] < 0):
-        count = end[0] - start
-    elif end is None and start < 0:
-        count = -start
-    if count is None or not 0 < count <= KEPT:
-        return Known.any_of(DIMENSION)
-    return Known.of([DIMENSION] * count)
+def minimum(a: Number, b: Number) -> Number:
+    # In one order, so that it is the same number again.
+    return _extreme(b, a, min) if isinstance(b, Size) else _extreme(a, b, min)
 
 
-_INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 12, 13))
+def maximum(a: Number, b: Number) -> Number:
+    return _extreme(b, a, max) if isinstance(b, Size) else _extreme(a, b, max)
 
 
-def _cast(value: Known, to: int) -> Known:
-    if to not in _INTEGERS or not value.is_real:
-        return Known(value.items, value.hull, value.is_real or to not in _INTEGERS)
-
-    def truncate(span: Span) -> Span:
-        return tuple(x if math.isinf(x) else int(x) for x in span)  # type: ignore[return-value]
-
-    items = None if value.items is None else tuple(truncate(span) for span in value.items)
-    return Known(items, truncate(value.hull))
-
-
-def _gather(value: Known, indices: Known | None) -> Known:
-    exact = None if indices is None else indices.exact
-    if value.items is None or not exact:
-        return Known.any_of(value.hull, is_real=value.is_real)
-    count = len(value.items)
-    if any(not -count <= index < count for index in exact):
-        return Known.any_of(value.hull, is_real=value.is_real)
-    return Known.of([value.items[int(index)] for index in exact], is_real=value.is_real)
+@functools.lru_cache(maxsize=MEMORY)
+def _extreme(a: Number, b: Number, choose: Callable[[float, float], float]) -> Number:
+    if not isinstance(a, Size) and not isinstance(b, Size):
+        return choose(a, b)
+    apart = difference_sign(a, b)
+    if apart is not None:
+        return a if (apart > 0) == (choose is max) else b
+    if choose is max:
+        # At least the larger of two numbers, where both bounds are numbers.
+        return between((max(infimum(low_of(a)), infimum(low_of(b))),), high_of(hull([a, b])))
+    if is_limited_by(a, b) or is_limited_by(b, a):
+        return a if is_limited_by(a, b) else b
+    return between(low_of(hull([a, b])), min(high_of(a), high_of(b), key=supremum), a, b)
 
 
-def _slice(value: Known, inputs: Sequence[Known | None]) -> Known:
-    whole = Known.any_of(value.hull, is_real=value.is_real)
-    bounds = [None if x is None else x.exact for x in inputs[1:3]]
-    steps = inputs[4] if len(inputs) > 4 else Known.of([(1, 1)])
-    if value.items is None or steps is None or steps.exact != [1] or len(bounds) < 2:
-        return whole
-    start, end = bounds
-    if not start or not end or len(start) != 1 or len(end) != 1:
-        return whole
-    chosen = value.items[int(start[0]) : int(end[0])]
-    return Known.of(chosen, is_real=value.is_real) if chosen else whole
+def difference_sign(a: Number, b: Number) -> int | None:
+    """1 where `a` is at least `b` always, -1 where it is less always, else None."""
+    apart = subtract(a, b)
+    if infimum(low_of(apart)) >= 0:
+        return 1
+    return -1 if supremum(high_of(apart)) < 0 else None
 
 
-def _total(op_type: str, value: Known) -> Known | None:
-    if value.items is None:
-        return None
-    join = _add if op_type == "ReduceSum" else _multiply
-    total = value.items[0]
-    for span in value.items[1:]:
-        total = join(total, span)
-    return Known.of([total], is_real=value.is_real)
+def truth(decided: bool | None) -> Number:
+    return between((0,), (1,)) if decided is None else int(decided)
 
 
-def _concat(values: Sequence[Known]) -> Known:
-    is_real = any(value.is_real for value in values)
-    hull = Known.of([value.hull for value in values]).hull
-    items: list[Span] = []
-    for value in values:
-        if value.items is None:
-            return Known.any_of(hull, is_real=is_real)
-        items += value.items
-    return Known.of(items, is_real=is_real)
+def less(a: Number, b: Number) -> Number:
+    sign = difference_sign(a, b)
+    return truth(None if sign is None else sign < 0)
 
 
-def _elementwise(join: Callable[[Span, Span], Span], a: Known, b: Known) -> Known:
-    is_real = a.is_real or b.is_real
-    if join is _divide and is_real:
-        join = _divide_real
-    lefts, rights = a.items, b.items
-    if lefts is None or rights is None or len({1, len(lefts), len(rights)}) > 2:
-        return Known.any_of(join(a.hull, b.hull), is_real=is_real)
-    count = max(len(lefts), len(rights))
-    lefts, rights = (x * count if len(x) == 1 else x for x in (lefts, rights))
-    return Known.of([join(x, y) for x, y in zip(lefts, rights, strict=True)], is_real=is_real)
+def greater(a: Number, b: Number) -> Number:
+    return less(b, a)
 
 
-def _hull(values: Sequence[Number]) -> Span:
-    # 0 x infinity is not a number; whatever it is, it is between the two.
-    if any(math.isnan(value) for value in values):
-        return -math.inf, math.inf
-    return min(values), max(values)
+def less_or_equal(a: Number, b: Number) -> Number:
+    return opposite(less(b, a))
 
 
-def _add(a: Span, b: Span) -> Span:
-    return a[0] + b[0], a[1] + b[1]
+def greater_or_equal(a: Number, b: Number) -> Number:
+    return opposite(less(a, b))
 
 
-def _subtract(a: Span, b: Span) -> Span:
-    return a[0] - b[1], a[1] - b[0]
+def equal(a: Number, b: Number) -> Number:
+    if a == b:
+        return 1
+    one, other = difference_sign(a, b), difference_sign(b, a)
+    return truth(False if -1 in (one, other) else None)
 
 
-def _multiply(a: Span, b: Span) -> Span:
-    return _hull([x * y for x in a for y in b])
+def opposite(a: Number) -> Number:
+    return truth(None) if isinstance(a, Size) else int(not a)
 
 
-def _divide_real(a: Span, b: Span) -> Span:
-    if b[0] <= 0 <= b[1]:
-        return -math.inf, math.inf
-    return _hull([x / y for x in a for y in b])
-
-
-def _divide(a: Span, b: Span) -> Span:
-    """Integers, toward zero. A divisor of 0 is an error when it runs, so 1 is the least."""
-    if b[0] < 0:
-        return _hull([-max(map(abs, a)), max(map(abs, a))])
-    least, most = max(b[0], 1), max(b[1], 1)
-    low, high = _hull(
-        [x / y if math.isinf(x) else _quotient(x, y) for x in a for y in (least, most)]
-    )
-    return low, high
-
-
-def _quotient(x: Number, y: Number) -> Number:
-    if math.isinf(y):
+def both(a: Number, b: Number) -> Number:
+    if a == 0 or b == 0:
         return 0
-    return abs(int(x)) // int(y) * (1 if x >= 0 else -1)
+    return truth(None if isinstance(a, Size) or isinstance(b, Size) else True)
 
 
-def _minimum(a: Span, b: Span) -> Span:
-    return min(a[0], b[0]), min(a[1], b[1])
+def either(a: Number, b: Number) -> Number:
+    return opposite(both(opposite(a), opposite(b)))
 
 
-def _maximum(a: Span, b: Span) -> Span:
-    return max(a[0], b[0]), max(a[1], b[1])
+def chosen(condition: Number, a: Number, b: Number) -> Number:
+    if isinstance(condition, Size):
+        return hull([a, b])
+    return a if condition else b
 
 
-def _remainder(a: Span, b: Span) -> Span:
-    most = max(map(abs, b))
-    return -most, most
+def absolute(a: Number) -> Number:
+    if infimum(low_of(a)) >= 0:
+        return a
+    return maximum(a, negate(a)) if isinstance(a, Size) else abs(a)
 
 
-_ELEMENTWISE: dict[str, Callable[[Span, Span], Span]] = {
-    "Add": _add,
-    "Sub": _subtract,
-    "Mul": _multiply,
-    "Div": _divide,
-    "Min": _minimum,
-    "Max": _maximum,
-    "Mod": _remainder,
-}
+def ceiling(a: Number) -> Number:
+    if not isinstance(a, Size):
+        return math.ceil(a)
+    return between(low_of(a), high_of(add(a, 1)))
+
+
+def floor(a: Number) -> Number:
+    if not isinstance(a, Size):
+        return math.floor(a)
+    return between(low_of(subtract(a, 1)), high_of(a))
+
+
+def truncated(a: Number) -> Number:
+    """A float as a whole number."""
+    if not isinstance(a, Size):
+        return int(a) if math.isfinite(a) else a
+    return between(low_of(subtract(a, 1)), high_of(add(a, 1)))
+
+
+def rounded(a: Number) -> Number:
+    """What arithmetic on floats makes of a result; tiny ones may become 0."""
+    low = tuple(c - abs(c) * SLACK for c in low_of(a))
+    high = tuple(c + abs(c) * SLACK for c in high_of(a))
+    return between((low[0] - TINY, *low[1:]), (high[0] + TINY, *high[1:]))
+
+
+def divided(a: Number, b: Number) -> Number:
+    """Whole numbers, toward zero; the divisor was found to be positive, or anything goes."""
+    if infimum(low_of(b)) < 1:
+        # -1 is the divisor with the largest results.
+        most = high_of(absolute(a))
+        return between(low_of(negate(between((0,), most))), most)
+    return divide(a, b)
+
+
+@functools.lru_cache(maxsize=MEMORY)
+def _floor_divided(a: Number, b: float) -> Number:
+    """By a positive number, downward: so a + (-a) % b is a multiple of b."""
+    if not isinstance(a, Size):
+        return a // b
+    whole = quotient(a, b)
+    if whole is not None:
+        return whole
+    low, high = multiply(subtract(a, b), 1 / b), multiply(a, 1 / b)
+    if supremum(high_of(a)) < 0:  # as the opposite of a positive number, which products take
+        least = between((-(supremum(high_of(a)) // b),), high_of(negate(low)))
+        return negate(least)
+    return between(low_of(low), high_of(high))
+
+
+@functools.lru_cache(maxsize=MEMORY)
+def remainder(a: Number, b: Number) -> Number:
+    """With the sign of the divisor, as Mod has it for whole numbers."""
+    if infimum(low_of(b)) > 0:
+        most = high_of(subtract(b, 1))
+        if isinstance(b, Size):
+            return between((0,), most)
+        return within(subtract(a, multiply(_floor_divided(a, b), b)), (0,), most)
+    most = high_of(absolute(b))
+    return between(low_of(negate(between((0,), most))), most)
+
+
+@functools.lru_cache(maxsize=MEMORY)
+def signed_remainder(a: Number, b: Number) -> Number:
+    """With the sign of the dividend, as Mod has it with fmod."""
+    if infimum(low_of(a)) >= 0:
+        return remainder(a, b)
+    most = high_of(absolute(b))
+    return between(low_of(negate(between((0,), most))), most)
+
+
+def real_quotient(a: Number, b: Number) -> Number:
+    if not isinstance(b, Size):
+        return multiply(a, 1 / b) if b else between((-math.inf,), (math.inf,))
+    return between((-math.inf,), (math.inf,))
+
+
+ARITHMETIC: dict[str, Callable[..., Number]] = {
+    "Add": add, "Sub": subtract, "Mul": multiply, "Min": minimum, "Max": maximum, "Sum": add,
+    "Equal": equal, "Less": less, "LessOrEqual": less_or_equal, "Greater": greater,
+    "GreaterOrEqual": greater_or_equal, "And": both, "Or": either, "Where": chosen,
+}  # fmt: skip
+"""Operators of two or more numbers; Div and Mod have forms for whole numbers and for floats."""
+
+ALONE: dict[str, Callable[[Number], Number]] = {
+    "Abs": absolute, "Ceil": ceiling, "Floor": floor, "Neg": negate, "Not": opposite,
+    "Identity": lambda a: a,
+}  # fmt: skip
+"""Operators of one number."""

@@ -5,7 +5,13 @@ from __future__ import annotations
 import contextlib
 
 from causal_onnx.runtime.artifact import Artifact
-from causal_onnx.runtime.contract import CERTIFICATE_KEY, CONTRACT_KEY, GOLDEN_KEY, SOURCE_KEY
+from causal_onnx.runtime.contract import (
+    CERTIFICATE_KEY,
+    CONTRACT_KEY,
+    GOLDEN_KEY,
+    SOURCE_KEY,
+    Contract,
+)
 from causal_onnx.runtime.errors import ArtifactError, UnsafeFileError
 from causal_onnx.runtime.held import Held
 from causal_onnx.runtime.scan.decode import Decoder
@@ -19,12 +25,13 @@ __all__ = ["judge", "scan"]
 KEYS = frozenset((CONTRACT_KEY, SOURCE_KEY, GOLDEN_KEY, CERTIFICATE_KEY))
 
 
-def scan(artifact: Artifact, limits: Limits) -> Held:
+def scan(artifact: Artifact, limits: Limits, contract: Contract | None = None) -> Held:
     """Hold the files of a model and judge them.
 
     Args:
         artifact: The model, by its path or as bytes.
         limits: What it may hold.
+        contract: What requests will be checked against; None: that of the file.
 
     Returns:
         The files that were judged, for `open_session`; to be closed after that.
@@ -35,12 +42,14 @@ def scan(artifact: Artifact, limits: Limits) -> Held:
     """
     with contextlib.ExitStack() as undo:
         held = undo.enter_context(Held(artifact.location, max_bytes=limits.max_file_bytes))
-        judge(held, artifact, limits)
+        judge(held, artifact, limits, contract)
         undo.pop_all()
     return held
 
 
-def judge(held: Held, artifact: Artifact, limits: Limits) -> None:
+def judge(
+    held: Held, artifact: Artifact, limits: Limits, contract: Contract | None = None
+) -> None:
     """Judge what is held of a model; weights are not read. Raises what `scan` does."""
     name = artifact.name
     try:
@@ -50,7 +59,9 @@ def judge(held: Held, artifact: Artifact, limits: Limits) -> None:
                 "raise it: limits=Limits(max_file_bytes=...)",
             )
         held.check_header(artifact)
-        _check_model(Source(held.stream), TensorChecker(limits, held), limits, artifact)
+        _check_model(
+            Source(held.stream), TensorChecker(limits, held), limits, artifact, contract
+        )
     except WireError as error:
         raise ArtifactError(
             f"{name} is not an ONNX model, or the file is damaged: {error}; export or download it "
@@ -65,7 +76,11 @@ def judge(held: Held, artifact: Artifact, limits: Limits) -> None:
 
 
 def _check_model(
-    source: Source, tensors: TensorChecker, limits: Limits, artifact: Artifact
+    source: Source,
+    tensors: TensorChecker,
+    limits: Limits,
+    artifact: Artifact,
+    contract: Contract | None,
 ) -> None:
     model = Decoder(source, max_fields=limits.max_fields).message("model", 0, source.size)
     unknown = sorted(set(artifact.header.metadata) - KEYS)
@@ -82,5 +97,11 @@ def _check_model(
         )
     if "training_info" in model or "configuration" in model:
         raise Refused("it has training graphs or placements on devices, which exports do not have")
-    domains = ["" if x == "ai.onnx" else x for x in artifact.header.opsets]
-    GraphChecker(source, tensors, limits, domains=domains).check(model["graph"])
+    GraphChecker(
+        source,
+        tensors,
+        limits,
+        opsets=model.get("opset_import", []),
+        ir_version=model.get("ir_version", 0),
+        contract=artifact.contract if contract is None else contract,
+    ).check(model["graph"])

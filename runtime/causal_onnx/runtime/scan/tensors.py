@@ -50,6 +50,11 @@ class TensorChecker:
         self._held = held
         self._bytes = 0
 
+    @property
+    def bytes(self) -> int:
+        """Of all tensors so far."""
+        return self._bytes
+
     def check(self, tensor: Message, where: str, *, may_be_external: bool) -> tuple[int, ...]:
         """Check one tensor and give its shape.
 
