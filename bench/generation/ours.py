@@ -103,7 +103,7 @@ def step(*, threads: int, path: str, sizes: dict[str, Any]) -> Prepare:
 
     def prepare(case: Mapping[str, Any]) -> Forward:
         if case["bare"]:
-            graph = CachedGraph(model._session, shape)
+            graph = CachedGraph(model.runner.session, shape)
             once = graph.prepare({"past_seq": FIRST + STEPS // 2, "seq": 1})
 
             def bare() -> Any:

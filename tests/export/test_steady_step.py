@@ -10,7 +10,8 @@ import torch
 
 from causal_onnx.export import export
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
-from causal_onnx.runtime import Model, RunError, load
+from causal_onnx.runtime import RunError, load
+from causal_onnx.runtime.runner import Runner
 from causal_onnx.runtime.steady import SteadyStep
 
 LONGEST = 90
@@ -161,7 +162,7 @@ def test_an_error_of_the_runtime_leaves_the_stream_as_it_was(
     stream(subject.ids[:1, :4])
     stream(subject.ids[:1, 4:5])
     with monkeypatch.context() as patch:
-        patch.setattr(Model, "run_bound", _fail)
+        patch.setattr(Runner, "run_bound", _fail)
         with pytest.raises(RunError, match="broken"):
             stream(subject.ids[:1, 5:6])
     assert stream.lengths == (5,)

@@ -21,6 +21,7 @@ from causal_onnx.models import (
 from causal_onnx.runtime import ArtifactError, Model, load
 from causal_onnx.runtime.device import Device
 from causal_onnx.runtime.device_memory import DeviceMemory
+from causal_onnx.runtime.runner import Runner
 
 WINDOW = 4
 
@@ -51,7 +52,7 @@ class Subject:
         return any(pair.bounded for pair in self.model.contract.cache)
 
 
-class OnDevice(Model):
+class OnDevice(Runner):
     """Keeps caches as on a GPU, in `OrtValue`s that numpy does not see; they lie in host memory."""
 
     cache_device = property(lambda self: Device("cpu"))
@@ -67,11 +68,11 @@ def exported(
     return decoder, path
 
 
-@pytest.fixture(scope="module", params=[Model, OnDevice])
+@pytest.fixture(scope="module", params=[Runner, OnDevice])
 def subject(request: pytest.FixtureRequest, exported: tuple[DecoderLM, Path]) -> Subject:
     decoder, path = exported
     model = load(path, threads=1)
-    model.__class__ = request.param
+    model.runner.__class__ = request.param
     return Subject(decoder, model)
 
 
@@ -207,7 +208,7 @@ def test_a_step_writes_into_the_buffers_and_leaves_them_where_they_are(subject: 
     ids = subject.ids(2, 12)
     got = [stream(ids[:, :5])]
     held = dict(stream._cache.buffers)
-    assert bool(held) == subject.model.writes_in_place
+    assert bool(held) == subject.model.runner.writes_in_place
     got += [stream(ids[:, n : n + 1]) for n in range(5, 9)]  # in place
     got += [stream(ids[:, 9:])]  # two rows, several positions: copied into place
     assert all(stream._cache.buffers[name] is buffer for name, buffer in held.items())
@@ -229,7 +230,7 @@ def test_the_last_positions_alone(subject: Subject) -> None:
 def test_where_nothing_is_written_in_place_the_cache_is_kept_as_it_comes(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Model, "writes_in_place", False)
+    monkeypatch.setattr(Runner, "writes_in_place", False)
     stream, ids = subject.model.stream(batch=2), subject.ids(2, 12)
     got = [stream(ids[:, :5]), stream(ids[:, 5:6])]
     fork = stream.fork()
@@ -241,7 +242,7 @@ def test_where_nothing_is_written_in_place_the_cache_is_kept_as_it_comes(
 def test_a_cache_on_a_device_is_not_copied_from_there(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if subject.model.cache_device is None:
+    if subject.model.runner.cache_device is None:
         pytest.skip("in host memory")
     stream, ids = subject.model.stream(batch=2), subject.ids(2, 20)
     got = [stream(ids[:, :5])]

@@ -206,7 +206,7 @@ def test_a_switch_must_be_a_bool(option: str) -> None:
 )
 def test_settings_reach_the_session(spinning: bool | None, allowed: str, limited: bool) -> None:
     model = load(fixture("one_head"), threads=3, spinning=spinning)
-    options = model._session.get_session_options()
+    options = model.runner.session.get_session_options()
     assert options.intra_op_num_threads == 3
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == allowed
     assert options.get_session_config_entry("session.set_denormal_as_zero") == "1"

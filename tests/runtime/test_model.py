@@ -137,7 +137,7 @@ def test_the_cache_is_no_output_of_a_call(monkeypatch: pytest.MonkeyPatch) -> No
     x, mask = random_input(1, 3, 4), np.ones((1, 3), np.int64)
     np.testing.assert_allclose(model(x, mask), x + 3, rtol=1e-6)
     asked = []
-    monkeypatch.setattr(model, "_session", Recording(model._session, asked))
+    monkeypatch.setattr(model.runner, "session", Recording(model.runner.session, asked))
     model(x, mask)
     assert asked == [["y"]]
     step = model.run(x, mask)

@@ -219,14 +219,14 @@ def test_a_profile_that_lost_calls_is_an_error(
 ) -> None:
     keep_only(monkeypatch, 1)
     with pytest.raises(RunError, match="holds 1 of 2 calls: more nodes were run"):
-        profile_all(chain, [((1, 2, 0), TIMES)])
+        profile_all(chain.runner, [((1, 2, 0), TIMES)])
 
 
 def test_cases_that_do_not_fit_together_are_profiled_one_by_one(
     chain: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = keep_only(monkeypatch, 2)
-    profiles = profile_all(chain, [((1, 2, 0), TIMES), ((1, 3, 0), TIMES)])
+    profiles = profile_all(chain.runner, [((1, 2, 0), TIMES), ((1, 3, 0), TIMES)])
     assert found == [6, 2, 2]
     assert [profile.flops for profile in profiles] == [2 * n * (4 * 6 + 6 * 5) for n in (2, 3)]
 

@@ -249,7 +249,7 @@ def test_weights_are_counted(name: str) -> None:
 @pytest.mark.parametrize("past", [0, 6])
 def test_a_call_is_the_same_each_time_and_behind_its_past(past: int) -> None:
     model = load(fixture("language"), threads=1)
-    work = Workload(model, batch=2, seq=3, past=past)
+    work = Workload(model.runner, batch=2, seq=3, past=past)
     assert work.setup_calls == (past > 0)
     stream = model.stream(batch=2)
     if past:

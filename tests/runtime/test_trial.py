@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import ArtifactError, TrialLimits, UnsafeFileError, load
-from causal_onnx.runtime import model as model_module
+from causal_onnx.runtime import runner as runner_module
 from causal_onnx.runtime.contract import CONTRACT_KEY
 from tests.runtime.artifacts import field, fixture, metadata
 from tests.runtime.onnx_bytes import contract, graph, integer, node, subgraph, tensor, value
@@ -107,13 +107,13 @@ def test_what_was_tried_is_what_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
 ) -> None:
     inside, outside = folder_of(tmp_path / "a", INSIDE), folder_of(tmp_path / "b", OUTSIDE)
-    original = model_module.try_out
+    original = runner_module.try_out
 
     def then_swap(*args: object, **named: object) -> None:
         original(*args, **named)  # type: ignore[arg-type]
         swap_folder(inside, outside)
 
-    monkeypatch.setattr(model_module, "try_out", then_swap)
+    monkeypatch.setattr(runner_module, "try_out", then_swap)
     tried = load(inside / "m.onnx", isolated_trial=True, trusted=trusted, threads=1)
     assert tried(X)[0, 0, 0] == 1 + INSIDE
 

@@ -104,4 +104,4 @@ def test_numbers_of_numpy_are_taken_everywhere() -> None:
     stream([[1], [2]], lengths=np.array([1, 1], np.int8))
     assert stream.select(np.array([1], np.uint8)).lengths == (1,)
     stream.rewind(np.array(0))
-    assert Workload(model, seq=two, past=np.uint8(200), batch=two).past == 200
+    assert Workload(model.runner, seq=two, past=np.uint8(200), batch=two).past == 200

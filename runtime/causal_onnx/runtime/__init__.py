@@ -13,11 +13,12 @@ from causal_onnx.runtime.errors import (
     RunError,
     UnsafeFileError,
 )
-from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
+from causal_onnx.runtime.model import Model, load
 from causal_onnx.runtime.prefix_cache import PrefixCache, PrefixStats
 from causal_onnx.runtime.row import Continuation, Speculation
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.scan import Limits
+from causal_onnx.runtime.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.speculate import DraftModel, PromptLookup
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import Tokenizer

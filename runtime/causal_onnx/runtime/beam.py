@@ -17,7 +17,7 @@ from causal_onnx.runtime.whole import MOST_ROWS, whole_number
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.language_model import LanguageModel
     from causal_onnx.runtime.prefix_cache import PrefixCache
 
     Array = npt.NDArray[Any]
@@ -39,7 +39,7 @@ class Beam:
 
 
 def beam_search(
-    model: Model,
+    model: LanguageModel,
     prompt: Sequence[int] | str,
     *,
     max_new_tokens: int,
@@ -120,7 +120,7 @@ def beam_search(
 
 
 def _search(
-    model: Model,
+    model: LanguageModel,
     prompt: Sequence[int],
     *,
     longest: int,

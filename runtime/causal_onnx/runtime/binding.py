@@ -16,7 +16,7 @@ from causal_onnx.runtime.steady import SteadyStep
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.runner import Runner
 
     Array = npt.NDArray[Any]
 
@@ -31,7 +31,7 @@ class Binding:
     Source: https://onnxruntime.ai/docs/api/python/api_summary.html (IOBinding).
     """
 
-    def __init__(self, model: Model, cache: KVCache, batch: int) -> None:
+    def __init__(self, model: Runner, cache: KVCache, batch: int) -> None:
         self._model, self._cache, self._batch = model, cache, batch
         self._device = model.cache_device
         contract = model.contract

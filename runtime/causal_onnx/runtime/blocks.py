@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.contract import CachePair, Contract
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.language_model import LanguageModel
     from causal_onnx.runtime.stream import Stream
 
     Array = npt.NDArray[Any]
@@ -31,7 +31,7 @@ def has_window(contract: Contract) -> bool:
     return any(pair.bounded is not None for pair in contract.cache)
 
 
-def windows(model: Model, stream: Stream, row: int) -> Block:
+def windows(model: LanguageModel, stream: Stream, row: int) -> Block:
     """Copies of what the pairs that keep a window hold of a row now."""
     with stream.reading() as (read, held):
         length = int(read.lengths[row])
@@ -42,7 +42,7 @@ def windows(model: Model, stream: Stream, row: int) -> Block:
         }
 
 
-def cut(model: Model, stream: Stream, row: int, start: int, stop: int) -> Block:
+def cut(model: LanguageModel, stream: Stream, row: int, start: int, stop: int) -> Block:
     """Copies of what the other pairs hold of positions [start, stop) of a row."""
     with stream.reading() as (_, held):
         return {
@@ -52,7 +52,7 @@ def cut(model: Model, stream: Stream, row: int, start: int, stop: int) -> Block:
         }
 
 
-def join(model: Model, rows: Sequence[Sequence[Block]], size: int) -> Stream:
+def join(model: LanguageModel, rows: Sequence[Sequence[Block]], size: int) -> Stream:
     """A stream whose rows have read these blocks, each of `size` positions.
 
     Where the cache has no mask, all rows have as many; some row has at least one.
@@ -82,7 +82,7 @@ def join(model: Model, rows: Sequence[Sequence[Block]], size: int) -> Stream:
     return stream
 
 
-def _part(model: Model, pair: CachePair, array: Array, row: int, positions: slice) -> Array:
+def _part(model: LanguageModel, pair: CachePair, array: Array, row: int, positions: slice) -> Array:
     axis, batch = _axes(model, pair)
     place: list[slice] = [slice(None)] * array.ndim
     place[batch] = slice(row, row + 1)
@@ -90,7 +90,7 @@ def _part(model: Model, pair: CachePair, array: Array, row: int, positions: slic
     return array[tuple(place)].copy()
 
 
-def _axes(model: Model, pair: CachePair) -> tuple[int, int]:
+def _axes(model: LanguageModel, pair: CachePair) -> tuple[int, int]:
     """The axes of positions and of rows; without one, that of size 1 stands first."""
     axes = next(spec.axes for spec in model.contract.inputs if spec.name == pair.past)
     positions = axes.index("past_seq" if pair.bounded is None else "past_slots")

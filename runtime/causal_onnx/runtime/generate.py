@@ -16,14 +16,14 @@ from causal_onnx.runtime.whole import MOST_ROWS, whole_number
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.constraint import Constraint
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.language_model import LanguageModel
     from causal_onnx.runtime.prefix_cache import PrefixCache
 
 __all__ = ["generate", "generate_batch", "tokens"]
 
 
 def tokens(
-    model: Model,
+    model: LanguageModel,
     prompt: Sequence[int] | str,
     *,
     max_new_tokens: int,
@@ -32,7 +32,7 @@ def tokens(
     seed: int | None = None,
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
-    draft: PromptLookup | DraftModel | Model | None = None,
+    draft: PromptLookup | DraftModel | LanguageModel | None = None,
 ) -> Iterator[Choice]:
     """Continue a prompt, yielding each token as soon as it is chosen.
 
@@ -76,7 +76,7 @@ def tokens(
 
 
 def generate(
-    model: Model,
+    model: LanguageModel,
     prompt: Sequence[int] | str,
     *,
     max_new_tokens: int,
@@ -85,7 +85,7 @@ def generate(
     seed: int | None = None,
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
-    draft: PromptLookup | DraftModel | Model | None = None,
+    draft: PromptLookup | DraftModel | LanguageModel | None = None,
 ) -> Continuation:
     """Continue a prompt to its end.
 
@@ -124,7 +124,7 @@ def generate(
 
 
 def generate_batch(
-    model: Model,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int] | str],
     *,
     max_new_tokens: int,
@@ -176,7 +176,7 @@ def generate_batch(
 
 
 def _batch(
-    model: Model, prompts: Sequence[Sequence[int]], plan: Plan, *, n: int, seed: int | None
+    model: LanguageModel, prompts: Sequence[Sequence[int]], plan: Plan, *, n: int, seed: int | None
 ) -> list[Continuation]:
     stream, logits = start(model, prompts, plan.prefix_cache)
     if n > 1:
@@ -198,7 +198,7 @@ def _batch(
         logits = feed(stream, np.array([[row.ids[-1]] for row in running], np.int64))[:, -1]
 
 
-def _tokens(model: Model, row: Row, plan: Plan) -> Iterator[Choice]:
+def _tokens(model: LanguageModel, row: Row, plan: Plan) -> Iterator[Choice]:
     stream, logits = start(model, [row.prompt], plan.prefix_cache)
     limit = model.contract.max_seq_len
     while True:

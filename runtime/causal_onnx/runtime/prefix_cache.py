@@ -16,7 +16,7 @@ from causal_onnx.runtime.whole import whole_number
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.language_model import LanguageModel
     from causal_onnx.runtime.stream import Stream
 
     Array = npt.NDArray[Any]
@@ -67,7 +67,7 @@ class PrefixCache:
     is slower for the first of them. It may be used by several threads at once.
     """
 
-    def __init__(self, model: Model, *, capacity_positions: int, block: int = 32) -> None:
+    def __init__(self, model: LanguageModel, *, capacity_positions: int, block: int = 32) -> None:
         """Start empty.
 
         Args:

@@ -11,7 +11,7 @@ from causal_onnx.runtime.sampling import Sampling
 from causal_onnx.runtime.whole import is_whole, whole_number, whole_numbers
 
 if TYPE_CHECKING:
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.language_model import LanguageModel
     from causal_onnx.runtime.prefix_cache import PrefixCache
     from causal_onnx.runtime.text import Tokenizer
 
@@ -19,7 +19,7 @@ __all__ = ["check_model", "make_plan", "prompt_ids", "required_tokenizer", "voca
 
 
 def make_plan(
-    model: Model,
+    model: LanguageModel,
     *,
     max_new_tokens: int,
     sampling: Sampling | None,
@@ -68,7 +68,7 @@ def make_plan(
     )
 
 
-def prompt_ids(model: Model, prompts: Sequence[Sequence[int] | str]) -> list[Sequence[int]]:
+def prompt_ids(model: LanguageModel, prompts: Sequence[Sequence[int] | str]) -> list[Sequence[int]]:
     """The ids of each prompt, of which there may be only as many together as the model takes.
 
     Raises:
@@ -97,7 +97,7 @@ def prompt_ids(model: Model, prompts: Sequence[Sequence[int] | str]) -> list[Seq
     return found
 
 
-def check_model(model: Model) -> None:
+def check_model(model: LanguageModel) -> None:
     """Raise `ValueError` where a model is no language model with a cache."""
     contract = model.contract
     inputs = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
@@ -120,14 +120,14 @@ def check_model(model: Model) -> None:
         )
 
 
-def vocab_size(model: Model) -> int:
+def vocab_size(model: LanguageModel) -> int:
     """How many logits a language model has."""
     outputs = [spec for spec in model.contract.outputs if len(spec.axes) == 3]
     logits = next((spec for spec in outputs if spec.name == "logits"), outputs[0])
     return int(logits.axes[2])
 
 
-def required_tokenizer(model: Model) -> Tokenizer:
+def required_tokenizer(model: LanguageModel) -> Tokenizer:
     """The model's tokenizer.
 
     Raises:
@@ -142,7 +142,7 @@ def required_tokenizer(model: Model) -> Tokenizer:
     return tokenizer
 
 
-def _optional_tokenizer(model: Model) -> Tokenizer | None:
+def _optional_tokenizer(model: LanguageModel) -> Tokenizer | None:
     """The model's tokenizer, unless it only lies there and nothing can read it."""
     try:
         return model.tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.language_model import LanguageModel
     from causal_onnx.runtime.prefix_cache import PrefixCache
     from causal_onnx.runtime.stream import Stream
 
@@ -23,7 +23,7 @@ CHUNK = 512
 
 
 def start(
-    model: Model, prompts: Sequence[Sequence[int]], prefix_cache: PrefixCache | None
+    model: LanguageModel, prompts: Sequence[Sequence[int]], prefix_cache: PrefixCache | None
 ) -> tuple[Stream, Array]:
     """A stream that has read the prompts, and the logits (batch, vocab) after each."""
     if prefix_cache is not None:

@@ -17,7 +17,7 @@ from causal_onnx.runtime.whole import whole_number
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.language_model import LanguageModel
 
     Array = npt.NDArray[Any]
 
@@ -49,7 +49,7 @@ class PromptLookup:
 class DraftModel:
     """Let another model guess: one with the same ids, and much smaller."""
 
-    model: Model
+    model: LanguageModel
     count: int = 4
     """Tokens that are guessed at a time, at most."""
 
@@ -85,7 +85,7 @@ class Speculator:
     section 2.3 and theorem 1 (appendix A.1).
     """
 
-    def __init__(self, model: Model, row: Row, plan: Plan, draft: Draft) -> None:
+    def __init__(self, model: LanguageModel, row: Row, plan: Plan, draft: Draft) -> None:
         self._model, self._row, self._plan = model, row, plan
         self._guesser: Guesser = (
             _LookupGuesser(draft)
@@ -230,7 +230,7 @@ class _DraftGuesser:
         return np.asarray(read(self._stream, [new])[0])
 
 
-def check_draft(model: Model, draft: Draft | Model) -> Draft:
+def check_draft(model: LanguageModel, draft: Draft | LanguageModel) -> Draft:
     """The settings that `draft` stands for.
 
     Raises:
@@ -250,6 +250,6 @@ def check_draft(model: Model, draft: Draft | Model) -> Draft:
     return draft
 
 
-def _can_rewind(model: Model) -> bool:
+def _can_rewind(model: LanguageModel) -> bool:
     """Whether a stream can take back what it read; a cache that keeps a window cannot."""
     return all(pair.bounded is None for pair in model.contract.cache)

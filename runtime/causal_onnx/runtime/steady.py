@@ -21,7 +21,7 @@ from causal_onnx.runtime.token_mask import token_mask
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.runner import Runner
 
     Array = npt.NDArray[Any]
 
@@ -36,7 +36,7 @@ class SteadyStep:
 
     def __init__(
         self,
-        model: Model,
+        model: Runner,
         io: Any,
         own: Contract,
         feeds: Mapping[str, Array],

@@ -14,7 +14,6 @@ from causal_onnx.runtime.contract import LAST_ONLY
 from causal_onnx.runtime.device_memory import on_host
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.kv_cache import KVCache, Read
-from causal_onnx.runtime.request import RequestChecker
 from causal_onnx.runtime.steady import SteadyStep
 from causal_onnx.runtime.token_mask import token_mask
 from causal_onnx.runtime.whole import MOST_ROWS, whole_number, whole_numbers
@@ -22,7 +21,7 @@ from causal_onnx.runtime.whole import MOST_ROWS, whole_number, whole_numbers
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.runner import Runner
 
     Array = npt.NDArray[Any]
 
@@ -44,7 +43,7 @@ class Stream:
     where it cannot know, and refuses any further use with a RuntimeError that says so.
     """
 
-    def __init__(self, model: Model, *, batch: int = 1, capacity: int | None = None) -> None:
+    def __init__(self, model: Runner, *, batch: int = 1, capacity: int | None = None) -> None:
         """Start `batch` empty sequences with room for `capacity` positions each.
 
         Raises:
@@ -73,8 +72,8 @@ class Stream:
         self._limit = capacity or limit
         # What a caller gives is checked; what the stream makes itself is right.
         self._own = contract.without_cache()
-        self._checker = RequestChecker(self._own, **model.checks, batch=batch)
-        self._may_repeat = not model.checks["check_finite"]
+        self._checker = model.checker_of(self._own, batch=batch)
+        self._may_repeat = not model.options.check_finite
         self._outputs = {spec.name: spec for spec in self._own.outputs}
         self._only = self._own.outputs[0].name if len(self._outputs) == 1 else None
         self._pasts = {pair.present: pair.past for pair in contract.cache}
@@ -223,7 +222,7 @@ class Stream:
 
     def _rewind(self, lengths: int | Sequence[int]) -> None:
         read = self._read
-        if isinstance(lengths, Sequence) or getattr(lengths, "ndim", 0):
+        if isinstance(lengths, Sequence) or (isinstance(lengths, np.ndarray) and lengths.ndim):
             wanted = whole_numbers("lengths", lengths, count=len(read.lengths))
         else:
             one = whole_number("lengths", lengths, least=-MOST, most=MOST, wanted="whole numbers")
@@ -308,7 +307,7 @@ class Stream:
         saved.write(path, content)
 
     @classmethod
-    def restore(cls, model: Model, path: str | os.PathLike[str]) -> Stream:
+    def restore(cls, model: Runner, path: str | os.PathLike[str]) -> Stream:
         """Take up what `save` wrote.
 
         Raises:
@@ -316,10 +315,12 @@ class Stream:
             ArtifactError: The file is damaged, no saved stream, or of another model.
         """
         if not model.contract.cache:
-            raise ArtifactError(f"{model!r} has no cache, so it takes up no saved stream")
+            raise ArtifactError(
+                f"{model.artifact.name} has no cache, so it takes up no saved stream"
+            )
         from causal_onnx.runtime import saved  # noqa: PLC0415 - few restore any
 
-        lengths, found = saved.read_saved(path, model.contract, model=repr(model))
+        lengths, found = saved.read_saved(path, model.contract, model=model.artifact.name)
         stream = cls(model, batch=len(lengths))
         stream._take(lengths, found)
         return stream

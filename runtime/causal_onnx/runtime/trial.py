@@ -25,7 +25,7 @@ from causal_onnx.runtime.errors import ArtifactError, DeviceError, RunError, Uns
 from causal_onnx.runtime.graph_parts import read_graph_parts
 from causal_onnx.runtime.held import Held, NotHeldError
 
-__all__ = ["TrialLimits", "hold_unjudged", "try_out"]
+__all__ = ["TRIED_OPTIONS", "TrialLimits", "hold_unjudged", "try_out"]
 
 LEAST_MEMORY_BYTES = 2 << 30
 """Of a small model. The interpreter, numpy and onnxruntime take 0.1 GiB of it on one thread; every
@@ -35,7 +35,7 @@ COPIES = 4
 """Of all weights: as the file has them, parsed, laid out for the kernels, and one to spare."""
 
 
-OPTIONS = (
+TRIED_OPTIONS = (
     "device",
     "threads",
     "spinning",
@@ -106,7 +106,7 @@ def try_out(
         limits: What the process may use.
         artifact: The model.
         contract: As for `load`.
-        options: Device and threads, as for `load`.
+        options: Those of `TRIED_OPTIONS`, as for `load`.
 
     Raises:
         UnsafeFileError: It ended the process, or needed more than `limits`.
@@ -120,7 +120,7 @@ def try_out(
         "model": model,
         "files": files,
         "contract": None if contract is None else contract.to_json(),
-        "options": {name: options[name] for name in OPTIONS},
+        "options": dict(options),
         "memory_bytes": memory,
         "processor_s": limits.processor_s,
     }

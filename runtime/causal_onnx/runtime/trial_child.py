@@ -18,9 +18,10 @@ from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError, RunError
 from causal_onnx.runtime.held import Held
-from causal_onnx.runtime.model import Model, make_model
+from causal_onnx.runtime.model import Model
 from causal_onnx.runtime.onnx_header import read_header
 from causal_onnx.runtime.ort import import_onnxruntime
+from causal_onnx.runtime.runner import LoadOptions, Runner
 from causal_onnx.runtime.workload import Workload
 
 __all__ = ["main"]
@@ -65,7 +66,7 @@ def _try(order: dict[str, Any]) -> None:
     contract = artifact.contract if given is None else Contract.from_json(given)
     if contract is None:
         raise ArtifactError(f"{order['name']} carries no contract")
-    model = make_model(artifact, contract, held, order["options"])
+    model = Model(Runner.of_held(artifact, contract, held, LoadOptions(**order["options"])))
     _replay(model)
     least = contract.min_seq_len
     for seq in (least, least + 1):
@@ -74,7 +75,7 @@ def _try(order: dict[str, Any]) -> None:
 
 
 def _replay(model: Model) -> None:
-    golden = model.artifact.golden
+    golden = model.runner.artifact.golden
     if golden is None or not golden.cases:
         return
     report = model.selftest()
@@ -82,15 +83,15 @@ def _replay(model: Model) -> None:
     worst = max([report.max_error, *(case.error for case in streams)])
     if not worst <= golden.tolerance:
         raise ArtifactError(
-            f"{model.artifact.name} does not repeat its golden vectors on {model.device}: largest "
-            f"error {worst:.1e}, limit {golden.tolerance:.0e}; see `causal-onnx selftest`"
+            f"{model.runner.artifact.name} does not repeat its golden vectors on {model.device}: "
+            f"largest error {worst:.1e}, limit {golden.tolerance:.0e}; see `causal-onnx selftest`"
         )
 
 
 def _call(model: Model, seq: int) -> None:
     """Call it on made-up inputs, which it may refuse."""
     try:
-        Workload(model, seq=seq).call()
+        Workload(model.runner, seq=seq).call()
     except RunError as error:
         if any(sign in str(error) for sign in NO_MEMORY):
             raise

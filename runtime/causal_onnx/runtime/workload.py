@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.whole import whole_number
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.model import Model
-    from causal_onnx.runtime.stream import Stream
+    from causal_onnx.runtime.runner import Runner
 
     Array = npt.NDArray[Any]
 
@@ -32,7 +32,7 @@ class Workload:
         work.take_back()
     """
 
-    def __init__(self, model: Model, *, batch: int = 1, seq: int = 1, past: int = 0) -> None:
+    def __init__(self, model: Runner, *, batch: int = 1, seq: int = 1, past: int = 0) -> None:
         """Make the inputs, and read the past, which is one call of the model.
 
         Raises:
@@ -49,7 +49,7 @@ class Workload:
         self._base: Stream | None = None
         self._stream: Stream | None = None
         if contract.cache:
-            stream = model.stream(batch=batch, capacity=past + seq)
+            stream = Stream(model, batch=batch, capacity=past + seq)
             if past:
                 before = make_request(contract, batch=batch, seq=past)
                 stream.run(*before.values(), last_only=self._last_only)
@@ -71,7 +71,7 @@ class Workload:
             RunError: onnxruntime failed.
         """
         if self._stream is None:
-            return self._model.run(**self._request)
+            return self._model.run(self._model.checker, (), self._request)
         return self._stream.run(*self._request.values(), last_only=self._last_only)
 
     def take_back(self) -> None:

@@ -64,7 +64,7 @@ def main(orders: str) -> None:
     batch, seq = asked.pop("batch"), asked.pop("seq")
     model = load(asked.pop("path"), **asked)
     loaded = peak_bytes()
-    work = Workload(model, batch=batch, seq=seq)
+    work = Workload(model.runner, batch=batch, seq=seq)
     for _ in range(2):
         work.call()
         work.take_back()

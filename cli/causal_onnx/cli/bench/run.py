@@ -146,11 +146,11 @@ def measure(
     for seq in chosen:
         check_sizes(contract, batch=batch, seq=seq, past=0)
     tell("machine", 0.0)
-    before = measure_rates(model.threads) if model.device == "cpu" else None
+    before = measure_rates(model.runner.threads) if model.device == "cpu" else None
     timed, left_out = _times(model, batch, chosen, asked=lengths is not None, tell=tell)
     tell("machine", 0.0)
     # Other work on the machine may have held up one of the two.
-    rates = None if before is None else before.best_with(measure_rates(model.threads))
+    rates = None if before is None else before.best_with(measure_rates(model.runner.threads))
     memories: list[Memory | None] = []
     for index, (kind, (_, seq, _), _) in enumerate(timed):
         tell("memory", index / len(timed))
@@ -162,7 +162,7 @@ def measure(
             )
         )
     profiles = profile_all(
-        model,
+        model.runner,
         [(sizes, times) for _, sizes, times in timed],
         most_calls=MOST_PROFILED,
         tell=tell,
@@ -170,7 +170,7 @@ def measure(
     return BenchResult(
         path=str(path),
         device=model.device,
-        threads=model.threads,
+        threads=model.runner.threads,
         machine=machine,
         rates=rates,
         cases=tuple(
@@ -199,7 +199,7 @@ def _times(
             if reason := too_long(seq, seq_before, before.wall_ms):
                 left_out.append(f"length {seq}: {reason}; ask by --lengths")
                 continue
-        work = Workload(model, batch=batch, seq=seq)
+        work = Workload(model.runner, batch=batch, seq=seq)
         timed.append((kind, (batch, seq, 0), time_calls(work)))
     if not timed:
         raise CommandError("no length was left to measure")
@@ -210,6 +210,6 @@ def _times(
     pasts = sorted({min(seq, (longest or seq + 1) - 1) for _, (_, seq, _), _ in timed})
     for index, past in enumerate(pasts):
         tell(f"decode {past}", 0.5 + index / len(pasts) / 2)
-        work = Workload(model, batch=batch, seq=1, past=past)
+        work = Workload(model.runner, batch=batch, seq=1, past=past)
         timed.append(("decode", (batch, 1, past), time_calls(work)))
     return timed, left_out

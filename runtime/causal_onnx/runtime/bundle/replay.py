@@ -9,7 +9,8 @@ import numpy as np
 
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.golden import GoldenCase, GoldenSet
-from causal_onnx.runtime.model import Model, SelfTestCase
+from causal_onnx.runtime.model import Model
+from causal_onnx.runtime.selftest import SelfTestCase
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -29,8 +29,9 @@ from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.golden import GoldenSet, json_number, relative_error
 from causal_onnx.runtime.graph_parts import GraphParts, read_graph_parts
 from causal_onnx.runtime.held import identity
-from causal_onnx.runtime.model import Model, SelfTestCase, SelfTestReport, load
+from causal_onnx.runtime.model import Model, load
 from causal_onnx.runtime.onnx_header import read_header
+from causal_onnx.runtime.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.trial import TrialLimits
 
 __all__ = ["BundleReport", "verify_bundle"]
@@ -237,7 +238,7 @@ class _Folder:
 
     def check_loaded(self, model: Model) -> None:
         """Check that a model was loaded from the files that were hashed."""
-        for name, found in model.loaded_from.items():
+        for name, found in model.runner.loaded_from.items():
             if self._identities.get(name) != found:
                 raise ArtifactError(_changed(self._place / name))
 

@@ -22,7 +22,7 @@ from causal_onnx.runtime.whole import whole_number
 from causal_onnx.runtime.workload import Workload, check_sizes
 
 if TYPE_CHECKING:
-    from causal_onnx.runtime.model import Model
+    from causal_onnx.runtime.runner import Runner
 
 __all__ = ["Case", "profile", "profile_all"]
 
@@ -34,7 +34,7 @@ Case = tuple[int, int, int]
 
 
 def profile(
-    model: Model, *, seq: int = 1, past: int = 0, batch: int = 1, calls: int | None = None
+    model: Runner, *, seq: int = 1, past: int = 0, batch: int = 1, calls: int | None = None
 ) -> Profile:
     """`Model.profile`."""
     if calls is not None:
@@ -45,7 +45,7 @@ def profile(
 
 
 def profile_all(
-    model: Model,
+    model: Runner,
     cases: Sequence[tuple[Case, CallTimes]],
     *,
     most_calls: int = MOST_CALLS,
@@ -76,7 +76,7 @@ def profile_all(
     return [
         Profile(
             model=model.artifact.name,
-            device=model.device,
+            device=str(model.device),
             threads=model.threads,
             batch=batch,
             seq=seq,
@@ -97,7 +97,7 @@ class _LostCallsError(RunError):
 
 
 def _runs(
-    model: Model,
+    model: Runner,
     cases: Sequence[tuple[Case, CallTimes]],
     most_calls: int,
     tell: Callable[[str, float], None],

@@ -1,0 +1,343 @@
+"""One loaded model on one device: every call of its session goes through here, checked."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from causal_onnx.runtime import bfloat16
+from causal_onnx.runtime.artifact import Artifact
+from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.denormals import flushing_denormals
+from causal_onnx.runtime.device import Device
+from causal_onnx.runtime.device_memory import DeviceMemory
+from causal_onnx.runtime.errors import ArtifactError, RunError
+from causal_onnx.runtime.held import Held
+from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
+from causal_onnx.runtime.request import RequestChecker
+from causal_onnx.runtime.scan import Limits, scan
+from causal_onnx.runtime.session import SessionSettings, open_session
+from causal_onnx.runtime.signature import check_signature
+from causal_onnx.runtime.threads import available_cores
+from causal_onnx.runtime.trial import TRIED_OPTIONS, TrialLimits, hold_unjudged, try_out
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["LoadOptions", "Runner"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadOptions:
+    """What the caller of `load` chose; its docstring says what each means."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    spinning: bool | None = None
+    contract: Contract | None = None
+    cast: bool = False
+    check_finite: bool = False
+    flush_denormals: bool = True
+    huge_pages: bool = True
+    tokenizer: Path | None = None
+    trusted: bool = False
+    limits: Limits | None = None
+    isolated_trial: bool | TrialLimits = False
+
+    def __post_init__(self) -> None:
+        if self.contract is not None and not isinstance(self.contract, Contract):
+            raise TypeError(f"contract must be a Contract, got {type(self.contract).__name__}")
+        if not isinstance(self.trusted, bool):
+            raise ValueError(f"trusted must be True or False, got {self.trusted!r}")
+        if self.limits is not None and not isinstance(self.limits, Limits):
+            raise TypeError(f"limits must be a Limits, got {type(self.limits).__name__}")
+        if not isinstance(self.isolated_trial, bool | TrialLimits):
+            raise TypeError(
+                f"isolated_trial must be True, False or a TrialLimits, got {self.isolated_trial!r}"
+            )
+        self.settings()
+
+    def settings(self, *, profile_prefix: str | None = None) -> SessionSettings:
+        """Those that the session is made with."""
+        return SessionSettings(
+            threads=self.threads,
+            spinning=self.spinning,
+            flush_denormals=self.flush_denormals,
+            huge_pages=self.huge_pages,
+            profile_prefix=profile_prefix,
+        )
+
+
+class Runner:
+    """A session with its contract, its device and the options it was loaded with.
+
+    Streams, generation and profiles are written against this. It may be called from any number of
+    threads at once, and does not outlive `os.fork`.
+    """
+
+    def __init__(
+        self,
+        *,
+        artifact: Artifact,
+        contract: Contract,
+        session: Any,
+        device: Device,
+        options: LoadOptions,
+        loaded_from: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self.loaded_from = loaded_from
+        """The files that were judged and loaded, by name: what tells one from another."""
+        self.artifact = artifact
+        self.contract = contract
+        self.session = session
+        self.device = device
+        self.options = options
+        self._pid = os.getpid()
+        self._output_names = [spec.name for spec in contract.outputs]
+        self._output_batch_axes = {spec.name: spec.axis_of("batch") for spec in contract.outputs}
+        self._has_bfloat16 = any(
+            spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)
+        )
+        self._errors = onnxruntime_errors()
+        # A GPU flushes by itself, and its calling thread computes nothing.
+        self._mode = (
+            flushing_denormals if options.flush_denormals and device.kind == "cpu" else nullcontext
+        )
+
+    @classmethod
+    def open(
+        cls,
+        artifact: Artifact,
+        options: LoadOptions,
+        *,
+        profile_prefix: str | None = None,
+    ) -> Runner:
+        """Judge a file and make its session.
+
+        Args:
+            artifact: The file, its header read.
+            options: What the caller chose.
+            profile_prefix: Where the path of a file of times begins, for a session that times every
+                node; None: for one that does not.
+
+        Raises:
+            UnsafeFileError: The file holds what exports do not, or more than the limits.
+            ArtifactError: It is damaged, of a newer format, without a contract, or has changed.
+            DeviceError: The device cannot be used, or not for all of the model.
+        """
+        contract = options.contract if options.contract is not None else artifact.contract
+        if contract is None:
+            raise ArtifactError(
+                f"{artifact.name} carries no contract: causal-onnx did not write it. If you know "
+                "what it takes and gives, say so: load(path, contract=Contract(inputs=..., "
+                "outputs=...))"
+            )
+        with _files(artifact, options) as held:
+            if options.isolated_trial and held is not None:
+                asked = options.isolated_trial
+                limits = TrialLimits() if isinstance(asked, bool) else asked
+                chosen = {name: getattr(options, name) for name in TRIED_OPTIONS}
+                try_out(held, limits, artifact=artifact, contract=options.contract, options=chosen)
+            return cls.of_held(artifact, contract, held, options, profile_prefix=profile_prefix)
+
+    @classmethod
+    def of_held(
+        cls,
+        artifact: Artifact,
+        contract: Contract,
+        held: Held | None,
+        options: LoadOptions,
+        *,
+        profile_prefix: str | None = None,
+    ) -> Runner:
+        """Make the session of files that were judged, or, where `held` is None, need not be.
+
+        Raises:
+            ArtifactError: onnxruntime does not accept the model, or it is not the contract's.
+            DeviceError: The device cannot be used, or not for all of the model.
+        """
+        settings = options.settings(profile_prefix=profile_prefix)
+        session, device = open_session(artifact, options.device, settings, held)
+        check_signature(session, contract, name=artifact.name)
+        return cls(
+            artifact=artifact,
+            contract=contract,
+            session=session,
+            device=device,
+            options=options,
+            loaded_from={} if held is None else held.identities,
+        )
+
+    @functools.cached_property
+    def checker(self) -> RequestChecker:
+        """What requests are checked with."""
+        return self.checker_of(self.contract)
+
+    def checker_of(self, contract: Contract, *, batch: int | None = None) -> RequestChecker:
+        """A checker of requests against another contract, by the options of this model."""
+        return RequestChecker(
+            contract,
+            cast=self.options.cast,
+            check_finite=self.options.check_finite,
+            batch=batch,
+        )
+
+    @property
+    def writes_in_place(self) -> bool:
+        """Whether a stream's buffers can serve the graph as past and present at once."""
+        return any(pair.shared for pair in self.contract.cache) and not self._has_bfloat16
+
+    @property
+    def cache_device(self) -> Device | None:
+        """Where a stream's cache stays between calls, if not in host memory: on the model's GPU.
+
+        bfloat16 travels through host memory: there it is float32, which onnxruntime cannot bind.
+        """
+        return self.device if self.device.kind != "cpu" and not self._has_bfloat16 else None
+
+    @property
+    def threads(self) -> int:
+        """Threads of one call."""
+        return self.options.threads or available_cores()
+
+    def run(
+        self,
+        checker: RequestChecker,
+        inputs: tuple[Any, ...],
+        named: Mapping[str, Any],
+        names: list[str] | None = None,
+    ) -> dict[str, Array]:
+        """Check a request, run it, and return the outputs in `names`; None: all.
+
+        Raises:
+            ValueError: The inputs are not what the contract allows.
+            RunError: onnxruntime failed.
+        """
+        self._refuse_forked()
+        names = self._output_names if names is None else names
+        request = checker.check(inputs, named)
+        outputs = self._outputs(request.feeds, names)
+        if request.unbatched:
+            axes = [self._output_batch_axes[name] for name in names]
+            outputs = [
+                value if axis is None else value.squeeze(axis)
+                for value, axis in zip(outputs, axes, strict=True)
+            ]
+        return dict(zip(names, outputs, strict=True))
+
+    def run_step(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run with all inputs by name, as the graph wants them.
+
+        Raises:
+            RunError: onnxruntime failed.
+        """
+        self._refuse_forked()
+        return dict(zip(self._output_names, self._outputs(feeds, self._output_names), strict=True))
+
+    def new_binding(self) -> Any:
+        """An `onnxruntime.IOBinding` for this model's session."""
+        return self.session.io_binding()
+
+    def run_bound(self, binding: Any, feeds: Mapping[str, Array | DeviceMemory]) -> None:
+        """Run with inputs and outputs bound already; `feeds` is for the message of an error.
+
+        Raises:
+            RunError: onnxruntime failed.
+        """
+        self._refuse_forked()
+        try:
+            with self._mode():
+                self.session.run_with_iobinding(binding)
+        except self._errors as error:
+            raise self._failed(feeds, error) from error
+
+    def profiled(self, prefix: str) -> Runner:
+        """The same model with a session of its own, which times every node.
+
+        Args:
+            prefix: Where the path of the file of times begins.
+
+        Raises:
+            ArtifactError: The file is gone or has changed.
+            DeviceError: The device cannot be used any more.
+        """
+        options = replace(self.options, device=str(self.device), isolated_trial=False)
+        return Runner.open(self.artifact, options, profile_prefix=prefix)
+
+    def end_profiling(self) -> Path:
+        """Let a profiled model write what it has measured, and return the path of the file."""
+        return Path(self.session.end_profiling())
+
+    def _refuse_forked(self) -> None:
+        if self._pid != os.getpid():
+            raise RunError(
+                "this model was loaded before os.fork(), which does not copy the threads of its "
+                "session; load it in the child process, or start processes with 'spawn'"
+            )
+
+    def _failed(self, feeds: Mapping[str, Array | DeviceMemory], error: Exception) -> RunError:
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+        return RunError(
+            f"onnxruntime failed on {self.artifact.name} with {shapes}: {first_line(error)}"
+        )
+
+    def _outputs(self, feeds: Mapping[str, Array], names: list[str]) -> list[Array]:
+        try:
+            with self._mode():
+                outputs: list[Array] = (
+                    self._run_bfloat16(feeds, names)
+                    if self._has_bfloat16
+                    else self.session.run(names, feeds)
+                )
+        except self._errors as error:
+            raise self._failed(feeds, error) from error
+        return outputs
+
+    def _run_bfloat16(self, feeds: Mapping[str, Array], names: list[str]) -> list[Array]:
+        """Run with bfloat16 as bits, which `InferenceSession.run` cannot pass to or from numpy."""
+        ort_value = import_onnxruntime().OrtValue
+        values = {}
+        wide = {spec.name for spec in self.contract.inputs if spec.dtype == "bfloat16"}
+        for name, array in feeds.items():
+            values[name] = (
+                ort_value.ortvalue_from_numpy_with_onnx_type(bfloat16.to_bits(array), 16)
+                if name in wide
+                else ort_value.ortvalue_from_numpy(array)
+            )
+        results = self.session.run_with_ort_values(names, values)
+        return [
+            _bfloat16_values(result)
+            if result.data_type() == "tensor(bfloat16)"
+            else np.asarray(result.numpy())
+            for result in results
+        ]
+
+
+def _files(
+    artifact: Artifact, options: LoadOptions
+) -> AbstractContextManager[Held] | AbstractContextManager[None]:
+    """The files of a model, judged; None where nobody asked for it."""
+    if not options.trusted:
+        return scan(artifact, options.limits or Limits(), options.contract)
+    return hold_unjudged(artifact) if options.isolated_trial else nullcontext()
+
+
+def _bfloat16_values(value: Any) -> Array:
+    """The float32 copy of a bfloat16 tensor of onnxruntime's, in host memory."""
+    shape = tuple(value.shape())
+    count = math.prod(shape)
+    if count == 0:
+        return np.zeros(shape, np.float32)
+    bits = np.ctypeslib.as_array((ctypes.c_uint16 * count).from_address(value.data_ptr()))
+    return bfloat16.from_bits(bits).reshape(shape)
