@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from causal_onnx.runtime import Constraint, Model, PrefixCache, PromptLookup, Sampling
+from causal_onnx.runtime.constraint import Grammar, Guide
 from tests.runtime.language import language_model, write_tokenizer
 
 pytest.importorskip("tokenizers", reason="text needs the extra `text`")
@@ -160,3 +163,109 @@ def test_a_constraint_needs_a_tokenizer_and_the_extra(
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(ImportError, match="a constraint needs the package llguidance: pip install"):
         model.generate("x", max_new_tokens=1, constraint=constraint)
+
+
+def chained(count: int) -> str:
+    """Rules that refer to one another, so that reading the first reads them all."""
+    rules = "".join(f"r{i}: r{i + 1}\n" for i in range(count))
+    return f'start: r0\n{rules}r{count}: "a"\n'
+
+
+def referring(count: int) -> dict[str, Any]:
+    """A schema whose definitions refer to one another."""
+    steps = {f"d{i}": {"items": {"$ref": f"#/$defs/d{i + 1}"}} for i in range(count)}
+    return {"$defs": {**steps, f"d{count}": {"type": "null"}}, "$ref": "#/$defs/d0"}
+
+
+def nested(depth: int) -> str:
+    return '{"items":' * depth + "{}" + "}" * depth
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Constraint.lark(chained(3000)), "has 3002 rules, groups and.* up to 2000"),
+        (
+            lambda: Constraint.lark("start: " + "(" * 2500 + '"a"' + ")" * 2500),
+            "has 2501 rules, groups",
+        ),
+        (
+            lambda: Constraint.lark("start: " + '"a" ' * 5000),
+            "has 5000 texts and patterns, expected up to 2000",
+        ),
+        (lambda: Constraint.regex("a" * 200_000), "has 200000 characters, expected up to 131072"),
+        (
+            lambda: Constraint.json_schema(referring(1200)),
+            "levels through its references, exp",
+        ),
+        (lambda: Constraint.json_schema(nested(5000)), "is not JSON: it is nested more than 64"),
+        (lambda: Constraint.json_schema(json.loads(nested(90))), "is nested more than 64 deep"),
+        (
+            lambda: Constraint.json_schema({"properties": {f"p{i}": {} for i in range(5000)}}),
+            "has 5003 objects, expected up to 4000",
+        ),
+        (lambda: Constraint("poem", "x"), "is made by Constraint.json_schema, .regex or .lark"),
+    ],
+    ids=range(9),
+)
+def test_what_llguidance_would_not_survive_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Constraint.lark(chained(1990)),
+        Constraint.lark(
+            "".join(f"r{i}: {'(' * 24}r{i + 1}{')' * 24}\n" for i in range(75)).replace(
+                "r0:", "start:"
+            )
+            + 'r75: "a"\n'
+        ),
+        Constraint.json_schema(referring(300)),
+    ],
+    ids=["rules", "groups", "references"],
+)
+def test_what_is_as_deep_as_allowed_is_compiled_on_any_thread(
+    model: Model, constraint: Constraint
+) -> None:
+    """Also on one whose own stack is too small for it."""
+    found: list[Grammar] = []
+    tokenizer = model.tokenizer
+
+    def body() -> None:
+        found.append(Grammar(constraint, tokenizer, vocab_size=280))
+
+    before = threading.stack_size(256 << 10)
+    thread = threading.Thread(target=body)
+    thread.start()
+    threading.stack_size(before)
+    thread.join()
+    assert found[0].start().allowed().any()
+
+
+def test_an_ambiguous_grammar_is_refused_where_it_becomes_too_much(ending: Model) -> None:
+    grammar = Grammar(
+        Constraint.lark('start: e\ne: e e | "a" | "b" | e e e\n'),
+        ending.tokenizer,
+        vocab_size=280,
+        end_ids=frozenset({1}),
+    )
+    (letter,) = ending.tokenizer.encode("a")
+    with pytest.raises(ValueError, match=r"the grammar cannot be followed: .* 60\d items; max is"):
+        follow(grammar.start(), [letter] * 200)
+
+
+def follow(guide: Guide, ids: Sequence[int]) -> None:
+    for token in ids:
+        assert guide.allowed()[token]
+        guide.accept(token)
+
+
+def test_an_end_that_the_model_has_not_makes_no_room(model: Model) -> None:
+    """llguidance would take 2^40 for the size of the vocabulary."""
+    ends = frozenset({1 << 40})
+    constraint = Constraint.regex("ab")
+    grammar = Grammar(constraint, model.tokenizer, vocab_size=280, end_ids=ends)
+    assert grammar.start().allowed().shape == (280,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 import sys
@@ -148,3 +149,100 @@ def test_without_the_extra_ids_work_and_text_says_what_to_install(
     assert model.generate([1], max_new_tokens=2).text is None
     with pytest.raises(ImportError, match=r"text needs the package tokenizers: pip install .*text"):
         model.generate("a", max_new_tokens=2)
+
+
+def hostile(place: Path, **parts: object) -> Path:
+    """A tokenizer with other parts."""
+    document = json.loads(write_tokenizer(place).read_text())
+    document |= parts
+    (place / "tokenizer.json").write_text(json.dumps(document))
+    return place / "tokenizer.json"
+
+
+SLOW = {"pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+
+
+def test_a_regular_expression_that_takes_too_many_steps_is_a_clear_error(tmp_path: Path) -> None:
+    """Rust panics, which Python sees as a BaseException."""
+    tokenizer = Tokenizer(hostile(tmp_path, pre_tokenizer={"type": "Split", **SLOW}))
+    assert tokenizer.encode("b")
+    with pytest.raises(ValueError, match=r"cannot encode a text of 41 characters: .*retry-limit"):
+        tokenizer.encode("a" * 40 + "!")
+
+
+def replacing(content: str) -> dict[str, object]:
+    return {"type": "Replace", "pattern": {"String": "a"}, "content": content}
+
+
+def test_a_short_text_cannot_become_long(tmp_path: Path) -> None:
+    twice = {"type": "Sequence", "normalizers": [replacing("a" * 99)] * 2}
+    with pytest.raises(ArtifactError, match="make a text 10000 times longer, expected up to 4096"):
+        Tokenizer(hostile(tmp_path, normalizer=twice))
+    ids = {"id": "Z", "ids": [1] * 99, "tokens": ["x"] * 99}
+    piece = {"SpecialToken": {"id": "Z", "type_id": 0}}
+    around = {"single": [piece] * 99, "pair": [], "special_tokens": {"Z": ids}}
+    with pytest.raises(ArtifactError, match="make a text 9802 times longer"):
+        Tokenizer(hostile(tmp_path, post_processor={"type": "TemplateProcessing", **around}))
+
+
+def test_no_text_is_padded_or_cut(tmp_path: Path) -> None:
+    """A stated length of 2^33 would end the process; a stride beyond the length panics."""
+    padding = {
+        "strategy": {"Fixed": 1 << 33},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "x",
+    }
+    cut = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 5}
+    tokenizer = Tokenizer(hostile(tmp_path, padding=padding, truncation=cut))
+    assert tokenizer.encode("abcdef") == Tokenizer(write_tokenizer(tmp_path)).encode("abcdef")
+
+
+def test_an_id_beyond_any_vocabulary_is_refused(tmp_path: Path) -> None:
+    model = json.loads(write_tokenizer(tmp_path).read_text())["model"]
+    model["vocab"]["<q>"] = (1 << 32) - 1
+    with pytest.raises(ArtifactError, match="has the id 4294967295, expected less than 4194304"):
+        Tokenizer(hostile(tmp_path, model=model))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, '{"version": 5}', "", '{"normalizer":' * 5000, "\0" * 99],
+    ids=["deep", "types", "empty", "deep objects", "zeros"],
+)
+def test_a_damaged_tokenizer_is_a_clear_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is no tokenizer: "):
+        Tokenizer(tmp_path)
+
+
+def test_a_tokenizer_larger_than_any_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("causal_onnx.runtime.text.MAX_TOKENIZER_BYTES", 1000)
+    write_tokenizer(tmp_path)
+    with pytest.raises(ArtifactError, match="larger than 1000 bytes"):
+        Tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ("1e400", "is not JSON: the number 1e400 is not finite"),
+        (str(2**70), "is not JSON: the number .* takes more than 64 bits"),
+        ("-1", "eos_token_id in .* is -1, expected an id, or a list of ids, from 0 to 4194303"),
+        ("true", "is True, expected an id"),
+        ("2.0", r"is 2\.0, expected an id"),
+        ('"</s>"', "is </s>, expected an id"),
+        ("[1, null]", r"is \[1, None\], expected an id"),
+        (str(2**31), "is 2147483648, expected an id"),
+        ("[" * 3000 + "]" * 3000, "is not JSON: it is nested more than 64 deep"),
+    ],
+)
+def test_an_end_of_text_that_is_no_id_is_refused(tmp_path: Path, stated: str, message: str) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {stated}}}')
+    with pytest.raises(ArtifactError, match=message):
+        Tokenizer(tmp_path)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from causal_onnx.runtime.extras import import_extra
+from causal_onnx.runtime.json_text import MAX_DEPTH, depth_of, read_json
 from causal_onnx.runtime.text import Tokenizer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
+
+T = TypeVar("T")
 
 __all__ = ["Constraint", "Grammar", "Guide"]
 
@@ -26,7 +30,32 @@ COMPACT = {"whitespace_flexible": False, "item_separator": ",", "key_separator":
 NO_END = "<|causal_onnx: no end|>"
 """Stands for the end of a text where no id of the model does."""
 
-REGEX = "regular expression"
+SCHEMA, REGEX, GRAMMAR = "JSON schema", "regular expression", "grammar"
+
+STACK_BYTES = 32 << 20
+"""Of the thread that compiles: llguidance calls itself for what refers to what, and where the stack
+ends, so does the process."""
+
+MAX_SOURCE_BYTES = 1 << 17
+"""A regular expression of as many alternatives takes 0.2 s to compile."""
+
+MAX_PARTS = 2000
+"""Of a grammar: rules, groups and repetitions together. On a stack of `STACK_BYTES` the process
+survives 9,500 rules in a chain, and not 11,000; with 25 groups in each, 600 and not 800."""
+
+MAX_LITERALS = 2000
+"""Of a grammar: texts and regular expressions. 5,000 take 80 ms for each token."""
+
+MAX_LEVELS = 1000
+"""Of a JSON schema: objects and arrays in one another, followed through each reference. On a stack
+of `STACK_BYTES` the process survives 9,000, and not 12,000."""
+
+MAX_SCHEMA_OBJECTS = 4000
+"""Of a JSON schema; 3,000 properties take 2 s to compile."""
+
+MAX_ROW = 600
+"""What a grammar may mean at once, at one place of a text (`max_items_in_row`). An ambiguous one of
+two lines takes 8 s for 200 tokens with twice as much; with this, 1.3 s until it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +88,16 @@ class Constraint:
         """
         if isinstance(schema, str):
             try:
-                schema = json.loads(schema)
+                schema = read_json(schema, max_bytes=MAX_SOURCE_BYTES)
             except ValueError as error:
                 raise ValueError(f"the JSON schema is not JSON: {error}") from error
         if not isinstance(schema, Mapping):
             raise ValueError(f"a JSON schema is an object such as {{}}, got {schema!r}")
+        if depth_of(schema) > MAX_DEPTH:
+            raise ValueError(f"the JSON schema is nested more than {MAX_DEPTH} deep")
         options = {} if whitespace else {"x-guidance": COMPACT}
         grammar = {"grammars": [{"json_schema": {**options, **schema}}]}
-        return cls("JSON schema", json.dumps(grammar))
+        return cls(SCHEMA, json.dumps(grammar))
 
     @classmethod
     def regex(cls, pattern: str) -> Constraint:
@@ -76,7 +107,24 @@ class Constraint:
     @classmethod
     def lark(cls, grammar: str) -> Constraint:
         """Text of a context-free grammar, in Lark's notation; its start rule is `start`."""
-        return cls("grammar", grammar)
+        return cls(GRAMMAR, grammar)
+
+    def __post_init__(self) -> None:
+        """Refuse what llguidance would not survive, or take too long over."""
+        if self.kind not in (SCHEMA, REGEX, GRAMMAR) or not isinstance(self.source, str):
+            raise ValueError(
+                "a constraint is made by Constraint.json_schema, .regex or .lark, got "
+                f"{self.kind!r}"
+            )
+        if len(self.source) > MAX_SOURCE_BYTES:
+            raise ValueError(
+                f"the {self.kind} has {len(self.source)} characters, expected up to "
+                f"{MAX_SOURCE_BYTES}"
+            )
+        if self.kind == SCHEMA:
+            _check_schema(self.source)
+        elif self.kind == GRAMMAR:
+            _check_grammar(self.source)
 
 
 class Grammar:
@@ -103,12 +151,21 @@ class Grammar:
             ImportError: llguidance is not installed.
         """
         library = _library()
-        tokens, self._added = _ll_tokenizer(tokenizer, vocab_size, tuple(sorted(end_ids)))
+        # The model never gives others, and llguidance would make room for them.
+        within = sorted(token for token in end_ids if 0 <= token < vocab_size)
+        tokens, self._added = _ll_tokenizer(tokenizer, vocab_size, tuple(within))
         source = constraint.source
+        # A schema needs a wide row for its properties, and is hardly ambiguous.
+        limits = library.LLParserLimits()
         if constraint.kind == REGEX:
             source = library.LLMatcher.grammar_from_regex(source)
+        elif constraint.kind == GRAMMAR:
+            source = library.LLMatcher.grammar_from_lark(source)
+            limits = library.LLParserLimits(max_items_in_row=MAX_ROW)
         self._vocab_size = vocab_size
-        self._matcher = library.LLMatcher(tokens, source, log_level=0)
+        self._matcher = _on_deep_stack(
+            lambda: library.LLMatcher(tokens, source, log_level=0, limits=limits)
+        )
         if self._matcher.is_error():
             raise ValueError(
                 f"the {constraint.kind} cannot be used: {_one_line(self._matcher.get_error())}"
@@ -143,12 +200,13 @@ class Guide:
         """Follow the continuation by one id, which must be allowed.
 
         Raises:
-            ValueError: It is not.
+            ValueError: It is not, or the grammar has become too ambiguous to follow.
         """
         if not self._matcher.consume_token(token):
-            raise ValueError(
-                f"id {token} does not fit the grammar: {_one_line(self._matcher.get_error())}"
-            )
+            error = _one_line(self._matcher.get_error())
+            if " items; max " in error:  # stop_reason() says InternalError of all
+                self._check()
+            raise ValueError(f"id {token} does not fit the grammar: {error}")
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -180,5 +238,83 @@ def _ll_tokenizer(
     return tokens, added
 
 
+def _check_schema(source: str) -> None:
+    """Bound how deep a schema is when its references are followed, and how much it holds."""
+    data = read_json(source, max_bytes=MAX_SOURCE_BYTES)
+    (grammar,) = data["grammars"]
+    schema = grammar["json_schema"]
+    objects, references = 0, set()
+    rest = [schema]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, dict):
+            objects += 1
+            if isinstance(item.get("$ref"), str):
+                references.add(item["$ref"])
+        rest += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    # Each is followed once.
+    levels = depth_of(schema) + sum(depth_of(_referred(schema, name)) for name in references)
+    for what, count, most in (
+        ("objects", objects, MAX_SCHEMA_OBJECTS),
+        ("levels through its references", levels, MAX_LEVELS),
+    ):
+        if count > most:
+            raise ValueError(f"the JSON schema has {count} {what}, expected up to {most}")
+
+
+def _referred(schema: Any, reference: str) -> object:
+    """What a JSON pointer names; the whole where that is not found."""
+    found: Any = schema
+    for part in reference.removeprefix("#").strip("/").split("/"):
+        name = part.replace("~1", "/").replace("~0", "~")
+        if not isinstance(found, dict) or name not in found:
+            return schema
+        found = found[name]
+    return found
+
+
+def _check_grammar(source: str) -> None:
+    """Bound how many parts a grammar has, and so how deep they can lie in one another."""
+    # Signs in texts are counted too: what is a text, llguidance and we might see in two ways.
+    parts = sum(source.count(sign) for sign in ":([{?*+~$")
+    literals = (source.count('"') + source.count("/")) // 2
+    for what, count, most in (
+        ("rules, groups and repetitions", parts, MAX_PARTS),
+        ("texts and patterns", literals, MAX_LITERALS),
+    ):
+        if count > most:
+            raise ValueError(f"the grammar has {count} {what}, expected up to {most}")
+
+
+def _on_deep_stack(make: Callable[[], T]) -> T:
+    """Call `make` on a thread with a stack of `STACK_BYTES`, and give its result."""
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(make())
+        except BaseException as error:  # raised again in the caller, also where Rust panics
+            errors.append(error)
+
+    with _STACK:
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            thread = threading.Thread(target=body, name="causal-onnx-grammar", daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if errors:
+        if isinstance(errors[0], Exception):
+            raise errors[0]
+        raise ValueError(f"the constraint cannot be used: {errors[0]}") from errors[0]
+    return results[0]
+
+
+_STACK = threading.Lock()
+
+
 def _one_line(message: str) -> str:
-    return " ".join(message.split())
+    """What llguidance says, without the state of its parser behind it."""
+    return " ".join(message.partition("<state>")[0].split())

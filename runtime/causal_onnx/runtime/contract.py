@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.json_text import read_json
 
 __all__ = [
     "AXIS_NAMES",
@@ -311,8 +312,8 @@ def read_document(text: str, *, what: str) -> dict[str, Any]:
         ArtifactError: Not a JSON object with a format number, or of a newer format.
     """
     try:
-        data: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        data: Any = read_json(text)
+    except ValueError as error:
         raise ArtifactError(f"the {what} in the metadata is not JSON: {error}") from error
     version = data.pop("format", None) if isinstance(data, dict) else None
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:

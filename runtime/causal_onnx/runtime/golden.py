@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -106,7 +105,7 @@ class GoldenSet:
                 for case in data["cases"]
             ]
             return cls(cases=cases, tolerance=float(data["tolerance"]))
-        except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ArtifactError(f"the golden vectors are damaged: {error!r}") from error
 
 

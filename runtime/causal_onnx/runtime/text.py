@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.extras import import_extra
+from causal_onnx.runtime.json_text import read_json, read_json_file
 from causal_onnx.runtime.writing import TextStream
 
-__all__ = ["TOKENIZER_FILE", "Tokenizer"]
+__all__ = ["TOKENIZER_FILE", "Tokenizer", "read_tokenizer", "token_ids"]
 
 TOKENIZER_FILE = "tokenizer.json"
 
 END_FILES = ("generation_config.json", "config.json", "tokenizer_config.json")
 """Where the tokens that end a text may be named beside a tokenizer; the first that does decides, as
 in transformers."""
+
+
+MAX_TOKENIZER_BYTES = 128 << 20
+"""The largest that we know, of 262,144 ids, takes 33 MB."""
+
+MAX_VOCAB = 1 << 22
+"""Ids; the most that we know are 262,144. A mask is made of as many bits for every token."""
+
+MAX_GROWTH = 4096
+"""How many characters may come of one, in the worst case. Real ones replace a few characters one by
+one and put two ids around a text: below 100."""
 
 
 class Tokenizer:
@@ -40,29 +52,43 @@ class Tokenizer:
         if not self.path.is_file():
             raise FileNotFoundError(f"there is no tokenizer {self.path}")
         tokenizers = import_extra("tokenizers", extra="text", purpose="text")
-        content = self.path.read_text(encoding="utf-8", errors="replace")
-        try:
+        content = read_tokenizer(self.path).decode("utf-8", errors="replace")
+        with _errors_of_library(f"{self.path} is no tokenizer", ArtifactError):
             self._tokenizer = tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise ArtifactError(f"{self.path} is no tokenizer: {error}") from error
+            # What a file says of these is for training; a length could fill any memory.
+            self._tokenizer.no_padding()
+            self._tokenizer.no_truncation()
+            vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocab.values(), default=-1) + 1
+        """One more than the largest id, added tokens included."""
+        if self.vocab_size > MAX_VOCAB:
+            raise ArtifactError(
+                f"{self.path} has the id {self.vocab_size - 1}, expected less than {MAX_VOCAB}"
+            )
+        self._check_growth()
         self.end_ids = self._find_end_ids()
         """The ids that end a text, as the files beside the tokenizer name them; often none."""
 
     def __repr__(self) -> str:
         return f"<Tokenizer {self.path}: {self.vocab_size} ids>"
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id, added tokens included."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, with what the tokenizer puts around it (often a token to begin)."""
-        return list(self._tokenizer.encode(text).ids)
+        """The ids of a text, with what the tokenizer puts around it (often a token to begin).
+
+        Raises:
+            ValueError: The tokenizer fails on it.
+        """
+        with _errors_of_library(f"{self.path} cannot encode a text of {len(text)} characters"):
+            return list(self._tokenizer.encode(text).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens; bytes that make no character become U+FFFD."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        """The text of ids, without special tokens; bytes that make no character become U+FFFD.
+
+        Raises:
+            ValueError: The tokenizer fails on them.
+        """
+        with _errors_of_library(f"{self.path} cannot decode {len(ids)} ids"):
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def stream(self) -> TextStream:
         """For the text of ids that come one by one; it never splits a character."""
@@ -78,13 +104,30 @@ class Tokenizer:
         copy.add_special_tokens([token])
         return str(copy.to_str()), int(copy.token_to_id(token))
 
+    def _check_growth(self) -> None:
+        """Refuse what makes a short text fill the memory, of which Rust ends the process."""
+        growth = 1
+        for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+            step = getattr(self._tokenizer, part)
+            if step is None:
+                continue
+            for item in _objects(read_json(step.__getstate__())):
+                if item.get("type") == "Replace":
+                    growth *= 1 + len(str(item.get("content", "")))
+                elif item.get("type") == "TemplateProcessing":
+                    growth *= 1 + _template_ids(item)
+        if growth > MAX_GROWTH:
+            raise ArtifactError(
+                f"{self.path} may make a text {growth} times longer, expected up to {MAX_GROWTH}"
+            )
+
     def _find_end_ids(self) -> tuple[int, ...]:
         for name in END_FILES:
             path = self.path.with_name(name)
             if not path.is_file():
                 continue
             try:
-                found: Any = json.loads(path.read_text(encoding="utf-8"))
+                found: Any = read_json_file(path)
             except ValueError as error:
                 raise ArtifactError(f"{path} is not JSON: {error}") from error
             if not isinstance(found, dict):
@@ -96,5 +139,72 @@ class Tokenizer:
             if ids is None and isinstance(token, str):
                 ids = self._tokenizer.token_to_id(token)
             if ids is not None:
-                return tuple(ids) if isinstance(ids, list) else (int(ids),)
+                return token_ids(ids, f"eos_token_id in {path}")
         return ()
+
+
+def read_tokenizer(path: Path) -> bytes:
+    """The content of a `tokenizer.json`.
+
+    Raises:
+        ArtifactError: It is larger than any real one.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_TOKENIZER_BYTES + 1)
+    if len(content) > MAX_TOKENIZER_BYTES:
+        raise ArtifactError(f"{path} is larger than {MAX_TOKENIZER_BYTES} bytes")
+    return content
+
+
+def token_ids(value: object, what: str) -> tuple[int, ...]:
+    """One id, or a list of them, as a configuration file states them.
+
+    Raises:
+        ArtifactError: They are something else.
+    """
+    ids = value if isinstance(value, list) else [value]
+    for item in ids:
+        if type(item) is not int or not 0 <= item < MAX_VOCAB:
+            raise ArtifactError(
+                f"{what} is {str(value)[:60]}, expected an id, or a list of ids, from 0 to "
+                f"{MAX_VOCAB - 1}"
+            )
+    return tuple(ids)
+
+
+@contextlib.contextmanager
+def _errors_of_library(what: str, kind: type[Exception] = ValueError) -> Iterator[None]:
+    """Turn what tokenizers raises into one error.
+
+    It raises nothing narrower than Exception; where its Rust code panics, as on a regular
+    expression that takes too many steps, a BaseException of a class that cannot be imported.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, MemoryError):
+            raise
+        raise kind(f"{what}: {error}") from error
+
+
+def _objects(data: object) -> Iterator[dict[str, Any]]:
+    """The objects in parsed JSON, however deep."""
+    if isinstance(data, dict):
+        yield data
+    for item in data.values() if isinstance(data, dict) else data if isinstance(data, list) else ():
+        yield from _objects(item)
+
+
+def _template_ids(template: dict[str, Any]) -> int:
+    """At most how many ids a template puts around a text."""
+    pieces = [*template.get("single", []), *template.get("pair", [])]
+    special = template.get("special_tokens", {})
+    most = max((len(_ids_of(item)) for item in special.values()), default=0)
+    return len(pieces) * most
+
+
+def _ids_of(special: object) -> list[Any]:
+    ids = special.get("ids") if isinstance(special, dict) else None
+    return ids if isinstance(ids, list) else []

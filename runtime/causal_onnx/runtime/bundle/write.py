@@ -31,8 +31,10 @@ from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.golden import GoldenSet
 from causal_onnx.runtime.graph_parts import GraphParts, read_graph_parts
+from causal_onnx.runtime.json_text import read_json_file
 from causal_onnx.runtime.model import Model, load
 from causal_onnx.runtime.request import RequestChecker
+from causal_onnx.runtime.text import read_tokenizer, token_ids
 
 __all__ = ["write_bundle"]
 
@@ -120,8 +122,8 @@ def _tokenizer_files(model: Path, tokenizer: str | os.PathLike[str] | None) -> l
             return []
         raise FileNotFoundError(f"there is no tokenizer {main}")
     try:
-        json.loads(main.read_bytes())
-    except ValueError as error:
+        json.loads(read_tokenizer(main))
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{main} is no tokenizer: it is not JSON ({error})") from error
     others = [main.with_name(name) for name in TOKENIZER_FILES[1:]]
     return [main, *(path for path in others if path.is_file())]
@@ -235,19 +237,18 @@ def _special_tokens(tokenizer: list[Path]) -> dict[str, int | Sequence[int]]:
         if not path.is_file():
             continue
         try:
-            document = json.loads(path.read_bytes())
+            document = read_json_file(path)
         except ValueError as error:
             raise ArtifactError(f"{path} is not JSON: {error}") from error
         for key in SPECIAL:
             value: Any = document.get(key) if isinstance(document, dict) else None
+            if value is None or (value == -1 and key != "eos_token_id"):  # both say: there is none
+                continue
+            ids = token_ids(value, f"{key} in {path}")
             # Some models have several ends of text.
-            if type(value) is int or (key == "eos_token_id" and _are_ids(value)):
-                found[key] = value
+            if key == "eos_token_id" or isinstance(value, int):
+                found[key] = list(ids) if isinstance(value, list) else value
     return found
-
-
-def _are_ids(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)
 
 
 def _move(draft: Path, target: Path) -> None:

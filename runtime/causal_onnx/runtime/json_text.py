@@ -1,0 +1,90 @@
+"""Read JSON from untrusted files: bounded in size and depth, with numbers that fit."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+__all__ = ["MAX_DEPTH", "depth_of", "read_json", "read_json_file"]
+
+MAX_BYTES = 64 << 20
+"""As much as a file's whole metadata may hold."""
+
+MAX_DEPTH = 64
+"""Objects and arrays in one another. What is written here is 6 deep; schemas of people, 20."""
+
+MAX_ITEMS = 1 << 20
+"""Commas and opening brackets, those in texts included: each is an object of Python's of about 60
+bytes. A tokenizer's configuration with 100,000 entries has 500,000."""
+
+
+def read_json(text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Any:
+    """Parse JSON that somebody else wrote.
+
+    Args:
+        text: The JSON; bytes are UTF-8.
+        max_bytes: How long it may be.
+
+    Raises:
+        ValueError: It is no JSON, too long, too deep, holds too much, or has a number that is not
+            finite or takes more than 64 bits.
+    """
+    if len(text) > max_bytes:
+        raise ValueError(f"it is longer than {max_bytes} bytes")
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    items = text.count(",") + text.count("[") + text.count("{")
+    if items > MAX_ITEMS:
+        raise ValueError(f"it holds more than {MAX_ITEMS} values")
+    try:
+        data = json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
+    if depth_of(data) > MAX_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+    return data
+
+
+def read_json_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Any:
+    """Parse a file of JSON, of which no more than `max_bytes` are read.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: As for `read_json`.
+    """
+    with Path(path).open("rb") as file:
+        return read_json(file.read(max_bytes + 1), max_bytes=max_bytes)
+
+
+def depth_of(data: object) -> int:
+    """How many objects and arrays are in one another."""
+    depth, level = 0, [data]
+    while level := [item for item in level if isinstance(item, dict | list | tuple)]:
+        depth += 1
+        if depth > 2000:  # one that holds itself has no end
+            return depth
+        level = [
+            inner for item in level for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return depth
+
+
+def _integer(text: str) -> int:
+    value = int(text) if len(text) <= 20 else 1 << 64
+    if not -(1 << 63) <= value < 1 << 64:
+        raise ValueError(f"the number {text[:30]} takes more than 64 bits")
+    return value
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:30]} is not finite")
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON's")
