@@ -44,7 +44,7 @@ __all__ = ["compare", "make", "run"]
 
 FIXTURES = Path(__file__).resolve().parents[2] / "tests/runtime/fixtures"
 
-OFFICIAL: dict[str, type] = {
+OFFICIAL: dict[str, Any] = {
     "model": onnx.ModelProto,
     "opset": onnx.OperatorSetIdProto,
     "entry": onnx.StringStringEntryProto,
@@ -159,8 +159,8 @@ def _list(rng: random.Random, number: int, spec: Field) -> bytes:
     return out
 
 
-INTEGERS = (0, 1, 1, 2, 3, 7, 9, 14, 15, 127, 128, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
-INTEGERS += (1 << 32, (1 << 32) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - (1 << 31))
+INTEGERS = [0, 1, 1, 2, 3, 7, 9, 14, 15, 127, 128, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
+INTEGERS += [1 << 32, (1 << 32) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - (1 << 31)]
 """Unsigned; the last ones are negative."""
 
 
@@ -234,7 +234,7 @@ def _difference(name: str, ours: Message, theirs: Any, content: bytes) -> str:
         field = OFFICIAL[name].DESCRIPTOR.fields_by_number[number]
         value = getattr(theirs, field.name)
         is_there = bool(len(value)) if spec.repeated else theirs.HasField(field.name)
-        mine = ours.get(spec.name)
+        mine: Any = ours.get(spec.name)
         if isinstance(mine, Numbers):
             found = _different_numbers(mine, value)
         elif (mine is not None or (spec.kind == "float" and spec.name in ours)) != is_there:
