@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("requirements.lock", "requirements-thin.lock")
@@ -54,3 +56,10 @@ def test_the_thin_environment_has_the_same_versions_and_no_pytorch() -> None:
 
 def test_pytorch_is_the_measured_version() -> None:
     assert pins_of(read("requirements.lock"))["torch"] == "2.13.0"
+
+
+def test_what_an_install_may_bring_is_what_is_measured() -> None:
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    torch = next(Requirement(text) for text in extras["export"] if text.startswith("torch"))
+    assert pins_of(read("requirements.lock"))["torch"] in torch.specifier
+    assert "2.14.0" not in torch.specifier

@@ -7,10 +7,18 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
+from torch import Tensor
 
 from causal_onnx.export import export
+from causal_onnx.export.artifact import write_model
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.inputs import describe_inputs
 from causal_onnx.export.limit import enforce_max_seq_len
+from causal_onnx.export.parity import Session, _beyond
+from causal_onnx.runtime.contract import Contract, TensorSpec
 from tests.export.captured import run_model
+from tests.export.modules import Head, example
 from tests.zoo import entry
 
 
@@ -69,3 +77,118 @@ def test_slots_of_an_input_of_fixed_size_are_a_limit(slots: int, tmp_path: Path)
     example = (x, keys.new_zeros(shape), values.new_zeros(shape), places)
     report = export(item.factory(), tmp_path / "m.onnx", example=example, axes=item.axes)
     assert report.contract.max_seq_len == slots
+
+
+def refusing_elsewhere() -> ir.Model:
+    """As `doubling`, with a lookup in a table of 5 rows that is nobody's limit."""
+    model = doubling(with_past=False)
+    enforce_max_seq_len(model, input_name="x", axis=1, limit=5)
+    for node in model.graph:
+        if node.op_type == "Gather":
+            node.name = "positions"
+    return model
+
+
+def limited() -> ir.Model:
+    model = doubling(with_past=False)
+    enforce_max_seq_len(model, input_name="x", axis=1, limit=5)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "passed", "note"),
+    [
+        (limited(), True, ""),
+        (refusing_elsewhere(), False, "not refused by the limit of 5, but failed elsewhere"),
+        (doubling(with_past=False), False, "accepted, though max_seq_len is 5"),
+    ],
+    ids=["limit", "another node", "none"],
+)
+def test_one_past_the_limit_is_refused_by_the_limit_and_nothing_else(
+    model: ir.Model, passed: bool, note: str, tmp_path: Path
+) -> None:
+    x = TensorSpec(name="x", dtype="float32", axes=("batch", "seq", 2))
+    output = TensorSpec(name="y", dtype="float32", axes=("batch", "seq", 2))
+    model.graph.outputs[0].name = "y"
+    contract = Contract(inputs=(x,), outputs=(output,), max_seq_len=5)
+    write_model(model, tmp_path / "m.onnx", {})
+    session = Session(tmp_path / "m.onnx", contract)
+    case = _beyond(session, describe_inputs(["x"], [torch.zeros(2, 3, 2)], None), 5)
+    assert (case.passed, case.refused) == (passed, passed)
+    assert case.note.startswith(note)
+
+
+class TooLong(Exception):
+    pass
+
+
+class Limited(Head):
+    """48 positions by a number that stands in the code alone."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        if self.how == "raise" and n > 48:
+            raise TooLong(f"{n} positions")
+        if self.how == "check":
+            torch._check(n + 1 <= 49)
+        if self.how == "assert":
+            assert n < 49
+        return self.core(x[:, -48:] if self.how == "crop" else x)
+
+
+@pytest.mark.parametrize("how", ["raise", "check", "assert", "crop"])
+def test_a_number_in_the_code_is_the_limit(how: str, tmp_path: Path) -> None:
+    report = export(Limited(how).eval(), tmp_path / "m.onnx", example=example())
+    assert report.contract.max_seq_len == 48
+    assert report.parity.cases[-1].refused
+    assert [text for text in report.warnings if "crops" in text] == list(report.warnings)
+    assert bool(report.warnings) == (how == "crop")
+
+
+class Otherwise(Head):
+    """Computes something else beyond 30 positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(x) if x.shape[1] <= 30 else self.core(x) * 2
+
+
+def test_a_graph_that_is_valid_for_less_than_the_module_is_limited_with_a_warning(
+    tmp_path: Path,
+) -> None:
+    report = export(Otherwise().eval(), tmp_path / "m.onnx", example=example())
+    assert report.contract.max_seq_len == 30
+    assert "at most 30 positions: the captured graph is not valid at batch" in report.warnings[0]
+    assert "Otherwise itself takes that" in report.warnings[0]
+
+
+def test_a_limit_that_was_asked_for_is_not_lowered(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="max_seq_len is 40, but .* Remedy: ask for at most 30"):
+        export(Otherwise().eval(), tmp_path / "m.onnx", example=example(), max_seq_len=40)
+
+
+class FewRows(Head):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] > 8:
+            raise TooLong("too many rows")
+        return self.core(x)
+
+
+def test_a_limit_of_the_batch_is_refused_with_the_modules_own_words(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"batch <= 8\); FewRows itself raises TooLong: too many"):
+        export(FewRows().eval(), tmp_path / "m.onnx", example=example())
+
+
+class AtOne(Head):
+    """Computes something else at one length in the middle."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.core(x) * (1 if x.shape[1] != 37 else 2)
+
+
+def test_a_length_that_the_capture_excludes_is_compared(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"seq 37, batch 2: output.* PyTorch gives"):
+        export(AtOne().eval(), tmp_path / "m.onnx", example=example())

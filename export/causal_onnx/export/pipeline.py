@@ -233,6 +233,8 @@ def _naming_the_node(error: CausalityError, plain: ir.Model, contract: Contract)
 
     `plain` is the graph as captured, in which nodes still have the names and lines of the source.
     """
+    if not any(case.past_error for case in error.report.cases if not case.passed):
+        return error  # nothing moved at all, which no node does
     found = attest(plain, max_seq_len=contract.max_seq_len)
     violation = found.offence if found.verdict == "not_causal" else None
     if violation is not None:
@@ -389,6 +391,10 @@ def _prepare(
                 f"max_seq_len is {max_seq_len}, but the module accepts at most {limit} positions"
             )
         limit = max_seq_len
+    elif limit is not None:
+        beyond = probe.at_length(source, specs, Sizes(batch=1, seq=limit + 1))
+        if beyond.takes is False and beyond.error is None:
+            warnings.append(_crops(source, limit))
     source.longest = limit
     source.fixed_seq = probe.find_fixed_seq(source.fresh(), specs)
     if source.fixed_seq is not None:
@@ -794,16 +800,20 @@ def _within_domain(capture: Capture, subject: _Subject) -> tuple[_Subject, bool]
     elif is_less:
         warnings.append(f"the file takes at most {contract.max_seq_len} positions: {text}")
     elif bound is not None and beyond.error is None:
-        warnings.append(
-            f"the file takes at most {contract.max_seq_len} positions; {module} crops longer "
-            "sequences"
-        )
+        warnings.append(_crops(subject.source, bound.largest))
     limit = contract.max_seq_len
     excluded = [s for s in capture.domain.excluded if limit is None or s.past + s.seq < limit]
     within = replace(
         subject, contract=contract, warnings=tuple(warnings), excluded=tuple(excluded)
     )
     return within, is_less
+
+
+def _crops(source: Source, limit: int) -> str:
+    return (
+        f"the file refuses more than {limit} positions; {type(source.module).__name__} itself "
+        "crops a longer sequence"
+    )
 
 
 def _lengths_to_follow(contract: Contract) -> list[int] | None:
