@@ -130,7 +130,7 @@ def test_guard_about_the_tensor_itself_is_no_refusal(guard: str) -> None:
     ],
 )
 def test_guard_of_an_unknown_form_is_refused_by_name(guard: str) -> None:
-    with pytest.raises(ExportError, match="valid only where .* cannot read") as caught:
+    with pytest.raises(ExportError, match=r"valid only where .* cannot read") as caught:
         domain(guard)
     assert repr(guard) in str(caught.value)
 
@@ -179,13 +179,17 @@ def test_canary_a_known_limit_is_read_from_this_pytorch() -> None:
 def test_a_pytorch_that_keeps_its_guards_elsewhere_is_refused(guards: object) -> None:
     found = program(Limited())
     found._guards_code = guards  # type: ignore[assignment]
-    with pytest.raises(ExportError, match=rf"torch {torch.__version__[:4]}.* does not say for which"):
+    with pytest.raises(
+        ExportError, match=rf"torch {torch.__version__[:4]}.* does not say for which"
+    ):
         read_domain(found, SPECS)
 
 
 def test_a_reading_that_differs_from_pytorchs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PyTorchsCheck, "refusal", lambda self, inputs: None)
-    with pytest.raises(ExportError, match="differently at batch 1, seq 64: valid against seq <= 24"):
+    with pytest.raises(
+        ExportError, match="differently at batch 1, seq 64: valid against seq <= 24"
+    ):
         read_domain(program(Limited()), SPECS)
 
 

@@ -118,7 +118,7 @@ def test_one_past_the_limit_is_refused_by_the_limit_and_nothing_else(
     assert case.note.startswith(note)
 
 
-class TooLong(Exception):
+class TooLongError(Exception):
     pass
 
 
@@ -132,7 +132,7 @@ class Limited(Head):
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[1]
         if self.how == "raise" and n > 48:
-            raise TooLong(f"{n} positions")
+            raise TooLongError(f"{n} positions")
         if self.how == "check":
             torch._check(n + 1 <= 49)
         if self.how == "assert":
@@ -166,19 +166,21 @@ def test_a_graph_that_is_valid_for_less_than_the_module_is_limited_with_a_warnin
 
 
 def test_a_limit_that_was_asked_for_is_not_lowered(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="max_seq_len is 40, but .* Remedy: ask for at most 30"):
+    with pytest.raises(ExportError, match=r"max_seq_len is 40, but .* Remedy: ask for at most 30"):
         export(Otherwise().eval(), tmp_path / "m.onnx", example=example(), max_seq_len=40)
 
 
 class FewRows(Head):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] > 8:
-            raise TooLong("too many rows")
+            raise TooLongError("too many rows")
         return self.core(x)
 
 
 def test_a_limit_of_the_batch_is_refused_with_the_modules_own_words(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"batch <= 8\); FewRows itself raises TooLong: too many"):
+    with pytest.raises(
+        ExportError, match=r"batch <= 8\); FewRows itself raises TooLongError: too many"
+    ):
         export(FewRows().eval(), tmp_path / "m.onnx", example=example())
 
 

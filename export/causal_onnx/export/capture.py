@@ -205,9 +205,7 @@ def _trace_strict(
 def _filled(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Source:
     """A copy whose tensors that grow on demand have grown as far as they may."""
     if not grows(source, specs, sizes):
-        raise ExportError("the module keeps nothing that grows with the length").at(
-            Stage.NOT_TRIED
-        )
+        raise ExportError("the module keeps nothing that grows with the length").at(Stage.NOT_TRIED)
     twin = source.fresh()
     twin.run(make_inputs(specs, Sizes(batch=1, seq=source.longest or WARM_LENGTH)))
     return twin
@@ -390,8 +388,8 @@ def _plain(text: str) -> str:
 
 
 _SAYS_NOTHING = re.compile(
-    r"^An error occurred (at step \d+|when running the .* pass)|^Failed to (export|convert|decompose) "
-    r"the (model|exported program)"
+    r"^An error occurred (at step \d+|when running the .* pass)"
+    r"|^Failed to (export|convert|decompose) the (model|exported program)"
 )
 _BARE = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeError)
 

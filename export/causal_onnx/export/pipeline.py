@@ -803,9 +803,7 @@ def _within_domain(capture: Capture, subject: _Subject) -> tuple[_Subject, bool]
         warnings.append(_crops(subject.source, bound.largest))
     limit = contract.max_seq_len
     excluded = [s for s in capture.domain.excluded if limit is None or s.past + s.seq < limit]
-    within = replace(
-        subject, contract=contract, warnings=tuple(warnings), excluded=tuple(excluded)
-    )
+    within = replace(subject, contract=contract, warnings=tuple(warnings), excluded=tuple(excluded))
     return within, is_less
 
 
