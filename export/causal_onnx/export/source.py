@@ -275,14 +275,14 @@ def private_copy(module: nn.Module) -> nn.Module:
             # The copy needs no gradients; mapping them to None spares their memory.
             if parameter.grad is not None:
                 memo[id(parameter.grad)] = None
-    twin = ask(handed_over, copy.deepcopy, module, memo)
-    if isinstance(twin, Refusal):
+    copied = ask(handed_over, copy.deepcopy, module, memo)
+    if isinstance(copied, Refusal):
         raise ExportError(
-            f"{type(module).__name__} cannot be deep-copied ({twin.error}); export works on a copy "
-            "so that your module stays as it is. Remove what cannot be copied (locks, open files, "
-            "lambdas that capture them) from its attributes"
-        ) from twin.error
-    twin = twin.to("cpu").eval()
+            f"{type(module).__name__} cannot be deep-copied ({copied.error}); export works on a "
+            "copy so that your module stays as it is. Remove what cannot be copied (locks, open "
+            "files, lambdas that capture them) from its attributes"
+        ) from copied.error
+    twin: nn.Module = copied.to("cpu").eval()
     for part in twin.modules():
         choose = getattr(part, "set_experts_implementation", None)
         if callable(choose):
