@@ -439,4 +439,30 @@ OPTIMISED = [
          measured=True, **BYTES),
 ]  # fmt: skip
 
-CASES: list[Case] = [*MASKS, *ALONG, *CONTROL, *FUSED, *OPTIMISED]
+CHUNKED = """
+    n1 = Shape <start = 1, end = 2> (x) b = Shape <end = 1> (x)
+    size = Constant <value_ints = [3]> () less = Constant <value_ints = [2]> ()
+    z = Constant <value_ints = [0]> () one = Constant <value_ints = [1]> ()
+    two = Constant <value_ints = [2]> () width = Constant <value_ints = [4]> ()
+    n2 = Add(n1, less) m = Div(n2, size) t = Mul(m, size) extra = Sub(t, n1)
+    pads = Concat <axis = 0> (z, z, z, z, extra, z) padded = Pad(x, pads)
+    goal = Concat <axis = 0> (b, m, size, width) c = Reshape(padded, goal)
+    whole = ReduceSum <keepdims = 0> (c, two)
+    mm = Concat <axis = 0> (m, m) ones = ConstantOfShape <value = float[1] {1.0}> (mm)
+    k = Constant <value_int = {diagonal}> () earlier = Trilu <upper = 0> (ones, k)
+    carried = {product} c1 = Unsqueeze(carried, two)
+    axis = Constant <value_int = 2> () inner = CumSum(c, axis) r = Add(inner, c1)
+    back = Concat <axis = 0> (b, t, width) f = Reshape(r, back) y = Slice(f, z, n1, one)
+"""
+EINSUM = 'Einsum <equation = "ij,bjd->bid"> (earlier, whole)'
+SCANS = [
+    good("chunked_sum", CHUNKED.replace("{diagonal}", "-1").replace("{product}", EINSUM)),
+    good("chunked_product", CHUNKED.replace("{diagonal}", "-1").replace(
+        "{product}", "MatMul(earlier, whole)")),
+    good("chunked_skipping_one", CHUNKED.replace("{diagonal}", "-2").replace("{product}", EINSUM)),
+    bad("chunked_peeking", CHUNKED.replace("{diagonal}", "0").replace("{product}", EINSUM), ""),
+    bad("chunked_open", CHUNKED.replace("{diagonal}", "9").replace(
+        "{product}", "MatMul(earlier, whole)"), ""),
+]  # fmt: skip
+
+CASES: list[Case] = [*MASKS, *ALONG, *CONTROL, *FUSED, *OPTIMISED, *SCANS]

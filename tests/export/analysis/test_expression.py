@@ -125,3 +125,13 @@ def test_depth_is_limited() -> None:
         deep = apply("Not", [deep])
     assert deep == UNKNOWN or isinstance(deep, type(apply("Not", [CAUSAL])))
     assert Poly.of(0) == 0
+
+
+@pytest.mark.parametrize(("op", "low"), [("Div", 0.25), ("DivInt", 0.0)])
+def test_a_quotient_of_integers_is_rounded_towards_zero(op: str, low: float) -> None:
+    bounds = Bounds()
+    index = symbol(bounds.index(symbol("seq")))
+    quotient = apply(op, [linear(index), Constant(4.0)])
+    found = evaluate(quotient, bounds, [index - 1])
+    assert found is not None
+    assert found[0] == low

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causal_onnx.export.analysis.symbolic.poly import Bounds, Poly, symbol
+from causal_onnx.export.analysis.symbolic.poly import Bounds, Poly, symbol, tightened
 
 N, B, P = symbol("seq"), symbol("batch"), symbol("past_seq")
 
@@ -88,3 +88,10 @@ def test_text() -> None:
 def test_powers_are_not_split() -> None:
     assert (N * N + 1).split("seq") is None
     assert (3 * N + P).split("seq") == (Poly.of(3), P)
+
+
+def test_an_inequality_between_whole_numbers_is_tightened() -> None:
+    a, b = symbol("a"), symbol("b")
+    assert tightened(a * 4 - b * 4 + 3) == a - b
+    assert tightened(a * 4 - b * 4 - 1) == a - b - 1
+    assert tightened(a * 4 - b * 3 + 3) == a * 4 - b * 3 + 3

@@ -136,6 +136,15 @@ def at(poly: Poly, values: Mapping[str, Any]) -> Any:
     return total
 
 
+def quotients(prover: Prover, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The numbers of chunks at these sizes."""
+    found: dict[str, int] = {}
+    for (number, divisor), quotient in prover.space.quotients.items():
+        (name,) = quotient.variables()
+        found[name] = at(number, {**sizes, **found}) // divisor
+    return found
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_symbolic_proof_covers_the_elements_at_every_size(name: str) -> None:
     proof = static(MODELS[name]())
@@ -148,7 +157,7 @@ def test_the_symbolic_proof_covers_the_elements_at_every_size(name: str) -> None
     for value, tensor in prover.values.items():
         for one in proof.analysis.runs[:8]:
             found = one.values.get(value)
-            sizes = assignment(one.sizes)
+            sizes = {**assignment(one.sizes), **quotients(prover, assignment(one.sizes))}
             if not isinstance(found, Elements | Known):
                 continue
             if any(at(limit, sizes) < 0 for limit in prover.space.limits):

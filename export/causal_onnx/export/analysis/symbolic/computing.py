@@ -139,15 +139,16 @@ _ON_WHOLE: dict[str, Callable[[Poly, Poly], Poly | None]] = {
     "Sub": lambda a, b: a - b,
     "Mul": lambda a, b: a * b,
     "Div": lambda a, b: a.divided_by(b),
-    "DivInt": lambda a, b: _whole_quotient(a, b),  # noqa: PLW0108 - defined below
 }
 
 
-def _whole_quotient(a: Poly, b: Poly) -> Poly | None:
-    """Division of whole numbers: exact, or of fixed numbers towards zero."""
+def _whole_quotient(space: Space, a: Poly, b: Poly) -> Poly | None:
+    """Division of integers, which ONNX rounds towards zero."""
     exact = a.divided_by(b)
-    if exact is not None or not b.constant or a.constant is None:
+    if exact is not None or not b.constant:
         return exact
+    if a.constant is None:
+        return space.quotient(a, b.constant)
     quotient = abs(a.constant) // abs(b.constant)
     return Poly.of(quotient if (a.constant < 0) == (b.constant < 0) else -quotient)
 
@@ -182,6 +183,8 @@ def _whole_number(space: Space, op: str, column: Sequence[Poly]) -> Poly | None:
 def _carried_out(space: Space, op: str, column: Sequence[Poly]) -> Poly | None:
     if op in _ON_WHOLE:
         return _ON_WHOLE[op](column[0], column[1])
+    if op == "DivInt":
+        return _whole_quotient(space, column[0], column[1])
     if op == "Neg":
         return -column[0]
     if op == "Abs":
@@ -235,7 +238,7 @@ def mixed(space: Space, first: Symbolic, axes: Sequence[int]) -> Symbolic:
     """Every element comes to depend on its line along the axes, which stay."""
     gone = {name for axis in axes for name in first.axes[axis]}
     kept = [own for i, own in enumerate(first.axes) if i not in axes]
-    terms = space.eliminate(first.terms, gone, space.guesses(kept))
+    terms = space.eliminate(first.terms, gone, kept)
     return Symbolic(first.axes, terms, known=first.known)
 
 
@@ -244,9 +247,7 @@ def _reduced(
 ) -> Symbolic:
     gone = {name for axis in axes for name in first.axes[axis]}
     left = [own for i, own in enumerate(first.axes) if i not in axes]
-    terms = space.eliminate(
-        first.terms, gone, space.guesses(left), factors=[first.value], dead=dead
-    )
+    terms = space.eliminate(first.terms, gone, left, factors=[first.value], dead=dead)
     made = tuple(() if i in axes else own for i, own in enumerate(first.axes))
     if not keep:
         made = tuple(left)
@@ -314,9 +315,7 @@ def softmax(space: Space, first: Symbolic, axes: Sequence[int]) -> Symbolic:
     """Weights: 0 where the score is -inf or very negative, a function of the others elsewhere."""
     gone = {name for axis in axes for name in first.axes[axis]}
     left = [own for i, own in enumerate(first.axes) if i not in axes]
-    terms = space.eliminate(
-        first.terms, gone, space.guesses(left), factors=[first.value], dead="low"
-    )
+    terms = space.eliminate(first.terms, gone, left, factors=[first.value], dead="low")
     value: Expression = UNKNOWN if first.value == UNKNOWN else Vanish(first.value)
     return Symbolic(first.axes, terms, value, known=first.known)
 
@@ -496,7 +495,7 @@ def contract(space: Space, labels: tuple[str, str, str], a: Symbolic, b: Symboli
     terms = space.eliminate(
         [term for part in moved for term in part.terms],
         gone,
-        space.guesses(made),
+        made,
         factors=[part.value for part in moved],
         dead="zero",
     )

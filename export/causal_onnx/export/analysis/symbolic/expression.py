@@ -686,9 +686,10 @@ def _compare(
 
 def _truncate(values: Sequence[Interval | None]) -> Interval | None:
     value = values[0]
-    if value is None or math.isinf(value[0]) or math.isinf(value[1]):
-        return value
-    return (float(math.trunc(value[0])), float(math.trunc(value[1])))
+    if value is None:
+        return None
+    low, high = (x if math.isinf(x) else float(math.trunc(x)) for x in value)
+    return (low, high)
 
 
 def _reciprocal(values: Sequence[Interval | None]) -> Interval | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from causal_onnx.export.analysis.symbolic.implication import Operation, conclude
 
-__all__ = ["ONE", "ZERO", "Bounds", "Poly", "symbol"]
+__all__ = ["ONE", "ZERO", "Bounds", "Poly", "symbol", "tightened"]
 
 Monomial: TypeAlias = tuple[tuple[str, int], ...]
 """Variables with their powers, sorted."""
@@ -193,6 +194,15 @@ def _quotient(a: Monomial, b: Monomial) -> Monomial | None:
 
 ZERO = Poly({})
 ONE = Poly({(): 1})
+
+
+def tightened(poly: Poly) -> Poly:
+    """A polynomial that is >= 0 for the same whole numbers, and smaller: 4 a + 3 becomes a."""
+    parts = [c for monomial, c in poly.terms.items() if monomial]
+    step = math.gcd(*parts)
+    if step <= 1:
+        return poly
+    return Poly({monomial: c // step for monomial, c in poly.terms.items()})
 
 
 def symbol(name: str) -> Poly:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE
@@ -14,7 +14,7 @@ from causal_onnx.export.analysis.symbolic.expression import (
     surely,
 )
 from causal_onnx.export.analysis.symbolic.implication import conclude
-from causal_onnx.export.analysis.symbolic.poly import ONE, ZERO, Bounds, Poly, symbol
+from causal_onnx.export.analysis.symbolic.poly import ONE, ZERO, Bounds, Poly, symbol, tightened
 
 __all__ = ["OpenError", "Space", "Symbolic", "Term"]
 
@@ -93,6 +93,8 @@ class Space:
         self.limits: dict[Poly, str] = {}
         """Assumed to be >= 0, with the node that made it so: the lengths that the graph takes. With
         "" for a node: it is so by the meaning of a symbol."""
+        self.quotients: dict[tuple[Poly, int], Poly] = {}
+        """(number, divisor) -> the symbol of how often the one goes into the other."""
 
     def size(self, axis: Sequence[str]) -> Poly:
         """The size of an axis."""
@@ -133,6 +135,23 @@ class Space:
             self.bounds.least_of[first, second] = found
         return found
 
+    def quotient(self, number: Poly, divisor: int) -> Poly | None:
+        """How often a divisor > 0 goes into a number >= 0; None where it may be negative.
+
+        Where it leaves a rest that depends on the sizes: a symbol of its own.
+        """
+        if divisor <= 0 or not self.nonnegative(number):
+            return None
+        found = self.quotients.get((number, divisor))
+        if found is None:
+            name = f"quotient_{len(self.quotients)}"
+            self.bounds.least[name] = int(self.nonnegative(number - divisor))
+            found = symbol(name)
+            rest = number - found * divisor
+            self.limits[rest] = self.limits[divisor - 1 - rest] = ""
+            self.quotients[number, divisor] = found
+        return found
+
     def is_bounded(self, pair: Sequence[Poly]) -> bool:
         """Whether the smaller of two is what a bounded cache holds, or follows from that."""
         symbols = {name for poly in self.bounds.least_of.values() for name in poly.variables()}
@@ -162,6 +181,8 @@ class Space:
         used = {name for term in tensor.terms for name in term.variables()}
         if used & set(names) or mentions(tensor.value, set(names)):
             tensor = self._rejoin(tensor, axis)
+            if len(tensor.axes[axis]) > 1:
+                tensor = self._rejoin(self._along_whole(tensor, axis), axis)
             if len(tensor.axes[axis]) == 1:
                 return tensor, symbol(tensor.axes[axis][0])
             if used & set(names):
@@ -192,6 +213,38 @@ class Space:
             return tensor
         axes = (*tensor.axes[:axis], (joint,), *tensor.axes[axis + 1 :])
         return replace(moved, axes=axes)
+
+    def _along_whole(self, tensor: Symbolic, axis: int) -> Symbolic:
+        """Reach that goes by the outermost of merged variables, as a function of the joint index.
+
+        What a chunk carries over, 4 h - 1, is no more than 4 h + r - 1.
+        """
+        names = tensor.axes[axis]
+        joint, step = ZERO, ONE
+        for name in reversed(names):
+            joint = joint + symbol(name) * step
+            outer, step = step, step * self.bounds.sizes[name]
+        terms = []
+        for term in tensor.terms:
+            parts = term.reach.split(names[0])
+            times = None if parts is None else parts[0].divided_by(outer)
+            if times is None or parts is None or times == 0:
+                terms.append(term)
+                continue
+            rest = parts[1].subs(dict.fromkeys(names[1:], ZERO))
+            wider = rest + joint * times
+            if self.bounds.implied(wider - term.reach, term.where):
+                terms.append(Term(wider, term.where))
+            else:
+                terms.append(term)
+        # A condition that is no function of the joint index is left out: that only adds reach.
+        inner = {names[-1]: symbol("joint") - (joint - symbol(names[-1]))}
+        others = set(names[:-1])
+        kept = tuple(
+            Term(t.reach, tuple(w for w in t.where if not w.subs(inner).variables() & others))
+            for t in terms
+        )
+        return replace(tensor, terms=kept)
 
     def split(self, name: str, inner: Poly) -> tuple[str, str, dict[str, Poly]]:
         """Write a variable as outer * inner + rest.
@@ -347,7 +400,7 @@ class Space:
         self,
         terms: Sequence[Term],
         gone: set[str],
-        guesses: Sequence[Poly],
+        left: Sequence[tuple[str, ...]],
         *,
         factors: Sequence[Expression] = (),
         dead: str = "zero",
@@ -357,7 +410,8 @@ class Space:
         Args:
             terms: Before.
             gone: The variables.
-            guesses: Reaches that the result may have, besides those among the terms.
+            left: The axes that stay: the result reaches as far as a place along one of them, or as
+                another term does, or everywhere.
             factors: An element whose value is `dead` in one of these leaves no trace.
             dead: "zero", "low" (-inf or very negative), or "" for none.
         """
@@ -369,12 +423,25 @@ class Space:
             if not term.reach.variables() & gone:
                 continue
             found = None
-            for guess in [*(t.reach for t in result if not t.where), *guesses]:
+            open_ = [t.reach for t in result if not t.where]
+            beside = self._beside(term.reach, gone, left)
+            end = term.reach.subs({n: self.bounds.sizes[n] - 1 for n in gone})
+            for guess in [*open_, *beside, *self.guesses(left), end]:
                 if self._bounded(term, guess, factors, dead):
                     found = guess
                     break
             result.append(self.everything() if found is None else Term(found))
         return self.join(result)
+
+    def _beside(
+        self, reach: Poly, gone: set[str], left: Sequence[tuple[str, ...]]
+    ) -> Iterator[Poly]:
+        """Where a sum over a variable may end: about an index that stays and runs as far."""
+        for name in sorted(reach.variables() & gone):
+            for other in (other for axis in left for other in axis):
+                if self.bounds.sizes[other] == self.bounds.sizes[name]:
+                    for step in (-1, 0, 1):
+                        yield reach.subs({name: symbol(other) + step})
 
     def _bounded(self, term: Term, guess: Poly, factors: Sequence[Expression], dead: str) -> bool:
         """Whether elements that reach beyond `guess` cannot exist or leave no trace."""
@@ -383,7 +450,9 @@ class Space:
             return True
         if not dead:
             return False
-        beyond = (term.reach - guess - 1, *term.where, *limits)
+        later = term.reach - guess - 1
+        conclude(tightened(later), ">=", ZERO, given=(later,), bounds=self.bounds)
+        beyond = (tightened(later), *term.where, *limits)
         number = 0.0 if dead == "zero" else VERY_NEGATIVE
         exactly = dead == "zero"
         return any(
