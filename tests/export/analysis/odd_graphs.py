@@ -568,3 +568,20 @@ def output_that_nothing_makes() -> onnx.ModelProto:
 def nodes_out_of_order() -> onnx.ModelProto:
     nodes = [helper.make_node("Abs", ["a"], ["y"]), helper.make_node("Relu", ["x"], ["a"])]
     return graph(nodes, [info("x")], [info("y")])
+
+
+CROSS = (
+    "t = Transpose <perm = [0, 2, 1]> (e) s = MatMul(x, t) p = Softmax <axis = -1> (s) "
+    "o = MatMul(p, e) y = Add(x, o)"
+)
+FUSED = "o = com.microsoft.MultiHeadAttention <num_heads = 2> (x, e, e) y = Add(x, o)"
+
+
+def _encoder(body: str, size: str) -> Callable[[], onnx.ModelProto]:
+    signature = f"(float[batch, seq, 4] x, float[batch, {size}, 4] e) => (float[batch, seq, 4] y)"
+    return lambda: text(body, signature)
+
+
+for _name, _body in (("cross", CROSS), ("fused", FUSED)):
+    for _size in ("0", "past_seq", "encoder_seq"):
+        ODD[f"encoder_{_name}_{_size}"] = _encoder(_body, _size)

@@ -54,6 +54,8 @@ def _seen_in(core: AttentionCore, run: Run) -> Seen | None:
         scores = tensor
         assert core.score_axes is not None
         scores = _last_axes(scores, core.score_axes)
+    if 0 in scores.shape:
+        return None  # no keys at these sizes, such as an encoder that gave nothing
     keys = seen_keys(scores)
     if core.sink is not None:
         end = keys.shape[-1] - core.sink_columns
