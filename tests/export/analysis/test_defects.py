@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 
+import numpy as np
 import onnx
 import pytest
 
@@ -112,3 +113,24 @@ def test_a_defect_ends_the_command_with_code_3(
     assert said.startswith("error: IndexError: planted")
     assert "while following Relu" in said
     assert said.count("\n") == 1
+
+
+MISFIT = {
+    "MatMul": ("y = MatMul(x, t)", np.asarray(2.0, np.float32)),
+    "Conv": ("y = Conv(x, t)", np.ones((4,), np.float32)),
+    "Concat": ("y = Concat <axis = 1> (x, t)", np.asarray(2.0, np.float32)),
+    "GatherND": ("y = GatherND(x, t)", np.asarray(1)),
+    "Pad": ("y = Pad(x, t)", np.asarray([1])),
+    "Tile": ("y = Tile(x, t)", np.asarray([1])),
+    "GatherElements": ("y = GatherElements(x, t)", np.asarray([1])),
+    "EyeLike": ("y = EyeLike(x)", np.asarray([1])),
+}
+
+
+@pytest.mark.parametrize("name", MISFIT)
+def test_a_rank_that_onnx_refuses_is_a_refusal_whatever_the_rule_stumbles_over(name: str) -> None:
+    body, array = MISFIT[name]
+    proof = static(build(body, t=array))
+    assert proof.verdict == "undecided"
+    assert "takes none of the lengths tried" in proof.reason
+    assert proof.offence.op_type == name

@@ -26,6 +26,7 @@ __all__ = [
     "malformed",
     "normal_axis",
     "required",
+    "required_attr",
     "required_value",
     "tensor_at",
 ]
@@ -39,6 +40,18 @@ def attr(node: ir.Node, name: str, default: Any = None) -> Any:
     """The value of an attribute, or `default` where the node has none."""
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def required_attr(node: ir.Node, name: str) -> Any:
+    """The value of an attribute that the operator cannot do without.
+
+    Raises:
+        RefusedByOnnxError: The node has none.
+    """
+    found = attr(node, name)
+    if found is None:
+        raise RefusedByOnnxError(f"attribute {name} is missing")
+    return found
 
 
 def tensor_at(inputs: Sequence[Abstract], index: int) -> Tensor | None:

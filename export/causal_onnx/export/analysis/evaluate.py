@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import UnsupportedError, attr, normal_axis
-from causal_onnx.export.analysis.elements import Array, Known, plain, refusing
+from causal_onnx.export.analysis.elements import Abstract, Array, Elements, Known, plain, refusing
 from causal_onnx.export.analysis.moves import MOVES, split_sizes
 
-__all__ = ["ELEMENTWISE", "evaluate", "evaluate_elementwise"]
+__all__ = ["ELEMENTWISE", "evaluate", "evaluate_elementwise", "refusal"]
 
 Function: TypeAlias = Callable[..., Array]
 
@@ -296,8 +296,51 @@ def evaluate(
     return _run(node, arrays, opsets)
 
 
-def _run(node: ir.Node, arrays: Sequence[Array | None], opsets: Mapping[str, int]) -> list[Array]:
-    """Run one node in onnxruntime."""
+def refusal(node: ir.Node, inputs: Sequence[Abstract], opsets: Mapping[str, int]) -> str:
+    """Why onnxruntime does not run the node on inputs of these shapes; "" where it does, or cannot.
+
+    For a node that a rule stumbled over: where the runtime takes it, the rule is wrong, and not the
+    graph.
+    """
+    nested = any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values())
+    if nested or any(isinstance(value, list) for value in inputs):
+        return ""  # what it reads from outside cannot be made up
+    reason = ""
+    for guess in (np.float32, np.int64, np.bool_):
+        arrays = [
+            None if value is None else _sample(value, node.inputs[i], guess)
+            for i, value in enumerate(inputs)
+            if not isinstance(value, list)
+        ]
+        # Kernels have ended the process on empty tensors: of those only the shapes are asked for.
+        empty = any(array is not None and array.size == 0 for array in arrays)
+        try:
+            _run(node, arrays, opsets, only_load=empty)
+        except UnsupportedError as error:
+            if error.__cause__ is None or type(error.__cause__).__name__ == "NotImplemented":
+                return ""
+            reason = reason or str(error)
+        else:
+            return ""
+    return reason
+
+
+def _sample(value: Known | Elements, source: ir.Value | None, guess: type[np.generic]) -> Array:
+    """The value where it is known; zeros of its type, or the guessed one, elsewhere."""
+    if isinstance(value, Known):
+        return value.value
+    dtype = None if source is None else source.dtype
+    return np.zeros(value.shape, guess if dtype is None else dtype.numpy())
+
+
+def _run(
+    node: ir.Node,
+    arrays: Sequence[Array | None],
+    opsets: Mapping[str, int],
+    *,
+    only_load: bool = False,
+) -> list[Array]:
+    """Run one node in onnxruntime; with `only_load` it is checked there, and gives nothing."""
     try:
         import onnxruntime as ort  # noqa: PLC0415 - slow to import, and seldom needed
     except ImportError as error:
@@ -332,6 +375,8 @@ def _run(node: ir.Node, arrays: Sequence[Array | None], opsets: Mapping[str, int
     try:
         proto = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
         session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        if only_load:
+            return []
         feeds = {
             value.name: np.array(array, order="C")
             for value, array in zip([v for v in inputs if v is not None], given, strict=True)

@@ -20,7 +20,7 @@ from causal_onnx.export.analysis.elements import (
     lift,
     plain,
 )
-from causal_onnx.export.analysis.evaluate import ELEMENTWISE, evaluate
+from causal_onnx.export.analysis.evaluate import ELEMENTWISE, evaluate, refusal
 from causal_onnx.export.analysis.rules import RULES, Context
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 
@@ -215,6 +215,9 @@ class _Walker:
             return
         try:
             inputs = [self.lookup(value) for value in node.inputs]
+        except MissingValueError as error:
+            raise StuckError(node, f"nothing makes {error}, which it reads") from error
+        try:
             outputs = self.follow(node, inputs)
         except MissingValueError as error:
             raise StuckError(node, f"nothing makes {error}, which it reads") from error
@@ -223,7 +226,8 @@ class _Walker:
         except (SizesRefusedError, StuckError):
             raise
         except Exception as error:
-            problem = malformed(node, self.found.context.opsets)
+            opsets = self.found.context.opsets
+            problem = malformed(node, opsets) or refusal(node, inputs, opsets)
             if problem:
                 raise SizesRefusedError(node, problem) from error
             # A defect of ours, never a finding about the graph.

@@ -140,6 +140,8 @@ def _expand(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
 @_moves("Tile")
 def _tile(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
     repeats = known_ints(inputs, 1, "repeats") or []
+    if len(repeats) != len(shape):
+        raise RefusedByOnnxError(f"{len(repeats)} repeats for a tensor of shape {shape}")
     return lambda array, _: np.tile(array, repeats)
 
 
@@ -207,10 +209,16 @@ def _gather(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
     return lambda array, _: np.take(array, found, axis=axis)
 
 
+def _same_rank(indices: Array, shape: Shape) -> None:
+    if indices.ndim != len(shape):
+        raise RefusedByOnnxError(f"indices of rank {indices.ndim} into a tensor of shape {shape}")
+
+
 @_moves("GatherElements")
 def _gather_elements(node: ir.Node, shape: Shape, inputs: Sequence[Abstract]) -> Move:
     indices = required_value(inputs, 1, "index")
     axis = normal_axis(attr(node, "axis", 0), len(shape))
+    _same_rank(indices, shape)
     found = _indices(indices, shape[axis])
     grid = list(np.ix_(*(np.arange(n) for n in found.shape)))
     grid[axis] = found

@@ -18,6 +18,7 @@ from causal_onnx.export.analysis.attributes import (
     attr,
     known_ints,
     required,
+    required_attr,
     tensor_at,
 )
 from causal_onnx.export.analysis.elements import (
@@ -165,9 +166,9 @@ def attention(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequen
     q, k, v = (required(inputs, i) for i in range(3))
     flat = len(q.shape) == 3
     if flat:
-        q = split_heads(q, attr(node, "q_num_heads"))
-        k = split_heads(k, attr(node, "kv_num_heads"))
-        v = split_heads(v, attr(node, "kv_num_heads"))
+        q = split_heads(q, required_attr(node, "q_num_heads"))
+        k = split_heads(k, required_attr(node, "kv_num_heads"))
+        v = split_heads(v, required_attr(node, "kv_num_heads"))
     past_k, past_v = tensor_at(inputs, 4), tensor_at(inputs, 5)
     offset: int | BoolArray = 0
     if past_k is not None and past_v is not None:
@@ -226,7 +227,7 @@ def group_query_attention(
     Source: onnxruntime's ContribOperators.md. Where query i stands follows from `seqlens_k` (total
     valid keys - 1) when there is a past; a prompt (as many keys as queries) starts at 0.
     """
-    heads, kv_heads = attr(node, "num_heads"), attr(node, "kv_num_heads")
+    heads, kv_heads = required_attr(node, "num_heads"), required_attr(node, "kv_num_heads")
     q, k, v = _gqa_inputs(inputs, heads, kv_heads)
     batch, seq = q.shape[0], q.shape[2]
     total = known_ints(inputs, 6, "total sequence length")
@@ -323,7 +324,7 @@ def multi_head_attention(
 
     Source: onnxruntime's ContribOperators.md.
     """
-    heads = attr(node, "num_heads")
+    heads = required_attr(node, "num_heads")
     q, k, v = _mha_inputs(inputs, heads)
     past_k, past_v = tensor_at(inputs, 6), tensor_at(inputs, 7)
     if tensor_at(inputs, 8) is not None or tensor_at(inputs, 9) is not None:
@@ -395,7 +396,7 @@ def contrib_attention(
 ) -> Sequence[Abstract]:
     """Projection and attention in one; all of a position's features meet in the projection."""
     source, weight = lift(required(inputs, 0)), required(inputs, 1)
-    heads = attr(node, "num_heads")
+    heads = required_attr(node, "num_heads")
     sizes = attr(node, "qkv_hidden_sizes") or [weight.shape[1] // 3] * 3
     if tensor_at(inputs, 6) is not None:
         raise UnsupportedError("a shared past buffer is not followed")

@@ -18,6 +18,7 @@ from causal_onnx.export.analysis.attributes import (
     known_ints,
     normal_axis,
     required,
+    required_attr,
     tensor_at,
 )
 from causal_onnx.export.analysis.elements import (
@@ -177,7 +178,7 @@ def gated_relative_position_bias(
         raise UnsupportedError("queries without padding are not followed")
     batch, seq, _ = query.shape
     gate = query.reach.max(axis=2, keepdims=True, initial=NONE)[:, None]
-    shape = (batch, attr(node, "num_heads"), seq, places.shape[-1])
+    shape = (batch, required_attr(node, "num_heads"), seq, places.shape[-1])
     return [Elements(shape, compress(np.maximum(gate, places.reach)))]
 
 

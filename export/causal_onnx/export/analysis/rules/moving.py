@@ -276,6 +276,8 @@ def _targets(node: ir.Node, shape: tuple[int, ...], indices: Array) -> tuple[Arr
     """The numpy index of the elements that the updates replace."""
     if node.op_type == "ScatterElements":
         axis = normal_axis(attr(node, "axis", 0), len(shape))
+        if indices.ndim != len(shape):
+            raise RefusedByOnnxError(f"indices of rank {indices.ndim} for shape {shape}")
         grid: list[Array] = list(np.ix_(*(np.arange(n) for n in indices.shape)))
         grid[axis] = np.where(indices < 0, indices + shape[axis], indices)
         return tuple(grid)

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.attributes import attr, normal_axis, required, tensor_at
+from causal_onnx.export.analysis.attributes import (
+    attr,
+    normal_axis,
+    required,
+    required_attr,
+    tensor_at,
+)
 from causal_onnx.export.analysis.elements import (
     NONE,
     Abstract,
@@ -124,7 +130,7 @@ def dense(tensor: Tensor) -> Elements:
 def matmul_nbits(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """A times a packed weight of N columns; activations are quantised row by row at most."""
     source = lift(required(inputs, 0))
-    columns = attr(node, "N")
+    columns = required_attr(node, "N")
     reach = source.reach.max(axis=-1, keepdims=True)
     return [Elements((*source.shape[:-1], columns), compress(reach))]
 

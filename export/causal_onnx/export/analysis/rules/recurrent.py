@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.attributes import attr, required, tensor_at
+from causal_onnx.export.analysis.attributes import (
+    attr,
+    required,
+    required_attr,
+    tensor_at,
+)
 from causal_onnx.export.analysis.elements import (
     NONE,
     Abstract,
@@ -26,7 +31,7 @@ def recurrent(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequen
     time = 1 if attr(node, "layout", 0) else 0
     steps = source.reach.max(axis=2, keepdims=False)
     steps = np.moveaxis(np.broadcast_to(steps, source.shape[:2]), time, 0)
-    hidden = attr(node, "hidden_size")
+    hidden = required_attr(node, "hidden_size")
     start = NONE
     for index in range(1, len(inputs)):
         extra = tensor_at(inputs, index)

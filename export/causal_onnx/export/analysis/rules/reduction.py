@@ -26,6 +26,7 @@ from causal_onnx.export.analysis.elements import (
     Ratio,
     RefusedByOnnxError,
     Tensor,
+    broadcast_shape,
     compress,
     is_low,
     lift,
@@ -401,6 +402,7 @@ def skip_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequen
     """Add the skip (and a bias), then normalise the last axis."""
     total = lift(required(inputs, 0))
     skip = lift(required(inputs, 1))
+    broadcast_shape(total.shape, skip.shape)
     reach = np.maximum(total.reach, _grown(skip, len(total.shape)))
     added = Elements(total.shape, compress(reach))
     last = len(total.shape) - 1
