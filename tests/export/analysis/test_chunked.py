@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from causal_onnx.export import export
 from causal_onnx.export.attest import attest
+from causal_onnx.runtime import read_artifact
 
 from . import chunked
 from .exporting import export_dynamo
@@ -63,3 +65,15 @@ def test_only_a_factor_that_is_zero_carries_nothing_over(zero: str) -> None:
         y = MatMul(w2, x)
     """
     assert static(build(body)).verdict == ("causal" if zero == "0.0" else "not_causal")
+
+
+def test_export_says_where_the_proof_ends_and_so_does_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    example = torch.randn(2, 7, chunked.WIDTH)
+    report = export(chunked.Cancelled(), tmp_path / "m.onnx", example=example)
+    assert "static proof: undecided" in str(report)
+    assert "at ReduceMax" in str(report)
+    stored = read_artifact(tmp_path / "m.onnx").certificate
+    assert stored["verdict"] == "undecided"
+    assert stored["offence"]["op_type"] == "ReduceMax"
+    assert stored["confirmation"]["confirmed"] is False
