@@ -133,7 +133,7 @@ def test_result_is_kept_as_long_as_its_code_is_the_same(tmp_path: Path) -> None:
 
 def test_key_follows_the_sources(tmp_path: Path) -> None:
     roots = ("export/causal_onnx/export", "runtime/causal_onnx/runtime")
-    for folder in ("tests/zoo", "tools/zoo", *roots):
+    for folder in ("tests/zoo", "tools/zoo", "tools/judge", *roots):
         (tmp_path / folder).mkdir(parents=True)
     for name in ("plain.py", "check.py"):
         (tmp_path / "tools/zoo" / name).touch()

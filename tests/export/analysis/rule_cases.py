@@ -136,6 +136,8 @@ MASKS = [
     good("window", attend(
         "c1 = LessOrEqual(j, i) k = Constant <value_int = 3> () e = Sub(i, k) c2 = Greater(j, e) "
         "c = And(c1, c2) m = Where(c, s, lowest)")),
+    good("clip_without_a_lower_limit", attend(
+        "d = Sub(j, i) low = Clip(d, , zero) c = Equal(low, d) m = Where(c, s, lowest)")),
     good("strictly_earlier_nan", attend(
         "c = Less(j, i) m = Where(c, s, lowest)").replace(
             "y = MatMul(p, x)", "q = IsNaN(p) r = Where(q, nothing, p) y = MatMul(r, x)")),

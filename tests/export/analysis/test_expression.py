@@ -95,6 +95,22 @@ def test_measured_tensors_say_what_was_measured() -> None:
     assert evaluate(Measured(samples, (I, J)), BOUNDS, (I - J,)) == (1.0, 1.0)
 
 
+def test_a_run_that_does_not_know_a_value_is_no_evidence_for_it() -> None:
+    full, holed = np.tril(np.ones((8, 8))), np.tril(np.ones((3, 3)))
+    holed[0, 2] = np.nan
+    samples = (Sample({"seq": 3}, holed), Sample({"seq": 8}, full))
+    assert value(Measured(samples, (I, J))) is None
+
+
+def test_whole_numbers_have_their_own_operators() -> None:
+    six, two = Constant(6.0), Constant(2.0)
+    assert value(apply("DivInt", [ONE, two])) == (0.0, 0.0)
+    assert value(apply("Div", [ONE, two])) == (0.5, 0.5)
+    assert value(apply("BitwiseAnd", [ONE, two])) == (0.0, 0.0)
+    assert value(apply("BitwiseAnd", [six, two])) == (2.0, 2.0)
+    assert value(apply("BitwiseAnd", [UNKNOWN, ZERO])) == (0.0, 0.0)
+
+
 def test_an_unmasked_row_decides_nothing() -> None:
     assert apply("Add", [UNKNOWN, Constant(3.0)]) == UNKNOWN
     assert apply("And", [UNKNOWN, UNKNOWN]) == UNKNOWN

@@ -9,7 +9,7 @@ import pytest
 from causal_onnx.export.attest import attest
 
 from .graphs import build, static
-from .rule_cases import CASES, Case
+from .rule_cases import CASES, Case, attend
 
 IDS = [case.name for case in CASES]
 
@@ -42,6 +42,39 @@ def test_the_proof_reaches_every_length(case: Case) -> None:
     assert proof.symbolic is not None
     assert proof.symbolic.holds == case.every_length, proof.symbolic.reason
     assert bool(proof.symbolic.measured) == case.measured, proof.symbolic.measured
+
+
+NUMBERS = "none = Sub(n, n) two = Constant <value_int = 2> () far = Constant <value_int = 5000> () "
+LATE = """
+    off = Sub(j, i) scaled = Mul(off, e) late = Greater(scaled, far)
+    c1 = LessOrEqual(j, i) c = Or(c1, late) m = Where(c, s, lowest)
+"""
+"""Keys 5000 and more after the query are seen where `e`, which is 1 or 2, is not taken for 0."""
+FAR_LEAKS = {
+    "clip_without_a_lower_limit": """
+        low = Constant <value_int = -5000> () back = Sub(i, j) cap = Clip(back, , low)
+        c1 = LessOrEqual(j, i) late = Less(cap, low) c = Or(c1, late) m = Where(c, s, lowest)
+    """,
+    "remainder_with_the_sign_of_the_dividend": """
+        k = Constant <value_int = -7> () a = Add(none, k) r = Mod <fmod = 1> (a, two)
+        e = Sub(one, r)
+    """ + LATE,
+    "half_of_an_odd_float": """
+        k = Constant <value_int = 7> () a = Add(none, k) af = Cast <to = 1> (a)
+        tf = Cast <to = 1> (two) half = Div(af, tf) again = Mul(half, tf) ai = Cast <to = 7> (again)
+        six = Constant <value_int = 6> () e = Sub(ai, six)
+    """ + LATE,
+    "bits_without_a_common_one": """
+        a = Add(none, one) b = Add(none, two) both = BitwiseAnd(a, b) e = Sub(one, both)
+    """ + LATE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", FAR_LEAKS.values(), ids=FAR_LEAKS)
+def test_a_leak_beyond_the_lengths_followed_is_not_proved_away(mask: str) -> None:
+    symbolic = static(build(attend(NUMBERS + mask))).symbolic
+    assert symbolic is not None
+    assert symbolic.measured or not symbolic.holds
 
 
 UNKNOWN = "y = made.up.Mystery(x)"
