@@ -148,3 +148,14 @@ def test_key_follows_the_sources(tmp_path: Path) -> None:
     assert after[1] != (changed := code_key(ours=False, root=tmp_path))
     (tmp_path / "tests/zoo/masks.py").write_text("1")
     assert changed != code_key(ours=False, root=tmp_path)
+
+
+def test_the_page_counts_the_fallbacks_and_gives_the_reason_of_each() -> None:
+    item = entry("guard_raise")
+    whole = {"form": "cache for rows of different lengths", "reason": "MatMul reads positions"}
+    part = {"form": "attention at Softmax 's'", "reason": "its scale changes"}
+    steps = {"ours": result(fallbacks=[part]), "cached": result(fallbacks=[whole, part])}
+    page = render([item], {item.name: steps}, VERSIONS, stale=0)
+    assert "3 in 2 exports (1 to another form of the whole graph, 2 attentions left" in page
+    assert "- `guard_raise`, cached: no cache for rows of different lengths: MatMul reads" in page
+    assert "None." in render([item], {item.name: {"ours": result(fallbacks=[])}}, VERSIONS, stale=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tools.judge.verdict import Judgement, merged
 from tools.zoo.judge import entry_steps, problems, wants_cache
-from tools.zoo.tasks import FORMS
+from tools.zoo.tasks import ENTRY_STEPS, FORMS
 
 from tests.zoo import MUTANTS, ZooEntry
 
@@ -60,6 +60,7 @@ def render(
         *_tables(entries, results),
         *_unexpected(entries, results),
         *_refusals(entries, results),
+        *_fallbacks(entries, results),
         *_mutants(results),
         *_graphs(results),
     ]
@@ -123,7 +124,13 @@ def summary_lines(entries: Sequence[ZooEntry], results: Results) -> list[str]:
         text = f"{form['right']} of {form.total()}"
         rows.append((f"form `{_form(target, opset)}`, right and equal", text, "-"))
     lines += [f"| {label} | {a} | {b} |" for label, a, b in rows]
-    return [*lines, "", *_rate_lines(results), *_judged_lines(results)]
+    return [
+        *lines,
+        "",
+        f"- {_fallback_line(entries, results)}",
+        *_rate_lines(results),
+        *_judged_lines(results),
+    ]
 
 
 def judged(results: Results) -> Judgement:
@@ -316,6 +323,46 @@ def _refusals(entries: Sequence[ZooEntry], results: Results) -> Iterator[str]:
         result = _of(results, item, "plain")
         if result is not None and result["status"] != "right":
             yield f"- `{item.name}`, {result['status']}: {_quoted(result['reason'], 160)}"
+    yield ""
+
+
+def _fallbacks_of(
+    entries: Sequence[ZooEntry], results: Results
+) -> Iterator[tuple[ZooEntry, str, Mapping[str, str]]]:
+    """Each fallback with its entry and step."""
+    for item in entries:
+        for step in entry_steps(item):
+            for fallback in (_of(results, item, step) or {}).get("fallbacks", ()):
+                yield item, step, fallback
+
+
+def _fallback_line(entries: Sequence[ZooEntry], results: Results) -> str:
+    steps = [step for step in ENTRY_STEPS if step != "plain"]
+    exported = [
+        r
+        for item in entries
+        for step in steps
+        if "fallbacks" in (r := _of(results, item, step) or {})
+    ]
+    found = list(_fallbacks_of(entries, results))
+    parts = sum(fallback["form"].startswith("attention at ") for _, _, fallback in found)
+    whole = len(found) - parts
+    return (
+        f"Fallbacks, each on a rewrite that says what it does not support: {len(found)} in "
+        f"{len(exported)} exports ({whole} to another form of the whole graph, {parts} attentions "
+        "left as captured). A rewrite that is wrong is no fallback but an error above."
+    )
+
+
+def _fallbacks(entries: Sequence[ZooEntry], results: Results) -> Iterator[str]:
+    yield "## Every fallback, with its reason"
+    yield ""
+    found = list(_fallbacks_of(entries, results))
+    if not found:
+        yield "None."
+    for item, step, fallback in found:
+        text = f"no {fallback['form']}: {fallback['reason']}"
+        yield f"- `{item.name}`, {step}: {_quoted(text)}"
     yield ""
 
 

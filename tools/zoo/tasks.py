@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from causal_onnx.export import CausalityError, ExportError, ExportReport, Parity
 from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.analysis.symbolic.implication import logging_implications
 from causal_onnx.export.attest import attest
+from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.reuse import reusing_captures
 from tests.zoo import GRAPH_MUTANTS, GRAPHS, MUTANTS, ZooEntry, entry
 from tests.zoo.mutants import Mutant
@@ -127,6 +128,7 @@ def run_entry(item: ZooEntry, step: str, work: Path) -> dict[str, Any]:
                 reason = f"differs from the default form by {apart:.1e}"
                 result |= {"status": "wrong", "reason": reason}
     result["warnings"] = [str(text)[:300] for text in report.warnings]
+    result["fallbacks"] = [asdict(fallback) for fallback in report.fallbacks]
     return result
 
 
@@ -156,6 +158,8 @@ def _exported(
                 target=target,
                 opset=opset,
             )
+    except RewriteError as error:
+        return None, {"status": "error", "reason": _line(error)}
     except ExportError as error:
         if path.exists():
             return None, {"status": "error", "reason": f"left a file behind: {_line(error)}"}

@@ -27,8 +27,8 @@ class ShapeCase:
     batch: int | None
     """None: the call had no batch axis."""
     seq: int
-    error: float
-    """Relative to the output's scale."""
+    error: float | None
+    """Relative to the output's scale; None: the file says only that it passed."""
     passed: bool
     refused: bool
     """Longer than the limit, and refused as it must be."""
@@ -54,8 +54,8 @@ class CacheCase:
     batch: int
     seq: int
     feeding: str
-    error: float
-    """Relative to the output's scale."""
+    error: float | None
+    """As of `ShapeCase`."""
     passed: bool
 
 
@@ -95,7 +95,8 @@ class Certificate:
     causality_summary: str
     cuts: tuple[CutCase, ...]
     is_equal: bool | None
-    max_error: float
+    max_error: float | None
+    """None: the file keeps no measured errors, as files of earlier versions did."""
     tolerance: float
     shapes: tuple[ShapeCase, ...]
     skipped: tuple[str, ...]
@@ -149,7 +150,7 @@ def read_certificate(document: Mapping[str, Any] | None) -> Certificate | None:
             causality_summary="" if causality is None else str(causality["summary"]),
             cuts=() if causality is None else tuple(_cut(case) for case in causality["cases"]),
             is_equal=None if parity is None else bool(parity["passed"]),
-            max_error=0.0 if parity is None else float(parity["max_error"]),
+            max_error=None if parity is None else _error(parity, "max_error"),
             tolerance=0.0 if parity is None else float(parity["tolerance"]),
             shapes=() if parity is None else tuple(_shape(case) for case in parity["cases"]),
             skipped=() if parity is None else tuple(str(text) for text in parity["skipped"]),
@@ -202,7 +203,7 @@ def _cache(section: Mapping[str, Any]) -> CacheFinding:
                 batch=int(case["batch"]),
                 seq=int(case["seq"]),
                 feeding=str(case["feeding"]),
-                error=float(case["error"]),
+                error=_error(case),
                 passed=bool(case["passed"]),
             )
             for case in section["cases"]
@@ -224,8 +225,12 @@ def _shape(case: Mapping[str, Any]) -> ShapeCase:
     return ShapeCase(
         batch=None if case["batch"] is None else int(case["batch"]),
         seq=int(case["seq"]),
-        error=float(case["error"]),
+        error=_error(case),
         passed=bool(case["passed"]),
         refused=bool(case.get("refused", False)),
         note=str(case.get("note", "")),
     )
+
+
+def _error(section: Mapping[str, Any], name: str = "error") -> float | None:
+    return float(section[name]) if name in section else None

@@ -101,17 +101,17 @@ def parity_summary(certificate: Certificate) -> str:
         return "not stated"
     compared = sum(not case.refused for case in certificate.shapes)
     verdict = "equal to PyTorch" if certificate.is_equal else "NOT equal to PyTorch"
-    return (
-        f"{verdict} at {compared} shapes: largest error {certificate.max_error:.1e} of the "
-        f"output's scale, limit {certificate.tolerance:.0e}"
-    )
+    measured = certificate.max_error
+    largest = "" if measured is None else f"largest error {measured:.1e} of the output's scale, "
+    unit = " of the output's scale" if measured is None else ""
+    return f"{verdict} at {compared} shapes: {largest}limit {certificate.tolerance:.0e}{unit}"
 
 
 def parity_table(certificate: Certificate) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: one row per length, one column per batch size, cells the error."""
+    """Headers and rows: one row per length, one column per batch size, cells the result."""
     batches = list(dict.fromkeys(case.batch for case in certificate.shapes))
     # Of several calls of one shape (with and without padding, say) the worst is shown.
-    worst = sorted(certificate.shapes, key=lambda case: (not case.passed, case.error))
+    worst = sorted(certificate.shapes, key=lambda case: (not case.passed, case.error or 0.0))
     cells = {(case.seq, case.batch): case for case in worst}
     headers = ["seq", *("no batch" if b is None else f"batch {b}" for b in batches)]
     rows = []
@@ -124,7 +124,9 @@ def parity_table(certificate: Certificate) -> tuple[list[str], list[list[str]]]:
             elif case.refused:
                 row.append("refused")
             else:
-                row.append(f"{case.error:.1e}{'' if case.passed else ' !'}")
+                text = "equal" if case.passed else "differs"
+                text = text if case.error is None else f"{case.error:.1e}"
+                row.append(f"{text}{'' if case.passed else ' !'}")
         rows.append(row)
     return headers, rows
 
@@ -136,8 +138,9 @@ def cache_table(finding: CacheFinding) -> tuple[list[str], list[list[str]]]:
     for feeding in feedings:
         cases = [case for case in finding.cases if case.feeding == feeding]
         passed = all(case.passed for case in cases)
-        worst = max(case.error for case in cases)
-        rows.append([feeding, "passed" if passed else "FAILED", str(len(cases)), f"{worst:.1e}"])
+        worst = max((case.error for case in cases if case.error is not None), default=None)
+        error = f"within {finding.tolerance:.0e}" if worst is None else f"{worst:.1e}"
+        rows.append([feeding, "passed" if passed else "FAILED", str(len(cases)), error])
     return ["fed as", "result", "times", "error"], rows
 
 

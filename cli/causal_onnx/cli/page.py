@@ -264,8 +264,8 @@ def _parity(certificate: Certificate | None) -> Markup:
     notes = [_note(case) for case in certificate.shapes if case.note]
     return _section(
         title,
-        "Stated by the exporter. Largest error of any output, relative to that output's scale; "
-        "longer calls than the limit must be refused.",
+        "Stated by the exporter: whether every output is equal within the limit, or by how much it "
+        "differs, relative to that output's scale; longer calls than the limit must be refused.",
         element("p", describe.parity_summary(certificate)),
         _table(["length", *headers[1:]], rows, right=range(len(headers))),
         *(element("p", note, class_="soft small") for note in notes),

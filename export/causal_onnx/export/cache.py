@@ -21,7 +21,7 @@ from causal_onnx.export.analysis.elements import NONE, Elements, view
 from causal_onnx.export.analysis.interpret import Constants, Run, input_elements, run
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 from causal_onnx.export.canonical import CanonicalCore, bias_of
-from causal_onnx.export.errors import ExportError
+from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.fuse.rotary import note_projections
 from causal_onnx.export.graph import constant
 from causal_onnx.export.layout import Layouts
@@ -91,8 +91,8 @@ def derive_cache(
     Raises:
         RaggedError: It can only be derived with `ragged=False`. The model is then unusable, as it
             is after the others.
-        ExportError: Something besides the cores mixes positions, or a function of positions is not
-            the same for a prefix; names the node.
+        NotSupportedError: Something besides the cores mixes positions, or a function of positions
+            is not the same for a prefix; names the node.
     """
     _refuse_odd_cores(cores, others)
     graph = model.graph
@@ -116,19 +116,19 @@ def _refuse_odd_cores(cores: Sequence[CanonicalCore], others: Mapping[ir.Node, s
     if not cores:
         node, reason = next(iter(others.items()), (None, "there is no softmax over scores"))
         place = "" if node is None else f"{node.op_type} {_named(node)}: "
-        raise ExportError(
+        raise NotSupportedError(
             f"no cache can be derived: no attention was recognised ({place}{reason}). Write it as "
             "softmax(q k^T * scale + mask) v, and return no attention weights"
         )
     for core in cores:
         if core.has_data_mask:
-            raise ExportError(
+            raise NotSupportedError(
                 f"no cache can be derived: what is added to the scores of {_named(core.node)} "
                 "depends on data. Export without a mask of padding as input (rows of different "
                 "lengths are the cache's own); a bias must come from positions, not from tokens"
             )
         if not core.footprint.is_causal:
-            raise ExportError(
+            raise NotSupportedError(
                 f"no cache can be derived: the attention {_named(core.node)} is not plainly causal "
                 f"(footprint: {core.footprint.kind})"
             )
@@ -203,7 +203,7 @@ def _refuse_mixing(
             depends = ends != NONE
             if bool((ends[depends] != starts[depends]).any()):
                 hint = _unrecognised(layouts, node, others)
-                raise ExportError(
+                raise NotSupportedError(
                     f"no cache can be derived: {node.op_type} {_named(node)} mixes positions "
                     f"outside the attention that was recognised{hint}"
                 )
@@ -232,7 +232,7 @@ def _refuse_shift(layouts: Layouts, value: ir.Value | None, node: ir.Node | None
     elements = layouts.base.values.get(value)
     axes = [i for i, axis in enumerate(layouts.axes(value)) if axis.is_seq]
     if not isinstance(elements, Elements) or len(axes) != 1:
-        raise ExportError(
+        raise NotSupportedError(
             f"no cache can be derived: {value.name} does not have one axis of positions"
         )
     shape = [1] * len(elements.shape)
@@ -240,7 +240,7 @@ def _refuse_shift(layouts: Layouts, value: ir.Value | None, node: ir.Node | None
     own = np.arange(elements.shape[axes[0]]).reshape(shape)
     reach = view(elements.reach, elements.shape)
     if bool(((reach != own) & (reach != NONE)).any()):
-        raise ExportError(
+        raise NotSupportedError(
             f"no cache can be derived: {value.name} of {_named(node)} is shifted along the sequence"
         )
 
@@ -357,12 +357,12 @@ def _shift(graph: ir.Graph, layouts: Layouts, edge: _Edge, lengths: _Lengths) ->
     rank = len(layouts.axes(value))
     rows = [axis for axis in axes if not (edge.is_bias and axis == rank - 1)]
     if any(not layouts.axes(value)[axis].is_seq for axis in axes) or len(rows) > 1:
-        raise ExportError(
+        raise NotSupportedError(
             f"no cache can be derived: {value.name}, which {edge.node.op_type} {_named(edge.node)} "
             "reads, has positions merged with another axis"
         )
     if not same_prefix(whole, longer, axes):
-        raise ExportError(
+        raise NotSupportedError(
             f"no cache can be derived: {value.name}, which {edge.node.op_type} {_named(edge.node)} "
             "reads, changes with the total length, so earlier outputs would change as a sequence "
             "grows (positions counted from the end, or a division by the length)"

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import onnx_ir as ir
@@ -32,8 +33,8 @@ from onnx_ir.passes import common
 from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.attributes import UnsupportedError
 from causal_onnx.export.analysis.core import AttentionCore, MaskTerm, Operand
-from causal_onnx.export.analysis.cores import recognise
-from causal_onnx.export.analysis.elements import Abstract, Elements, Known
+from causal_onnx.export.analysis.cores import core_at, recognise
+from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Abstract, Elements, Known
 from causal_onnx.export.analysis.interpret import Constants, Run, run
 from causal_onnx.export.analysis.layout import Layout
 from causal_onnx.export.analysis.operands import tensor_of
@@ -103,6 +104,7 @@ def canonicalise(
             continue
         try:
             _refuse_unfit(analysis, found)
+            _refuse_changing(analysis, found)
             # Of all before any is rewritten: masks are evaluated by running the graph as captured.
             fit.append((found, footprint_of(analysis, found)))
         except UnsupportedError as reason:
@@ -164,6 +166,85 @@ def _refuse_unfit(analysis: Analysis, core: AttentionCore) -> None:
             raise UnsupportedError(f"the mask {term.value.name} is not laid out like the scores")
         if not term.known and term.kind not in ("where", "add"):
             raise UnsupportedError(f"{term.value.name} multiplies the scores")
+    _refuse_rows_of_padding(analysis, core)
+
+
+def _refuse_rows_of_padding(analysis: Analysis, core: AttentionCore) -> None:
+    """A row that sees nothing averages over whatever is hidden by a finite number.
+
+    Beside a mask of padding that data decides there are such rows, and the causal rule of the
+    canonical node hides later positions from that average too.
+
+    Raises:
+        UnsupportedError: There may be such a row.
+    """
+    hides = any(
+        term.kind == "where" or "s" not in Arranger.letters(_axes_used(analysis, term, term.scores))
+        for term in core.terms
+        if not term.known and term.scores is not None
+    )
+    for term in core.terms if hides else ():
+        if term.known and _lowest(analysis, term) != -np.inf:
+            raise UnsupportedError(
+                f"{term.value.name} hides positions by a finite number, beside a mask that data "
+                "decides: a row of padding alone averages over all positions"
+            )
+    for before, term in combinations(core.terms, 2):
+        is_finite = term.kind == "where" and term.fill is not None and np.isfinite(term.fill)
+        if before.known and not term.known and is_finite:
+            raise UnsupportedError(
+                f"{term.value.name} hides by a finite number what {before.value.name} hid before: "
+                "a row of padding alone sees it again"
+            )
+
+
+def _lowest(analysis: Analysis, term: MaskTerm) -> float:
+    """What a known term adds to the scores that it hides; -inf where it hides none."""
+    if term.kind == "where":
+        return -np.inf if term.fill is None else term.fill
+    found = tensor_of(analysis.runs[0], term.value)
+    if term.kind != "add" or not isinstance(found, Known) or not found.size:
+        return -np.inf
+    lowest = float((found.value.astype(np.float64) * term.factor).min())
+    return lowest if lowest <= VERY_NEGATIVE else -np.inf
+
+
+def _refuse_changing(analysis: Analysis, core: AttentionCore) -> None:
+    """The numbers were read at one length, and the canonical node holds them for every length.
+
+    Raises:
+        UnsupportedError: They are others at another length.
+    """
+    sizes = analysis.probe_sizes()
+    assert sizes is not None
+    others = [found for found in analysis.runs if found.sizes.seq != sizes.seq]
+    if not others:
+        return  # one length is all that the graph takes
+    longest = max(others, key=lambda found: found.sizes.seq)
+    again = core_at(analysis, longest, analysis.by_batch(longest.sizes), core.node)
+    if again is None or again.problem:
+        return  # too short to recognise anything
+    for (name, mine), (_, other) in zip(_numbers(core), _numbers(again), strict=False):
+        for here, there in zip(mine, other, strict=True):
+            if not np.isclose(here, there, rtol=1e-6, atol=0):
+                raise UnsupportedError(
+                    f"{name} changes with the length: {here:.6g} at {sizes.seq} positions, "
+                    f"{there:.6g} at {longest.sizes.seq}"
+                )
+
+
+def _numbers(core: AttentionCore) -> list[tuple[str, tuple[float, ...]]]:
+    """What the canonical node holds as numbers, by name."""
+    found: list[tuple[str, tuple[float, ...]]] = [
+        ("the scale of the scores", (core.scale or 0.0,)),
+        ("the softcap", (core.softcap or 0.0,)),
+    ]
+    if core.sink_scores is not None:
+        found.append(("the score of the sink", core.sink_scores))
+    for term in core.terms:
+        what = f"what {term.value.name} does to the scores"
+        found.append((what, (term.factor, 0.0 if term.fill is None else term.fill)))
+    return found
 
 
 def _refuse_other_shape(core: AttentionCore, operand: Operand, width: int, found: Run) -> None:
@@ -210,7 +291,9 @@ class _Rewriting:
         v = self._four_axes(core.v.value, v_layout, core.v_dim)
         groups = max(k_heads, v_heads)
         k, v = self._repeated(k, k_heads, groups), self._repeated(v, v_heads, groups)
-        is_causal = core.is_causal or self._footprint.kind in ("causal", "window")
+        # Where data alone decides what is hidden, that stands in the bias, and nowhere else.
+        is_told = not core.terms or any(term.known for term in core.terms)
+        is_causal = core.is_causal or (self._footprint.kind in ("causal", "window") and is_told)
         sink = None
         if core.sink_scores is not None:
             sink = constant(write.graph, np.array(core.sink_scores, self._numpy_dtype()))
@@ -235,6 +318,8 @@ class _Rewriting:
             num_kv_heads=groups,
             head_dim=core.head_dim,
             value_dim=core.v_dim,
+            bias_is_whole=self._bias_is_whole(),
+            bias_is_known=all(term.known for term in core.terms),
         )
         self._replace_output(node)
         if k_heads == v_heads:
@@ -292,16 +377,30 @@ class _Rewriting:
 
     def _bias(self) -> ir.Value | None:
         """What the mask adds to the scores, where the causal rule and the window do not say it."""
-        told = self._footprint
-        plain = told.kind in ("full", "causal", "window") and not told.has_bias
         total: ir.Value | None = None
-        for term in self._core.terms:
-            if term.known and (plain or term.kind == "multiply"):
-                continue  # (what multiplies the scores is 1 wherever they count)
+        for term in self._added_terms():
             value = self._added(term)
             total = value if total is None else self._write("Add", total, value)
             total.type = ir.TensorType(self._dtype or ir.DataType.FLOAT)
         return total
+
+    def _added_terms(self) -> list[MaskTerm]:
+        told = self._footprint
+        plain = told.kind in ("full", "causal", "window") and not told.has_bias
+        # What multiplies the scores is 1 wherever they count.
+        return [
+            term
+            for term in self._core.terms
+            if not (term.known and (plain or term.kind == "multiply"))
+        ]
+
+    def _bias_is_whole(self) -> bool:
+        """Whether what is added has an entry for each query and key, not one for all of an axis."""
+        letters: set[str] = set()
+        for term in self._added_terms():
+            assert term.scores is not None
+            letters |= set(self._write.letters(_axes_used(self._analysis, term, term.scores)))
+        return {"s", "d"} <= letters
 
     def _added(self, term: MaskTerm) -> ir.Value:
         """One term as something to add to scores (batch, heads, seq, total)."""

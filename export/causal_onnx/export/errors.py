@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from causal_onnx.export.analysis.certificate import Offence
     from causal_onnx.export.report import CausalityReport, DriftReport, ParityReport
 
-__all__ = ["CausalityError", "DriftError", "ExportError", "ParityError", "Stage"]
+__all__ = [
+    "CausalityError",
+    "DriftError",
+    "ExportError",
+    "NotSupportedError",
+    "ParityError",
+    "RewriteError",
+    "Stage",
+]
 
 
 class Stage(IntEnum):
@@ -40,6 +48,14 @@ class ExportError(CausalOnnxError):
         return self
 
 
+class NotSupportedError(ExportError):
+    """A rewrite cannot express something in the captured graph; the message names it.
+
+    The one reason for writing the graph in another form. A rewrite that raises nothing and then
+    disagrees with PyTorch is a defect: `RewriteError`.
+    """
+
+
 class ParityError(ExportError):
     """The artifact disagrees with its source."""
 
@@ -48,6 +64,13 @@ class ParityError(ExportError):
     def __init__(self, message: str, report: ParityReport) -> None:
         super().__init__(message)
         self.report = report
+
+
+class RewriteError(ParityError):
+    """A rewritten graph disagrees with its source, and the graph as captured agrees.
+
+    A defect of this package, not of the module: no other form is written in its place.
+    """
 
 
 class DriftError(ParityError):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from contextvars import ContextVar
 
 import numpy as np
 import torch
 
-__all__ = ["isolated"]
+__all__ = ["isolated", "with_callers_threads"]
+
+_callers_threads: ContextVar[int | None] = ContextVar("threads of PyTorch outside", default=None)
 
 
 @contextlib.contextmanager
@@ -17,14 +20,21 @@ def isolated() -> Iterator[None]:
     """Run under PyTorch's plain settings, and leave the caller's random states as they were.
 
     Inside: no gradients, no inference mode (its tensors cannot be traced), no autocast (a graph of
-    an fp32 module would be fp16 in parts), tensors on the CPU. The random states of PyTorch, numpy
-    and Python are put back on leaving: a module may draw from any of them when it is called.
+    an fp32 module would be fp16 in parts), tensors on the CPU, products in full precision, and one
+    thread: PyTorch splits a sum by the number of its threads, so the last bits of golden vectors,
+    of filled buffers and of measured figures, which stand in the file, would depend on it. The
+    random states of PyTorch, numpy and Python are put back on leaving: a module may draw from any
+    of them when it is called.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with contextlib.ExitStack() as stack:
         stack.callback(random.setstate, python_state)
         stack.callback(np.random.set_state, numpy_state)
         stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.callback(_callers_threads.reset, _callers_threads.set(torch.get_num_threads()))
+        stack.enter_context(_threads(1))
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("highest")
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))
@@ -32,3 +42,23 @@ def isolated() -> Iterator[None]:
             # Only then: the context slows down every call, and torch.export sees it.
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+@contextlib.contextmanager
+def with_callers_threads() -> Iterator[None]:
+    """Inside `isolated`, compute with as many threads as its caller had.
+
+    For long checks of which the file keeps the verdict alone.
+    """
+    with _threads(_callers_threads.get() or torch.get_num_threads()):
+        yield
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.elements import Array, Elements, Known
 from causal_onnx.export.analysis.interpret import Constants, Run, run
 from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
-from causal_onnx.export.errors import ExportError
+from causal_onnx.export.errors import NotSupportedError
 
 __all__ = ["Axis", "Layouts"]
 
@@ -19,7 +19,9 @@ def probing_sizes(max_seq_len: int | None) -> tuple[Sizes, Sizes, Sizes]:
     """Sizes that differ from each other and from usual widths, so that growth tells what counts."""
     seq, longer = (7, 11) if max_seq_len is None or max_seq_len >= 11 else (2, max_seq_len)
     if max_seq_len is not None and max_seq_len < 3:
-        raise ExportError(f"a length limit of {max_seq_len} is too short to analyse the graph")
+        raise NotSupportedError(
+            f"a length limit of {max_seq_len} is too short to analyse the graph"
+        )
     return Sizes(batch=2, seq=seq), Sizes(batch=2, seq=longer), Sizes(batch=3, seq=seq)
 
 
@@ -114,5 +116,5 @@ class Layouts:
 def _shape(found: Run, value: ir.Value) -> Sequence[int]:
     known = found.values.get(value)
     if not isinstance(known, Known | Elements):
-        raise ExportError(f"the shape of {value.name} was not found by the analysis")
+        raise NotSupportedError(f"the shape of {value.name} was not found by the analysis")
     return known.shape

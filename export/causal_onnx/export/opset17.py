@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from causal_onnx.export.errors import ExportError
+from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph import constant, constant_value
 
 __all__ = ["OPSET", "to_opset_17"]
@@ -26,7 +26,7 @@ def to_opset_17(model: ir.Model) -> None:
     same in both.
 
     Raises:
-        ExportError: A node has no form in opset 17; names it and the operator.
+        NotSupportedError: A node has no form in opset 17; names it and the operator.
     """
     for node in list(model.graph.all_nodes()):
         if node.domain not in ("", "ai.onnx"):
@@ -48,8 +48,8 @@ def to_opset_17(model: ir.Model) -> None:
             graph.opset_imports[""] = OPSET
 
 
-def _refusal(node: ir.Node, reason: str) -> ExportError:
-    return ExportError(
+def _refusal(node: ir.Node, reason: str) -> NotSupportedError:
+    return NotSupportedError(
         f"{node.op_type} ({node.name or node.outputs[0].name}) cannot be written in opset "
         f"{OPSET}: {reason}. Export at opset 18 or newer"
     )

@@ -17,6 +17,7 @@ from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
 from causal_onnx.export.attest import attest
 from causal_onnx.export.bfloat16_twin import compute_wide, contract_of_twin, make_twin
+from causal_onnx.export.blame import AsCaptured, changes_as_it_grows
 from causal_onnx.export.cache import MASK, derive_cache
 from causal_onnx.export.canonical import canonicalise
 from causal_onnx.export.capture import (
@@ -29,11 +30,19 @@ from causal_onnx.export.causality import perturb, perturb_source
 from causal_onnx.export.chunks import prove_cache
 from causal_onnx.export.compact import compute_position_matrices
 from causal_onnx.export.drift import measure_drift
-from causal_onnx.export.errors import CausalityError, DriftError, ExportError, ParityError, Stage
+from causal_onnx.export.errors import (
+    CausalityError,
+    DriftError,
+    ExportError,
+    NotSupportedError,
+    ParityError,
+    RewriteError,
+    Stage,
+)
 from causal_onnx.export.fuse import fuse
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.inputs import InputSpec, Sizes
-from causal_onnx.export.isolation import isolated
+from causal_onnx.export.isolation import isolated, with_callers_threads
 from causal_onnx.export.last_position import offer_last_only
 from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
@@ -55,6 +64,7 @@ from causal_onnx.export.report import (
     CausalityReport,
     DriftReport,
     ExportReport,
+    Fallback,
     ParityReport,
     QuantisationReport,
 )
@@ -134,7 +144,8 @@ def export(
     Raises:
         ExportError: The module cannot be captured, is random in eval mode, or has no dynamic
             sequence axis; names the line and the remedy.
-        ParityError: The graph disagrees with the module; carries the table. No file appears.
+        ParityError: The graph disagrees with the module; carries the table. No file appears. A
+            RewriteError among them is a defect of this package: the graph as captured agrees.
         DriftError: A ParityError: the precision costs more than `max_drift`. No file appears.
         CausalityError: A later input moves an earlier output; carries the cuts. No file appears.
         TypeError, ValueError: Arguments that do not fit.
@@ -169,8 +180,8 @@ def export(
                 return _finish(capture, within, path, module, cache=cache, tell=tell)
             except CausalityError as error:  # another capture of the same module would do the same
                 raise _naming_the_node(error, plain, within.contract) from None
-            except DriftError:
-                raise  # as would this
+            except (DriftError, RewriteError):
+                raise  # as would this, or it would hide a defect
             except ExportError as error:
                 errors.append(error)
     raise _farthest(errors)
@@ -293,13 +304,14 @@ def verify(
             found = (model.certificate or {}).get("quantisation") or {}
             round_module(subject.reference.module, found.get("axes", {}), grid)
         session = Session(path, contract)
-        return compare(
-            session,
-            subject.reference.fresh(),
-            subject.specs,
-            contract,
-            lambda i, n: tell("compare", i / n),
-        )
+        with with_callers_threads():
+            return compare(
+                session,
+                subject.reference.fresh(),
+                subject.specs,
+                contract,
+                lambda i, n: tell("compare", i / n),
+            )
 
 
 def _check_arguments(
@@ -463,11 +475,19 @@ def _finish(
     cache: bool,
     tell: Progress,
 ) -> ExportReport:
-    """Turn one capture into a verified file, in the best form that proves equal."""
+    """Turn one capture into a verified file, in the best form that supports what is in it.
+
+    Raises:
+        NotSupportedError: No form does.
+        RewriteError: A form disagrees with the module, and the capture does not.
+        ParityError: The capture itself disagrees with the module.
+    """
     contract = subject.contract
+    untouched = capture.model.clone()
     simplify(capture.model)
     if contract.precision != "bf16":
-        compute_wide(capture.model)  # some modules of fp32 make a bias in bfloat16
+        for model in (untouched, capture.model):
+            compute_wide(model)  # some modules of fp32 make a bias in bfloat16
     grid = grid_for(contract.precision, contract.form, contract.opset or 0)
     if grid is not None:
         reference = subject.reference.fresh()
@@ -478,63 +498,117 @@ def _finish(
                 f"{'; '.join(rounded.kept) or 'it multiplies by none'}"
             )
         subject = replace(subject, reference=reference, rounded=rounded)
-    failure: ExportError | None = None
+        untouched = (
+            capture.model.clone()
+        )  # which weights are rounded is read off the simplified one
+    fallbacks: list[Fallback] = []
     for form in _forms(capture, contract, cache=cache):
-        if isinstance(form, ExportError):
-            failure = failure or form
+        if isinstance(form, Fallback):
+            fallbacks.append(form)
             continue
         try:
             report = _prove_and_write(form, subject, path, module, tell)
-        except DriftError:
-            raise  # no form changes what the weights are
-        except ParityError as error:
-            failure = failure or error
-            continue
-        how = (
-            "rows of one call must be equally long" if cache else "attention is written as captured"
+        except (CausalityError, DriftError):
+            raise  # no form changes what the module computes, nor what the weights are
+        except ExportError as error:
+            as_captured = AsCaptured(
+                model=untouched,
+                contract=contract,
+                source=subject.reference,
+                specs=subject.specs,
+            )
+            blamed = _blamed(error, form, as_captured, path, module)
+            if blamed is error:
+                raise
+            raise blamed from error
+        notes = [f"{_CONSEQUENCES[fallback.form]}: {fallback.reason}" for fallback in fallbacks]
+        found = (*subject.warnings, *notes)
+        return replace(report, warnings=found, fallbacks=(*fallbacks, *form.left))
+    raise NotSupportedError(fallbacks[0].reason)
+
+
+def _blamed(
+    error: ExportError, form: _Form, as_captured: AsCaptured, path: Path, module: nn.Module
+) -> ExportError:
+    """What to raise for a form that failed its proof: `error`, if the capture fails it too."""
+    if not as_captured.agrees(path):
+        return error
+    name, target = type(module).__name__, form.contract.form
+    parity = error.report if isinstance(error, ParityError) else ParityReport(cases=(), tolerance=0)
+    if form.contract.cache and parity.passed:
+        growth = changes_as_it_grows(
+            as_captured.source.fresh(), as_captured.specs, as_captured.contract
         )
-        notes = [f"{how}: {failure}"] if failure else []
-        return replace(report, warnings=(*subject.warnings, *notes))
-    assert failure is not None
-    raise failure
+        if growth:
+            return ParityError(
+                f"no cache can be derived: {name} changes earlier outputs as a sequence grows "
+                f"({growth}); no file was written. Positions counted from the end, or a division "
+                f"by the length, must go\n{error}",
+                parity,
+            )
+    place = as_captured.first_difference(form.model, form.contract, parity)
+    other = next(name for name in ("portable", "ort") if name != target)
+    return RewriteError(
+        f"a defect of causal-onnx, please report it: {form.name} for target={target!r} disagrees "
+        f"with {name}, and the graph as captured does not"
+        f"{f'; first at {place}' if place else ''}. No file was written. "
+        f"Until then try target={other!r}: other operators, under the same proof\n{error}",
+        parity,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Form:
     """One way of writing a captured graph."""
 
+    name: str
     model: ir.Model
     contract: Contract
+    left: tuple[Fallback, ...] = ()
+    """Attention that stays as captured."""
 
 
-def _forms(capture: Capture, contract: Contract, *, cache: bool) -> Iterator[_Form | ExportError]:
-    """The forms to try, best first.
+_REWRITTEN, _RAGGED = "attention rewritten", "cache for rows of different lengths"
+_CONSEQUENCES = {
+    _REWRITTEN: "attention is written as captured",
+    _RAGGED: "rows of one call must be equally long",
+}
+
+
+def _forms(capture: Capture, contract: Contract, *, cache: bool) -> Iterator[_Form | Fallback]:
+    """The forms to try, best first; in the place of one that is not supported, why it is not.
 
     Without a cache: the captured graph with its attention rewritten; then as it is. With one: for
-    rows of different lengths; then, where that is what fails, for rows of one length.
+    rows of different lengths; then, where that is what is not supported, for rows of one length.
+
+    A form is left out on a typed refusal alone: whatever else a rewrite raises is a defect.
     """
-    errors = (ExportError, SizesRefusedError, StuckError)
+    best = _RAGGED if cache else _REWRITTEN
+    refusals = (NotSupportedError, SizesRefusedError, StuckError)
     try:
-        yield _rewritten(capture.model.clone(), contract, cache=cache, ragged=True)
-    except errors as error:
-        yield _as_export_error(error)
+        yield _rewritten(best, capture.model.clone(), contract, cache=cache, ragged=True)
+    except refusals as error:
+        yield Fallback(form=best, reason=_reason(error))
         if cache and not isinstance(error, RaggedError):
             return
     try:
         if cache:
-            yield _rewritten(capture.model.clone(), contract, cache=True)
+            name = "cache for rows of one length"
+            yield _rewritten(name, capture.model.clone(), contract, cache=True)
         else:
-            yield _Form(model=_finished(capture.model, contract), contract=contract)
-    except errors as error:
-        yield _as_export_error(error)
+            model = _finished(capture.model, contract)
+            yield _Form(name="the graph as captured, made smaller", model=model, contract=contract)
+    except refusals as error:
+        yield Fallback(form="", reason=_reason(error))
 
 
-def _as_export_error(error: Exception) -> ExportError:
-    return error if isinstance(error, ExportError) else ExportError(f"not analysable: {error}")
+def _reason(error: Exception) -> str:
+    is_typed = isinstance(error, NotSupportedError)
+    return str(error) if is_typed else f"not analysable: {error}"
 
 
 def _rewritten(
-    model: ir.Model, contract: Contract, *, cache: bool = False, ragged: bool = False
+    name: str, model: ir.Model, contract: Contract, *, cache: bool = False, ragged: bool = False
 ) -> _Form:
     fuse(model, contract.form, contract.max_seq_len)
     cores, others = canonicalise(model, contract.max_seq_len)
@@ -563,8 +637,12 @@ def _rewritten(
         )
         last = offer_last_only(model, contract, derived.row_past, derived.row_total)
         contract = replace(contract, last_only=last)
+    left = tuple(
+        Fallback(form=f"attention at {node.op_type} {node.name!r}", reason=reason)
+        for node, reason in others.items()
+    )
     lower(model, contract.form, contract.max_seq_len)
-    return _Form(model=_finished(model, contract), contract=contract)
+    return _Form(name=name, model=_finished(model, contract), contract=contract, left=left)
 
 
 def _finished(model: ir.Model, contract: Contract) -> ir.Model:
@@ -626,16 +704,17 @@ def _prove_and_write(
         ran = contract_of_twin(contract) if is_twin else contract
         write_model(runnable, draft, metadata | {CONTRACT_KEY: ran.to_json()})
         session = Session(draft, ran)
-        parity = compare(
-            session,
-            subject.reference.fresh(),
-            specs,
-            contract,
-            lambda i, n: tell("compare", i / n),
-            also=subject.excluded,
-        )
-        if contract.unbatched and parity.passed:
-            parity = compare_unbatched(load(draft), subject.reference.fresh(), specs, parity)
+        with with_callers_threads():
+            parity = compare(
+                session,
+                subject.reference.fresh(),
+                specs,
+                contract,
+                lambda i, n: tell("compare", i / n),
+                also=subject.excluded,
+            )
+            if contract.unbatched and parity.passed:
+                parity = compare_unbatched(load(draft), subject.reference.fresh(), specs, parity)
         if not parity.passed:
             raise ParityError(
                 f"the graph disagrees with {type(module).__name__}; no file was written\n"
@@ -644,18 +723,22 @@ def _prove_and_write(
             )
         cached = None
         if contract.cache:
-            cached = prove_cache(
-                session,
-                subject.reference.fresh(),
-                specs,
-                contract,
-                tolerance=parity.tolerance,
-                progress=lambda i, n: tell("cache", i / n),
-            )
+            with with_callers_threads():
+                cached = prove_cache(
+                    session,
+                    subject.reference.fresh(),
+                    specs,
+                    contract,
+                    tolerance=parity.tolerance,
+                    progress=lambda i, n: tell("cache", i / n),
+                )
             if not cached.passed:
                 raise ParityError(
                     f"{type(module).__name__}: {cached.summary()}; no file was written", parity
                 )
+        del session
+        # Of what follows the file keeps figures: they must not depend on the number of threads.
+        session = Session(draft, ran, threads=1)
         drift = None
         if subject.full is not None:
             tell("drift", 0.0)
@@ -736,13 +819,14 @@ def _prove_codes(
     """
     exact = replace(form.contract, precision="fp32")
     write_model(form.model, draft, {CONTRACT_KEY: exact.to_json()})
-    parity = compare(
-        Session(draft, exact, exact=True),
-        subject.reference.fresh(),
-        subject.specs,
-        exact,
-        lambda i, n: tell("compare", i / n),
-    )
+    with with_callers_threads():
+        parity = compare(
+            Session(draft, exact, exact=True),
+            subject.reference.fresh(),
+            subject.specs,
+            exact,
+            lambda i, n: tell("compare", i / n),
+        )
     if not parity.passed:
         raise ParityError(
             "the graph with coded weights disagrees with PyTorch with the same rounded weights; no "
@@ -832,11 +916,11 @@ def _certificate(
 ) -> str:
     document = {
         **certificate.to_dict(),
-        "parity": parity.to_dict(),
-        "causality": causality.to_dict(),
-        "cache": cached.to_dict() if cached else None,
-        "quantisation": quantisation.to_dict() if quantisation else None,
-        "drift": drift.to_dict() if drift else None,
+        "parity": parity.to_record(),
+        "causality": causality.to_record(),
+        "cache": cached.to_record() if cached else None,
+        "quantisation": quantisation.to_record() if quantisation else None,
+        "drift": drift.to_record() if drift else None,
     }
     return json.dumps(document, sort_keys=True, separators=(",", ":"))
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from causal_onnx.export.bfloat16_twin import make_twin
-from causal_onnx.export.errors import ExportError
+from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.layout import Layouts
 from causal_onnx.export.outcome import SessionError, ask_onnxruntime
 
@@ -51,13 +51,13 @@ class PositionRegion:
             if node.op_type in ("Shape", "Size") and self._layouts.is_tainted(node.inputs[0]):
                 continue
             if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
-                raise ExportError(
+                raise NotSupportedError(
                     f"{node.op_type} {node.name!r} makes a mask or positions with control flow"
                 )
             for source in node.inputs:
                 if source is not None and not source.is_initializer():
                     if self._layouts.is_tainted(source):
-                        raise ExportError(
+                        raise NotSupportedError(
                             f"{node.op_type} {node.name!r} reads data of {source.name}"
                         )
                     stack.append((source.producer(), False))
@@ -101,7 +101,7 @@ class PositionRegion:
             )
             result: Array = ask_onnxruntime(session.run, None, {})[0]
         except SessionError as error:
-            raise ExportError(
+            raise NotSupportedError(
                 f"{self.value.name}, which only positions decide, cannot be evaluated: {error}"
             ) from error
         return result
@@ -140,7 +140,9 @@ class PositionRegion:
         if not any(axis.seqs for axis in axes):
             return node.outputs[0]
         if node.op_type == "Size" or any(axis.seqs > 1 for axis in axes):
-            raise ExportError(f"{node.op_type} {node.name!r} merges the positions with other axes")
+            raise NotSupportedError(
+                f"{node.op_type} {node.name!r} merges the positions with other axes"
+            )
         if len(axes) == 1 and axes[0].is_seq:
             return total
         # (shape // seq) * total on the axes that count positions, shape on the others.

@@ -18,6 +18,7 @@ __all__ = [
     "CausalityReport",
     "DriftReport",
     "ExportReport",
+    "Fallback",
     "ParityCase",
     "ParityReport",
     "QuantisationReport",
@@ -38,7 +39,18 @@ class ParityCase:
     refused: bool = False
     """The call was longer than `max_seq_len`, and the graph refused it, as it must."""
     note: str = ""
-    """Why it failed, or what was special, e.g. how far both are from float64."""
+    """Why it failed, or what was special about the call."""
+    from_float64: float | None = None
+    """How far PyTorch itself is from the module in float64, where that is further than the
+    tolerance; `error` is then the artifact's own distance from float64."""
+
+    @property
+    def remark(self) -> str:
+        """The note, with the distances from float64 where those decided."""
+        if self.from_float64 is None:
+            return self.note
+        text = f"{self.error:.1e} from float64, PyTorch itself {self.from_float64:.1e}"
+        return f"{self.note}; {text}" if self.note else text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +90,9 @@ class ParityReport:
             row = [_cell(cells.get((seq, batch))) for batch in batches]
             lines.append(f"{seq:>6}  " + "".join(f"{cell:>12}" for cell in row))
         notes = [
-            f"  seq {case.seq}, batch {case.batch}: {case.note}" for case in self.cases if case.note
+            f"  seq {case.seq}, batch {case.batch}: {case.remark}"
+            for case in self.cases
+            if case.remark
         ]
         skipped = [f"  not run: {reason}" for reason in self.skipped]
         return "\n".join(lines + notes + skipped)
@@ -91,10 +105,25 @@ class ParityReport:
             "max_error": json_number(self.max_error),
         }
 
+    def to_record(self) -> dict[str, Any]:
+        """What the file keeps: the shapes and the tolerance they passed, no measured error."""
+        kept = ("batch", "seq", "passed", "refused", "note")
+        return {
+            "cases": [{name: getattr(case, name) for name in kept} for case in self.cases],
+            "tolerance": self.tolerance,
+            "skipped": list(self.skipped),
+            "passed": self.passed,
+        }
+
 
 def _finite(report: ParityReport | CacheReport) -> dict[str, Any]:
     cases = [{**asdict(case), "error": json_number(case.error)} for case in report.cases]
     return {**asdict(report), "cases": cases}
+
+
+def _rounded(value: float | None) -> float | None:
+    """Two digits: what is left of a measured figure in the file."""
+    return None if value is None else json_number(float(f"{value:.1e}"))
 
 
 def _listed(longest: Mapping[int | None, int]) -> str:
@@ -167,6 +196,18 @@ class CausalityReport:
             "summary": self.summary(),
         }
 
+    def to_record(self) -> dict[str, Any]:
+        """What the file keeps: the same, errors rounded to two digits."""
+        cases = [
+            {
+                **asdict(case),
+                "past_error": _rounded(case.past_error),
+                "source_past_error": _rounded(case.source_past_error),
+            }
+            for case in self.cases
+        ]
+        return {**self.to_dict(), "cases": cases}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CacheCase:
@@ -198,10 +239,7 @@ class CacheReport:
     def summary(self) -> str:
         """The verdict on one line."""
         if self.passed:
-            return (
-                f"cache: {len(self.cases)} ways of feeding equal PyTorch's full pass, largest "
-                f"error {self.max_error:.1e} of the output's scale"
-            )
+            return f"{self._equal()}, largest error {self.max_error:.1e} of the output's scale"
         bad = next((case for case in self.cases if not case.passed), None)
         if bad is None:
             return "cache: nothing was tested"
@@ -210,6 +248,9 @@ class CacheReport:
             f"{bad.error:.1e} of the output's scale"
         )
 
+    def _equal(self) -> str:
+        return f"cache: {len(self.cases)} ways of feeding equal PyTorch's full pass"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: an infinite error is None."""
         return {
@@ -217,6 +258,16 @@ class CacheReport:
             "passed": self.passed,
             "max_error": json_number(self.max_error),
             "summary": self.summary(),
+        }
+
+    def to_record(self) -> dict[str, Any]:
+        """What the file keeps: how it was fed and the tolerance it passed, no measured error."""
+        kept = ("batch", "seq", "feeding", "passed")
+        return {
+            "cases": [{name: getattr(case, name) for name in kept} for case in self.cases],
+            "tolerance": self.tolerance,
+            "passed": self.passed,
+            "summary": f"{self._equal()} within {self.tolerance:.0e} of the output's scale",
         }
 
 
@@ -234,11 +285,14 @@ class QuantisationReport:
 
     def summary(self) -> str:
         """What was rounded, on one line."""
+        return f"{self._equal()}, largest error {self.parity.max_error:.1e}"
+
+    def _equal(self) -> str:
         compared = sum(not case.refused for case in self.parity.cases)
         kept = f", {len(self.kept)} kept" if self.kept else ""
         return (
             f"{len(self.axes)} weights in {self.bits} bits{kept}; with the rounded weights equal "
-            f"to PyTorch at {compared} shapes, largest error {self.parity.max_error:.1e}"
+            f"to PyTorch at {compared} shapes"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -254,6 +308,12 @@ class QuantisationReport:
             },
             "summary": self.summary(),
         }
+
+    def to_record(self) -> dict[str, Any]:
+        """What the file keeps: the same without the measured error."""
+        document = self.to_dict()
+        del document["parity"]["max_error"]
+        return {**document, "summary": f"{self._equal()} within {self.parity.tolerance:.0e}"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -297,6 +357,24 @@ class DriftReport:
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed, "summary": self.summary()}
 
+    def to_record(self) -> dict[str, Any]:
+        """What the file keeps: the same, figures rounded to two digits."""
+        figures = ("relative_error", "max_logit_error", "mean_kl", "max_kl")
+        return {**self.to_dict(), **{name: _rounded(getattr(self, name)) for name in figures}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fallback:
+    """A better way of writing the graph that was not taken, as a rewrite does not support it."""
+
+    form: str
+    """What was not written: for the whole graph "attention rewritten" or "cache for rows of
+    different lengths"; for one attention that stays as captured, "attention" and its node."""
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.form}: {self.reason}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportReport:
@@ -319,6 +397,8 @@ class ExportReport:
     size_bytes: int = 0
     nodes: int = 0
     warnings: tuple[str, ...] = ()
+    fallbacks: tuple[Fallback, ...] = ()
+    """What a rewrite does not support, so that a plainer form of it stands in the file."""
 
     def __str__(self) -> str:
         limit = self.contract.max_seq_len
@@ -367,4 +447,5 @@ class ExportReport:
             "quantisation": self.quantisation.to_dict() if self.quantisation else None,
             "drift": self.drift.to_dict() if self.drift else None,
             "warnings": list(self.warnings),
+            "fallbacks": [asdict(fallback) for fallback in self.fallbacks],
         }

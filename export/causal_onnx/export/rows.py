@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.errors import ExportError
+from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph import constant
 from causal_onnx.export.layout import Axis, Layouts
 from causal_onnx.export.region import Array
@@ -28,7 +28,7 @@ _BROADCASTING = frozenset(
 """Operators that align the axes of their inputs from the last one backwards."""
 
 
-class RaggedError(ExportError):
+class RaggedError(NotSupportedError):
     """A cache can be derived, but only for rows that all stand at the same position."""
 
 

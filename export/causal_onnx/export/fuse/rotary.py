@@ -18,10 +18,10 @@ import onnx_ir as ir
 import onnxruntime
 
 from causal_onnx.export.canonical import CanonicalCore
-from causal_onnx.export.errors import ExportError
+from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph import constant_value
 from causal_onnx.export.layout import Axis, Layouts
-from causal_onnx.export.outcome import ask_onnxruntime
+from causal_onnx.export.outcome import SessionError, ask_onnxruntime
 from causal_onnx.export.region import PositionRegion
 
 __all__ = ["Heads", "Projected", "Rotary", "note_projections"]
@@ -242,7 +242,7 @@ class _Chain:
         """Apply to (batch, seq, width), the same for every head; of all heads the same result.
 
         Raises:
-            ExportError: It cannot be evaluated, or the heads are treated differently.
+            NotSupportedError: It cannot be evaluated, or the heads are treated differently.
         """
         batch, seq, _ = x.shape
         axis = 1 if self._heads_first else 2
@@ -267,7 +267,7 @@ class _Chain:
         graph.outputs.append(last)
         result = _run(graph, given)
         if result.shape != (batch, self.heads, seq, self.width) or (result != result[:, :1]).any():
-            raise ExportError("heads are treated differently")
+            raise NotSupportedError("heads are treated differently")
         return result[:, 0].astype(np.float32)
 
     def _operand(
@@ -300,10 +300,13 @@ def _run(graph: ir.Graph, x: Array) -> Array:
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
     text = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    session = ask_onnxruntime(
-        onnxruntime.InferenceSession, text, options, providers=["CPUExecutionProvider"]
-    )
-    result: Array = ask_onnxruntime(session.run, None, {"x": x})[0]
+    try:
+        session = ask_onnxruntime(
+            onnxruntime.InferenceSession, text, options, providers=["CPUExecutionProvider"]
+        )
+        result: Array = ask_onnxruntime(session.run, None, {"x": x})[0]
+    except SessionError as error:
+        raise NotSupportedError(f"cannot be evaluated: {error}") from error
     return result
 
 
@@ -341,7 +344,7 @@ def _read_table(chain: _Chain, max_seq_len: int | None) -> Rotary | None:
             )
             if _agrees(chain, table):
                 return table
-    except ExportError:
+    except NotSupportedError:
         return None
     return None
 

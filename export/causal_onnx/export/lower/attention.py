@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -23,12 +24,16 @@ def write_attention(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
         return [result, joined.present_k, joined.present_v]
     q, k, v, bias, past_k, past_v = core_inputs(node)
     window = node.attributes["window"].as_int()
+    if bias is not None and not node.meta.get("bias_is_known", True):
+        bias = _without_least(write, bias)
     if window:
         allowed = window_mask(write, q, k, past_k, window)
         if bias is None:
             bias = allowed
         else:
             bias = write("Where", allowed, bias, write.number(-np.inf, bias))
+    elif bias is not None and not node.meta.get("bias_is_whole", True):
+        bias = _whole(write, q, k, past_k, bias)
     inputs = [q, k, v, bias, past_k, past_v] if past_k is not None else [q, k, v, bias]
     if inputs[-1] is None:
         inputs.pop()
@@ -44,6 +49,30 @@ def attention_of_rows(write: Writer, node: ir.Node, joined: JoinedRows) -> ir.Va
         mask = write("Where", mask, bias, write.number(-np.inf, bias))
     attributes = {**attention_attributes(node), "is_causal": 0}
     return write.node("Attention", [q, joined.k, joined.v, mask], attributes).outputs[0]
+
+
+def _without_least(write: Writer, bias: ir.Value) -> ir.Value:
+    """`bias` with half the least number in its place.
+
+    onnxruntime 1.32 gives 0 for a row that is hidden by the least number of its type, as by -inf;
+    a softmax averages over it, as over every other number.
+    """
+    dtype = (bias.dtype or ir.DataType.FLOAT).numpy()
+    least = float(ml_dtypes.finfo(dtype).min)
+    hidden = write("Equal", bias, write.number(least, bias))
+    return write("Where", hidden, write.number(least / 2, bias), bias)
+
+
+def _whole(
+    write: Writer, q: ir.Value, k: ir.Value, past_k: ir.Value | None, bias: ir.Value
+) -> ir.Value:
+    """`bias` for each query and key: onnxruntime 1.32 refuses one for all queries, and takes the
+    keys that one for all keys does not have for hidden ones."""
+    total = write("Shape", k, start=2, end=3)
+    if past_k is not None:
+        total = write("Add", total, write("Shape", past_k, start=2, end=3))
+    shape = write("Concat", write("Shape", q, start=2, end=3), total, axis=0)
+    return write("Expand", bias, shape)
 
 
 def attention_attributes(node: ir.Node) -> dict[str, Any]:

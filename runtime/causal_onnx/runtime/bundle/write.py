@@ -93,7 +93,8 @@ def write_bundle(
         draft.chmod(0o755)  # mkdtemp allows nobody else to read
         parts = _copy_model(path, draft)
         # From here on the copy, which is what the hashes are of.
-        copied = load(draft / MODEL, device=device)
+        # One thread: what the model gives goes into the test data, and must be the same again.
+        copied = load(draft / MODEL, device=device, threads=1)
         _fill(draft, copied, parts, read_artifact(draft / MODEL), texts)
         files = files_below(draft)[0]
         _move(draft, target)

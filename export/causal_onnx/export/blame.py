@@ -1,0 +1,159 @@
+"""When a written graph disagrees with PyTorch: whose doing it is, and at which node it begins.
+
+The graph as captured, before any rewrite, is compared at the same shapes. Where it disagrees too,
+PyTorch's exporter is wrong, and another way of capturing may do better. Where it agrees, a rewrite
+of this package is wrong: a defect, which no other form may hide.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from causal_onnx.export.artifact import write_model
+from causal_onnx.export.bfloat16_twin import contract_of_twin, make_twin
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.numbers import Array, to_numpy
+from causal_onnx.export.parity import Session, compare, tolerance_for
+from causal_onnx.export.precision import CODED_BITS
+from causal_onnx.export.report import ParityReport
+from causal_onnx.export.source import Source
+from causal_onnx.runtime.contract import CONTRACT_KEY, Contract
+from causal_onnx.runtime.golden import relative_error
+
+__all__ = ["AsCaptured", "changes_as_it_grows"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsCaptured:
+    """The graph before any rewrite, and what it must equal."""
+
+    model: ir.Model
+    contract: Contract
+    """Of the module: without a cache."""
+    source: Source
+    specs: Sequence[InputSpec]
+
+    def agrees(self, beside: Path) -> bool:
+        """Whether it equals the module at every shape; files go to a folder beside `beside`."""
+        contract = self.contract
+        if contract.precision in CODED_BITS:  # its weights are rounded already, and not yet codes
+            contract = replace(contract, precision="fp32")
+        model, ran = self.model, contract
+        if contract.precision == "bf16":
+            model, ran = make_twin(model), contract_of_twin(contract)
+        with tempfile.TemporaryDirectory(prefix=f".{beside.name}.", dir=beside.parent) as folder:
+            path = Path(folder) / beside.name
+            write_model(model, path, {CONTRACT_KEY: ran.to_json()})
+            try:
+                session = Session(path, ran)
+            except ExportError:  # onnxruntime does not load it
+                return False
+            found = compare(session, self.source.fresh(), self.specs, contract)
+        limit = contract.max_seq_len
+        # The node that refuses longer calls is ours.
+        within = [case for case in found.cases if limit is None or case.seq <= limit]
+        return bool(within) and all(case.passed for case in within)
+
+    def first_difference(
+        self, written: ir.Model, contract: Contract, report: ParityReport
+    ) -> str | None:
+        """The first node of `written` that computes something else than it did as captured.
+
+        Args:
+            written: The rewritten graph; values that it took over keep their names.
+            contract: Of that graph.
+            report: Its comparison with the module.
+
+        Returns:
+            The node in words; None where no value under the same name differs at a shape that
+            failed, or the graphs cannot be run with more outputs.
+        """
+        failed = next((case for case in report.cases if not case.passed and not case.refused), None)
+        if failed is None or contract.precision == "bf16":
+            return None
+        sizes = Sizes(batch=failed.batch or 1, seq=failed.seq)
+        arrays = [to_numpy(x) for x in make_inputs(self.specs, sizes, seed=1)]
+        theirs, ours = _values(self.model), _values(written)
+        names = [name for name in ours if name in theirs]
+        expected = _run(self.model, self.contract, arrays, names)
+        got = _run(written, contract, arrays, names)
+        if expected is None or got is None:
+            return None
+        tolerance = tolerance_for(self.contract, self.source)
+        for name, a, b in zip(names, got, expected, strict=True):
+            if a.shape == b.shape and not relative_error(a, b) <= tolerance:
+                node = ours[name].producer()
+                assert node is not None
+                return f"{node.op_type} {node.name or name!r}"
+        return None
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    """Name -> floating-point value that a node of the graph itself computes, in order."""
+    floats = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+    return {
+        value.name: value
+        for node in model.graph
+        for value in node.outputs
+        if value.name and value.dtype in floats
+    }
+
+
+def _run(
+    model: ir.Model, contract: Contract, inputs: Sequence[Array], names: Sequence[str]
+) -> list[Array] | None:
+    """The named values for `inputs` and an empty past; None where onnxruntime cannot give them."""
+    copy = model.clone()
+    found = _values(copy)
+    for name in names:
+        value = found[name]
+        if not value.is_graph_output():
+            value.shape = None  # what a rewrite left of it may be out of date
+            copy.graph.outputs.append(value)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.onnx"
+        write_model(copy, path, {CONTRACT_KEY: contract.to_json()})
+        try:
+            session = Session(path, contract)
+            session.output_names = list(names)
+            return session(inputs)
+        except Exception:  # onnxruntime raises a dozen classes; the message goes without the node
+            return None
+
+
+def changes_as_it_grows(source: Source, specs: Sequence[InputSpec], contract: Contract) -> str:
+    """How the module's outputs at the first positions change when more follow, or "".
+
+    No cache can equal such a module, whose keys and values of the past are not what they were.
+    """
+    limit = contract.max_seq_len or 41
+    axes = [spec.axis_of("seq") for spec in contract.outputs]
+    tolerance = tolerance_for(contract, source)
+    for longer in dict.fromkeys((min(7, limit), min(41, limit))):
+        long = make_inputs(specs, Sizes(batch=1, seq=longer), seed=longer)
+        for shorter in {1, longer // 2, longer - 1} - {0}:
+            short = [
+                x if axis is None else x.narrow(axis, 0, shorter)
+                for x, axis in zip(long, _seq_axes(specs), strict=True)
+            ]
+            whole, part = source.run(long), source.run(short)
+            for a, b, axis in zip(whole, part, axes, strict=False):
+                if axis is None:
+                    continue
+                error = relative_error(to_numpy(a.narrow(axis, 0, shorter)), to_numpy(b))
+                if error > tolerance:
+                    return (
+                        f"of {longer} positions the first {shorter} differ by {error:.1e} from "
+                        f"what the module gives for those {shorter} alone"
+                    )
+    return ""
+
+
+def _seq_axes(specs: Sequence[InputSpec]) -> list[int | None]:
+    return [next((a for a, name in spec.axes.items() if name == "seq"), None) for spec in specs]
