@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import ExportError, ParityError, export, pipeline
+from causal_onnx.export import ExportError, export, pipeline
 from causal_onnx.export.cache import derive_cache
 from causal_onnx.export.canonical import canonicalise
+from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.graph import constant
 from causal_onnx.export.lower import lower
-from causal_onnx.export.reuse import captures_of
 from causal_onnx.models import DecoderLM, tiny_gpt2_config, tiny_llama_config
 from causal_onnx.runtime import load
 from tests.export.captured import captured, run_model, zoo_inputs
@@ -153,13 +153,9 @@ def mutated(monkeypatch: pytest.MonkeyPatch, mutate: Mutation) -> None:
         derived = derive_cache(model, *args, **kwargs)  # type: ignore[arg-type]
         for node in [n for n in model.graph if n.domain == "causal_onnx" and len(n.inputs) > 6]:
             mutate(model.graph, node)
-        if not kwargs["ragged"]:
-            raise ExportError("no other form in this test")
         return derived
 
     monkeypatch.setattr(pipeline, "derive_cache", derive)
-    # Other captures of the same module would fail alike.
-    monkeypatch.setattr(pipeline, "captures_of", lambda *a, **k: islice(captures_of(*a, **k), 1))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +171,7 @@ def test_a_wrong_cache_is_found_before_a_file_appears(
 ) -> None:
     mutated(monkeypatch, mutate)
     decoder = DecoderLM(tiny_gpt2_config(), seed=0).eval()
-    with pytest.raises(ParityError, match=message):
+    with pytest.raises(RewriteError, match=message):
         export(decoder, tmp_path / "m.onnx", cache=True, max_seq_len=12)
     assert list(tmp_path.iterdir()) == []
 
@@ -215,6 +211,8 @@ def test_where_positions_enter_a_product_rows_must_be_equally_long(tmp_path: Pat
     assert report.contract.mask is None
     assert report.cache is not None
     assert report.cache.passed
+    (fallback,) = report.fallbacks
+    assert fallback.form == "cache for rows of different lengths"
     (warning,) = [text for text in report.warnings if "equally long" in text]
     assert "MatMul" in warning
 
