@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from causal_onnx.cli import main as main_module
 from causal_onnx.cli.commands import inspect
 from causal_onnx.cli.main import COMMANDS, main
 from causal_onnx.runtime import __version__
+from causal_onnx.runtime.drafts import draft_folder
 from tests.cli.onnx_file import random_input, write_model
 
 
@@ -210,3 +212,20 @@ def test_help_imports_no_numpy() -> None:
 
 def test_main_is_what_the_entry_point_calls() -> None:
     assert main_module.main is main
+
+
+def test_sigterm_removes_what_is_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(args: object, console: object) -> int:
+        with draft_folder(tmp_path / "m.onnx") as folder:
+            (folder / "m.onnx").touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("went on")
+
+    monkeypatch.setattr(inspect, "run", half)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"):
+        main(["inspect", "m.onnx"])
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before

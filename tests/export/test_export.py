@@ -251,8 +251,23 @@ def test_half_precision_below_the_attention_operator(target: str, tmp_path: Path
 def test_large_weights_go_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("causal_onnx.export.artifact.EXTERNAL_DATA_FROM_BYTES", 1000)
     export(CausalMechanismV1(32, 32, 12, seed=0), tmp_path / "m.onnx")
-    assert {item.name for item in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
-    assert load(tmp_path / "m.onnx").selftest().passed
+    data, model = sorted(tmp_path.iterdir(), reverse=True), tmp_path / "m.onnx"
+    assert data[1:] == [model]
+    digest = hashlib.sha256(data[0].read_bytes()).hexdigest()
+    assert data[0].name == f"m.onnx.{digest[:16]}.data"
+    assert load(model).selftest().passed
+
+
+@pytest.mark.parametrize("place", ["file/m.onnx", f"{'m' * 300}.onnx"])
+def test_a_place_that_takes_no_file_is_found_before_the_module_is_called(
+    place: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    module = CausalMechanismV1(8, 4, 12, seed=0)
+    module.register_forward_pre_hook(lambda *_: pytest.fail("called"))
+    with pytest.raises(OSError, match=r"cannot write .*; choose another place"):
+        export(module, tmp_path / place)
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
 
 
 def test_verify_accepts_the_source_and_names_another(tmp_path: Path) -> None:

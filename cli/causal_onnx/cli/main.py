@@ -7,11 +7,14 @@ installed. For the same reason every command imports what it needs when it runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from causal_onnx.cli.commands import (
@@ -47,7 +50,7 @@ COMMANDS = (
     attest,
     doctor,
 )
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 EPILOG = """\
 examples:
@@ -68,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted; `attest` fails with 3, as
         its 1 is a verdict.
+
+    Raises:
+        SystemExit: 143, where SIGTERM ends it (`docker stop`); drafts are removed then, too.
     """
     try:
         args = build_parser().parse_args(argv)
@@ -75,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(exit_.code or 0)
     debug = getattr(args, "debug", False)
     console = Console()
-    with _library_warnings_on_stderr():
+    with _library_warnings_on_stderr(), _ending_in_order():
         try:
             code: int = args.run(args, console)
             sys.stdout.flush()
@@ -197,3 +203,20 @@ class _library_warnings_on_stderr:  # noqa: N801 - used like a function
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger("causal_onnx").removeHandler(self._handler)
+
+
+@contextlib.contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Lets SIGTERM run what stands behind `finally`; only a main thread may say so."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import platform
-import shutil
-import tempfile
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from causal_onnx.runtime.bundle.graph_parts import read_graph_parts
 from causal_onnx.runtime.contract import FORMAT, SOURCE_KEY
+from causal_onnx.runtime.drafts import draft_folder, locked, sync
+from causal_onnx.runtime.errors import ArtifactError
 
 __all__ = ["describe_source", "staged", "write_model"]
 
@@ -27,28 +30,54 @@ IR_VERSION = 10
 EXTERNAL_DATA_FROM_BYTES = 1_900_000_000
 """Weights go into a file beside the model from here on: a protobuf ends at 2 GiB."""
 
+_HASH_DIGITS = 16
+
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """A place to write and test the artifact before it appears under `path`.
 
-    Yields a path of the same file name in a temporary folder beside the target (the name of a data
-    file stands inside the model, so it must be final). On success everything written there is moved
-    into place, the model last; on an error nothing appears and the old file stays.
+    Yields a path of the same file name in a temporary folder beside the target. On success the
+    model is moved into place, and before it the files that hold its weights, whose names nobody
+    uses yet (see `write_model`): whoever reads finds the old model or the new one, each with its
+    own weights. The files that the old one alone used go last. On an error nothing appears and the
+    old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield folder / path.name
-        others = sorted(item for item in folder.iterdir() if item.name != path.name)
-        for item in [*others, folder / path.name]:
-            item.replace(path.parent / item.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with draft_folder(path) as folder:
+        draft = folder / path.name
+        yield draft
+        names = sorted(item.name for item in folder.iterdir() if item != draft)
+        for name in (*names, path.name):
+            sync(folder / name)
+        with locked(path.parent):
+            before = _data_files(path)
+            for name in names:
+                (folder / name).replace(path.parent / name)
+            draft.replace(path)
+            for name in before - set(names):
+                path.with_name(name).unlink(missing_ok=True)
+        sync(path.parent)
+
+
+def _data_files(path: Path) -> set[str]:
+    """The files beside a model that exports to `path` made for its weights, abandoned ones too."""
+    pattern = re.compile(re.escape(path.name) + rf"\.[0-9a-f]{{{_HASH_DIGITS}}}\.data")
+    found = {item.name for item in path.parent.iterdir() if pattern.fullmatch(item.name)}
+    # What exports before this naming made is known by the model that uses it.
+    with contextlib.suppress(OSError, ArtifactError):
+        found |= {f"{path.name}.data"} & set(read_graph_parts(path).data_files)
+    return found
 
 
 def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int:
-    """Write `model` with `metadata`; returns the size of all its files in bytes."""
+    """Write `model` with `metadata` into a folder of its own; returns the size in bytes.
+
+    Weights that are too large for the file go into one beside it, `model.onnx.<hash>.data`, named
+    by its content: another model never reads it by mistake.
+    """
+    for earlier in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
+        earlier.unlink()
     model.ir_version = IR_VERSION
     model.metadata_props.clear()
     model.metadata_props.update(sorted(metadata.items()))
@@ -57,13 +86,34 @@ def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int
         for value in model.graph.initializers.values()
         if value.const_value is not None
     )
-    if weights > EXTERNAL_DATA_FROM_BYTES:
-        data = path.with_name(path.name + ".data")
-        ir.save(model, path, external_data=data.name, size_threshold_bytes=1024)
-        return path.stat().st_size + data.stat().st_size
+    if weights <= EXTERNAL_DATA_FROM_BYTES:
+        return _write_proto(ir.to_proto(model), path)
+    unnamed = path.with_name(path.name + ".data")
+    ir.save(model, path, external_data=unnamed.name, size_threshold_bytes=1024)
+    with unnamed.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:_HASH_DIGITS]
+    data = unnamed.replace(path.with_name(f"{path.name}.{digest}.data"))
+    proto = onnx.load(path, load_external_data=False)
+    for tensor in _tensors(proto.graph):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = data.name
+    return _write_proto(proto, path) + data.stat().st_size
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Those of the graph's branches and loops too."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _write_proto(proto: onnx.ModelProto, path: Path) -> int:
     # Protobuf promises equal bytes for equal messages only when asked to be deterministic.
-    path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-    return path.stat().st_size
+    return path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def describe_source(module: nn.Module) -> dict[str, Any]:

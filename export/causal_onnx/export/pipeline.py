@@ -83,6 +83,7 @@ from causal_onnx.runtime.contract import (
     Contract,
     TensorSpec,
 )
+from causal_onnx.runtime.drafts import check_target
 
 __all__ = ["export", "verify"]
 
@@ -149,6 +150,7 @@ def export(
         DriftError: A ParityError: the precision costs more than `max_drift`. No file appears.
         CausalityError: A later input moves an earlier output; carries the cuts. No file appears.
         TypeError, ValueError: Arguments that do not fit.
+        OSError: The file cannot be written there; the module was not called.
     """
     path = Path(path)
     opset = _check_arguments(path, target, precision, opset, max_seq_len)
@@ -328,6 +330,7 @@ def _check_arguments(
     if max_seq_len is not None and max_seq_len < 2:
         raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
     grid_for(precision, target, opset)
+    check_target(path)
     if path.is_dir():
         raise ValueError(f"path must name a file, {path} is a folder; try {path / 'model.onnx'}")
     return opset

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["encode", "read_saved", "write"]
+__all__ = ["encode", "read_saved"]
 
 SAVED_FORMAT = 1
 """Version of the files."""
@@ -62,21 +62,10 @@ def encode(contract: Contract, lengths: Array, held: Mapping[str, Array]) -> byt
     return json.dumps(head).encode() + b"\n" + payload
 
 
-def write(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write what `encode` made, whole or not at all."""
-    target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        draft.write_bytes(content)
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def read_saved(
     path: str | os.PathLike[str], contract: Contract, *, model: str
 ) -> tuple[Array, dict[str, Array]]:
-    """Read what `write` wrote: lengths, and the past by name.
+    """Read what `encode` made: lengths, and the past by name.
 
     Args:
         path: The file.

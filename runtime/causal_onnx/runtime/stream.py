@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from causal_onnx.runtime.binding import Binding
 from causal_onnx.runtime.contract import LAST_ONLY
 from causal_onnx.runtime.device_memory import on_host
+from causal_onnx.runtime.drafts import write_whole
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.kv_cache import KVCache, Read
 from causal_onnx.runtime.steady import SteadyStep
@@ -298,13 +300,17 @@ class Stream:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was read so far, to be taken up by `Model.restore`, in another process too.
 
-        The file is written whole or not at all, and carries a hash of its content.
+        The file is written whole or not at all, whoever else writes there at the same time, and
+        carries a hash of its content.
+
+        Raises:
+            OSError: The place is not writable, or there is no room.
         """
         from causal_onnx.runtime import saved  # noqa: PLC0415 - few save any
 
         with self.reading() as (read, held):
             content = saved.encode(self._model.contract, read.lengths, held)
-        saved.write(path, content)
+        write_whole(Path(path), content)
 
     @classmethod
     def restore(cls, model: Runner, path: str | os.PathLike[str]) -> Stream:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +27,7 @@ from causal_onnx.runtime.bundle.readme import bundle_readme
 from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.bundle.triton_config import triton_config
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
+from causal_onnx.runtime.drafts import draft_folder, exchange, sync
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.golden import GoldenSet
 from causal_onnx.runtime.graph_parts import GraphParts, read_graph_parts
@@ -88,9 +88,8 @@ def write_bundle(
     _check_target(target, replace)
     texts = _tokenizer_files(path, tokenizer)
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        draft.chmod(0o755)  # mkdtemp allows nobody else to read
+    with draft_folder(target) as draft:
+        draft.chmod(0o755)  # so far nobody else may read it
         parts = _copy_model(path, draft)
         # From here on the copy, which is what the hashes are of.
         # One thread: what the model gives goes into the test data, and must be the same again.
@@ -98,8 +97,6 @@ def write_bundle(
         _fill(draft, copied, parts, read_artifact(draft / MODEL), texts)
         files = files_below(draft)[0]
         _move(draft, target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return files
 
 
@@ -254,15 +251,17 @@ def _special_tokens(tokenizer: list[Path]) -> dict[str, int | Sequence[int]]:
 
 def _move(draft: Path, target: Path) -> None:
     """Put the finished folder in its place; a bundle that is there goes only then."""
+    for name in files_below(draft)[0]:
+        sync(draft / name)
     if not target.is_dir() or not any(target.iterdir()):
         draft.replace(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)) / target.name
-    target.rename(old)
-    try:
-        draft.replace(target)
-    except OSError:
-        old.rename(target)
-        raise
-    finally:
-        shutil.rmtree(old.parent, ignore_errors=True)
+    elif not exchange(draft, target):
+        # In two steps, then; what a killed process leaves between them is no draft to remove.
+        old = draft.with_suffix(".old")
+        target.rename(old)
+        try:
+            draft.replace(target)
+        except OSError:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
