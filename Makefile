@@ -77,9 +77,10 @@ zoo: setup  ## Every module of tests/zoo through export and attest; writes docs/
 	@$(BIN)/python -m tools.zoo
 
 .PHONY: fuzz
-fuzz: setup  ## 20,000 mutated files through load, 1,000,000 messages past protobuf; docs/safety.md
+fuzz: setup  ## Hostile and mutated files, graphs, messages and kills; figures in docs/safety.md
 	@$(BIN)/python -m tools.fuzz --files 20000
 	@$(BIN)/python -m tools.fuzz.differential --messages 1000000
+	@$(BIN)/python -m tools.fuzz.kills --count 300
 
 .PHONY: lock
 lock: setup  ## Resolve requirements*.in into the lock files (the only target that changes pins)

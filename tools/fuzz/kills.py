@@ -38,7 +38,7 @@ OUTCOMES = {
     "lost": "is gone or does not load: a defect",
     "left behind": "of these, after the next write there was something else: a defect",
 }
-X = np.random.default_rng(0).standard_normal((1, 6, 8)).astype(np.float32)
+X = np.random.default_rng(0).standard_normal((1, 6, 32)).astype(np.float32)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,7 +166,7 @@ def table(found: collections.Counter[tuple[str, str]]) -> str:
 
 
 def _module(seed: int) -> torch.nn.Module:
-    return CausalMechanismV1(dim_in=8, dim_out=8, context_length=16, seed=seed).eval()
+    return CausalMechanismV1(dim_in=32, dim_out=32, context_length=16, seed=seed).eval()
 
 
 def _split(kind: str) -> None:
