@@ -19,8 +19,7 @@ from tools.fuzz.mutate import Base, change_bytes, mutate_model
 
 from causal_onnx.runtime import ArtifactError, Limits, Model, load, read_artifact
 from causal_onnx.runtime.contract import CachePair
-from causal_onnx.runtime.scan import scan
-from causal_onnx.runtime.scan import numbers, sizes
+from causal_onnx.runtime.scan import numbers, scan, sizes
 from causal_onnx.runtime.scan.numbers import Known
 from causal_onnx.runtime.scan.rules import ALLOWED
 from causal_onnx.runtime.scan.sizes import Number, between, high_of, infimum, low_of, supremum

@@ -22,6 +22,7 @@ from typing import Any
 from tools.fuzz.attempt import OUTCOMES
 from tools.fuzz.child import Child
 from tools.fuzz.corpus import build_corpus
+from tools.fuzz.hostile_run import run_hostile
 from tools.fuzz.worker import Fuzzer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--trusted", action="store_true", help="without the scan: what it is there for"
     )
     parser.add_argument("--verbose", action="store_true", help="print what was said of each file")
+    parser.add_argument(
+        "--hostile", type=int, metavar="N", help="instead, N graphs made to harm: one call of each"
+    )
     args = parser.parse_args(argv)
+    if args.hostile:
+        return run_hostile(args.hostile, first=args.first, limit_s=args.limit, trusted=args.trusted)
     build_corpus(PLACE / "corpus", _tell)
     started = time.monotonic()
     counts: collections.Counter[str] = collections.Counter()

@@ -25,7 +25,7 @@ from tools.fuzz.watch import Watch
 
 from causal_onnx.runtime import Model, load
 
-__all__ = ["MEMORY_BYTES", "Fuzzer", "main"]
+__all__ = ["CPU_SECONDS", "MEMORY_BYTES", "Fuzzer", "main", "own_stdout"]
 
 MEMORY_BYTES = 2 << 30
 """What the worker may allocate."""
@@ -117,7 +117,7 @@ def _base(path: Path) -> Base:
 
 def main(corpus: str, scratch: str, *options: str) -> None:
     """Answer requests until the driver closes the pipe."""
-    replies = _own_stdout()
+    replies = own_stdout()
     faulthandler.enable()  # a crash leaves its Python stack in the log
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     fuzzer = Fuzzer(Path(corpus), Path(scratch), trusted="trusted" in options)
@@ -131,7 +131,7 @@ def main(corpus: str, scratch: str, *options: str) -> None:
         print(json.dumps(answer), file=replies, flush=True)
 
 
-def _own_stdout() -> TextIO:
+def own_stdout() -> TextIO:
     """Keep the pipe for answers; what libraries print goes to stderr."""
     private = os.dup(1)
     os.dup2(2, 1)

@@ -22,7 +22,6 @@ from causal_onnx.runtime.scan.rules import ALLOWED, CONTRIB, OPSETS
 from causal_onnx.runtime.scan.sizes import (
     STATED,
     Number,
-    Size,
     add,
     axis,
     between,

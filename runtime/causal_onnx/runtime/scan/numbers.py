@@ -34,7 +34,7 @@ from causal_onnx.runtime.scan.sizes import (
     within,
 )
 
-__all__ = ["INTEGERS", "Known", "PRECISION", "anything", "elementwise", "joined", "of_type"]
+__all__ = ["INTEGERS", "PRECISION", "Known", "anything", "elementwise", "joined", "of_type"]
 
 INTEGERS: dict[int, tuple[int, int]] = {
     2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 6: (-(1 << 31), (1 << 31) - 1),

@@ -142,7 +142,7 @@ class Node:
             self.refuse(f"lacks the attribute {name!r}")
         return default
 
-    def list(self, name: str) -> list[int] | None:
+    def several(self, name: str) -> list[int] | None:
         """A list of integers; None where it is absent."""
         if name not in self.attributes:
             return None
@@ -170,7 +170,7 @@ class Node:
 
     def axes(self, index: int, rank: int) -> list[int] | None:
         """Axes given as an attribute or as an input; None where they are absent."""
-        found = self.list("axes")
+        found = self.several("axes")
         if found is None and self.has(index):
             found = self.exact(index, "axes")
         return None if found is None else [self.axis(number, rank) for number in found]

@@ -14,7 +14,7 @@ from causal_onnx.runtime.scan.sizes import (
     multiply,
     quotient,
 )
-from causal_onnx.runtime.scan.values import Node, Value, extent
+from causal_onnx.runtime.scan.values import Node, Shape, Value, extent
 
 __all__ = [
     "attention", "contrib_attention", "grouped_query", "multi_head", "rotary_embedding",
@@ -42,13 +42,10 @@ def _shown(size: Number) -> str:
     return "an unknown size" if isinstance(size, Size) else str(size)
 
 
-def _attend(
-    node: Node, batch: Number, heads: int, queries: Number, keys: Number, widths: Number
-) -> None:
+def _attend(node: Node, scores: Value, widths: Number) -> None:
     """What all scores cost, which are held at once."""
-    scores = extent(batch) * heads * extent(queries) * extent(keys)
-    node.work += scores * (extent(widths) + 32)
-    node.scratch += 3 * scores * 4
+    node.work += scores.elements * (extent(widths) + 32)
+    node.scratch += 3 * scores.elements * 4
 
 
 def _past(node: Node, index: int) -> Number:
@@ -80,6 +77,7 @@ def attention(node: Node) -> list[Value]:
         node.refuse(f"has {heads} heads of queries and {kv_heads} of keys")
     batch = query.shape[0]
     total = add(_past(node, 4), kv_seq)
+    shape: Shape
     if len(query.shape) == 3:
         shape = (batch, seq, multiply(value_width, heads))
     else:
@@ -88,13 +86,13 @@ def attention(node: Node) -> list[Value]:
     keys = node.result(query.dtype, (batch, kv_heads, total, width))
     values = node.result(query.dtype, (batch, kv_heads, total, value_width))
     scores = node.result(query.dtype, (batch, heads, seq, total))
-    _attend(node, batch, heads, seq, total, multiply(hull([width, value_width]), 2))
+    _attend(node, scores, multiply(hull([width, value_width]), 2))
     node.scratch += 2 * (keys.bytes + values.bytes) * (heads // kv_heads) + result.bytes * 4
     return [result, keys, values, scores][: max(node.outputs, 1)]
 
 
 def grouped_query(node: Node) -> list[Value]:
-    """onnxruntime's GroupQueryAttention; lengths are checked by it, element by element."""
+    """Onnxruntime's GroupQueryAttention; lengths are checked by it, element by element."""
     query = node.ranked(0, 3)
     node.nonempty(query)
     heads, kv_heads = _heads(node, "num_heads"), _heads(node, "kv_num_heads")
@@ -128,13 +126,13 @@ def grouped_query(node: Node) -> list[Value]:
     result = node.result(query.dtype, (batch, seq, multiply(width, heads)))
     present = node.result(query.dtype, (batch, kv_heads, total, width))
     scores = node.result(query.dtype, (batch, heads, seq, total))
-    _attend(node, batch, heads, seq, total, multiply(width, 2))
+    _attend(node, scores, multiply(width, 2))
     node.scratch += query.bytes * 4 + result.bytes * 2
     return [result, present, present, scores][: max(node.outputs, 1)]
 
 
 def multi_head(node: Node) -> list[Value]:
-    """onnxruntime's MultiHeadAttention, in its form with queries, keys and values apart."""
+    """Onnxruntime's MultiHeadAttention, in its form with queries, keys and values apart."""
     heads = _heads(node, "num_heads")
     query = node.ranked(0, 3)
     key, value = node.ranked(1, 3, 4), node.ranked(2, 3, 4)
@@ -162,18 +160,19 @@ def multi_head(node: Node) -> list[Value]:
     result = node.result(query.dtype, (batch, seq, multiply(value_width, heads)))
     keys = node.result(query.dtype, (batch, heads, total, width))
     values = node.result(query.dtype, (batch, heads, total, value_width))
-    _attend(node, batch, heads, seq, total, multiply(hull([width, value_width]), 2))
+    scores = node.result(query.dtype, (batch, heads, seq, total))
+    _attend(node, scores, multiply(hull([width, value_width]), 2))
     node.scratch += 3 * (keys.bytes + values.bytes) + result.bytes * 4
     return [result, keys, values][: max(node.outputs, 1)]
 
 
 def contrib_attention(node: Node) -> list[Value]:
-    """onnxruntime's Attention: one weight for queries, keys and values."""
+    """Onnxruntime's Attention: one weight for queries, keys and values."""
     value, weight = node.ranked(0, 3), node.ranked(1, 2)
     node.nonempty(value)
     node.nonempty(weight)
     heads = _heads(node, "num_heads")
-    sizes = node.list("qkv_hidden_sizes")
+    sizes = node.several("qkv_hidden_sizes")
     columns = weight.shape[1]
     if isinstance(columns, Size) or value.shape[2] != weight.shape[0]:
         node.refuse("has a weight of another width than its input")
@@ -194,7 +193,8 @@ def contrib_attention(node: Node) -> list[Value]:
     present = node.result(value.dtype, (2, batch, heads, total, hull(widths)))
     node.work += extent(batch) * extent(seq) * extent(weight.shape[0]) * int(columns)
     node.scratch += 3 * node.result(value.dtype, projected).bytes + weight.bytes
-    _attend(node, batch, heads, seq, total, multiply(hull(widths), 2))
+    scores = node.result(value.dtype, (batch, heads, seq, total))
+    _attend(node, scores, multiply(hull(widths), 2))
     return [result, present][: max(node.outputs, 1)]
 
 

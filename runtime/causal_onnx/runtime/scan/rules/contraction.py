@@ -75,7 +75,8 @@ def fused_matmul(node: Node) -> list[Value]:
         if node.number(name, 0) and len(shape) > 1:
             shape[-2:] = shape[:-3:-1]
         sides.append(node.result(value.dtype, shape))
-    return _product(node, *sides, sides[0].dtype)
+    left, right = sides
+    return _product(node, left, right, left.dtype)
 
 
 def gemm(node: Node) -> list[Value]:
@@ -138,9 +139,9 @@ def einsum(node: Node) -> list[Value]:
 
 def _window(node: Node, rank: int, kernel: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     """Strides, dilations and pads of a convolution or pool over `rank` axes."""
-    strides = node.list("strides") or [1] * rank
-    dilations = node.list("dilations") or [1] * rank
-    pads = node.list("pads") or [0] * (2 * rank)
+    strides = node.several("strides") or [1] * rank
+    dilations = node.several("dilations") or [1] * rank
+    pads = node.several("pads") or [0] * (2 * rank)
     if not (len(kernel) == len(strides) == len(dilations) == rank and len(pads) == 2 * rank):
         node.refuse(f"has a kernel, strides, dilations or pads of another rank than {rank}")
     if min((*kernel, *strides, *dilations)) < 1 or min(pads) < 0:
@@ -201,7 +202,7 @@ def conv(node: Node) -> list[Value]:
         node.refuse(
             f"has {groups} groups, {filters} kernels of {depth} channels and {channels} channels"
         )
-    if (node.list("kernel_shape") or kernel) != kernel:
+    if (node.several("kernel_shape") or kernel) != kernel:
         node.refuse("states another shape of its kernel than it has")
     if node.has(2) and node.ranked(2, 1).shape[0] != filters:
         node.refuse("has another number of biases than of kernels")
@@ -228,13 +229,13 @@ def conv_transpose(node: Node) -> list[Value]:
     groups = node.number("group", 1)
     if groups < 1 or channels != depth or channels % groups or filters < 1 or channels < 1:
         node.refuse(f"has {groups} groups, kernels of {depth} channels and {channels} channels")
-    if (node.list("kernel_shape") or kernel) != kernel:
+    if (node.several("kernel_shape") or kernel) != kernel:
         node.refuse("states another shape of its kernel than it has")
     if node.has(2) and node.ranked(2, 1).shape[0] != filters * groups:
         node.refuse("has another number of biases than of kernels")
     rank = len(kernel)
     strides, dilations, pads = _window(node, rank, kernel)
-    more = node.list("output_padding") or [0] * rank
+    more = node.several("output_padding") or [0] * rank
     if len(more) != rank or any(
         not 0 <= x < max(s, d) for x, s, d in zip(more, strides, dilations, strict=True)
     ):
@@ -255,7 +256,7 @@ def pool(node: Node) -> list[Value]:
     """The largest or the mean of each window."""
     value = node.ranked(0, 3, 4, 5)
     node.nonempty(value)
-    kernel = node.list("kernel_shape") or []
+    kernel = node.several("kernel_shape") or []
     places = _slid(node, value.shape[2:], kernel)
     result = node.result(value.dtype, (*value.shape[:2], *places))
     node.work += result.elements * math.prod(kernel) * 2

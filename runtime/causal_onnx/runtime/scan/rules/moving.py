@@ -16,7 +16,6 @@ from causal_onnx.runtime.scan.sizes import (
     Size,
     add,
     at_least_one,
-    axis as open_axis,
     between,
     divide,
     high_of,
@@ -31,6 +30,9 @@ from causal_onnx.runtime.scan.sizes import (
     relaxed,
     subtract,
     supremum,
+)
+from causal_onnx.runtime.scan.sizes import (
+    axis as open_axis,
 )
 from causal_onnx.runtime.scan.values import FLOAT, INT64, Node, Shape, Value, with_shape
 
@@ -112,8 +114,8 @@ def size_below(number: Number, most: Number) -> Number:
 def reshape(node: Node) -> list[Value]:
     """To a stated shape; 0 keeps an axis, and -1 is what remains."""
     value = node.input(0)
-    if not node.has(1) and node.list("shape") is not None:
-        goal: Sequence[Number] = tuple(node.list("shape") or ())
+    if not node.has(1) and node.several("shape") is not None:
+        goal: Sequence[Number] = tuple(node.several("shape") or ())
     else:
         goal = _stated(node, 1, "a shape", least=-1)
     keeps = not node.number("allowzero", 0)
@@ -197,7 +199,7 @@ def squeeze(node: Node) -> list[Value]:
 def unsqueeze(node: Node) -> list[Value]:
     """With more axes of one element."""
     value = node.input(0)
-    given = node.list("axes") if not node.has(1) else node.exact(1, "axes")
+    given = node.several("axes") if not node.has(1) else node.exact(1, "axes")
     rank = len(value.shape) + len(given or [])
     axes = {node.axis(number, rank) for number in given or []}
     left = iter(value.shape)
@@ -210,7 +212,7 @@ def transpose(node: Node) -> list[Value]:
     """The axes in another order."""
     value = node.input(0)
     rank = len(value.shape)
-    order = node.list("perm")
+    order = node.several("perm")
     order = list(range(rank))[::-1] if order is None else order
     if sorted(order) != list(range(rank)):
         node.refuse(f"has the order {order} of the axes of a tensor of rank {rank}")
@@ -621,7 +623,7 @@ def split(node: Node) -> list[Value]:
     rank = len(value.shape)
     axis = node.axis(node.number("axis", 0), rank)
     size = value.shape[axis]
-    stated = node.list("split")
+    stated = node.several("split")
     if node.has(1):
         given = node.ranked(1, 1)
         if given.count != node.outputs:
@@ -664,7 +666,7 @@ def random_like(node: Node) -> list[Value]:
 
 def random(node: Node) -> list[Value]:
     """Random numbers in a stated shape."""
-    shape = node.list("shape")
+    shape = node.several("shape")
     if shape is None or min(shape, default=0) < 0:
         node.refuse(f"has the shape {shape}")
     return [node.result(node.number("dtype", FLOAT), shape)]

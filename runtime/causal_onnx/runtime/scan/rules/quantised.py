@@ -131,7 +131,7 @@ def matmul_blocks(node: Node) -> list[Value]:
         node.refuse(f"has an input that is not {inner} wide")
     blocks = -(-inner // block)
     packed = -(-blocks * bits // 8)
-    expected = {
+    expected: dict[int, list[tuple[int, ...]]] = {
         1: [(columns, blocks, block * bits // 8)],
         2: [(columns * blocks,), (columns, blocks)],
         3: [(columns * packed,), (columns, packed), (columns * blocks,), (columns, blocks)],
