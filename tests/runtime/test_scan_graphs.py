@@ -1,7 +1,8 @@
-"""Each kind of graph that costs too much, does not end, or ends the process: refused, by its node."""
+"""Each kind of graph that costs too much, does not end, or kills: refused, by its node."""
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 
@@ -54,7 +55,7 @@ def text(name: str, content: str) -> bytes:
 def chain(op_type: str, count: int, *attributes: bytes, start: str = "x") -> list[bytes]:
     """A node on its own result, twice, again and again."""
     names = [start, *(f"c{i}" for i in range(count))]
-    return [node(op_type, [a, a], [b], *attributes) for a, b in zip(names, names[1:], strict=False)]
+    return [node(op_type, [a, a], [b], *attributes) for a, b in itertools.pairwise(names)]
 
 
 def loop(
@@ -88,38 +89,61 @@ SIZES = {
     "ConstantOfShape": (big("ConstantOfShape", 1 << 31, first=""), "gives 2.15e.09 elements"),
     "ConstantOfShape of a size in bytes": (
         model(
-            node("ConstantOfShape", ["s"], ["z"], field(1, "value") + field(5, tensor("", 1)) + field(20, 4)),
+            node(
+                "ConstantOfShape",
+                ["s"],
+                ["z"],
+                field(1, "value") + field(5, tensor("", 1)) + field(20, 4),
+            ),
             tensors=[tensor("s", (1 << 27) + 1)],
         ),
         "make 1.07e.09 bytes",
     ),
     "Expand": (big("Expand", 1 << 20, 1 << 10, 1, 1, 1), "gives"),
     "Expand by a size": (
-        model(SEQ, node("Mul", ["seq", "k"], ["t"]), node("ConstantOfShape", ["t"], ["z"]),
-              tensors=[tensor("k", 1 << 30)]),
+        model(
+            SEQ,
+            node("Mul", ["seq", "k"], ["t"]),
+            node("ConstantOfShape", ["t"], ["z"]),
+            tensors=[tensor("k", 1 << 30)],
+        ),
         "ConstantOfShape. gives 1.72e.10 elements",
     ),
     "above a size that is tried": (
         model(
-            SEQ, node("Sub", ["seq", "k"], ["t"]), node("Max", ["t", "none"], ["u"]),
-            node("Mul", ["u", "big"], ["v"]), node("ConstantOfShape", ["v"], ["z"]),
+            SEQ,
+            node("Sub", ["seq", "k"], ["t"]),
+            node("Max", ["t", "none"], ["u"]),
+            node("Mul", ["u", "big"], ["v"]),
+            node("ConstantOfShape", ["v"], ["z"]),
             tensors=[tensor("k", 1000), NONE, tensor("big", 1 << 40)],
         ),
         "ConstantOfShape. gives 1.76e.13 elements",
     ),
     "Tile": (big("Tile", 1, 1, 1 << 30), "gives"),
     "Range": (
-        model(node("Range", ["a", "b", "c"], ["z"]),
-              tensors=[tensor("a", 0, shape=()), tensor("b", 1 << 40, shape=()), tensor("c", 1, shape=())]),
+        model(
+            node("Range", ["a", "b", "c"], ["z"]),
+            tensors=[
+                tensor("a", 0, shape=()),
+                tensor("b", 1 << 40, shape=()),
+                tensor("c", 1, shape=()),
+            ],
+        ),
         "gives 1.1e.12 elements",
     ),
     "Pad": (big("Pad", 0, 0, 0, 0, 0, 1 << 40), "gives"),
     "OneHot": (
-        model(node("OneHot", ["s", "d", "v"], ["z"]),
-              tensors=[tensor("s", 1), tensor("d", 1 << 40), floats("v", 2)]),
+        model(
+            node("OneHot", ["s", "d", "v"], ["z"]),
+            tensors=[tensor("s", 1), tensor("d", 1 << 40), floats("v", 2)],
+        ),
         "gives 1.1e.12 elements",
     ),
-    "RandomNormal": (model(node("RandomNormal", [], ["z"], ints("shape", 1 << 20, 1 << 20))), "gives"),
+    "RandomNormal": (
+        model(node("RandomNormal", [], ["z"], ints("shape", 1 << 20, 1 << 20))),
+        "gives",
+    ),
     "Concat": (model(*chain("Concat", 40, integer("axis", 0))), "the nodes before it make"),
     "Concat of a size": (
         model(SEQ, *chain("Add", 40, start="seq"), node("ConstantOfShape", ["c39"], ["z"])),
@@ -127,16 +151,20 @@ SIZES = {
     ),
     "outer products": (
         model(
-            node("Reshape", ["x", "flat"], ["row"]), node("Reshape", ["x", "column"], ["col"]),
-            node("Mul", ["row", "col"], ["m"]), node("Reshape", ["m", "flat"], ["r2"]),
-            node("Reshape", ["m", "column"], ["c2"]), node("Mul", ["r2", "c2"], ["z"]),
+            node("Reshape", ["x", "flat"], ["row"]),
+            node("Reshape", ["x", "column"], ["col"]),
+            node("Mul", ["row", "col"], ["m"]),
+            node("Reshape", ["m", "flat"], ["r2"]),
+            node("Reshape", ["m", "column"], ["c2"]),
+            node("Mul", ["r2", "c2"], ["z"]),
             tensors=[tensor("flat", -1), tensor("column", -1, 1)],
         ),
         "Mul. gives 1.1e.12 elements",
     ),
     "MatMul, again and again": (
         model(
-            node("ConstantOfShape", ["s"], ["c"]), *chain("MatMul", 200, start="c"),
+            node("ConstantOfShape", ["s"], ["c"]),
+            *chain("MatMul", 200, start="c"),
             tensors=[tensor("s", 600, 600)],
         ),
         "operations, with every open axis of its inputs at 16, more than",
@@ -164,71 +192,105 @@ SIZES = {
         "ConvTranspose. gives 5.28e.08 elements",
     ),
     "heads": (
-        model(node("Attention", ["x", "x", "x"], ["z"], integer("q_num_heads", 1 << 20),
-                   integer("kv_num_heads", 1))),
+        model(
+            node(
+                "Attention",
+                ["x", "x", "x"],
+                ["z"],
+                integer("q_num_heads", 1 << 20),
+                integer("kv_num_heads", 1),
+            )
+        ),
         "is of opset 23, and the file of an earlier one",
     ),
     "declared size": (
         model(
-            node("NonZero", ["x"], ["n"]), node("Shape", ["n"], ["s"]),
+            node("NonZero", ["x"], ["n"]),
+            node("Shape", ["n"], ["s"]),
             node("ConstantOfShape", ["s"], ["z"]),
             in_graph=field(13, value("n", 3, 1 << 38, dtype=7)),
         ),
         "gives 8.25e.11 elements",
     ),
     "many small ones": (
-        model(*(node("Mul", ["x", "x"], [f"m{i}"]) for i in range(50_000)), node("Expand", ["x", "s"], ["z"]),
-              tensors=[tensor("s", 1 << 18, 1, 1, 1)]),
+        model(
+            *(node("Mul", ["x", "x"], [f"m{i}"]) for i in range(50_000)),
+            node("Expand", ["x", "s"], ["z"]),
+            tensors=[tensor("s", 1 << 18, 1, 1, 1)],
+        ),
         "the nodes before it make",
     ),
     "an unknown shape": (
-        model(node("Cast", ["x"], ["i"], integer("to", 7)), node("ReduceMax", ["i"], ["m"], integer("keepdims", 0)),
-              node("Reshape", ["m", "one"], ["s"]), node("ConstantOfShape", ["s"], ["z"]),
-              tensors=[tensor("one", 1)]),
+        model(
+            node("Cast", ["x"], ["i"], integer("to", 7)),
+            node("ReduceMax", ["i"], ["m"], integer("keepdims", 0)),
+            node("Reshape", ["m", "one"], ["s"]),
+            node("ConstantOfShape", ["s"], ["z"]),
+            tensors=[tensor("one", 1)],
+        ),
         "does not come from constants and the sizes of the inputs",
     ),
     "a size that wraps": (
-        model(SEQ, node("Mul", ["seq", "k"], ["t"]), node("Add", ["t", "t"], ["u"]),
-              node("ConstantOfShape", ["u"], ["z"]), tensors=[tensor("k", 1 << 43)]),
+        model(
+            SEQ,
+            node("Mul", ["seq", "k"], ["t"]),
+            node("Add", ["t", "t"], ["u"]),
+            node("ConstantOfShape", ["u"], ["z"]),
+            tensors=[tensor("k", 1 << 43)],
+        ),
         "does not come from constants and the sizes of the inputs",
     ),
     "texts": (
         model(tensors=[field(1, 1) + field(2, 8) + field(6, "a") + field(8, "w")]),
         "has the value 'w' of texts",
     ),
-}  # fmt: skip
+}
 
 LOOPS = {
     "no count": (model(loop(count=""), tensors=[TRUE]), "a number of times that does not come"),
     "a count among the data": (
-        model(node("Cast", ["x"], ["i"], integer("to", 7)), node("ReduceMax", ["i"], ["count"]), loop(),
-              tensors=[TRUE]),
+        model(
+            node("Cast", ["x"], ["i"], integer("to", 7)),
+            node("ReduceMax", ["i"], ["count"]),
+            loop(),
+            tensors=[TRUE],
+        ),
         "a number of times that does not come",
     ),
     "a large count": (
-        model(loop(), tensors=[TRUE, tensor("count", 1 << 40, shape=())]), "may run more than 1048576 times"
+        model(loop(), tensors=[TRUE, tensor("count", 1 << 40, shape=())]),
+        "may run more than 1048576 times",
     ),
     "a product of sizes": (
         model(SEQ, node("Mul", ["seq", "seq"], ["count"]), loop(), tensors=[TRUE]),
         "may run more than 1048576 times",
     ),
     "a count that wraps": (
-        model(SEQ, node("Mul", ["seq", "k"], ["count"]), loop(), tensors=[TRUE, tensor("k", 2**62)]),
+        model(
+            SEQ, node("Mul", ["seq", "k"], ["count"]), loop(), tensors=[TRUE, tensor("k", 2**62)]
+        ),
         "a number of times that does not come",
     ),
     "a state that doubles": (
-        model(SEQ, COUNT, loop(carried=["x"]), tensors=[TRUE]), "carries values from step to step"
+        model(SEQ, COUNT, loop(carried=["x"]), tensors=[TRUE]),
+        "carries values from step to step",
     ),
     "a loop in a loop": (
-        model(SEQ, COUNT, loop(loop(), result="stacked"), tensors=[TRUE]), "is a loop in a loop"
+        model(SEQ, COUNT, loop(loop(), result="stacked"), tensors=[TRUE]),
+        "is a loop in a loop",
     ),
     "work times steps": (
-        model(loop(*chain("Exp", 0), *(node("Exp", ["x"], [f"e{i}"]) for i in range(20))),
-              tensors=[TRUE, tensor("count", 1 << 20, shape=())]),
+        model(
+            loop(*(node("Exp", ["x"], [f"e{i}"]) for i in range(20))),
+            tensors=[TRUE, tensor("count", 1 << 20, shape=())],
+        ),
         "operations, with every open axis",
     ),
-    "Scan": (model(node("Scan", ["x"], ["z"], subgraph("body", graph([])))), "none of the operators"),
-}  # fmt: skip
+    "Scan": (
+        model(node("Scan", ["x"], ["z"], subgraph("body", graph([])))),
+        "none of the operators",
+    ),
+}
 
 KILLERS = {
     "Div at load": (
@@ -240,22 +302,33 @@ KILLERS = {
         "divides by what may be -1 what may be -9223372036854775808",
     ),
     "Div by 0": (
-        model(node("Div", ["a", "b"], ["q"]), tensors=[tensor("a", 1), NONE[:0] + tensor("b", 0)]),
+        model(node("Div", ["a", "b"], ["q"]), tensors=[tensor("a", 1), tensor("b", 0)]),
         "divides whole numbers by what may be 0",
     ),
     "Div of a size that wraps": (
-        model(SEQ, node("Mul", ["seq", "k"], ["t"]), node("Div", ["t", "n"], ["q"]),
-              tensors=[tensor("k", -(2**62)), tensor("n", -1)]),
+        model(
+            SEQ,
+            node("Mul", ["seq", "k"], ["t"]),
+            node("Div", ["t", "n"], ["q"]),
+            tensors=[tensor("k", -(2**62)), tensor("n", -1)],
+        ),
         "divides by what may be -1",
     ),
     "Div by a size less another": (
-        model(SEQ, node("Sub", ["seq", "k"], ["t"]), node("Div", ["k", "t"], ["q"]), tensors=[tensor("k", 2)]),
+        model(
+            SEQ,
+            node("Sub", ["seq", "k"], ["t"]),
+            node("Div", ["k", "t"], ["q"]),
+            tensors=[tensor("k", 2)],
+        ),
         "divides whole numbers by what may be 0",
     ),
     "Div by the same numbers in another shape": (
         model(
-            node("Shape", ["x"], ["s"]), node("Reshape", ["s", "down"], ["column"]),
-            node("Sub", ["s", "column"], ["d"]), node("Add", ["d", "one"], ["e"]),
+            node("Shape", ["x"], ["s"]),
+            node("Reshape", ["s", "down"], ["column"]),
+            node("Sub", ["s", "column"], ["d"]),
+            node("Add", ["d", "one"], ["e"]),
             node("Div", ["s", "e"], ["q"]),
             tensors=[tensor("down", -1, 1), tensor("one", 1)],
         ),
@@ -263,8 +336,10 @@ KILLERS = {
     ),
     "Div by a rounded float": (
         model(
-            node("Cast", ["a"], ["f"], integer("to", 1)), node("Cast", ["f"], ["i"], integer("to", 7)),
-            node("Sub", ["i", "b"], ["d"]), node("Div", ["a", "d"], ["q"]),
+            node("Cast", ["a"], ["f"], integer("to", 1)),
+            node("Cast", ["f"], ["i"], integer("to", 7)),
+            node("Sub", ["i", "b"], ["d"]),
+            node("Div", ["a", "d"], ["q"]),
             tensors=[tensor("a", 16_777_217), tensor("b", 16_777_216)],
         ),
         "divides whole numbers by what may be 0",
@@ -274,37 +349,59 @@ KILLERS = {
         "divides whole numbers by what may be 0",
     ),
     "Einsum of nothing": (
-        model(EMPTY, node("Einsum", ["empty", "empty"], ["z"], text("equation", "bij,bkj->bik")),
-              tensors=[NONE]),
+        model(
+            EMPTY,
+            node("Einsum", ["empty", "empty"], ["z"], text("equation", "bij,bkj->bik")),
+            tensors=[NONE],
+        ),
         "works on a tensor whose axis 0 may be empty",
     ),
     "ArgMax of nothing": (
-        model(EMPTY, node("ArgMax", ["empty"], ["z"]), tensors=[NONE]), "axis 0 may be empty"
+        model(EMPTY, node("ArgMax", ["empty"], ["z"]), tensors=[NONE]),
+        "axis 0 may be empty",
     ),
     "Det": (model(node("Det", ["x"], ["z"])), "Det. is none of the operators that exports have"),
     "StringConcat": (model(node("StringConcat", ["x", "x"], ["z"])), "is none of the operators"),
     "a group of 0": (
-        model(node("Conv", ["i", "w"], ["z"], integer("group", 0)),
-              tensors=[floats("i", 1, 1, 4), floats("w", 1, 1, 1)]),
+        model(
+            node("Conv", ["i", "w"], ["z"], integer("group", 0)),
+            tensors=[floats("i", 1, 1, 4), floats("w", 1, 1, 1)],
+        ),
         "'group' is .0., expected 1 or more",
     ),
     "a block that is no power of 2": (
         model(
-            node("MatMulNBits", ["x", "w", "s"], ["z"], integer("K", 4), integer("N", 1),
-                 integer("block_size", 24), integer("bits", 4), domain=CONTRIB_DOMAIN),
+            node(
+                "MatMulNBits",
+                ["x", "w", "s"],
+                ["z"],
+                integer("K", 4),
+                integer("N", 1),
+                integer("block_size", 24),
+                integer("bits", 4),
+                domain=CONTRIB_DOMAIN,
+            ),
             tensors=[tensor("w", 1), floats("s", 1)],
         ),
         "has blocks of 24, expected a power of 2 from 16 on",
     ),
     "weights smaller than stated": (
         model(
-            node("MatMulNBits", ["x", "w", "s"], ["z"], integer("K", 4), integer("N", 1 << 20),
-                 integer("block_size", 16), integer("bits", 4), domain=CONTRIB_DOMAIN),
+            node(
+                "MatMulNBits",
+                ["x", "w", "s"],
+                ["z"],
+                integer("K", 4),
+                integer("N", 1 << 20),
+                integer("block_size", 16),
+                integer("bits", 4),
+                domain=CONTRIB_DOMAIN,
+            ),
             tensors=[tensor("w", 1), floats("s", 1)],
         ),
         "has an input 1 that is not of the shape .1048576, 1, 8.",
     ),
-}  # fmt: skip
+}
 
 VERSIONS = {
     "an old opset": (old(opset=12), "imports version 12 .*; 13 to 26 were reviewed"),
@@ -316,10 +413,13 @@ VERSIONS = {
 ALL = {
     f"{kind}: {name}": case
     for kind, cases in (
-        ("size", SIZES), ("loop", LOOPS), ("killer", KILLERS), ("version", VERSIONS),
+        ("size", SIZES),
+        ("loop", LOOPS),
+        ("killer", KILLERS),
+        ("version", VERSIONS),
     )
     for name, case in cases.items()
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("content", "message"), ALL.values(), ids=ALL.keys())
@@ -360,9 +460,8 @@ def test_what_is_known_not_to_harm_passes(content: bytes) -> None:
 
 def test_limits_raise_what_a_file_may_take() -> None:
     content, _ = SIZES["ConstantOfShape of a size in bytes"]
-    used = node("Shape", ["z"], ["unused"])
-    assert used
-    with pytest.raises(UnsafeFileError, match="limits=Limits.max_memory_bytes=..."):
+    load(content, limits=Limits(max_memory_bytes=1 << 31))
+    with pytest.raises(UnsafeFileError, match=r"limits=Limits\(max_memory_bytes=\.\.\.\)"):
         load(content, limits=Limits(max_memory_bytes=1 << 20))
 
 

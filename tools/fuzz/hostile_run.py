@@ -136,7 +136,7 @@ def main(_corpus: str, _scratch: str, *options: str) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     for line in sys.stdin:
         seed = int(line)
-        content, _, _ = hostile_model(seed)
+        content = hostile_model(seed)
         used = time.process_time()
         resource.setrlimit(resource.RLIMIT_CPU, (int(used) + CPU_SECONDS, resource.RLIM_INFINITY))
         outcome, said = attempt(content, trusted="trusted" in options)

@@ -1,7 +1,7 @@
 """What a graph may take: bytes and work, added up over all nodes at a stated size of its axes.
 
-onnxruntime computes what depends on constants while it loads a file, and the rest at each call, so a
-file of some hundred bytes could ask for any amount of either.
+onnxruntime computes what depends on constants while it loads a file, and the rest at each call. So
+a file of some hundred bytes could ask for any amount of either.
 """
 
 from __future__ import annotations

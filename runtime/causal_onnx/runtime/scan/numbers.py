@@ -1,4 +1,4 @@
-"""What is known of the small values of a graph: shapes, trip counts, divisors, and their arithmetic.
+"""What is known of small values: shapes, trip counts, divisors, and their arithmetic.
 
 Whole numbers wrap in a graph as they do in memory: a result that may leave the range of its type is
 any number of that type.

@@ -1,9 +1,9 @@
-"""Sizes that a file leaves open, as exact expressions of its axes and as bounds that grow with them.
+"""Sizes that a file leaves open: exact expressions of its axes, and bounds that grow with them.
 
-A graph's axes (`batch`, `seq`, ...) are atoms. A size that follows from them by sums and products is
-kept as a polynomial of atoms, so that `batch * seq * 768 / (seq * 768)` is `batch` again. Anything
-else is a new atom between two bounds. Bounds are polynomials of one number n, the largest of the
-axes of the inputs, and hold for every n from 1 to `LARGEST`.
+A graph's axes (`batch`, `seq`, ...) are atoms. A size that follows from them by sums and products
+is kept as a polynomial of atoms, so that `batch * seq * 768 / (seq * 768)` is `batch` again.
+Anything else is a new atom between two bounds. Bounds are polynomials of one number n, the largest
+of the axes of the inputs, and hold for every n from 1 to `LARGEST`.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ LARGEST = 1 << 20
 """What an axis of an input is taken to be at most: a million positions, or sequences."""
 
 STATED = 16
-"""The size at which bytes and work are judged, of every axis that the inputs leave open: what a call
-at k times that size may cost more is k to the power of a value's degree, at most."""
+"""The size at which bytes and work are judged, of every axis that the inputs leave open. A call
+at k times that size costs k to the power of the largest degree more, at most."""
 
 MAX_DEGREE = 6
 MAX_TERMS = 16
@@ -225,8 +225,12 @@ def _convolved(a: Bound, b: Bound) -> Bound:
     return tuple(result)
 
 
-def _widest(bounds: Sequence[Bound], choose: type[max] | type[min] = max) -> Bound:  # type: ignore[valid-type]
-    return tuple(choose(found) for found in itertools.zip_longest(*bounds, fillvalue=0))  # type: ignore[operator]
+def _highest(bounds: Sequence[Bound]) -> Bound:
+    return tuple(max(found) for found in itertools.zip_longest(*bounds, fillvalue=0))
+
+
+def _lowest(bounds: Sequence[Bound]) -> Bound:
+    return tuple(min(found) for found in itertools.zip_longest(*bounds, fillvalue=0))
 
 
 def _made(terms: Terms) -> Number:
@@ -248,7 +252,8 @@ def _made(terms: Terms) -> Number:
 def _bounds(atoms: tuple[Atom, ...]) -> tuple[Bound, Bound]:
     if len(atoms) == 1:
         return atoms[0].low, atoms[0].high
-    least, most = 1.0, (1.0,)
+    least: float = 1
+    most: Bound = (1,)
     for atom in atoms:  # several in one term are never negative
         least, most = least * max(infimum(atom.low), 0), _convolved(most, _clipped(atom.high))
     return (least,), most
@@ -336,7 +341,8 @@ def quotient(a: Number, b: Number) -> Number | None:
         return None
     if not isinstance(a, Size) and not isinstance(b, Size):
         return a // b if isinstance(a, int) and isinstance(b, int) and a % b == 0 else None
-    rest, found = a, {}
+    rest = a
+    found: Terms = {}
     lead = max(_terms(b), key=_order)
     for _ in range(MAX_TERMS):
         if rest == 0:
@@ -380,5 +386,8 @@ def hull(numbers: Sequence[Number]) -> Number:
     first = numbers[0]
     if all(first == number for number in numbers[1:]):
         return first
-    low = _widest([low_of(number) for number in numbers], min)
-    return between(low, _widest([high_of(number) for number in numbers], max))
+    low = _lowest([low_of(number) for number in numbers])
+    largest = [
+        most for most in numbers if all(x == most or is_limited_by(x, most) for x in numbers)
+    ]
+    return between(low, _highest([high_of(number) for number in numbers]), *largest[:1])

@@ -20,8 +20,8 @@ from causal_onnx.runtime.scan.sizes import (
 from causal_onnx.runtime.scan.values import BOOL, Node, Shape, Value
 
 __all__ = [
-    "broadcast", "cast", "cast_like", "clip", "comparison", "divisor", "gelu", "like_first", "mapped",
-    "power", "prelu", "to_bool", "where",
+    "broadcast", "cast", "cast_like", "clip", "comparison", "divisor", "gelu", "like_first",
+    "mapped", "power", "prelu", "to_bool", "where",
 ]  # fmt: skip
 
 

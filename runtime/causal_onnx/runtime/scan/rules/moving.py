@@ -37,11 +37,12 @@ from causal_onnx.runtime.scan.sizes import (
 from causal_onnx.runtime.scan.values import FLOAT, INT64, Node, Shape, Value, with_shape
 
 __all__ = [
-    "compress", "concat", "concat_sequence", "constant", "constant_of_shape", "depth_to_space", "expand", "eye_like", "flatten",
-    "gather", "gather_elements", "gather_nd", "identity", "nonzero", "one_hot", "pad", "random", "random_like",
-    "range_of", "reshape", "reverse_sequence", "scatter", "sequence", "sequence_at",
-    "sequence_length", "shape_of", "size_below", "size_of", "slice_of", "space_to_depth",
-    "split", "split_to_sequence", "squeeze", "tensor_scatter", "tile", "transpose", "trilu", "unsqueeze",
+    "compress", "concat", "concat_sequence", "constant", "constant_of_shape", "depth_to_space",
+    "expand", "eye_like", "flatten", "gather", "gather_elements", "gather_nd", "identity",
+    "nonzero", "one_hot", "pad", "random", "random_like", "range_of", "reshape",
+    "reverse_sequence", "scatter", "sequence", "sequence_at", "sequence_length", "shape_of",
+    "size_below", "size_of", "slice_of", "space_to_depth", "split", "split_to_sequence",
+    "squeeze", "tensor_scatter", "tile", "transpose", "trilu", "unsqueeze",
 ]  # fmt: skip
 
 
@@ -274,7 +275,7 @@ def constant(node: Node) -> list[Value]:
     if key in ("value_float", "value_floats"):
         count = attribute.get("floats", Numbers()).count
         return [node.result(FLOAT, () if key == "value_float" else (count,))]
-    node.refuse(f"holds texts or a sparse tensor as {key!r}, expected numbers")
+    return node.refuse(f"holds texts or a sparse tensor as {key!r}, expected numbers")
 
 
 def constant_of_shape(node: Node) -> list[Value]:

@@ -176,7 +176,7 @@ def gather_block(node: Node) -> list[Value]:
     if node.has(3):
         points = scales.shape[1]
         if node.input(3).dtype == UINT8 and bits == 4:
-            points = -(-int(points) // 2)  # type: ignore[arg-type]
+            points = -(-int(points) // 2)
         if node.input(3).shape != (rows, points) or node.input(3).dtype != table.dtype:
             node.refuse(f"has zero points that are not of the shape {(rows, points)}")
     return [node.result(scales.dtype, (*indices.shape, width))]

@@ -2,7 +2,8 @@
 
 A rule bounds the shapes of what a node gives, its work and its memory, from the inputs' shapes and
 what is known of their numbers, and refuses what it cannot bound. It also refuses the inputs with
-which onnxruntime was seen to end the process; `kills` says which those are. Strings and control flow other than `If` and a bounded `Loop` have no rule, since no export has them.
+which onnxruntime was seen to end the process; `kills` says which those are. Strings, and control
+flow other than `If` and a bounded `Loop`, have no rule, since no export has them.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ ALLOWED: dict[tuple[str, str], Rule] = {
     ),
     **_rules("Pow", Rule(elementwise.power, 64)),
     **_rules("BitShift", Rule(elementwise.power, 4)),
-    **_rules("And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual", Rule(elementwise.comparison, 2)),
+    **_rules(
+        "And Or Xor Equal Less LessOrEqual Greater GreaterOrEqual", Rule(elementwise.comparison, 2)
+    ),
     **_rules("Not IsNaN IsInf", Rule(elementwise.to_bool, 2)),
     **_rules("Where", Rule(elementwise.where, 4)),
     **_rules("PRelu", Rule(elementwise.prelu, 4)),
@@ -81,9 +84,9 @@ ALLOWED: dict[tuple[str, str], Rule] = {
     **_rules("CastLike", Rule(elementwise.cast_like, 4, since=15)),
     **_rules("Abs Neg Ceil Floor", Rule(elementwise.mapped, 2)),
     **_rules(
-        "Acos Acosh Asin Asinh Atan Atanh Celu Cos Cosh Elu Erf Exp HardSigmoid HardSwish LeakyRelu "
-        "Log Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Tan Tanh "
-        "ThresholdedRelu",
+        "Acos Acosh Asin Asinh Atan Atanh Celu Cos Cosh Elu Erf Exp HardSigmoid HardSwish "
+        "LeakyRelu Log Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign "
+        "Sqrt Tan Tanh ThresholdedRelu",
         Rule(elementwise.like_first, SLOW),
     ),
     **_rules("BitwiseNot Mish", Rule(elementwise.like_first, SLOW, since=18)),
@@ -206,4 +209,4 @@ ALLOWED: dict[tuple[str, str], Rule] = {
         CONTRIB,
     ),
 }  # fmt: skip
-"""(Domain, operator) -> its rule; `If`, `Loop` and `SequenceMap` are read by the checker of graphs."""
+"""(Domain, operator) -> its rule; the checker of graphs reads `If`, `Loop` and `SequenceMap`."""
