@@ -25,6 +25,7 @@ from causal_onnx.runtime.scan.sizes import (
     add,
     axis,
     between,
+    bounded_steps,
     chosen_by_caller,
     high_of,
     hull,
@@ -121,8 +122,12 @@ class GraphChecker:
         Raises:
             Refused: By name, what it holds that our forms do not, or what it takes.
         """
-        is_main = scope is None
-        scope = scope or _Scope(None)
+        if scope is None:
+            with bounded_steps():
+                return self._graph(graph, _Scope(None), is_main=True)
+        return self._graph(graph, scope, is_main=False)
+
+    def _graph(self, graph: Message, scope: _Scope, *, is_main: bool) -> list[Value]:
         if "sparse_initializer" in graph:
             raise Refused("it has sparse weights, which are small in the file and large in memory")
         for key in ("input", "output", "value_info"):

@@ -8,12 +8,16 @@ of the axes of the inputs, and hold for every n from 1 to `LARGEST`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TypeAlias
+
+from causal_onnx.runtime.scan.limits import Refused
 
 __all__ = [
     "LARGEST",
@@ -25,7 +29,7 @@ __all__ = [
     "add",
     "at_least_one",
     "axis",
-    "between",
+    "between", "bounded_steps",
     "chosen_by_caller",
     "degree",
     "divide",
@@ -54,7 +58,11 @@ STATED = 16
 at k times that size costs k to the power of the largest degree more, at most."""
 
 MAX_DEGREE = 6
-MAX_TERMS = 16
+MAX_TERMS = 8
+
+MAX_STEPS = 200_000
+"""Sums and products of sizes in one scan. An export of 2,000 nodes takes 10,000; each costs some
+microseconds."""
 
 MEMORY = 4096
 """Results of functions that are kept: the same of the same numbers is the same number again."""
@@ -81,13 +89,18 @@ class Atom:
 Terms: TypeAlias = "dict[tuple[Atom, ...], float]"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Size:
     """A polynomial of atoms, which is not a constant."""
 
     terms: Terms
     low: Bound
     high: Bound
+    extent: float = field(init=False)
+    """What an axis of this size is taken to have where bytes and work are judged."""
+
+    def __post_init__(self) -> None:
+        self.extent = max(supremum(self.high, STATED), 1)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Size) and self.terms == other.terms
@@ -100,11 +113,37 @@ Number: TypeAlias = "int | float | Size"
 
 _numbers = itertools.count()
 
+_steps_left: ContextVar[list[int] | None] = ContextVar("_steps_left", default=None)
+
+
+@contextlib.contextmanager
+def bounded_steps() -> Iterator[None]:
+    """Refuse what takes more than `MAX_STEPS` sums and products of sizes.
+
+    Raises:
+        Refused: There were more.
+    """
+    token = _steps_left.set([MAX_STEPS])
+    try:
+        yield
+    finally:
+        _steps_left.reset(token)
+
+
+def _count_step() -> None:
+    left = _steps_left.get()
+    if left is None:
+        return
+    left[0] -= 1
+    if left[0] < 0:
+        raise Refused(f"it computes sizes in more than {MAX_STEPS} steps, more than exports do")
+
 
 def between(low: Bound, high: Bound, *limits: Number) -> Number:
     """A number of which only the bounds are known, and perhaps other numbers that limit it."""
     if low == high and len(low) == 1 and math.isfinite(low[0]):
         return low[0]
+    _count_step()
     atom = Atom(next(_numbers), low, high, limits)
     return Size({(atom,): 1}, low, high)
 
@@ -137,6 +176,8 @@ def is_limited_by(a: Number, b: Number) -> bool:
 def relaxed(number: Number) -> Iterator[Number]:
     """Numbers that are not less, each with one atom replaced by one of its limits."""
     if not isinstance(number, Size) or any(c < 0 for c in number.terms.values()):
+        return
+    if len(number.terms) > 2:
         return
     for atom in {atom: None for atoms in number.terms for atom in atoms if atom.limits}:
         for limit in atom.limits:
@@ -239,6 +280,7 @@ def _made(terms: Terms) -> Number:
         return 0
     if len(terms) == 1 and () in terms:
         return terms[()]
+    _count_step()
     low: Bound = (0,)
     high: Bound = (0,)
     for atoms, c in terms.items():
@@ -387,7 +429,7 @@ def hull(numbers: Sequence[Number]) -> Number:
     if all(first == number for number in numbers[1:]):
         return first
     low = _lowest([low_of(number) for number in numbers])
-    largest = [
-        most for most in numbers if all(x == most or is_limited_by(x, most) for x in numbers)
-    ]
+    largest: list[Number] = []
+    if len(numbers) <= 4:  # branches and axes; more are the elements of a value
+        largest = [x for x in numbers if all(y == x or is_limited_by(y, x) for y in numbers)]
     return between(low, _highest([high_of(number) for number in numbers]), *largest[:1])

@@ -12,13 +12,10 @@ from causal_onnx.runtime.scan.decode import Message, Numbers
 from causal_onnx.runtime.scan.limits import Refused
 from causal_onnx.runtime.scan.numbers import Known, anything
 from causal_onnx.runtime.scan.sizes import (
-    STATED,
     Number,
     Size,
-    high_of,
     infimum,
     low_of,
-    supremum,
 )
 from causal_onnx.runtime.scan.tensors import BITS
 
@@ -32,9 +29,7 @@ UINT8, INT8, INT32, FLOAT16, BFLOAT16 = 2, 3, 6, 10, 16
 
 def extent(size: Number) -> float:
     """What an axis is taken to have where bytes and work are judged: 1 at least."""
-    if isinstance(size, Size):
-        return max(supremum(high_of(size), STATED), 1)
-    return max(size, 1)
+    return size.extent if isinstance(size, Size) else max(size, 1)
 
 
 @dataclass(frozen=True, slots=True)
