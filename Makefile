@@ -79,6 +79,7 @@ zoo: setup  ## Every module of tests/zoo through export and attest; writes docs/
 .PHONY: fuzz
 fuzz: setup  ## Hostile and mutated files, graphs, messages and kills; figures in docs/safety.md
 	@$(BIN)/python -m tools.fuzz --files 20000
+	@$(BIN)/python -m tools.fuzz --hostile 5000
 	@$(BIN)/python -m tools.fuzz.differential --messages 1000000
 	@$(BIN)/python -m tools.fuzz.kills --count 300
 

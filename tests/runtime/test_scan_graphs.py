@@ -344,6 +344,43 @@ KILLERS = {
         ),
         "divides whole numbers by what may be 0",
     ),
+    "Div by a difference of floats": (
+        model(
+            node("Cast", ["a"], ["f"], integer("to", 1)),
+            node("Cast", ["one"], ["g"], integer("to", 1)),
+            node("Add", ["f", "g"], ["h"]),
+            node("Sub", ["h", "f"], ["d"]),
+            node("Cast", ["k"], ["i"], integer("to", 1)),
+            node("Mul", ["d", "i"], ["m"]),
+            node("Cast", ["m"], ["n"], integer("to", 7)),
+            node("Div", ["a", "n"], ["q"]),
+            tensors=[tensor("a", 1 << 24), tensor("one", 1), tensor("k", 1000)],
+        ),
+        "divides whole numbers by what may be 0",
+    ),
+    "infinity in half precision": (
+        model(
+            node("Cast", ["a"], ["f"], integer("to", 10)),
+            node("Mul", ["f", "f"], ["g"]),
+            node("Cast", ["g"], ["i"], integer("to", 7)),
+            node("Div", ["i", "n"], ["q"]),
+            tensors=[tensor("a", 300), tensor("n", -1)],
+        ),
+        "divides by what may be -1",
+    ),
+    "Einsum of what is empty where one axis is 1": (
+        model(
+            SEQ,
+            node("Shape", ["x"], ["batch"], integer("start", 0), integer("end", 1)),
+            node("Sub", ["batch", "one"], ["b"]),
+            node("Min", ["b", "seq"], ["end"]),
+            node("Slice", ["x", "none", "end", "one"], ["part"]),
+            node("Add", ["part", "x"], ["sum"]),
+            node("Einsum", ["sum", "sum"], ["z"], text("equation", "bij,bkj->bik")),
+            tensors=[tensor("one", 1), NONE],
+        ),
+        "works on a tensor whose axis 1 may be empty",
+    ),
     "Div by a large constant": (
         model(node("Div", ["a", "a"], ["q"]), tensors=[tensor("a", *range(1, 200))]),
         "divides whole numbers by what may be 0",

@@ -31,6 +31,7 @@ from causal_onnx.runtime.scan.sizes import (
     hull,
     infimum,
     low_of,
+    subtract,
     supremum,
 )
 from causal_onnx.runtime.scan.tensors import BITS, STRING, TensorChecker
@@ -360,7 +361,7 @@ class GraphChecker:
         count = known.all if known.low >= 0 else between((0,), high_of(hull([known.all, 0])))
         inner = self._inner(node, scope, times=extent(count), in_loop=True)
         step, going = (value.get("name", "") for value in body["input"])
-        numbers = Known.of([between((0,), high_of(count))])
+        numbers = Known.of([between((0,), high_of(count), subtract(count, 1))])
         self._define(inner, step, Value(INT64, (), numbers), where=node.where)
         # No step begins but where the condition is true.
         self._define(inner, going, Value(BOOL, (), Known.of([1])), where=node.where)

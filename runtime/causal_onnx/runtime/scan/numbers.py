@@ -26,8 +26,10 @@ from causal_onnx.runtime.scan.sizes import (
     is_chosen,
     is_limited_by,
     low_of,
+    magnitude,
     multiply,
     negate,
+    never_negative,
     quotient,
     subtract,
     supremum,
@@ -41,6 +43,9 @@ INTEGERS: dict[int, tuple[int, int]] = {
     7: (-(1 << 63), (1 << 63) - 1), 9: (0, 1), 12: (0, (1 << 32) - 1), 13: (0, (1 << 64) - 1),
 }  # fmt: skip
 """TensorProto.DataType -> the range of its whole numbers; 9 is bool."""
+
+LARGEST_FLOAT = {1: 3e38, 10: 65504, 11: 1e308, 16: 3e38}
+"""Float type -> its largest number; beyond it is infinity, which is any whole number."""
 
 PRECISION = {1: 1 << 24, 10: 1 << 11, 11: 1 << 53, 16: 1 << 8}
 """Float type -> up to where it holds every whole number."""
@@ -102,7 +107,8 @@ def anything(dtype: int) -> Known | None:
 def of_type(known: Known | None, dtype: int) -> Known | None:
     """The same, unless it may leave the range of its type: then any number of that type."""
     if dtype not in INTEGERS:
-        return known
+        most = LARGEST_FLOAT.get(dtype, 0)
+        return known if known is not None and -most < known.low <= known.high < most else None
     if known is None:
         return anything(dtype)
     low, high = INTEGERS[dtype]
@@ -171,7 +177,7 @@ def _extreme(a: Number, b: Number, choose: Callable[[float, float], float]) -> N
 def difference_sign(a: Number, b: Number) -> int | None:
     """1 where `a` is at least `b` always, -1 where it is less always, else None."""
     apart = subtract(a, b)
-    if infimum(low_of(apart)) >= 0:
+    if never_negative(apart):
         return 1
     return -1 if supremum(high_of(apart)) < 0 else None
 
@@ -249,11 +255,18 @@ def truncated(a: Number) -> Number:
     return between(low_of(subtract(a, 1)), high_of(add(a, 1)))
 
 
-def rounded(a: Number) -> Number:
-    """What arithmetic on floats makes of a result; tiny ones may become 0."""
-    low = tuple(c - abs(c) * SLACK for c in low_of(a))
-    high = tuple(c + abs(c) * SLACK for c in high_of(a))
-    return between((low[0] - TINY, *low[1:]), (high[0] + TINY, *high[1:]))
+def rounded(known: Known, *operands: Known) -> Known:
+    """What arithmetic on floats makes of a result: differences of large ones may become 0."""
+    slack: Number = TINY
+    for part in (known, *operands):
+        slack = add(slack, multiply(between((0,), magnitude(part.all)), SLACK))
+    most = high_of(slack)
+
+    def widened(item: Number) -> Number:
+        low = low_of(subtract(item, between((0,), most)))
+        return between(low, high_of(add(item, between((0,), most))))
+
+    return known.map(widened)
 
 
 def divided(a: Number, b: Number) -> Number:

@@ -29,7 +29,8 @@ __all__ = [
     "add",
     "at_least_one",
     "axis",
-    "between", "bounded_steps",
+    "between",
+    "bounded_steps",
     "chosen_by_caller",
     "degree",
     "divide",
@@ -40,8 +41,10 @@ __all__ = [
     "is_limited_by",
     "is_nonnegative",
     "low_of",
+    "magnitude",
     "multiply",
     "negate",
+    "never_negative",
     "product",
     "quotient",
     "relaxed",
@@ -60,8 +63,8 @@ at k times that size costs k to the power of the largest degree more, at most.""
 MAX_DEGREE = 6
 MAX_TERMS = 8
 
-MAX_STEPS = 200_000
-"""Sums and products of sizes in one scan. An export of 2,000 nodes takes 10,000; each costs some
+MAX_STEPS = 100_000
+"""Sums and products of sizes in one scan. Two cached layers take 500; each costs some
 microseconds."""
 
 MEMORY = 4096
@@ -186,6 +189,26 @@ def relaxed(number: Number) -> Iterator[Number]:
                 parts = [limit if x is atom else Size({(x,): 1}, x.low, x.high) for x in atoms]
                 total = add(total, product([c, *parts]))
             yield total
+
+
+def never_negative(number: Number) -> bool:
+    """Whether a number is 0 at least, by its bounds, or with the limit of what it subtracts."""
+    if is_nonnegative(number):
+        return True
+    if not isinstance(number, Size):
+        return False
+    for atom in {atom: None for atoms in number.terms for atom in atoms if atom.limits}:
+        terms = [(atoms, c) for atoms, c in number.terms.items() if atom in atoms]
+        if any(c > 0 or infimum(x.low) < 0 for atoms, c in terms for x in atoms):
+            continue
+        for limit in atom.limits:
+            least: Number = 0
+            for atoms, c in number.terms.items():
+                parts = [limit if x is atom else Size({(x,): 1}, x.low, x.high) for x in atoms]
+                least = add(least, product([c, *parts]))
+            if is_nonnegative(least):
+                return True
+    return False
 
 
 def at_least_one(number: Number) -> Number:
@@ -354,7 +377,7 @@ def multiply(a: Number, b: Number) -> Number:
     if is_nonnegative(a) and is_nonnegative(b):
         high = _convolved(_clipped(a.high), _clipped(b.high))
         return between((infimum(a.low) * infimum(b.low),), high)
-    most = _convolved(_magnitude(a), _magnitude(b))
+    most = _convolved(magnitude(a), magnitude(b))
     return between(_scaled(most, -1), most)
 
 
@@ -373,7 +396,8 @@ def _has_nonnegative_atoms(a: Size) -> bool:
     return all(infimum(atom.low) >= 0 for atoms in a.terms for atom in atoms)
 
 
-def _magnitude(a: Number) -> Bound:
+def magnitude(a: Number) -> Bound:
+    """What a number is at most, its sign left out."""
     return _sum(_clipped(high_of(a)), _clipped(_scaled(low_of(a), -1)))
 
 

@@ -40,7 +40,10 @@ def _together(node: Node, sizes: Sequence[Number]) -> Number:
         if result == 1:
             result = size
         elif is_limited_by(result, size) or is_limited_by(size, result):
-            result = size if is_limited_by(result, size) else result
+            most, least = (size, result) if is_limited_by(result, size) else (result, size)
+            # Of 1 and 0, the result is 0.
+            never_empty = infimum(low_of(least)) >= 1 or infimum(low_of(most)) < 1
+            result = most if never_empty else between((0,), high_of(most), most)
         elif isinstance(size, Size) and isinstance(result, Size):
             either = hull([size, result])
             # Of two axes that are never empty, the result is never empty either.
@@ -118,9 +121,10 @@ def _computed(node: Node, values: Sequence[Value], dtype: int, count: int | None
         return numbers.anything(dtype)
     known = knowns[0]
     for other in knowns[1:]:
-        known = numbers.of_type(elementwise(function, [known, other], count), dtype)
-    if known is not None and not is_whole:
-        known = known.map(numbers.rounded)
+        before, known = known, elementwise(function, [known, other], count)
+        if known is not None and before is not None and other is not None and not is_whole:
+            known = numbers.rounded(known, before, other)
+        known = numbers.of_type(known, dtype)
     return known
 
 
@@ -194,7 +198,7 @@ def _converted(node: Node, value: Value, to: int) -> Value:
     if known is not None and to in PRECISION:
         # Larger numbers are rounded to others.
         exact = from_whole and max(-known.low, known.high) <= PRECISION[to]
-        known = known if exact else known.map(numbers.rounded)
+        known = known if exact else numbers.rounded(known, known)
     elif known is not None and to == BOOL:
         known = known.map(lambda a: numbers.opposite(numbers.equal(a, 0)))
     elif known is not None and not from_whole:
