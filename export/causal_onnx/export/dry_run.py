@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,7 @@ def dry_run(module: Source, inputs: Sequence[Tensor]) -> DryRun:
         else:
             shapes = tuple(value.shape for value in outcome)
     except _TooManyStepsError:
-        accepted = None
+        accepted, mode.flops = None, math.inf  # nobody should run it to see
     return DryRun(
         accepted=accepted,
         largest=mode.largest,

@@ -409,6 +409,7 @@ def _acceptance(
         short = max(known - 1, 1)
         return _follows(source, inputs(short + 1), inputs(short))
 
+    @functools.cache
     def accepts(seq: int) -> bool | None:
         if seq <= SHORT:
             shorter = inputs(seq - 1) if seq > 1 and grows() else None
