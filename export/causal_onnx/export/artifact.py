@@ -17,7 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from causal_onnx.runtime.bundle.graph_parts import read_graph_parts
+from causal_onnx.runtime.graph_parts import read_graph_parts
 from causal_onnx.runtime.contract import FORMAT, SOURCE_KEY
 from causal_onnx.runtime.drafts import draft_folder, locked, sync
 from causal_onnx.runtime.errors import ArtifactError
