@@ -71,7 +71,7 @@ def problems(implication: Implication) -> list[Problem]:
     Raises:
         UntranslatableError: An operator or a kind of expression has no translation.
     """
-    runs = list(_runs(implication.left))
+    runs: list[Sizes | None] = list(_runs(implication.left))
     return [_Writer(implication, sizes).problem() for sizes in runs or [None]]
 
 
@@ -298,11 +298,11 @@ class _Writer:
 
     def piece(self, table: Table, places: Sequence[str]) -> Number:
         match table:
-            case Leaf(low, high) if low is None or high is None:
-                return Number(self.fresh.constant("Real"), data="true")
-            case Leaf(low, high) if low == high:
-                return literal(low)
             case Leaf(low, high):
+                if low is None or high is None:
+                    return Number(self.fresh.constant("Real"), data="true")
+                if low == high:
+                    return literal(low)
                 limits = [
                     f"(>= @ {literal(low).real})" if np.isfinite(low) else "true",
                     f"(<= @ {literal(high).real})" if np.isfinite(high) else "true",
