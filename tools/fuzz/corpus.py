@@ -75,7 +75,7 @@ def _move_weights_out(source: Path, target: Path) -> None:
         target,
         save_as_external_data=True,
         location="head_external.data",
-        size_threshold=64,
+        size_threshold=256,  # shapes stay in the file, as they do in exports
     )
 
 

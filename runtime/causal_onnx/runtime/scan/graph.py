@@ -186,9 +186,11 @@ class GraphChecker:
         if dims is None:
             assert spec is not None
             dims = [{}] * len(spec.axes)
-        axes = list(spec.axes) if spec is not None else [dim.get("dim_param") for dim in dims]
-        if len(axes) != len(dims):
-            raise Refused(f"the input {name!r} has another rank than the contract says")
+        axes: Sequence[str | int | None]
+        if spec is not None and len(spec.axes) == len(dims):
+            axes = spec.axes
+        else:  # of another rank than the contract says, which `load` refuses
+            axes = [dim.get("dim_param") for dim in dims]
         shape = [
             dim["dim_value"] if dim.get("dim_value") else self._open_axis(promised)
             for dim, promised in zip(dims, axes, strict=True)
