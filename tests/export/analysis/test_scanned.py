@@ -17,7 +17,7 @@ REFUSED = {"scan", "scan_backwards", "loop_of_fixed_trips"}
 def test_the_graphs_of_the_rules_pass_the_scan(case: Case) -> None:
     artifact = read_artifact(case.model().SerializeToString())
     if case.name in REFUSED:
-        with pytest.raises(ArtifactError, match="is none of the operators|carries values"):
+        with pytest.raises(ArtifactError, match=r"is none of the operators|carries values"):
             scan(artifact, Limits())
     else:
         assert scan(artifact, Limits()) == {}
