@@ -13,7 +13,6 @@ import numpy as np
 from causal_onnx.runtime.binding import Binding
 from causal_onnx.runtime.contract import LAST_ONLY
 from causal_onnx.runtime.device_memory import on_host
-from causal_onnx.runtime.drafts import write_whole
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.kv_cache import KVCache, Read
 from causal_onnx.runtime.steady import SteadyStep
@@ -224,7 +223,7 @@ class Stream:
 
     def _rewind(self, lengths: int | Sequence[int]) -> None:
         read = self._read
-        if isinstance(lengths, Sequence) or (isinstance(lengths, np.ndarray) and lengths.ndim):
+        if isinstance(lengths, Sequence) or np.ndim(lengths):
             wanted = whole_numbers("lengths", lengths, count=len(read.lengths))
         else:
             one = whole_number("lengths", lengths, least=-MOST, most=MOST, wanted="whole numbers")
@@ -306,11 +305,11 @@ class Stream:
         Raises:
             OSError: The place is not writable, or there is no room.
         """
-        from causal_onnx.runtime import saved  # noqa: PLC0415 - few save any
+        from causal_onnx.runtime import drafts, saved  # noqa: PLC0415 - few save any
 
         with self.reading() as (read, held):
             content = saved.encode(self._model.contract, read.lengths, held)
-        write_whole(Path(path), content)
+        drafts.write_whole(Path(path), content)
 
     @classmethod
     def restore(cls, model: Runner, path: str | os.PathLike[str]) -> Stream:

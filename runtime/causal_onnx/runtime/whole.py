@@ -50,7 +50,7 @@ def whole_number(
         value = value[()]
     why = ", which is no whole number"
     if is_whole(value):
-        number = int(value)  # type: ignore[call-overload]
+        number: int = int(value)  # type: ignore[call-overload]
         if least <= number and (most is None or number <= most):
             return number
         why = f", which is above {most}" if number > least else ""

@@ -47,9 +47,7 @@ def scan(artifact: Artifact, limits: Limits, contract: Contract | None = None) -
     return held
 
 
-def judge(
-    held: Held, artifact: Artifact, limits: Limits, contract: Contract | None = None
-) -> None:
+def judge(held: Held, artifact: Artifact, limits: Limits, contract: Contract | None = None) -> None:
     """Judge what is held of a model; weights are not read. Raises what `scan` does."""
     name = artifact.name
     try:
@@ -59,9 +57,7 @@ def judge(
                 "raise it: limits=Limits(max_file_bytes=...)",
             )
         held.check_header(artifact)
-        _check_model(
-            Source(held.stream), TensorChecker(limits, held), limits, artifact, contract
-        )
+        _check_model(Source(held.stream), TensorChecker(limits, held), limits, artifact, contract)
     except WireError as error:
         raise ArtifactError(
             f"{name} is not an ONNX model, or the file is damaged: {error}; export or download it "
