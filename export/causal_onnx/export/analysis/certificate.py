@@ -246,7 +246,7 @@ class Certificate:
         dynamic = dict(data["dynamic"])
         dynamic["cases"] = tuple(DynamicCase(**case) for case in dynamic["cases"])
         dynamic["refused"] = tuple(dynamic["refused"])
-        changes = {
+        changes: dict[str, Any] = {
             "offence": None if data["offence"] is None else Offence(**data["offence"]),
             "outputs": tuple(
                 OutputFinding(**{**item, "position_axes": tuple(item["position_axes"])})
