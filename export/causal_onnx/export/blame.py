@@ -121,10 +121,13 @@ def _run(
         write_model(copy, path, {CONTRACT_KEY: contract.to_json()})
         try:
             session = Session(path, contract)
-            session.output_names = list(names)
-            return session(inputs)
-        except Exception:  # onnxruntime raises a dozen classes; the message goes without the node
+        except ExportError:
             return None
+    session.output_names = list(names)
+    try:
+        return session(inputs)
+    except Exception:  # onnxruntime raises a dozen classes of its own; the node stays unnamed
+        return None
 
 
 def changes_as_it_grows(source: Source, specs: Sequence[InputSpec], contract: Contract) -> str:

@@ -58,7 +58,7 @@ def _without_least(write: Writer, bias: ir.Value) -> ir.Value:
     a softmax averages over it, as over every other number.
     """
     dtype = (bias.dtype or ir.DataType.FLOAT).numpy()
-    least = float(ml_dtypes.finfo(dtype).min)
+    least = float(ml_dtypes.finfo(dtype).min)  # type: ignore[no-untyped-call]  # has no stubs
     hidden = write("Equal", bias, write.number(least, bias))
     return write("Where", hidden, write.number(least / 2, bias), bias)
 
