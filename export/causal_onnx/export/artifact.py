@@ -17,10 +17,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from causal_onnx.runtime.graph_parts import read_graph_parts
 from causal_onnx.runtime.contract import FORMAT, SOURCE_KEY
 from causal_onnx.runtime.drafts import draft_folder, locked, sync
 from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.graph_parts import read_graph_parts
 
 __all__ = ["describe_source", "staged", "write_model"]
 
@@ -65,8 +65,8 @@ def _data_files(path: Path) -> set[str]:
     pattern = re.compile(re.escape(path.name) + rf"\.[0-9a-f]{{{_HASH_DIGITS}}}\.data")
     found = {item.name for item in path.parent.iterdir() if pattern.fullmatch(item.name)}
     # What exports before this naming made is known by the model that uses it.
-    with contextlib.suppress(OSError, ArtifactError):
-        found |= {f"{path.name}.data"} & set(read_graph_parts(path).data_files)
+    with contextlib.suppress(OSError, ArtifactError), path.open("rb") as file:
+        found |= {f"{path.name}.data"} & set(read_graph_parts(file, name=str(path)).data_files)
     return found
 
 
