@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import ExportReport, ParityError, export, pipeline
+from causal_onnx.export import CausalityError, ExportReport, ParityError, export, pipeline
 from causal_onnx.export.blame import changes_as_it_grows
 from causal_onnx.export.capture import Capture
 from causal_onnx.export.errors import NotSupportedError, RewriteError
 from causal_onnx.export.reuse import captures_of
 from causal_onnx.export.source import open_source
 from causal_onnx.runtime.contract import Contract, TensorSpec
-from tests.zoo import entry
+from tests.zoo import MUTANTS, entry
 
 
 class Scaled(nn.Module):
@@ -81,6 +81,14 @@ def test_a_mask_of_keys_alone_is_written_out_for_each_query(tmp_path: Path) -> N
     report = export(item.factory(), tmp_path / "m.onnx", example=item.inputs(2, 5), axes=item.axes)
     assert report.fallbacks == ()
     assert {node.op_type for node in onnx.load(report.path).graph.node} >= {"Attention", "Expand"}
+
+
+def test_weights_zeroed_after_the_softmax_are_found_to_leak_and_are_no_defect(
+    tmp_path: Path,
+) -> None:
+    mutant = next(m for m in MUTANTS if m.name == "mask_after_softmax")
+    with pytest.raises(CausalityError, match="NOT causal"):
+        export(mutant.factory(), tmp_path / "m.onnx", example=mutant.inputs(2, 5), axes=mutant.axes)
 
 
 class Padded(nn.Module):

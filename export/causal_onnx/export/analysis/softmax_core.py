@@ -504,6 +504,8 @@ class SoftmaxCore:
         if op in ("Cast", "Identity", "Dropout"):
             return out, labels
         if op == "Where" and node.inputs[2] is value and scalar_of(inputs[1]) == 0:
+            if isinstance(inputs[0], Known) and inputs[0].value.any():
+                raise UnsupportedError("weights are set to 0 after the softmax, by position")
             return out, labels
         if op in MOVES and node.inputs[0] is value:
             source = inputs[0]
