@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.contract import CachePair, Contract
-    from causal_onnx.runtime.language_model import LanguageModel
     from causal_onnx.runtime.stream import Stream
 
     Array = npt.NDArray[Any]
@@ -31,29 +30,33 @@ def has_window(contract: Contract) -> bool:
     return any(pair.bounded is not None for pair in contract.cache)
 
 
-def windows(model: LanguageModel, stream: Stream, row: int) -> Block:
+def windows(contract: Contract, stream: Stream, row: int) -> Block:
     """Copies of what the pairs that keep a window hold of a row now."""
     with stream.reading() as (read, held):
         length = int(read.lengths[row])
         return {
-            pair.past: _part(model, pair, held[pair.past], row, slice(0, min(pair.bounded, length)))
-            for pair in model.contract.cache
+            pair.past: _part(
+                contract, pair, held[pair.past], row, slice(0, min(pair.bounded, length))
+            )
+            for pair in contract.cache
             if pair.bounded is not None
         }
 
 
-def cut(model: LanguageModel, stream: Stream, row: int, start: int, stop: int) -> Block:
+def cut(contract: Contract, stream: Stream, row: int, start: int, stop: int) -> Block:
     """Copies of what the other pairs hold of positions [start, stop) of a row."""
     with stream.reading() as (_, held):
         return {
-            pair.past: _part(model, pair, held[pair.past], row, slice(start, stop))
-            for pair in model.contract.cache
+            pair.past: _part(contract, pair, held[pair.past], row, slice(start, stop))
+            for pair in contract.cache
             if pair.bounded is None
         }
 
 
-def join(model: LanguageModel, rows: Sequence[Sequence[Block]], size: int) -> Stream:
-    """A stream whose rows have read these blocks, each of `size` positions.
+def join(
+    contract: Contract, rows: Sequence[Sequence[Block]], size: int
+) -> tuple[Array, dict[str, Array]]:
+    """The lengths and the cache of rows that have read these blocks, each of `size` positions.
 
     Where the cache has no mask, all rows have as many; some row has at least one.
     """
@@ -61,8 +64,8 @@ def join(model: LanguageModel, rows: Sequence[Sequence[Block]], size: int) -> St
     longest = int(lengths.max())
     sample = next(blocks[0] for blocks in rows if blocks)
     past: dict[str, Array] = {}
-    for pair in model.contract.cache:
-        axis, batch = _axes(model, pair)
+    for pair in contract.cache:
+        axis, batch = _axes(contract, pair)
         shape = list(sample[pair.past].shape)
         shape[axis] = longest if pair.bounded is None else min(pair.bounded, longest)
         shape[batch] = len(rows)
@@ -77,21 +80,19 @@ def join(model: LanguageModel, rows: Sequence[Sequence[Block]], size: int) -> St
                 whole[tuple(place)] = part
                 start += part.shape[axis]
         past[pair.past] = whole
-    stream = model.stream(batch=len(rows))
-    stream._take(lengths, past)
-    return stream
+    return lengths, past
 
 
-def _part(model: LanguageModel, pair: CachePair, array: Array, row: int, positions: slice) -> Array:
-    axis, batch = _axes(model, pair)
+def _part(contract: Contract, pair: CachePair, array: Array, row: int, positions: slice) -> Array:
+    axis, batch = _axes(contract, pair)
     place: list[slice] = [slice(None)] * array.ndim
     place[batch] = slice(row, row + 1)
     place[axis] = positions
     return array[tuple(place)].copy()
 
 
-def _axes(model: LanguageModel, pair: CachePair) -> tuple[int, int]:
+def _axes(contract: Contract, pair: CachePair) -> tuple[int, int]:
     """The axes of positions and of rows; without one, that of size 1 stands first."""
-    axes = next(spec.axes for spec in model.contract.inputs if spec.name == pair.past)
+    axes = next(spec.axes for spec in contract.inputs if spec.name == pair.past)
     positions = axes.index("past_seq" if pair.bounded is None else "past_slots")
     return positions, axes.index("batch") if "batch" in axes else 0

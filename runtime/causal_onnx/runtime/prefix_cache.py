@@ -132,7 +132,9 @@ class PrefixCache:
             self._asked += sum(len(prompt) for prompt in prompts)
             self._found += sum(len(path) * size for path in paths)
         known = [[node.block for node in path] for path in paths]
-        stream = blocks.join(model, known, size) if any(paths) else model.stream(batch=len(prompts))
+        stream = model.stream(batch=len(prompts))
+        if any(paths):
+            stream.take_over(*blocks.join(model.contract, known, size))
         has_window = blocks.has_window(model.contract)
         rest = [prompt[n:] for prompt, n in zip(prompts, stream.lengths, strict=True)]
         reader = Reader(stream, rest)
@@ -143,7 +145,7 @@ class PrefixCache:
             for row, prompt in enumerate(prompts):
                 done = len(known[row]) + len(windows[row]) + 1
                 if has_window and stream.lengths[row] == done * size <= len(prompt):
-                    windows[row].append(blocks.windows(model, stream, row))
+                    windows[row].append(blocks.windows(model.contract, stream, row))
         with self._lock:
             for row, prompt in enumerate(prompts):
                 self._insert(stream, row, prompt, windows[row], len(known[row]))
@@ -195,7 +197,9 @@ class PrefixCache:
                     return  # evicted meanwhile, by another thread
                 if not self._make_room(path):
                     return
-                block = dict(blocks.cut(self.model, stream, row, start, start + self._block))
+                block = dict(
+                    blocks.cut(self.model.contract, stream, row, start, start + self._block)
+                )
                 if windows:
                     block |= windows[index - first_window]
                 child = _Node(key, node, block)

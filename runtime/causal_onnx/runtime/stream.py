@@ -252,7 +252,7 @@ class Stream:
         """Another stream that has read the same, and goes on by itself."""
         with self.reading() as (read, held):
             twin = Stream(self._model, batch=len(read.lengths), capacity=self._capacity)
-            twin._take(read.lengths, held)
+            twin.take_over(read.lengths, held)
         return twin
 
     def select(self, rows: Sequence[int]) -> Stream:
@@ -266,7 +266,7 @@ class Stream:
             if (chosen < 0).any() or (chosen >= len(read.lengths)).any():
                 raise ValueError(f"rows are 0 to {len(read.lengths) - 1}, got {_listed(chosen)}")
             twin = Stream(self._model, batch=len(chosen), capacity=self._capacity)
-            twin._take(read.lengths[chosen], self._cache.rows(chosen, read))
+            twin.take_over(read.lengths[chosen], self._cache.rows(chosen, read))
         return twin
 
     @contextlib.contextmanager
@@ -292,7 +292,13 @@ class Stream:
             "and after an interrupt go on with model.stream(), or model.restore() of a saved one"
         )
 
-    def _take(self, lengths: Array, held: Mapping[str, Array]) -> None:
+    def take_over(self, lengths: Array, held: Mapping[str, Array]) -> None:
+        """Have read what `held` is the cache of, in place of what was read before.
+
+        Args:
+            lengths: Positions of each row, (batch,).
+            held: Name of the past -> its used slots, of all rows.
+        """
         self._cache.reserve(0, int(lengths.max()))
         self._read = self._cache.put(held, lengths)
 
@@ -327,7 +333,7 @@ class Stream:
 
         lengths, found = saved.read_saved(path, model.contract, model=model.artifact.name)
         stream = cls(model, batch=len(lengths))
-        stream._take(lengths, found)
+        stream.take_over(lengths, found)
         return stream
 
     def _new_positions(self, feeds: Mapping[str, Array]) -> int:

@@ -17,7 +17,7 @@ from causal_onnx.export.analysis.interpret import (
     StuckError,
     run,
 )
-from causal_onnx.export.analysis.perturb import make_input
+from causal_onnx.export.analysis.make_input import make_input
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 
 __all__ = ["Analysis", "default_grid", "other_sizes", "plain_input"]
