@@ -20,9 +20,9 @@ from tools.zoo.__main__ import _refuted
 from tools.zoo.page import summary_lines
 
 from causal_onnx.export.analysis.elements import Known
-from causal_onnx.export.analysis.symbolic import arranging, computing, expression, implication
-from causal_onnx.export.analysis.symbolic.engine import Prover
-from causal_onnx.export.analysis.symbolic.expression import (
+from causal_onnx.export.proof.symbolic import arranging, computing, expression, implication
+from causal_onnx.export.proof.symbolic.engine import Prover
+from causal_onnx.export.proof.symbolic.expression import (
     UNKNOWN,
     Apply,
     AtLeastZero,
@@ -39,13 +39,13 @@ from causal_onnx.export.analysis.symbolic.expression import (
     evaluate,
     linear,
 )
-from causal_onnx.export.analysis.symbolic.implication import (
+from causal_onnx.export.proof.symbolic.implication import (
     ImplicationLog,
     Operation,
     conclude,
     logging_implications,
 )
-from causal_onnx.export.analysis.symbolic.poly import Bounds, Poly, symbol
+from causal_onnx.export.proof.symbolic.poly import Bounds, Poly, symbol
 from tests.export.analysis.graphs import build, static
 from tests.export.analysis.rule_cases import CASES, INF, attend
 
@@ -142,7 +142,7 @@ def dropped_fact(patch: pytest.MonkeyPatch) -> None:
             conclude(factor, "==" if rest["exactly"] else "<=", number, bounds=bounds)
         return found
 
-    patch.setattr("causal_onnx.export.analysis.symbolic.tensor.surely", wrong)
+    patch.setattr("causal_onnx.export.proof.symbolic.tensor.surely", wrong)
 
 
 def rounding_down(patch: pytest.MonkeyPatch) -> None:

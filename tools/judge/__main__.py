@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from tools.judge.verdict import judge, merged
 
-from causal_onnx.export.analysis.symbolic.implication import logging_implications
 from causal_onnx.export.attest import attest
+from causal_onnx.export.proof.symbolic.implication import logging_implications
 
 __all__ = ["main"]
 

@@ -26,7 +26,7 @@ from tools.judge.terms import (
 )
 
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Known
-from causal_onnx.export.analysis.symbolic.expression import (
+from causal_onnx.export.proof.symbolic.expression import (
     Apply,
     AtLeastZero,
     Constant,
@@ -39,8 +39,8 @@ from causal_onnx.export.analysis.symbolic.expression import (
     Unknown,
     Vanish,
 )
-from causal_onnx.export.analysis.symbolic.implication import Implication, Operation, Side
-from causal_onnx.export.analysis.symbolic.poly import Monomial, Poly, symbol
+from causal_onnx.export.proof.symbolic.implication import Implication, Operation, Side
+from causal_onnx.export.proof.symbolic.poly import Monomial, Poly, symbol
 
 __all__ = ["Problem", "loosened", "problems"]
 

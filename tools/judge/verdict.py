@@ -13,7 +13,7 @@ from tools.judge.problem import Problem, loosened, problems
 from tools.judge.terms import UntranslatableError
 
 from causal_onnx.export.analysis.graph import describe
-from causal_onnx.export.analysis.symbolic.implication import Implication, ImplicationLog
+from causal_onnx.export.proof.symbolic.implication import Implication, ImplicationLog
 
 __all__ = ["Answer", "Judgement", "judge", "merged"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.export.analysis.elements import Known
-from causal_onnx.export.analysis.symbolic.expression import (
+from causal_onnx.export.proof.symbolic.expression import (
     UNKNOWN,
     Constant,
     Expression,
@@ -22,7 +22,7 @@ from causal_onnx.export.analysis.symbolic.expression import (
     mentions,
     substitute,
 )
-from causal_onnx.export.analysis.symbolic.poly import Bounds, Poly, symbol
+from causal_onnx.export.proof.symbolic.poly import Bounds, Poly, symbol
 
 BOUNDS = Bounds()
 BOUNDS.least = {"seq": 1, "batch": 1}

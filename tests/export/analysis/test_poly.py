@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from causal_onnx.export.analysis.symbolic.poly import Bounds, Poly, symbol, tightened
+from causal_onnx.export.proof.symbolic.poly import Bounds, Poly, symbol, tightened
 
 N, B, P = symbol("seq"), symbol("batch"), symbol("past_seq")
 

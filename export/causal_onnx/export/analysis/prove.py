@@ -22,7 +22,7 @@ from causal_onnx.export.analysis.interpret import (
 )
 from causal_onnx.export.analysis.judge import Leak, OutputVerdict, judge_output, offender, selection
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
-from causal_onnx.export.analysis.symbolic.engine import SymbolicProof, prove_symbolically
+from causal_onnx.export.proof.symbolic.engine import SymbolicProof, prove_symbolically
 
 __all__ = ["StaticProof", "batch_independent", "prove"]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from causal_onnx.export.analysis.symbolic.implication import Operation, conclude
+from causal_onnx.export.proof.symbolic.implication import Operation, conclude
 
 __all__ = ["ONE", "ZERO", "Bounds", "Poly", "symbol", "tightened"]
 

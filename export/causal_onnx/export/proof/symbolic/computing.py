@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Known
-from causal_onnx.export.analysis.symbolic.arranging import axis_of, counted
-from causal_onnx.export.analysis.symbolic.expression import (
+from causal_onnx.export.proof.symbolic.arranging import axis_of, counted
+from causal_onnx.export.proof.symbolic.expression import (
     UNKNOWN,
     Constant,
     Expression,
@@ -23,9 +23,9 @@ from causal_onnx.export.analysis.symbolic.expression import (
     mentions,
     settled,
 )
-from causal_onnx.export.analysis.symbolic.implication import Operation, conclude
-from causal_onnx.export.analysis.symbolic.poly import ZERO, Poly, symbol
-from causal_onnx.export.analysis.symbolic.registry import (
+from causal_onnx.export.proof.symbolic.implication import Operation, conclude
+from causal_onnx.export.proof.symbolic.poly import ZERO, Poly, symbol
+from causal_onnx.export.proof.symbolic.registry import (
     Given,
     SymbolicContext,
     ints,
@@ -35,7 +35,7 @@ from causal_onnx.export.analysis.symbolic.registry import (
     tensor,
     whole,
 )
-from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic, Term
+from causal_onnx.export.proof.symbolic.tensor import OpenError, Space, Symbolic, Term
 
 __all__ = ["contract", "mixed", "softmax"]
 

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.elements import NONE, Elements, Known, view
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.signature import Sizes
-from causal_onnx.export.analysis.symbolic.expression import (
+from causal_onnx.export.proof.symbolic.expression import (
     UNKNOWN,
     Constant,
     Expression,
@@ -25,9 +25,9 @@ from causal_onnx.export.analysis.symbolic.expression import (
     Sample,
     linear,
 )
-from causal_onnx.export.analysis.symbolic.implication import adopted
-from causal_onnx.export.analysis.symbolic.poly import ONE, ZERO, Poly, symbol
-from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic, Term
+from causal_onnx.export.proof.symbolic.implication import adopted
+from causal_onnx.export.proof.symbolic.poly import ONE, ZERO, Poly, symbol
+from causal_onnx.export.proof.symbolic.tensor import OpenError, Space, Symbolic, Term
 
 __all__ = ["SIZE_SYMBOLS", "Evidence", "adopt", "fit"]
 

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.symbolic.poly import Poly
-from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic
+from causal_onnx.export.proof.symbolic.poly import Poly
+from causal_onnx.export.proof.symbolic.tensor import OpenError, Space, Symbolic
 
 __all__ = ["RULES", "Given", "SymbolicContext", "SymbolicRule", "rule", "whole"]
 

@@ -9,18 +9,18 @@ from itertools import pairwise
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
-from causal_onnx.export.analysis.symbolic.arranging import concatenate, cut
-from causal_onnx.export.analysis.symbolic.computing import combine, contract, softmax
-from causal_onnx.export.analysis.symbolic.expression import AtLeastZero, Constant, as_poly
-from causal_onnx.export.analysis.symbolic.poly import ZERO, Poly
-from causal_onnx.export.analysis.symbolic.registry import (
+from causal_onnx.export.proof.symbolic.arranging import concatenate, cut
+from causal_onnx.export.proof.symbolic.computing import combine, contract, softmax
+from causal_onnx.export.proof.symbolic.expression import AtLeastZero, Constant, as_poly
+from causal_onnx.export.proof.symbolic.poly import ZERO, Poly
+from causal_onnx.export.proof.symbolic.registry import (
     Given,
     SymbolicContext,
     optional,
     rule,
     tensor,
 )
-from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic
+from causal_onnx.export.proof.symbolic.tensor import OpenError, Space, Symbolic
 
 __all__: list[str] = []
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
-from causal_onnx.export.analysis.symbolic.expression import (
+from causal_onnx.export.proof.symbolic.expression import (
     UNKNOWN,
     Apply,
     AtLeastZero,
@@ -19,9 +19,9 @@ from causal_onnx.export.analysis.symbolic.expression import (
     linear,
     substitute,
 )
-from causal_onnx.export.analysis.symbolic.implication import Operation, conclude
-from causal_onnx.export.analysis.symbolic.poly import ONE, ZERO, Poly, symbol
-from causal_onnx.export.analysis.symbolic.registry import (
+from causal_onnx.export.proof.symbolic.implication import Operation, conclude
+from causal_onnx.export.proof.symbolic.poly import ONE, ZERO, Poly, symbol
+from causal_onnx.export.proof.symbolic.registry import (
     Given,
     SymbolicContext,
     ints,
@@ -31,7 +31,7 @@ from causal_onnx.export.analysis.symbolic.registry import (
     tensor,
     whole,
 )
-from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic, Term
+from causal_onnx.export.proof.symbolic.tensor import OpenError, Space, Symbolic, Term
 
 FAR = 1 << 30
 """Bounds of a Slice beyond this mean "to the end"."""

@@ -15,13 +15,13 @@ from causal_onnx.export.analysis.evaluate import evaluate
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.judge import reads
 from causal_onnx.export.analysis.signature import InputAxes, slots_bound
-from causal_onnx.export.analysis.symbolic import arranging, attending, computing
-from causal_onnx.export.analysis.symbolic.adopt import Evidence, adopt
-from causal_onnx.export.analysis.symbolic.expression import UNKNOWN, Constant, Expression, linear
-from causal_onnx.export.analysis.symbolic.implication import at
-from causal_onnx.export.analysis.symbolic.poly import ZERO, Poly, symbol
-from causal_onnx.export.analysis.symbolic.registry import RULES, Given, SymbolicContext, whole
-from causal_onnx.export.analysis.symbolic.tensor import OpenError, Space, Symbolic, Term
+from causal_onnx.export.proof.symbolic import arranging, attending, computing
+from causal_onnx.export.proof.symbolic.adopt import Evidence, adopt
+from causal_onnx.export.proof.symbolic.expression import UNKNOWN, Constant, Expression, linear
+from causal_onnx.export.proof.symbolic.implication import at
+from causal_onnx.export.proof.symbolic.poly import ZERO, Poly, symbol
+from causal_onnx.export.proof.symbolic.registry import RULES, Given, SymbolicContext, whole
+from causal_onnx.export.proof.symbolic.tensor import OpenError, Space, Symbolic, Term
 
 __all__ = ["Prover", "SymbolicProof", "prove_symbolically"]
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Known
-from causal_onnx.export.analysis.symbolic.implication import Operation, conclude
-from causal_onnx.export.analysis.symbolic.poly import ZERO, Bounds, Poly
+from causal_onnx.export.proof.symbolic.implication import Operation, conclude
+from causal_onnx.export.proof.symbolic.poly import ZERO, Bounds, Poly
 
 __all__ = [
     "UNKNOWN",

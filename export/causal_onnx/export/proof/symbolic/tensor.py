@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE
-from causal_onnx.export.analysis.symbolic.expression import (
+from causal_onnx.export.proof.symbolic.expression import (
     UNKNOWN,
     Expression,
     mentions,
     substitute,
     surely,
 )
-from causal_onnx.export.analysis.symbolic.implication import conclude
-from causal_onnx.export.analysis.symbolic.poly import ONE, ZERO, Bounds, Poly, symbol, tightened
+from causal_onnx.export.proof.symbolic.implication import conclude
+from causal_onnx.export.proof.symbolic.poly import ONE, ZERO, Bounds, Poly, symbol, tightened
 
 __all__ = ["OpenError", "Space", "Symbolic", "Term"]
 

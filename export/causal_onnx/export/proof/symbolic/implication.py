@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from causal_onnx.export.analysis.symbolic.expression import Expression
-    from causal_onnx.export.analysis.symbolic.poly import Bounds, Poly
+    from causal_onnx.export.proof.symbolic.expression import Expression
+    from causal_onnx.export.proof.symbolic.poly import Bounds, Poly
 
 __all__ = [
     "Implication",
