@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from causal_onnx.export.analysis.certificate import Certificate
     from causal_onnx.export.errors import (
         CausalityError,
         DriftError,
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
         ParityError,
     )
     from causal_onnx.export.pipeline import export, verify
+    from causal_onnx.export.proof.certificate import Certificate
     from causal_onnx.export.report import (
         CacheCase,
         CacheReport,

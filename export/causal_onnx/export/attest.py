@@ -14,22 +14,22 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.analyse import default_grid, other_sizes
 from causal_onnx.export.analysis.assumptions import AssumptionKind
 from causal_onnx.export.analysis.branches import optional_inputs
-from causal_onnx.export.analysis.certificate import Assumption, Certificate, CoreFinding
-from causal_onnx.export.analysis.confirm import MAX_RUNS, Confirmation, Suspect, confirm
 from causal_onnx.export.analysis.core import AttentionCore
 from causal_onnx.export.analysis.graph import describe, load_model, source_of
 from causal_onnx.export.analysis.inner_cores import find_all_cores
-from causal_onnx.export.analysis.judge import all_leaks
-from causal_onnx.export.analysis.perturb import DynamicCheck, cuts_at, perturb, vocabulary_sizes
-from causal_onnx.export.analysis.prove import StaticProof, batch_independent, prove
-from causal_onnx.export.analysis.running import (
+from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
+from causal_onnx.export.proof.certificate import Assumption, Certificate, CoreFinding
+from causal_onnx.export.proof.confirm import MAX_RUNS, Confirmation, Suspect, confirm
+from causal_onnx.export.proof.judge import all_leaks
+from causal_onnx.export.proof.perturb import DynamicCheck, cuts_at, perturb, vocabulary_sizes
+from causal_onnx.export.proof.prefix_stability import length_dependent
+from causal_onnx.export.proof.prove import StaticProof, batch_independent, prove
+from causal_onnx.export.proof.running import (
     Runnable,
     Runner,
     open_evaluator,
     open_session,
 )
-from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
-from causal_onnx.export.analysis.stability import length_dependent
 
 __all__ = ["attest"]
 

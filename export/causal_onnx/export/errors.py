@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from causal_onnx.runtime.errors import CausalOnnxError
 
 if TYPE_CHECKING:
-    from causal_onnx.export.analysis.certificate import Offence
+    from causal_onnx.export.proof.certificate import Offence
     from causal_onnx.export.report import CausalityReport, DriftReport, ParityReport
 
 __all__ = [

@@ -12,7 +12,6 @@ from torch import nn
 
 from causal_onnx.export import opset17, probe
 from causal_onnx.export.analysis.analyse import LENGTHS
-from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
 from causal_onnx.export.attest import attest
@@ -58,6 +57,7 @@ from causal_onnx.export.precision import (
     grid_for,
     in_precision,
 )
+from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.export.quantise import FAST_LEVEL, quantise, set_accuracy_level
 from causal_onnx.export.report import (
     CacheReport,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from causal_onnx.export.analysis.certificate import Certificate
+from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.golden import json_number
 

@@ -10,8 +10,8 @@ from onnx import numpy_helper, parser
 
 from causal_onnx.export.analysis.analyse import default_grid
 from causal_onnx.export.analysis.graph import load_model
-from causal_onnx.export.analysis.prove import StaticProof, prove
 from causal_onnx.export.analysis.signature import read_signature
+from causal_onnx.export.proof.prove import StaticProof, prove
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -12,8 +12,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.attest import attest
+from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.runtime.errors import ArtifactError
 
 from .graphs import build

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from causal_onnx.export.analysis import running
-from causal_onnx.export.analysis.certificate import Certificate
 from causal_onnx.export.attest import attest
+from causal_onnx.export.proof import running
+from causal_onnx.export.proof.certificate import Certificate
 
 from .graphs import build
 from .rule_cases import CASES

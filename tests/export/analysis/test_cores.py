@@ -10,8 +10,8 @@ from causal_onnx.export.analysis.cores import AttentionCore, find_cores
 from causal_onnx.export.analysis.footprint import Footprint, Seen, footprint_of, pattern
 from causal_onnx.export.analysis.graph import load_model
 from causal_onnx.export.analysis.layout import layout_of
-from causal_onnx.export.analysis.prove import prove
 from causal_onnx.export.analysis.signature import read_signature
+from causal_onnx.export.proof.prove import prove
 from tests.zoo import GRAPHS
 
 from .graphs import build, i64

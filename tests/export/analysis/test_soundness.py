@@ -18,8 +18,8 @@ import pytest
 from causal_onnx.export.analysis.elements import NONE, Elements, Known, view
 from causal_onnx.export.analysis.graph import load_model
 from causal_onnx.export.analysis.interpret import Constants, Run, run
-from causal_onnx.export.analysis.perturb import make_input
 from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
+from causal_onnx.export.proof.perturb import make_input
 from causal_onnx.export.proof.symbolic.adopt import assignment
 from causal_onnx.export.proof.symbolic.engine import Prover
 from causal_onnx.export.proof.symbolic.poly import Poly

@@ -13,8 +13,8 @@ from causal_onnx.export.analysis.branches import missed_branches
 from causal_onnx.export.analysis.elements import Known
 from causal_onnx.export.analysis.evaluate import evaluate
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.judge import reads
 from causal_onnx.export.analysis.signature import InputAxes, slots_bound
+from causal_onnx.export.proof.judge import reads
 from causal_onnx.export.proof.symbolic import arranging, attending, computing
 from causal_onnx.export.proof.symbolic.adopt import Evidence, adopt
 from causal_onnx.export.proof.symbolic.expression import UNKNOWN, Constant, Expression, linear

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from causal_onnx.export.analysis.judge import Leak
 from causal_onnx.export.analysis.make_input import make_input
-from causal_onnx.export.analysis.perturb import changed_input, same
-from causal_onnx.export.analysis.running import Runner
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
+from causal_onnx.export.proof.judge import Leak
+from causal_onnx.export.proof.perturb import changed_input, same
+from causal_onnx.export.proof.running import Runner
 
 __all__ = ["Confirmation", "Suspect", "confirm"]
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.make_input import make_input
-from causal_onnx.export.analysis.running import Runner
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
+from causal_onnx.export.proof.running import Runner
 
 __all__ = [
     "DynamicCase",

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from causal_onnx.export.analysis.assumptions import AssumptionKind
-from causal_onnx.export.analysis.confirm import Confirmation
-from causal_onnx.export.analysis.perturb import DynamicCase, DynamicCheck
+from causal_onnx.export.proof.confirm import Confirmation
+from causal_onnx.export.proof.perturb import DynamicCase, DynamicCheck
 from causal_onnx.runtime.contract import FORMAT, read_document
 from causal_onnx.runtime.errors import ArtifactError
 

@@ -11,7 +11,6 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.analyse import LENGTHS, Analysis, plain_input
 from causal_onnx.export.analysis.assumptions import AssumptionKind
 from causal_onnx.export.analysis.branches import branch_sizes, missed_branches
-from causal_onnx.export.analysis.certificate import Assumption, Offence, OutputFinding
 from causal_onnx.export.analysis.elements import Abstract, Elements, view
 from causal_onnx.export.analysis.graph import describe, source_of
 from causal_onnx.export.analysis.interpret import (
@@ -20,8 +19,9 @@ from causal_onnx.export.analysis.interpret import (
     StuckError,
     run,
 )
-from causal_onnx.export.analysis.judge import Leak, OutputVerdict, judge_output, offender, selection
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
+from causal_onnx.export.proof.certificate import Assumption, Offence, OutputFinding
+from causal_onnx.export.proof.judge import Leak, OutputVerdict, judge_output, offender, selection
 from causal_onnx.export.proof.symbolic.engine import SymbolicProof, prove_symbolically
 
 __all__ = ["StaticProof", "batch_independent", "prove"]
