@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from causal_onnx.export import CausalityError, export
-from causal_onnx.export.bfloat16_twin import make_twin
+from causal_onnx.export.graph.bfloat16 import make_twin
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
 from causal_onnx.runtime import DeviceError, load
 from tests.export.captured import run_model

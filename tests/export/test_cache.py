@@ -16,7 +16,7 @@ from causal_onnx.export import ExportError, export, pipeline
 from causal_onnx.export.cache import derive_cache
 from causal_onnx.export.canonical import canonicalise
 from causal_onnx.export.errors import RewriteError
-from causal_onnx.export.graph import constant
+from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.lower import lower
 from causal_onnx.models import DecoderLM, tiny_gpt2_config, tiny_llama_config
 from causal_onnx.runtime import load

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from causal_onnx.export.compact import compute_position_matrices
-from causal_onnx.export.graph import constant
+from causal_onnx.export.graph.edit import constant
 from tests.export.captured import run_model
 
 CONTEXT = 24

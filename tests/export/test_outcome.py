@@ -23,9 +23,9 @@ from causal_onnx.export import (
     parity,
     patches,
     probe,
-    region,
     source,
 )
+from causal_onnx.export.graph import position_region as region
 from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxruntime
 from causal_onnx.export.source import open_source

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from torch import nn
 
 from causal_onnx.export import export
-from causal_onnx.export.graph import constant
+from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.tied import share_transposed_weights
 from causal_onnx.models import DecoderLM, tiny_gpt2_config
 

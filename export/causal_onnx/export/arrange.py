@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.layout import Layout
 from causal_onnx.export.analysis.signature import Signature
-from causal_onnx.export.graph import constant
+from causal_onnx.export.graph.edit import constant
 
 __all__ = ["Arranger"]
 

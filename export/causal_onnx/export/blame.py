@@ -15,8 +15,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from causal_onnx.export.artifact import write_model
-from causal_onnx.export.bfloat16_twin import contract_of_twin, make_twin
 from causal_onnx.export.errors import ExportError
+from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
 from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.parity import Session, compare, tolerance_for

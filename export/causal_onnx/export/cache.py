@@ -23,9 +23,9 @@ from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 from causal_onnx.export.canonical import CanonicalCore, bias_of
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.fuse.rotary import note_projections
-from causal_onnx.export.graph import constant
-from causal_onnx.export.layout import Layouts
-from causal_onnx.export.region import PositionRegion, same_prefix, seq_axes
+from causal_onnx.export.graph.edit import constant
+from causal_onnx.export.graph.facts import Layouts
+from causal_onnx.export.graph.position_region import PositionRegion, same_prefix, seq_axes
 from causal_onnx.export.rows import RaggedError, plan_rows, write_rows
 from causal_onnx.runtime.contract import SLOT_AXES, TensorSpec
 

@@ -42,8 +42,8 @@ from causal_onnx.export.analysis.signature import Sizes, read_signature
 from causal_onnx.export.analysis.terms import spread
 from causal_onnx.export.arrange import Arranger
 from causal_onnx.export.footprint import Footprint, footprint_of
-from causal_onnx.export.graph import constant
-from causal_onnx.export.layout import probing_sizes
+from causal_onnx.export.graph.edit import constant
+from causal_onnx.export.graph.facts import probing_sizes
 from causal_onnx.export.spelling import respell
 
 __all__ = ["DOMAIN", "CanonicalCore", "bias_of", "canonicalise", "is_canonical", "sink_of"]

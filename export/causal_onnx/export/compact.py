@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.evaluate import evaluate_elementwise
-from causal_onnx.export.graph import constant, constant_value
+from causal_onnx.export.graph.edit import constant, constant_value
 
 __all__ = ["compute_position_matrices"]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.graph import constant_value
-from causal_onnx.export.lower.branches import name_inside
-from causal_onnx.export.lower.writer import Writer
-from causal_onnx.export.weights import find_uses
+from causal_onnx.export.graph.edit import constant_value
+from causal_onnx.export.graph.subgraphs import name_inside
+from causal_onnx.export.graph.weights import find_uses
+from causal_onnx.export.graph.writer import Writer
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 
 __all__ = ["offer_last_only"]

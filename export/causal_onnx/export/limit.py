@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.graph import constant, insert_before_uses
+from causal_onnx.export.graph.edit import constant, insert_before_uses
 
 __all__ = ["enforce_max_seq_len", "limit_name"]
 

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 
 from causal_onnx.export.errors import NotSupportedError
-from causal_onnx.export.graph import constant, constant_value
+from causal_onnx.export.graph.edit import constant, constant_value
 
 __all__ = ["OPSET", "to_opset_17"]
 

@@ -15,7 +15,6 @@ from causal_onnx.export.analysis.analyse import LENGTHS
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
 from causal_onnx.export.attest import attest
-from causal_onnx.export.bfloat16_twin import compute_wide, contract_of_twin, make_twin
 from causal_onnx.export.blame import AsCaptured, changes_as_it_grows
 from causal_onnx.export.cache import MASK, derive_cache
 from causal_onnx.export.canonical import canonicalise
@@ -40,6 +39,8 @@ from causal_onnx.export.errors import (
 )
 from causal_onnx.export.fuse import fuse
 from causal_onnx.export.goldens import record_goldens
+from causal_onnx.export.graph.bfloat16 import compute_wide, contract_of_twin, make_twin
+from causal_onnx.export.graph.cleanup import simplify, tidy
 from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.isolation import isolated, with_callers_threads
 from causal_onnx.export.last_position import offer_last_only
@@ -72,7 +73,6 @@ from causal_onnx.export.reuse import captures_of
 from causal_onnx.export.rounding import Rounded, round_module, round_weights
 from causal_onnx.export.rows import RaggedError
 from causal_onnx.export.source import Axes, Example, Source, open_source
-from causal_onnx.export.tidy import simplify, tidy
 from causal_onnx.export.tied import share_transposed_weights
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import (

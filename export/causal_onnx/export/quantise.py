@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.blocks import SMALLEST_ELEMENTS, Coded, Grid, code, decode
-from causal_onnx.export.graph import constant
-from causal_onnx.export.weights import Use, find_uses
+from causal_onnx.export.graph.edit import constant
+from causal_onnx.export.graph.weights import Use, find_uses
 
 __all__ = ["CONTRIB", "FAST_LEVEL", "quantise", "set_accuracy_level"]
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from causal_onnx.export.blocks import SMALLEST_ELEMENTS, Grid, round_to_grid
-from causal_onnx.export.weights import find_uses
+from causal_onnx.export.graph.weights import find_uses
 
 __all__ = ["Rounded", "round_module", "round_weights"]
 

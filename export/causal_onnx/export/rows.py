@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.errors import NotSupportedError
-from causal_onnx.export.graph import constant
-from causal_onnx.export.layout import Axis, Layouts
-from causal_onnx.export.region import Array
+from causal_onnx.export.graph.edit import constant
+from causal_onnx.export.graph.facts import Axis, Layouts
+from causal_onnx.export.graph.position_region import Array
 
 __all__ = ["RaggedError", "RowPlan", "plan_rows", "write_rows"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.graph import constant_value
+from causal_onnx.export.graph.edit import constant_value
 
 __all__ = ["share_transposed_weights"]
 

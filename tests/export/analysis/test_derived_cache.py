@@ -14,9 +14,9 @@ from causal_onnx.export.analysis.signature import read_signature
 from causal_onnx.export.attest import attest
 from causal_onnx.export.cache import derive_cache
 from causal_onnx.export.canonical import canonicalise
-from causal_onnx.export.graph import constant
+from causal_onnx.export.graph.cleanup import tidy
+from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.lower import lower
-from causal_onnx.export.tidy import tidy
 from causal_onnx.models import DecoderLM, tiny_gpt2_config
 from tests.export.captured import captured
 from tests.zoo import entry

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.evaluate import evaluate
-from causal_onnx.export.fuse.match import Sizes, replace, scalar
+from causal_onnx.export.graph.match import Sizes, replace, scalar
 
 __all__ = ["fuse_activations"]
 

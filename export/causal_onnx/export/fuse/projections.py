@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.fuse.match import other_input, producer
-from causal_onnx.export.graph import constant, constant_value
+from causal_onnx.export.graph.edit import constant, constant_value
+from causal_onnx.export.graph.match import other_input, producer
 
 __all__ = ["join_projections"]
 

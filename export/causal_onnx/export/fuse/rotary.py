@@ -19,10 +19,10 @@ import onnxruntime
 
 from causal_onnx.export.canonical import CanonicalCore
 from causal_onnx.export.errors import NotSupportedError
-from causal_onnx.export.graph import constant_value
-from causal_onnx.export.layout import Axis, Layouts
+from causal_onnx.export.graph.edit import constant_value
+from causal_onnx.export.graph.facts import Axis, Layouts
+from causal_onnx.export.graph.position_region import PositionRegion
 from causal_onnx.export.outcome import SessionError, ask_onnxruntime
-from causal_onnx.export.region import PositionRegion
 
 __all__ = ["Heads", "Projected", "Rotary", "note_projections"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from causal_onnx.export.fuse.match import Sizes, producer, replace
-from causal_onnx.export.graph import constant_value
+from causal_onnx.export.graph.edit import constant_value
+from causal_onnx.export.graph.match import Sizes, producer, replace
 
 __all__ = ["fuse_skip_norms"]
 

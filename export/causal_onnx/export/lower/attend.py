@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.canonical import bias_of, sink_of
-from causal_onnx.export.lower.writer import Writer
+from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["attend", "hiding"]
 

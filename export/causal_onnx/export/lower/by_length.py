@@ -13,19 +13,19 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.canonical import sink_of
+from causal_onnx.export.graph.subgraphs import choose
+from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attention import (
     attention_attributes,
     attention_of_rows,
     write_attention,
 )
-from causal_onnx.export.lower.branches import choose
 from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
 from causal_onnx.export.lower.heads import give_merged, merge_heads, split_heads
 from causal_onnx.export.lower.positions import core_inputs, window_mask
 from causal_onnx.export.lower.primitives import primitives_of_rows, write_primitives
 from causal_onnx.export.lower.rows import has_rows, join_rows
 from causal_onnx.export.lower.tiled import Blocks
-from causal_onnx.export.lower.writer import Writer
 
 __all__ = ["LONGEST_LOOPED", "LONGEST_SHORT", "write_by_length"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from causal_onnx.export.lower.writer import Writer
+from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["give_merged", "merge_heads", "split_heads"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from causal_onnx.export.lower.writer import Writer
+from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["JoinedRows", "has_rows", "join_rows"]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from causal_onnx.export.graph import constant_value
-from causal_onnx.export.layout import Axis, Layouts
+from causal_onnx.export.graph.edit import constant_value
+from causal_onnx.export.graph.facts import Axis, Layouts
 
 __all__ = [
     "Sizes",

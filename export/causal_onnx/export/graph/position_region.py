@@ -14,9 +14,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from causal_onnx.export.bfloat16_twin import make_twin
 from causal_onnx.export.errors import NotSupportedError
-from causal_onnx.export.layout import Layouts
+from causal_onnx.export.graph.bfloat16 import make_twin
+from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.outcome import SessionError, ask_onnxruntime
 
 __all__ = ["PositionRegion", "same_prefix", "seq_axes"]

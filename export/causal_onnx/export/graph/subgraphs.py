@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from causal_onnx.export.lower.writer import Writer
+from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["choose", "name_inside", "repeat"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from causal_onnx.export.graph import constant
+from causal_onnx.export.graph.edit import constant
 
 __all__ = ["Writer"]
 

@@ -1,0 +1,1 @@
+"""Questions about a graph, and edits of it, that every pass shares."""
