@@ -11,9 +11,9 @@ import onnxruntime
 
 from causal_onnx.export.capture import Capture, attempts, capture_sizes
 from causal_onnx.export.graph.cleanup import simplify
-from causal_onnx.export.inputs import Sizes
-from causal_onnx.export.outputs import describe_outputs
-from causal_onnx.export.source import open_source
+from causal_onnx.export.source.inputs import Sizes
+from causal_onnx.export.source.module import open_source
+from causal_onnx.export.source.outputs import describe_outputs
 from tests.zoo import entry
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import budget, export
-from causal_onnx.export.budget import Budget
-from causal_onnx.export.inputs import Sizes
-from causal_onnx.export.source import open_source
+from causal_onnx.export import export
+from causal_onnx.export.source import budget
+from causal_onnx.export.source.budget import Budget
+from causal_onnx.export.source.inputs import Sizes
+from causal_onnx.export.source.module import open_source
 from tests.export.modules import Head
 
 

@@ -13,7 +13,7 @@ from torch.fx.experimental import _config as fx_config
 
 from causal_onnx.export.domain import Domain, PyTorchsCheck, read_domain
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.inputs import Sizes, describe_inputs
+from causal_onnx.export.source.inputs import Sizes, describe_inputs
 
 SPECS = describe_inputs(["x"], [torch.zeros(3, 7, 16)], None)
 WITH_PAST = describe_inputs(

@@ -56,8 +56,8 @@ class Doubled(nn.Module):
 
 def test_a_failed_translation_says_what_failed_and_where(tmp_path: Path) -> None:
     from causal_onnx.export.capture import attempts
-    from causal_onnx.export.inputs import Sizes
-    from causal_onnx.export.source import open_source
+    from causal_onnx.export.source.inputs import Sizes
+    from causal_onnx.export.source.module import open_source
 
     source, specs = open_source(Doubled().eval(), token_ids(), None)
     source.output_names = ("output",)

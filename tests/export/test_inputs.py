@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_onnx.export.inputs import InputSpec, Sizes, describe_inputs, infer_axes, make_inputs
+from causal_onnx.export.source.inputs import (
+    InputSpec,
+    Sizes,
+    describe_inputs,
+    infer_axes,
+    make_inputs,
+)
 
 
 def described(**examples: Tensor) -> dict[str, InputSpec]:

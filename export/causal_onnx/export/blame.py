@@ -17,12 +17,12 @@ import onnx_ir as ir
 from causal_onnx.export.artifact import write_model
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.parity import Session, compare, tolerance_for
 from causal_onnx.export.precision import CODED_BITS
 from causal_onnx.export.report import ParityReport
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.arrays import Array, to_numpy
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import CONTRACT_KEY, Contract
 from causal_onnx.runtime.golden import relative_error
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError, Stage
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.outcome import Refusal, ask
-from causal_onnx.export.source import Source, tensors_in
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Source, tensors_in
 
 __all__ = ["grows", "without_caches"]
 

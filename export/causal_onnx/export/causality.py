@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from causal_onnx.export.budget import Budget
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.lower import switching_lengths
-from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.outcome import Refusal, ask
 from causal_onnx.export.parity import Session, tolerance_for
 from causal_onnx.export.report import CausalityCase, CausalityReport
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.arrays import Array, to_numpy
+from causal_onnx.export.source.budget import Budget
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.golden import relative_error
 

@@ -9,14 +9,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from causal_onnx.export.budget import Budget
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.parity import Session
 from causal_onnx.export.ragged import ragged_cases
 from causal_onnx.export.report import CacheCase, CacheReport
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.arrays import Array, to_numpy
+from causal_onnx.export.source.budget import Budget
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.golden import relative_error
 

@@ -20,7 +20,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.inputs import InputSpec, Sizes
+from causal_onnx.export.source.inputs import InputSpec, Sizes
 
 __all__ = ["LONGEST_CHECKED", "Bound", "Domain", "PyTorchsCheck", "read_domain"]
 

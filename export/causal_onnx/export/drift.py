@@ -9,12 +9,12 @@ from pydoc_data.topics import topics
 import numpy as np
 import torch
 
-from causal_onnx.export.budget import Budget
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.parity import Session
 from causal_onnx.export.report import DriftReport
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.arrays import Array, to_numpy
+from causal_onnx.export.source.budget import Budget
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
 __all__ = ["DRIFT_LIMITS", "measure_drift"]

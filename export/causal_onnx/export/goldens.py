@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.numbers import to_numpy
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.arrays import to_numpy
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.golden import GoldenCase, GoldenSet
 

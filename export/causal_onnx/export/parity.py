@@ -11,17 +11,17 @@ import numpy as np
 import onnxruntime
 import torch
 
-from causal_onnx.export.budget import Budget
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.inputs import InputSpec, Padding, Sizes, make_inputs
 from causal_onnx.export.limit import limit_name
 from causal_onnx.export.lower import switching_lengths
-from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxruntime
-from causal_onnx.export.outputs import dtype_name
 from causal_onnx.export.precision import CODED_BITS
 from causal_onnx.export.report import ParityCase, ParityReport
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.arrays import Array, to_numpy
+from causal_onnx.export.source.budget import Budget
+from causal_onnx.export.source.inputs import InputSpec, Padding, Sizes, make_inputs
+from causal_onnx.export.source.module import Source
+from causal_onnx.export.source.outputs import dtype_name
 from causal_onnx.runtime import Model
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.golden import relative_error

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import nn
 
-from causal_onnx.export import opset17, probe
+from causal_onnx.export import opset17
 from causal_onnx.export.analysis.analyse import LENGTHS
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
@@ -41,14 +41,11 @@ from causal_onnx.export.fuse import fuse
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.graph.bfloat16 import compute_wide, contract_of_twin, make_twin
 from causal_onnx.export.graph.cleanup import simplify, tidy
-from causal_onnx.export.inputs import InputSpec, Sizes
 from causal_onnx.export.isolation import isolated, with_callers_threads
 from causal_onnx.export.last_position import offer_last_only
 from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
 from causal_onnx.export.outcome import short
-from causal_onnx.export.outputs import describe_outputs, dtype_name
-from causal_onnx.export.padding import fill_padding
 from causal_onnx.export.parity import Session, compare, compare_unbatched
 from causal_onnx.export.places import line_of_error, quoted_line
 from causal_onnx.export.precision import (
@@ -72,7 +69,11 @@ from causal_onnx.export.report import (
 from causal_onnx.export.reuse import captures_of
 from causal_onnx.export.rounding import Rounded, round_module, round_weights
 from causal_onnx.export.rows import RaggedError
-from causal_onnx.export.source import Axes, Example, Source, open_source
+from causal_onnx.export.source import probe
+from causal_onnx.export.source.inputs import InputSpec, Sizes
+from causal_onnx.export.source.module import Axes, Example, Source, open_source
+from causal_onnx.export.source.outputs import describe_outputs, dtype_name
+from causal_onnx.export.source.padding_mask import fill_padding
 from causal_onnx.export.tied import share_transposed_weights
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import (

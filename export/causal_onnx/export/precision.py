@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export.blocks import OLDEST_BLOCKS_OPSET, Grid
-from causal_onnx.export.inputs import InputSpec
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.inputs import InputSpec
+from causal_onnx.export.source.module import Source
 
 __all__ = ["CODED_BITS", "PRECISIONS", "FullPrecision", "default_opset", "grid_for", "in_precision"]
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.numbers import Array, to_numpy
 from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.parity import Session
 from causal_onnx.export.report import CacheCase
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.arrays import Array, to_numpy
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.golden import relative_error
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from causal_onnx.export.capture import Capture, attempts
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.inputs import InputSpec, Sizes
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.inputs import InputSpec, Sizes
+from causal_onnx.export.source.module import Source
 
 __all__ = ["captures_of", "reusing_captures"]
 

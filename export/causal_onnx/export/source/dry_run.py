@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.patches import patched
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.module import Source
 
 __all__ = ["DryRun", "dry_run"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import TensorSpec
 
 __all__ = ["describe_outputs", "dtype_name"]

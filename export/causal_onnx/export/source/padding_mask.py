@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.outcome import Refusal, ask
-from causal_onnx.export.source import Filled, Source
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Filled, Source
 
 __all__ = ["fill_padding"]
 

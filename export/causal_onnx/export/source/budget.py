@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from causal_onnx.export.dry_run import dry_run
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.dry_run import dry_run
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Source
 
 __all__ = ["Budget"]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.inputs import InputSpec, describe_inputs
 from causal_onnx.export.outcome import Refusal, ask, handed_over
+from causal_onnx.export.source.inputs import InputSpec, describe_inputs
 
 __all__ = ["Filled", "Source", "flatten_outputs", "open_source", "tensors_in"]
 

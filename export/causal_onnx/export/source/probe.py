@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from causal_onnx.export.dry_run import dry_run
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.places import user_line
-from causal_onnx.export.source import Source
+from causal_onnx.export.source.dry_run import dry_run
+from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.module import Source
 
 __all__ = [
     "Beyond",

@@ -1,0 +1,1 @@
+"""The caller's module: a private copy, its inputs and outputs, and what calling it shows."""
