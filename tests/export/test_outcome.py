@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import ExportError, caches, capture, export, parity, patches
+from causal_onnx.export import ExportError, caches, capture, export, parity
 from causal_onnx.export.graph import position_region as region
 from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxruntime
 from causal_onnx.export.source import dry_run, probe
@@ -21,6 +21,7 @@ from causal_onnx.export.source import module as source
 from causal_onnx.export.source import padding_mask as padding
 from causal_onnx.export.source.inputs import InputSpec, Sizes
 from causal_onnx.export.source.module import open_source
+from causal_onnx.export.torch_patches import patched as patches
 from tests.export.modules import DIM, Head, example
 
 

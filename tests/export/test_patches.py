@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export import export
-from causal_onnx.export.patches import patched
+from causal_onnx.export.torch_patches.patched import patched
 from tests.export.modules import DIM, Head, example
 
 

@@ -23,11 +23,11 @@ from causal_onnx.export.caches import grows, without_caches
 from causal_onnx.export.domain import Domain, read_domain
 from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.outcome import Refusal, ask, handed_over
-from causal_onnx.export.patches import Answer, patched, replaying, watching_sizes
-from causal_onnx.export.places import line_of_error, quoted_line
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.source.probe import runs
+from causal_onnx.export.torch_patches.patched import Answer, patched, replaying, watching_sizes
+from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
 
 __all__ = ["Capture", "attempts", "capture_sizes"]
 

@@ -47,7 +47,6 @@ from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
 from causal_onnx.export.outcome import short
 from causal_onnx.export.parity import Session, compare, compare_unbatched
-from causal_onnx.export.places import line_of_error, quoted_line
 from causal_onnx.export.precision import (
     CODED_BITS,
     PRECISIONS,
@@ -75,6 +74,7 @@ from causal_onnx.export.source.module import Axes, Example, Source, open_source
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
 from causal_onnx.export.source.padding_mask import fill_padding
 from causal_onnx.export.tied import share_transposed_weights
+from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,

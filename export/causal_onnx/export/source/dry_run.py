@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from causal_onnx.export.outcome import Refusal, ask, handed_over
-from causal_onnx.export.patches import patched
 from causal_onnx.export.source.module import Source
+from causal_onnx.export.torch_patches.patched import patched
 
 __all__ = ["DryRun", "dry_run"]
 

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
-from causal_onnx.export.places import user_line
 from causal_onnx.export.source.dry_run import dry_run
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.source.module import Source
+from causal_onnx.export.torch_patches.user_code import user_line
 
 __all__ = [
     "Beyond",

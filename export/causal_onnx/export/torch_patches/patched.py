@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import bias as attention_bias
 
 from causal_onnx.export.outcome import handed_over
-from causal_onnx.export.places import user_line
+from causal_onnx.export.torch_patches.user_code import user_line
 
 try:  # moved once already between PyTorch versions
     from torch.nn.attention import flex_attention as flex

@@ -1,0 +1,1 @@
+"""What is replaced in PyTorch while a module runs or is traced."""
