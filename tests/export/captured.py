@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 
-from causal_onnx.export.capture import Capture, attempts, capture_sizes
+from causal_onnx.export.capture.capture import Capture, attempts, capture_sizes
 from causal_onnx.export.graph.cleanup import simplify
 from causal_onnx.export.source.inputs import Sizes
 from causal_onnx.export.source.module import open_source

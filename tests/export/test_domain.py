@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as fx_config
 
-from causal_onnx.export.domain import Domain, PyTorchsCheck, read_domain
+from causal_onnx.export.capture.guards import Domain, PyTorchsCheck, read_domain
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.source.inputs import Sizes, describe_inputs
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export import CausalityError, ExportError, export
-from causal_onnx.export.capture import _chain, _headline
+from causal_onnx.export.capture.capture import _chain, _headline
 from causal_onnx.export.errors import Stage
 from causal_onnx.export.pipeline import _farthest
 from tests.export.modules import DIM, Head, example, token_ids
@@ -55,7 +55,7 @@ class Doubled(nn.Module):
 
 
 def test_a_failed_translation_says_what_failed_and_where(tmp_path: Path) -> None:
-    from causal_onnx.export.capture import attempts
+    from causal_onnx.export.capture.capture import attempts
     from causal_onnx.export.source.inputs import Sizes
     from causal_onnx.export.source.module import open_source
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from causal_onnx.export import export
-from causal_onnx.export.reuse import reusing_captures
+from causal_onnx.export.capture.kept import reusing_captures
 from causal_onnx.models import DecoderLM, tiny_llama_config
 from tests.export.modules import Head, example
 

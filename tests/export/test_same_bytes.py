@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from causal_onnx.export import export
-from causal_onnx.export.isolation import isolated, with_callers_threads
+from causal_onnx.export.capture.isolation import isolated, with_callers_threads
 from causal_onnx.export.report import CausalityCase, CausalityReport, DriftReport, ParityCase
 from causal_onnx.models import CausalMechanismV1
 from causal_onnx.runtime import read_artifact
@@ -22,7 +22,7 @@ import hashlib, json, os, sys
 from pathlib import Path
 import onnxruntime, torch
 from causal_onnx.export import export
-from causal_onnx.export.reuse import reusing_captures
+from causal_onnx.export.capture.kept import reusing_captures
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
 from causal_onnx.runtime import write_bundle
 

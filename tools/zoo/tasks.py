@@ -22,10 +22,10 @@ from torch import nn
 
 from causal_onnx.export import CausalityError, ExportError, ExportReport, ParityError, export
 from causal_onnx.export.attest import attest
+from causal_onnx.export.capture.kept import reusing_captures
 from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.export.proof.symbolic.implication import logging_implications
-from causal_onnx.export.reuse import reusing_captures
 from tests.zoo import GRAPH_MUTANTS, GRAPHS, MUTANTS, ZooEntry, entry
 from tests.zoo.mutants import Mutant
 from tests.zoo.probes import Subject, takes_past

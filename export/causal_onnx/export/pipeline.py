@@ -18,12 +18,14 @@ from causal_onnx.export.attest import attest
 from causal_onnx.export.blame import AsCaptured, changes_as_it_grows
 from causal_onnx.export.cache import MASK, derive_cache
 from causal_onnx.export.canonical import canonicalise
-from causal_onnx.export.capture import (
+from causal_onnx.export.capture.capture import (
     NEWEST_OPSET,
     OLDEST_OPSET,
     Capture,
     capture_sizes,
 )
+from causal_onnx.export.capture.isolation import isolated, with_callers_threads
+from causal_onnx.export.capture.kept import captures_of
 from causal_onnx.export.causality import perturb, perturb_source
 from causal_onnx.export.chunks import prove_cache
 from causal_onnx.export.compact import compute_position_matrices
@@ -41,7 +43,6 @@ from causal_onnx.export.fuse import fuse
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.graph.bfloat16 import compute_wide, contract_of_twin, make_twin
 from causal_onnx.export.graph.cleanup import simplify, tidy
-from causal_onnx.export.isolation import isolated, with_callers_threads
 from causal_onnx.export.last_position import offer_last_only
 from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
@@ -65,7 +66,6 @@ from causal_onnx.export.report import (
     ParityReport,
     QuantisationReport,
 )
-from causal_onnx.export.reuse import captures_of
 from causal_onnx.export.rounding import Rounded, round_module, round_weights
 from causal_onnx.export.rows import RaggedError
 from causal_onnx.export.source import probe

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from causal_onnx.export.capture import Capture, attempts
+from causal_onnx.export.capture.capture import Capture, attempts
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.source.inputs import InputSpec, Sizes
 from causal_onnx.export.source.module import Source

@@ -19,8 +19,8 @@ import torch
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as _fx_config
 
-from causal_onnx.export.caches import grows, without_caches
-from causal_onnx.export.domain import Domain, read_domain
+from causal_onnx.export.capture.grown_buffers import grows, without_caches
+from causal_onnx.export.capture.guards import Domain, read_domain
 from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
