@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from causal_onnx.export.blocks import Grid, code, decode, round_to_grid
+from causal_onnx.export.precision.grid import Grid, code, decode, round_to_grid
 
 
 def weights(rows: int = 24, width: int = 96, scale: float = 1.0) -> np.ndarray:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from causal_onnx.export import DriftError, ExportError, ParityError, export, pipeline, verify
-from causal_onnx.export.blocks import Grid
-from causal_onnx.export.quantise import quantise
-from causal_onnx.export.rounding import round_module, round_weights
+from causal_onnx.export.precision.codes import quantise
+from causal_onnx.export.precision.grid import Grid
+from causal_onnx.export.precision.rounding import round_module, round_weights
 from causal_onnx.models import (
     AttentionConfig,
     CausalMechanismV1,

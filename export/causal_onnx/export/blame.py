@@ -18,7 +18,7 @@ from causal_onnx.export.artifact import write_model
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
 from causal_onnx.export.parity import Session, compare, tolerance_for
-from causal_onnx.export.precision import CODED_BITS
+from causal_onnx.export.precision.choose import CODED_BITS
 from causal_onnx.export.report import ParityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs

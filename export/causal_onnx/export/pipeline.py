@@ -48,15 +48,16 @@ from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
 from causal_onnx.export.outcome import short
 from causal_onnx.export.parity import Session, compare, compare_unbatched
-from causal_onnx.export.precision import (
+from causal_onnx.export.precision.choose import (
     CODED_BITS,
     PRECISIONS,
     default_opset,
     grid_for,
     in_precision,
 )
+from causal_onnx.export.precision.codes import FAST_LEVEL, quantise, set_accuracy_level
+from causal_onnx.export.precision.rounding import Rounded, round_module, round_weights
 from causal_onnx.export.proof.certificate import Certificate
-from causal_onnx.export.quantise import FAST_LEVEL, quantise, set_accuracy_level
 from causal_onnx.export.report import (
     CacheReport,
     CausalityReport,
@@ -66,7 +67,6 @@ from causal_onnx.export.report import (
     ParityReport,
     QuantisationReport,
 )
-from causal_onnx.export.rounding import Rounded, round_module, round_weights
 from causal_onnx.export.rows import RaggedError
 from causal_onnx.export.source import probe
 from causal_onnx.export.source.inputs import InputSpec, Sizes

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export.blocks import OLDEST_BLOCKS_OPSET, Grid
+from causal_onnx.export.precision.grid import OLDEST_BLOCKS_OPSET, Grid
 from causal_onnx.export.source.inputs import InputSpec
 from causal_onnx.export.source.module import Source
 

@@ -16,9 +16,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.blocks import SMALLEST_ELEMENTS, Coded, Grid, code, decode
 from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.graph.weights import Use, find_uses
+from causal_onnx.export.precision.grid import SMALLEST_ELEMENTS, Coded, Grid, code, decode
 
 __all__ = ["CONTRIB", "FAST_LEVEL", "quantise", "set_accuracy_level"]
 

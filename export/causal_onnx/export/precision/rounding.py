@@ -17,8 +17,8 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from causal_onnx.export.blocks import SMALLEST_ELEMENTS, Grid, round_to_grid
 from causal_onnx.export.graph.weights import find_uses
+from causal_onnx.export.precision.grid import SMALLEST_ELEMENTS, Grid, round_to_grid
 
 __all__ = ["Rounded", "round_module", "round_weights"]
 
