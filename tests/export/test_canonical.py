@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from causal_onnx.export.canonical import canonicalise, is_canonical
+from causal_onnx.export.attention.canonical import canonicalise, is_canonical
 from causal_onnx.export.lower import lower
 from tests.export.captured import captured, run_model, zoo_inputs
 from tests.zoo import entry

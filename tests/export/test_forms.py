@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from causal_onnx.export import export
+from causal_onnx.export.attention.canonical import DOMAIN, canonicalise
 from causal_onnx.export.attest import attest
-from causal_onnx.export.canonical import DOMAIN, canonicalise
 from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.lower import lower, tiled
 from causal_onnx.models import AttentionConfig, MultiHeadAttention

@@ -108,7 +108,7 @@ def test_beyond_its_tables_a_model_without_limit_is_turned_by_its_own_nodes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The export compares lengths up to 41 with PyTorch, in chunks and in batches.
-    monkeypatch.setattr("causal_onnx.export.fuse.rotary.USUAL_TABLE", 16)
+    monkeypatch.setattr("causal_onnx.export.attention.rotary.USUAL_TABLE", 16)
     report = export(decoder(rotary="half", max_seq_len=None), tmp_path / "m.onnx", cache=True)
     assert report.cache is not None
     assert report.cache.passed

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from causal_onnx.export.analysis.graph import load_model
-from causal_onnx.export.canonical import CanonicalCore, canonicalise, sink_of
+from causal_onnx.export.attention.canonical import CanonicalCore, canonicalise, sink_of
 from causal_onnx.export.lower import lower
 from tests.export.analysis.graphs import build, i64
 from tests.export.captured import run_model

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.analyse import default_grid, other_sizes
 from causal_onnx.export.analysis.assumptions import AssumptionKind
 from causal_onnx.export.analysis.branches import optional_inputs
-from causal_onnx.export.analysis.core import AttentionCore
 from causal_onnx.export.analysis.graph import describe, load_model, source_of
-from causal_onnx.export.analysis.inner_cores import find_all_cores
 from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
+from causal_onnx.export.attention.core import AttentionCore
+from causal_onnx.export.attention.in_branches import find_all_cores
 from causal_onnx.export.proof.certificate import Assumption, Certificate, CoreFinding
 from causal_onnx.export.proof.confirm import MAX_RUNS, Confirmation, Suspect, confirm
 from causal_onnx.export.proof.judge import all_leaks

@@ -20,9 +20,9 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.elements import NONE, Elements, view
 from causal_onnx.export.analysis.interpret import Constants, Run, input_elements, run
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
-from causal_onnx.export.canonical import CanonicalCore, bias_of
+from causal_onnx.export.attention.canonical import CanonicalCore, bias_of
+from causal_onnx.export.attention.rotary import note_projections
 from causal_onnx.export.errors import NotSupportedError
-from causal_onnx.export.fuse.rotary import note_projections
 from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.position_region import PositionRegion, same_prefix, seq_axes

@@ -14,10 +14,10 @@ from causal_onnx.export import opset17
 from causal_onnx.export.analysis.analyse import LENGTHS
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
+from causal_onnx.export.attention.canonical import canonicalise
 from causal_onnx.export.attest import attest
 from causal_onnx.export.blame import AsCaptured, changes_as_it_grows
 from causal_onnx.export.cache import MASK, derive_cache
-from causal_onnx.export.canonical import canonicalise
 from causal_onnx.export.capture.capture import (
     NEWEST_OPSET,
     OLDEST_OPSET,

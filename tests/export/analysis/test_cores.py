@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from causal_onnx.export.analysis.analyse import default_grid
-from causal_onnx.export.analysis.cores import AttentionCore, find_cores
-from causal_onnx.export.analysis.footprint import Footprint, Seen, footprint_of, pattern
 from causal_onnx.export.analysis.graph import load_model
-from causal_onnx.export.analysis.layout import layout_of
 from causal_onnx.export.analysis.signature import read_signature
+from causal_onnx.export.attention.axis_map import layout_of
+from causal_onnx.export.attention.footprint import Footprint, Seen, footprint_of, pattern
+from causal_onnx.export.attention.recognise import AttentionCore, find_cores
 from causal_onnx.export.proof.prove import prove
 from tests.zoo import GRAPHS
 

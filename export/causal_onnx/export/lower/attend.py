@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.canonical import bias_of, sink_of
+from causal_onnx.export.attention.canonical import bias_of, sink_of
 from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["attend", "hiding"]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.canonical import sink_of
+from causal_onnx.export.attention.canonical import sink_of
 from causal_onnx.export.graph.subgraphs import choose
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attention import (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from causal_onnx.export.canonical import DOMAIN, is_canonical, sink_of
+from causal_onnx.export.attention.canonical import DOMAIN, is_canonical, sink_of
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attention import write_attention
 from causal_onnx.export.lower.by_length import LONGEST_LOOPED, LONGEST_SHORT, write_by_length

@@ -14,13 +14,13 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.attributes import UnsupportedError, attr
-from causal_onnx.export.analysis.core import AttentionCore, MaskTerm, Operand
-from causal_onnx.export.analysis.core_footprint import find_footprint
 from causal_onnx.export.analysis.elements import Abstract, Elements, Known
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.layout import Index, Layout
-from causal_onnx.export.analysis.operands import outcome, plainest, tensor_of
-from causal_onnx.export.analysis.softmax_core import SoftmaxCore
+from causal_onnx.export.attention.axis_map import Index, Layout
+from causal_onnx.export.attention.core import AttentionCore, MaskTerm, Operand
+from causal_onnx.export.attention.find_footprint import find_footprint
+from causal_onnx.export.attention.operands import outcome, plainest, tensor_of
+from causal_onnx.export.attention.softmax import SoftmaxCore
 
 __all__ = ["AttentionCore", "MaskTerm", "Operand", "core_at", "find_cores", "recognise"]
 

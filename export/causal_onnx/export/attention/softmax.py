@@ -10,12 +10,12 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.attributes import UnsupportedError, attr, known_ints
-from causal_onnx.export.analysis.core import AttentionCore, MaskTerm
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Abstract, Elements, Known, view
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.layout import Index, Layout, flat_index, layout_of
 from causal_onnx.export.analysis.moves import MOVES
-from causal_onnx.export.analysis.operands import (
+from causal_onnx.export.attention.axis_map import Index, Layout, flat_index, layout_of
+from causal_onnx.export.attention.core import AttentionCore, MaskTerm
+from causal_onnx.export.attention.operands import (
     Terms,
     outcome,
     plainest,

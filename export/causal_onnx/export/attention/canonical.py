@@ -32,19 +32,19 @@ from onnx_ir.passes import common
 
 from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.attributes import UnsupportedError
-from causal_onnx.export.analysis.core import AttentionCore, MaskTerm, Operand
-from causal_onnx.export.analysis.cores import core_at, recognise
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Abstract, Elements, Known
 from causal_onnx.export.analysis.interpret import Constants, Run, run
-from causal_onnx.export.analysis.layout import Layout
-from causal_onnx.export.analysis.operands import tensor_of
 from causal_onnx.export.analysis.signature import Sizes, read_signature
-from causal_onnx.export.analysis.terms import spread
-from causal_onnx.export.arrange import Arranger
-from causal_onnx.export.footprint import Footprint, footprint_of
+from causal_onnx.export.attention.arrange import Arranger
+from causal_onnx.export.attention.axis_map import Layout
+from causal_onnx.export.attention.canonical_footprint import Footprint, footprint_of
+from causal_onnx.export.attention.core import AttentionCore, MaskTerm, Operand
+from causal_onnx.export.attention.identities import respell
+from causal_onnx.export.attention.mask_terms import spread
+from causal_onnx.export.attention.operands import tensor_of
+from causal_onnx.export.attention.recognise import core_at, recognise
 from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.graph.facts import probing_sizes
-from causal_onnx.export.spelling import respell
 
 __all__ = ["DOMAIN", "CanonicalCore", "bias_of", "canonicalise", "is_canonical", "sink_of"]
 

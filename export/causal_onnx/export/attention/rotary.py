@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
-from causal_onnx.export.canonical import CanonicalCore
+from causal_onnx.export.attention.canonical import CanonicalCore
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.edit import constant_value
 from causal_onnx.export.graph.facts import Axis, Layouts

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.layout import Layout
 from causal_onnx.export.analysis.signature import Signature
+from causal_onnx.export.attention.axis_map import Layout
 from causal_onnx.export.graph.edit import constant
 
 __all__ = ["Arranger"]

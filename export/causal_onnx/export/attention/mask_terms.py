@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from causal_onnx.export.analysis.attributes import UnsupportedError
-from causal_onnx.export.analysis.core import AttentionCore, MaskTerm
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Known
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.operands import tensor_of
+from causal_onnx.export.attention.core import AttentionCore, MaskTerm
+from causal_onnx.export.attention.operands import tensor_of
 
 __all__ = ["Masked", "mask_at", "spread"]
 

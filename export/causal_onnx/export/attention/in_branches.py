@@ -9,10 +9,10 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.branches import branch_of
-from causal_onnx.export.analysis.core import AttentionCore
-from causal_onnx.export.analysis.core_footprint import find_footprint
-from causal_onnx.export.analysis.cores import core_at
 from causal_onnx.export.analysis.interpret import Run
+from causal_onnx.export.attention.core import AttentionCore
+from causal_onnx.export.attention.find_footprint import find_footprint
+from causal_onnx.export.attention.recognise import core_at
 
 __all__ = ["find_all_cores"]
 

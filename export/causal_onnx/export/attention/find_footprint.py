@@ -10,14 +10,14 @@ import numpy.typing as npt
 
 from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.attributes import UnsupportedError
-from causal_onnx.export.analysis.core import AttentionCore
 from causal_onnx.export.analysis.elements import Elements, Known, restructure
-from causal_onnx.export.analysis.footprint import Seen, footprint_of, position_bias, seen_keys
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.numbers import numbers_behind
-from causal_onnx.export.analysis.operands import tensor_of
 from causal_onnx.export.analysis.signature import Sizes
-from causal_onnx.export.analysis.terms import mask_at, spread
+from causal_onnx.export.attention.core import AttentionCore
+from causal_onnx.export.attention.footprint import Seen, footprint_of, position_bias, seen_keys
+from causal_onnx.export.attention.mask_terms import mask_at, spread
+from causal_onnx.export.attention.operands import tensor_of
 
 __all__ = ["find_footprint"]
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.elements import Elements, Known
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.operands import scalar_of, tensor_of
+from causal_onnx.export.attention.operands import scalar_of, tensor_of
 from causal_onnx.export.graph.edit import constant
 
 __all__ = ["respell"]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from causal_onnx.export.analysis import footprint as seen_footprint
 from causal_onnx.export.analysis.analyse import Analysis
-from causal_onnx.export.analysis.core import AttentionCore
-from causal_onnx.export.analysis.footprint import BoolMatrix, Seen
 from causal_onnx.export.analysis.numbers import numbers_behind
 from causal_onnx.export.analysis.signature import Sizes
-from causal_onnx.export.analysis.terms import Masked, mask_at
+from causal_onnx.export.attention import footprint as seen_footprint
+from causal_onnx.export.attention.core import AttentionCore
+from causal_onnx.export.attention.footprint import BoolMatrix, Seen
+from causal_onnx.export.attention.mask_terms import Masked, mask_at
 
 __all__ = ["Footprint", "footprint_of"]
 

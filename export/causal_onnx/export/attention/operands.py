@@ -9,12 +9,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import UnsupportedError, attr
-from causal_onnx.export.analysis.core import Operand
 from causal_onnx.export.analysis.elements import Abstract, Elements, Known, plain
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.layout import layout_of
 from causal_onnx.export.analysis.moves import MOVES
 from causal_onnx.export.analysis.rules.contraction import LETTERS, equation_terms
+from causal_onnx.export.attention.axis_map import layout_of
+from causal_onnx.export.attention.core import Operand
 
 __all__ = ["Terms", "outcome", "plainest", "product", "scalar_of", "tensor_of"]
 

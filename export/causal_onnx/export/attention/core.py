@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.footprint import Footprint
-from causal_onnx.export.analysis.layout import Layout
+from causal_onnx.export.attention.axis_map import Layout
+from causal_onnx.export.attention.footprint import Footprint
 
 __all__ = ["AttentionCore", "MaskTerm", "Operand"]
 

@@ -1,0 +1,1 @@
+"""Attention found by what it computes, and written as one canonical node."""
