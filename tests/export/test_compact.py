@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from causal_onnx.export.compact import compute_position_matrices
 from causal_onnx.export.graph.edit import constant
+from causal_onnx.export.passes.position_matrices import compute_position_matrices
 from tests.export.captured import run_model
 
 CONTEXT = 24

@@ -14,7 +14,7 @@ from torch import nn
 
 from causal_onnx.export import ExportError, export
 from causal_onnx.export.graph.edit import constant
-from causal_onnx.export.opset17 import to_opset_17
+from causal_onnx.export.passes.opset17 import to_opset_17
 from causal_onnx.models import DecoderLM, tiny_gpt2_config
 from tests.export.captured import run_model
 

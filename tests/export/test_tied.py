@@ -10,7 +10,7 @@ from torch import nn
 
 from causal_onnx.export import export
 from causal_onnx.export.graph.edit import constant
-from causal_onnx.export.tied import share_transposed_weights
+from causal_onnx.export.passes.tied_weights import share_transposed_weights
 from causal_onnx.models import DecoderLM, tiny_gpt2_config
 
 

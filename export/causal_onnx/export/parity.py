@@ -12,9 +12,9 @@ import onnxruntime
 import torch
 
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.limit import limit_name
 from causal_onnx.export.lower import switching_lengths
 from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxruntime
+from causal_onnx.export.passes.length_limit import limit_name
 from causal_onnx.export.precision.choose import CODED_BITS
 from causal_onnx.export.report import ParityCase, ParityReport
 from causal_onnx.export.source.arrays import Array, to_numpy

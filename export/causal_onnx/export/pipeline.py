@@ -10,7 +10,6 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import nn
 
-from causal_onnx.export import opset17
 from causal_onnx.export.analysis.analyse import LENGTHS
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
@@ -28,7 +27,6 @@ from causal_onnx.export.capture.isolation import isolated, with_callers_threads
 from causal_onnx.export.capture.kept import captures_of
 from causal_onnx.export.causality import perturb, perturb_source
 from causal_onnx.export.chunks import prove_cache
-from causal_onnx.export.compact import compute_position_matrices
 from causal_onnx.export.drift import measure_drift
 from causal_onnx.export.errors import (
     CausalityError,
@@ -39,15 +37,17 @@ from causal_onnx.export.errors import (
     RewriteError,
     Stage,
 )
-from causal_onnx.export.fuse import fuse
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.graph.bfloat16 import compute_wide, contract_of_twin, make_twin
 from causal_onnx.export.graph.cleanup import simplify, tidy
 from causal_onnx.export.last_position import offer_last_only
-from causal_onnx.export.limit import enforce_max_seq_len
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
 from causal_onnx.export.outcome import short
 from causal_onnx.export.parity import Session, compare, compare_unbatched
+from causal_onnx.export.passes import fuse, opset17
+from causal_onnx.export.passes.length_limit import enforce_max_seq_len
+from causal_onnx.export.passes.position_matrices import compute_position_matrices
+from causal_onnx.export.passes.tied_weights import share_transposed_weights
 from causal_onnx.export.precision.choose import (
     CODED_BITS,
     PRECISIONS,
@@ -73,7 +73,6 @@ from causal_onnx.export.source.inputs import InputSpec, Sizes
 from causal_onnx.export.source.module import Axes, Example, Source, open_source
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
 from causal_onnx.export.source.padding_mask import fill_padding
-from causal_onnx.export.tied import share_transposed_weights
 from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import (

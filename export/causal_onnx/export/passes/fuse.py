@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from causal_onnx.export.fuse.activation import fuse_activations
-from causal_onnx.export.fuse.rms_norm import fuse_rms_norms
-from causal_onnx.export.fuse.skip_norm import fuse_skip_norms
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.match import Sizes
+from causal_onnx.export.passes.activation import fuse_activations
+from causal_onnx.export.passes.rms_norm import fuse_rms_norms
+from causal_onnx.export.passes.skip_norm import fuse_skip_norms
 
 __all__ = ["fuse"]
 

@@ -1,0 +1,1 @@
+"""From a graph to a graph that computes the same numbers."""
