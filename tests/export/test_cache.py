@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from causal_onnx.export import ExportError, export, pipeline
 from causal_onnx.export.attention.canonical import canonicalise
-from causal_onnx.export.cache import derive_cache
+from causal_onnx.export.cache.derive import derive_cache
 from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.lower import lower

@@ -16,7 +16,9 @@ from causal_onnx.export.artifact import describe_source, source_document, staged
 from causal_onnx.export.attention.canonical import canonicalise
 from causal_onnx.export.attest import attest
 from causal_onnx.export.blame import AsCaptured, changes_as_it_grows
-from causal_onnx.export.cache import MASK, derive_cache
+from causal_onnx.export.cache.derive import MASK, derive_cache
+from causal_onnx.export.cache.last_logits import offer_last_only
+from causal_onnx.export.cache.row_lookup import RaggedError
 from causal_onnx.export.capture.capture import (
     NEWEST_OPSET,
     OLDEST_OPSET,
@@ -40,7 +42,6 @@ from causal_onnx.export.errors import (
 from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.graph.bfloat16 import compute_wide, contract_of_twin, make_twin
 from causal_onnx.export.graph.cleanup import simplify, tidy
-from causal_onnx.export.last_position import offer_last_only
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
 from causal_onnx.export.outcome import short
 from causal_onnx.export.parity import Session, compare, compare_unbatched
@@ -67,7 +68,6 @@ from causal_onnx.export.report import (
     ParityReport,
     QuantisationReport,
 )
-from causal_onnx.export.rows import RaggedError
 from causal_onnx.export.source import probe
 from causal_onnx.export.source.inputs import InputSpec, Sizes
 from causal_onnx.export.source.module import Axes, Example, Source, open_source

@@ -22,11 +22,11 @@ from causal_onnx.export.analysis.interpret import Constants, Run, input_elements
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 from causal_onnx.export.attention.canonical import CanonicalCore, bias_of
 from causal_onnx.export.attention.rotary import note_projections
+from causal_onnx.export.cache.row_lookup import RaggedError, plan_rows, write_rows
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.position_region import PositionRegion, same_prefix, seq_axes
-from causal_onnx.export.rows import RaggedError, plan_rows, write_rows
 from causal_onnx.runtime.contract import SLOT_AXES, TensorSpec
 
 __all__ = ["MASK", "DerivedCache", "derive_cache"]

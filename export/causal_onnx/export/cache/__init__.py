@@ -1,0 +1,1 @@
+"""Past and present keys and values, derived from a graph without them."""
