@@ -9,7 +9,7 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
-from causal_onnx.export.fuse.projections import join_projections
+from causal_onnx.export.lower.packed_projection import join_projections
 from causal_onnx.export.passes import fuse
 from tests.export.captured import captured, run_model, zoo_inputs
 from tests.zoo import entry

@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.graph.writer import Writer
+from causal_onnx.export.lower.cache_rows import JoinedRows, has_rows, join_rows
 from causal_onnx.export.lower.positions import core_inputs, window_mask
-from causal_onnx.export.lower.rows import JoinedRows, has_rows, join_rows
 
 __all__ = ["attention_attributes", "attention_of_rows", "write_attention"]
 

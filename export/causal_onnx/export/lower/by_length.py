@@ -20,11 +20,11 @@ from causal_onnx.export.lower.attention import (
     attention_of_rows,
     write_attention,
 )
+from causal_onnx.export.lower.cache_rows import has_rows, join_rows
 from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
 from causal_onnx.export.lower.heads import give_merged, merge_heads, split_heads
 from causal_onnx.export.lower.positions import core_inputs, window_mask
 from causal_onnx.export.lower.primitives import primitives_of_rows, write_primitives
-from causal_onnx.export.lower.rows import has_rows, join_rows
 from causal_onnx.export.lower.tiled import Blocks
 
 __all__ = ["LONGEST_LOOPED", "LONGEST_SHORT", "write_by_length"]

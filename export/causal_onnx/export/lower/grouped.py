@@ -14,10 +14,10 @@ import onnx_ir as ir
 
 from causal_onnx.export.attention.canonical import DOMAIN
 from causal_onnx.export.attention.rotary import Heads, Projected, Rotary
-from causal_onnx.export.fuse.projections import join_projections
 from causal_onnx.export.graph.subgraphs import name_inside
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
+from causal_onnx.export.lower.packed_projection import join_projections
 
 __all__ = ["fits_grouped", "shares_buffers", "write_grouped"]
 

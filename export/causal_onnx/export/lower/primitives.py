@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attend import attend, hiding
+from causal_onnx.export.lower.cache_rows import JoinedRows, has_rows, join_rows
 from causal_onnx.export.lower.positions import allowed_pairs, core_inputs
-from causal_onnx.export.lower.rows import JoinedRows, has_rows, join_rows
 
 __all__ = ["primitives_of_rows", "write_primitives"]
 

@@ -10,11 +10,11 @@ from causal_onnx.export.attention.canonical import DOMAIN, is_canonical, sink_of
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attention import write_attention
 from causal_onnx.export.lower.by_length import LONGEST_LOOPED, LONGEST_SHORT, write_by_length
+from causal_onnx.export.lower.cache_rows import has_rows
 from causal_onnx.export.lower.contrib import CONTRIB
 from causal_onnx.export.lower.grouped import fits_grouped, shares_buffers, write_grouped
 from causal_onnx.export.lower.positions import core_inputs
 from causal_onnx.export.lower.primitives import write_primitives
-from causal_onnx.export.lower.rows import has_rows
 from causal_onnx.export.lower.tiled import BLOCK, write_tiled
 
 __all__ = ["LOOPED", "lower", "shared_pasts", "switching_lengths"]

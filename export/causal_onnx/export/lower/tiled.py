@@ -9,9 +9,9 @@ import onnx_ir as ir
 from causal_onnx.export.graph.subgraphs import choose, repeat
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attend import attend, hiding
+from causal_onnx.export.lower.cache_rows import has_rows, join_rows
 from causal_onnx.export.lower.heads import give_merged, merge_heads
 from causal_onnx.export.lower.positions import core_inputs
-from causal_onnx.export.lower.rows import has_rows, join_rows
 
 __all__ = ["BLOCK", "Blocks", "blocks_of", "write_tiled"]
 
