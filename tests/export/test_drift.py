@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from causal_onnx.export import DriftReport, export
-from causal_onnx.export.drift import _divergence
+from causal_onnx.export.check.drift import _divergence
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
 from causal_onnx.runtime import load
 

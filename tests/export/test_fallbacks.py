@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export import CausalityError, ExportReport, ParityError, export, pipeline
-from causal_onnx.export.blame import changes_as_it_grows
 from causal_onnx.export.capture.capture import Capture
 from causal_onnx.export.capture.kept import captures_of
+from causal_onnx.export.check.blame import changes_as_it_grows
 from causal_onnx.export.errors import NotSupportedError, RewriteError
 from causal_onnx.export.source.module import open_source
 from causal_onnx.runtime.contract import Contract, TensorSpec

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import ExportError, export, parity
+from causal_onnx.export import ExportError, export
 from causal_onnx.export.capture import capture
 from causal_onnx.export.capture import grown_buffers as caches
+from causal_onnx.export.check import parity
 from causal_onnx.export.graph import position_region as region
 from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxruntime
 from causal_onnx.export.source import dry_run, probe

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export import ExportError, export, verify
-from causal_onnx.export.parity import Session
-from causal_onnx.export.ragged import ragged_cases
+from causal_onnx.export.check.cache_rows import ragged_cases
+from causal_onnx.export.check.parity import Session
 from causal_onnx.export.source.module import Filled, open_source
 from causal_onnx.export.source.padding_mask import fill_padding
 from causal_onnx.runtime import load

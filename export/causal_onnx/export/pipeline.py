@@ -15,7 +15,6 @@ from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
 from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
 from causal_onnx.export.attention.canonical import canonicalise
 from causal_onnx.export.attest import attest
-from causal_onnx.export.blame import AsCaptured, changes_as_it_grows
 from causal_onnx.export.cache.derive import MASK, derive_cache
 from causal_onnx.export.cache.last_logits import offer_last_only
 from causal_onnx.export.cache.row_lookup import RaggedError
@@ -27,9 +26,12 @@ from causal_onnx.export.capture.capture import (
 )
 from causal_onnx.export.capture.isolation import isolated, with_callers_threads
 from causal_onnx.export.capture.kept import captures_of
-from causal_onnx.export.causality import perturb, perturb_source
-from causal_onnx.export.chunks import prove_cache
-from causal_onnx.export.drift import measure_drift
+from causal_onnx.export.check.blame import AsCaptured, changes_as_it_grows
+from causal_onnx.export.check.cache_chunks import prove_cache
+from causal_onnx.export.check.causality import perturb, perturb_source
+from causal_onnx.export.check.drift import measure_drift
+from causal_onnx.export.check.goldens import record_goldens
+from causal_onnx.export.check.parity import Session, compare, compare_unbatched
 from causal_onnx.export.errors import (
     CausalityError,
     DriftError,
@@ -39,12 +41,10 @@ from causal_onnx.export.errors import (
     RewriteError,
     Stage,
 )
-from causal_onnx.export.goldens import record_goldens
 from causal_onnx.export.graph.bfloat16 import compute_wide, contract_of_twin, make_twin
 from causal_onnx.export.graph.cleanup import simplify, tidy
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
 from causal_onnx.export.outcome import short
-from causal_onnx.export.parity import Session, compare, compare_unbatched
 from causal_onnx.export.passes import fuse, opset17
 from causal_onnx.export.passes.length_limit import enforce_max_seq_len
 from causal_onnx.export.passes.position_matrices import compute_position_matrices

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from causal_onnx.export.check.parity import Session
 from causal_onnx.export.outcome import SessionError
-from causal_onnx.export.parity import Session
 from causal_onnx.export.report import CacheCase
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from causal_onnx.export.check.parity import Session, tolerance_for
 from causal_onnx.export.lower import switching_lengths
 from causal_onnx.export.outcome import Refusal, ask
-from causal_onnx.export.parity import Session, tolerance_for
 from causal_onnx.export.report import CausalityCase, CausalityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget

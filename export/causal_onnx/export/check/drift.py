@@ -9,7 +9,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import torch
 
-from causal_onnx.export.parity import Session
+from causal_onnx.export.check.parity import Session
 from causal_onnx.export.report import DriftReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget

@@ -15,9 +15,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from causal_onnx.export.artifact import write_model
+from causal_onnx.export.check.parity import Session, compare, tolerance_for
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
-from causal_onnx.export.parity import Session, compare, tolerance_for
 from causal_onnx.export.precision.choose import CODED_BITS
 from causal_onnx.export.report import ParityReport
 from causal_onnx.export.source.arrays import Array, to_numpy

@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from causal_onnx.export.check.cache_rows import ragged_cases
+from causal_onnx.export.check.parity import Session
 from causal_onnx.export.outcome import SessionError
-from causal_onnx.export.parity import Session
-from causal_onnx.export.ragged import ragged_cases
 from causal_onnx.export.report import CacheCase, CacheReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget

@@ -1,0 +1,1 @@
+"""The file against PyTorch: equal numbers, causality, cache, drift."""
