@@ -10,7 +10,7 @@ from unittest import mock
 from torch import nn
 
 from causal_onnx.export import export, pipeline
-from causal_onnx.export.artifact import write_model
+from causal_onnx.export.write import write_model
 from causal_onnx.runtime import Model, load
 from causal_onnx.runtime.contract import CONTRACT_KEY
 

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 from tools.fuzz import kills
 
-from causal_onnx.export import artifact
-from causal_onnx.export.artifact import staged, write_model
+from causal_onnx.export import write as artifact
+from causal_onnx.export.write import staged, write_model
 from causal_onnx.runtime.contract import CONTRACT_KEY, Contract, TensorSpec
 from causal_onnx.runtime.model import load
 

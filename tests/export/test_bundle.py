@@ -67,7 +67,7 @@ def test_the_test_data_is_what_pytorch_computes(bundle: Path, decoder: DecoderLM
 def test_weights_in_a_second_file_go_along(
     decoder: DecoderLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from causal_onnx.export import artifact
+    from causal_onnx.export import write as artifact
 
     monkeypatch.setattr(artifact, "EXTERNAL_DATA_FROM_BYTES", 1000)
     export(decoder, tmp_path / "m.onnx")

@@ -249,7 +249,7 @@ def test_half_precision_below_the_attention_operator(target: str, tmp_path: Path
 
 
 def test_large_weights_go_beside_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("causal_onnx.export.artifact.EXTERNAL_DATA_FROM_BYTES", 1000)
+    monkeypatch.setattr("causal_onnx.export.write.EXTERNAL_DATA_FROM_BYTES", 1000)
     export(CausalMechanismV1(32, 32, 12, seed=0), tmp_path / "m.onnx")
     data, model = sorted(tmp_path.iterdir(), reverse=True), tmp_path / "m.onnx"
     assert data[1:] == [model]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from causal_onnx.export import export
-from causal_onnx.export.artifact import write_model
 from causal_onnx.export.check.parity import Session, _beyond
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.passes.length_limit import enforce_max_seq_len
 from causal_onnx.export.source.inputs import describe_inputs
+from causal_onnx.export.write import write_model
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from tests.export.captured import run_model
 from tests.export.modules import Head, example

@@ -26,7 +26,8 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from causal_onnx.export import artifact, export
+from causal_onnx.export import export
+from causal_onnx.export import write as artifact
 from causal_onnx.models import CausalMechanismV1
 from causal_onnx.runtime import Model, load
 from causal_onnx.runtime.bundle import verify_bundle, write_bundle

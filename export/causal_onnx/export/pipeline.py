@@ -12,7 +12,6 @@ from torch import nn
 
 from causal_onnx.export.analysis.analyse import LENGTHS
 from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
-from causal_onnx.export.artifact import describe_source, source_document, staged, write_model
 from causal_onnx.export.attention.canonical import canonicalise
 from causal_onnx.export.attest import attest
 from causal_onnx.export.cache.derive import MASK, derive_cache
@@ -74,6 +73,7 @@ from causal_onnx.export.source.module import Axes, Example, Source, open_source
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
 from causal_onnx.export.source.padding_mask import fill_padding
 from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
+from causal_onnx.export.write import describe_source, source_document, staged, write_model
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,

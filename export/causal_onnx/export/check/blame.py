@@ -14,7 +14,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from causal_onnx.export.artifact import write_model
 from causal_onnx.export.check.parity import Session, compare, tolerance_for
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
@@ -23,6 +22,7 @@ from causal_onnx.export.report import ParityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.source.module import Source
+from causal_onnx.export.write import write_model
 from causal_onnx.runtime.contract import CONTRACT_KEY, Contract
 from causal_onnx.runtime.golden import relative_error
 
