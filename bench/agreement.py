@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from causal_onnx.runtime.golden import relative_error
+from causal_onnx.runtime.artifact.golden import relative_error
 
 __all__ = ["DisagreementError", "check_agreement", "check_tokens"]
 

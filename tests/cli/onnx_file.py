@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from causal_onnx.runtime.artifact.golden import GoldenCase, GoldenSet
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
     CONTRACT_KEY,
@@ -23,7 +24,6 @@ from causal_onnx.runtime.contract import (
     Contract,
     TensorSpec,
 )
-from causal_onnx.runtime.golden import GoldenCase, GoldenSet
 
 Array = npt.NDArray[Any]
 

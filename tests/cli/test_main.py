@@ -14,7 +14,7 @@ from causal_onnx.cli import main as main_module
 from causal_onnx.cli.commands import inspect
 from causal_onnx.cli.main import COMMANDS, main
 from causal_onnx.runtime import __version__
-from causal_onnx.runtime.drafts import draft_folder
+from causal_onnx.runtime.artifact.drafts import draft_folder
 from tests.cli.onnx_file import random_input, write_model
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from causal_onnx.cli.main import main
-from causal_onnx.runtime.golden import GoldenSet
+from causal_onnx.runtime.artifact.golden import GoldenSet
 from tests.cli.onnx_file import make_golden, write_model
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from causal_onnx.runtime.artifact.golden import GoldenCase, GoldenSet
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
     CONTRACT_KEY,
@@ -28,7 +29,6 @@ from causal_onnx.runtime.contract import (
     Contract,
     TensorSpec,
 )
-from causal_onnx.runtime.golden import GoldenCase, GoldenSet
 from tests.runtime import language
 
 FOLDER = Path(__file__).parent / "fixtures"

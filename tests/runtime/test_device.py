@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from causal_onnx.runtime import ArtifactError, DeviceError, load, session
-from causal_onnx.runtime.artifact import read_artifact
+from causal_onnx.runtime.artifact.artifact import read_artifact
 from causal_onnx.runtime.device import Device, nodes_off_device, parse_device
 from causal_onnx.runtime.ort import import_onnxruntime
 from causal_onnx.runtime.session import SessionSettings, open_session

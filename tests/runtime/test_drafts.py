@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from causal_onnx.runtime import drafts
-from causal_onnx.runtime.drafts import check_target, draft_folder, exchange, write_whole
+from causal_onnx.runtime.artifact import drafts
+from causal_onnx.runtime.artifact.drafts import check_target, draft_folder, exchange, write_whole
 
 LONG = "m" * 300
 

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import ArtifactError
-from causal_onnx.runtime.golden import MAX_STORED_ELEMENTS, GoldenCase, GoldenSet, relative_error
+from causal_onnx.runtime.artifact.golden import (
+    MAX_STORED_ELEMENTS,
+    GoldenCase,
+    GoldenSet,
+    relative_error,
+)
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 

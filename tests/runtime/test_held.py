@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import ArtifactError, Limits, load, read_artifact
-from causal_onnx.runtime import held as held_module
 from causal_onnx.runtime import session as session_module
+from causal_onnx.runtime.artifact import held as held_module
 from causal_onnx.runtime.contract import CONTRACT_KEY
 from causal_onnx.runtime.scan import scan
 from tests.runtime.artifacts import field, metadata

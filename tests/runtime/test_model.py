@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import ArtifactError, Contract, Model, RunError, TensorSpec, load
+from causal_onnx.runtime.artifact.golden import GoldenCase, GoldenSet
 from causal_onnx.runtime.contract import GOLDEN_KEY, CachePair
-from causal_onnx.runtime.golden import GoldenCase, GoldenSet
 from tests.runtime.artifacts import fixture, metadata
 
 

@@ -6,10 +6,10 @@ import random
 import pytest
 
 from causal_onnx.runtime import ArtifactError
-from causal_onnx.runtime import onnx_header as module
+from causal_onnx.runtime.artifact import header as module
+from causal_onnx.runtime.artifact.header import OnnxHeader, read_header
+from causal_onnx.runtime.artifact.protobuf import WINDOW_BYTES
 from causal_onnx.runtime.contract import CONTRACT_KEY
-from causal_onnx.runtime.onnx_header import OnnxHeader, read_header
-from causal_onnx.runtime.wire import WINDOW_BYTES
 from tests.runtime.artifacts import field, fixture, metadata, varint
 
 MODEL = field(1, 10) + field(7, b"graph") + field(8, field(1, "") + field(2, 20))

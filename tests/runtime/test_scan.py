@@ -553,7 +553,7 @@ class TestFilesBesideTheModel:
 
 def test_weights_are_not_read(tmp_path: Path) -> None:
     """A sparse file of a gigabyte of weights costs what a small one does."""
-    from causal_onnx.runtime.held import Held
+    from causal_onnx.runtime.artifact.held import Held
     from causal_onnx.runtime.scan.scan import judge
 
     size = 1 << 28

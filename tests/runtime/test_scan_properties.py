@@ -18,13 +18,13 @@ from tools.fuzz.layout import Layout
 from tools.fuzz.mutate import Base, change_bytes, mutate_model
 
 from causal_onnx.runtime import ArtifactError, Limits, Model, load, read_artifact
+from causal_onnx.runtime.artifact.protobuf import Source, fields
 from causal_onnx.runtime.contract import CachePair
 from causal_onnx.runtime.scan import numbers, scan, sizes
 from causal_onnx.runtime.scan.numbers import Known
 from causal_onnx.runtime.scan.rules import ALLOWED
 from causal_onnx.runtime.scan.sizes import Number, between, high_of, infimum, low_of, supremum
 from causal_onnx.runtime.scan.values import INT64, Node, Value
-from causal_onnx.runtime.wire import Source, fields
 from tests.runtime.artifacts import FIXTURES, field, fixture
 from tests.runtime.onnx_bytes import external, model
 

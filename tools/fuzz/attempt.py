@@ -19,8 +19,8 @@ from causal_onnx.runtime import (
     UnsafeFileError,
     load,
 )
+from causal_onnx.runtime.artifact.protobuf import WireError
 from causal_onnx.runtime.scan.limits import Limits
-from causal_onnx.runtime.wire import WireError
 
 __all__ = ["OUTCOMES", "attempt_model", "attempt_stream"]
 

@@ -27,10 +27,8 @@ import onnx
 from tools.fuzz.layout import Layout
 
 from causal_onnx.runtime import ArtifactError
-from causal_onnx.runtime.onnx_header import read_header
-from causal_onnx.runtime.scan.decode import Decoder, Message, Numbers
-from causal_onnx.runtime.scan.schema import MESSAGES, Field
-from causal_onnx.runtime.wire import (
+from causal_onnx.runtime.artifact.header import read_header
+from causal_onnx.runtime.artifact.protobuf import (
     FIXED32,
     FIXED64,
     LENGTH_DELIMITED,
@@ -39,6 +37,8 @@ from causal_onnx.runtime.wire import (
     WireError,
     varint_bytes,
 )
+from causal_onnx.runtime.scan.decode import Decoder, Message, Numbers
+from causal_onnx.runtime.scan.schema import MESSAGES, Field
 
 __all__ = ["compare", "make", "run"]
 

@@ -9,8 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 
+from causal_onnx.runtime.artifact.protobuf import (
+    LENGTH_DELIMITED,
+    Source,
+    WireError,
+    fields,
+    varint_bytes,
+)
 from causal_onnx.runtime.scan.schema import MESSAGES
-from causal_onnx.runtime.wire import LENGTH_DELIMITED, Source, WireError, fields, varint_bytes
 
 __all__ = ["Layout", "Place", "length_delimited"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from tools.fuzz.layout import Layout, length_delimited
 
-from causal_onnx.runtime.wire import varint_bytes
+from causal_onnx.runtime.artifact.protobuf import varint_bytes
 
 __all__ = ["Base", "change_bytes", "mutate_model"]
 

@@ -75,6 +75,7 @@ from causal_onnx.export.source.padding_mask import fill_padding
 from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
 from causal_onnx.export.write import describe_source, source_document, staged, write_model
 from causal_onnx.runtime import load
+from causal_onnx.runtime.artifact.drafts import check_target
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
     CONTRACT_KEY,
@@ -83,7 +84,6 @@ from causal_onnx.runtime.contract import (
     Contract,
     TensorSpec,
 )
-from causal_onnx.runtime.drafts import check_target
 
 __all__ = ["export", "verify"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from causal_onnx.export.proof.certificate import Certificate
+from causal_onnx.runtime.artifact.golden import json_number
 from causal_onnx.runtime.contract import Contract
-from causal_onnx.runtime.golden import json_number
 
 __all__ = [
     "CacheCase",

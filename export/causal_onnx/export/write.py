@@ -17,10 +17,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from causal_onnx.runtime.artifact.drafts import draft_folder, locked, sync
+from causal_onnx.runtime.artifact.graph_parts import read_graph_parts
 from causal_onnx.runtime.contract import FORMAT, SOURCE_KEY
-from causal_onnx.runtime.drafts import draft_folder, locked, sync
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.graph_parts import read_graph_parts
 
 __all__ = ["describe_source", "staged", "write_model"]
 

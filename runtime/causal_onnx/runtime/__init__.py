@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from causal_onnx.runtime.artifact import Artifact, read_artifact
+from causal_onnx.runtime.artifact.artifact import Artifact, read_artifact
+from causal_onnx.runtime.artifact.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.constraint import Constraint
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.errors import (
@@ -18,7 +19,6 @@ from causal_onnx.runtime.prefix_cache import PrefixCache, PrefixStats
 from causal_onnx.runtime.row import Continuation, Speculation
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.scan import Limits
-from causal_onnx.runtime.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.speculate import DraftModel, PromptLookup
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import Tokenizer

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from causal_onnx.runtime import beam
 from causal_onnx.runtime import generate as generating
-from causal_onnx.runtime.artifact import read_artifact
+from causal_onnx.runtime.artifact.artifact import read_artifact
+from causal_onnx.runtime.artifact.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.request import RequestChecker
 from causal_onnx.runtime.runner import LoadOptions, Runner
 from causal_onnx.runtime.scan import Limits
-from causal_onnx.runtime.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import TOKENIZER_FILE, Tokenizer
 from causal_onnx.runtime.trial import TrialLimits

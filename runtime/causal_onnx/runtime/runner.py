@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime import bfloat16
-from causal_onnx.runtime.artifact import Artifact
+from causal_onnx.runtime.artifact.artifact import Artifact
+from causal_onnx.runtime.artifact.held import Held
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.denormals import flushing_denormals
 from causal_onnx.runtime.device import Device
 from causal_onnx.runtime.device_memory import DeviceMemory
 from causal_onnx.runtime.errors import ArtifactError, RunError
-from causal_onnx.runtime.held import Held
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.request import RequestChecker
 from causal_onnx.runtime.scan import Limits, scan

@@ -311,7 +311,8 @@ class Stream:
         Raises:
             OSError: The place is not writable, or there is no room.
         """
-        from causal_onnx.runtime import drafts, saved  # noqa: PLC0415 - few save any
+        from causal_onnx.runtime import saved  # noqa: PLC0415 - few save any
+        from causal_onnx.runtime.artifact import drafts  # noqa: PLC0415 - few save any
 
         with self.reading() as (read, held):
             content = saved.encode(self._model.contract, read.lengths, held)

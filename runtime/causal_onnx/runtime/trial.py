@@ -19,11 +19,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from causal_onnx.runtime.artifact import Artifact
+from causal_onnx.runtime.artifact.artifact import Artifact
+from causal_onnx.runtime.artifact.graph_parts import read_graph_parts
+from causal_onnx.runtime.artifact.held import Held, NotHeldError
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError, DeviceError, RunError, UnsafeFileError
-from causal_onnx.runtime.graph_parts import read_graph_parts
-from causal_onnx.runtime.held import Held, NotHeldError
 
 __all__ = ["TRIED_OPTIONS", "TrialLimits", "hold_unjudged", "try_out"]
 

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from causal_onnx.runtime.artifact import Artifact
+from causal_onnx.runtime.artifact.artifact import Artifact
+from causal_onnx.runtime.artifact.header import read_header
+from causal_onnx.runtime.artifact.held import Held
 from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError, RunError
-from causal_onnx.runtime.held import Held
 from causal_onnx.runtime.model import Model
-from causal_onnx.runtime.onnx_header import read_header
 from causal_onnx.runtime.ort import import_onnxruntime
 from causal_onnx.runtime.runner import LoadOptions, Runner
 from causal_onnx.runtime.workload import Workload

@@ -23,8 +23,8 @@ from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.write import write_model
+from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import CONTRACT_KEY, Contract
-from causal_onnx.runtime.golden import relative_error
 
 __all__ = ["AsCaptured", "changes_as_it_grows"]
 

@@ -16,8 +16,8 @@ from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.source.module import Source
+from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import Contract
-from causal_onnx.runtime.golden import relative_error
 
 __all__ = ["perturb", "perturb_source"]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from causal_onnx.export.source.arrays import to_numpy
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.source.module import Source
+from causal_onnx.runtime.artifact.golden import GoldenCase, GoldenSet
 from causal_onnx.runtime.contract import Contract
-from causal_onnx.runtime.golden import GoldenCase, GoldenSet
 
 __all__ = ["record_goldens"]
 

@@ -23,8 +23,8 @@ from causal_onnx.export.source.inputs import InputSpec, Padding, Sizes, make_inp
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.source.outputs import dtype_name
 from causal_onnx.runtime import Model
+from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
-from causal_onnx.runtime.golden import relative_error
 
 __all__ = ["Session", "compare", "compare_unbatched", "grid", "tolerance_for"]
 

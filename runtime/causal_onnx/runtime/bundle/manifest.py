@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from causal_onnx.runtime.artifact import Artifact
+from causal_onnx.runtime.artifact.artifact import Artifact
+from causal_onnx.runtime.artifact.golden import GoldenSet
 from causal_onnx.runtime.bundle.replay import stream_plans
 from causal_onnx.runtime.contract import FORMAT, Contract
-from causal_onnx.runtime.golden import GoldenSet
 
 __all__ = [
     "CONTRACT",

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from causal_onnx.runtime.artifact.golden import GoldenCase, GoldenSet
+from causal_onnx.runtime.artifact.selftest import SelfTestCase
 from causal_onnx.runtime.contract import Contract
-from causal_onnx.runtime.golden import GoldenCase, GoldenSet
 from causal_onnx.runtime.model import Model
-from causal_onnx.runtime.selftest import SelfTestCase
 
 if TYPE_CHECKING:
     import numpy.typing as npt

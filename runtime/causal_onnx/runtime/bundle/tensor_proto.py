@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime import bfloat16
-from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.wire import (
+from causal_onnx.runtime.artifact.protobuf import (
     LENGTH_DELIMITED,
     VARINT,
     Source,
@@ -21,6 +20,7 @@ from causal_onnx.runtime.wire import (
     fields,
     varint_bytes,
 )
+from causal_onnx.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -12,7 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from causal_onnx.runtime.artifact import Artifact
+from causal_onnx.runtime.artifact.artifact import Artifact
+from causal_onnx.runtime.artifact.golden import GoldenSet, json_number, relative_error
+from causal_onnx.runtime.artifact.graph_parts import GraphParts, read_graph_parts
+from causal_onnx.runtime.artifact.header import read_header
+from causal_onnx.runtime.artifact.held import identity
+from causal_onnx.runtime.artifact.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.bundle import tensor_proto
 from causal_onnx.runtime.bundle.manifest import (
     CONTRACT,
@@ -26,12 +31,7 @@ from causal_onnx.runtime.bundle.manifest import (
 from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.contract import LAST_ONLY, read_document
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.golden import GoldenSet, json_number, relative_error
-from causal_onnx.runtime.graph_parts import GraphParts, read_graph_parts
-from causal_onnx.runtime.held import identity
 from causal_onnx.runtime.model import Model, load
-from causal_onnx.runtime.onnx_header import read_header
-from causal_onnx.runtime.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.trial import TrialLimits
 
 __all__ = ["BundleReport", "verify_bundle"]

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from causal_onnx.runtime.artifact import Artifact, read_artifact
+from causal_onnx.runtime.artifact.artifact import Artifact, read_artifact
+from causal_onnx.runtime.artifact.drafts import draft_folder, exchange, sync
+from causal_onnx.runtime.artifact.golden import GoldenSet
+from causal_onnx.runtime.artifact.graph_parts import GraphParts, read_graph_parts
 from causal_onnx.runtime.bundle import tensor_proto
 from causal_onnx.runtime.bundle.genai_config import genai_config
 from causal_onnx.runtime.bundle.manifest import (
@@ -27,10 +30,7 @@ from causal_onnx.runtime.bundle.readme import bundle_readme
 from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.bundle.triton_config import triton_config
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
-from causal_onnx.runtime.drafts import draft_folder, exchange, sync
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.golden import GoldenSet
-from causal_onnx.runtime.graph_parts import GraphParts, read_graph_parts
 from causal_onnx.runtime.json_text import read_json_file
 from causal_onnx.runtime.model import Model, load
 from causal_onnx.runtime.request import RequestChecker

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from causal_onnx.runtime.artifact import Artifact
+from causal_onnx.runtime.artifact.artifact import Artifact
+from causal_onnx.runtime.artifact.protobuf import Source, WireError
 from causal_onnx.runtime.contract import MODULE_KEY
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.scan.decode import Decoder, Message, Numbers
 from causal_onnx.runtime.scan.tensors import BITS
-from causal_onnx.runtime.wire import Source, WireError
 
 __all__ = ["GraphNode", "Scope", "Stored", "read_graph"]
 

@@ -7,10 +7,10 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+from causal_onnx.runtime.artifact.protobuf import Source
 from causal_onnx.runtime.scan.decode import KEPT, Message, Numbers
 from causal_onnx.runtime.scan.limits import Refused
 from causal_onnx.runtime.scan.numbers import Known, of_type
-from causal_onnx.runtime.wire import Source
 
 __all__ = ["check_attribute", "check_value", "contents", "integers", "read_texts", "tensors_of"]
 

@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
-from causal_onnx.runtime.scan.limits import Refused
-from causal_onnx.runtime.scan.schema import MESSAGES, Field
-from causal_onnx.runtime.wire import (
+from causal_onnx.runtime.artifact.protobuf import (
     FIXED32,
     FIXED64,
     LENGTH_DELIMITED,
@@ -20,6 +18,8 @@ from causal_onnx.runtime.wire import (
     signed,
     varint,
 )
+from causal_onnx.runtime.scan.limits import Refused
+from causal_onnx.runtime.scan.schema import MESSAGES, Field
 
 __all__ = ["Decoder", "Message", "Numbers"]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import Any
 
+from causal_onnx.runtime.artifact.protobuf import Source
 from causal_onnx.runtime.contract import SLOT_AXES, Contract
 from causal_onnx.runtime.scan.attributes import (
     check_attribute,
@@ -36,7 +37,6 @@ from causal_onnx.runtime.scan.sizes import (
 )
 from causal_onnx.runtime.scan.tensors import BITS, STRING, TensorChecker
 from causal_onnx.runtime.scan.values import BOOL, INT64, Node, Shape, Value, extent
-from causal_onnx.runtime.wire import Source
 
 __all__ = ["GraphChecker"]
 

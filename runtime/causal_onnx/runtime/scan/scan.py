@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 
-from causal_onnx.runtime.artifact import Artifact
+from causal_onnx.runtime.artifact.artifact import Artifact
+from causal_onnx.runtime.artifact.held import Held
+from causal_onnx.runtime.artifact.protobuf import Source, WireError
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
     CONTRACT_KEY,
@@ -13,12 +15,10 @@ from causal_onnx.runtime.contract import (
     Contract,
 )
 from causal_onnx.runtime.errors import ArtifactError, UnsafeFileError
-from causal_onnx.runtime.held import Held
 from causal_onnx.runtime.scan.decode import Decoder
 from causal_onnx.runtime.scan.graph import GraphChecker
 from causal_onnx.runtime.scan.limits import Limits, Refused
 from causal_onnx.runtime.scan.tensors import TensorChecker
-from causal_onnx.runtime.wire import Source, WireError
 
 __all__ = ["judge", "scan"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from causal_onnx.runtime.held import Held, NotHeldError
+from causal_onnx.runtime.artifact.held import Held, NotHeldError
+from causal_onnx.runtime.artifact.protobuf import Source
 from causal_onnx.runtime.scan.decode import KEPT, Message, Numbers
 from causal_onnx.runtime.scan.limits import Limits, Refused
-from causal_onnx.runtime.wire import Source
 
 __all__ = ["TensorChecker"]
 

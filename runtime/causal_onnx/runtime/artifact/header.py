@@ -11,8 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from causal_onnx.runtime.artifact.protobuf import (
+    LENGTH_DELIMITED,
+    VARINT,
+    Source,
+    WireError,
+    fields,
+    signed,
+)
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.wire import LENGTH_DELIMITED, VARINT, Source, WireError, fields, signed
 
 __all__ = ["OnnxHeader", "read_header"]
 

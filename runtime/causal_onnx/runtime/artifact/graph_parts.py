@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from causal_onnx.runtime.artifact.protobuf import LENGTH_DELIMITED, Source, WireError, fields
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.wire import LENGTH_DELIMITED, Source, WireError, fields
 
 __all__ = ["GraphParts", "read_graph_parts"]
 

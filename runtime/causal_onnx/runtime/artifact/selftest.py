@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from causal_onnx.runtime.golden import json_number
+from causal_onnx.runtime.artifact.golden import json_number
 
 __all__ = ["SelfTestCase", "SelfTestReport"]
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from causal_onnx.runtime.artifact.golden import GoldenSet
+from causal_onnx.runtime.artifact.header import OnnxHeader, read_header
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
     CONTRACT_KEY,
@@ -18,8 +20,6 @@ from causal_onnx.runtime.contract import (
     read_document,
 )
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.golden import GoldenSet
-from causal_onnx.runtime.onnx_header import OnnxHeader, read_header
 
 __all__ = ["Artifact", "read_artifact"]
 

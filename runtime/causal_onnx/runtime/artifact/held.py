@@ -21,10 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from causal_onnx.runtime.artifact import Artifact, name_of
+from causal_onnx.runtime.artifact.artifact import Artifact, name_of
+from causal_onnx.runtime.artifact.header import read_header
+from causal_onnx.runtime.artifact.protobuf import LENGTH_DELIMITED, Source, fields, varint_bytes
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.onnx_header import read_header
-from causal_onnx.runtime.wire import LENGTH_DELIMITED, Source, fields, varint_bytes
 
 __all__ = ["FOLDER_OPTION", "NO_FOLDER", "Held", "NotHeldError", "identity"]
 

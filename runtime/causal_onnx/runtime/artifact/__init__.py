@@ -1,0 +1,1 @@
+"""A file and what it says of itself."""
