@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import TensorSpec
-from causal_onnx.runtime.convert import to_array
+from causal_onnx.runtime.request.convert import to_array
 
 
 def spec(dtype: str) -> TensorSpec:

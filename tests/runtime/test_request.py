@@ -7,7 +7,7 @@ import pytest
 
 from causal_onnx.runtime import Contract, TensorSpec
 from causal_onnx.runtime.contract import CachePair
-from causal_onnx.runtime.request import Request, RequestChecker
+from causal_onnx.runtime.request.request import Request, RequestChecker
 
 X = TensorSpec(name="x", dtype="float32", axes=("batch", "seq", 4))
 Y = TensorSpec(name="y", dtype="float32", axes=("batch", "seq", 4))

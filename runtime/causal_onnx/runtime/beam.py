@@ -10,9 +10,9 @@ import numpy as np
 
 from causal_onnx.runtime.prepare import make_plan, prompt_ids
 from causal_onnx.runtime.reading import feed, start
+from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number
 from causal_onnx.runtime.row import Continuation, Plan
 from causal_onnx.runtime.sampling import log_softmax
-from causal_onnx.runtime.whole import MOST_ROWS, whole_number
 
 if TYPE_CHECKING:
     import numpy.typing as npt

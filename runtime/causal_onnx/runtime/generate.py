@@ -9,10 +9,10 @@ import numpy as np
 
 from causal_onnx.runtime.prepare import make_plan, prompt_ids
 from causal_onnx.runtime.reading import feed, start
+from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number
 from causal_onnx.runtime.row import Continuation, Plan, Row
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.speculate import DraftModel, PromptLookup, Speculator, check_draft
-from causal_onnx.runtime.whole import MOST_ROWS, whole_number
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.constraint import Constraint

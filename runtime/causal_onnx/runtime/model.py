@@ -13,7 +13,7 @@ from causal_onnx.runtime.artifact.artifact import read_artifact
 from causal_onnx.runtime.artifact.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.request import RequestChecker
+from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.runner import LoadOptions, Runner
 from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.stream import Stream

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from causal_onnx.runtime import blocks
 from causal_onnx.runtime.prepare import check_model
 from causal_onnx.runtime.reading import CHUNK, Reader
-from causal_onnx.runtime.whole import whole_number
+from causal_onnx.runtime.request.whole_numbers import whole_number
 
 if TYPE_CHECKING:
     import numpy.typing as npt

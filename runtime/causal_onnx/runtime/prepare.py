@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from causal_onnx.runtime.constraint import Constraint, Grammar
+from causal_onnx.runtime.request.whole_numbers import is_whole, whole_number, whole_numbers
 from causal_onnx.runtime.row import Plan
 from causal_onnx.runtime.sampling import Sampling
-from causal_onnx.runtime.whole import is_whole, whole_number, whole_numbers
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.language_model import LanguageModel

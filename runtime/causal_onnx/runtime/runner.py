@@ -23,7 +23,7 @@ from causal_onnx.runtime.device import Device
 from causal_onnx.runtime.device_memory import DeviceMemory
 from causal_onnx.runtime.errors import ArtifactError, RunError
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
-from causal_onnx.runtime.request import RequestChecker
+from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.scan import Limits, scan
 from causal_onnx.runtime.session import SessionSettings, open_session
 from causal_onnx.runtime.signature import check_signature

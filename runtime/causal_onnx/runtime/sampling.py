@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from causal_onnx.runtime.whole import is_whole, whole_number
+from causal_onnx.runtime.request.whole_numbers import is_whole, whole_number
 
 __all__ = ["Choice", "Sampling", "choose", "draw", "log_softmax", "logprob_of", "probabilities"]
 

@@ -18,8 +18,8 @@ from causal_onnx.runtime.device import Device, missing_provider, nodes_off_devic
 from causal_onnx.runtime.errors import ArtifactError, DeviceError
 from causal_onnx.runtime.huge_pages import on_huge_pages
 from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
+from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.threads import available_cores
-from causal_onnx.runtime.whole import whole_number
 
 __all__ = ["SessionSettings", "open_session"]
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from causal_onnx.runtime.prepare import check_model, vocab_size
 from causal_onnx.runtime.reading import feed, read, start
+from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.row import Plan, Row, Speculation
 from causal_onnx.runtime.sampling import Choice, draw, probabilities
-from causal_onnx.runtime.whole import whole_number
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -15,7 +15,7 @@ import numpy as np
 
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.ort import import_onnxruntime
-from causal_onnx.runtime.request import are_ids
+from causal_onnx.runtime.request.request import are_ids
 from causal_onnx.runtime.token_mask import token_mask
 
 if TYPE_CHECKING:

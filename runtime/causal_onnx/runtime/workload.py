@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.stream import Stream
-from causal_onnx.runtime.whole import whole_number
 
 if TYPE_CHECKING:
     import numpy.typing as npt

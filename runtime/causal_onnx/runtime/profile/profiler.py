@@ -18,7 +18,7 @@ from causal_onnx.runtime.profile.events import Event, Run, Tensor, read_runs
 from causal_onnx.runtime.profile.graph import GraphNode, Scope, read_graph
 from causal_onnx.runtime.profile.products import product_flops
 from causal_onnx.runtime.profile.weights import weight_bytes
-from causal_onnx.runtime.whole import whole_number
+from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.workload import Workload, check_sizes
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import AXIS_NAMES, SLOT_AXES, Contract, TensorSpec
-from causal_onnx.runtime.convert import cast_array, read_array
+from causal_onnx.runtime.request.convert import cast_array, read_array
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -1,0 +1,1 @@
+"""A request, checked against the contract before onnxruntime sees it."""
