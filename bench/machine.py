@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.resident import field_bytes
 from causal_onnx.cli.machine import load_average, processor
-from causal_onnx.runtime.threads import available_cores
+from causal_onnx.runtime.session.threads import available_cores
 
 __all__ = ["describe_machine"]
 

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from causal_onnx.runtime.threads import available_cores
+from causal_onnx.runtime.session.threads import available_cores
 
 __all__ = ["choose_threads"]
 

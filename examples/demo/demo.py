@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from causal_onnx.models import DecoderConfig
-from causal_onnx.runtime.threads import available_cores
+from causal_onnx.runtime.session.threads import available_cores
 from examples.demo.attention import draw_maps
 from examples.demo.checkpoint import save_decoder
 from examples.demo.choose_threads import choose_threads

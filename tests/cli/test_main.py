@@ -104,7 +104,7 @@ def test_what_the_library_logs_is_shown_as_a_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def warn(*_: object) -> int:
-        logging.getLogger("causal_onnx.runtime.session").warning("runs on the CPU")
+        logging.getLogger("causal_onnx.runtime.session.open").warning("runs on the CPU")
         return 0
 
     monkeypatch.setattr(inspect, "run", warn)

@@ -11,7 +11,7 @@ import torch
 from causal_onnx.export import export
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
 from causal_onnx.runtime import RunError, load
-from causal_onnx.runtime.runner import Runner
+from causal_onnx.runtime.session.runner import Runner
 from causal_onnx.runtime.steady import SteadyStep
 
 LONGEST = 90

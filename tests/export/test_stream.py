@@ -19,9 +19,9 @@ from causal_onnx.models import (
     tiny_llama_config,
 )
 from causal_onnx.runtime import ArtifactError, Model, load
-from causal_onnx.runtime.device import Device
-from causal_onnx.runtime.device_memory import DeviceMemory
-from causal_onnx.runtime.runner import Runner
+from causal_onnx.runtime.session.device import Device
+from causal_onnx.runtime.session.device_memory import DeviceMemory
+from causal_onnx.runtime.session.runner import Runner
 
 WINDOW = 4
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from causal_onnx.runtime.bfloat16 import from_bits, to_bits
+from causal_onnx.runtime.session.bfloat16 import from_bits, to_bits
 
 
 def test_every_bfloat16_survives_the_round_trip() -> None:

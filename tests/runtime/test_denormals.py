@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import Model, RunError, load
-from causal_onnx.runtime.denormals import can_flush, flushing_denormals
+from causal_onnx.runtime.session.denormals import can_flush, flushing_denormals
 from tests.runtime.artifacts import fixture
 
 needs_flushing = pytest.mark.skipif(

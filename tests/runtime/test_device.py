@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from causal_onnx.runtime import ArtifactError, DeviceError, load, session
+from causal_onnx.runtime import ArtifactError, DeviceError, load
 from causal_onnx.runtime.artifact.artifact import read_artifact
-from causal_onnx.runtime.device import Device, nodes_off_device, parse_device
-from causal_onnx.runtime.ort import import_onnxruntime
-from causal_onnx.runtime.session import SessionSettings, open_session
+from causal_onnx.runtime.session import open as session
+from causal_onnx.runtime.session.device import Device, nodes_off_device, parse_device
+from causal_onnx.runtime.session.open import SessionSettings, open_session
+from causal_onnx.runtime.session.ort import import_onnxruntime
 from tests.runtime.artifacts import fixture
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import ArtifactError, Limits, load, read_artifact
-from causal_onnx.runtime import session as session_module
 from causal_onnx.runtime.artifact import held as held_module
 from causal_onnx.runtime.contract import CONTRACT_KEY
 from causal_onnx.runtime.scan import scan
+from causal_onnx.runtime.session import open as session_module
 from tests.runtime.artifacts import field, metadata
 from tests.runtime.onnx_bytes import DEFAULT, contract, external, graph, node, value
 
@@ -230,7 +230,7 @@ PEAK = """
 import sys
 from pathlib import Path
 from causal_onnx.runtime import load
-from causal_onnx.runtime.ort import import_onnxruntime
+from causal_onnx.runtime.session.ort import import_onnxruntime
 import_onnxruntime()
 load(sys.argv[1], trusted=sys.argv[2] == "trusted", threads=1)
 lines = Path("/proc/self/status").read_text().splitlines()

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from causal_onnx.runtime import huge_pages, load
-from causal_onnx.runtime.huge_pages import (
+from causal_onnx.runtime import load
+from causal_onnx.runtime.session import huge_pages
+from causal_onnx.runtime.session.huge_pages import (
     huge_page_size,
     minus,
     on_huge_pages,
@@ -110,7 +111,7 @@ def test_a_model_computes_the_same_with_and_without(monkeypatch: pytest.MonkeyPa
 
     expected = load(fixture("small"), huge_pages=False)(x)
     assert load(fixture("small"))(x).tobytes() == expected.tobytes()
-    monkeypatch.setattr("causal_onnx.runtime.session.on_huge_pages", Spy)
+    monkeypatch.setattr("causal_onnx.runtime.session.open.on_huge_pages", Spy)
     load(fixture("small"), huge_pages=False)
     assert not asked
     load(fixture("small"))

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from causal_onnx.runtime import DeviceError
-from causal_onnx.runtime.ort import first_line, import_onnxruntime, installed_wheels
+from causal_onnx.runtime.session.ort import first_line, import_onnxruntime, installed_wheels
 from tests.runtime.artifacts import fixture
 
 

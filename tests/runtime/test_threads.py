@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from causal_onnx.runtime import threads
-from causal_onnx.runtime.threads import available_cores, cpu_quota
+from causal_onnx.runtime.session import threads
+from causal_onnx.runtime.session.threads import available_cores, cpu_quota
 
 
 def group(root: Path, **files: str) -> Path:

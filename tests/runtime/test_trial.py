@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import ArtifactError, TrialLimits, UnsafeFileError, load
-from causal_onnx.runtime import runner as runner_module
 from causal_onnx.runtime.contract import CONTRACT_KEY
+from causal_onnx.runtime.session import runner as runner_module
 from tests.runtime.artifacts import field, fixture, metadata
 from tests.runtime.onnx_bytes import contract, graph, integer, node, subgraph, tensor, value
 from tests.runtime.test_held import INSIDE, OUTSIDE, folder_of, swap_folder

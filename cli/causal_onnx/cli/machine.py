@@ -8,8 +8,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-from causal_onnx.runtime.ort import installed_wheels
-from causal_onnx.runtime.threads import available_cores
+from causal_onnx.runtime.session.ort import installed_wheels
+from causal_onnx.runtime.session.threads import available_cores
 
 __all__ = [
     "Machine",

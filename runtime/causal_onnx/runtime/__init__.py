@@ -19,10 +19,10 @@ from causal_onnx.runtime.prefix_cache import PrefixCache, PrefixStats
 from causal_onnx.runtime.row import Continuation, Speculation
 from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.scan import Limits
+from causal_onnx.runtime.session.trial import TrialLimits
 from causal_onnx.runtime.speculate import DraftModel, PromptLookup
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import Tokenizer
-from causal_onnx.runtime.trial import TrialLimits
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.bundle import BundleReport, verify_bundle, write_bundle

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import LAST_ONLY, Contract, TensorSpec
-from causal_onnx.runtime.device_memory import DeviceMemory
 from causal_onnx.runtime.kv_cache import KVCache, Read
-from causal_onnx.runtime.ort import import_onnxruntime
+from causal_onnx.runtime.session.device_memory import DeviceMemory
+from causal_onnx.runtime.session.ort import import_onnxruntime
 from causal_onnx.runtime.steady import SteadyStep
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.runner import Runner
+    from causal_onnx.runtime.session.runner import Runner
 
     Array = npt.NDArray[Any]
 

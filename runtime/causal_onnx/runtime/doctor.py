@@ -19,17 +19,17 @@ import numpy as np
 
 from causal_onnx.runtime import __version__
 from causal_onnx.runtime.contract import Contract, TensorSpec
-from causal_onnx.runtime.denormals import can_flush
-from causal_onnx.runtime.device import PROVIDERS
 from causal_onnx.runtime.errors import CausalOnnxError
 from causal_onnx.runtime.model import load
-from causal_onnx.runtime.ort import (
+from causal_onnx.runtime.session.denormals import can_flush
+from causal_onnx.runtime.session.device import PROVIDERS
+from causal_onnx.runtime.session.ort import (
     NOT_INSTALLED,
     TELEMETRY_VARIABLE,
     import_onnxruntime,
     installed_wheels,
 )
-from causal_onnx.runtime.threads import available_cores, cpu_quota
+from causal_onnx.runtime.session.threads import available_cores, cpu_quota
 
 __all__ = ["DeviceFinding", "Diagnosis", "ExtraFinding", "Problem", "diagnose"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from causal_onnx.runtime.contract import CachePair, Contract
-from causal_onnx.runtime.device import Device
-from causal_onnx.runtime.device_memory import DeviceMemory, on_host
+from causal_onnx.runtime.session.device import Device
+from causal_onnx.runtime.session.device_memory import DeviceMemory, on_host
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -14,11 +14,11 @@ from causal_onnx.runtime.artifact.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.request.request import RequestChecker
-from causal_onnx.runtime.runner import LoadOptions, Runner
 from causal_onnx.runtime.scan import Limits
+from causal_onnx.runtime.session.runner import LoadOptions, Runner
+from causal_onnx.runtime.session.trial import TrialLimits
 from causal_onnx.runtime.stream import Stream
 from causal_onnx.runtime.text import TOKENIZER_FILE, Tokenizer
-from causal_onnx.runtime.trial import TrialLimits
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
-from causal_onnx.runtime.ort import import_onnxruntime
 from causal_onnx.runtime.request.request import are_ids
+from causal_onnx.runtime.session.ort import import_onnxruntime
 from causal_onnx.runtime.token_mask import token_mask
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.runner import Runner
+    from causal_onnx.runtime.session.runner import Runner
 
     Array = npt.NDArray[Any]
 

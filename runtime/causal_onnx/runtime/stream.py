@@ -12,17 +12,17 @@ import numpy as np
 
 from causal_onnx.runtime.binding import Binding
 from causal_onnx.runtime.contract import LAST_ONLY
-from causal_onnx.runtime.device_memory import on_host
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.kv_cache import KVCache, Read
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number, whole_numbers
+from causal_onnx.runtime.session.device_memory import on_host
 from causal_onnx.runtime.steady import SteadyStep
 from causal_onnx.runtime.token_mask import token_mask
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.runner import Runner
+    from causal_onnx.runtime.session.runner import Runner
 
     Array = npt.NDArray[Any]
 

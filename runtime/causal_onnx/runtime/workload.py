@@ -14,7 +14,7 @@ from causal_onnx.runtime.stream import Stream
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.runner import Runner
+    from causal_onnx.runtime.session.runner import Runner
 
     Array = npt.NDArray[Any]
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime import bfloat16
 from causal_onnx.runtime.artifact.protobuf import (
     LENGTH_DELIMITED,
     VARINT,
@@ -21,6 +20,7 @@ from causal_onnx.runtime.artifact.protobuf import (
     varint_bytes,
 )
 from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.session import bfloat16
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -32,7 +32,7 @@ from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.contract import LAST_ONLY, read_document
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.model import Model, load
-from causal_onnx.runtime.trial import TrialLimits
+from causal_onnx.runtime.session.trial import TrialLimits
 
 __all__ = ["BundleReport", "verify_bundle"]
 

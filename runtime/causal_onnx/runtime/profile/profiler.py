@@ -22,7 +22,7 @@ from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.workload import Workload, check_sizes
 
 if TYPE_CHECKING:
-    from causal_onnx.runtime.runner import Runner
+    from causal_onnx.runtime.session.runner import Runner
 
 __all__ = ["Case", "profile", "profile_all"]
 

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime import bfloat16
 from causal_onnx.runtime.artifact.artifact import Artifact
 from causal_onnx.runtime.artifact.held import Held
 from causal_onnx.runtime.contract import Contract
-from causal_onnx.runtime.denormals import flushing_denormals
-from causal_onnx.runtime.device import Device
-from causal_onnx.runtime.device_memory import DeviceMemory
 from causal_onnx.runtime.errors import ArtifactError, RunError
-from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.scan import Limits, scan
-from causal_onnx.runtime.session import SessionSettings, open_session
-from causal_onnx.runtime.signature import check_signature
-from causal_onnx.runtime.threads import available_cores
-from causal_onnx.runtime.trial import TRIED_OPTIONS, TrialLimits, hold_unjudged, try_out
+from causal_onnx.runtime.session import bfloat16
+from causal_onnx.runtime.session.denormals import flushing_denormals
+from causal_onnx.runtime.session.device import Device
+from causal_onnx.runtime.session.device_memory import DeviceMemory
+from causal_onnx.runtime.session.graph_check import check_signature
+from causal_onnx.runtime.session.open import SessionSettings, open_session
+from causal_onnx.runtime.session.ort import first_line, import_onnxruntime, onnxruntime_errors
+from causal_onnx.runtime.session.threads import available_cores
+from causal_onnx.runtime.session.trial import TRIED_OPTIONS, TrialLimits, hold_unjudged, try_out
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -14,12 +14,17 @@ from typing import Any, TypeVar
 
 from causal_onnx.runtime.artifact.artifact import Artifact
 from causal_onnx.runtime.artifact.held import FOLDER_OPTION, NO_FOLDER, Held
-from causal_onnx.runtime.device import Device, missing_provider, nodes_off_device, parse_device
 from causal_onnx.runtime.errors import ArtifactError, DeviceError
-from causal_onnx.runtime.huge_pages import on_huge_pages
-from causal_onnx.runtime.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.request.whole_numbers import whole_number
-from causal_onnx.runtime.threads import available_cores
+from causal_onnx.runtime.session.device import (
+    Device,
+    missing_provider,
+    nodes_off_device,
+    parse_device,
+)
+from causal_onnx.runtime.session.huge_pages import on_huge_pages
+from causal_onnx.runtime.session.ort import first_line, import_onnxruntime, onnxruntime_errors
+from causal_onnx.runtime.session.threads import available_cores
 
 __all__ = ["SessionSettings", "open_session"]
 

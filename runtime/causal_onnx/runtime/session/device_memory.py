@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.device import Device
-from causal_onnx.runtime.ort import import_onnxruntime
+from causal_onnx.runtime.session.device import Device
+from causal_onnx.runtime.session.ort import import_onnxruntime
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -1,0 +1,1 @@
+"""One onnxruntime session on one device, and one checked call of it."""
