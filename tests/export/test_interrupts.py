@@ -22,7 +22,7 @@ from causal_onnx.export import export
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
 from causal_onnx.runtime import Model, PrefixCache, load
 from causal_onnx.runtime.session.device import Device
-from causal_onnx.runtime.stream import Stream
+from causal_onnx.runtime.stream.stream import Stream
 
 RUNTIME = str(Path(causal_onnx.runtime.__file__).parent)
 LONGEST, VOCAB = 80, 31

@@ -12,7 +12,7 @@ from causal_onnx.export import export
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
 from causal_onnx.runtime import RunError, load
 from causal_onnx.runtime.session.runner import Runner
-from causal_onnx.runtime.steady import SteadyStep
+from causal_onnx.runtime.stream.repeated_step import SteadyStep
 
 LONGEST = 90
 VOCAB = 31

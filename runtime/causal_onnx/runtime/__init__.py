@@ -21,7 +21,7 @@ from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.session.trial import TrialLimits
 from causal_onnx.runtime.speculate import DraftModel, PromptLookup
-from causal_onnx.runtime.stream import Stream
+from causal_onnx.runtime.stream.stream import Stream
 from causal_onnx.runtime.text import Tokenizer
 
 if TYPE_CHECKING:

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from causal_onnx.runtime import blocks
 from causal_onnx.runtime.prepare import check_model
 from causal_onnx.runtime.reading import CHUNK, Reader
 from causal_onnx.runtime.request.whole_numbers import whole_number
+from causal_onnx.runtime.stream import cache_blocks as blocks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.language_model import LanguageModel
-    from causal_onnx.runtime.stream import Stream
+    from causal_onnx.runtime.stream.stream import Stream
 
     Array = npt.NDArray[Any]
 

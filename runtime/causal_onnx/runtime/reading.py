@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from causal_onnx.runtime.language_model import LanguageModel
     from causal_onnx.runtime.prefix_cache import PrefixCache
-    from causal_onnx.runtime.stream import Stream
+    from causal_onnx.runtime.stream.stream import Stream
 
     Array = npt.NDArray[Any]
 

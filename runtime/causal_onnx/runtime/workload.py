@@ -9,7 +9,7 @@ import numpy as np
 
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.request.whole_numbers import whole_number
-from causal_onnx.runtime.stream import Stream
+from causal_onnx.runtime.stream.stream import Stream
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.contract import CachePair, Contract
-    from causal_onnx.runtime.stream import Stream
+    from causal_onnx.runtime.stream.stream import Stream
 
     Array = npt.NDArray[Any]
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.binding import Binding
 from causal_onnx.runtime.contract import LAST_ONLY
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.kv_cache import KVCache, Read
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number, whole_numbers
 from causal_onnx.runtime.session.device_memory import on_host
-from causal_onnx.runtime.steady import SteadyStep
-from causal_onnx.runtime.token_mask import token_mask
+from causal_onnx.runtime.stream.binding import Binding
+from causal_onnx.runtime.stream.kv_cache import KVCache, Read
+from causal_onnx.runtime.stream.repeated_step import SteadyStep
+from causal_onnx.runtime.stream.token_mask import token_mask
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -311,8 +311,8 @@ class Stream:
         Raises:
             OSError: The place is not writable, or there is no room.
         """
-        from causal_onnx.runtime import saved  # noqa: PLC0415 - few save any
         from causal_onnx.runtime.artifact import drafts  # noqa: PLC0415 - few save any
+        from causal_onnx.runtime.stream import saved  # noqa: PLC0415 - few save any
 
         with self.reading() as (read, held):
             content = saved.encode(self._model.contract, read.lengths, held)
@@ -330,7 +330,7 @@ class Stream:
             raise ArtifactError(
                 f"{model.artifact.name} has no cache, so it takes up no saved stream"
             )
-        from causal_onnx.runtime import saved  # noqa: PLC0415 - few restore any
+        from causal_onnx.runtime.stream import saved  # noqa: PLC0415 - few restore any
 
         lengths, found = saved.read_saved(path, model.contract, model=model.artifact.name)
         stream = cls(model, batch=len(lengths))

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import LAST_ONLY, Contract, TensorSpec
-from causal_onnx.runtime.kv_cache import KVCache, Read
 from causal_onnx.runtime.session.device_memory import DeviceMemory
 from causal_onnx.runtime.session.ort import import_onnxruntime
-from causal_onnx.runtime.steady import SteadyStep
+from causal_onnx.runtime.stream.kv_cache import KVCache, Read
+from causal_onnx.runtime.stream.repeated_step import SteadyStep
 
 if TYPE_CHECKING:
     import numpy.typing as npt

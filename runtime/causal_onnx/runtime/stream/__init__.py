@@ -1,0 +1,1 @@
+"""Chunks of a sequence through a cache."""
