@@ -221,7 +221,7 @@ def test_a_damaged_tokenizer_is_a_clear_error(tmp_path: Path, content: str) -> N
 def test_a_tokenizer_larger_than_any_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("causal_onnx.runtime.text.MAX_TOKENIZER_BYTES", 1000)
+    monkeypatch.setattr("causal_onnx.runtime.text.tokenizer.MAX_TOKENIZER_BYTES", 1000)
     write_tokenizer(tmp_path)
     with pytest.raises(ArtifactError, match="larger than 1000 bytes"):
         Tokenizer(tmp_path)

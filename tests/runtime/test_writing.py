@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from causal_onnx.runtime.writing import StopTexts, TextStream, TextWriter
+from causal_onnx.runtime.text.detokenise import StopTexts, TextStream, TextWriter
 
 
 def as_bytes(ids: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.session.trial import TrialLimits
 from causal_onnx.runtime.speculate import DraftModel, PromptLookup
 from causal_onnx.runtime.stream.stream import Stream
-from causal_onnx.runtime.text import Tokenizer
+from causal_onnx.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.bundle import BundleReport, verify_bundle, write_bundle

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from causal_onnx.runtime.extras import import_extra
 from causal_onnx.runtime.json_text import MAX_DEPTH, depth_of, read_json
-from causal_onnx.runtime.text import Tokenizer
+from causal_onnx.runtime.text.extras import import_extra
+from causal_onnx.runtime.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import numpy.typing as npt

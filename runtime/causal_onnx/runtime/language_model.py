@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from causal_onnx.runtime.contract import Contract
     from causal_onnx.runtime.stream.stream import Stream
-    from causal_onnx.runtime.text import Tokenizer
+    from causal_onnx.runtime.text.tokenizer import Tokenizer
 
 __all__ = ["LanguageModel"]
 

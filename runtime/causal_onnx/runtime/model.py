@@ -18,7 +18,7 @@ from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.session.runner import LoadOptions, Runner
 from causal_onnx.runtime.session.trial import TrialLimits
 from causal_onnx.runtime.stream.stream import Stream
-from causal_onnx.runtime.text import TOKENIZER_FILE, Tokenizer
+from causal_onnx.runtime.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
     import numpy.typing as npt

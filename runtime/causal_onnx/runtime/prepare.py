@@ -13,7 +13,7 @@ from causal_onnx.runtime.sampling import Sampling
 if TYPE_CHECKING:
     from causal_onnx.runtime.language_model import LanguageModel
     from causal_onnx.runtime.prefix_cache import PrefixCache
-    from causal_onnx.runtime.text import Tokenizer
+    from causal_onnx.runtime.text.tokenizer import Tokenizer
 
 __all__ = ["check_model", "make_plan", "prompt_ids", "required_tokenizer", "vocab_size"]
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.sampling import Choice, Sampling, choose, logprob_of, probabilities
-from causal_onnx.runtime.writing import TextWriter
+from causal_onnx.runtime.text.detokenise import TextWriter
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.constraint import Grammar
     from causal_onnx.runtime.prefix_cache import PrefixCache
-    from causal_onnx.runtime.text import Tokenizer
+    from causal_onnx.runtime.text.tokenizer import Tokenizer
 
     Array = npt.NDArray[Any]
 

@@ -34,7 +34,7 @@ from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.json_text import read_json_file
 from causal_onnx.runtime.model import Model, load
 from causal_onnx.runtime.request.request import RequestChecker
-from causal_onnx.runtime.text import read_tokenizer, token_ids
+from causal_onnx.runtime.text.tokenizer import read_tokenizer, token_ids
 
 __all__ = ["write_bundle"]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.extras import import_extra
 from causal_onnx.runtime.json_text import read_json, read_json_file
-from causal_onnx.runtime.writing import TextStream
+from causal_onnx.runtime.text.detokenise import TextStream
+from causal_onnx.runtime.text.extras import import_extra
 
 __all__ = ["TOKENIZER_FILE", "Tokenizer", "read_tokenizer", "token_ids"]
 
