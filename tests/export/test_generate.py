@@ -90,7 +90,7 @@ def test_a_seed_repeats_and_rows_differ(model: Model) -> None:
 
 def test_long_prompts_are_read_in_chunks(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.generate_batch(PROMPTS, max_new_tokens=5)
-    monkeypatch.setattr("causal_onnx.runtime.reading.CHUNK", 2)
+    monkeypatch.setattr("causal_onnx.runtime.generation.prompt.CHUNK", 2)
     assert model.generate_batch(PROMPTS, max_new_tokens=5) == [
         type(row)(ids=row.ids, logprobs=pytest.approx(row.logprobs, abs=1e-5), finish=row.finish)
         for row in expected

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from causal_onnx.runtime import Constraint, Model, PrefixCache, PromptLookup, Sampling
-from causal_onnx.runtime.constraint import Grammar, Guide
+from causal_onnx.runtime.generation.constraint import Grammar, Guide
 from tests.runtime.language import language_model, write_tokenizer
 
 pytest.importorskip("tokenizers", reason="text needs the extra `text`")

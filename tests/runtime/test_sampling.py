@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from causal_onnx.runtime.sampling import Sampling, choose, log_softmax, probabilities
+from causal_onnx.runtime.generation.sampling import Sampling, choose, log_softmax, probabilities
 
 LOGITS = np.array([2.0, 1.0, 0.0, -1.0, 3.0], np.float32)
 PROBABILITIES = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.float64)).sum()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import DraftModel, Model, PromptLookup, Sampling, load
-from causal_onnx.runtime.row import Plan, Row
-from causal_onnx.runtime.sampling import probabilities
-from causal_onnx.runtime.speculate import Speculator
+from causal_onnx.runtime.generation.continuation import Plan, Row
+from causal_onnx.runtime.generation.sampling import probabilities
+from causal_onnx.runtime.generation.speculate import Speculator
 from tests.runtime.artifacts import fixture
 from tests.runtime.language import language_model, logprobs_after, weights
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from causal_onnx.runtime.artifact.artifact import Artifact, read_artifact
 from causal_onnx.runtime.artifact.selftest import SelfTestCase, SelfTestReport
-from causal_onnx.runtime.constraint import Constraint
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.errors import (
     ArtifactError,
@@ -14,13 +13,14 @@ from causal_onnx.runtime.errors import (
     RunError,
     UnsafeFileError,
 )
+from causal_onnx.runtime.generation.constraint import Constraint
+from causal_onnx.runtime.generation.continuation import Continuation, Speculation
+from causal_onnx.runtime.generation.prefix_cache import PrefixCache, PrefixStats
+from causal_onnx.runtime.generation.sampling import Choice, Sampling
+from causal_onnx.runtime.generation.speculate import DraftModel, PromptLookup
 from causal_onnx.runtime.model import Model, load
-from causal_onnx.runtime.prefix_cache import PrefixCache, PrefixStats
-from causal_onnx.runtime.row import Continuation, Speculation
-from causal_onnx.runtime.sampling import Choice, Sampling
 from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.session.trial import TrialLimits
-from causal_onnx.runtime.speculate import DraftModel, PromptLookup
 from causal_onnx.runtime.stream.stream import Stream
 from causal_onnx.runtime.text.tokenizer import Tokenizer
 

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from causal_onnx.runtime import beam
-from causal_onnx.runtime import generate as generating
 from causal_onnx.runtime.artifact.artifact import read_artifact
 from causal_onnx.runtime.artifact.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.generation import beam
+from causal_onnx.runtime.generation import generate as generating
 from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.session.runner import LoadOptions, Runner

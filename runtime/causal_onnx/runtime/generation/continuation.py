@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.sampling import Choice, Sampling, choose, logprob_of, probabilities
+from causal_onnx.runtime.generation.sampling import (
+    Choice,
+    Sampling,
+    choose,
+    logprob_of,
+    probabilities,
+)
 from causal_onnx.runtime.text.detokenise import TextWriter
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.constraint import Grammar
-    from causal_onnx.runtime.prefix_cache import PrefixCache
+    from causal_onnx.runtime.generation.constraint import Grammar
+    from causal_onnx.runtime.generation.prefix_cache import PrefixCache
     from causal_onnx.runtime.text.tokenizer import Tokenizer
 
     Array = npt.NDArray[Any]
@@ -25,7 +31,7 @@ __all__ = ["Continuation", "Plan", "Row", "Speculation"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speculation:
-    """What guessing ahead saved; see `causal_onnx.runtime.generate.tokens`, `draft`."""
+    """What guessing ahead saved; see `causal_onnx.runtime.generation.generate.tokens`, `draft`."""
 
     model_calls: int
     """Of the model, after it had read the prompt."""

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from causal_onnx.runtime.prepare import check_model, vocab_size
-from causal_onnx.runtime.reading import feed, read, start
+from causal_onnx.runtime.generation.continuation import Plan, Row, Speculation
+from causal_onnx.runtime.generation.plan import check_model, vocab_size
+from causal_onnx.runtime.generation.prompt import feed, read, start
+from causal_onnx.runtime.generation.sampling import Choice, draw, probabilities
 from causal_onnx.runtime.request.whole_numbers import whole_number
-from causal_onnx.runtime.row import Plan, Row, Speculation
-from causal_onnx.runtime.sampling import Choice, draw, probabilities
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.language_model import LanguageModel
+    from causal_onnx.runtime.generation.language_model import LanguageModel
 
     Array = npt.NDArray[Any]
 

@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from causal_onnx.runtime.prepare import make_plan, prompt_ids
-from causal_onnx.runtime.reading import feed, start
+from causal_onnx.runtime.generation.continuation import Continuation, Plan, Row
+from causal_onnx.runtime.generation.plan import make_plan, prompt_ids
+from causal_onnx.runtime.generation.prompt import feed, start
+from causal_onnx.runtime.generation.sampling import Choice, Sampling
+from causal_onnx.runtime.generation.speculate import (
+    DraftModel,
+    PromptLookup,
+    Speculator,
+    check_draft,
+)
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number
-from causal_onnx.runtime.row import Continuation, Plan, Row
-from causal_onnx.runtime.sampling import Choice, Sampling
-from causal_onnx.runtime.speculate import DraftModel, PromptLookup, Speculator, check_draft
 
 if TYPE_CHECKING:
-    from causal_onnx.runtime.constraint import Constraint
-    from causal_onnx.runtime.language_model import LanguageModel
-    from causal_onnx.runtime.prefix_cache import PrefixCache
+    from causal_onnx.runtime.generation.constraint import Constraint
+    from causal_onnx.runtime.generation.language_model import LanguageModel
+    from causal_onnx.runtime.generation.prefix_cache import PrefixCache
 
 __all__ = ["generate", "generate_batch", "tokens"]
 

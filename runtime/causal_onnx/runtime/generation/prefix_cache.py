@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from causal_onnx.runtime.prepare import check_model
-from causal_onnx.runtime.reading import CHUNK, Reader
+from causal_onnx.runtime.generation.plan import check_model
+from causal_onnx.runtime.generation.prompt import CHUNK, Reader
 from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.stream import cache_blocks as blocks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.language_model import LanguageModel
+    from causal_onnx.runtime.generation.language_model import LanguageModel
     from causal_onnx.runtime.stream.stream import Stream
 
     Array = npt.NDArray[Any]
@@ -71,7 +71,7 @@ class PrefixCache:
         """Start empty.
 
         Args:
-            model: A language model with a cache; see `causal_onnx.runtime.generate.tokens`.
+            model: A language model with a cache; see `causal_onnx.runtime.generation.generate.tokens`.
             capacity_positions: The most positions to hold; beyond it those go that were not used
                 for the longest time.
             block: Positions of a block: beginnings are shared in multiples of it.

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.prepare import make_plan, prompt_ids
-from causal_onnx.runtime.reading import feed, start
+from causal_onnx.runtime.generation.continuation import Continuation, Plan
+from causal_onnx.runtime.generation.plan import make_plan, prompt_ids
+from causal_onnx.runtime.generation.prompt import feed, start
+from causal_onnx.runtime.generation.sampling import log_softmax
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number
-from causal_onnx.runtime.row import Continuation, Plan
-from causal_onnx.runtime.sampling import log_softmax
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.language_model import LanguageModel
-    from causal_onnx.runtime.prefix_cache import PrefixCache
+    from causal_onnx.runtime.generation.language_model import LanguageModel
+    from causal_onnx.runtime.generation.prefix_cache import PrefixCache
 
     Array = npt.NDArray[Any]
 
@@ -58,7 +58,7 @@ def beam_search(
     penalty, and with transformers' form of the length penalty.
 
     Args:
-        model: As for `causal_onnx.runtime.generate.tokens`.
+        model: As for `causal_onnx.runtime.generation.generate.tokens`.
         prompt: As for `tokens`.
         max_new_tokens: The longest continuation.
         beams: How many continuations go on at each step; 1 is greedy search.

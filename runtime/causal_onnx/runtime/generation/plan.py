@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from causal_onnx.runtime.constraint import Constraint, Grammar
+from causal_onnx.runtime.generation.constraint import Constraint, Grammar
+from causal_onnx.runtime.generation.continuation import Plan
+from causal_onnx.runtime.generation.sampling import Sampling
 from causal_onnx.runtime.request.whole_numbers import is_whole, whole_number, whole_numbers
-from causal_onnx.runtime.row import Plan
-from causal_onnx.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-    from causal_onnx.runtime.language_model import LanguageModel
-    from causal_onnx.runtime.prefix_cache import PrefixCache
+    from causal_onnx.runtime.generation.language_model import LanguageModel
+    from causal_onnx.runtime.generation.prefix_cache import PrefixCache
     from causal_onnx.runtime.text.tokenizer import Tokenizer
 
 __all__ = ["check_model", "make_plan", "prompt_ids", "required_tokenizer", "vocab_size"]
@@ -28,7 +28,7 @@ def make_plan(
     prefix_cache: PrefixCache | None,
     needs_text: bool,
 ) -> Plan:
-    """Check all but the prompts; see `causal_onnx.runtime.generate.tokens`.
+    """Check all but the prompts; see `causal_onnx.runtime.generation.generate.tokens`.
 
     Raises:
         ValueError: The model is no language model with a cache, or an argument does not fit.

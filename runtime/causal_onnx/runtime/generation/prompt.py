@@ -10,8 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from causal_onnx.runtime.language_model import LanguageModel
-    from causal_onnx.runtime.prefix_cache import PrefixCache
+    from causal_onnx.runtime.generation.language_model import LanguageModel
+    from causal_onnx.runtime.generation.prefix_cache import PrefixCache
     from causal_onnx.runtime.stream.stream import Stream
 
     Array = npt.NDArray[Any]

@@ -1,0 +1,1 @@
+"""Tokens from prompts: sampled, searched, guessed ahead, constrained."""
