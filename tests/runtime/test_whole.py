@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import PrefixCache, PromptLookup, Sampling, load
+from causal_onnx.runtime.profile.workload import Workload
 from causal_onnx.runtime.request.whole_numbers import whole_number, whole_numbers
-from causal_onnx.runtime.workload import Workload
 from tests.runtime.artifacts import fixture
 from tests.runtime.language import language_model
 

@@ -20,9 +20,9 @@ from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError, RunError
 from causal_onnx.runtime.model import Model
+from causal_onnx.runtime.profile.workload import Workload
 from causal_onnx.runtime.session.ort import import_onnxruntime
 from causal_onnx.runtime.session.runner import LoadOptions, Runner
-from causal_onnx.runtime.workload import Workload
 
 __all__ = ["main"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from causal_onnx.cli.errors import CommandError
 from causal_onnx.cli.resident import peak_bytes
 from causal_onnx.runtime import load
-from causal_onnx.runtime.workload import Workload
+from causal_onnx.runtime.profile.workload import Workload
 
 __all__ = ["Memory", "measure_memory"]
 

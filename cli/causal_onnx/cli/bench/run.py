@@ -15,7 +15,7 @@ from causal_onnx.cli.timing import default_lengths, too_long
 from causal_onnx.runtime import Model, load
 from causal_onnx.runtime.profile import Profile, profile_all
 from causal_onnx.runtime.profile.clock import CallTimes, time_calls
-from causal_onnx.runtime.workload import Workload, check_sizes
+from causal_onnx.runtime.profile.workload import Workload, check_sizes
 
 __all__ = ["BenchCase", "BenchResult", "measure"]
 

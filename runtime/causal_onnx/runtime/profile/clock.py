@@ -6,7 +6,7 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from causal_onnx.runtime.workload import Workload
+from causal_onnx.runtime.profile.workload import Workload
 
 __all__ = ["CallTimes", "time_calls"]
 

@@ -18,8 +18,8 @@ from causal_onnx.runtime.profile.events import Event, Run, Tensor, read_runs
 from causal_onnx.runtime.profile.graph import GraphNode, Scope, read_graph
 from causal_onnx.runtime.profile.products import product_flops
 from causal_onnx.runtime.profile.weights import weight_bytes
+from causal_onnx.runtime.profile.workload import Workload, check_sizes
 from causal_onnx.runtime.request.whole_numbers import whole_number
-from causal_onnx.runtime.workload import Workload, check_sizes
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.session.runner import Runner
