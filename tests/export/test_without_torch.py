@@ -18,7 +18,8 @@ class Barred:
 
 sys.meta_path.insert(0, Barred())
 from causal_onnx.export.attest import attest
-import causal_onnx.export.attention.canonical, causal_onnx.export.lower, causal_onnx.export.cache.derive
+import causal_onnx.export.attention.canonical, causal_onnx.export.lower
+import causal_onnx.export.cache.derive
 print(attest(sys.argv[1]).verdict)
 assert "torch" not in sys.modules
 """

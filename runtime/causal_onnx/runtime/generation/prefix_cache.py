@@ -71,7 +71,7 @@ class PrefixCache:
         """Start empty.
 
         Args:
-            model: A language model with a cache; see `causal_onnx.runtime.generation.generate.tokens`.
+            model: A language model with a cache, as for `Model.tokens`.
             capacity_positions: The most positions to hold; beyond it those go that were not used
                 for the longest time.
             block: Positions of a block: beginnings are shared in multiples of it.
