@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from causal_onnx.export.lower.packed_projection import join_projections
-from causal_onnx.export.passes import fuse
+from causal_onnx.export.passes.fuse import fuse
 from tests.export.captured import captured, run_model, zoo_inputs
 from tests.zoo import entry
 
