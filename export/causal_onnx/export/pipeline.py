@@ -44,7 +44,8 @@ from causal_onnx.export.graph.bfloat16 import compute_wide, contract_of_twin, ma
 from causal_onnx.export.graph.cleanup import simplify, tidy
 from causal_onnx.export.lower import LOOPED, lower, shared_pasts
 from causal_onnx.export.outcome import short
-from causal_onnx.export.passes import fuse, opset17
+from causal_onnx.export.passes import opset17
+from causal_onnx.export.passes.fuse import fuse
 from causal_onnx.export.passes.length_limit import enforce_max_seq_len
 from causal_onnx.export.passes.position_matrices import compute_position_matrices
 from causal_onnx.export.passes.tied_weights import share_transposed_weights
