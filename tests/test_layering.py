@@ -237,3 +237,12 @@ def test_steps_that_need_no_torch_import_none(entry: str) -> None:
     files = entries("export")[entry]
     sources = [path.read_text(encoding="utf-8") for path in files]
     assert [name for x in sources for name in imports_of(x) if is_below(name, "torch")] == []
+
+
+def test_the_page_on_the_architecture_has_the_same_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    words = page.partition("## The order of the folders")[2].split()
+    for order in ORDER.values():
+        names = order.split()
+        start = words.index(names[0], words.index(names[1]) - 1)
+        assert words[start : start + len(names)] == names

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from causal_onnx.runtime import ArtifactError, Limits, load, read_artifact
+from causal_onnx.runtime import ArtifactError, Limits, UnsafeFileError, load, read_artifact
 from causal_onnx.runtime.artifact import held as held_module
 from causal_onnx.runtime.contract import CONTRACT_KEY
 from causal_onnx.runtime.scan import scan
@@ -258,3 +258,21 @@ def test_weights_beside_the_model_are_not_copied(tmp_path: Path) -> None:
         )
     )
     assert peak_kib(path, "judged") < peak_kib(path, "trusted") + (8 << 10)
+
+
+def test_a_system_without_descriptors_of_folders_opens_by_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path / "a", INSIDE)
+    for name, value_there in (("_has_descriptors", lambda: False), ("_HOLDS_FOLDERS", False)):
+        monkeypatch.setattr(held_module, name, value_there)
+    assert added(folder / "m.onnx") == INSIDE
+    (folder / "w.data").rename(folder / "elsewhere")
+    (folder / "w.data").symlink_to(folder / "elsewhere")
+    with pytest.raises(UnsafeFileError, match="which is a symbolic link"):
+        load(folder / "m.onnx")
+
+
+def test_the_runtime_is_imported_where_there_is_no_fcntl() -> None:
+    code = "import sys; sys.modules['fcntl'] = None; import causal_onnx.runtime as r; r.load"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,7 +10,6 @@ not judged, and their pages stay those of the system's file cache, as when it re
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import signal
@@ -26,13 +25,21 @@ from causal_onnx.runtime.artifact.header import read_header
 from causal_onnx.runtime.artifact.protobuf import LENGTH_DELIMITED, Source, fields, varint_bytes
 from causal_onnx.runtime.errors import ArtifactError
 
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows: it is asked for where there are descriptors only
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["FOLDER_OPTION", "NO_FOLDER", "Held", "NotHeldError", "identity"]
 
 DESCRIPTORS = Path("/proc/self/fd")
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 NO_FOLDER = f"{os.devnull}/none"
 
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # opening a named pipe does not wait
+_NOT_EVERYWHERE = ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY")
+# O_NONBLOCK: opening a named pipe does not wait.
+_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in _NOT_EVERYWHERE)
+_HOLDS_FOLDERS = {os.open, os.stat} <= os.supports_dir_fd
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE; fcntl of musl lacks the names
 
 
@@ -61,7 +68,8 @@ class Held:
             ArtifactError: It is no regular file, or it was written to while it was read.
         """
         self._stack = contextlib.ExitStack()
-        self._folder: int | None = None
+        self._folder: int | Path | None = None
+        """Its descriptor; where a system has none of folders, its path."""
         self._names: dict[str, _Beside] = {}
         self._model: int | bytes = b""
         self.size = 0
@@ -78,10 +86,13 @@ class Held:
             undo.pop_all()
 
     def _open(self, location: Path, max_bytes: int) -> None:
-        path_only = getattr(os, "O_PATH", os.O_RDONLY)  # a folder may be entered but not listed
-        flags = path_only | os.O_DIRECTORY | os.O_CLOEXEC
-        self._folder = self._closing(os.open(location.parent, flags))
-        self._file = self._closing(os.open(location.name, _FLAGS, dir_fd=self._folder))
+        self._folder = location.parent
+        if _HOLDS_FOLDERS:
+            path_only = getattr(os, "O_PATH", os.O_RDONLY)  # a folder may be entered but not listed
+            flags = path_only | os.O_DIRECTORY | os.O_CLOEXEC
+            self._folder = self._closing(os.open(location.parent, flags))
+        path, folder = self._at(location.name)
+        self._file = self._closing(os.open(path, _FLAGS, dir_fd=folder))
         found = os.fstat(self._file)
         if not stat.S_ISREG(found.st_mode):
             raise ArtifactError(f"{location} is not a regular file: pass the .onnx file")
@@ -174,10 +185,12 @@ class Held:
                 "a file beside it, which must be there; bytes have none",
                 "load it from its path",
             )
-        found = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+        path, folder = self._at(name)
+        found = os.stat(path, dir_fd=folder, follow_symlinks=False)
         flags = _FLAGS
-        if not stat.S_ISLNK(found.st_mode):
-            flags |= os.O_NOFOLLOW
+        is_link = stat.S_ISLNK(found.st_mode)
+        if not is_link:
+            flags |= getattr(os, "O_NOFOLLOW", 0)
             _check_file(found, name)  # before it is opened: a device may do something by that
         elif not allow_link:
             raise NotHeldError(
@@ -185,10 +198,10 @@ class Held:
                 "put the file itself there, or, in a Hugging Face cache, "
                 "limits=Limits(allow_links=True)",
             )
-        descriptor = self._closing(os.open(name, flags, dir_fd=self._folder))
+        descriptor = self._closing(os.open(path, flags, dir_fd=folder))
         found = os.fstat(descriptor)
         _check_file(found, name)
-        if not flags & os.O_NOFOLLOW:
+        if is_link:
             self._check_target(descriptor)
         self._names[name] = _Beside(descriptor, found)
         return found
@@ -259,6 +272,13 @@ class Held:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _at(self, name: str) -> tuple[str | Path, int | None]:
+        """The path of a file in the folder, and the descriptor that it is relative to."""
+        if isinstance(self._folder, int):
+            return name, self._folder
+        assert self._folder is not None
+        return self._folder / name, None
 
     def _closing(self, descriptor: int) -> int:
         self._stack.callback(os.close, descriptor)
