@@ -19,6 +19,7 @@ __all__ = [
     "CONTRACT_KEY",
     "FORMAT",
     "GOLDEN_KEY",
+    "LARGEST_AXIS",
     "LAST_ONLY",
     "MODULE_KEY",
     "SLOT_AXES",
@@ -46,6 +47,10 @@ LAST_ONLY = "last_only"
 
 AXIS_NAMES = ("batch", "seq", "past_seq", "total_seq")
 """The symbolic axes an artifact may have; every other axis is a fixed size."""
+
+LARGEST_AXIS = 1 << 20
+"""The largest size of a symbolic axis in a call: a million positions, or sequences. The scan of
+files judges up to here, so requests are held to it."""
 
 SLOT_AXES = ("past_slots", "present_slots")
 """Besides those, in a cache that keeps only what a window needs: min(bounded, past_seq) and

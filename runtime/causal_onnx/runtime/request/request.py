@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.contract import AXIS_NAMES, SLOT_AXES, Contract, TensorSpec
+from causal_onnx.runtime.contract import AXIS_NAMES, LARGEST_AXIS, SLOT_AXES, Contract, TensorSpec
 from causal_onnx.runtime.request.convert import cast_array, read_array
 
 if TYPE_CHECKING:
@@ -214,6 +214,9 @@ class RequestChecker:
                         f"{sizes['past_seq']} it keeps the last {bounded} at most, so {expected}"
                     )
         self._check_lengths(sizes)
+        for axis, size in sizes.items():
+            if size > LARGEST_AXIS:
+                raise ValueError(f"the axis {axis!r} is {size}, expected at most {LARGEST_AXIS}")
 
     def _check_mask(self, arrays: Mapping[str, Array], unbatched: bool) -> None:
         """Zeros and ones, and in the new columns no token after padding."""

@@ -3,7 +3,7 @@
 A graph's axes (`batch`, `seq`, ...) are atoms. A size that follows from them by sums and products
 is kept as a polynomial of atoms, so that `batch * seq * 768 / (seq * 768)` is `batch` again.
 Anything else is a new atom between two bounds. Bounds are polynomials of one number n, the largest
-of the axes of the inputs, and hold for every n from 1 to `LARGEST`.
+of the axes of the inputs, and hold for every n from 1 to `LARGEST_AXIS`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from causal_onnx.runtime.contract import LARGEST_AXIS
 from causal_onnx.runtime.scan.limits import Refused
 
 __all__ = [
-    "LARGEST",
     "MEMORY",
     "STATED",
     "Bound",
@@ -52,9 +52,6 @@ __all__ = [
     "supremum",
     "within",
 ]  # fmt: skip
-
-LARGEST = 1 << 20
-"""What an axis of an input is taken to be at most: a million positions, or sequences."""
 
 STATED = 16
 """The size at which bytes and work are judged, of every axis that the inputs leave open. A call
@@ -239,7 +236,7 @@ def high_of(number: Number) -> Bound:
     return number.high if isinstance(number, Size) else (number,)
 
 
-def supremum(bound: Bound, n: int = LARGEST) -> float:
+def supremum(bound: Bound, n: int = LARGEST_AXIS) -> float:
     """What a bound is at most for sizes from 1 to n."""
     if len(bound) == 1:
         return bound[0]
@@ -247,7 +244,7 @@ def supremum(bound: Bound, n: int = LARGEST) -> float:
 
 
 def infimum(bound: Bound) -> float:
-    """What a bound is at least for sizes from 1 to `LARGEST`."""
+    """What a bound is at least for sizes from 1 to `LARGEST_AXIS`."""
     return -supremum(_scaled(bound, -1))
 
 

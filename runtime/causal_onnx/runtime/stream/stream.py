@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.contract import LAST_ONLY
+from causal_onnx.runtime.contract import LARGEST_AXIS, LAST_ONLY
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number, whole_numbers
 from causal_onnx.runtime.session.device_memory import on_host
@@ -70,7 +70,7 @@ class Stream:
             )
         self._model = model
         self._capacity = capacity
-        self._limit = capacity or limit
+        self._limit = capacity or limit or LARGEST_AXIS
         # What a caller gives is checked; what the stream makes itself is right.
         self._own = contract.without_cache()
         self._checker = model.checker_of(self._own, batch=batch)
@@ -370,7 +370,7 @@ class Stream:
                 raise ValueError("the rows of this model's cache must have the same length")
         # Padding is computed too, at positions that a table of the model must have.
         most = int(self._read.lengths.max()) + seq
-        if self._limit is not None and most > self._limit:
+        if most > self._limit:
             whose = "the model accepts" if self._capacity is None else "the stream has room for"
             raise ValueError(
                 f"{seq} positions after {int(self._read.lengths.max())} make {most}; {whose} "
