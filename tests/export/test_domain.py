@@ -198,3 +198,17 @@ def test_a_program_without_pytorchs_check_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(found, "module", lambda check_guards: torch.fx.symbolic_trace(nn.ReLU()))
     with pytest.raises(ExportError, match="writes no check of its guards"):
         PyTorchsCheck(found)
+
+
+def test_sizes_at_which_two_sizes_coincide_are_compared_at_some() -> None:
+    found = domain(f"16*{SEQ} + 16*((-{SEQ}) % 4) != 16*{SEQ}")
+    assert found.bound(least=1, top=None) is None
+    assert [sizes.seq for sizes in found.excluded][:4] == [4, 8, 12, 16]
+    assert all(sizes.seq % 4 == 0 for sizes in found.excluded)
+    assert max(sizes.seq for sizes in found.excluded) > 256
+    assert found.sampled == ["16*seq + 16*((-seq) % 4) != 16*seq"]
+
+
+def test_one_size_at_which_two_sizes_coincide_is_no_bound() -> None:
+    found = domain(f"{SEQ}*{SEQ} != {SEQ}")
+    assert (found.bound(least=1, top=None), found.sampled) == (None, [])

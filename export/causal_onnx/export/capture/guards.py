@@ -30,7 +30,9 @@ UNBOUNDED = 1 << 20
 """And, for a module without a limit, some up to here: no decoder is run on a million positions."""
 BATCHES = (1, 2, 5, 64)
 FEW_PLACES = 8
-"""An exclusion of more sizes than this is no matter of single sizes, and is believed."""
+"""Sizes of one exclusion that are compared, at most. Where two sizes coincide at more, so many of
+them are compared, from the least to the largest; any other condition that excludes more is
+believed."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,16 @@ class Domain:
         conditions = [
             _Condition(guard, self._specs) for guard in guards if not _ABOUT_THE_TENSOR.match(guard)
         ]
-        self._places: dict[_Condition, list[Sizes]] = {
-            c: places
-            for c in conditions
-            if c.is_exclusion and len(places := self._failing(c)) <= FEW_PLACES
-        }
+        self._places: dict[_Condition, list[Sizes]] = {}
+        self.sampled: list[str] = []
+        """Exclusions of so many sizes that only some of them are in `excluded`."""
+        for condition in conditions:
+            places = self._failing(condition) if condition.is_exclusion else []
+            if len(places) > FEW_PLACES and condition.is_coincidence:
+                self.sampled.append(condition.text)
+                places = _spread(places)
+            if condition.is_exclusion and len(places) <= FEW_PLACES:
+                self._places[condition] = places
         self._conditions = [c for c in conditions if c not in self._places]
 
     @property
@@ -181,6 +188,14 @@ class Domain:
         return [sizes for sizes in tried if not condition.holds(sizes)]
 
 
+def _spread(places: Sequence[Sizes]) -> list[Sizes]:
+    """Some of the sizes: half of them the least, the others at growing distances."""
+    count = len(places)
+    steps = [*range(FEW_PLACES // 2)]
+    steps += [min(count - 1, 2 ** (2 * n + 2)) for n in range(FEW_PLACES // 2)]
+    return [places[step] for step in dict.fromkeys(steps)]
+
+
 def _some_beyond(length: int) -> list[int]:
     powers = []
     while length < UNBOUNDED:
@@ -237,6 +252,7 @@ class _Condition:
         reader = _Reader(specs)
         try:
             parsed = ast.parse(text, mode="eval")
+            self.is_coincidence = _is_coincidence(parsed.body)
             self.is_exclusion = _is_exclusion(parsed.body)
             body = reader.visit(parsed.body)
         except (SyntaxError, _UnknownFormError) as error:
@@ -350,13 +366,22 @@ def _product(factors: Sequence[ast.expr]) -> ast.expr:
     return functools.reduce(lambda a, b: ast.BinOp(left=a, op=ast.Mult(), right=b), factors)
 
 
+def _is_coincidence(node: ast.expr) -> bool:
+    """`16 * s != 16 * (s + -s % 4)`: two sizes, which at some lengths happen to be equal.
+
+    PyTorch asks whether they are, to broadcast or to tell a tensor's layout, and goes on alike.
+    """
+    match node:
+        case ast.Compare(ops=[ast.NotEq()], left=left, comparators=[right]):
+            return not isinstance(left, ast.Constant) and not isinstance(right, ast.Constant)
+    return False
+
+
 def _is_exclusion(node: ast.expr) -> bool:
     """`s != 24`, `24 != s`, `s > 1`, `2 <= s`: single sizes are left out."""
     match node:
         case ast.Compare(ops=[ast.NotEq()]):
-            return isinstance(node.left, ast.Constant) or isinstance(
-                node.comparators[0], ast.Constant
-            )
+            return True
         case (
             ast.Compare(ops=[ast.Gt()], comparators=[ast.Constant(value=1)])
             | ast.Compare(ops=[ast.GtE()], comparators=[ast.Constant(value=2)])
