@@ -215,7 +215,7 @@ def compare(
         if progress is not None:
             progress(index + 1, len(shapes))
     if contract.max_seq_len is not None:
-        cases.append(_beyond(session, specs, contract.max_seq_len))
+        cases.append(_beyond(session, specs, contract))
     return ParityReport(cases=tuple(cases), tolerance=tolerance, skipped=tuple(skipped))
 
 
@@ -334,14 +334,22 @@ def _where(got: Sequence[Array], expected: Sequence[Array], names: Sequence[str]
     return "differs"
 
 
-def _beyond(session: Session, specs: Sequence[InputSpec], limit: int) -> ParityCase:
-    """One position more than the limit: the graph's own node must refuse it, by name."""
+def _beyond(session: Session, specs: Sequence[InputSpec], contract: Contract) -> ParityCase:
+    """One position more than the limit: the graph's own node must refuse it, by name.
+
+    Of a graph of one length there is no such node: its input has that size, and onnxruntime says so.
+    """
+    limit = contract.max_seq_len
+    assert limit is not None
+    refusals = [limit_name(limit)]
+    if contract.min_seq_len == limit:
+        refusals += [f"Got invalid dimensions for input: {s.name}" for s in specs]
     inputs = make_inputs(specs, Sizes(batch=1, seq=limit + 1))
     batch = 1 if any("batch" in s.axes.values() for s in specs) else None
     try:
         session([to_numpy(value) for value in inputs])
     except SessionError as error:
-        if limit_name(limit) in str(error.__cause__):
+        if any(refusal in str(error.__cause__) for refusal in refusals):
             return ParityCase(batch=batch, seq=limit + 1, error=0.0, passed=True, refused=True)
         note = f"not refused by the limit of {limit}, but failed elsewhere: {error}"
     else:

@@ -295,7 +295,7 @@ def with_batch(source: Source, specs: Sequence[InputSpec]) -> tuple[InputSpec, .
 def takes_unbatched(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
     """Whether the module takes every row without its batch axis and gives that row's output."""
     with_batch_axis = [spec for spec in specs if "batch" in spec.axes.values()]
-    if len(with_batch_axis) != len(specs):
+    if len(with_batch_axis) != len(specs) or source.pads:  # the mask has rows
         return False
     inputs = make_inputs(specs, sizes)
     whole: tuple[Tensor, ...] | None = None

@@ -301,8 +301,10 @@ def range_of(node: Node) -> list[Value]:
     if not math.isfinite(supremum(high_of(apart))) or supremum(high_of(apart)) >= 1 << 62:
         node.refuse("counts between numbers that do not come from the sizes of its inputs")
     least = min(abs(infimum(low_of(step))), abs(supremum(high_of(step))))
-    if start.dtype in INTEGERS and step == 1:
+    if step == 1:
         count = numbers.maximum(apart, 0)
+        if start.dtype not in INTEGERS:
+            count = between(low_of(count), high_of(add(count, 1)))  # rounded up
     else:
         most = between((0,), high_of(_size(apart)))
         count = between((0,), high_of(add(multiply(most, 1 / least), 1)))
