@@ -140,6 +140,9 @@ def _refuse_unfit(analysis: Analysis, core: AttentionCore) -> None:
         raise UnsupportedError(core.problem)
     if core.weights_used:
         raise UnsupportedError("the attention weights are used elsewhere (returned, or read twice)")
+    if any("past_seq" in item.axes for item in analysis.signature.inputs):
+        # The canonical node has as many keys as queries before a cache is derived for it.
+        raise UnsupportedError("the module takes a past of its own")
     if core.kind == "fused" and (
         core.node.domain not in ("", "ai.onnx")
         or any(value is not None for value in core.node.inputs[4:])
