@@ -98,11 +98,12 @@ def ask_onnxruntime(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     """Call into onnxruntime.
 
     Raises:
-        SessionError: onnxruntime refused. Whatever else is raised is passed on.
+        SessionError: onnxruntime refused. Whatever else is raised is passed on; `call` is a function
+            of onnxruntime's, so a RuntimeError is its own.
     """
     try:
         return call(*args, **kwargs)
-    except _ONNXRUNTIME_ERRORS as error:
+    except (*_ONNXRUNTIME_ERRORS, RuntimeError) as error:  # its bindings raise the latter
         raise SessionError(short(error)) from error
 
 

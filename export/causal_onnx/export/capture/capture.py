@@ -129,7 +129,7 @@ def attempts(
                 if isinstance(program, Refusal):
                     raise _explained(program.error, source, sized, None)
                 stage = Stage.DOMAIN
-                domain = read_domain(program, specs, source.fixed_seq)
+                domain = read_domain(program, specs, source.fixed_seq, longest=source.longest)
                 stage = Stage.TRANSLATE
                 model = ask(_translate, program, opset, optimize=name != PLAIN)
                 if isinstance(model, Refusal):

@@ -61,8 +61,12 @@ class Domain:
         guards: Sequence[str],
         specs: Sequence[InputSpec],
         ranges: Mapping[str, tuple[int, float]],
+        *,
+        longest: int | None = None,
     ):
         self._specs = tuple(specs)
+        self._longest = longest
+        """The longest sequence that the module takes, its past included; None: any."""
         self._ranges = {
             axis: (low, high) for axis, (low, high) in ranges.items() if low > 2 or high < math.inf
         }
@@ -185,7 +189,8 @@ class Domain:
                 for n in range(4, 41)
                 for p in ({past, 2, 3} if past else {0})
             ]
-        return [sizes for sizes in tried if not condition.holds(sizes)]
+        most = self._longest or math.inf
+        return [s for s in tried if s.past + s.seq <= most and not condition.holds(s)]
 
 
 def _spread(places: Sequence[Sizes]) -> list[Sizes]:
@@ -393,9 +398,19 @@ def _is_exclusion(node: ast.expr) -> bool:
 
 
 def read_domain(
-    program: ExportedProgram, specs: Sequence[InputSpec], fixed_seq: int | None = None
+    program: ExportedProgram,
+    specs: Sequence[InputSpec],
+    fixed_seq: int | None = None,
+    *,
+    longest: int | None = None,
 ) -> Domain:
     """Collect the guards and the ranges of the symbols that stand for our axes.
+
+    Args:
+        program: What was captured.
+        specs: Its inputs.
+        fixed_seq: The only length that the module takes; None: it takes several.
+        longest: The longest sequence that it takes; None: any.
 
     Raises:
         ExportError: An axis that must be dynamic was given one fixed size; a guard cannot be read;
@@ -433,7 +448,7 @@ def read_domain(
     for label, (low, high) in ranges.items():
         if high <= 2 or low == high:
             raise ExportError(f"the capture fixed {label} to the range [{low}, {high}]")
-    domain = Domain(guards, specs, ranges)
+    domain = Domain(guards, specs, ranges, longest=longest)
     _compare_readings(domain, PyTorchsCheck(program), specs, fixed_seq)
     return domain
 

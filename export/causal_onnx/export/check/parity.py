@@ -337,7 +337,7 @@ def _where(got: Sequence[Array], expected: Sequence[Array], names: Sequence[str]
 def _beyond(session: Session, specs: Sequence[InputSpec], contract: Contract) -> ParityCase:
     """One position more than the limit: the graph's own node must refuse it, by name.
 
-    Of a graph of one length there is no such node: its input has that size, and onnxruntime says so.
+    A graph of one length has no such node: its input has that size, and onnxruntime says so.
     """
     limit = contract.max_seq_len
     assert limit is not None

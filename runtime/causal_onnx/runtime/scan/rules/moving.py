@@ -394,6 +394,8 @@ def _part(size: Number, start: Number, end: Number, step: int) -> Number:
     """How many elements a slice has: at most all, at least none."""
     if step == 1:
         first, last = _place(size, start), _place(size, end)
+        if last == size and not isinstance(start, Size) and start < 0:
+            return numbers.minimum(size, -start)  # the last ones, or all where there are fewer
         if first is not None and last is not None:
             count = subtract(last, first)
             apart = subtract(end, start)
