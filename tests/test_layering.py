@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from causal_onnx import export
+
 ROOT = Path(__file__).resolve().parent.parent
 ROOTS = ("models", "export", "runtime", "cli")
 
@@ -140,7 +142,8 @@ ORDER = {
     """,
     "export": """
         analysis proof report errors outcome graph attention attest passes cache lower
-        torch_patches source capture precision write check pipeline __init__
+        torch_patches source capture precision write subject captures forms check pipeline
+        __init__
     """,
 }
 """The folders and files of each root. An import points to the same entry or to one before it."""
@@ -196,6 +199,16 @@ def test_imports_point_down_the_written_order(root: str) -> None:
 def test_an_import_against_the_order_is_found_even_for_type_checking() -> None:
     source = "if TYPE_CHECKING:\n    from causal_onnx.runtime.model import Model"
     assert against_the_order(ORDER["runtime"].split(), "stream", source, "runtime") == ["model"]
+
+
+@pytest.mark.parametrize("name", export.__all__)
+def test_every_public_name_is_found_where_its_file_is(name: str) -> None:
+    assert getattr(export, name).__name__ == name
+
+
+def test_no_file_has_the_name_of_a_public_function() -> None:
+    # Names are loaded when they are first used, so importing the file would hide the function.
+    assert set(export.__all__) & set(entries("export")) == set()
 
 
 def private_names_taken(source: str) -> list[str]:

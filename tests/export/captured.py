@@ -11,9 +11,9 @@ import onnxruntime
 
 from causal_onnx.export.capture.capture import Capture, attempts, capture_sizes
 from causal_onnx.export.graph.cleanup import simplify
-from causal_onnx.export.source.inputs import Sizes
-from causal_onnx.export.source.module import open_source
+from causal_onnx.export.source.module import Observed, open_source
 from causal_onnx.export.source.outputs import describe_outputs
+from causal_onnx.export.subject import other_sizes
 from tests.zoo import entry
 
 
@@ -23,10 +23,10 @@ def _captured(name: str, opset: int) -> ir.Model:
     module = item.factory().eval()
     source, specs = open_source(module, item.inputs(2, 4), item.axes)
     sizes = capture_sizes(source.fresh(), specs, item.limit)
-    other = Sizes(batch=sizes.batch - 1, seq=sizes.seq - 1)
+    other = other_sizes(source.fresh(), specs, sizes)
     outputs = describe_outputs(source.fresh(), specs, sizes, other)
-    source.output_names = tuple(spec.name for spec in outputs)
-    for attempt in attempts(source, specs, sizes, opset=opset):
+    observed = Observed(output_names=tuple(spec.name for spec in outputs))
+    for attempt in attempts(source, specs, sizes, observed, opset=opset):
         if isinstance(attempt, Capture):
             simplify(attempt.model)
             return attempt.model

@@ -29,6 +29,6 @@ def quick_export(module: nn.Module, path: Path, **options: Any) -> Model:
         write_model(form.model, target, {CONTRACT_KEY: form.contract.to_json()})
         return Unproved()
 
-    with mock.patch.object(pipeline, "_prove_and_write", write):
+    with mock.patch.object(pipeline, "prove_and_write", write):
         export(module, path, **options)
     return load(path, threads=1)

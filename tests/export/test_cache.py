@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import ExportError, export, pipeline
+from causal_onnx.export import ExportError, export, forms
 from causal_onnx.export.attention.canonical import canonicalise
 from causal_onnx.export.cache.derive import derive_cache
 from causal_onnx.export.errors import RewriteError
@@ -155,7 +155,7 @@ def mutated(monkeypatch: pytest.MonkeyPatch, mutate: Mutation) -> None:
             mutate(model.graph, node)
         return derived
 
-    monkeypatch.setattr(pipeline, "derive_cache", derive)
+    monkeypatch.setattr(forms, "derive_cache", derive)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from causal_onnx.export import CausalityError, ExportError, export
 from causal_onnx.export.capture.capture import _chain, _headline
+from causal_onnx.export.captures import farthest
 from causal_onnx.export.errors import Stage
-from causal_onnx.export.pipeline import _farthest
 from tests.export.modules import DIM, Head, example, token_ids
 
 
@@ -29,7 +29,7 @@ def test_the_error_is_of_the_way_that_came_farthest_and_notes_say_the_others() -
         failed("not translated", Stage.TRANSLATE),
         failed("not translated", Stage.TRANSLATE),
     ]
-    found = _farthest(ways)
+    found = farthest(ways)
     assert str(found) == "no cache: the node mixes"
     assert found.__notes__ == [
         f"another way of capturing it: {text}"
@@ -57,11 +57,11 @@ class Doubled(nn.Module):
 def test_a_failed_translation_says_what_failed_and_where(tmp_path: Path) -> None:
     from causal_onnx.export.capture.capture import attempts
     from causal_onnx.export.source.inputs import Sizes
-    from causal_onnx.export.source.module import open_source
+    from causal_onnx.export.source.module import Observed, open_source
 
     source, specs = open_source(Doubled().eval(), token_ids(), None)
-    source.output_names = ("output",)
-    error = next(iter(attempts(source, specs, Sizes(batch=3, seq=7), opset=24)))
+    observed = Observed(output_names=("output",))
+    error = next(attempts(source, specs, Sizes(batch=3, seq=7), observed, opset=24))
     assert isinstance(error, ExportError)
     assert "An error occurred at step" not in str(error)
     assert "SplitToSequence" in str(error)
@@ -101,7 +101,7 @@ def test_a_leak_names_the_node_and_the_line_before_the_graph_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "causal_onnx.export.pipeline._finish", lambda *_, **__: pytest.fail("too late")
+        "causal_onnx.export.pipeline.simplified", lambda *_, **__: pytest.fail("too late")
     )
     with pytest.raises(CausalityError, match=r"NOT causal: at length \d+, .* moved") as caught:
         export(Sees().eval(), tmp_path / "m.onnx", example=example())

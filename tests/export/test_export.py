@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from causal_onnx.export import CausalityError, ExportError, ParityError, export, pipeline, verify
+from causal_onnx.export import CausalityError, ExportError, ParityError, export, forms, verify
+from causal_onnx.export.graph.cleanup import tidy
 from causal_onnx.models import AttentionConfig, CausalMechanismV1, MultiHeadAttention
 from causal_onnx.runtime import load
 
@@ -162,26 +164,19 @@ def test_wrong_graph_raises_with_the_table_and_keeps_the_old_file(
 ) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(b"the file of yesterday")
-    finished = pipeline._finished
 
-    def spoilt(*args: object) -> object:
-        model = finished(*args)  # type: ignore[arg-type]
+    def spoilt(model: ir.Model) -> None:
+        tidy(model)
         weight = next(v for v in model.graph.initializers.values() if len(v.shape or ()) == 2)
-        weight.const_value = onnx_ir_tensor(weight.const_value.numpy() * 1.001)
-        return model
+        assert weight.const_value is not None
+        weight.const_value = ir.tensor(weight.const_value.numpy() * 1.001)
 
-    monkeypatch.setattr(pipeline, "_finished", spoilt)
+    monkeypatch.setattr(forms, "tidy", spoilt)
     with pytest.raises(ParityError, match=r"batch 1 .*batch 2 .*batch 5") as caught:
         export(Handwritten(), path, example=features(2, 6, 16))
     assert not caught.value.report.passed
     assert path.read_bytes() == b"the file of yesterday"
     assert list(tmp_path.iterdir()) == [path]
-
-
-def onnx_ir_tensor(array: np.ndarray) -> object:
-    import onnx_ir as ir
-
-    return ir.tensor(array)
 
 
 EXPORT_ONE = """

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import CausalityError, ExportReport, ParityError, export, pipeline
+from causal_onnx.export import CausalityError, ExportReport, ParityError, captures, export, forms
 from causal_onnx.export.capture.capture import Capture
 from causal_onnx.export.capture.kept import captures_of
 from causal_onnx.export.check.blame import changes_as_it_grows
@@ -139,7 +139,7 @@ def test_rows_of_padding_alone_stay_what_they_are(
 
 def spoil_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let attention be rewritten with another scale than it has."""
-    canonicalise = pipeline.canonicalise
+    canonicalise = forms.canonicalise
 
     def spoilt(*args: object) -> object:
         cores, others = canonicalise(*args)  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def spoil_scale(monkeypatch: pytest.MonkeyPatch) -> None:
             core.node.attributes["scale"] = ir.AttrFloat32("scale", scale * 1.5)
         return cores, others
 
-    monkeypatch.setattr(pipeline, "canonicalise", spoilt)
+    monkeypatch.setattr(forms, "canonicalise", spoilt)
 
 
 def count_captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
@@ -159,7 +159,7 @@ def count_captures(monkeypatch: pytest.MonkeyPatch) -> list[object]:
             taken.append(capture)
             yield capture
 
-    monkeypatch.setattr(pipeline, "captures_of", counting)
+    monkeypatch.setattr(captures, "captures_of", counting)
     return taken
 
 
@@ -193,7 +193,7 @@ def test_a_rewrite_that_fails_otherwise_is_no_fallback(
     def broken(*args: object) -> None:
         raise IndexError("a defect in fuse")
 
-    monkeypatch.setattr(pipeline, "fuse", broken)
+    monkeypatch.setattr(forms, "fuse", broken)
     with pytest.raises(IndexError, match="a defect in fuse"):
         exported(tmp_path)
 
@@ -201,7 +201,7 @@ def test_a_rewrite_that_fails_otherwise_is_no_fallback(
 def spoil_capture(monkeypatch: pytest.MonkeyPatch, *, count: int) -> None:
     """Let the first `count` ways of capturing give a graph with another weight."""
 
-    def captures(*args: object, **named: object) -> Iterator[object]:
+    def spoilt(*args: object, **named: object) -> Iterator[object]:
         for index, found in enumerate(captures_of(*args, **named)):  # type: ignore[arg-type]
             if index < count and isinstance(found, Capture):
                 weight = next(
@@ -211,7 +211,7 @@ def spoil_capture(monkeypatch: pytest.MonkeyPatch, *, count: int) -> None:
                 weight.const_value = ir.tensor(weight.const_value.numpy() * 1.5)
             yield found
 
-    monkeypatch.setattr(pipeline, "captures_of", captures)
+    monkeypatch.setattr(captures, "captures_of", spoilt)
 
 
 def test_after_a_wrong_capture_the_next_one_is_taken(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from causal_onnx.export import DriftError, ExportError, ParityError, export, pipeline, verify
+from causal_onnx.export import DriftError, ExportError, ParityError, export, forms, verify
 from causal_onnx.export.precision.codes import quantise
 from causal_onnx.export.precision.grid import Grid
 from causal_onnx.export.precision.rounding import round_module, round_weights
@@ -143,7 +143,7 @@ def test_wrong_codes_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 value.const_value = ir.tensor(array, name=value.name)
         return count
 
-    monkeypatch.setattr(pipeline, "quantise", off_by_one)
+    monkeypatch.setattr(forms, "quantise", off_by_one)
     with pytest.raises(ParityError, match="the graph with coded weights disagrees"):
         export(attention(), tmp_path / "m.onnx", precision="int8")
     assert list(tmp_path.iterdir()) == []

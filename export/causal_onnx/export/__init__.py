@@ -10,13 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from causal_onnx.export.check.verify import verify
     from causal_onnx.export.errors import (
         CausalityError,
         DriftError,
         ExportError,
         ParityError,
     )
-    from causal_onnx.export.pipeline import export, verify
+    from causal_onnx.export.pipeline import export
     from causal_onnx.export.proof.certificate import Certificate
     from causal_onnx.export.report import (
         CacheCase,
@@ -50,9 +51,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "analysis.certificate": ("Certificate",),
     "errors": ("CausalityError", "DriftError", "ExportError", "ParityError"),
-    "pipeline": ("export", "verify"),
+    "pipeline": ("export",),
+    "proof.certificate": ("Certificate",),
+    "check.verify": ("verify",),
 }
 
 

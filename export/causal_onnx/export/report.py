@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,13 @@ __all__ = [
     "Fallback",
     "ParityCase",
     "ParityReport",
+    "Progress",
     "QuantisationReport",
 ]
+
+
+Progress = Callable[[str, float], None]
+"""Called with the name of the step and how much of it is done, 0.0 to 1.0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

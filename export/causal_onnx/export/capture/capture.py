@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -24,7 +25,7 @@ from causal_onnx.export.capture.guards import Domain, read_domain
 from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
-from causal_onnx.export.source.module import Source
+from causal_onnx.export.source.module import Observed, Source
 from causal_onnx.export.source.probe import runs
 from causal_onnx.export.torch_patches.patched import Answer, patched, replaying, watching_sizes
 from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
@@ -57,7 +58,12 @@ class Capture:
         return self.way == WARM
 
 
-def capture_sizes(source: Source, specs: Sequence[InputSpec], max_seq_len: int | None) -> Sizes:
+def capture_sizes(
+    source: Source,
+    specs: Sequence[InputSpec],
+    max_seq_len: int | None,
+    fixed_seq: int | None = None,
+) -> Sizes:
     """Sizes for the traced example: >= 2, pairwise different, unlike any width of the module.
 
     An example of length 1 folds shapes and drops masks, silently, for a quarter of all modules;
@@ -75,9 +81,8 @@ def capture_sizes(source: Source, specs: Sequence[InputSpec], max_seq_len: int |
         if axis not in spec.axes
     }
     limit = max_seq_len if max_seq_len is not None else 64
-    if source.fixed_seq is not None:
-        batch = _first((3, 5, 2, 4, 6), {source.fixed_seq}, taken)
-        return Sizes(batch=batch, seq=source.fixed_seq)
+    if fixed_seq is not None:
+        return Sizes(batch=_first((3, 5, 2, 4, 6), {fixed_seq}, taken), seq=fixed_seq)
     by_preference = [7, 11, 13, 9, 10, 12, 14, 15, 17, 19, 6, 5, 23, 8, 16, 4, 3, 32, 64, 2]
     lengths = [n for n in by_preference if n < limit and n not in taken]
     lengths += [n for n in by_preference if n <= limit and n not in lengths]
@@ -100,10 +105,20 @@ def _first(preferred: Sequence[int], never: set[int], better_not: set[int]) -> i
 
 
 _Trace = Callable[[Source, tuple[torch.Tensor, ...]], ExportedProgram]
+_DynamicAxes = tuple[dict[int, Any], ...]
+
+
+def _dynamic_axes(specs: Sequence[InputSpec], fixed_seq: int | None) -> _DynamicAxes:
+    """The axes of each input that the capture leaves open."""
+    fixed = {"seq"} if fixed_seq is not None else set()
+    return tuple(
+        {axis: Dim.DYNAMIC for axis, label in spec.axes.items() if label not in fixed}
+        for spec in specs
+    )
 
 
 def attempts(
-    source: Source, specs: Sequence[InputSpec], sizes: Sizes, *, opset: int
+    source: Source, specs: Sequence[InputSpec], sizes: Sizes, observed: Observed, *, opset: int
 ) -> Iterator[Capture | ExportError]:
     """Capture in one way after the other, the most faithful first.
 
@@ -111,13 +126,15 @@ def attempts(
         A capture, or the error that this way ended in. The caller takes the first that it can
         verify, and reports the first error if there is none.
     """
+    axes = _dynamic_axes(specs, observed.fixed_seq)
+    longest = observed.longest or WARM_LENGTH
     ways: list[tuple[str, _Trace]] = [
-        ("non-strict", lambda s, x: _trace(s, specs, x, opset)),
-        (PLAIN, lambda s, x: _trace(s, specs, x, opset)),
-        ("emptied caches", lambda s, x: _trace(without_caches(s, specs, sizes), specs, x, opset)),
-        ("replayed conditions", lambda s, x: _trace_replaying(s, specs, x, opset)),
-        ("strict", lambda s, x: _trace_strict(s, specs, x)),
-        (WARM, lambda s, x: _trace(_filled(s, specs, sizes), specs, x, opset)),
+        ("non-strict", lambda s, x: _trace(s, axes, x, opset)),
+        (PLAIN, lambda s, x: _trace(s, axes, x, opset)),
+        ("emptied caches", lambda s, x: _trace(without_caches(s, specs, sizes), axes, x, opset)),
+        ("replayed conditions", lambda s, x: _trace_replaying(s, axes, x, opset)),
+        ("strict", lambda s, x: _trace_strict(s, axes, x)),
+        (WARM, lambda s, x: _trace(_filled(s, specs, sizes, longest), axes, x, opset)),
     ]
     for name, trace in ways:
         sized: list[str] = []
@@ -129,7 +146,7 @@ def attempts(
                 if isinstance(program, Refusal):
                     raise _explained(program.error, source, sized, None)
                 stage = Stage.DOMAIN
-                domain = read_domain(program, specs, source.fixed_seq, longest=source.longest)
+                domain = read_domain(program, specs, observed.fixed_seq, longest=observed.longest)
                 stage = Stage.TRANSLATE
                 model = ask(_translate, program, opset, optimize=name != PLAIN)
                 if isinstance(model, Refusal):
@@ -138,19 +155,19 @@ def attempts(
             # The domain is read before the translation, which is what takes time.
             yield error.at(min(stage, error.stage))
             continue
-        _name_axes(model, specs, source.output_names)
+        _name_axes(model, specs, observed.output_names)
         yield Capture(model=model, domain=domain, way=name)
 
 
 def _trace(
-    source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], opset: int
+    source: Source, axes: _DynamicAxes, inputs: tuple[torch.Tensor, ...], opset: int
 ) -> ExportedProgram:
     with patched(zero_masked_rows=opset < 23, module=source.module):
-        return _export_program(source, specs, inputs, strict=False)
+        return _export_program(source, axes, inputs, strict=False)
 
 
 def _trace_replaying(
-    source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], opset: int
+    source: Source, axes: _DynamicAxes, inputs: tuple[torch.Tensor, ...], opset: int
 ) -> ExportedProgram:
     asked: list[Answer] = []
     with replaying(asked, record=True):
@@ -161,7 +178,7 @@ def _trace_replaying(
         )
     _refuse_branches(source, inputs, asked, expected)
     with replaying(asked, record=False):
-        return _trace(source, specs, inputs, opset)
+        return _trace(source, axes, inputs, opset)
 
 
 def _refuse_branches(
@@ -196,34 +213,29 @@ def _refuse_branches(
 
 
 def _trace_strict(
-    source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...]
+    source: Source, axes: _DynamicAxes, inputs: tuple[torch.Tensor, ...]
 ) -> ExportedProgram:
     # Strict mode reads bytecode and does not see the replacements; it takes other code as it is.
-    return _export_program(source, specs, inputs, strict=True)
+    return _export_program(source, axes, inputs, strict=True)
 
 
-def _filled(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Source:
+def _filled(source: Source, specs: Sequence[InputSpec], sizes: Sizes, longest: int) -> Source:
     """A copy whose tensors that grow on demand have grown as far as they may."""
     if not grows(source, specs, sizes):
         raise ExportError("the module keeps nothing that grows with the length").at(Stage.NOT_TRIED)
     twin = source.fresh()
-    twin.run(make_inputs(specs, Sizes(batch=1, seq=source.longest or WARM_LENGTH)))
+    twin.run(make_inputs(specs, Sizes(batch=1, seq=longest)))
     return twin
 
 
 def _export_program(
-    source: Source, specs: Sequence[InputSpec], inputs: tuple[torch.Tensor, ...], *, strict: bool
+    source: Source, axes: _DynamicAxes, inputs: tuple[torch.Tensor, ...], *, strict: bool
 ) -> ExportedProgram:
-    fixed = {"seq"} if source.fixed_seq is not None else set()
-    shapes = tuple(
-        {axis: Dim.DYNAMIC for axis, label in spec.axes.items() if label not in fixed}
-        for spec in specs
-    )
     # Not `prefer_deferred_runtime_asserts`: the guards would become nodes that the translation
     # drops, and they are the description of the valid domain.
     with _fx_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         program = handed_over(
-            torch.export.export, source, inputs, dynamic_shapes={"inputs": shapes}, strict=strict
+            torch.export.export, source, inputs, dynamic_shapes={"inputs": axes}, strict=strict
         )
     assert isinstance(program, ExportedProgram)
     return program

@@ -12,7 +12,7 @@ from torch import nn
 from causal_onnx.export.capture.capture import Capture, attempts
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.source.inputs import InputSpec, Sizes
-from causal_onnx.export.source.module import Source
+from causal_onnx.export.source.module import Observed, Source
 
 __all__ = ["captures_of", "reusing_captures"]
 
@@ -58,6 +58,7 @@ def captures_of(
     source: Source,
     specs: Sequence[InputSpec],
     sizes: Sizes,
+    observed: Observed,
     *,
     opset: int,
     module: nn.Module,
@@ -69,12 +70,11 @@ def captures_of(
     """
     kept = _kept.get()
     if kept is None:
-        yield from attempts(source, specs, sizes, opset=opset)
+        yield from attempts(source, specs, sizes, observed, opset=opset)
         return
-    limits = source.longest, source.fixed_seq
-    key = (id(module), _described(specs), sizes, opset, limits, precision)
+    key = (id(module), _described(specs), sizes, opset, observed, precision)
     if key not in kept:
-        kept[key] = _Tried(module, attempts(source, specs, sizes, opset=opset))
+        kept[key] = _Tried(module, attempts(source, specs, sizes, observed, opset=opset))
     yield from _each(kept[key].get)
 
 

@@ -1,4 +1,4 @@
-"""When a written graph disagrees with PyTorch: whose doing it is, and at which node it begins.
+"""When a graph fails a check: whose doing it is, and at which node it begins.
 
 The graph as captured, before any rewrite, is compared at the same shapes. Where it disagrees too,
 PyTorch's exporter is wrong, and another way of capturing may do better. Where it agrees, a rewrite
@@ -14,19 +14,65 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from causal_onnx.export.attest import attest
 from causal_onnx.export.check.parity import Session, compare, tolerance_for
-from causal_onnx.export.errors import ExportError
+from causal_onnx.export.errors import CausalityError, ExportError, ParityError, RewriteError
+from causal_onnx.export.forms import Form
 from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
 from causal_onnx.export.precision.choose import CODED_BITS
 from causal_onnx.export.report import ParityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.source.module import Source
+from causal_onnx.export.subject import Subject
+from causal_onnx.export.torch_patches.user_code import quoted_line
 from causal_onnx.export.write import write_model
 from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import CONTRACT_KEY, Contract
 
-__all__ = ["AsCaptured", "changes_as_it_grows"]
+__all__ = ["AsCaptured", "blamed", "changes_as_it_grows", "naming_the_node"]
+
+
+def blamed(
+    error: ExportError, form: Form, captured: ir.Model, subject: Subject, path: Path
+) -> ExportError:
+    """What to raise for a form that failed its proof: `error`, if the capture fails it too.
+
+    Args:
+        error: What the proof said.
+        form: What failed.
+        captured: The graph before any rewrite, its weights as in the form.
+        subject: What was captured.
+        path: Where the file would have appeared.
+    """
+    as_captured = AsCaptured(
+        model=captured,
+        contract=subject.contract,
+        source=subject.reference,
+        specs=subject.specs,
+    )
+    if not as_captured.agrees(path):
+        return error
+    name, target = subject.name, form.contract.form
+    parity = error.report if isinstance(error, ParityError) else ParityReport(cases=(), tolerance=0)
+    if form.contract.cache and parity.passed:
+        growth = changes_as_it_grows(subject.reference.fresh(), subject.specs, subject.contract)
+        if growth:
+            return ParityError(
+                f"no cache can be derived: {name} changes earlier outputs as a sequence grows "
+                f"({growth}); no file was written. Positions counted from the end, or a division "
+                f"by the length, must go\n{error}",
+                parity,
+            )
+    place = as_captured.first_difference(form.model, form.contract, parity)
+    other = next(name for name in ("portable", "ort") if name != target)
+    return RewriteError(
+        f"a defect of causal-onnx, please report it: {form.name} for target={target!r} disagrees "
+        f"with {name}, and the graph as captured does not"
+        f"{f'; first at {place}' if place else ''}. No file was written. "
+        f"Until then try target={other!r}: other operators, under the same proof\n{error}",
+        parity,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,3 +206,25 @@ def changes_as_it_grows(source: Source, specs: Sequence[InputSpec], contract: Co
 
 def _seq_axes(specs: Sequence[InputSpec]) -> list[int | None]:
     return [next((a for a, name in spec.axes.items() if name == "seq"), None) for spec in specs]
+
+
+def naming_the_node(error: CausalityError, plain: ir.Model, contract: Contract) -> CausalityError:
+    """`error` with the node of the captured graph, its operator and line, where the proof finds it.
+
+    `plain` is the graph as captured, in which nodes still have the names and lines of the source.
+    """
+    if not any(case.past_error for case in error.report.cases if not case.passed):
+        return error  # nothing moved at all, which no node does
+    found = attest(plain, max_seq_len=contract.max_seq_len)
+    violation = found.offence if found.verdict == "not_causal" else None
+    if violation is not None:
+        # A trace ends in PyTorch's own layers, and begins in the wrapper that is captured.
+        node = next((n for n in plain.graph if n.name == violation.node), None)
+        trace = "" if node is None else node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
+        place = violation.module.removeprefix("module").removeprefix(".")
+        violation = replace(violation, module=place, line=quoted_line(trace) or violation.line)
+    if violation is None:
+        text = f"the static proof of the captured graph names no node (it says {found.verdict})"
+    else:
+        text = f"the first node that mixes positions is {violation}: {violation.reason}"
+    return CausalityError(f"{error}. In the graph, {text}", error.report, violation)

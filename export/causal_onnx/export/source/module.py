@@ -17,7 +17,7 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.inputs import InputSpec, describe_inputs
 
-__all__ = ["Filled", "Source", "flatten_outputs", "open_source", "tensors_in"]
+__all__ = ["Filled", "Observed", "Source", "flatten_outputs", "open_source", "tensors_in"]
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Axes = Sequence[Mapping[int, str]] | Mapping[int, str]
@@ -62,6 +62,17 @@ class Filled:
         return (*inputs[: self.index], mask, *inputs[self.index :])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What calling the module told, and its capture must keep to."""
+
+    output_names: tuple[str, ...]
+    longest: int | None = None
+    """The limit of the sequence length; None: none was found."""
+    fixed_seq: int | None = None
+    """The only length that the module accepts, if there is but one."""
+
+
 class Source(nn.Module):
     """The caller's module as the pipeline sees it: tensors in by position, named tensors out.
 
@@ -73,11 +84,6 @@ class Source(nn.Module):
         self.module = private_copy(module)
         self._keywords = tuple(keywords)
         self._fixed = fixed
-        self.output_names: tuple[str, ...] = ()
-        self.longest: int | None = None
-        """The limit of the sequence length, once it is known."""
-        self.fixed_seq: int | None = None
-        """The only length that the module accepts, if there is but one."""
         self.filled: Filled | None = None
         """The padding mask that is made here."""
         self._lengths: tuple[int, ...] | None = None

@@ -16,9 +16,20 @@ __all__ = ["describe_outputs", "dtype_name"]
 
 
 def describe_outputs(
-    source: Source, specs: Sequence[InputSpec], first: Sizes, second: Sizes
+    source: Source,
+    specs: Sequence[InputSpec],
+    first: Sizes,
+    second: Sizes,
+    fixed_seq: int | None = None,
 ) -> tuple[TensorSpec, ...]:
     """Name the outputs and their axes.
+
+    Args:
+        source: The module.
+        specs: Its inputs.
+        first: Sizes to call it at.
+        second: Others, different in every axis that may change.
+        fixed_seq: The only length that it accepts, if there is but one.
 
     Raises:
         ExportError: The number or rank of the outputs changes with the sizes, or an axis follows
@@ -43,7 +54,7 @@ def describe_outputs(
             dtype=dtype_name(x.dtype),
             axes=tuple(
                 "seq"
-                if m == source.fixed_seq and axis in seq_axes
+                if m == fixed_seq and axis in seq_axes
                 else _axis(name, axis, seen=(m, n), labels=labels, sizes=(first, second))
                 for axis, (m, n) in enumerate(zip(x.shape, y.shape, strict=True))
             ),

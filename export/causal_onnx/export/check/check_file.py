@@ -1,0 +1,297 @@
+"""The file: proved equal and causal as a draft, then let appear."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.analyse import LENGTHS
+from causal_onnx.export.attest import attest
+from causal_onnx.export.capture.isolation import with_callers_threads
+from causal_onnx.export.check.cache_chunks import prove_cache
+from causal_onnx.export.check.causality import perturb
+from causal_onnx.export.check.drift import measure_drift
+from causal_onnx.export.check.goldens import record_goldens
+from causal_onnx.export.check.parity import Session, compare, compare_unbatched
+from causal_onnx.export.errors import CausalityError, DriftError, ParityError
+from causal_onnx.export.forms import Form
+from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
+from causal_onnx.export.lower import LOOPED
+from causal_onnx.export.precision.choose import CODED_BITS
+from causal_onnx.export.precision.codes import FAST_LEVEL, set_accuracy_level
+from causal_onnx.export.proof.certificate import Certificate
+from causal_onnx.export.report import (
+    CacheReport,
+    CausalityReport,
+    DriftReport,
+    ExportReport,
+    ParityReport,
+    Progress,
+    QuantisationReport,
+)
+from causal_onnx.export.subject import Subject
+from causal_onnx.export.write import describe_source, source_document, staged, write_model
+from causal_onnx.runtime import load
+from causal_onnx.runtime.contract import CERTIFICATE_KEY, CONTRACT_KEY, GOLDEN_KEY, Contract
+
+__all__ = ["prove_and_write"]
+
+
+def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) -> ExportReport:
+    """Prove the graph equal and causal, then let the file appear.
+
+    Raises:
+        ParityError: It differs from the source, or the cache from a full pass.
+        CausalityError: A later input moves an earlier output.
+        DriftError: It is further from fp32 than allowed.
+    """
+    with staged(path) as place:
+        quantisation = _check_codes(form, subject, place, tell)
+        draft = _drafted(form, subject, place, tell)
+        draft.write_runnable({})
+        parity, cached = _check_equal(draft)
+        # Of what follows the file keeps figures: they must not depend on the number of threads.
+        session = Session(place, draft.ran, threads=1)
+        drift = _check_drift(draft, session, parity)
+        causality = _check_by_perturbing(draft, session)
+        certificate = _check_by_proof(draft, causality)
+        described = describe_source(subject.module)
+        found = _Found(
+            certificate=certificate,
+            parity=parity,
+            causality=causality,
+            cache=cached,
+            quantisation=quantisation,
+            drift=drift,
+        )
+        size = _write_whole(draft, found, source_document(described))
+    tell("done", 1.0)
+    return ExportReport(
+        path=path,
+        contract=form.contract,
+        parity=parity,
+        causality=causality,
+        certificate=certificate,
+        cache=cached,
+        quantisation=quantisation,
+        drift=drift,
+        source=described,
+        size_bytes=size,
+        nodes=sum(1 for _ in form.model.graph.all_nodes()),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draft:
+    """A form as a file that nobody reads yet."""
+
+    form: Form
+    subject: Subject
+    path: Path
+    runnable: ir.Model
+    """What the CPU runs in the checks; bfloat16 it cannot."""
+    ran: Contract
+    """Of `runnable`."""
+    tell: Progress
+
+    def write_runnable(self, metadata: dict[str, str]) -> None:
+        write_model(self.runnable, self.path, metadata | {CONTRACT_KEY: self.ran.to_json()})
+
+    def write(self, metadata: dict[str, str]) -> int:
+        """Write what will appear; returns its size in bytes."""
+        contract = {CONTRACT_KEY: self.form.contract.to_json()}
+        return write_model(self.form.model, self.path, metadata | contract)
+
+
+def _drafted(form: Form, subject: Subject, path: Path, tell: Progress) -> _Draft:
+    model, contract = form.model, form.contract
+    is_twin = contract.precision == "bf16"
+    return _Draft(
+        form=form,
+        subject=subject,
+        path=path,
+        runnable=make_twin(model) if is_twin else model,
+        ran=contract_of_twin(contract) if is_twin else contract,
+        tell=tell,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What the checks found, for the file to keep."""
+
+    certificate: Certificate
+    parity: ParityReport
+    causality: CausalityReport
+    cache: CacheReport | None
+    quantisation: QuantisationReport | None
+    drift: DriftReport | None
+
+    def to_json(self) -> str:
+        document = {
+            **self.certificate.to_dict(),
+            "parity": self.parity.to_record(),
+            "causality": self.causality.to_record(),
+            "cache": self.cache.to_record() if self.cache else None,
+            "quantisation": self.quantisation.to_record() if self.quantisation else None,
+            "drift": self.drift.to_record() if self.drift else None,
+        }
+        return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def _check_codes(
+    form: Form, subject: Subject, path: Path, tell: Progress
+) -> QuantisationReport | None:
+    """Compare coded weights as tightly as fp32, with activations left alone; None: there are none.
+
+    Afterwards the graph may round activations, too.
+
+    Raises:
+        ParityError: It differs from the source with the same rounded weights.
+    """
+    rounded = subject.rounded
+    if rounded is None:
+        return None
+    exact = replace(form.contract, precision="fp32")
+    write_model(form.model, path, {CONTRACT_KEY: exact.to_json()})
+    with with_callers_threads():
+        parity = compare(
+            Session(path, exact, exact=True),
+            subject.reference.fresh(),
+            subject.specs,
+            exact,
+            lambda i, n: tell("compare", i / n),
+        )
+    if not parity.passed:
+        raise ParityError(
+            "the graph with coded weights disagrees with PyTorch with the same rounded weights; no "
+            f"file was written\n{parity.to_table()}",
+            parity,
+        )
+    set_accuracy_level(form.model, FAST_LEVEL)
+    bits = CODED_BITS[form.contract.precision]
+    return QuantisationReport(bits=bits, axes=rounded.axes, kept=rounded.kept, parity=parity)
+
+
+def _check_equal(draft: _Draft) -> tuple[ParityReport, CacheReport | None]:
+    """Compare with the module in one pass, and in chunks where there is a cache."""
+    session = Session(draft.path, draft.ran)
+    parity = _check_parity(draft, session)
+    return parity, _check_cache(draft, session, parity) if draft.form.contract.cache else None
+
+
+def _check_parity(draft: _Draft, session: Session) -> ParityReport:
+    subject, contract = draft.subject, draft.form.contract
+    with with_callers_threads():
+        parity = compare(
+            session,
+            subject.reference.fresh(),
+            subject.specs,
+            contract,
+            lambda i, n: draft.tell("compare", i / n),
+            also=subject.excluded,
+        )
+        if contract.unbatched and parity.passed:
+            model = load(draft.path)
+            parity = compare_unbatched(model, subject.reference.fresh(), subject.specs, parity)
+    if not parity.passed:
+        raise ParityError(
+            f"the graph disagrees with {subject.name}; no file was written\n{parity.to_table()}",
+            parity,
+        )
+    return parity
+
+
+def _check_cache(draft: _Draft, session: Session, parity: ParityReport) -> CacheReport:
+    subject = draft.subject
+    with with_callers_threads():
+        cached = prove_cache(
+            session,
+            subject.reference.fresh(),
+            subject.specs,
+            draft.form.contract,
+            tolerance=parity.tolerance,
+            progress=lambda i, n: draft.tell("cache", i / n),
+        )
+    if not cached.passed:
+        raise ParityError(f"{subject.name}: {cached.summary()}; no file was written", parity)
+    return cached
+
+
+def _check_drift(draft: _Draft, session: Session, parity: ParityReport) -> DriftReport | None:
+    """Bound the distance from fp32; None: the file is as precise as the module."""
+    subject, contract = draft.subject, draft.form.contract
+    if subject.full is None:
+        return None
+    draft.tell("drift", 0.0)
+    full = subject.full.fresh()
+    drift = measure_drift(session, full, subject.specs, contract, subject.max_drift)
+    if not drift.passed:
+        raise DriftError(
+            f"{subject.name} in {contract.precision}: {drift.summary()}; no file was written",
+            parity,
+            drift,
+        )
+    return drift
+
+
+def _check_by_perturbing(draft: _Draft, session: Session) -> CausalityReport:
+    """Change later inputs: earlier outputs must stay."""
+    subject, contract = draft.subject, draft.form.contract
+    draft.tell("causality", 0.0)
+    causality = perturb(session, subject.reference.fresh(), subject.specs, contract)
+    if causality.cases and not causality.is_causal:
+        raise CausalityError(
+            f"{subject.name} is {causality.summary()}; no file was written", causality
+        )
+    return causality
+
+
+def _check_by_proof(draft: _Draft, causality: CausalityReport) -> Certificate:
+    """Read the written graph: no node may let a later input reach an earlier output."""
+    contract = draft.form.contract
+    draft.tell("proof", 0.0)
+    if draft.runnable is not draft.form.model:
+        draft.write({})
+    found = attest(draft.path, dynamic=False, lengths=_lengths_to_follow(contract))
+    if found.verdict == "not_causal":
+        witness = f" ({found.offence.witness})" if found.offence is not None else ""
+        raise CausalityError(
+            f"{draft.subject.name}: the graph is not causal: {found.reason}{witness}; no file was "
+            "written",
+            causality,
+        )
+    return replace(found, static_seconds=0.0)  # no time: equal modules give equal files
+
+
+def _lengths_to_follow(contract: Contract) -> list[int] | None:
+    """Lengths for the proof of a form in blocks: the usual ones, and those of more blocks."""
+    top = contract.max_seq_len
+    more = [n for n in LOOPED.get(contract.form, ()) if top is None or n <= top]
+    return [*LENGTHS, *more] if more else None
+
+
+def _write_whole(draft: _Draft, found: _Found, source: dict[str, str]) -> int:
+    """Write the file with all that it says, once it replays its golden vectors; its bytes.
+
+    Raises:
+        ParityError: It does not.
+    """
+    subject, contract = draft.subject, draft.form.contract
+    tolerance = 2 * found.parity.tolerance
+    goldens = record_goldens(
+        subject.reference.fresh(), subject.specs, contract, tolerance=tolerance
+    )
+    metadata = {**source, GOLDEN_KEY: goldens.to_json(), CERTIFICATE_KEY: found.to_json()}
+    draft.write_runnable(metadata)
+    replayed = load(draft.path).selftest()
+    size = draft.write(metadata)
+    if not replayed.passed:
+        raise ParityError(
+            f"the written file fails its own golden vectors (error {replayed.max_error:.1e})",
+            found.parity,
+        )
+    return size

@@ -1,0 +1,90 @@
+"""Compare an existing file with a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from causal_onnx.export.capture.isolation import isolated, with_callers_threads
+from causal_onnx.export.check.parity import Session, compare
+from causal_onnx.export.precision.choose import PRECISIONS, grid_for
+from causal_onnx.export.precision.rounding import round_module
+from causal_onnx.export.report import ParityReport, Progress
+from causal_onnx.export.source.module import Axes, Example
+from causal_onnx.export.subject import prepare
+from causal_onnx.runtime import load
+from causal_onnx.runtime.contract import Contract, TensorSpec
+
+__all__ = ["verify"]
+
+
+def verify(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    example: Example | None = None,
+    axes: Axes | None = None,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Compare an existing file with a module over a grid of shapes.
+
+    Args:
+        module: The source that the file should equal; left as it is.
+        path: A file with a contract, as `export` writes it.
+        example: As for `export`.
+        axes: As for `export`.
+        progress: Called with (step, fraction done).
+
+    Raises:
+        ArtifactError: The file has no contract or is damaged.
+        DeviceError: The file is in bfloat16, which the CPU cannot run.
+        ValueError: Module and contract differ in their inputs or outputs.
+    """
+    path = Path(path)
+    model = load(path)
+    contract = model.contract
+    tell = progress or (lambda step, fraction: None)
+    with isolated():
+        subject = prepare(
+            module,
+            example,
+            axes,
+            cache=bool(contract.cache),
+            max_seq_len=contract.max_seq_len,
+            target=contract.form,
+            precision=contract.precision if contract.precision in PRECISIONS else "fp32",
+            opset=contract.opset,
+        )
+        _refuse_another_interface(contract, subject.contract)
+        grid = grid_for(contract.precision, contract.form, contract.opset or 0)
+        if grid is not None:
+            found = (model.certificate or {}).get("quantisation") or {}
+            round_module(subject.reference.module, found.get("axes", {}), grid)
+        session = Session(path, contract)
+        with with_callers_threads():
+            return compare(
+                session,
+                subject.reference.fresh(),
+                subject.specs,
+                contract,
+                lambda i, n: tell("compare", i / n),
+            )
+
+
+def _refuse_another_interface(contract: Contract, expected: Contract) -> None:
+    for kind in ("inputs", "outputs"):
+        derived = contract.optional_names | contract.present_names  # by the export, not the module
+        specs = [spec for spec in getattr(contract, kind) if spec.name not in derived]
+        ours = [(spec.name, spec.dtype, spec.axes) for spec in specs]
+        theirs = [(spec.name, spec.dtype, spec.axes) for spec in getattr(expected, kind)]
+        if ours != theirs:
+            raise ValueError(
+                f"the file's {kind} are {_listed(getattr(contract, kind))}; the module's are "
+                f"{_listed(getattr(expected, kind))}. Pass the example and axes of the export"
+            )
+
+
+def _listed(specs: Sequence[TensorSpec]) -> str:
+    return "; ".join(spec.describe() for spec in specs)

@@ -1,0 +1,244 @@
+"""The module under export, and what calling it told: inputs, outputs, lengths; so the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from causal_onnx.export.cache.derive import MASK
+from causal_onnx.export.capture.capture import capture_sizes
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.precision.choose import in_precision
+from causal_onnx.export.precision.rounding import Rounded
+from causal_onnx.export.source import probe
+from causal_onnx.export.source.inputs import InputSpec, Sizes
+from causal_onnx.export.source.module import Axes, Example, Observed, Source, open_source
+from causal_onnx.export.source.outputs import describe_outputs, dtype_name
+from causal_onnx.export.source.padding_mask import fill_padding
+from causal_onnx.runtime.contract import Contract, TensorSpec
+
+__all__ = ["Subject", "crops", "other_sizes", "prepare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A module under export, and what calling it told."""
+
+    module: nn.Module
+    """The caller's; only looked at."""
+    source: Source
+    """What is captured."""
+    reference: Source
+    """What the file must equal."""
+    full: Source | None = None
+    """In fp32, where the file's precision is lower: what drift is measured from."""
+    rounded: Rounded | None = None
+    """The weights that `reference` and the captured graph hold rounded."""
+    max_drift: float | None = None
+    specs: tuple[InputSpec, ...]
+    observed: Observed
+    contract: Contract
+    sizes: Sizes
+    """To capture at."""
+    is_limit_asked: bool
+    """The caller gave `max_seq_len`: a graph that is valid for less will not do."""
+    excluded: tuple[Sizes, ...] = ()
+    """Sizes that the guards of the capture exclude; the file is compared there, too."""
+    warnings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The module's class."""
+        return type(self.module).__name__
+
+
+def prepare(
+    module: nn.Module,
+    example: Example | None,
+    axes: Axes | None,
+    *,
+    cache: bool,
+    max_seq_len: int | None,
+    target: str,
+    precision: str,
+    opset: int | None,
+    max_drift: float | None = None,
+) -> Subject:
+    """Open the module and learn from calling it what the contract must say.
+
+    The arguments are those of `export`.
+
+    Raises:
+        ExportError: It is random in eval mode, keeps state, or has no dynamic sequence axis.
+        TypeError, ValueError: Arguments that do not fit the module.
+    """
+    opened = _open(module, example, axes, cache=cache, precision=precision, max_drift=max_drift)
+    source = opened.source
+    # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.
+    specs = _look_at_inputs(source, opened.specs, is_batch_given=axes is not None)
+    lengths = _find_lengths(source, specs, max_seq_len)
+    fixed_seq = lengths.fixed_seq
+    sizes = capture_sizes(source.fresh(), specs, lengths.limit, fixed_seq)
+    probe.refuse_random(source.fresh(), specs, sizes)
+    other = other_sizes(source.fresh(), specs, sizes, fixed_seq)
+    outputs = describe_outputs(source.fresh(), specs, sizes, other, fixed_seq)
+    warnings = [*opened.warnings, *lengths.warnings]
+    if not any(spec.axis_of("seq") is not None for spec in outputs):
+        warnings.append("no output has a sequence axis, so causality cannot be tested from outside")
+    return Subject(
+        module=module,
+        source=source,
+        reference=opened.reference,
+        full=opened.full,
+        max_drift=max_drift,
+        specs=specs,
+        observed=Observed(
+            output_names=tuple(spec.name for spec in outputs),
+            longest=lengths.longest,
+            fixed_seq=fixed_seq,
+        ),
+        contract=Contract(
+            inputs=tuple(map(_described, specs)),
+            outputs=outputs,
+            max_seq_len=lengths.limit,
+            min_seq_len=fixed_seq or 1,
+            unbatched=probe.takes_unbatched(source.fresh(), specs, sizes),
+            form=target,
+            precision=opened.precision,
+            opset=opset,
+        ),
+        sizes=sizes,
+        is_limit_asked=max_seq_len is not None,
+        warnings=tuple(warnings),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """The module taken apart, in the precision asked for."""
+
+    source: Source
+    reference: Source
+    full: Source | None
+    specs: tuple[InputSpec, ...]
+    precision: str
+    warnings: list[str]
+
+
+def _open(
+    module: nn.Module,
+    example: Example | None,
+    axes: Axes | None,
+    *,
+    cache: bool,
+    precision: str,
+    max_drift: float | None,
+) -> _Opened:
+    whole, specs = open_source(module, example, axes)
+    filled = None
+    if cache:
+        probe.refuse_broken(whole.fresh(), specs)
+        whole, specs, filled = fill_padding(whole, specs)
+    source, reference, specs, found, warnings = in_precision(whole, specs, precision)
+    if filled is not None and filled != MASK:
+        warnings.append(
+            f"the padding mask {filled!r} is no input: the cache's {MASK!r} replaces it"
+        )
+    if max_drift is not None and whole is source:
+        raise ValueError(f"the module is in {precision} already, so max_drift has nothing to bound")
+    is_lower = precision != "fp32" and whole is not source
+    return _Opened(
+        source=source,
+        reference=reference,
+        full=whole.fresh().float() if is_lower else None,
+        specs=specs,
+        precision=found,
+        warnings=warnings,
+    )
+
+
+def _look_at_inputs(
+    source: Source, specs: tuple[InputSpec, ...], *, is_batch_given: bool
+) -> tuple[InputSpec, ...]:
+    """`specs` with the batch axis that the module takes, and the vocabularies of ids."""
+    probe.refuse_broken(source.fresh(), specs)
+    if not is_batch_given:
+        specs = probe.with_batch(source.fresh(), specs)
+    probe.refuse_rigid(source.fresh(), specs)
+    return probe.find_vocabularies(source.fresh(), specs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FoundLengths:
+    """Which lengths the module accepts."""
+
+    longest: int | None
+    """Its limit, or the lower one that was asked for."""
+    fixed_seq: int | None
+    warnings: list[str]
+
+    @property
+    def limit(self) -> int | None:
+        """What the contract says."""
+        return self.longest if self.fixed_seq is None else self.fixed_seq
+
+
+def _find_lengths(
+    source: Source, specs: Sequence[InputSpec], max_seq_len: int | None
+) -> _FoundLengths:
+    warnings = []
+    limit = probe.find_max_seq_len(source.fresh(), specs)
+    if max_seq_len is not None:
+        if limit is not None and max_seq_len > limit:
+            raise ValueError(
+                f"max_seq_len is {max_seq_len}, but the module accepts at most {limit} positions"
+            )
+        limit = max_seq_len
+    elif limit is not None:
+        beyond = probe.at_length(source, specs, Sizes(batch=1, seq=limit + 1))
+        if beyond.takes is False and beyond.error is None:
+            warnings.append(crops(source, limit))
+    fixed = probe.find_fixed_seq(source.fresh(), specs)
+    if fixed is not None:
+        warnings.append(f"the module accepts sequences of {fixed} positions only, not shorter ones")
+    return _FoundLengths(longest=limit, fixed_seq=fixed, warnings=warnings)
+
+
+def crops(source: Source, limit: int) -> str:
+    """The warning about a module that takes longer sequences and crops them."""
+    return (
+        f"the file refuses more than {limit} positions; {type(source.module).__name__} itself "
+        "crops a longer sequence"
+    )
+
+
+def other_sizes(
+    source: Source, specs: Sequence[InputSpec], sizes: Sizes, fixed_seq: int | None = None
+) -> Sizes:
+    """Sizes that differ from `sizes` in every axis that may, and that the module accepts.
+
+    Raises:
+        ExportError: It accepts no other length.
+    """
+    if fixed_seq is not None:
+        return replace(sizes, batch=sizes.batch - 1)
+    for seq in (sizes.seq - 1, sizes.seq - 2, sizes.seq + 1, 1):
+        other = Sizes(batch=sizes.batch - 1, seq=seq, past=max(sizes.past - 2, 0))
+        if seq >= 1 and seq != other.batch and probe.runs(source, specs, other):
+            return other
+    raise ExportError(
+        f"the module accepts a length of {sizes.seq}, but neither {sizes.seq - 1} nor "
+        f"{sizes.seq + 1}; its sequence axis is not dynamic"
+    )
+
+
+def _described(spec: InputSpec) -> TensorSpec:
+    axes = tuple(spec.axes.get(axis, size) for axis, size in enumerate(spec.example.shape))
+    return TensorSpec(
+        name=spec.name,
+        dtype=dtype_name(spec.example.dtype),
+        axes=axes,
+        vocab_size=spec.vocab_size,
+    )
