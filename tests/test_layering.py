@@ -201,11 +201,6 @@ def test_an_import_against_the_order_is_found_even_for_type_checking() -> None:
     assert against_the_order(ORDER["runtime"].split(), "stream", source, "runtime") == ["model"]
 
 
-@pytest.mark.parametrize("name", export.__all__)
-def test_every_public_name_is_found_where_its_file_is(name: str) -> None:
-    assert getattr(export, name).__name__ == name
-
-
 def test_no_file_has_the_name_of_a_public_function() -> None:
     # Names are loaded when they are first used, so importing the file would hide the function.
     assert set(export.__all__) & set(entries("export")) == set()

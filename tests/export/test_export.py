@@ -17,10 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import causal_onnx.export
 from causal_onnx.export import CausalityError, ExportError, ParityError, export, forms, verify
 from causal_onnx.export.graph.cleanup import tidy
 from causal_onnx.models import AttentionConfig, CausalMechanismV1, MultiHeadAttention
 from causal_onnx.runtime import load
+
+
+@pytest.mark.parametrize("name", causal_onnx.export.__all__)
+def test_every_public_name_is_found_where_its_file_is(name: str) -> None:
+    assert getattr(causal_onnx.export, name).__name__ == name
 
 
 class Handwritten(nn.Module):
