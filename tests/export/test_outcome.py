@@ -24,7 +24,7 @@ from causal_onnx.export.source import module as source
 from causal_onnx.export.source import padding_mask as padding
 from causal_onnx.export.source.inputs import InputSpec, Sizes
 from causal_onnx.export.source.module import open_source
-from causal_onnx.export.torch_patches import patched as patches
+from causal_onnx.export.torch_patches import attention
 from tests.export.modules import DIM, Head, example
 
 
@@ -111,7 +111,7 @@ def broken(*_: Any, **__: Any) -> Any:
         (source, "flatten_outputs", Head()),
         (source.Source, "_call", Head()),
         (dry_run, "_check_indices", Masked()),
-        (patches, "_attention", Masked()),
+        (attention, "_attention", Masked()),
         (capture, "make_inputs", Head()),
         (capture, "_name_axes", Head()),
         (parity, "grid", Head()),

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor, nn
 
 from causal_onnx.export import export
+from causal_onnx.export.outcome import Refusal, ask
+from causal_onnx.export.torch_patches import attention, replace, tensor_operators
 from causal_onnx.export.torch_patches.patched import patched
+from causal_onnx.export.torch_patches.watch import Answer, replaying, watching_sizes
 from tests.export.modules import DIM, Head, example
 
 
@@ -71,6 +78,115 @@ def test_pytorch_is_left_as_it_was() -> None:
     with patched(zero_masked_rows=True):
         assert Tensor.unsqueeze is not before["unsqueeze"]
     assert {name: getattr(Tensor, name) for name in before} == before
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise AssertionError("ours is called")
+
+
+def in_another_thread(call: Callable[[], Any]) -> Any:
+    """What `call` returns there, or what it raises."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(ask(call)))
+    thread.start()
+    thread.join()
+    return results[0] if results else None
+
+
+def attended() -> Any:
+    q = torch.linspace(-1, 1, 24).reshape(1, 2, 3, 4)
+    return F.scaled_dot_product_attention(q, q, q, is_causal=True)
+
+
+def test_another_thread_runs_pytorchs_own_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_attention", broken)
+    expected = attended()
+    with patched(zero_masked_rows=False):
+        with pytest.raises(AssertionError, match="ours is called"):
+            attended()
+        torch.testing.assert_close(in_another_thread(attended), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("_get_item", lambda t: t[0]),
+        ("_set_item", lambda t: t.__setitem__(0, 1.0)),
+        ("_unsqueeze", lambda t: t.unsqueeze(0)),
+        ("_multiply", lambda t: t * 2),
+        ("_exp", lambda t: t.exp() + torch.exp(t)),
+        ("_hstack", lambda t: torch.hstack([t, t])),
+        ("_tril_indices", lambda t: torch.tril_indices(len(t), 2)),
+    ],
+)
+def test_another_thread_runs_pytorchs_own_operators(
+    name: str, call: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_operators, name, broken)
+    with patched(zero_masked_rows=False):
+        with pytest.raises(AssertionError, match="ours is called"):
+            call(torch.ones(3))
+        got = in_another_thread(lambda: call(torch.ones(3)))
+    torch.testing.assert_close(got, call(torch.ones(3)))
+
+
+def test_another_thread_keeps_the_fused_encoder() -> None:
+    with patched(zero_masked_rows=False):
+        here = torch.backends.mha.get_fastpath_enabled()
+        assert (here, in_another_thread(torch.backends.mha.get_fastpath_enabled)) == (False, True)
+
+
+def test_another_threads_refusal_is_not_ours() -> None:
+    with patched(zero_masked_rows=False):
+        refusal = in_another_thread(lambda: torch.exp("x"))  # type: ignore[call-overload]
+    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal.error, TypeError)
+
+
+def test_another_threads_questions_are_not_watched() -> None:
+    asked: list[Answer] = []
+    with replaying(asked, record=True):
+        assert in_another_thread(lambda: bool(torch.tensor(True))) is True
+        assert bool(torch.tensor(1))
+    assert len(asked) == 1
+
+
+def test_the_line_that_asks_is_the_callers() -> None:
+    asked: list[Answer] = []
+    with replaying(asked, record=True):
+        assert bool(torch.tensor(1))
+    assert Path(__file__).name in asked[0].place
+
+
+def free_for_another_thread() -> bool:
+    def take() -> bool:
+        taken = replace._LOCK.acquire(blocking=False)
+        if taken:
+            replace._LOCK.release()
+        return taken
+
+    return bool(in_another_thread(take))
+
+
+@pytest.mark.parametrize(
+    "context",
+    [lambda: patched(zero_masked_rows=False), lambda: replaying([], record=True)],
+    ids=["patched", "replaying"],
+)
+def test_a_second_thread_waits_for_its_turn(context: Callable[[], Any]) -> None:
+    with context(), watching_sizes([]):
+        assert not free_for_another_thread()
+    assert free_for_another_thread()
+
+
+def test_what_was_imported_meanwhile_is_pytorchs_own_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(attention, "_attention", broken)
+    with patched(zero_masked_rows=False):
+        taken = F.scaled_dot_product_attention
+    q = torch.ones(1, 2, 3, 4)
+    torch.testing.assert_close(taken(q, q, q), F.scaled_dot_product_attention(q, q, q))
 
 
 class ByLen(Head):

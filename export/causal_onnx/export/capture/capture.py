@@ -27,8 +27,9 @@ from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
 from causal_onnx.export.source.module import Observed, Source
 from causal_onnx.export.source.probe import runs
-from causal_onnx.export.torch_patches.patched import Answer, patched, replaying, watching_sizes
+from causal_onnx.export.torch_patches.patched import patched
 from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
+from causal_onnx.export.torch_patches.watch import Answer, replaying, watching_sizes
 
 __all__ = ["Capture", "attempts", "capture_sizes"]
 

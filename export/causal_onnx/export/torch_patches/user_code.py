@@ -9,8 +9,8 @@ from collections.abc import Iterable
 __all__ = ["line_of_error", "quoted_line", "user_line"]
 
 _LIBRARIES = re.compile(
-    r"/(site|dist)-packages/(torch|sympy|onnxscript|onnx_ir)/|/causal_onnx/export/[a-z_]+\.py$"
-    r"|/contextlib\.py$|^<"
+    r"/(site|dist)-packages/(torch|sympy|onnxscript|onnx_ir)/"
+    r"|/causal_onnx/export/([a-z_]+/)*[a-z0-9_]+\.py$|/contextlib\.py$|^<"
 )
 """Files that are no place to look for the user's mistake. A folder of the user's own may be called
 `torch`; an installed one stands in `site-packages`."""

@@ -1,0 +1,126 @@
+"""Operators on tensors that the exporter refuses, by way of others that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from causal_onnx.export.outcome import handed_over
+
+__all__ = ["methods", "replacements"]
+
+_original_exp = torch.exp
+_original_get_item = Tensor.__getitem__
+_original_multiply = Tensor.__mul__
+_original_set_item = Tensor.__setitem__
+
+
+def replacements() -> list[tuple[Any, Callable[..., Any]]]:
+    """Pairs of a function of PyTorch and ours."""
+    return [
+        (torch.exp, _exp),
+        (torch.hstack, _hstack),
+        (torch.vstack, _vstack),
+        (torch.triu_indices, _triu_indices),
+        (torch.tril_indices, _tril_indices),
+    ]
+
+
+def methods() -> dict[str, Callable[..., Any]]:
+    """Ours for methods of a tensor, by name."""
+    return {
+        "__setitem__": _set_item,
+        "unsqueeze": _unsqueeze,
+        "__getitem__": _get_item,
+        "__mul__": _multiply,
+        "__rmul__": _multiply,
+        "exp": _exp,
+    }
+
+
+def _triu_indices(
+    row: Any, col: Any, offset: int = 0, *, dtype: Any = torch.long, device: Any = None, **_: Any
+) -> Tensor:
+    # "conflicts ... inferred a static shape of 7": the operator needs a number for its own shape.
+    i = torch.arange(row, device=device).unsqueeze(-1)
+    j = torch.arange(col, device=device).unsqueeze(0)
+    return (j - i >= offset).nonzero().t().to(dtype)
+
+
+def _tril_indices(
+    row: Any, col: Any, offset: int = 0, *, dtype: Any = torch.long, device: Any = None, **_: Any
+) -> Tensor:
+    i = torch.arange(row, device=device).unsqueeze(-1)
+    j = torch.arange(col, device=device).unsqueeze(0)
+    return (j - i <= offset).nonzero().t().to(dtype)
+
+
+def _unsqueeze(tensor: Tensor, dim: int) -> Tensor:
+    """`unsqueeze` by way of real numbers: "No decompositions registered for the complex-valued"."""
+    if not tensor.is_complex():
+        return torch.unsqueeze(tensor, dim)
+    parts = torch.view_as_real(tensor)  # one more axis, the last
+    return torch.view_as_complex(torch.unsqueeze(parts, dim if dim >= 0 else dim - 1))
+
+
+def _multiply(tensor: Tensor, other: Any) -> Any:
+    """A real tensor times a complex number (`1j * angle`): aten.mul.Scalar takes no 1j."""
+    if isinstance(other, complex) and not tensor.is_complex():
+        return torch.complex(tensor * other.real, tensor * other.imag)
+    return handed_over(_original_multiply, tensor, other)
+
+
+def _exp(tensor: Tensor) -> Tensor:
+    """`exp`, of a complex number by its parts, for the same reason."""
+    if not tensor.is_complex():
+        return handed_over(_original_exp, tensor)  # type: ignore[no-any-return]
+    real, imaginary = torch.view_as_real(tensor).unbind(-1)
+    length = _original_exp(real)
+    return torch.complex(length * imaginary.cos(), length * imaginary.sin())
+
+
+def _hstack(tensors: Sequence[Tensor]) -> Tensor:
+    """`hstack` by way of `cat`: the exporter's has types that do not fit (atleast_1d)."""
+    parts = [tensor if tensor.ndim else tensor.reshape(1) for tensor in tensors]
+    return torch.cat(parts, dim=0 if parts[0].ndim == 1 else 1)
+
+
+def _vstack(tensors: Sequence[Tensor]) -> Tensor:
+    """`vstack` by way of `cat`, for the same reason (atleast_2d)."""
+    return torch.cat([t if t.ndim > 1 else t.reshape(1, -1) for t in tensors])
+
+
+def _get_item(tensor: Tensor, index: Any) -> Tensor:
+    """Indexing by way of real numbers, for the same reason: `turns[:, :, None]` unsqueezes."""
+    items = index if isinstance(index, tuple) else (index,)
+    if not tensor.is_complex() or not any(item is None for item in items):
+        return handed_over(_original_get_item, tensor, index)  # type: ignore[no-any-return]
+    last = (slice(None),) if any(item is Ellipsis for item in items) else (Ellipsis, slice(None))
+    return torch.view_as_complex(_original_get_item(torch.view_as_real(tensor), (*items, *last)))
+
+
+def _set_item(self: Tensor, index: Any, value: Any) -> None:
+    """`scores[:, mask] = -inf` as a masked fill: "ConversionError ... aten.index_put"."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    masks = [i for i, p in enumerate(parts) if isinstance(p, Tensor) and p.dtype == torch.bool]
+    plain = isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)
+    others = [p for p in parts if not isinstance(p, Tensor)]
+    if len(masks) == 1 and plain and len(others) == len(parts) - 1 and all(map(_is_whole, others)):
+        mask = parts[masks[0]]
+        if Ellipsis not in others:
+            parts.append(Ellipsis)
+        where = next(i for i, p in enumerate(parts) if p is Ellipsis)
+        free = self.ndim - mask.ndim - (len(parts) - 2)  # axes that the Ellipsis stands for
+        before = masks[0] + (free - 1 if where < masks[0] else 0)
+        after = self.ndim - mask.ndim - before
+        shape = (1,) * before + tuple(mask.shape) + (1,) * after
+        self.masked_fill_(mask.reshape(shape), value)
+        return
+    handed_over(_original_set_item, self, index, value)
+
+
+def _is_whole(part: Any) -> bool:
+    return part is Ellipsis or (isinstance(part, slice) and part == slice(None))
