@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from causal_onnx.export.cache.derive import MASK
+from causal_onnx.export.cache.lengths import MASK
 from causal_onnx.export.capture.capture import capture_sizes
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.precision.choose import in_precision

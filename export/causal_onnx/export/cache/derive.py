@@ -17,22 +17,23 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.elements import NONE, Elements, view
-from causal_onnx.export.analysis.interpret import Constants, Run, input_elements, run
-from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 from causal_onnx.export.attention.canonical import CanonicalCore, bias_of
 from causal_onnx.export.attention.rotary import note_projections
-from causal_onnx.export.cache.row_lookup import RaggedError, plan_rows, write_rows
+from causal_onnx.export.cache.lengths import MASK, Lengths, write_lengths
+from causal_onnx.export.cache.refusals import (
+    named,
+    refuse_mixing,
+    refuse_odd_cores,
+    refuse_shared_inputs,
+)
+from causal_onnx.export.cache.row_lookup import plan_rows, write_rows
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.position_region import PositionRegion, same_prefix, seq_axes
 from causal_onnx.runtime.contract import SLOT_AXES, TensorSpec
 
-__all__ = ["MASK", "DerivedCache", "derive_cache"]
-
-MASK = "attention_mask"
-"""The input that says which positions of each row are tokens, named as everyone does."""
+__all__ = ["DerivedCache", "derive_cache"]
 
 # Inputs of an operator that say which shape or which part, not what is computed with.
 _SHAPE_OPERANDS: Mapping[str, Sequence[int]] = {
@@ -94,56 +95,22 @@ def derive_cache(
         NotSupportedError: Something besides the cores mixes positions, or a function of positions
             is not the same for a prefix; names the node.
     """
-    _refuse_odd_cores(cores, others)
+    refuse_odd_cores(cores, others)
     graph = model.graph
     cut = _cut_at_cores(graph, cores)
     layouts = Layouts(model, max_seq_len)
-    _refuse_mixing(layouts, cores, others)
+    refuse_mixing(layouts, cores, others)
     if ragged:
-        _refuse_shared_inputs(layouts.signature)
+        refuse_shared_inputs(layouts.signature)
     note_projections(layouts, cores, max_seq_len)
     edges = list(_position_edges(layouts, cores))
     bounds = [_bound(core, max_seq_len) if ragged else None for core in cores]
     pasts = [_pasts(index, core, bounds[index]) for index, core in enumerate(cores)]
-    lengths = _lengths(graph, layouts.signature, aligned=None if ragged else pasts[0][0])
+    lengths = write_lengths(graph, layouts.signature, aligned=None if ragged else pasts[0][0])
     for edge in edges:
         _shift(graph, layouts, edge, lengths)
     _rejoin(graph, cores, cut, pasts=pasts, bounds=bounds, lengths=lengths)
     return _tensors(cores, pasts, bounds, lengths)
-
-
-def _refuse_odd_cores(cores: Sequence[CanonicalCore], others: Mapping[ir.Node, str]) -> None:
-    if not cores:
-        node, reason = next(iter(others.items()), (None, "there is no softmax over scores"))
-        place = "" if node is None else f"{node.op_type} {_named(node)}: "
-        raise NotSupportedError(
-            f"no cache can be derived: no attention was recognised ({place}{reason}). Write it as "
-            "softmax(q k^T * scale + mask) v, and return no attention weights"
-        )
-    for core in cores:
-        if core.has_data_mask:
-            raise NotSupportedError(
-                f"no cache can be derived: what is added to the scores of {_named(core.node)} "
-                "depends on data. Export without a mask of padding as input (rows of different "
-                "lengths are the cache's own); a bias must come from positions, not from tokens"
-            )
-        if not core.footprint.is_causal:
-            raise NotSupportedError(
-                f"no cache can be derived: the attention {_named(core.node)} is not plainly causal "
-                f"(footprint: {core.footprint.kind})"
-            )
-
-
-def _refuse_shared_inputs(signature: Signature) -> None:
-    """Rows of different lengths need inputs of their own, and a free name for the mask."""
-    batched = any("batch" in spec.axes for spec in signature.inputs)
-    for spec in signature.inputs:
-        if spec.name == MASK:
-            raise RaggedError(f"the module has an input {MASK!r} of its own")
-        if batched and "seq" in spec.axes and "batch" not in spec.axes:
-            raise RaggedError(
-                f"rows of different lengths cannot share a call: they share the input {spec.name!r}"
-            )
 
 
 def _bound(core: CanonicalCore, max_seq_len: int | None) -> int | None:
@@ -186,75 +153,6 @@ def _copy_output(graph: ir.Graph, value: ir.Value) -> None:
     graph.append(producer)
 
 
-def _refuse_mixing(
-    layouts: Layouts, cores: Sequence[CanonicalCore], others: Mapping[ir.Node, str]
-) -> None:
-    """Every element must depend on one position alone: the last it depends on is the first."""
-    sizes = layouts.sizes[0]
-    first_positions = _reversed_run(layouts, sizes)
-    for node in layouts.model.graph:
-        for output in node.outputs:
-            last = layouts.base.values.get(output)
-            low = first_positions.values.get(output)
-            if not isinstance(last, Elements) or not isinstance(low, Elements):
-                continue
-            ends = view(last.reach, last.shape)
-            starts = sizes.seq - 1 - view(low.reach, low.shape)
-            depends = ends != NONE
-            if bool((ends[depends] != starts[depends]).any()):
-                hint = _unrecognised(layouts, node, others)
-                raise NotSupportedError(
-                    f"no cache can be derived: {node.op_type} {_named(node)} mixes positions "
-                    f"outside the attention that was recognised{hint}"
-                )
-    for core in cores:
-        for value in core.node.inputs[:3]:
-            _refuse_shift(layouts, value, core.node)
-    for value in layouts.model.graph.outputs:
-        _refuse_shift(layouts, value, value.producer())
-
-
-def _unrecognised(layouts: Layouts, mixing: ir.Node, others: Mapping[ir.Node, str]) -> str:
-    """What kept the softmax that follows `mixing` from being taken for attention."""
-    after = False
-    for node in layouts.model.graph:
-        after |= node is mixing
-        if after and node in others:
-            return (
-                f" (it may belong to {node.op_type} {_named(node)}: {others[node]}). Write "
-                "attention as softmax(q k^T * scale + mask) v, or with scaled_dot_product_attention"
-            )
-    return ""
-
-
-def _refuse_shift(layouts: Layouts, value: ir.Value | None, node: ir.Node | None) -> None:
-    assert value is not None
-    elements = layouts.base.values.get(value)
-    axes = [i for i, axis in enumerate(layouts.axes(value)) if axis.is_seq]
-    if not isinstance(elements, Elements) or len(axes) != 1:
-        raise NotSupportedError(
-            f"no cache can be derived: {value.name} does not have one axis of positions"
-        )
-    shape = [1] * len(elements.shape)
-    shape[axes[0]] = elements.shape[axes[0]]
-    own = np.arange(elements.shape[axes[0]]).reshape(shape)
-    reach = view(elements.reach, elements.shape)
-    if bool(((reach != own) & (reach != NONE)).any()):
-        raise NotSupportedError(
-            f"no cache can be derived: {value.name} of {_named(node)} is shifted along the sequence"
-        )
-
-
-def _reversed_run(layouts: Layouts, sizes: Sizes) -> Run:
-    """The analysis with positions counted from the end: it finds the first, not the last."""
-    inputs = {}
-    for spec in layouts.signature.inputs:
-        elements = input_elements(spec, sizes)
-        reach = np.where(elements.reach == NONE, NONE, sizes.seq - 1 - elements.reach)
-        inputs[spec.name] = Elements(elements.shape, reach.astype(np.int32))
-    return run(layouts.model, layouts.signature, sizes, Constants(), inputs=inputs)
-
-
 @dataclass(frozen=True)
 class _Edge:
     """A position-only value that enters a data-dependent node, or the bias of a core."""
@@ -281,71 +179,7 @@ def _position_edges(layouts: Layouts, cores: Sequence[CanonicalCore]) -> Iterato
             yield _Edge(bias, core.node, 3, is_bias=True)
 
 
-@dataclass(frozen=True)
-class _Lengths:
-    """How long the sequence is, and where each row stands; int64."""
-
-    seq: ir.Value
-    """(1,), new positions."""
-    total: ir.Value
-    """(1,), past and new positions."""
-    past_seq: ir.Value
-    """(1,)"""
-    mask: ir.Value | None = None
-    """(batch, total_seq); with it the following, else all rows stand at `past_seq`."""
-    row_past: ir.Value | None = None
-    """(batch,), tokens of each row in the cache."""
-    row_total: ir.Value | None = None
-    """(batch,), those and the new tokens."""
-    positions: ir.Value | None = None
-    """(batch, seq), where the new tokens stand."""
-
-
-def _lengths(graph: ir.Graph, signature: Signature, *, aligned: ir.Value | None) -> _Lengths:
-    """With `aligned`, past keys, all rows have as many positions as that; else a mask tells."""
-    spec: InputAxes = next(
-        s for s in signature.inputs if "seq" in s.axes and not s.name.startswith("core_")
-    )
-    tokens = next(value for value in graph.inputs if value.name == spec.name)
-    axis = spec.axes.index("seq")
-    first = next(iter(graph))
-
-    def write(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes=attributes)
-        graph.insert_before(first, node)
-        return node.outputs[0]
-
-    def ints(*numbers: int) -> ir.Value:
-        return constant(graph, np.array(numbers, np.int64))
-
-    def scalar(number: int) -> ir.Value:
-        return constant(graph, np.array(number, np.int64))
-
-    seq = write("Shape", tokens, start=axis, end=axis + 1)
-    if aligned is not None:
-        past_seq = write("Shape", aligned, start=2, end=3)
-        return _Lengths(seq, write("Add", past_seq, seq), past_seq)
-    batched = any("batch" in s.axes for s in signature.inputs)
-    mask = ir.Value(
-        name=MASK,
-        shape=ir.Shape(["batch" if batched else 1, "total_seq"]),
-        type=ir.TensorType(ir.DataType.INT64),
-    )
-    graph.inputs.append(mask)
-    total = write("Shape", mask, start=1, end=2)
-    past_seq = write("Sub", total, seq)
-    row_past = write(
-        "ReduceSum", write("Slice", mask, ints(0), past_seq, ints(1)), ints(1), keepdims=0
-    )
-    row_total = write("ReduceSum", mask, ints(1), keepdims=0)
-    new = write("Range", scalar(0), write("Squeeze", seq), scalar(1))
-    positions = write("Add", write("Unsqueeze", row_past, ints(1)), new)
-    for value, name in ((row_past, "row_past"), (row_total, "row_total"), (positions, "positions")):
-        value.name, value.type = name, ir.TensorType(ir.DataType.INT64)
-    return _Lengths(seq, total, past_seq, mask, row_past, row_total, positions)
-
-
-def _shift(graph: ir.Graph, layouts: Layouts, edge: _Edge, lengths: _Lengths) -> None:
+def _shift(graph: ir.Graph, layouts: Layouts, edge: _Edge, lengths: Lengths) -> None:
     """Compute the edge's value for all positions and give the node the part of the new ones."""
     value = edge.value
     axes = seq_axes(layouts, value)
@@ -358,12 +192,12 @@ def _shift(graph: ir.Graph, layouts: Layouts, edge: _Edge, lengths: _Lengths) ->
     rows = [axis for axis in axes if not (edge.is_bias and axis == rank - 1)]
     if any(not layouts.axes(value)[axis].is_seq for axis in axes) or len(rows) > 1:
         raise NotSupportedError(
-            f"no cache can be derived: {value.name}, which {edge.node.op_type} {_named(edge.node)} "
+            f"no cache can be derived: {value.name}, which {edge.node.op_type} {named(edge.node)} "
             "reads, has positions merged with another axis"
         )
     if not same_prefix(whole, longer, axes):
         raise NotSupportedError(
-            f"no cache can be derived: {value.name}, which {edge.node.op_type} {_named(edge.node)} "
+            f"no cache can be derived: {value.name}, which {edge.node.op_type} {named(edge.node)} "
             "reads, changes with the total length, so earlier outputs would change as a sequence "
             "grows (positions counted from the end, or a division by the length)"
         )
@@ -420,7 +254,7 @@ def _rejoin(
     *,
     pasts: Sequence[tuple[ir.Value, ir.Value]],
     bounds: Sequence[int | None],
-    lengths: _Lengths,
+    lengths: Lengths,
 ) -> None:
     """Put the cores back, now with a past and a present."""
     for index, (core, stand_in, (past_k, past_v), bounded) in enumerate(
@@ -472,7 +306,7 @@ def _tensors(
     cores: Sequence[CanonicalCore],
     pasts: Sequence[tuple[ir.Value, ir.Value]],
     bounds: Sequence[int | None],
-    lengths: _Lengths,
+    lengths: Lengths,
 ) -> DerivedCache:
     past, present, bounded = [], [], []
     for index, core in enumerate(cores):
@@ -510,10 +344,3 @@ def _tensors(
         row_past=lengths.row_past,
         row_total=lengths.row_total,
     )
-
-
-def _named(node: ir.Node | None) -> str:
-    if node is None:
-        return "an input"
-    place = node.metadata_props.get("causal_onnx.module", "")
-    return f"{node.name!r}" + (f" in {place}" if place else "")
