@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import RunError, load
+from causal_onnx.runtime.profile.costs import weight_bytes
 from causal_onnx.runtime.profile.events import Event, Tensor, read_runs
 from causal_onnx.runtime.profile.graph import GraphNode, Stored
 from causal_onnx.runtime.profile.products import attended_pairs, product_flops
-from causal_onnx.runtime.profile.weights import weight_bytes
 from causal_onnx.runtime.profile.workload import Workload, make_request
 from tests.runtime.artifacts import fixture
 

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import RunError
 from causal_onnx.runtime.profile.clock import CallTimes, time_calls
-from causal_onnx.runtime.profile.costs import NodeCost, Profile
+from causal_onnx.runtime.profile.costs import NodeCost, Profile, weight_bytes
 from causal_onnx.runtime.profile.events import Event, Run, Tensor, read_runs
 from causal_onnx.runtime.profile.graph import GraphNode, Scope, read_graph
 from causal_onnx.runtime.profile.products import product_flops
-from causal_onnx.runtime.profile.weights import weight_bytes
 from causal_onnx.runtime.profile.workload import Workload, check_sizes
 from causal_onnx.runtime.request.whole_numbers import whole_number
 

@@ -11,7 +11,7 @@ from causal_onnx.runtime.contract import LAST_ONLY, Contract, TensorSpec
 from causal_onnx.runtime.session.device_memory import DeviceMemory
 from causal_onnx.runtime.session.ort import import_onnxruntime
 from causal_onnx.runtime.stream.kv_cache import KVCache, Read
-from causal_onnx.runtime.stream.repeated_step import SteadyStep
+from causal_onnx.runtime.stream.repeated_step import RepeatedStep
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -118,9 +118,9 @@ class Binding:
         self._io.bind_ortvalue_output(name, self._value_of(kept))
         self._order[name] = None
 
-    def steady_step(
+    def repeated_step(
         self, own: Contract, feeds: Mapping[str, Array], lengths: Array, most: int | None
-    ) -> SteadyStep | None:
+    ) -> RepeatedStep | None:
         """What takes more steps like the last run; None where not all can stay bound.
 
         Args:
@@ -130,11 +130,11 @@ class Binding:
             most: Positions that a row may have, if there is a limit.
         """
         is_all = len(self._cache.in_place) == len(self._model.contract.cache)
-        if not self._are_bound or not is_all or not SteadyStep.fits(own):
+        if not self._are_bound or not is_all or not RepeatedStep.fits(own):
             return None
         room = self._cache.room
         most = room if most is None else min(room, most)
-        return SteadyStep(self._model, self._io, own, feeds, lengths=lengths, most=most)
+        return RepeatedStep(self._model, self._io, own, feeds, lengths=lengths, most=most)
 
     def _allocated(self, spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
         bounded = self._bounded.get(spec.name)

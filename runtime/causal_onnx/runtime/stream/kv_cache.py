@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["KVCache", "Read"]
+__all__ = ["KVCache", "Read", "token_mask"]
 
 SMALLEST = 64
 """Positions that a buffer has room for at first, unless the caller says how many."""
@@ -180,3 +180,21 @@ class KVCache:
         axes = self._specs[name].axes
         # A cache of a model without a batch axis has one of size 1 in its place.
         return axes.index(axis) if axis in axes else 0
+
+
+def token_mask(lengths: Array, new: Array, seq: int) -> Array:
+    """1 for the positions that count, past columns first; rows differ by their sums only.
+
+    Args:
+        lengths: (batch,), positions that each row has read before the call.
+        new: (batch,), how many of the call's count.
+        seq: How many the call has.
+
+    Returns:
+        int64 (batch, max(lengths) + seq), as `Contract.mask` says.
+    """
+    if (lengths == lengths[0]).all() and (new == seq).all():
+        return np.ones((len(new), int(lengths[0]) + seq), np.int64)
+    past = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    now = np.arange(seq)[None, :] < new[:, None]
+    return np.concatenate([past, now], axis=1).astype(np.int64)

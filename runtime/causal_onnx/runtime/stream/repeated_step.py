@@ -16,7 +16,7 @@ import numpy as np
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.request.request import are_ids
 from causal_onnx.runtime.session.ort import import_onnxruntime
-from causal_onnx.runtime.stream.token_mask import token_mask
+from causal_onnx.runtime.stream.kv_cache import token_mask
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["SteadyStep"]
+__all__ = ["RepeatedStep"]
 
 
-class SteadyStep:
+class RepeatedStep:
     """One step of a stream whose whole cache is in buffers that are bound as past and present.
 
     Once a step has raised it is of no further use.

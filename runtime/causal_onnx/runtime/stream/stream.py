@@ -15,9 +15,8 @@ from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number, whole_numbers
 from causal_onnx.runtime.session.device_memory import on_host
 from causal_onnx.runtime.stream.binding import Binding
-from causal_onnx.runtime.stream.kv_cache import KVCache, Read
-from causal_onnx.runtime.stream.repeated_step import SteadyStep
-from causal_onnx.runtime.stream.token_mask import token_mask
+from causal_onnx.runtime.stream.kv_cache import KVCache, Read, token_mask
+from causal_onnx.runtime.stream.repeated_step import RepeatedStep
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -92,7 +91,7 @@ class Stream:
         # Both are taken out of here by the call that uses them, and put back when it is done: one
         # that was interrupted leaves neither behind.
         self._binding: Binding | None = None
-        self._steady: SteadyStep | None = None
+        self._repeated: RepeatedStep | None = None
         """Where the last call read one position per row, and the next may do the same."""
 
     @property
@@ -151,12 +150,12 @@ class Stream:
         # No call stands between the question and this, so no other thread and no interrupt does.
         self._is_in_use = True
         try:
-            steady, self._steady = self._steady, None
-            if steady is None or lengths is not None or named or not steady.takes(inputs):
+            repeated, self._repeated = self._repeated, None
+            if repeated is None or lengths is not None or named or not repeated.takes(inputs):
                 return self._step(inputs, named, lengths, last_only=last_only)
-            outputs = steady.run(inputs)
-            self._read = Read(steady.lengths, self._read.others)
-            self._steady = steady
+            outputs = repeated.run(inputs)
+            self._read = Read(repeated.lengths, self._read.others)
+            self._repeated = repeated
             return outputs
         finally:
             self._is_in_use = False
@@ -181,14 +180,14 @@ class Stream:
             feeds[LAST_ONLY] = np.array(last_only)
         after = read.lengths + new
         binding, self._binding = self._binding, None
-        steady = None
+        repeated = None
         if self._is_bound:
             binding = binding or Binding(self._model, self._cache, len(new))
             is_regular = bool((new == seq).all()) and (seq == 1 or len(new) == 1)
             in_place = read.used == 0 or is_regular
             outputs, presents = binding.run(feeds, read, seq=seq, in_place=in_place)
             if seq == 1 and is_regular and self._may_repeat and not request.unbatched:
-                steady = binding.steady_step(self._own, feeds, after, self._limit)
+                repeated = binding.repeated_step(self._own, feeds, after, self._limit)
         else:
             past = {name: on_host(kept) for name, kept in self._cache.feeds(read).items()}
             outputs = self._model.run_step({**feeds, **past})
@@ -203,7 +202,7 @@ class Stream:
                 if (spec := self._outputs[name])
             }
         self._read = read
-        self._binding, self._steady = binding, steady
+        self._binding, self._repeated = binding, repeated
         return outputs
 
     def rewind(self, lengths: int | Sequence[int]) -> None:
@@ -245,7 +244,7 @@ class Stream:
                 )
         # Buffers keep what no row uses any more as room.
         read = self._cache.put(read.others, wanted)
-        self._steady = None
+        self._repeated = None
         self._read = read
 
     def fork(self) -> Stream:

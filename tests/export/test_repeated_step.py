@@ -12,7 +12,7 @@ from causal_onnx.export import export
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
 from causal_onnx.runtime import RunError, load
 from causal_onnx.runtime.session.runner import Runner
-from causal_onnx.runtime.stream.repeated_step import SteadyStep
+from causal_onnx.runtime.stream.repeated_step import RepeatedStep
 
 LONGEST = 90
 VOCAB = 31
@@ -38,7 +38,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     )
     config = DecoderConfig(vocab_size=VOCAB, num_layers=2, attention=attention, mlp_dim=24)
     decoder = DecoderLM(config, seed=0).eval()
-    path = tmp_path_factory.mktemp("steady") / "m.onnx"
+    path = tmp_path_factory.mktemp("repeated") / "m.onnx"
     export(decoder, path, cache=True)
     return Subject(decoder, path)
 
@@ -47,13 +47,13 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the steps that were taken the short way."""
     taken: list[int] = []
-    run = SteadyStep.run
+    run = RepeatedStep.run
 
-    def counted(self: SteadyStep, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
+    def counted(self: RepeatedStep, inputs: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         taken.append(1)
         return run(self, inputs)
 
-    monkeypatch.setattr(SteadyStep, "run", counted)
+    monkeypatch.setattr(RepeatedStep, "run", counted)
     return taken
 
 
