@@ -14,6 +14,7 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.attributes import UnsupportedError, attr, normal_axis
 from causal_onnx.export.analysis.elements import Abstract, Array, Elements, Known, plain, refusing
 from causal_onnx.export.analysis.moves import MOVES, split_sizes
+from causal_onnx.export.analysis.session import plain_session
 
 __all__ = ["ELEMENTWISE", "evaluate", "evaluate_elementwise", "refusal"]
 
@@ -341,11 +342,6 @@ def _run(
     only_load: bool = False,
 ) -> list[Array]:
     """Run one node in onnxruntime; with `only_load` it is checked there, and gives nothing."""
-    try:
-        import onnxruntime as ort  # noqa: PLC0415 - slow to import, and seldom needed
-    except ImportError as error:
-        raise UnsupportedError("it could not be evaluated without onnxruntime") from error
-
     given = [array for array in arrays if array is not None]
     inputs = [
         None
@@ -369,12 +365,9 @@ def _run(
         opset_imports=imports,
         name="node",
     )
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
         proto = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-        session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+        session = plain_session(proto)
         if only_load:
             return []
         feeds = {
@@ -382,6 +375,8 @@ def _run(
             for value, array in zip([v for v in inputs if v is not None], given, strict=True)
         }
         return [np.asarray(out) for out in session.run(None, feeds)]
+    except ImportError as error:
+        raise UnsupportedError("it could not be evaluated without onnxruntime") from error
     except Exception as error:  # onnxruntime raises classes of its own, without a common base
         reason = str(error).splitlines()[0]
         raise UnsupportedError(f"it could not be evaluated: {reason}") from error

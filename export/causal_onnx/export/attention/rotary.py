@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 
+from causal_onnx.export.analysis.session import plain_session
 from causal_onnx.export.attention.canonical import CanonicalCore
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.edit import constant_value
@@ -296,14 +296,9 @@ class _Chain:
 
 
 def _run(graph: ir.Graph, x: Array) -> Array:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    text = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    serialized = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
     try:
-        session = ask_onnxruntime(
-            onnxruntime.InferenceSession, text, options, providers=["CPUExecutionProvider"]
-        )
+        session = ask_onnxruntime(plain_session, serialized)
         result: Array = ask_onnxruntime(session.run, None, {"x": x})[0]
     except SessionError as error:
         raise NotSupportedError(f"cannot be evaluated: {error}") from error

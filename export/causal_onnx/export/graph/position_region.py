@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 
+from causal_onnx.export.analysis.session import plain_session
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.bfloat16 import make_twin
 from causal_onnx.export.graph.facts import Layouts
@@ -88,17 +88,9 @@ class PositionRegion:
         graph.outputs.append(last)
         last.name = last.name or "position_only"
         model = make_twin(ir.Model(graph, ir_version=10))  # bfloat16, if any, as float32
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        options.intra_op_num_threads = 1
         serialized = ir.to_proto(model).SerializeToString()
         try:
-            session = ask_onnxruntime(
-                onnxruntime.InferenceSession,
-                serialized,
-                options,
-                providers=["CPUExecutionProvider"],
-            )
+            session = ask_onnxruntime(plain_session, serialized)
             result: Array = ask_onnxruntime(session.run, None, {})[0]
         except SessionError as error:
             raise NotSupportedError(

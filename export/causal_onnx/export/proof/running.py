@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 import onnx
 
+from causal_onnx.export.analysis.session import plain_session
 from causal_onnx.export.analysis.signature import Sizes
 
 __all__ = ["Runnable", "Runner", "open_evaluator", "open_session"]
@@ -44,17 +45,11 @@ class Runner:
 
 def open_session(source: Runnable, providers: Sequence[str]) -> tuple[Runner | None, str]:
     """The graph in onnxruntime; None and the reason where that is not possible."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    try:
-        import onnxruntime as ort  # noqa: PLC0415 - the static proof runs without it
-    except ImportError:
-        return None, "onnxruntime is not installed: pip install 'causal-onnx[attest]'"
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
     given = source if isinstance(source, bytes) else str(Path(source))
     try:
-        session = ort.InferenceSession(given, options, providers=list(providers))
+        session = plain_session(given, providers=providers)
+    except ImportError:
+        return None, "onnxruntime is not installed: pip install 'causal-onnx[attest]'"
     except Exception as error:  # as above
         return None, f"onnxruntime cannot load the graph: {str(error).splitlines()[0]}"
     names = tuple(output.name for output in session.get_outputs())
