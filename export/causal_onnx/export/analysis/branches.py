@@ -14,7 +14,6 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.numbers import numbers_behind
 from causal_onnx.export.analysis.signature import Sizes
 
 __all__ = ["branch_of", "branch_sizes", "missed_branches", "optional_inputs"]
@@ -79,7 +78,7 @@ def _candidates(analysis: Analysis, node: ir.Node) -> Iterator[Sizes]:
         return
     base = analysis.runs[0].sizes
     limit = min(analysis.signature.max_seq_len or MAX_LENGTH, MAX_LENGTH)
-    numbers = set(numbers_behind(analysis.constants, [condition]))
+    numbers = set(analysis.numbers_behind([condition]))
     for length in sorted({n + step for n in numbers for step in (0, 1)} - {0}):
         if length <= limit:
             yield replace(base, seq=length, past_seq=0)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from causal_onnx.export.analysis.analyse import Analysis
-from causal_onnx.export.analysis.numbers import numbers_behind
 from causal_onnx.export.analysis.signature import Sizes
 from causal_onnx.export.attention import footprint as seen_footprint
 from causal_onnx.export.attention.core import AttentionCore
@@ -95,7 +94,7 @@ def _lengths(analysis: Analysis, core: AttentionCore) -> set[int] | None:
 def _turning_points(analysis: Analysis, core: AttentionCore) -> Iterator[int]:
     limit = analysis.signature.max_seq_len
     terms = [term.value for term in core.terms if term.known]
-    for number in numbers_behind(analysis.constants, terms, widths=True):
+    for number in analysis.numbers_behind(terms, widths=True):
         length = number + 3
         if length >= 8 and (limit is None or length <= limit + 3):
             yield length

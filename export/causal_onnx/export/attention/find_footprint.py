@@ -12,7 +12,6 @@ from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.attributes import UnsupportedError
 from causal_onnx.export.analysis.elements import Elements, Known, restructure
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.numbers import numbers_behind
 from causal_onnx.export.analysis.signature import Sizes
 from causal_onnx.export.attention.core import AttentionCore
 from causal_onnx.export.attention.footprint import Seen, footprint_of, position_bias, seen_keys
@@ -103,7 +102,7 @@ def _large_sizes(analysis: Analysis, core: AttentionCore, followed: Sequence[Siz
     base = max(followed, key=lambda s: s.seq)
     limit = analysis.signature.max_seq_len
     terms = [term.value for term in core.terms if term.known]
-    numbers = sorted(set(numbers_behind(analysis.constants, terms)))
+    numbers = sorted(set(analysis.numbers_behind(terms)))
     wanted = [n + 2 for n in numbers if n + 2 > base.seq and (n + 2) ** 2 <= MAX_MASK]
     if limit is not None:
         wanted = [min(n, limit) for n in wanted]
