@@ -25,7 +25,7 @@ STYLES = [
     ("win_tril_minus_tril", "window", 5, 2, 2),
     ("win_arange_difference", "window", 6, 2, 2),
     ("win_of_one", "window", 1, 2, 2),
-    ("win_chunked", "other", None, 2, 2),
+    ("win_chunked", "chunk", None, 2, 2),
     ("mask_sink_logits", "causal", None, 4, 4),
     ("attn_einsum_bhqk", "causal", None, 3, 3),
     ("attn_gqa_grouped_einsum", "causal", None, 4, 2),
@@ -44,7 +44,7 @@ def test_core_is_recognised(
     (core,), _ = canonicalise(model, entry(name).limit)
     assert (core.footprint.kind, core.footprint.window) == (kind, window)
     assert (core.num_heads, core.num_kv_heads) == (heads, groups)
-    assert core.footprint.is_causal
+    assert core.footprint.never_later
     assert [node.op_type for node in model.graph].count("Softmax") == 0
 
 

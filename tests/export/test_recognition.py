@@ -271,7 +271,7 @@ SCALED = """
 def test_a_number_that_scales_a_mask_is_no_length() -> None:
     body = SCALED + "h0 = Mul(hidden, tall) h = Mul(h0, minus) sm = Add(s, h) "
     _, (core,) = rewritten(body + "p = Softmax <axis = -1> (sm) y = MatMul(p, values)")
-    assert (core.footprint.kind, core.footprint.has_bias) == ("causal", False)
+    assert (core.footprint.kind, core.has_bias) == ("causal", False)
 
 
 def test_the_same_number_as_the_width_of_a_window_is_one() -> None:

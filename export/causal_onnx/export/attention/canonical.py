@@ -37,8 +37,9 @@ from causal_onnx.export.analysis.interpret import Constants, Run, run
 from causal_onnx.export.analysis.signature import Sizes, read_signature
 from causal_onnx.export.attention.arrange import Arranger
 from causal_onnx.export.attention.axis_map import Layout
-from causal_onnx.export.attention.canonical_footprint import Footprint, footprint_of
 from causal_onnx.export.attention.core import AttentionCore, MaskTerm, Operand
+from causal_onnx.export.attention.find_footprint import footprint_by_positions
+from causal_onnx.export.attention.footprint import Footprint
 from causal_onnx.export.attention.identities import respell
 from causal_onnx.export.attention.mask_terms import spread
 from causal_onnx.export.attention.operands import tensor_of
@@ -60,6 +61,9 @@ class CanonicalCore:
 
     node: ir.Node
     footprint: Footprint
+    """What positions alone decide."""
+    has_bias: bool
+    """Position changes scores that count."""
     has_batch: bool
     num_heads: int
     num_kv_heads: int
@@ -98,7 +102,7 @@ def canonicalise(
         analysis = _analysis(model, max_seq_len)
     cores: list[CanonicalCore] = []
     others: dict[ir.Node, str] = {}
-    fit: list[tuple[AttentionCore, Footprint]] = []
+    fit: list[tuple[AttentionCore, Footprint, bool]] = []
     for found in recognise(analysis):
         if found.node.graph is not model.graph:
             continue
@@ -106,12 +110,12 @@ def canonicalise(
             _refuse_unfit(analysis, found)
             _refuse_changing(analysis, found)
             # Of all before any is rewritten: masks are evaluated by running the graph as captured.
-            fit.append((found, footprint_of(analysis, found)))
+            fit.append((found, *footprint_by_positions(analysis, found)))
         except UnsupportedError as reason:
             others[found.node] = str(reason)
-    for found, footprint in fit:
+    for found, footprint, has_bias in fit:
         try:
-            cores.append(_Rewriting(analysis, found, footprint).core())
+            cores.append(_Rewriting(analysis, found, footprint, has_bias).core())
         except UnsupportedError as reason:
             others[found.node] = str(reason)
     if cores:
@@ -267,12 +271,14 @@ def _refuse_other_shape(core: AttentionCore, operand: Operand, width: int, found
 class _Rewriting:
     """Writes one core as the canonical node."""
 
-    def __init__(self, analysis: Analysis, core: AttentionCore, footprint: Footprint):
+    def __init__(
+        self, analysis: Analysis, core: AttentionCore, footprint: Footprint, has_bias: bool
+    ):
         assert core.output is not None
         last = core.output.value.producer()
         assert last is not None
         self._core = core
-        self._footprint = footprint
+        self._footprint, self._has_bias = footprint, has_bias
         # Before the last node of the core: the values may be computed after the softmax.
         self._write = Arranger(analysis.model.graph, last, analysis.signature)
         self._dtype = core.q.value.dtype if core.q is not None else None
@@ -330,6 +336,7 @@ class _Rewriting:
         return CanonicalCore(
             node=node,
             footprint=self._footprint,
+            has_bias=self._has_bias,
             has_batch=core.has_batch,
             num_heads=core.num_heads,
             num_kv_heads=groups,
@@ -388,8 +395,7 @@ class _Rewriting:
         return total
 
     def _added_terms(self) -> list[MaskTerm]:
-        told = self._footprint
-        plain = told.kind in ("full", "causal", "window") and not told.has_bias
+        plain = self._footprint.is_plain and not self._has_bias
         # What multiplies the scores is 1 wherever they count.
         return [
             term

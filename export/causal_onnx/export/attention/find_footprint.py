@@ -1,8 +1,8 @@
-"""The footprint of a core: from its scores, and from its masks at lengths too large for them."""
+"""The footprint of a core: of all that is done to its scores, or of what positions alone decide."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,26 @@ from causal_onnx.export.analysis.elements import Elements, Known, restructure
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.signature import Sizes
 from causal_onnx.export.attention.core import AttentionCore
-from causal_onnx.export.attention.footprint import Seen, footprint_of, position_bias, seen_keys
-from causal_onnx.export.attention.mask_terms import mask_at, spread
+from causal_onnx.export.attention.footprint import (
+    BoolMatrix,
+    Footprint,
+    Seen,
+    footprint_of,
+    position_bias,
+    seen_keys,
+)
+from causal_onnx.export.attention.mask_terms import Masked, mask_at, spread
 from causal_onnx.export.attention.operands import tensor_of
 
-__all__ = ["find_footprint"]
+__all__ = ["find_footprint", "footprint_by_positions"]
 
 MAX_MASK = 1 << 25
 """Largest mask, in elements, that is evaluated to tell the footprint at a large length."""
+
+LONGEST_EVALUATED = 4200
+"""Up to here what positions alone decide is evaluated on all pairs: 18 million entries."""
+
+USUAL_LENGTHS = (11, 67)
 
 
 def find_footprint(analysis: Analysis, core: AttentionCore) -> None:
@@ -126,3 +138,68 @@ def _bias(core: AttentionCore, run: Run, seen: Seen) -> None:
         except UnsupportedError:
             continue
     core.bias = position_bias(total, seen.keys[0], seen.past)
+
+
+def footprint_by_positions(analysis: Analysis, core: AttentionCore) -> tuple[Footprint, bool]:
+    """What positions alone decide in the mask of `core`, and whether they change allowed scores.
+
+    A window of 4096 looks causal at length 64; so besides small lengths, the mask is evaluated just
+    beyond every whole number that it is computed with. Where that is too long to evaluate, the
+    answer is "other", and the mask stays as it is written.
+
+    Returns:
+        The footprint, and whether position changes scores that count (ALiBi and the like), which is
+        also assumed of a footprint that the canonical form has no attribute for.
+
+    Raises:
+        UnsupportedError: The mask does more than to hide keys and to add to scores.
+    """
+    unknown = Footprint(kind="other", never_later=False), True
+    lengths = _telling_lengths(analysis, core)
+    if lengths is None:
+        return unknown
+    found: list[Seen] = []
+    has_bias = False
+    batch = analysis.runs[0].sizes.batch
+    for length in sorted(lengths):
+        run = analysis.blank(Sizes(batch=batch, seq=length))
+        if run is None:
+            return unknown
+        masked = mask_at(core, run)
+        has_bias |= bool((np.where(masked.keys, masked.bias, 0) != 0).any())
+        found.append(Seen(_pairs(masked), 0))
+    footprint = footprint_of(found)
+    if footprint.kind == "full" and all(one.keys.size == 1 for one in found):
+        return unknown
+    return footprint, has_bias or not footprint.is_plain
+
+
+def _telling_lengths(analysis: Analysis, core: AttentionCore) -> set[int] | None:
+    """Lengths at which the mask shows all that it does; None where one is too long."""
+    fixed, limit = analysis.signature.fixed_seq, analysis.signature.max_seq_len
+    if fixed is not None:
+        return {fixed}
+    lengths = {n if limit is None else min(n, limit) for n in USUAL_LENGTHS}
+    for length in _turning_points(analysis, core):
+        wanted = length if limit is None else min(length, limit)
+        if wanted > LONGEST_EVALUATED:
+            return None
+        lengths.add(wanted)
+    return lengths
+
+
+def _turning_points(analysis: Analysis, core: AttentionCore) -> Iterator[int]:
+    limit = analysis.signature.max_seq_len
+    terms = [term.value for term in core.terms if term.known]
+    for number in analysis.numbers_behind(terms, widths=True):
+        length = number + 3
+        if length >= 8 and (limit is None or length <= limit + 3):
+            yield length
+
+
+def _pairs(masked: Masked) -> BoolMatrix:
+    """The keys as (lead, query, key); lead is 1 where all batch rows and heads see the same."""
+    keys = masked.keys
+    if (keys == keys[:1, :1]).all():
+        return keys[0, :1]
+    return keys.reshape(-1, *keys.shape[2:])

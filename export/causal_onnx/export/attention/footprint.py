@@ -37,6 +37,16 @@ class Footprint:
     never_later: bool = True
     """No query sees a later key."""
 
+    @property
+    def window(self) -> int | None:
+        """How many keys a query sees, itself included; None: no window limits them."""
+        return self.size if self.kind == "window" else None
+
+    @property
+    def is_plain(self) -> bool:
+        """The attributes of an attention operator can say it."""
+        return self.kind in ("full", "causal", "window")
+
     def __str__(self) -> str:
         if self.kind in ("window", "chunk"):
             return f"causal {self.kind} {self.size}"

@@ -115,12 +115,12 @@ def derive_cache(
 
 def _bound(core: CanonicalCore, max_seq_len: int | None) -> int | None:
     """How many positions a window's cache needs to keep; None: all, or it makes no difference."""
-    footprint = core.footprint
-    if footprint.kind != "window" or footprint.window is None or footprint.window < 2:
+    window = core.footprint.window
+    if window is None or window < 2:
         return None
-    if footprint.has_bias or bias_of(core.node) is not None:
+    if core.has_bias or bias_of(core.node) is not None:
         return None  # the bias has a column for each position, not for each slot
-    kept = footprint.window - 1
+    kept = window - 1
     return kept if max_seq_len is None or kept < max_seq_len else None
 
 

@@ -39,7 +39,7 @@ def refuse_odd_cores(cores: Sequence[CanonicalCore], others: Mapping[ir.Node, st
                 "depends on data. Export without a mask of padding as input (rows of different "
                 "lengths are the cache's own); a bias must come from positions, not from tokens"
             )
-        if not core.footprint.is_causal:
+        if not core.footprint.never_later:
             raise NotSupportedError(
                 f"no cache can be derived: the attention {named(core.node)} is not plainly causal "
                 f"(footprint: {core.footprint.kind})"
