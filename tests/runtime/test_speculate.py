@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import DraftModel, Model, PromptLookup, Sampling, load
-from causal_onnx.runtime.generation.continuation import Plan, Row
+from causal_onnx.runtime.generation.continuation import GrowingSequence, Plan
 from causal_onnx.runtime.generation.sampling import probabilities
 from causal_onnx.runtime.generation.speculate import Speculator
 from tests.runtime.artifacts import fixture
@@ -89,8 +89,8 @@ def test_rejection_sampling_keeps_the_distribution(model: Model, sampling: Sampl
     )
     p, q = (probabilities(logits, sampling) for logits in (wanted, drafted))
     plan = Plan(max_new_tokens=10**6, sampling=sampling)
-    row = Row(PROMPT, plan, np.random.default_rng(0))
-    speculator = Speculator(model, row, plan, PromptLookup())
+    sequence = GrowingSequence(PROMPT, plan, np.random.default_rng(0))
+    speculator = Speculator(model, sequence, plan, PromptLookup())
     guesses = np.random.default_rng(1).choice(6, size=20_000, p=q)
     judged = [speculator._judge(wanted, (int(g), q), False) for g in guesses]
     counts = np.bincount([choice.id for choice, _ in judged], minlength=6)

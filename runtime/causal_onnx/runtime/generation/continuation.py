@@ -15,7 +15,7 @@ from causal_onnx.runtime.generation.sampling import (
     logprob_of,
     probabilities,
 )
-from causal_onnx.runtime.text.detokenise import TextWriter
+from causal_onnx.runtime.text.detokenise import Detokeniser
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Continuation", "Plan", "Row", "Speculation"]
+__all__ = ["Continuation", "GrowingSequence", "Plan", "Speculation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,9 +34,9 @@ class Speculation:
     """What guessing ahead saved; see `causal_onnx.runtime.generation.generate.tokens`, `draft`."""
 
     model_calls: int
-    """Of the model, after it had read the prompt."""
+    """Of the model, after the prefill."""
     draft_calls: int
-    """Of the draft model, its reading of the prompt included."""
+    """Of the draft model, its prefill included."""
     proposed: int
     """Tokens that were guessed."""
     accepted: int
@@ -76,7 +76,7 @@ class Plan:
     prefix_cache: PrefixCache | None = None
 
 
-class Row:
+class GrowingSequence:
     """One sequence that is being continued."""
 
     def __init__(self, prompt: Sequence[int], plan: Plan, generator: np.random.Generator) -> None:
@@ -88,7 +88,9 @@ class Row:
         self._texts: list[str] = []
         self._guide = None if plan.grammar is None else plan.grammar.start()
         tokenizer = plan.tokenizer
-        self._writer = None if tokenizer is None else TextWriter(tokenizer.decode, plan.stop_texts)
+        self._detokeniser = (
+            None if tokenizer is None else Detokeniser(tokenizer.decode, plan.stop_texts)
+        )
 
     @property
     def left(self) -> int:
@@ -128,7 +130,7 @@ class Row:
             ids=tuple(self.ids),
             logprobs=tuple(self._logprobs),
             finish=self.finish,
-            text=None if self._writer is None else "".join(self._texts),
+            text=None if self._detokeniser is None else "".join(self._texts),
             speculation=speculation,
         )
 
@@ -144,8 +146,8 @@ class Row:
             guide.accept(choice.id)
         stopped = False
         text = ""
-        if self._writer is not None and not ends:
-            text, stopped = self._writer.push(choice.id)
+        if self._detokeniser is not None and not ends:
+            text, stopped = self._detokeniser.push(choice.id)
         if ends or stopped:
             self.finish = "stop"
         elif guide is not None and guide.is_complete:
@@ -154,10 +156,10 @@ class Row:
             self.finish = "length"
         elif is_last:
             self.finish = "limit"
-        if self._writer is None:
+        if self._detokeniser is None:
             return choice
         if self.finish is not None and not stopped:
-            rest, stopped = self._writer.flush()
+            rest, stopped = self._detokeniser.flush()
             text += rest
             self.finish = "stop" if stopped else self.finish
         self._texts.append(text)

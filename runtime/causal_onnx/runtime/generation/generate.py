@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from causal_onnx.runtime.generation.continuation import Continuation, Plan, Row
+from causal_onnx.runtime.generation.continuation import Continuation, GrowingSequence, Plan
 from causal_onnx.runtime.generation.plan import make_plan, prompt_ids
 from causal_onnx.runtime.generation.prompt import feed, start
 from causal_onnx.runtime.generation.sampling import Choice, Sampling
@@ -74,10 +74,10 @@ def tokens(
         needs_text=isinstance(prompt, str),
     )
     (ids,) = prompt_ids(model, [prompt])
-    row = Row(ids, plan, _generator(seed, 0))
+    sequence = GrowingSequence(ids, plan, _generator(seed, 0))
     if draft is not None:
-        return Speculator(model, row, plan, check_draft(model, draft)).tokens()
-    return _tokens(model, row, plan)
+        return Speculator(model, sequence, plan, check_draft(model, draft)).tokens()
+    return _tokens(model, sequence, plan)
 
 
 def generate(
@@ -121,11 +121,11 @@ def generate(
     (ids,) = prompt_ids(model, [prompt])
     if draft is None:
         return _batch(model, [ids], plan, n=1, seed=seed)[0]
-    row = Row(ids, plan, _generator(seed, 0))
-    speculator = Speculator(model, row, plan, check_draft(model, draft))
+    sequence = GrowingSequence(ids, plan, _generator(seed, 0))
+    speculator = Speculator(model, sequence, plan, check_draft(model, draft))
     for _ in speculator.tokens():
         pass
-    return row.continuation(speculator.speculation)
+    return sequence.continuation(speculator.speculation)
 
 
 def generate_batch(
@@ -140,21 +140,21 @@ def generate_batch(
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
 ) -> list[Continuation]:
-    """Continue several prompts together; rows that have ended leave the batch.
+    """Continue several prompts together; sequences that have ended leave the batch.
 
-    What a row becomes does not depend on the others, except that the last digits of its logits may
-    differ. The random numbers of result i are those of `numpy.random.default_rng([seed, i])`, so
-    that equal prompts get different continuations.
+    What a sequence becomes does not depend on the others, except that the last digits of its logits
+    may differ. The random numbers of result i are those of `numpy.random.default_rng([seed, i])`,
+    so that equal prompts get different continuations.
 
     Args:
         model: As for `tokens`.
         prompts: At least one, of any lengths, each as for `tokens`.
-        max_new_tokens: As for `tokens`, for each row.
+        max_new_tokens: As for `tokens`, for each sequence.
         n: Continuations of each prompt, which is read once.
         sampling: As for `tokens`.
         stop: As for `tokens`.
         seed: As for `tokens`.
-        constraint: As for `tokens`, for each row.
+        constraint: As for `tokens`, for each sequence.
         prefix_cache: As for `tokens`.
 
     Returns:
@@ -187,35 +187,38 @@ def _batch(
     if n > 1:
         copies = np.repeat(np.arange(len(prompts)), n)
         stream, logits = stream.select(copies.tolist()), logits[copies]
-    rows = [
-        Row(prompts[index // n], plan, _generator(seed, index)) for index in range(len(prompts) * n)
+    sequences = [
+        GrowingSequence(prompts[index // n], plan, _generator(seed, index))
+        for index in range(len(prompts) * n)
     ]
-    running = rows
+    running = sequences
     limit = model.contract.max_seq_len
     while True:
-        for place, row in enumerate(running):
-            row.choose(logits[place], is_last=stream.lengths[place] == limit)
-        going = [place for place, row in enumerate(running) if row.finish is None]
+        for place, sequence in enumerate(running):
+            sequence.choose(logits[place], is_last=stream.lengths[place] == limit)
+        going = [place for place, sequence in enumerate(running) if sequence.finish is None]
         if not going:
-            return [row.continuation() for row in rows]
+            return [sequence.continuation() for sequence in sequences]
         if len(going) < len(running):
             stream, running = stream.select(going), [running[place] for place in going]
-        logits = feed(stream, np.array([[row.ids[-1]] for row in running], np.int64))[:, -1]
+        logits = feed(stream, np.array([[sequence.ids[-1]] for sequence in running], np.int64))[
+            :, -1
+        ]
 
 
-def _tokens(model: LanguageModel, row: Row, plan: Plan) -> Iterator[Choice]:
-    stream, logits = start(model, [row.prompt], plan.prefix_cache)
+def _tokens(model: LanguageModel, sequence: GrowingSequence, plan: Plan) -> Iterator[Choice]:
+    stream, logits = start(model, [sequence.prompt], plan.prefix_cache)
     limit = model.contract.max_seq_len
     while True:
-        choice = row.choose(logits[0], is_last=stream.lengths[0] == limit)
+        choice = sequence.choose(logits[0], is_last=stream.lengths[0] == limit)
         yield choice
-        if row.finish is not None:
+        if sequence.finish is not None:
             return
         logits = feed(stream, np.array([[choice.id]], np.int64))[:, -1]
 
 
-def _generator(seed: int | None, row: int) -> np.random.Generator:
+def _generator(seed: int | None, index: int) -> np.random.Generator:
     if seed is None:
         return np.random.default_rng()
     wanted = "an integer of at least 0, or None"
-    return np.random.default_rng([whole_number("seed", seed, least=0, wanted=wanted), row])
+    return np.random.default_rng([whole_number("seed", seed, least=0, wanted=wanted), index])

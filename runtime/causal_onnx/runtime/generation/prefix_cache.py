@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from causal_onnx.runtime.generation.plan import check_model
-from causal_onnx.runtime.generation.prompt import CHUNK, Reader
+from causal_onnx.runtime.generation.prompt import CHUNK, Prefill
 from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.stream import cache_blocks as blocks
 
@@ -35,7 +35,7 @@ class PrefixStats:
     positions_asked: int
     """Of all prompts."""
     positions_found: int
-    """Of them, those that needed no reading."""
+    """Of them, those that needed no prefill."""
     positions_held: int
     """A beginning that prompts share counts once."""
     bytes_held: int
@@ -137,11 +137,11 @@ class PrefixCache:
             stream.take_over(*blocks.join(model.contract, known, size))
         has_window = blocks.has_window(model.contract)
         rest = [prompt[n:] for prompt, n in zip(prompts, stream.lengths, strict=True)]
-        reader = Reader(stream, rest)
+        prefill = Prefill(stream, rest)
         # What a window has left behind is gone: it is copied at the end of each block.
         windows: list[list[blocks.Block]] = [[] for _ in prompts]
-        while reader.is_going:
-            reader.step(size if has_window else CHUNK)
+        while prefill.is_going:
+            prefill.step(size if has_window else CHUNK)
             for row, prompt in enumerate(prompts):
                 done = len(known[row]) + len(windows[row]) + 1
                 if has_window and stream.lengths[row] == done * size <= len(prompt):
@@ -149,7 +149,7 @@ class PrefixCache:
         with self._lock:
             for row, prompt in enumerate(prompts):
                 self._insert(stream, row, prompt, windows[row], len(known[row]))
-        return stream, reader.logits
+        return stream, prefill.logits
 
     def _walk(self, prompt: Sequence[int]) -> list[_Node]:
         """The blocks that a prompt begins with; at least one id is left to read."""

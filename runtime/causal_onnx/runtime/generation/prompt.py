@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["CHUNK", "Reader", "feed", "read", "start"]
+__all__ = ["CHUNK", "Prefill", "feed", "prefill", "start"]
 
 CHUNK = 512
 """Positions of a prompt that are read at once: its logits are held for no more than these."""
@@ -29,21 +29,21 @@ def start(
     if prefix_cache is not None:
         return prefix_cache.read(prompts)
     stream = model.stream(batch=len(prompts))
-    return stream, read(stream, prompts)
+    return stream, prefill(stream, prompts)
 
 
-def read(stream: Stream, prompts: Sequence[Sequence[int]]) -> Array:
-    """Read the prompts, one per row, padded to one another; the logits (batch, vocab) after each.
+def prefill(stream: Stream, prompts: Sequence[Sequence[int]]) -> Array:
+    """Read the prompts, one per row, padded to one another; return the logits after each.
 
-    Every prompt holds at least one id.
+    Every prompt holds at least one id. The logits are (batch, vocab).
     """
-    reader = Reader(stream, prompts)
-    while reader.is_going:
-        reader.step(CHUNK)
-    return reader.logits
+    steps = Prefill(stream, prompts)
+    while steps.is_going:
+        steps.step(CHUNK)
+    return steps.logits
 
 
-class Reader:
+class Prefill:
     """Reads prompts, one per row, in steps."""
 
     def __init__(self, stream: Stream, prompts: Sequence[Sequence[int]]) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from causal_onnx.runtime.generation.continuation import Plan, Row, Speculation
+from causal_onnx.runtime.generation.continuation import GrowingSequence, Plan, Speculation
 from causal_onnx.runtime.generation.plan import check_model, vocab_size
-from causal_onnx.runtime.generation.prompt import feed, read, start
+from causal_onnx.runtime.generation.prompt import feed, prefill, start
 from causal_onnx.runtime.generation.sampling import Choice, draw, probabilities
 from causal_onnx.runtime.request.whole_numbers import whole_number
 
@@ -70,13 +70,13 @@ class Guesser(Protocol):
     calls: int
     """Of a draft model."""
 
-    def guess(self, row: Row, most: int) -> list[Guess]:
+    def guess(self, sequence: GrowingSequence, most: int) -> list[Guess]:
         """Up to `most` tokens that may come next."""
         ...
 
 
 class Speculator:
-    """Continues one row with guesses.
+    """Continues one sequence with guesses.
 
     Each call of the model reads the tokens that are certain and some guesses behind them, and gives
     the logits after each. The guesses are taken as long as they are what the model chooses; where
@@ -85,12 +85,14 @@ class Speculator:
     section 2.3 and theorem 1 (appendix A.1).
     """
 
-    def __init__(self, model: LanguageModel, row: Row, plan: Plan, draft: Draft) -> None:
-        self._model, self._row, self._plan = model, row, plan
+    def __init__(
+        self, model: LanguageModel, sequence: GrowingSequence, plan: Plan, draft: Draft
+    ) -> None:
+        self._model, self._sequence, self._plan = model, sequence, plan
         self._guesser: Guesser = (
             _LookupGuesser(draft)
             if isinstance(draft, PromptLookup)
-            else _DraftGuesser(draft, row, plan)
+            else _DraftGuesser(draft, sequence, plan)
         )
         self._model_calls = self._proposed = self._accepted = 0
 
@@ -102,24 +104,24 @@ class Speculator:
             draft_calls=self._guesser.calls,
             proposed=self._proposed,
             accepted=self._accepted,
-            calls_saved=max(len(self._row.ids) - 1, 0) - self._model_calls,
+            calls_saved=max(len(self._sequence.ids) - 1, 0) - self._model_calls,
         )
 
     def tokens(self) -> Iterator[Choice]:
-        """Choose token after token to the end of the row."""
-        row, limit = self._row, self._model.contract.max_seq_len
-        stream, logits = start(self._model, [row.prompt], self._plan.prefix_cache)
+        """Choose token after token to the end of the sequence."""
+        sequence, limit = self._sequence, self._model.contract.max_seq_len
+        stream, logits = start(self._model, [sequence.prompt], self._plan.prefix_cache)
         can_rewind = _can_rewind(self._model)
-        yield row.choose(logits[0], is_last=len(row.prompt) == limit)
-        unread = row.ids[-1:]
-        while row.finish is None:
+        yield sequence.choose(logits[0], is_last=len(sequence.prompt) == limit)
+        unread = sequence.ids[-1:]
+        while sequence.finish is None:
             read_so_far = stream.lengths[0]
-            most = row.left - 1
+            most = sequence.left - 1
             if limit is not None:
                 most = min(most, limit - read_so_far - len(unread))
             if len(unread) > MOST_UNREAD:
                 most = 0
-            guesses = self._guesser.guess(row, most) if most > 0 else []
+            guesses = self._guesser.guess(sequence, most) if most > 0 else []
             # Where nothing can be taken back, the guesses are read by a copy.
             before = stream if can_rewind or not guesses else stream.fork()
             ids = [*unread, *(token for token, _ in guesses)]
@@ -128,38 +130,38 @@ class Speculator:
             self._proposed += len(guesses)
             accepted = 0
             for place in range(len(guesses) + 1):
-                is_last = len(row.prompt) + len(row.ids) == limit
+                is_last = len(sequence.prompt) + len(sequence.ids) == limit
                 guess = guesses[place] if place < len(guesses) else None
                 choice, is_right = self._judge(logits[place], guess, is_last)
                 accepted += is_right
                 yield choice
-                if row.finish is not None or not is_right:
+                if sequence.finish is not None or not is_right:
                     break
             self._accepted += accepted
             if accepted == len(guesses):
-                unread = row.ids[-1:]
+                unread = sequence.ids[-1:]
             elif can_rewind:
                 stream.rewind(read_so_far + len(unread) + accepted)
-                unread = row.ids[-1:]
+                unread = sequence.ids[-1:]
             else:
                 stream = before
-                unread = row.ids[read_so_far - len(row.prompt) :]
+                unread = sequence.ids[read_so_far - len(sequence.prompt) :]
 
     def _judge(self, logits: Array, guess: Guess | None, is_last: bool) -> tuple[Choice, bool]:
         """The next token, and whether it is the guess."""
-        row = self._row
+        sequence = self._sequence
         drafted = None if guess is None else guess[1]
         if guess is None or drafted is None:
-            choice = row.choose(logits, is_last=is_last)
+            choice = sequence.choose(logits, is_last=is_last)
             return choice, guess is not None and choice.id == guess[0]
         token = guess[0]
-        wanted = row.distribution(logits)
-        is_right = row.generator.random() * drafted[token] < wanted[token]
+        wanted = sequence.distribution(logits)
+        is_right = sequence.generator.random() * drafted[token] < wanted[token]
         if not is_right:
             rest = np.maximum(wanted - drafted, 0.0)
             # All of it is rounding where the two agree.
-            token = draw(rest if rest.any() else wanted, row.generator.random())
-        return row.add(token, logits, is_last=is_last), is_right
+            token = draw(rest if rest.any() else wanted, sequence.generator.random())
+        return sequence.add(token, logits, is_last=is_last), is_right
 
 
 class _LookupGuesser:
@@ -172,9 +174,9 @@ class _LookupGuesser:
         self._after: dict[tuple[int, ...], int] = {}
         """n-gram -> where it was followed by a token, the last time."""
 
-    def guess(self, row: Row, most: int) -> list[Guess]:
+    def guess(self, sequence: GrowingSequence, most: int) -> list[Guess]:
         ids, sizes = self._ids, range(1, self._settings.max_ngram + 1)
-        for token in [*row.prompt, *row.ids][len(ids) :]:
+        for token in [*sequence.prompt, *sequence.ids][len(ids) :]:
             # Entered when its next token is known: the end of the text must not find itself.
             for size in sizes:
                 if size <= len(ids):
@@ -191,27 +193,27 @@ class _LookupGuesser:
 class _DraftGuesser:
     """Lets a smaller model go on."""
 
-    def __init__(self, settings: DraftModel, row: Row, plan: Plan) -> None:
+    def __init__(self, settings: DraftModel, sequence: GrowingSequence, plan: Plan) -> None:
         self.calls = 0
         self._settings, self._plan = settings, plan
         self._stream = settings.model.stream()
         self._can_rewind = _can_rewind(settings.model)
-        self._generator = row.generator
+        self._generator = sequence.generator
 
-    def guess(self, row: Row, most: int) -> list[Guess]:
+    def guess(self, sequence: GrowingSequence, most: int) -> list[Guess]:
         sampling, limit = self._plan.sampling, self._settings.model.contract.max_seq_len
-        ids = [*row.prompt, *row.ids]
+        ids = [*sequence.prompt, *sequence.ids]
         count = min(self._settings.count, most)
         if limit is not None:
             count = min(count, limit - len(ids) + 1)
         if count < 1:
             return []
-        logits = self._read(ids[self._stream.lengths[0] :])
+        logits = self._prefill(ids[self._stream.lengths[0] :])
         stream = self._stream if self._can_rewind or count == 1 else self._stream.fork()
         guesses: list[Guess] = []
         for place in range(count):
             drafted = probabilities(
-                logits, sampling, prompt=row.prompt, continuation=ids[len(row.prompt) :]
+                logits, sampling, prompt=sequence.prompt, continuation=ids[len(sequence.prompt) :]
             )
             token = int(drafted.argmax())
             if not sampling.is_greedy:
@@ -222,12 +224,12 @@ class _DraftGuesser:
                 logits = feed(stream, np.array([[token]], np.int64))[0, -1]
                 self.calls += 1
         if self._can_rewind:
-            self._stream.rewind(len(row.prompt) + len(row.ids))
+            self._stream.rewind(len(sequence.prompt) + len(sequence.ids))
         return guesses
 
-    def _read(self, new: Sequence[int]) -> Array:
+    def _prefill(self, new: Sequence[int]) -> Array:
         self.calls += 1
-        return np.asarray(read(self._stream, [new])[0])
+        return np.asarray(prefill(self._stream, [new])[0])
 
 
 def check_draft(model: LanguageModel, draft: Draft | LanguageModel) -> Draft:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["StopTexts", "TextStream", "TextWriter"]
+__all__ = ["Detokeniser", "StopTexts", "TextStream"]
 
 REPLACEMENT = "\ufffd"
 """What decoders give for bytes that make no character, or none yet."""
@@ -101,7 +101,7 @@ class StopTexts:
         return held
 
 
-class TextWriter:
+class Detokeniser:
     """The text of one continuation, token by token, up to a stop text."""
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from causal_onnx.runtime.text.detokenise import StopTexts, TextStream, TextWriter
+from causal_onnx.runtime.text.detokenise import Detokeniser, StopTexts, TextStream
 
 
 def as_bytes(ids: Sequence[int]) -> str:
@@ -108,6 +108,6 @@ def test_what_may_begin_a_stop_text_is_kept_and_no_more() -> None:
 
 
 def test_a_stop_text_may_lie_in_a_character_that_never_ends() -> None:
-    writer = TextWriter(as_bytes, ["\ufffd"])
-    assert writer.push(0xE4) == ("", False)
-    assert writer.flush() == ("", True)
+    detokeniser = Detokeniser(as_bytes, ["\ufffd"])
+    assert detokeniser.push(0xE4) == ("", False)
+    assert detokeniser.flush() == ("", True)
