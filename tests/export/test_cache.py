@@ -18,7 +18,12 @@ from causal_onnx.export.cache.derive import derive_cache
 from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.lower import lower
-from causal_onnx.models import DecoderLM, tiny_gpt2_config, tiny_llama_config
+from causal_onnx.models import (
+    CausalMechanismV1,
+    DecoderLM,
+    tiny_gpt2_config,
+    tiny_llama_config,
+)
 from causal_onnx.runtime import load
 from tests.export.captured import captured, run_model, zoo_inputs
 from tests.export.modules import Head, example
@@ -67,6 +72,17 @@ def test_chunks_equal_one_pass(name: str) -> None:
         np.testing.assert_allclose(fed(model, name, empty, cuts), expected, rtol=0, atol=5e-6)
 
 
+class ByNumber(nn.Module):
+    """Causal attention to the positions, each picked by its number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = CausalMechanismV1(16, 16, 24, seed=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x.index_select(1, torch.arange(x.shape[1])))
+
+
 class Averages(nn.Module):
     """Causal attention after a causal running mean, which mixes positions by itself."""
 
@@ -95,7 +111,11 @@ class FromTheEnd(nn.Module):
 
 @pytest.mark.parametrize(
     ("module", "message"),
-    [(Averages(), "CumSum .* mixes positions"), (FromTheEnd(), "changes with the total length")],
+    [
+        (Averages(), "CumSum .* mixes positions"),
+        (FromTheEnd(), "changes with the total length"),
+        (ByNumber(), "Gather .* picks positions by their number"),
+    ],
     ids=["running mean", "positions from the end"],
 )
 def test_what_cannot_be_cached_is_refused_by_name(

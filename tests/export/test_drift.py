@@ -35,7 +35,7 @@ def test_a_language_model_is_measured_on_text(tmp_path: Path) -> None:
     assert "mean KL" in str(report)
     certificate = load(tmp_path / "m.onnx").certificate
     assert certificate is not None
-    assert certificate["drift"]["mean_kl"] == drift.mean_kl
+    assert certificate["drift"]["mean_kl"] == pytest.approx(drift.mean_kl, rel=0.05)  # two digits
     assert certificate["quantisation"]["bits"] == 4
 
 

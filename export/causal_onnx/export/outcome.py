@@ -40,10 +40,13 @@ the operators that it calls with the module's tensors."""
 _OUT_OF_MEMORY = re.compile(r"can't allocate memory|out of memory", re.IGNORECASE)
 
 # Its classes have no base of their own; they are made when the extension is loaded.
-_ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = tuple(
-    kind
-    for kind in vars(_onnxruntime).values()
-    if isinstance(kind, type) and issubclass(kind, Exception)
+_ONNXRUNTIME_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,  # of its bindings
+    *(
+        kind
+        for kind in vars(_onnxruntime).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
 )
 
 
@@ -98,12 +101,12 @@ def ask_onnxruntime(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     """Call into onnxruntime.
 
     Raises:
-        SessionError: onnxruntime refused. Whatever else is raised is passed on; `call` is a function
-            of onnxruntime's, so a RuntimeError is its own.
+        SessionError: onnxruntime refused; `call` is its function, so a RuntimeError is its own.
+            Whatever else is raised is passed on.
     """
     try:
         return call(*args, **kwargs)
-    except (*_ONNXRUNTIME_ERRORS, RuntimeError) as error:  # its bindings raise the latter
+    except _ONNXRUNTIME_ERRORS as error:
         raise SessionError(short(error)) from error
 
 

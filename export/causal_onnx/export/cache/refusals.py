@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import NONE, Elements, view
 from causal_onnx.export.analysis.interpret import Constants, Run, input_elements, run
 from causal_onnx.export.analysis.signature import Signature, Sizes
@@ -73,6 +74,11 @@ def refuse_mixing(
     sizes = layouts.sizes[0]
     first_positions = _reversed_run(layouts, sizes)
     for node in layouts.model.graph:
+        if _picks_positions(layouts, node):
+            raise NotSupportedError(
+                f"no cache can be derived: {node.op_type} {named(node)} picks positions by their "
+                "number, and a step has only the new ones"
+            )
         for output in node.outputs:
             last = layouts.base.values.get(output)
             low = first_positions.values.get(output)
@@ -92,6 +98,19 @@ def refuse_mixing(
             _refuse_shift(layouts, value, core.node)
     for value in layouts.model.graph.outputs:
         _refuse_shift(layouts, value, value.producer())
+
+
+def _picks_positions(layouts: Layouts, node: ir.Node) -> bool:
+    """Whether the node reads data along the sequence by numbers that come from positions."""
+    if node.op_type not in ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"):
+        return False
+    data, numbers = node.inputs[0], node.inputs[1]
+    if data is None or numbers is None or not isinstance(layouts.base.values.get(data), Elements):
+        return False
+    axes = layouts.axes(data)
+    axis = attr(node, "axis", 0)
+    along = axes if node.op_type.endswith("ND") else axes[axis : axis + 1 or None]
+    return any(item.is_seq for item in along) and any(x.is_seq for x in layouts.axes(numbers))
 
 
 def _unrecognised(layouts: Layouts, mixing: ir.Node, others: Mapping[ir.Node, str]) -> str:
