@@ -116,7 +116,7 @@ class FromTheEnd(nn.Module):
         (FromTheEnd(), "changes with the total length"),
         (ByNumber(), "Gather .* picks positions by their number"),
     ],
-    ids=["running mean", "positions from the end"],
+    ids=["running mean", "positions from the end", "positions by number"],
 )
 def test_what_cannot_be_cached_is_refused_by_name(
     module: nn.Module, message: str, tmp_path: Path

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from causal_onnx.export import export
-from causal_onnx.export.check.parity import Session, _beyond
+from causal_onnx.export.check.parity import Session, beyond_the_limit
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.passes.length_limit import enforce_max_seq_len
 from causal_onnx.export.source.inputs import describe_inputs
@@ -113,7 +113,7 @@ def test_one_past_the_limit_is_refused_by_the_limit_and_nothing_else(
     contract = Contract(inputs=(x,), outputs=(output,), max_seq_len=5)
     write_model(model, tmp_path / "m.onnx", {})
     session = Session(tmp_path / "m.onnx", contract)
-    case = _beyond(session, describe_inputs(["x"], [torch.zeros(2, 3, 2)], None), 5)
+    case = beyond_the_limit(session, describe_inputs(["x"], [torch.zeros(2, 3, 2)], None), contract)
     assert (case.passed, case.refused) == (passed, passed)
     assert case.note.startswith(note)
 

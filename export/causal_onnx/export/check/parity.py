@@ -215,7 +215,7 @@ def compare(
         if progress is not None:
             progress(index + 1, len(shapes))
     if contract.max_seq_len is not None:
-        cases.append(_beyond(session, specs, contract))
+        cases.append(beyond_the_limit(session, specs, contract))
     return ParityReport(cases=tuple(cases), tolerance=tolerance, skipped=tuple(skipped))
 
 
@@ -334,7 +334,9 @@ def _where(got: Sequence[Array], expected: Sequence[Array], names: Sequence[str]
     return "differs"
 
 
-def _beyond(session: Session, specs: Sequence[InputSpec], contract: Contract) -> ParityCase:
+def beyond_the_limit(
+    session: Session, specs: Sequence[InputSpec], contract: Contract
+) -> ParityCase:
     """One position more than the limit: the graph's own node must refuse it, by name.
 
     A graph of one length has no such node: its input has that size, and onnxruntime says so.
