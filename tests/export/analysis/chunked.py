@@ -79,7 +79,7 @@ class LinearAttention(Chunked):
 
 
 class ByComparison(Chunked):
-    """The triangle of chunks is a comparison of aranges as floats, multiplied in."""
+    """The triangle of chunks is a comparison of ranges as floats, multiplied in."""
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.parts(x)

@@ -26,7 +26,14 @@ from causal_onnx.runtime import Model
 from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 
-__all__ = ["Session", "compare", "compare_unbatched", "grid", "tolerance_for"]
+__all__ = [
+    "Session",
+    "beyond_the_limit",
+    "compare",
+    "compare_unbatched",
+    "grid",
+    "tolerance_for",
+]
 
 TOLERANCES = {"float64": 1e-7, "float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 """Largest error relative to the output's scale: some tens of the dtype's own rounding, except for
