@@ -89,6 +89,10 @@ def _within_domain(capture: Capture, subject: Subject) -> tuple[Subject, bool]:
         )
     if note is not None:
         warnings.append(note)
+    warnings += [
+        f"PyTorch captured the graph for sizes with {text}; of the others some were compared"
+        for text in capture.domain.sampled
+    ]
     limit = contract.max_seq_len
     excluded = [s for s in capture.domain.excluded if limit is None or s.past + s.seq < limit]
     within = replace(subject, contract=contract, warnings=tuple(warnings), excluded=tuple(excluded))
