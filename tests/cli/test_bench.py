@@ -144,12 +144,12 @@ def test_memory_is_that_of_a_process_that_loads_and_calls(tmp_path: Path) -> Non
     path = write_model(tmp_path / "m.onnx", contract=make_contract(max_seq_len=None))
     options: dict[str, Any] = {"device": "cpu", "threads": 1, "trusted": False, "batch": 1}
     small = measure_memory(path, seq=1, **options)
-    large = measure_memory(path, seq=1 << 21, **options)
+    large = measure_memory(path, seq=1 << 20, **options)
     assert small is not None
     assert large is not None
     assert small.loaded_bytes <= small.peak_bytes
-    # Input and output are 24 MiB each.
-    assert large.peak_bytes - small.peak_bytes > 30 << 20
+    # Input and output are 12 MiB each.
+    assert large.peak_bytes - small.peak_bytes > 15 << 20
 
 
 def test_a_process_that_fails_is_an_error(tmp_path: Path) -> None:

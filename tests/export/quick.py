@@ -20,6 +20,7 @@ class Unproved:
     """Stands for the report."""
 
     warnings: tuple[str, ...] = ()
+    fallbacks: tuple[Any, ...] = ()
 
 
 def quick_export(module: nn.Module, path: Path, **options: Any) -> Model:

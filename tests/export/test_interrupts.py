@@ -20,8 +20,9 @@ import torch
 import causal_onnx.runtime
 from causal_onnx.export import export
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
-from causal_onnx.runtime import Model, PrefixCache, load
+from causal_onnx.runtime import PrefixCache, load
 from causal_onnx.runtime.session.device import Device
+from causal_onnx.runtime.session.runner import Runner
 from causal_onnx.runtime.stream.stream import Stream
 
 RUNTIME = str(Path(causal_onnx.runtime.__file__).parent)
@@ -29,7 +30,10 @@ LONGEST, VOCAB = 80, 31
 WINDOWS = {"full": None, "window": 4}
 
 
-class OnDevice(Model):
+PREFIX_CACHE = ("generation/prefix_cache.py", "stream/cache_blocks.py")
+
+
+class OnDevice(Runner):
     """Keeps caches as on a GPU, in `OrtValue`s that numpy does not see; they lie in host memory."""
 
     cache_device = property(lambda self: Device("cpu"))
@@ -192,11 +196,11 @@ def test_at_every_line_of_a_call(subject: Subject, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["first step", "rows"])
 def test_at_every_line_where_the_cache_lies_on_a_device(subject: Subject, case: str) -> None:
-    subject.model.__class__ = OnDevice
+    subject.model.runner.__class__ = OnDevice
     try:
         test_at_every_line_of_a_call(subject, case)
     finally:
-        subject.model.__class__ = Model
+        subject.model.runner.__class__ = Runner
 
 
 @pytest.mark.parametrize("rows", [(5,), (5, 3)])
@@ -238,7 +242,7 @@ def test_at_every_line_of_a_prefix_cache(subject: Subject) -> None:
     for at in itertools.count(1):
         cache = PrefixCache(subject.model, capacity_positions=16, block=4)
         cache.read(prompts[:1])
-        with Interrupt(at, KeyboardInterrupt, within=("prefix_cache", "blocks")) as interrupt:
+        with Interrupt(at, KeyboardInterrupt, within=PREFIX_CACHE) as interrupt:
             cache.read([subject.ids[1, :18].tolist()])
         if not interrupt.hit:
             break

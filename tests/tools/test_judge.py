@@ -148,7 +148,7 @@ def dropped_fact(patch: pytest.MonkeyPatch) -> None:
 def rounding_down(patch: pytest.MonkeyPatch) -> None:
     """Whole numbers are divided rounding down."""
     patch.setattr(
-        computing, "_whole_quotient", lambda a, b: Poly.of((a.constant or 0) // b.constant)
+        computing, "_whole_quotient", lambda _, a, b: Poly.of((a.constant or 0) // b.constant)
     )
 
 
