@@ -128,9 +128,11 @@ def reshape(node: Node) -> list[Value]:
             if position >= len(value.shape):
                 node.refuse("keeps an axis that its input does not have")
             shape.append(value.shape[position])
-        elif low < 0 or (low == 0 and keeps):
+        elif low < 0:
             open_axes.append(position)
             shape.append(item)
+        elif low == 0 and keeps and position < len(value.shape):
+            shape.append(hull([item, value.shape[position]]))  # which a 0 would keep
         else:
             shape.append(item)
     for position in open_axes:
@@ -149,7 +151,7 @@ def _remaining(
     *,
     keeps: bool,
 ) -> Number:
-    """The size of an axis that is -1, or may be -1 or 0."""
+    """The size of an axis that is -1, or may be."""
     others = [size for index, size in enumerate(shape) if index != position]
     if any(infimum(low_of(size)) < 0 for size in others):
         others = []
@@ -160,8 +162,14 @@ def _remaining(
         most = next((found for found in tried if found is not None), None)
         rest = None if most is None else between((0,), high_of(most), most)
     if rest is None:
-        least = math.prod(max(infimum(low_of(size)), 1) for size in others)
-        rest = divide(total, int(least))
+        rest, least = total, 1.0
+        for size in others:
+            smaller = quotient(rest, size)
+            if smaller is None:
+                least *= max(infimum(low_of(size)), 1)
+            else:
+                rest = smaller
+        rest = divide(rest, int(least))
         if others:
             rest = between((0,), high_of(rest))
     stated = goal[position]
