@@ -59,21 +59,26 @@ def attention(node: Node) -> list[Value]:
     query, key, value = (node.ranked(index, 3, 4) for index in range(3))
     if len({len(part.shape) for part in (query, key, value)}) != 1:
         node.refuse("has queries, keys and values of several ranks")
+    heads: Number
+    kv_heads: Number
     if len(query.shape) == 3:
-        heads, kv_heads = _heads(node, "q_num_heads"), _heads(node, "kv_num_heads")
-        width = _share(node, query.shape[2], heads)
-        value_width = _share(node, value.shape[2], kv_heads)
-        _share(node, key.shape[2], kv_heads)
+        heads, kv_heads = stated = _heads(node, "q_num_heads"), _heads(node, "kv_num_heads")
+        width = _share(node, query.shape[2], stated[0])
+        value_width = _share(node, value.shape[2], stated[1])
+        _share(node, key.shape[2], stated[1])
         seq, kv_seq = query.shape[1], key.shape[1]
     else:
-        counts = query.shape[1], key.shape[1]
-        if any(isinstance(size, Size) for size in counts):
-            node.refuse("has a number of heads that the file does not state")
-        heads, kv_heads = (int(size) for size in counts)  # type: ignore[arg-type]
+        for part in (query, key, value):
+            node.nonempty(part, [1], what="a tensor of heads")  # it divides by their number
+        heads, kv_heads = query.shape[1], key.shape[1]
         width, value_width = query.shape[3], value.shape[3]
         seq, kv_seq = query.shape[2], key.shape[2]
-    if heads % kv_heads:
+    if isinstance(heads, Size) or isinstance(kv_heads, Size):
+        copies = extent(heads)  # as a reshape left them: onnxruntime compares them in each call
+    elif heads % kv_heads:
         node.refuse(f"has {heads} heads of queries and {kv_heads} of keys")
+    else:
+        copies = heads // kv_heads
     batch = query.shape[0]
     total = add(_past(node, 4), kv_seq)
     shape: Shape
@@ -86,7 +91,7 @@ def attention(node: Node) -> list[Value]:
     values = node.result(query.dtype, (batch, kv_heads, total, value_width))
     scores = node.result(query.dtype, (batch, heads, seq, total))
     _attend(node, scores, multiply(hull([width, value_width]), 2))
-    node.scratch += 2 * (keys.bytes + values.bytes) * (heads // kv_heads) + result.bytes * 4
+    node.scratch += 2 * (keys.bytes + values.bytes) * copies + result.bytes * 4
     return [result, keys, values, scores][: max(node.outputs, 1)]
 
 
