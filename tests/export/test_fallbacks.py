@@ -19,6 +19,7 @@ from causal_onnx.export.check.blame import changes_as_it_grows
 from causal_onnx.export.errors import NotSupportedError, RewriteError
 from causal_onnx.export.source.module import open_source
 from causal_onnx.runtime.contract import Contract, TensorSpec
+from tests.export.modules import Head
 from tests.zoo import MUTANTS, entry
 
 
@@ -239,3 +240,22 @@ def test_a_module_is_asked_whether_early_outputs_change_as_it_grows(how: str, gr
     contract = Contract(inputs=(replace(output, name="x"),), outputs=(output,))
     said = changes_as_it_grows(source, specs, contract)
     assert said.startswith("of 7 positions the first ") if grows else said == ""
+
+
+class SmallTable(nn.Module):
+    """A label per row, looked up in a table that is shorter than the module's sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels, self.core = nn.Embedding(10, 16), Head()
+
+    def forward(self, labels: Tensor, x: Tensor) -> Tensor:
+        return self.core(x + self.labels(labels)[:, None])
+
+
+def test_a_limit_that_is_not_the_modules_is_no_defect_of_a_rewrite(tmp_path: Path) -> None:
+    inputs = (torch.randint(10, (3,)), torch.randn(3, 7, 16))
+    axes = [{0: "batch"}, {0: "batch", 1: "seq"}]
+    with pytest.raises(ParityError, match="not refused by the limit of 9") as caught:
+        export(SmallTable().eval(), tmp_path / "m.onnx", example=inputs, axes=axes)
+    assert not isinstance(caught.value, RewriteError)
