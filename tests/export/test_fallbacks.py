@@ -259,3 +259,10 @@ def test_a_limit_that_is_not_the_modules_is_no_defect_of_a_rewrite(tmp_path: Pat
     with pytest.raises(ParityError, match="not refused by the limit of 9") as caught:
         export(SmallTable().eval(), tmp_path / "m.onnx", example=inputs, axes=axes)
     assert not isinstance(caught.value, RewriteError)
+
+
+def test_a_bias_of_data_that_is_written_anew_is_followed_still(tmp_path: Path) -> None:
+    source = entry("pos_relative_skew")
+    inputs, axes = source.inputs(2, 5), source.axes
+    report = export(source.factory().eval(), tmp_path / "m.onnx", example=inputs, axes=axes)
+    assert report.certificate.verdict == "causal"

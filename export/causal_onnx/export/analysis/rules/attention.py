@@ -148,8 +148,25 @@ def _with_rank(tensor: Tensor, rank: int) -> Tensor:
     return normal(restructure(lift(tensor), lambda a, _: a.reshape(shape)))
 
 
+_SAME_TYPE = frozenset(
+    {"Expand", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+)
+"""Operators whose result has the type of their first input."""
+_OF_NUMBERS = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "MatMul", "Log"})
+
+
 def _is_bool(node: ir.Node, index: int, tensor: Tensor) -> bool:
     value = node.inputs[index]
+    # A file states no types of what lies between its inputs and outputs.
+    while value is not None and value.dtype is None:
+        producer = value.producer()
+        if producer is not None and producer.op_type in _OF_NUMBERS and not producer.domain:
+            return False
+        if producer is None or producer.domain:
+            break
+        if producer.op_type != "Where" and producer.op_type not in _SAME_TYPE:
+            break
+        value = producer.inputs[producer.op_type == "Where"]
     if value is not None and value.dtype is not None:
         return value.dtype == ir.DataType.BOOL
     if isinstance(tensor, Known):
