@@ -28,7 +28,7 @@ from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.export.proof.symbolic.implication import logging_implications
 from tests.zoo import GRAPH_MUTANTS, GRAPHS, MUTANTS, ZooEntry, entry
 from tests.zoo.mutants import Mutant
-from tests.zoo.probes import Subject, takes_past
+from tests.zoo.probes import Sizes, Subject, make_inputs, takes_past
 
 __all__ = ["ENTRY_STEPS", "GRAPH_SOURCES", "MUTANT_STEPS", "run", "run_entry", "run_mutant"]
 
@@ -257,7 +257,22 @@ def _mutant_exported(item: Mutant, path: Path) -> dict[str, Any]:
     found = _certificate(report.certificate, item.declared)
     if item.kind == "footprint" and found["footprint_fits"] is False:
         return {**found, "status": "rejected", "named": None}
+    limit = report.contract.max_seq_len
+    if limit is not None and limit < item.shows_from and _ends_at(path, item, limit):
+        # The defect shows at no length that the file takes.
+        return {**found, "status": "rejected", "named": None, "error": f"beyond {limit}"}
     return {**found, "status": "accepted", "named": None}
+
+
+def _ends_at(path: Path, item: Subject, limit: int) -> bool:
+    """Whether the file answers at `limit` tokens and at no more."""
+    file = File(path)
+    file(make_inputs(item, Sizes(2, limit)))
+    try:
+        file(make_inputs(item, Sizes(2, limit + 1)))
+    except Exception:  # any error is a refusal
+        return True
+    return False
 
 
 def _axes_by_name(item: Subject, path: Path) -> dict[str, dict[int, str]]:
