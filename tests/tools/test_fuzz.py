@@ -120,7 +120,7 @@ def test_the_figures_are_in_the_table() -> None:
 def test_arrays_of_streams_are_changed_with_the_hash_put_right(tmp_path: Path) -> None:
     from tools.fuzz.streams import change_stream
 
-    from tests.runtime.test_scan_properties import cached_model
+    from tests.runtime.scan.test_properties import cached_model
 
     model = cached_model()
     stream = model.stream(batch=2)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from causal_onnx.export import export
 from causal_onnx.export.attest import attest
+from tests.export.analysis.exporting import export_dynamo, export_torchscript, input_names
 from tests.zoo import entry
-
-from .exporting import export_dynamo, export_torchscript, input_names
 
 NAMES = [
     "attn_one_head_3d",

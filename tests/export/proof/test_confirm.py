@@ -11,9 +11,8 @@ import pytest
 from causal_onnx.export.attest import attest
 from causal_onnx.export.proof import running
 from causal_onnx.export.proof.certificate import Certificate
-
-from .graphs import build
-from .rule_cases import CASES
+from tests.export.analysis.graphs import build
+from tests.export.analysis.rule_cases import CASES
 
 LEAKING = [case for case in CASES if case.verdict == "not_causal"]
 

@@ -8,10 +8,9 @@ import onnx
 import pytest
 
 from causal_onnx.export.attest import attest
+from tests.export.analysis.exporting import export_dynamo, input_names
 from tests.zoo import GRAPH_MUTANTS, GRAPHS
 from tests.zoo.mutants import MUTANTS, Mutant
-
-from .exporting import export_dynamo, input_names
 
 BROKEN = [
     pytest.param(graph, mutant, broken, id=f"{graph.name}-{mutant.name}")

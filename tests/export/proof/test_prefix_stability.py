@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from causal_onnx.export.attest import attest
-
-from .graphs import build
-from .rule_cases import attend
+from tests.export.analysis.graphs import build
+from tests.export.analysis.rule_cases import attend
 
 LENGTH = "n1 = Shape <start = 1, end = 2> (x) n0 = Squeeze(n1) n = Cast <to = 1> (n0)"
 

@@ -12,10 +12,9 @@ from causal_onnx.export.attention.axis_map import layout_of
 from causal_onnx.export.attention.footprint import Footprint, Seen, footprint_of, pattern
 from causal_onnx.export.attention.recognise import AttentionCore, find_cores
 from causal_onnx.export.proof.prove import prove
+from tests.export.analysis.graphs import build, i64
+from tests.export.analysis.rule_cases import attend
 from tests.zoo import GRAPHS
-
-from .graphs import build, i64
-from .rule_cases import attend
 
 WIDE = "(float[batch, seq, 12] x) => (float[batch, seq, 12] y)"
 MASK = """

@@ -11,10 +11,9 @@ from torch import nn
 from causal_onnx.export import export
 from causal_onnx.export.attest import attest
 from causal_onnx.runtime import read_artifact
-
-from . import chunked
-from .exporting import export_dynamo
-from .graphs import build, static
+from tests.export.analysis import chunked
+from tests.export.analysis.exporting import export_dynamo
+from tests.export.analysis.graphs import build, static
 
 AXES = {"x": {0: "batch", 1: "seq"}}
 

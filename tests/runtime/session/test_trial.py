@@ -13,9 +13,9 @@ import pytest
 from causal_onnx.runtime import ArtifactError, TrialLimits, UnsafeFileError, load
 from causal_onnx.runtime.contract import CONTRACT_KEY
 from causal_onnx.runtime.session import runner as runner_module
+from tests.runtime.artifact.test_held import INSIDE, OUTSIDE, folder_of, swap_folder
 from tests.runtime.artifacts import field, fixture, metadata
 from tests.runtime.onnx_bytes import contract, graph, integer, node, subgraph, tensor, value
-from tests.runtime.test_held import INSIDE, OUTSIDE, folder_of, swap_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a trial needs Linux")
 

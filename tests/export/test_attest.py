@@ -15,9 +15,8 @@ import pytest
 from causal_onnx.export.attest import attest
 from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.runtime.errors import ArtifactError
-
-from .graphs import build
-from .rule_cases import CASES, attend
+from tests.export.analysis.graphs import build
+from tests.export.analysis.rule_cases import CASES, attend
 
 CAUSAL = attend("c = LessOrEqual(j, i) m = Where(c, s, lowest)")
 OPEN = attend("m = Identity(s)")

@@ -10,7 +10,7 @@ import pytest
 from causal_onnx.export.attest import attest
 from tests.zoo import GRAPH_MUTANTS, GraphMutant
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "analysis" / "fixtures"
 
 SEEN = {
     "genai_llama_fp32": ["causal"],
