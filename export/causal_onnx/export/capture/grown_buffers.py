@@ -49,7 +49,7 @@ def without_caches(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> 
             for a, b in zip(got, expected, strict=True)
         ):
             return twin
-    names = ", ".join(".".join(part for part in place if part) for place in grown)
+    names = ", ".join(".".join(place).removeprefix("module.") for place in grown)
     raise ExportError(
         f"the module keeps what it computed for a shorter sequence ({names}) and does not work "
         "without it; compute it in forward from x.shape"

@@ -1,0 +1,161 @@
+"""What only running a module tells: limits, vocabularies, rigid axes, randomness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the spelling that the modules below would use
+from torch import Tensor, nn
+
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.source.inputs import InputSpec, Sizes
+from causal_onnx.export.source.module import Source, open_source
+from causal_onnx.export.source.probe import (
+    at_length,
+    find_fixed_seq,
+    find_max_seq_len,
+    find_vocabularies,
+    refuse_broken,
+    refuse_random,
+    refuse_rigid,
+    takes_unbatched,
+    with_batch,
+)
+from tests.export.modules import DIM, Head, example, token_ids
+
+
+class Does(nn.Module):
+    """A table of 24 rows, and what `run` does with it and the input."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.table, self.small, self.run = nn.Embedding(24, DIM), nn.Embedding(9, DIM), run
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+def opened(
+    run: Callable[[Any, Tensor], Any], value: Tensor | None = None
+) -> tuple[Source, tuple[InputSpec, ...]]:
+    return open_source(Does(run).eval(), (example() if value is None else value,), None)
+
+
+def raising(limit: int) -> Callable[[Any, Tensor], Tensor]:
+    def run(_: Any, x: Tensor) -> Tensor:
+        if x.shape[1] > limit:
+            raise ValueError(f"{x.shape[1]} positions, at most {limit}")
+        return x
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("run", "limit"),
+    [
+        (lambda m, x: x + m.table.weight[: x.shape[1]], 24),
+        (raising(19), 19),
+        (lambda m, x: x[:, -16:], 16),
+        (lambda m, x: x + 1, None),
+    ],
+    ids=["table", "raises", "crops", "none"],
+)
+def test_the_length_limit_is_found(run: Callable[[Any, Tensor], Any], limit: int | None) -> None:
+    assert find_max_seq_len(*opened(run)) == limit
+
+
+def test_a_limit_far_beyond_the_example_is_found_to_the_position() -> None:
+    assert find_max_seq_len(*opened(raising(4099))) == 4099
+
+
+def test_one_past_the_limit_comes_with_what_the_module_raised() -> None:
+    source, specs = opened(raising(19))
+    assert at_length(source, specs, Sizes(batch=1, seq=19)).takes is True
+    beyond = at_length(source, specs, Sizes(batch=1, seq=20))
+    assert beyond.takes is False
+    assert "20 positions" in str(beyond.error)
+
+
+def test_a_cropping_module_takes_nothing_more_and_raises_nothing() -> None:
+    beyond = at_length(*opened(lambda m, x: x[:, -16:]), Sizes(batch=1, seq=17))
+    assert beyond.takes is False
+    assert beyond.error is None
+
+
+def test_the_only_length_that_is_taken_is_fixed() -> None:
+    assert find_fixed_seq(*opened(lambda m, x: torch.ones(6, 6) @ x)) == 6
+    assert find_fixed_seq(*opened(lambda m, x: x + 1)) is None
+
+
+def test_ids_have_as_many_values_as_their_smallest_table() -> None:
+    source, specs = opened(lambda m, x: m.table(x) + m.small(x), token_ids(vocab=9))
+    assert find_vocabularies(source, specs)[0].vocab_size == 9
+
+
+def test_a_table_that_other_indices_look_up_says_nothing_of_the_ids() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.table(x) + m.small(torch.arange(x.shape[1]))
+
+    source, specs = opened(run, token_ids(vocab=9))
+    assert find_vocabularies(source, specs)[0].vocab_size == 24
+
+
+def test_a_batch_that_stands_in_the_code_is_refused() -> None:
+    with pytest.raises(ExportError, match="has its batch size written into it"):
+        refuse_rigid(*opened(lambda m, x: x.view(2, -1, DIM)))
+
+
+def test_a_batch_that_is_refused_comes_with_what_was_raised() -> None:
+    with pytest.raises(ExportError, match="accepts a batch of 2 but not of 3: RuntimeError"):
+        refuse_rigid(*opened(lambda m, x: x + torch.ones(2, 1, 1)))
+
+
+def test_a_gap_below_the_examples_length_is_refused() -> None:
+    def run(_: Any, x: Tensor) -> Tensor:
+        if x.shape[1] == 3:
+            raise ValueError("not three")
+        return x
+
+    with pytest.raises(ExportError, match="3"):
+        refuse_rigid(*opened(run))
+
+
+def test_an_example_that_is_not_taken_is_shown_with_its_shape() -> None:
+    message = r"Does does not accept the example \(x: torch.float32 \(2, 6, 16\)\): RuntimeError"
+    with pytest.raises(ExportError, match=message):
+        refuse_broken(*opened(lambda m, x: x + torch.ones(5, 1)))
+
+
+def test_dropout_that_is_never_off_is_named_with_its_line() -> None:
+    source, specs = opened(lambda m, x: F.dropout(x, 0.5, training=True))
+    with pytest.raises(ExportError, match=r"random in eval mode \(aten::.* at .*test_probe.py"):
+        refuse_random(source, specs, Sizes(batch=2, seq=6))
+
+
+def test_what_is_kept_between_calls_is_named() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        m.calls = getattr(m, "calls", 0) + 1
+        return x * m.calls
+
+    source, specs = opened(run)
+    with pytest.raises(ExportError, match=r"keeps state between calls \(calls changed\)"):
+        refuse_random(source, specs, Sizes(batch=2, seq=6))
+
+
+def test_nan_is_no_randomness() -> None:
+    refuse_random(*opened(lambda m, x: x / 0 - x / 0), Sizes(batch=2, seq=6))
+
+
+def test_a_row_is_exported_with_a_batch_where_the_module_takes_both() -> None:
+    source, specs = open_source(Head().eval(), (example()[0],), None)
+    lifted = with_batch(source, specs)
+    assert lifted[0].axes == {0: "batch", 1: "seq"}
+    assert takes_unbatched(source, lifted, Sizes(batch=2, seq=6))
+
+
+def test_a_batch_that_mixes_its_rows_is_none() -> None:
+    source, specs = opened(lambda m, x: x - x.mean(0), example()[0])
+    assert with_batch(source, specs)[0].axes == {0: "seq"}
