@@ -56,12 +56,12 @@ class Doubled(nn.Module):
 
 def test_a_failed_translation_says_what_failed_and_where(tmp_path: Path) -> None:
     from causal_onnx.export.capture.capture import attempts
-    from causal_onnx.export.source.inputs import Sizes
+    from causal_onnx.export.source.inputs import CallSizes
     from causal_onnx.export.source.module import Observed, open_source
 
     source, specs = open_source(Doubled().eval(), token_ids(), None)
     observed = Observed(output_names=("output",))
-    error = next(attempts(source, specs, Sizes(batch=3, seq=7), observed, opset=24))
+    error = next(attempts(source, specs, CallSizes(batch=3, seq=7), observed, opset=24))
     assert isinstance(error, ExportError)
     assert "An error occurred at step" not in str(error)
     assert "SplitToSequence" in str(error)

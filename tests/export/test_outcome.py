@@ -22,7 +22,7 @@ from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxrunti
 from causal_onnx.export.source import dry_run, probe
 from causal_onnx.export.source import module as source
 from causal_onnx.export.source import padding_mask as padding
-from causal_onnx.export.source.inputs import InputSpec, Sizes
+from causal_onnx.export.source.inputs import CallSizes, InputSpec
 from causal_onnx.export.source.module import open_source
 from causal_onnx.export.torch_patches import attention
 from tests.export.modules import DIM, Head, example
@@ -131,7 +131,7 @@ def test_a_slip_of_ours_leaves_the_export(
 def test_a_slip_while_caches_are_emptied_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, specs = opened(Growing())
     subject.run([example()])
-    sizes = Sizes(batch=2, seq=6)
+    sizes = CallSizes(batch=2, seq=6)
     for name, call in (("_shortened", caches.without_caches), ("_kept", caches.grows)):
         with monkeypatch.context() as patch:
             patch.setattr(caches, name, broken)
@@ -219,4 +219,4 @@ def test_the_example_may_be_refused_with_the_modules_own_words(tmp_path: Path) -
 
 def test_sizes_know_no_other_axis() -> None:
     with pytest.raises(ValueError, match="axes are batch, seq, past_seq, total_seq, got 'frames'"):
-        Sizes(batch=1, seq=2).of("frames")
+        CallSizes(batch=1, seq=2).of("frames")

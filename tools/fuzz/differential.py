@@ -33,7 +33,7 @@ from causal_onnx.runtime.artifact.protobuf import (
     FIXED64,
     LENGTH_DELIMITED,
     VARINT,
-    Source,
+    WindowedFile,
     WireError,
     varint_bytes,
 )
@@ -189,7 +189,7 @@ def _tag(rng: random.Random, number: int, wire_type: int) -> bytes:
 def compare(name: str, content: bytes) -> tuple[str, str]:
     """What came of a message: "equal", "refused" by ours, or "difference", and where it is."""
     try:
-        ours = Decoder(Source(BytesIO(content))).message(name, 0, len(content))
+        ours = Decoder(WindowedFile(BytesIO(content))).message(name, 0, len(content))
     except WireError:
         return "refused", ""
     theirs = OFFICIAL[name]()

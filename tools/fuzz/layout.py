@@ -11,7 +11,7 @@ from io import BytesIO
 
 from causal_onnx.runtime.artifact.protobuf import (
     LENGTH_DELIMITED,
-    Source,
+    WindowedFile,
     WireError,
     fields,
     varint_bytes,
@@ -57,11 +57,11 @@ class Layout:
         """The fields up to the first damage."""
         layout = cls()
         with contextlib.suppress(WireError):
-            layout._add(Source(BytesIO(content)), "model", 0, len(content), ())
+            layout._add(WindowedFile(BytesIO(content)), "model", 0, len(content), ())
         return layout
 
     def _add(
-        self, source: Source, message: str, start: int, end: int, parents: tuple[Place, ...]
+        self, source: WindowedFile, message: str, start: int, end: int, parents: tuple[Place, ...]
     ) -> None:
         begun = start
         for number, wire_type, value, _, after in fields(source, start, end):

@@ -10,12 +10,12 @@ from typing import Any
 from causal_onnx.runtime import ArtifactError
 
 __all__ = [
-    "CacheCase",
     "CacheFinding",
-    "Certificate",
     "CutCase",
     "GraphProof",
     "ShapeCase",
+    "StoredCacheCase",
+    "StoredCertificate",
     "read_certificate",
 ]
 
@@ -48,7 +48,7 @@ class CutCase:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CacheCase:
+class StoredCacheCase:
     """One way of feeding a sequence through the KV cache, compared with PyTorch's full pass."""
 
     batch: int
@@ -66,7 +66,7 @@ class CacheFinding:
     passed: bool
     summary: str
     tolerance: float
-    cases: tuple[CacheCase, ...]
+    cases: tuple[StoredCacheCase, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +86,7 @@ class GraphProof:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Certificate:
+class StoredCertificate:
     """What the exporter stated about the file; parts that it left out are None or empty."""
 
     proof: GraphProof | None
@@ -126,7 +126,7 @@ class Certificate:
         return "; ".join(parts) or "not stated"
 
 
-def read_certificate(document: Mapping[str, Any] | None) -> Certificate | None:
+def read_certificate(document: Mapping[str, Any] | None) -> StoredCertificate | None:
     """Read the certificate as the file's metadata holds it.
 
     Args:
@@ -144,7 +144,7 @@ def read_certificate(document: Mapping[str, Any] | None) -> Certificate | None:
         causality = document.get("causality")
         parity = document.get("parity")
         cache = document.get("cache")
-        return Certificate(
+        return StoredCertificate(
             proof=_proof(document) if "verdict" in document else None,
             perturbed_causal=None if causality is None else bool(causality["is_causal"]),
             causality_summary="" if causality is None else str(causality["summary"]),
@@ -199,7 +199,7 @@ def _cache(section: Mapping[str, Any]) -> CacheFinding:
         summary=str(section["summary"]),
         tolerance=float(section["tolerance"]),
         cases=tuple(
-            CacheCase(
+            StoredCacheCase(
                 batch=int(case["batch"]),
                 seq=int(case["seq"]),
                 feeding=str(case["feeding"]),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from causal_onnx.cli.certificate import CacheFinding, Certificate
+    from causal_onnx.cli.certificate import CacheFinding, StoredCertificate
     from causal_onnx.runtime import Artifact, Contract, TensorSpec
 
 __all__ = [
@@ -95,7 +95,7 @@ def _value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def parity_summary(certificate: Certificate) -> str:
+def parity_summary(certificate: StoredCertificate) -> str:
     """The verdict on equality with PyTorch, on one line."""
     if certificate.is_equal is None:
         return "not stated"
@@ -107,7 +107,7 @@ def parity_summary(certificate: Certificate) -> str:
     return f"{verdict} at {compared} shapes: {largest}limit {certificate.tolerance:.0e}{unit}"
 
 
-def parity_table(certificate: Certificate) -> tuple[list[str], list[list[str]]]:
+def parity_table(certificate: StoredCertificate) -> tuple[list[str], list[list[str]]]:
     """Headers and rows: one row per length, one column per batch size, cells the result."""
     batches = list(dict.fromkeys(case.batch for case in certificate.shapes))
     # Of several calls of one shape (with and without padding, say) the worst is shown.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from causal_onnx.cli import describe
-from causal_onnx.cli.certificate import Certificate, ShapeCase
+from causal_onnx.cli.certificate import ShapeCase, StoredCertificate
 from causal_onnx.cli.chart import latency_chart
 from causal_onnx.cli.commands.selftest import selftest_table
 from causal_onnx.cli.markup import Markup, element
@@ -186,7 +186,7 @@ def _source(proof: Proof) -> Markup:
     return _section("Source", "What was exported, and with which versions.", body)
 
 
-def _causality(certificate: Certificate | None) -> Markup:
+def _causality(certificate: StoredCertificate | None) -> Markup:
     title = "Causality"
     if certificate is None or (certificate.proof is None and certificate.perturbed_causal is None):
         return _section(title, None, element("p", "The file carries no finding on causality."))
@@ -195,7 +195,7 @@ def _causality(certificate: Certificate | None) -> Markup:
     )
 
 
-def _proof(certificate: Certificate) -> list[Markup]:
+def _proof(certificate: StoredCertificate) -> list[Markup]:
     proof = certificate.proof
     if proof is None:
         return []
@@ -219,7 +219,7 @@ def _proof(certificate: Certificate) -> list[Markup]:
     ]
 
 
-def _perturbation(certificate: Certificate) -> list[Markup]:
+def _perturbation(certificate: StoredCertificate) -> list[Markup]:
     if certificate.perturbed_causal is None:
         return []
     rows = []
@@ -252,7 +252,7 @@ def _perturbation(certificate: Certificate) -> list[Markup]:
     ]
 
 
-def _parity(certificate: Certificate | None) -> Markup:
+def _parity(certificate: StoredCertificate | None) -> Markup:
     title = "Equality with PyTorch"
     if certificate is None or certificate.is_equal is None:
         return _section(title, None, element("p", "The file carries no comparison."))
@@ -284,7 +284,7 @@ def _error_cell(text: str) -> Markup:
     return _cell(text, "num bad" if text.endswith("!") else "num good")
 
 
-def _cache(certificate: Certificate | None) -> Markup | None:
+def _cache(certificate: StoredCertificate | None) -> Markup | None:
     finding = certificate.cache if certificate else None
     if finding is None:
         return None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from causal_onnx.cli.certificate import Certificate, read_certificate
+from causal_onnx.cli.certificate import StoredCertificate, read_certificate
 from causal_onnx.cli.machine import describe_machine, now_text
 from causal_onnx.cli.timing import Timing, default_lengths, time_lengths
 from causal_onnx.runtime import (
@@ -30,7 +30,7 @@ class Proof:
 
     artifact: Artifact
     contract: Contract
-    certificate: Certificate | None
+    certificate: StoredCertificate | None
     selftest: SelfTestReport | None
     """None: the file carries no golden vectors."""
     timings: tuple[Timing, ...]

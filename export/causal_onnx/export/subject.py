@@ -13,7 +13,7 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.precision.choose import in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
-from causal_onnx.export.source.inputs import InputSpec, Sizes
+from causal_onnx.export.source.inputs import CallSizes, InputSpec
 from causal_onnx.export.source.module import Axes, Example, Observed, Source, open_source
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
 from causal_onnx.export.source.padding_mask import fill_padding
@@ -40,11 +40,11 @@ class Subject:
     specs: tuple[InputSpec, ...]
     observed: Observed
     contract: Contract
-    sizes: Sizes
+    sizes: CallSizes
     """To capture at."""
     is_limit_asked: bool
     """The caller gave `max_seq_len`: a graph that is valid for less will not do."""
-    excluded: tuple[Sizes, ...] = ()
+    excluded: tuple[CallSizes, ...] = ()
     """Sizes that the guards of the capture exclude; the file is compared there, too."""
     warnings: tuple[str, ...]
 
@@ -197,7 +197,7 @@ def _find_lengths(
             )
         limit = max_seq_len
     elif limit is not None:
-        beyond = probe.at_length(source, specs, Sizes(batch=1, seq=limit + 1))
+        beyond = probe.at_length(source, specs, CallSizes(batch=1, seq=limit + 1))
         if beyond.takes is False and beyond.error is None:
             warnings.append(crops(source, limit))
     fixed = probe.find_fixed_seq(source.fresh(), specs)
@@ -215,8 +215,8 @@ def crops(source: Source, limit: int) -> str:
 
 
 def other_sizes(
-    source: Source, specs: Sequence[InputSpec], sizes: Sizes, fixed_seq: int | None = None
-) -> Sizes:
+    source: Source, specs: Sequence[InputSpec], sizes: CallSizes, fixed_seq: int | None = None
+) -> CallSizes:
     """Sizes that differ from `sizes` in every axis that may, and that the module accepts.
 
     Raises:
@@ -225,7 +225,7 @@ def other_sizes(
     if fixed_seq is not None:
         return replace(sizes, batch=sizes.batch - 1)
     for seq in (sizes.seq - 1, sizes.seq - 2, sizes.seq + 1, 1):
-        other = Sizes(batch=sizes.batch - 1, seq=seq, past=max(sizes.past - 2, 0))
+        other = CallSizes(batch=sizes.batch - 1, seq=seq, past=max(sizes.past - 2, 0))
         if seq >= 1 and seq != other.batch and probe.runs(source, specs, other):
             return other
     raise ExportError(

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from causal_onnx.export.capture.grown_buffers import grows, without_caches
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source, open_source
 from tests.export.modules import Head, example, future
 
-SIZES = Sizes(batch=2, seq=6)
+SIZES = CallSizes(batch=2, seq=6)
 
 
 class Keeps(Head):
@@ -71,7 +71,7 @@ def test_what_is_kept_is_emptied_and_the_module_is_right_without_it(kind: type[K
     twin = without_caches(source, specs, SIZES)
     kept = twin.module.get_submodule("").mask
     assert kept is None or kept.numel() == 0
-    inputs = make_inputs(specs, Sizes(batch=1, seq=11))
+    inputs = make_inputs(specs, CallSizes(batch=1, seq=11))
     assert torch.equal(twin.run(inputs)[0], kind().eval()(*inputs))
 
 

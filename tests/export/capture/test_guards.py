@@ -13,7 +13,7 @@ from torch.fx.experimental import _config as fx_config
 
 from causal_onnx.export.capture.guards import Domain, PyTorchsCheck, read_domain
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.source.inputs import Sizes, describe_inputs
+from causal_onnx.export.source.inputs import CallSizes, describe_inputs
 
 SPECS = describe_inputs(["x"], [torch.zeros(3, 7, 16)], None)
 WITH_PAST = describe_inputs(
@@ -69,7 +69,7 @@ def test_largest_length(guards: list[str], largest: int | None) -> None:
 def test_range_of_a_symbol_is_a_limit() -> None:
     assert limit(domain(seq=(2, 32.0))) == 32
     assert limit(domain(seq=(2, math.inf))) is None
-    assert domain(seq=(4, math.inf)).refusal(Sizes(batch=2, seq=3)) == "seq >= 4"
+    assert domain(seq=(4, math.inf)).refusal(CallSizes(batch=2, seq=3)) == "seq >= 4"
 
 
 @pytest.mark.parametrize("guard", [f"{SEQ} + {PAST} <= 64", f"{SEQ} <= 64", f"{PAST} < 64"])
@@ -99,8 +99,8 @@ def test_what_is_no_upper_bound_of_the_length_is_not_taken_for_one(guard: str) -
 
 def test_refusal_names_the_guard_with_the_names_of_axes() -> None:
     found = domain(f"{BATCH} <= 4")
-    assert found.refusal(Sizes(batch=5, seq=3)) == "batch <= 4"
-    assert found.refusal(Sizes(batch=4, seq=3)) is None
+    assert found.refusal(CallSizes(batch=5, seq=3)) == "batch <= 4"
+    assert found.refusal(CallSizes(batch=4, seq=3)) is None
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_guard_of_an_unknown_form_is_refused_by_name(guard: str) -> None:
 
 @pytest.mark.parametrize("guard", [f"1 // ({SEQ} - 9) < 5", f"math.sqrt(9 - {SEQ}) >= 0"])
 def test_what_cannot_be_computed_does_not_hold(guard: str) -> None:
-    shorter, longer = Sizes(batch=2, seq=8), Sizes(batch=2, seq=9 if "//" in guard else 10)
+    shorter, longer = CallSizes(batch=2, seq=8), CallSizes(batch=2, seq=9 if "//" in guard else 10)
     assert domain(guard).refusal(shorter) is None
     assert domain(guard).refusal(longer) is not None
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_computed_does_not_hold(guard: str) -> None:
 def test_sizes_that_torch_excludes_are_to_be_compared() -> None:
     found = domain(f"{SEQ} != 1", f"{SEQ} != 37", f"{BATCH} != 9")
     assert found.guards == []
-    assert found.excluded == [Sizes(batch=2, seq=37), Sizes(batch=9, seq=7)]
+    assert found.excluded == [CallSizes(batch=2, seq=37), CallSizes(batch=9, seq=7)]
 
 
 class Limited(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from causal_onnx.export import export
 from causal_onnx.export.source import budget
 from causal_onnx.export.source.budget import Budget
-from causal_onnx.export.source.inputs import Sizes
+from causal_onnx.export.source.inputs import CallSizes
 from causal_onnx.export.source.module import open_source
 from tests.export.modules import Head
 
@@ -31,15 +31,15 @@ class Wide(nn.Module):
 def test_a_large_model_is_run_at_its_maximum_in_one_row_and_shorter_in_several() -> None:
     source, specs = open_source(Wide(), torch.randn(2, 5, 4), None)
     allows = Budget(source, specs).allows
-    assert allows(Sizes(batch=1, seq=2048))
-    assert not allows(Sizes(batch=5, seq=2048))
-    assert not allows(Sizes(batch=2, seq=2048))
-    assert allows(Sizes(batch=5, seq=16))
+    assert allows(CallSizes(batch=1, seq=2048))
+    assert not allows(CallSizes(batch=5, seq=2048))
+    assert not allows(CallSizes(batch=2, seq=2048))
+    assert allows(CallSizes(batch=5, seq=16))
 
 
 def test_a_small_model_is_run_at_its_maximum_in_every_batch() -> None:
     source, specs = open_source(Head(), torch.randn(2, 5, 16), None)
-    assert Budget(source, specs).allows(Sizes(batch=5, seq=2048))
+    assert Budget(source, specs).allows(CallSizes(batch=5, seq=2048))
 
 
 def test_the_report_says_what_was_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from causal_onnx.export.source.inputs import (
+    CallSizes,
     InputSpec,
-    Sizes,
     describe_inputs,
     infer_axes,
     make_inputs,
@@ -132,40 +132,40 @@ def test_made_inputs_have_the_sizes_and_dtypes_and_repeat() -> None:
         [torch.randn(2, 5, 3).double(), torch.tensor([[4] * 5] * 2), torch.zeros(2, 1, 2, 3)],
         [{0: "batch", 1: "seq"}, {0: "batch", 1: "seq"}, {0: "batch", 2: "past_seq"}],
     )
-    made = make_inputs(specs, Sizes(batch=3, seq=7, past=4))
+    made = make_inputs(specs, CallSizes(batch=3, seq=7, past=4))
     assert [tuple(x.shape) for x in made] == [(3, 7, 3), (3, 7), (3, 1, 4, 3)]
     assert [x.dtype for x in made] == [torch.float64, torch.int64, torch.float32]
-    again = make_inputs(specs, Sizes(batch=3, seq=7, past=4))
+    again = make_inputs(specs, CallSizes(batch=3, seq=7, past=4))
     assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
-    other = make_inputs(specs, Sizes(batch=3, seq=7, past=4), seed=1)
+    other = make_inputs(specs, CallSizes(batch=3, seq=7, past=4), seed=1)
     assert not torch.equal(made[0], other[0])
 
 
 def test_features_follow_the_scale_of_the_example() -> None:
     spec = described(x=torch.randn(2, 50, 3) * 100 + 1000)["x"]
-    (made,) = make_inputs([spec], Sizes(batch=4, seq=50))
+    (made,) = make_inputs([spec], CallSizes(batch=4, seq=50))
     assert 990 < float(made.mean()) < 1010
     assert 90 < float(made.std()) < 110
 
 
 def test_features_are_positive_where_all_of_the_example_are() -> None:
     spec = described(x=torch.rand(2, 9, 3))["x"]
-    (made,) = make_inputs([spec], Sizes(batch=4, seq=50))
+    (made,) = make_inputs([spec], CallSizes(batch=4, seq=50))
     assert bool((made >= 0).all())
     signed = described(x=torch.randn(2, 9, 3))["x"]
-    assert bool((make_inputs([signed], Sizes(batch=4, seq=50))[0] < 0).any())
+    assert bool((make_inputs([signed], CallSizes(batch=4, seq=50))[0] < 0).any())
 
 
 @pytest.mark.parametrize("example", [torch.zeros(2, 5, 3), torch.full((2, 5, 3), math.nan)])
 def test_an_example_without_spread_gives_standard_normal_features(example: Tensor) -> None:
     spec = described(x=example)["x"]
-    (made,) = make_inputs([spec], Sizes(batch=4, seq=50))
+    (made,) = make_inputs([spec], CallSizes(batch=4, seq=50))
     assert 0.9 < float(made.std()) < 1.1
 
 
 def test_ids_stay_in_the_vocabulary_and_in_their_dtype() -> None:
     spec = described(ids=torch.tensor([[4, 9]]))["ids"]
-    (made,) = make_inputs([spec], Sizes(batch=8, seq=50))
+    (made,) = make_inputs([spec], CallSizes(batch=8, seq=50))
     assert spec.vocab_size == 10
     assert set(made.unique().tolist()) == set(range(10))
     small = InputSpec(
@@ -175,19 +175,19 @@ def test_ids_stay_in_the_vocabulary_and_in_their_dtype() -> None:
         kind="ids",
         vocab_size=1000,
     )
-    (made,) = make_inputs([small], Sizes(batch=8, seq=50))
+    (made,) = make_inputs([small], CallSizes(batch=8, seq=50))
     assert int(made.min()) >= 0
 
 
 def test_positions_count_from_the_past() -> None:
     spec = described(position_ids=torch.tensor([[0, 1, 2]]))["position_ids"]
-    (made,) = make_inputs([spec], Sizes(batch=2, seq=3, past=4))
+    (made,) = make_inputs([spec], CallSizes(batch=2, seq=3, past=4))
     assert made.tolist() == [[4, 5, 6], [4, 5, 6]]
 
 
 def test_lengths_lie_between_one_and_the_sequence() -> None:
     spec = described(x=torch.zeros(2, 5, 3), lengths=torch.tensor([5, 4]))["lengths"]
-    (made,) = make_inputs([spec], Sizes(batch=50, seq=7))
+    (made,) = make_inputs([spec], CallSizes(batch=50, seq=7))
     assert int(made.max()) == 7
     assert int(made.min()) == 1
     assert int(made[0]) == 7  # modules pad to the longest
@@ -209,7 +209,7 @@ def test_lengths_lie_between_one_and_the_sequence() -> None:
 def test_masks_hide_what_the_example_hides(example: Tensor, keep: object, drop: object) -> None:
     (spec,) = describe_inputs(["mask"], [example], [{0: "batch", 1: "seq"}])
     assert spec.kind == "mask"
-    sizes = Sizes(batch=3, seq=3)
+    sizes = CallSizes(batch=3, seq=3)
     assert make_inputs([spec], sizes)[0].tolist() == [[keep] * 3] * 3
     (left,) = make_inputs([spec], sizes, padding="left")
     assert left.tolist() == [[keep] * 3, [drop, keep, keep], [drop, drop, keep]]
@@ -219,7 +219,7 @@ def test_masks_hide_what_the_example_hides(example: Tensor, keep: object, drop: 
 
 def test_padding_leaves_one_token() -> None:
     (spec,) = describe_inputs(["mask"], [torch.ones(1, 2, dtype=torch.int64)], None)
-    (made,) = make_inputs([spec], Sizes(batch=5, seq=2), padding="left")
+    (made,) = make_inputs([spec], CallSizes(batch=5, seq=2), padding="left")
     assert made.sum(1).tolist() == [2, 1, 1, 1, 1]
 
 
@@ -229,5 +229,5 @@ def test_a_mask_over_pairs_hides_keys() -> None:
         [torch.ones(2, 1, 3, 3, dtype=torch.bool)],
         [{0: "batch", 2: "seq", 3: "seq"}],
     )
-    (made,) = make_inputs([spec], Sizes(batch=2, seq=3), padding="right")
+    (made,) = make_inputs([spec], CallSizes(batch=2, seq=3), padding="right")
     assert made[1, 0].tolist() == [[True, True, False]] * 3

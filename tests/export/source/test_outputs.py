@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.source.inputs import Sizes
+from causal_onnx.export.source.inputs import CallSizes
 from causal_onnx.export.source.module import open_source
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
 from causal_onnx.export.source.probe import find_vocabularies
@@ -35,7 +35,7 @@ def outputs(run: Callable[..., Any], *inputs: Tensor) -> dict[str, TensorSpec]:
     source, specs = open_source(Does(run).eval(), inputs or (example(),), None)
     specs = find_vocabularies(source.fresh(), specs)
     past = 3 if len(inputs) > 1 else 0
-    first, second = Sizes(batch=2, seq=6, past=past), Sizes(batch=3, seq=7, past=3 * past)
+    first, second = CallSizes(batch=2, seq=6, past=past), CallSizes(batch=3, seq=7, past=3 * past)
     return {spec.name: spec for spec in describe_outputs(source, specs, first, second)}
 
 

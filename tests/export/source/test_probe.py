@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - the spelling that the modules be
 from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.source.inputs import InputSpec, Sizes
+from causal_onnx.export.source.inputs import CallSizes, InputSpec
 from causal_onnx.export.source.module import Source, open_source
 from causal_onnx.export.source.probe import (
     at_length,
@@ -73,14 +73,14 @@ def test_a_limit_far_beyond_the_example_is_found_to_the_position() -> None:
 
 def test_one_past_the_limit_comes_with_what_the_module_raised() -> None:
     source, specs = opened(raising(19))
-    assert at_length(source, specs, Sizes(batch=1, seq=19)).takes is True
-    beyond = at_length(source, specs, Sizes(batch=1, seq=20))
+    assert at_length(source, specs, CallSizes(batch=1, seq=19)).takes is True
+    beyond = at_length(source, specs, CallSizes(batch=1, seq=20))
     assert beyond.takes is False
     assert "20 positions" in str(beyond.error)
 
 
 def test_a_cropping_module_takes_nothing_more_and_raises_nothing() -> None:
-    beyond = at_length(*opened(lambda m, x: x[:, -16:]), Sizes(batch=1, seq=17))
+    beyond = at_length(*opened(lambda m, x: x[:, -16:]), CallSizes(batch=1, seq=17))
     assert beyond.takes is False
     assert beyond.error is None
 
@@ -132,7 +132,7 @@ def test_an_example_that_is_not_taken_is_shown_with_its_shape() -> None:
 def test_dropout_that_is_never_off_is_named_with_its_line() -> None:
     source, specs = opened(lambda m, x: F.dropout(x, 0.5, training=True))
     with pytest.raises(ExportError, match=r"random in eval mode \(aten::.* at .*test_probe.py"):
-        refuse_random(source, specs, Sizes(batch=2, seq=6))
+        refuse_random(source, specs, CallSizes(batch=2, seq=6))
 
 
 def test_what_is_kept_between_calls_is_named() -> None:
@@ -142,18 +142,18 @@ def test_what_is_kept_between_calls_is_named() -> None:
 
     source, specs = opened(run)
     with pytest.raises(ExportError, match=r"keeps state between calls \(calls changed\)"):
-        refuse_random(source, specs, Sizes(batch=2, seq=6))
+        refuse_random(source, specs, CallSizes(batch=2, seq=6))
 
 
 def test_nan_is_no_randomness() -> None:
-    refuse_random(*opened(lambda m, x: x / 0 - x / 0), Sizes(batch=2, seq=6))
+    refuse_random(*opened(lambda m, x: x / 0 - x / 0), CallSizes(batch=2, seq=6))
 
 
 def test_a_row_is_exported_with_a_batch_where_the_module_takes_both() -> None:
     source, specs = open_source(Head().eval(), (example()[0],), None)
     lifted = with_batch(source, specs)
     assert lifted[0].axes == {0: "batch", 1: "seq"}
-    assert takes_unbatched(source, lifted, Sizes(batch=2, seq=6))
+    assert takes_unbatched(source, lifted, CallSizes(batch=2, seq=6))
 
 
 def test_a_batch_that_mixes_its_rows_is_none() -> None:

@@ -12,7 +12,7 @@ import pytest
 from causal_onnx.runtime import ArtifactError, Contract, Model, RunError, TensorSpec, load
 from causal_onnx.runtime.profile import profiler
 from causal_onnx.runtime.profile.clock import CallTimes
-from causal_onnx.runtime.profile.events import Run, read_runs
+from causal_onnx.runtime.profile.events import ProfiledCall, read_runs
 from causal_onnx.runtime.profile.profiler import profile_all
 from tests.runtime.artifacts import field, fixture
 from tests.runtime.onnx_bytes import CONTRIB, DEFAULT, FLOAT, graph, node, subgraph, value
@@ -202,7 +202,7 @@ def keep_only(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Let profiles hold so many calls at most; gives the list of how many there were."""
     found: list[int] = []
 
-    def read(path: Path) -> list[Run]:
+    def read(path: Path) -> list[ProfiledCall]:
         runs = read_runs(path)
         found.append(len(runs))
         return runs[:most]

@@ -18,10 +18,10 @@ from tools.fuzz.layout import Layout
 from tools.fuzz.mutate import Base, change_bytes, mutate_model
 
 from causal_onnx.runtime import ArtifactError, Limits, Model, load, read_artifact
-from causal_onnx.runtime.artifact.protobuf import Source, fields
+from causal_onnx.runtime.artifact.protobuf import WindowedFile, fields
 from causal_onnx.runtime.contract import CachePair
 from causal_onnx.runtime.scan import numbers, scan, sizes
-from causal_onnx.runtime.scan.numbers import Known
+from causal_onnx.runtime.scan.numbers import Contents
 from causal_onnx.runtime.scan.rules import ALLOWED
 from causal_onnx.runtime.scan.sizes import Number, between, high_of, infimum, low_of, supremum
 from causal_onnx.runtime.scan.values import INT64, Node, Value
@@ -104,7 +104,7 @@ NUMBERS = st.lists(
 @given(NUMBERS)
 def test_fields_are_read_as_they_are_written(wanted: list[tuple[int, int | bytes]]) -> None:
     content = b"".join(field(number, value) for number, value in wanted)
-    source = Source(BytesIO(content))
+    source = WindowedFile(BytesIO(content))
     got = [
         (number, source.read(value, length) if wire_type == 2 else value)
         for number, wire_type, value, length, _ in fields(source, 0, len(content))
@@ -128,7 +128,7 @@ SPANS = st.lists(st.tuples(st.integers(-1000, 1000), st.integers(0, 50)), min_si
 
 def computed(op_type: str, left: Sequence[Number], right: Sequence[Number]) -> Value:
     """What the scan knows of an operator on two vectors of int64."""
-    inputs = [Value(INT64, (len(side),), Known.of(side)) for side in (left, right)]
+    inputs = [Value(INT64, (len(side),), Contents.of(side)) for side in (left, right)]
     node = Node(op_type, "", "the node", 20, inputs, 1, {})
     return ALLOWED["", op_type].result(node)[0]
 

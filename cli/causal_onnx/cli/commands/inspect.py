@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from causal_onnx.cli.console import Console
 
 if TYPE_CHECKING:
-    from causal_onnx.cli.certificate import Certificate
+    from causal_onnx.cli.certificate import StoredCertificate
     from causal_onnx.runtime import Artifact
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -62,7 +62,7 @@ def _document(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _print(artifact: Artifact, certificate: Certificate | None, console: Console) -> None:
+def _print(artifact: Artifact, certificate: StoredCertificate | None, console: Console) -> None:
     from causal_onnx.cli import describe
 
     console.print(artifact.name)

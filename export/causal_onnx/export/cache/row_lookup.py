@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.errors import NotSupportedError
-from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.graph.facts import Axis, Layouts
 from causal_onnx.export.graph.position_region import Array
+from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["RaggedError", "RowPlan", "plan_rows", "write_rows"]
 
@@ -107,23 +107,17 @@ def write_rows(
         positions: int64 (batch, seq), where each row's new tokens stand.
     """
 
-    def write(op_type: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes=attributes)
-        graph.insert_before(before, node)
-        return node.outputs[0]
-
-    def ints(*numbers: int) -> ir.Value:
-        return constant(graph, np.array(numbers, np.int64))
+    write = Writer(graph, before)
 
     def lead(value: ir.Value, count: int) -> ir.Value:
-        return write("Unsqueeze", value, ints(*range(count))) if count else value
+        return write("Unsqueeze", value, write.ints(*range(count))) if count else value
 
     if plan.batch is None:
-        row = write("Squeeze", positions, ints(0))
+        row = write("Squeeze", positions, write.ints(0))
         return write("Gather", lead(whole, plan.new_rank - plan.rank), row, axis=plan.seq)
     value, rank = whole, plan.rank
     if plan.drop is not None:
-        value = write("Gather", value, constant(graph, np.array(0, np.int64)), axis=plan.drop)
+        value = write("Gather", value, write.scalar(0), axis=plan.drop)
         rank -= 1
     value = lead(value, plan.new_rank - 1 - rank)
     at = plan.seq - (plan.batch < plan.seq)

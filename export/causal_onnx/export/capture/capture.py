@@ -24,7 +24,7 @@ from causal_onnx.export.capture.grown_buffers import grows, without_caches
 from causal_onnx.export.capture.guards import Domain, read_domain
 from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.outcome import Refusal, ask, handed_over
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Observed, Source
 from causal_onnx.export.source.probe import runs
 from causal_onnx.export.torch_patches.patched import patched
@@ -64,7 +64,7 @@ def capture_sizes(
     specs: Sequence[InputSpec],
     max_seq_len: int | None,
     fixed_seq: int | None = None,
-) -> Sizes:
+) -> CallSizes:
     """Sizes for the traced example: >= 2, pairwise different, unlike any width of the module.
 
     An example of length 1 folds shapes and drops masks, silently, for a quarter of all modules;
@@ -83,13 +83,15 @@ def capture_sizes(
     }
     limit = max_seq_len if max_seq_len is not None else 64
     if fixed_seq is not None:
-        return Sizes(batch=_first((3, 5, 2, 4, 6), {fixed_seq}, taken), seq=fixed_seq)
+        return CallSizes(batch=_first((3, 5, 2, 4, 6), {fixed_seq}, taken), seq=fixed_seq)
     by_preference = [7, 11, 13, 9, 10, 12, 14, 15, 17, 19, 6, 5, 23, 8, 16, 4, 3, 32, 64, 2]
     lengths = [n for n in by_preference if n < limit and n not in taken]
     lengths += [n for n in by_preference if n <= limit and n not in lengths]
     for seq in lengths:
         batch = _first((3, 5, 4, 6, 2, 7, 9, 11), {seq}, taken)
-        sizes = Sizes(batch=batch, seq=seq, past=_first((5, 4, 6, 8, 10, 3), {seq, batch}, taken))
+        sizes = CallSizes(
+            batch=batch, seq=seq, past=_first((5, 4, 6, 8, 10, 3), {seq, batch}, taken)
+        )
         if runs(source, specs, sizes):
             return sizes
     raise ExportError(
@@ -119,7 +121,7 @@ def _dynamic_axes(specs: Sequence[InputSpec], fixed_seq: int | None) -> _Dynamic
 
 
 def attempts(
-    source: Source, specs: Sequence[InputSpec], sizes: Sizes, observed: Observed, *, opset: int
+    source: Source, specs: Sequence[InputSpec], sizes: CallSizes, observed: Observed, *, opset: int
 ) -> Iterator[Capture | ExportError]:
     """Capture in one way after the other, the most faithful first.
 
@@ -220,12 +222,12 @@ def _trace_strict(
     return _export_program(source, axes, inputs, strict=True)
 
 
-def _filled(source: Source, specs: Sequence[InputSpec], sizes: Sizes, longest: int) -> Source:
+def _filled(source: Source, specs: Sequence[InputSpec], sizes: CallSizes, longest: int) -> Source:
     """A copy whose tensors that grow on demand have grown as far as they may."""
     if not grows(source, specs, sizes):
         raise ExportError("the module keeps nothing that grows with the length").at(Stage.NOT_TRIED)
     twin = source.fresh()
-    twin.run(make_inputs(specs, Sizes(batch=1, seq=longest)))
+    twin.run(make_inputs(specs, CallSizes(batch=1, seq=longest)))
     return twin
 
 

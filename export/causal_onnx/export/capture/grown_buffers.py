@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.outcome import Refusal, ask
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source, tensors_in
 
 __all__ = ["grows", "without_caches"]
@@ -21,7 +21,7 @@ LONGEST_CALL = 2048
 Place = tuple[str, str]  # (name of the submodule, name of the attribute)
 
 
-def without_caches(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Source:
+def without_caches(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) -> Source:
     """A copy whose masks and tables, if it keeps any that grow with the length, are empty again.
 
     A module that keeps its mask from an earlier call (`if self.mask.shape[0] < n: self.mask = ...`)
@@ -56,12 +56,12 @@ def without_caches(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> 
     )
 
 
-def grows(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
+def grows(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) -> bool:
     """Whether a longer call leaves larger tensors in the module, wherever it keeps them."""
     twin = source.fresh()
     before = _kept(twin)
     for seq in (_longer(sizes, before), sizes.seq + 2):
-        longer = make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past))
+        longer = make_inputs(specs, CallSizes(batch=sizes.batch, seq=seq, past=sizes.past))
         if not isinstance(ask(twin.run, longer), Refusal):
             return _kept(twin) != before
     return False
@@ -80,13 +80,13 @@ def _kept(source: Source) -> list[int]:
 
 
 def _grown(
-    source: Source, specs: Sequence[InputSpec], sizes: Sizes
+    source: Source, specs: Sequence[InputSpec], sizes: CallSizes
 ) -> dict[Place, tuple[Any, Any]]:
     twin = source.fresh()
     before = dict(_state(twin))
     kept = [size for t in before.values() if _sized(t) for size in t.shape]
     for seq in (_longer(sizes, kept), sizes.seq + 2):
-        longer = make_inputs(specs, Sizes(batch=sizes.batch, seq=seq, past=sizes.past))
+        longer = make_inputs(specs, CallSizes(batch=sizes.batch, seq=seq, past=sizes.past))
         if not isinstance(ask(twin.run, longer), Refusal):
             break
     after = dict(_state(twin))
@@ -97,7 +97,7 @@ def _grown(
     }
 
 
-def _longer(sizes: Sizes, kept: Sequence[int]) -> int:
+def _longer(sizes: CallSizes, kept: Sequence[int]) -> int:
     """A length beyond everything that is kept, as far as a run there is cheap."""
     return max([sizes.seq, *(size for size in kept if size <= LONGEST_CALL)]) + 5
 

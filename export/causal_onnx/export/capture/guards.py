@@ -20,7 +20,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.source.inputs import InputSpec, Sizes
+from causal_onnx.export.source.inputs import CallSizes, InputSpec
 
 __all__ = ["LONGEST_CHECKED", "Bound", "Domain", "PyTorchsCheck", "read_domain"]
 
@@ -43,7 +43,7 @@ class Bound:
     """The longest sequence for which they hold, whatever the batch."""
     guard: str
     """What fails at one position more."""
-    sizes: Sizes
+    sizes: CallSizes
     """Where it does."""
     is_plain: bool
     """They hold for no longer sequence, and for every batch where they hold for one."""
@@ -75,7 +75,7 @@ class Domain:
         conditions = [
             _Condition(guard, self._specs) for guard in guards if not _ABOUT_THE_TENSOR.match(guard)
         ]
-        self._places: dict[_Condition, list[Sizes]] = {}
+        self._places: dict[_Condition, list[CallSizes]] = {}
         self.sampled: list[str] = []
         """Exclusions of so many sizes that only some of them are in `excluded`."""
         for condition in conditions:
@@ -93,7 +93,7 @@ class Domain:
         return [condition.text for condition in self._conditions]
 
     @property
-    def excluded(self) -> list[Sizes]:
+    def excluded(self) -> list[CallSizes]:
         """Sizes that torch.export excludes for reasons of its own: to be compared, not believed.
 
         It takes 0 and 1, and the full width of a sliced buffer, for special; code asks
@@ -102,7 +102,7 @@ class Domain:
         """
         return list(dict.fromkeys(size for places in self._places.values() for size in places))
 
-    def refusal(self, sizes: Sizes) -> str | None:
+    def refusal(self, sizes: CallSizes) -> str | None:
         """The first guard that `sizes` break, or None if the graph is valid there."""
         for axis, (low, high) in self._ranges.items():
             if sizes.of(axis) > high:
@@ -111,7 +111,7 @@ class Domain:
                 return f"{axis} >= {low}"
         return next((c.text for c in self._conditions if not c.holds(sizes)), None)
 
-    def every_refusal(self, sizes: Sizes) -> str | None:
+    def every_refusal(self, sizes: CallSizes) -> str | None:
         """As `refusal`, with the exclusions counted: what PyTorch's own check says."""
         broken = (c.text for c in self._places if not c.holds(sizes))
         return self.refusal(sizes) or next(broken, None)
@@ -148,7 +148,7 @@ class Domain:
         matters = "batch" in self._ranges or any("batch" in c.axes for c in self._conditions)
         return BATCHES if matters else BATCHES[:1]
 
-    def _refused_at(self, seq: int, *batches: int) -> Sizes | None:
+    def _refused_at(self, seq: int, *batches: int) -> CallSizes | None:
         """A call that reaches `seq` positions, in one step or after a past, and is refused."""
         pasts = [0]
         if any("past_seq" in spec.axes.values() for spec in self._specs):
@@ -158,12 +158,13 @@ class Domain:
                 sizes
                 for batch in batches or self._batches
                 for past in pasts
-                if self.refusal(sizes := Sizes(batch=batch, seq=seq - past, past=past)) is not None
+                if self.refusal(sizes := CallSizes(batch=batch, seq=seq - past, past=past))
+                is not None
             ),
             None,
         )
 
-    def _bisected(self, known: int, sizes: Sizes) -> tuple[int, Sizes]:
+    def _bisected(self, known: int, sizes: CallSizes) -> tuple[int, CallSizes]:
         """The last valid length between `known` and the refused `sizes`, and the next one."""
         low, high, refused = known, sizes.seq + sizes.past, sizes
         while high - low > 1:
@@ -175,16 +176,16 @@ class Domain:
                 high, refused = middle, found
         return low, refused
 
-    def _failing(self, condition: _Condition) -> list[Sizes]:
+    def _failing(self, condition: _Condition) -> list[CallSizes]:
         """Sizes that break an exclusion and are not always compared."""
         past = 5 if any("past_seq" in spec.axes.values() for spec in self._specs) else 0
-        tried = [Sizes(batch=2, seq=n, past=past) for n in range(4, LONGEST_CHECKED + 1)]
-        tried += [Sizes(batch=n, seq=7, past=past) for n in range(3, 65) if n != 5]
+        tried = [CallSizes(batch=2, seq=n, past=past) for n in range(4, LONGEST_CHECKED + 1)]
+        tried += [CallSizes(batch=n, seq=7, past=past) for n in range(3, 65) if n != 5]
         if past:
-            tried += [Sizes(batch=2, seq=7, past=n) for n in range(2, 65) if n != 5]
+            tried += [CallSizes(batch=2, seq=7, past=n) for n in range(2, 65) if n != 5]
         if len(condition.axes) > 1:
             tried += [
-                Sizes(batch=b, seq=n, past=p)
+                CallSizes(batch=b, seq=n, past=p)
                 for b in range(2, 10)
                 for n in range(4, 41)
                 for p in ({past, 2, 3} if past else {0})
@@ -193,7 +194,7 @@ class Domain:
         return [s for s in tried if s.past + s.seq <= most and not condition.holds(s)]
 
 
-def _spread(places: Sequence[Sizes]) -> list[Sizes]:
+def _spread(places: Sequence[CallSizes]) -> list[CallSizes]:
     """Some of the sizes: half of them the least, the others at growing distances."""
     count = len(places)
     steps = [*range(FEW_PLACES // 2)]
@@ -276,7 +277,7 @@ class _Condition:
         code = compile(ast.fix_missing_locations(function), "<guard>", "eval")
         self._holds = eval(code, {"__builtins__": {}, "_f": _CONSTANT_FUNCTIONS})
 
-    def holds(self, sizes: Sizes) -> bool:
+    def holds(self, sizes: CallSizes) -> bool:
         """Whether it is true; where it cannot be computed (a division by 0) it is not."""
         try:
             return bool(self._holds(*(sizes.of(axis) for axis in self._names)))
@@ -510,7 +511,7 @@ def _compare_readings(
     for batch in BATCHES:
         for seq in lengths:
             for past in (2, 5, 64) if has_past else (0,):
-                sizes = Sizes(batch=batch, seq=seq, past=past)
+                sizes = CallSizes(batch=batch, seq=seq, past=past)
                 inputs = [
                     torch.empty(spec.shape(sizes), dtype=spec.example.dtype, device="meta")
                     for spec in specs

@@ -11,7 +11,7 @@ from torch import nn
 
 from causal_onnx.export.capture.capture import Capture, attempts
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.source.inputs import InputSpec, Sizes
+from causal_onnx.export.source.inputs import CallSizes, InputSpec
 from causal_onnx.export.source.module import Observed, Source
 
 __all__ = ["captures_of", "reusing_captures"]
@@ -57,7 +57,7 @@ def reusing_captures() -> Iterator[None]:
 def captures_of(
     source: Source,
     specs: Sequence[InputSpec],
-    sizes: Sizes,
+    sizes: CallSizes,
     observed: Observed,
     *,
     opset: int,

@@ -22,7 +22,7 @@ from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
 from causal_onnx.export.precision.choose import CODED_BITS
 from causal_onnx.export.report import ParityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.subject import Subject
 from causal_onnx.export.torch_patches.user_code import quoted_line
@@ -127,7 +127,7 @@ class AsCaptured:
         failed = next((case for case in report.cases if not case.passed and not case.refused), None)
         if failed is None or contract.precision == "bf16":
             return None
-        sizes = Sizes(batch=failed.batch or 1, seq=failed.seq)
+        sizes = CallSizes(batch=failed.batch or 1, seq=failed.seq)
         arrays = [to_numpy(x) for x in make_inputs(self.specs, sizes, seed=1)]
         theirs, ours = _values(self.model), _values(written)
         names = [name for name in ours if name in theirs]
@@ -189,7 +189,7 @@ def changes_as_it_grows(source: Source, specs: Sequence[InputSpec], contract: Co
     axes = [spec.axis_of("seq") for spec in contract.outputs]
     tolerance = tolerance_for(contract, source)
     for longer in dict.fromkeys((min(7, limit), min(41, limit))):
-        long = make_inputs(specs, Sizes(batch=1, seq=longer), seed=longer)
+        long = make_inputs(specs, CallSizes(batch=1, seq=longer), seed=longer)
         for shorter in {1, longer // 2, longer - 1} - {0}:
             short = [
                 x if axis is None else x.narrow(axis, 0, shorter)

@@ -15,7 +15,7 @@ from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.report import CacheCase, CacheReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import Contract, TensorSpec
@@ -58,7 +58,7 @@ def prove_cache(
     lengths = _lengths(source, specs, contract)
     for index, seq in enumerate(lengths):
         for batch in (1, 3) if has_batch and seq <= max(LENGTHS) else (1,):
-            inputs = make_inputs(specs, Sizes(batch=batch, seq=seq), seed=seq)
+            inputs = make_inputs(specs, CallSizes(batch=batch, seq=seq), seed=seq)
             expected = [to_numpy(x) for x in source.run(inputs)]
             arrays = [to_numpy(x) for x in inputs]
             for name, chunks in _chunkings(seq, generator):
@@ -95,7 +95,7 @@ def _last_only(
     """Rows of several lengths, each asked for its last token only."""
     batch, seq = 3, min(max(LENGTHS), contract.max_seq_len or max(LENGTHS))
     name = "last position only"
-    inputs = make_inputs(specs, Sizes(batch=batch, seq=seq), seed=seq)
+    inputs = make_inputs(specs, CallSizes(batch=batch, seq=seq), seed=seq)
     arrays = [to_numpy(x) for x in inputs]
     lengths = np.array([seq, (seq + 1) // 2, 1])
     mask = (np.arange(seq)[None] < lengths[:, None]).astype(np.int64)
@@ -124,7 +124,7 @@ def _lengths(source: Source, specs: Sequence[InputSpec], contract: Contract) -> 
     for bounded in sorted(bounds):
         for longer in (2 * bounded + 5, bounded + FEW_STEPS + 5):
             n = longer if limit is None else min(longer, limit)
-            if n <= max(LENGTHS) or allows(Sizes(batch=1, seq=n)):
+            if n <= max(LENGTHS) or allows(CallSizes(batch=1, seq=n)):
                 wanted.add(n)
                 break
     return sorted({n if limit is None else min(n, limit) for n in wanted})

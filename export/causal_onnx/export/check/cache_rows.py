@@ -14,7 +14,7 @@ from causal_onnx.export.check.parity import Session
 from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.report import CacheCase
 from causal_onnx.export.source.arrays import Array, to_numpy
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import Contract
@@ -108,7 +108,7 @@ def _error(
 ) -> float:
     """The largest error of a row's tokens; infinite where padding gives no finite number."""
     inputs = [
-        make_inputs(specs, Sizes(batch=1, seq=max(n, 1)), seed=7 * b + n)
+        make_inputs(specs, CallSizes(batch=1, seq=max(n, 1)), seed=7 * b + n)
         for b, n in enumerate(plan.lengths)
     ]
     rows = [[to_numpy(x) for x in row] for row in inputs]

@@ -14,7 +14,7 @@ from causal_onnx.export.outcome import Refusal, ask
 from causal_onnx.export.report import CausalityCase, CausalityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import Contract
@@ -82,7 +82,7 @@ def perturb_source(
     rounding = max(ROUNDING, tolerance_for(contract, source))
     limit = contract.max_seq_len or max(SHORT_LENGTHS)
     lengths = sorted({min(max(n, contract.min_seq_len), limit) for n in SHORT_LENGTHS} - {1})
-    for sizes in (Sizes(batch=1, seq=n) for n in lengths):
+    for sizes in (CallSizes(batch=1, seq=n) for n in lengths):
         for cut in _cuts(sizes):
             case = ask(
                 _case,
@@ -100,18 +100,18 @@ def perturb_source(
     return None
 
 
-def _cuts(sizes: Sizes) -> list[int]:
+def _cuts(sizes: CallSizes) -> list[int]:
     return sorted({1, sizes.seq // 2, sizes.seq - 1} - {0})
 
 
-def _shapes(source: Source, specs: Sequence[InputSpec], contract: Contract) -> list[Sizes]:
+def _shapes(source: Source, specs: Sequence[InputSpec], contract: Contract) -> list[CallSizes]:
     wanted = [2, 3, 7, 17, 33, 257, *switching_lengths(contract.form)]
     least, limit = contract.min_seq_len, contract.max_seq_len or max(wanted)
     allows = Budget(source, specs).allows
     lengths = sorted({min(max(n, least), limit) for n in wanted} - {1})
-    shapes = [Sizes(batch=2, seq=n) for n in lengths]
+    shapes = [CallSizes(batch=2, seq=n) for n in lengths]
     if any("past_seq" in spec.axes.values() for spec in specs):
-        shapes += [Sizes(batch=2, seq=n, past=3) for n in lengths if 3 + n <= limit]
+        shapes += [CallSizes(batch=2, seq=n, past=3) for n in lengths if 3 + n <= limit]
     return [sizes for sizes in shapes if allows(sizes)]
 
 
@@ -121,7 +121,7 @@ def _case(
     specs: Sequence[InputSpec],
     *,
     axes: Sequence[int | None],
-    sizes: Sizes,
+    sizes: CallSizes,
     cut: int,
 ) -> CausalityCase:
     """What one cut shows; whether that passes is for all of them together to say."""

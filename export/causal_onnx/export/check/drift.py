@@ -13,7 +13,7 @@ from causal_onnx.export.check.parity import Session
 from causal_onnx.export.report import DriftReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
@@ -115,12 +115,12 @@ def _is_logits(spec: TensorSpec, contract: Contract) -> bool:
     return spec.name == "logits" and spec.axes[-1] in sizes
 
 
-def _shapes(budget: Budget, contract: Contract) -> list[Sizes]:
+def _shapes(budget: Budget, contract: Contract) -> list[CallSizes]:
     """Single rows, as long as the module and the machine allow."""
     seq = max(contract.min_seq_len, min(LONGEST, contract.max_seq_len or LONGEST))
-    while seq > contract.min_seq_len and not budget.allows(Sizes(batch=1, seq=seq)):
+    while seq > contract.min_seq_len and not budget.allows(CallSizes(batch=1, seq=seq)):
         seq = max(contract.min_seq_len, seq // 2)
-    return [Sizes(batch=1, seq=seq)] * max(4, min(64, POSITIONS // seq))
+    return [CallSizes(batch=1, seq=seq)] * max(4, min(64, POSITIONS // seq))
 
 
 def _with_text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from causal_onnx.export.source.arrays import to_numpy
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.artifact.golden import GoldenCase, GoldenSet
 from causal_onnx.runtime.contract import Contract
@@ -19,8 +19,8 @@ def record_goldens(
     """Three calls: one position, one row of five, two rows of three."""
     least, limit = contract.min_seq_len, contract.max_seq_len or 5
     has_past = any("past_seq" in spec.axes.values() for spec in specs)
-    shapes = [Sizes(batch=1, seq=least), Sizes(batch=1, seq=max(least, min(5, limit)))]
-    shapes.append(Sizes(batch=2, seq=max(least, min(3, limit)), past=2 if has_past else 0))
+    shapes = [CallSizes(batch=1, seq=least), CallSizes(batch=1, seq=max(least, min(5, limit)))]
+    shapes.append(CallSizes(batch=2, seq=max(least, min(3, limit)), past=2 if has_past else 0))
     if not any("batch" in spec.axes.values() for spec in specs):
         shapes = shapes[:2]
     taken = [spec for spec in contract.inputs if spec.name not in contract.optional_names]

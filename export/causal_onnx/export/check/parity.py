@@ -19,7 +19,7 @@ from causal_onnx.export.precision.choose import CODED_BITS
 from causal_onnx.export.report import ParityCase, ParityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
-from causal_onnx.export.source.inputs import InputSpec, Padding, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, Padding, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.source.outputs import dtype_name
 from causal_onnx.runtime import Model
@@ -152,8 +152,8 @@ def tolerance_for(contract: Contract, source: Source) -> float:
 
 
 def grid(
-    specs: Sequence[InputSpec], contract: Contract, allows: Callable[[Sizes], bool]
-) -> tuple[list[tuple[Sizes, Padding]], list[str]]:
+    specs: Sequence[InputSpec], contract: Contract, allows: Callable[[CallSizes], bool]
+) -> tuple[list[tuple[CallSizes, Padding]], list[str]]:
     """The shapes to compare at, and those left out with the reason.
 
     Lengths 1, 2, 3, a prime, the example's and its neighbours, the maximum; batches 1, 2, 5; pasts
@@ -177,12 +177,14 @@ def grid(
     has_batch = any("batch" in spec.axes.values() for spec in specs)
     batches = BATCHES if has_batch else (1,)
     pasts = (0, 1, 5) if any("past_seq" in s.axes.values() for s in specs) else (0,)
-    shapes: list[tuple[Sizes, Padding]] = []
+    shapes: list[tuple[CallSizes, Padding]] = []
     skipped = []
     for seq in lengths:
         for batch in batches:
             smaller = seq
-            while smaller > contract.min_seq_len and not allows(Sizes(batch=batch, seq=smaller)):
+            while smaller > contract.min_seq_len and not allows(
+                CallSizes(batch=batch, seq=smaller)
+            ):
                 smaller //= 2
             if smaller < seq:
                 skipped.append(
@@ -190,14 +192,14 @@ def grid(
                     "instead"
                 )
             shapes += [
-                (Sizes(batch=batch, seq=smaller, past=past), "none")
+                (CallSizes(batch=batch, seq=smaller, past=past), "none")
                 for past in pasts
                 if contract.max_seq_len is None or past + smaller <= contract.max_seq_len
             ]
     if has_batch and any(spec.kind == "mask" for spec in specs):
         some = [n for n in lengths if n > 1][:3]
         for padding in ("left", "right"):
-            shapes += [(Sizes(batch=3, seq=n), padding) for n in some]
+            shapes += [(CallSizes(batch=3, seq=n), padding) for n in some]
     return list(dict.fromkeys(shapes)), skipped
 
 
@@ -208,7 +210,7 @@ def compare(
     contract: Contract,
     progress: Callable[[int, int], None] | None = None,
     *,
-    also: Sequence[Sizes] = (),
+    also: Sequence[CallSizes] = (),
 ) -> ParityReport:
     """Run both over the grid, and `also`. Never raises for a mismatch: the report holds it."""
     shapes, skipped = grid(specs, contract, Budget(source, specs).allows)
@@ -231,7 +233,7 @@ def _case(
     source: Source,
     specs: Sequence[InputSpec],
     *,
-    sizes: Sizes,
+    sizes: CallSizes,
     padding: Padding,
     tolerance: float,
 ) -> ParityCase:
@@ -286,7 +288,7 @@ def compare_unbatched(
     results = [spec.name for spec in model.contract.outputs if spec.name not in present]
     cases = []
     for seq in sorted({case.seq for case in report.cases if not case.refused}):
-        batched = make_inputs(specs, Sizes(batch=1, seq=seq), seed=seq)
+        batched = make_inputs(specs, CallSizes(batch=1, seq=seq), seed=seq)
         inputs = [
             x.squeeze(next(a for a, label in spec.axes.items() if label == "batch"))
             for spec, x in zip(specs, batched, strict=True)
@@ -353,7 +355,7 @@ def beyond_the_limit(
     refusals = [limit_name(limit)]
     if contract.min_seq_len == limit:
         refusals += [f"Got invalid dimensions for input: {s.name}" for s in specs]
-    inputs = make_inputs(specs, Sizes(batch=1, seq=limit + 1))
+    inputs = make_inputs(specs, CallSizes(batch=1, seq=limit + 1))
     batch = 1 if any("batch" in s.axes.values() for s in specs) else None
     try:
         session([to_numpy(value) for value in inputs])

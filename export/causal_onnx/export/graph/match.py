@@ -10,7 +10,7 @@ from causal_onnx.export.graph.edit import constant_value
 from causal_onnx.export.graph.facts import Axis, Layouts
 
 __all__ = [
-    "Sizes",
+    "KnownAxes",
     "only_user",
     "other_input",
     "producer",
@@ -46,7 +46,7 @@ def only_user(value: ir.Value) -> ir.Node | None:
     return users.pop() if len(users) == 1 and not value.is_graph_output() else None
 
 
-class Sizes:
+class KnownAxes:
     """The axes of values, as the analysis found them before the first rewriting."""
 
     def __init__(self, layouts: Layouts):
@@ -67,7 +67,7 @@ class Sizes:
         return axes[-1].count if axes and axes[-1].is_fixed else None
 
 
-def replace(sizes: Sizes, old: Sequence[ir.Value], node: ir.Node, before: ir.Node) -> None:
+def replace(sizes: KnownAxes, old: Sequence[ir.Value], node: ir.Node, before: ir.Node) -> None:
     """Put `node` before another and give the users of `old` its outputs; type and axes stay."""
     graph = before.graph
     assert graph is not None

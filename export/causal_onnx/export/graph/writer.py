@@ -1,4 +1,4 @@
-"""Writes the nodes that take the place of a core."""
+"""Writes nodes into a graph, with the notes of the node whose place they take."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Writer"]
 
 
 class Writer:
-    """Writes nodes before the core that they replace, or at the end of a branch."""
+    """Writes nodes before the node that they replace, or at the end of a branch."""
 
     def __init__(
         self,
@@ -50,8 +50,10 @@ class Writer:
             self.graph.insert_before(self._before, node)
         return node
 
-    def __call__(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
-        return self.node(op_type, inputs, attributes).outputs[0]
+    def __call__(
+        self, op_type: str, *inputs: ir.Value | None, domain: str = "", **attributes: Any
+    ) -> ir.Value:
+        return self.node(op_type, inputs, attributes, domain=domain).outputs[0]
 
     def ints(self, *numbers: int) -> ir.Value:
         return constant(self._outer, np.array(numbers, np.int64))

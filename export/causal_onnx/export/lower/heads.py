@@ -11,15 +11,17 @@ __all__ = ["give_merged", "merge_heads", "split_heads"]
 
 def split_heads(write: Writer, value: ir.Value, heads: int, width: int) -> ir.Value:
     """(batch, seq, heads * width) -> (batch, heads, seq, width)."""
-    return write("Transpose", write("Reshape", value, write.ints(0, 0, heads, width)), **_SWAPPED)
+    return write("Transpose", write("Reshape", value, write.ints(0, 0, heads, width)), perm=SWAPPED)
 
 
 def merge_heads(write: Writer, value: ir.Value, heads: int, width: int) -> ir.Value:
     """(batch, heads, seq, width) -> (batch, seq, heads * width)."""
-    return write("Reshape", write("Transpose", value, **_SWAPPED), write.ints(0, 0, heads * width))
+    return write(
+        "Reshape", write("Transpose", value, perm=SWAPPED), write.ints(0, 0, heads * width)
+    )
 
 
-_SWAPPED = {"perm": [0, 2, 1, 3]}
+SWAPPED = (0, 2, 1, 3)
 
 
 def give_merged(write: Writer, node: ir.Node, merged: ir.Value) -> ir.Value:

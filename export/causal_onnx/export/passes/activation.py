@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.evaluate import evaluate
-from causal_onnx.export.graph.match import Sizes, replace, scalar
+from causal_onnx.export.graph.match import KnownAxes, replace, scalar
 
 __all__ = ["fuse_activations"]
 
@@ -53,7 +53,7 @@ KNOWN: Mapping[str, tuple[Callable[[Array], Array], str, str, Mapping[str, Any]]
 }
 
 
-def fuse_activations(model: ir.Model, sizes: Sizes) -> int:
+def fuse_activations(model: ir.Model, sizes: KnownAxes) -> int:
     """Rewrite every chain that computes SiLU, GELU, or GELU by tanh, in float32."""
     count = 0
     wanted = {name: function(GRID.astype(np.float64)) for name, (function, *_) in KNOWN.items()}

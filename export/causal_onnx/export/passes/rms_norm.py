@@ -5,12 +5,19 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from causal_onnx.export.graph.edit import constant_value
-from causal_onnx.export.graph.match import Sizes, only_user, other_input, producer, replace, scalar
+from causal_onnx.export.graph.match import (
+    KnownAxes,
+    only_user,
+    other_input,
+    producer,
+    replace,
+    scalar,
+)
 
 __all__ = ["fuse_rms_norms"]
 
 
-def fuse_rms_norms(model: ir.Model, sizes: Sizes) -> int:
+def fuse_rms_norms(model: ir.Model, sizes: KnownAxes) -> int:
     """Rewrite every RMS norm over the last axis that is written out in float32.
 
     Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, equation 4.
@@ -36,7 +43,7 @@ def fuse_rms_norms(model: ir.Model, sizes: Sizes) -> int:
     return count
 
 
-def _normalised(mean: ir.Node, sizes: Sizes) -> tuple[ir.Value, float, ir.Node] | None:
+def _normalised(mean: ir.Node, sizes: KnownAxes) -> tuple[ir.Value, float, ir.Node] | None:
     """(x, eps, the node that gives x / sqrt(mean(x^2) + eps))."""
     x = _squared(mean.inputs[0])
     if x is None or x.dtype != ir.DataType.FLOAT:
@@ -77,7 +84,7 @@ def _squared(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0] if scalar(node.inputs[1]) == 2.0 else None
 
 
-def _weighted(x: ir.Value, last: ir.Node, sizes: Sizes) -> tuple[ir.Value, ir.Node] | None:
+def _weighted(x: ir.Value, last: ir.Node, sizes: KnownAxes) -> tuple[ir.Value, ir.Node] | None:
     """(weight, the node after which it is applied), the weight a constant vector."""
     product = _single(last.outputs[0], "Mul")
     if product is None:

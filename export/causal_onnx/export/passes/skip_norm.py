@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from causal_onnx.export.graph.edit import constant_value
-from causal_onnx.export.graph.match import Sizes, producer, replace
+from causal_onnx.export.graph.match import KnownAxes, producer, replace
 
 __all__ = ["fuse_skip_norms"]
 
@@ -16,7 +16,7 @@ _FUSED = {
 }
 
 
-def fuse_skip_norms(model: ir.Model, sizes: Sizes) -> int:
+def fuse_skip_norms(model: ir.Model, sizes: KnownAxes) -> int:
     """Rewrite every norm of a sum of two equal shapes (batch, seq, width).
 
     Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
@@ -60,7 +60,7 @@ def _is_plain(norm: ir.Node) -> bool:
     )
 
 
-def _is_residual(added: ir.Node, sizes: Sizes) -> bool:
+def _is_residual(added: ir.Node, sizes: KnownAxes) -> bool:
     left, right = added.inputs
     assert left is not None
     assert right is not None

@@ -9,15 +9,12 @@ https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.graph.weights import Use, find_uses
+from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.precision.grid import SMALLEST_ELEMENTS, Coded, Grid, code, decode
 
 __all__ = ["CONTRIB", "FAST_LEVEL", "quantise", "set_accuracy_level"]
@@ -42,7 +39,9 @@ def quantise(model: ir.Model, target: str, grid: Grid) -> int:
         found = coded[key]
         if found is None:
             continue
-        write = _Writer(model.graph, use.node)
+        owner = use.node.graph
+        assert isinstance(owner, ir.Graph)
+        write = Writer(owner, use.node, model.graph)
         if target == "ort":
             model.opset_imports[CONTRIB] = 1
             result = _contrib_lookup(write, use, found) if use.is_lookup else None
@@ -81,12 +80,13 @@ def _coded(use: Use, grid: Grid) -> Coded | None:
     return found
 
 
-def _contrib_product(write: _Writer, use: Use, coded: Coded) -> ir.Value:
+def _contrib_product(write: Writer, use: Use, coded: Coded) -> ir.Value:
     """MatMulNBits, and an Add for the bias of a Gemm."""
     rows, width = coded.codes.shape
     result = write(
         "MatMulNBits",
-        [use.node.inputs[0], *_packed(write, coded)],
+        use.node.inputs[0],
+        *_packed(write, coded),
         domain=CONTRIB,
         N=rows,
         K=width,
@@ -95,16 +95,18 @@ def _contrib_product(write: _Writer, use: Use, coded: Coded) -> ir.Value:
         accuracy_level=EXACT_LEVEL,
     )
     bias = use.node.inputs[2] if len(use.node.inputs) > 2 else None
-    return result if bias is None else write("Add", [result, bias])
+    return result if bias is None else write("Add", result, bias)
 
 
-def _contrib_lookup(write: _Writer, use: Use, coded: Coded) -> ir.Value:
+def _contrib_lookup(write: Writer, use: Use, coded: Coded) -> ir.Value:
     """GatherBlockQuantized, from the copy that a tied head multiplies by."""
     packed, scales = _packed(write, coded)
-    shape = write.constant(np.array([coded.codes.shape[0], -1], np.int64))
+    shape = write.array(np.array([coded.codes.shape[0], -1], np.int64))
     return write(
         "GatherBlockQuantized",
-        [write("Reshape", [packed, shape]), use.node.inputs[1], scales],
+        write("Reshape", packed, shape),
+        use.node.inputs[1],
+        scales,
         domain=CONTRIB,
         gather_axis=0,
         quantize_axis=1,
@@ -113,41 +115,41 @@ def _contrib_lookup(write: _Writer, use: Use, coded: Coded) -> ir.Value:
     )
 
 
-def _packed(write: _Writer, coded: Coded) -> tuple[ir.Value, ir.Value]:
+def _packed(write: Writer, coded: Coded) -> tuple[ir.Value, ir.Value]:
     """(rows, blocks, bytes of a block) of unsigned codes, the lower half first, and the scales."""
     shifted = (coded.codes.astype(np.int16) + (1 << coded.bits - 1)).astype(np.uint8)
     if coded.bits == 4:
         shifted = np.bitwise_or(shifted[:, 0::2], shifted[:, 1::2] << 4, dtype=np.uint8)
     rows, blocks = coded.scales.shape
-    return write.constant(shifted.reshape(rows, blocks, -1)), write.constant(coded.scales)
+    return write.array(shifted.reshape(rows, blocks, -1)), write.array(coded.scales)
 
 
-def _standard_weight(write: _Writer, use: Use, coded: Coded) -> ir.Value:
+def _standard_weight(write: Writer, use: Use, coded: Coded) -> ir.Value:
     """The weight as the node reads it, decoded when the graph runs."""
     is_turned = use.node.op_type == "MatMul" or not _flag(use.node, "transB")
     turn = (lambda array: np.ascontiguousarray(array.T)) if is_turned else (lambda array: array)
     axis = 0 if is_turned else 1
     dtype = np.int8 if coded.bits == 8 else ml_dtypes.int4
-    codes = write.constant(turn(coded.codes.astype(dtype)))
+    codes = write.array(turn(coded.codes.astype(dtype)))
     if coded.scales.shape[1] == 1:
-        scales = write.constant(np.ascontiguousarray(coded.scales[:, 0]))
-        return write("DequantizeLinear", [codes, scales], axis=1 - axis)
-    scales = write.constant(turn(coded.scales))
-    return write("DequantizeLinear", [codes, scales], axis=axis, block_size=coded.block)
+        scales = write.array(np.ascontiguousarray(coded.scales[:, 0]))
+        return write("DequantizeLinear", codes, scales, axis=1 - axis)
+    scales = write.array(turn(coded.scales))
+    return write("DequantizeLinear", codes, scales, axis=axis, block_size=coded.block)
 
 
-def _standard_lookup(write: _Writer, use: Use, coded: Coded) -> ir.Value:
+def _standard_lookup(write: Writer, use: Use, coded: Coded) -> ir.Value:
     """Rows of codes, decoded after the look-up.
 
     ONNX cannot look up 4-bit numbers, so a code takes a byte here.
     """
     ids = use.node.inputs[1]
-    codes = write("Gather", [write.constant(coded.codes), ids], axis=0)
-    scales = write("Gather", [write.constant(coded.scales), ids], axis=0)
+    codes = write("Gather", write.array(coded.codes), ids, axis=0)
+    scales = write("Gather", write.array(coded.scales), ids, axis=0)
     if coded.scales.shape[1] == 1:
-        wide = write("Cast", [codes], to=int(ir.DataType.FLOAT))
-        return write("Mul", [wide, scales])
-    return write("DequantizeLinear", [codes, scales], axis=-1, block_size=coded.block)
+        wide = write("Cast", codes, to=int(ir.DataType.FLOAT))
+        return write("Mul", wide, scales)
+    return write("DequantizeLinear", codes, scales, axis=-1, block_size=coded.block)
 
 
 def _flag(node: ir.Node, name: str) -> bool:
@@ -167,27 +169,3 @@ def _replace(node: ir.Node, result: ir.Value) -> None:
     result.name = name
     old.replace_all_uses_with(result)
     graph.remove(node, safe=True)
-
-
-class _Writer:
-    """Writes nodes before one node, and constants into the outermost graph."""
-
-    def __init__(self, graph: ir.Graph, before: ir.Node):
-        self._graph, self._before = graph, before
-
-    def __call__(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value | None],
-        *,
-        domain: str = "",
-        **attributes: Any,
-    ) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes, domain=domain)
-        node.metadata_props.update(self._before.metadata_props)
-        assert self._before.graph is not None
-        self._before.graph.insert_before(self._before, node)
-        return node.outputs[0]
-
-    def constant(self, array: np.ndarray[Any, Any]) -> ir.Value:
-        return constant(self._graph, array)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from causal_onnx.export.source.dry_run import dry_run
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 
 __all__ = ["Budget"]
@@ -32,7 +32,7 @@ class Budget:
         self._source, self._specs = source, specs
         self._parameters = sum(p.numel() for p in source.parameters())
 
-    def allows(self, sizes: Sizes) -> bool:
+    def allows(self, sizes: CallSizes) -> bool:
         """Whether a run at `sizes` fits into memory and time everywhere this project is tested."""
         total = sizes.past + sizes.seq
         scores = sizes.batch * sizes.seq * total

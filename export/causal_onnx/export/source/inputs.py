@@ -12,14 +12,14 @@ from torch import Tensor
 
 from causal_onnx.runtime.contract import AXIS_NAMES
 
-__all__ = ["InputSpec", "Sizes", "describe_inputs", "infer_axes", "make_inputs"]
+__all__ = ["CallSizes", "InputSpec", "describe_inputs", "infer_axes", "make_inputs"]
 
 Kind = Literal["features", "ids", "mask", "positions", "lengths", "fixed"]
 Padding = Literal["none", "left", "right"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
+class CallSizes:
     """Sizes of the symbolic axes for one call."""
 
     batch: int
@@ -51,13 +51,15 @@ class InputSpec:
     vocab_size: int | None = None
     """For ids: the rows of the embedding they look up, or one more than the largest id seen."""
 
-    def shape(self, sizes: Sizes) -> tuple[int, ...]:
+    def shape(self, sizes: CallSizes) -> tuple[int, ...]:
         return tuple(
             sizes.of(self.axes[axis]) if axis in self.axes else size
             for axis, size in enumerate(self.example.shape)
         )
 
-    def make(self, sizes: Sizes, generator: torch.Generator, padding: Padding = "none") -> Tensor:
+    def make(
+        self, sizes: CallSizes, generator: torch.Generator, padding: Padding = "none"
+    ) -> Tensor:
         """A valid input of `sizes`, in the dtype of the example.
 
         Values follow the example's: features its mean and spread (and its sign, where no feature is
@@ -107,7 +109,7 @@ class InputSpec:
             view.narrow(rest, start, count).fill_(drop)
         return mask
 
-    def _positions(self, shape: tuple[int, ...], sizes: Sizes) -> Tensor:
+    def _positions(self, shape: tuple[int, ...], sizes: CallSizes) -> Tensor:
         axis = next(a for a, n in self.axes.items() if n in ("seq", "total_seq"))
         start = sizes.past if self.axes[axis] == "seq" else 0
         steps = torch.arange(start, start + shape[axis], dtype=self.example.dtype)
@@ -117,7 +119,7 @@ class InputSpec:
 
 
 def make_inputs(
-    specs: Sequence[InputSpec], sizes: Sizes, *, seed: int = 0, padding: Padding = "none"
+    specs: Sequence[InputSpec], sizes: CallSizes, *, seed: int = 0, padding: Padding = "none"
 ) -> tuple[Tensor, ...]:
     """One valid set of inputs; the same `seed` and `sizes` give the same values."""
     generator = torch.Generator().manual_seed(seed)

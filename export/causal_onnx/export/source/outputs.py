@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import TensorSpec
 
@@ -18,8 +18,8 @@ __all__ = ["describe_outputs", "dtype_name"]
 def describe_outputs(
     source: Source,
     specs: Sequence[InputSpec],
-    first: Sizes,
-    second: Sizes,
+    first: CallSizes,
+    second: CallSizes,
     fixed_seq: int | None = None,
 ) -> tuple[TensorSpec, ...]:
     """Name the outputs and their axes.
@@ -27,7 +27,7 @@ def describe_outputs(
     Args:
         source: The module.
         specs: Its inputs.
-        first: Sizes to call it at.
+        first: CallSizes to call it at.
         second: Others, different in every axis that may change.
         fixed_seq: The only length that it accepts, if there is but one.
 
@@ -74,7 +74,7 @@ def _axis(
     *,
     seen: tuple[int, int],
     labels: Sequence[str],
-    sizes: tuple[Sizes, Sizes],
+    sizes: tuple[CallSizes, CallSizes],
 ) -> str | int:
     first, second = sizes
     if seen[0] == seen[1]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from causal_onnx.export.outcome import Refusal, ask
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Filled, Source
 
 __all__ = ["fill_padding"]
@@ -95,7 +95,7 @@ class _Trial:
     filled: Filled
 
     def inputs(self, seq: int) -> tuple[Tensor, ...]:
-        return make_inputs(self.specs, Sizes(batch=2, seq=seq), seed=5)
+        return make_inputs(self.specs, CallSizes(batch=2, seq=seq), seed=5)
 
     def __call__(self, inputs: Sequence[Tensor], dropped: slice) -> tuple[Tensor, ...] | Refusal:
         """The outputs with the columns `dropped` hidden in every row."""

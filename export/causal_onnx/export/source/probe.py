@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.dry_run import dry_run
-from causal_onnx.export.source.inputs import InputSpec, Sizes, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.torch_patches.user_code import user_line
 
@@ -44,7 +44,7 @@ REAL_LENGTH = 2049
 """The longest real run of a module that cannot be run dry, whose cost is then unknown."""
 
 
-def runs(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
+def runs(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) -> bool:
     """Whether the module accepts inputs of `sizes`."""
     return _failure(source, make_inputs(specs, sizes)) is None
 
@@ -84,7 +84,7 @@ def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
     batch = _example_size(specs, "batch")
 
     def failure(batch: int, seq: int) -> Exception | None:
-        sizes = Sizes(batch=batch, seq=seq, past=past)
+        sizes = CallSizes(batch=batch, seq=seq, past=past)
         return _failure(source, make_inputs(specs, sizes))
 
     if batch is not None and failure(batch, seq) is None:
@@ -96,7 +96,7 @@ def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
                     f"{type(error).__name__}: {error}. Take the batch size from the input: "
                     "x.view(x.shape[0], ...)"
                 ) from error
-            _refuse_fixed_batch(source, specs, Sizes(batch=batch, seq=seq, past=past), other)
+            _refuse_fixed_batch(source, specs, CallSizes(batch=batch, seq=seq, past=past), other)
     some = batch or 1
     shorter = sorted({n for n in (*range(1, 9), seq // 2, seq - 2, seq - 1) if 0 < n < seq})
     works = {n: failure(some, n) for n in shorter}
@@ -115,7 +115,7 @@ def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
 
 
 def _refuse_fixed_batch(
-    source: Source, specs: Sequence[InputSpec], sizes: Sizes, other: int
+    source: Source, specs: Sequence[InputSpec], sizes: CallSizes, other: int
 ) -> None:
     """Compare the outputs' shapes at two batch sizes: `x.view(4, -1, width)` takes any batch."""
     there = source.run(make_inputs(specs, replace(sizes, batch=other)))
@@ -140,7 +140,7 @@ def _example_size(specs: Sequence[InputSpec], label: str) -> int | None:
     return sizes[0] if sizes else None
 
 
-def refuse_random(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> None:
+def refuse_random(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) -> None:
     """Run twice on one input and name the line that draws random numbers.
 
     Raises:
@@ -221,7 +221,7 @@ def find_vocabularies(source: Source, specs: Sequence[InputSpec]) -> tuple[Input
         return tuple(specs)
     # Drawn ids, since those of an example may look like positions (0, 1, 2, ...) by chance, and
     # then the table of positions would count.
-    drawn = make_inputs(specs, Sizes(batch=2, seq=_example_size(specs, "seq") or 1), seed=11)
+    drawn = make_inputs(specs, CallSizes(batch=2, seq=_example_size(specs, "seq") or 1), seed=11)
     if _failure(source, drawn) is not None:
         drawn = tuple(spec.example for spec in specs)
     inputs = tuple(x.clone() for x in drawn)
@@ -284,7 +284,7 @@ def with_batch(source: Source, specs: Sequence[InputSpec]) -> tuple[InputSpec, .
         )
         for spec in specs
     )
-    sizes = Sizes(batch=2, seq=_example_size(specs, "seq") or 1)
+    sizes = CallSizes(batch=2, seq=_example_size(specs, "seq") or 1)
     if _failure(source, make_inputs(lifted, sizes)) is None and takes_unbatched(
         source, lifted, sizes
     ):
@@ -292,7 +292,7 @@ def with_batch(source: Source, specs: Sequence[InputSpec]) -> tuple[InputSpec, .
     return tuple(specs)
 
 
-def takes_unbatched(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> bool:
+def takes_unbatched(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) -> bool:
     """Whether the module takes every row without its batch axis and gives that row's output."""
     with_batch_axis = [spec for spec in specs if "batch" in spec.axes.values()]
     if len(with_batch_axis) != len(specs) or source.pads:  # the mask has rows
@@ -372,7 +372,7 @@ class Beyond:
     """What it raised; None where it takes the length, or takes it and crops."""
 
 
-def at_length(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Beyond:
+def at_length(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) -> Beyond:
     """Ask the module for one set of sizes, by a dry run where a real one is dear."""
     known = _example_size(specs, "seq")
     assert known is not None
@@ -386,14 +386,14 @@ def at_length(source: Source, specs: Sequence[InputSpec], sizes: Sizes) -> Beyon
 
 
 def _acceptance(
-    source: Source, specs: Sequence[InputSpec], known: int, others: Sizes | None = None
+    source: Source, specs: Sequence[InputSpec], known: int, others: CallSizes | None = None
 ) -> Callable[[int], bool | None]:
     """A function that tells whether a length is accepted; None: that would cost too much.
 
     A length is accepted where the module runs, and gives more than for one position less: else it
     crops. `others` are the sizes of the other axes; None: one row, no past.
     """
-    sizes = others or Sizes(batch=1, seq=known)
+    sizes = others or CallSizes(batch=1, seq=known)
 
     def inputs(seq: int) -> tuple[Tensor, ...]:
         return make_inputs(specs, replace(sizes, seq=seq))
@@ -443,7 +443,7 @@ def find_fixed_seq(source: Source, specs: Sequence[InputSpec]) -> int | None:
     known = _example_size(specs, "seq")
     assert known is not None
     others = {1, 2, 3, known // 2, known - 1, known + 1} - {0, known}
-    if any(runs(source, specs, Sizes(batch=1, seq=seq)) for seq in sorted(others)):
+    if any(runs(source, specs, CallSizes(batch=1, seq=seq)) for seq in sorted(others)):
         return None
     return known
 

@@ -1,7 +1,7 @@
 """Read from an ONNX file the names of its graph's inputs and outputs, and of its data files.
 
 Steps over weights and nodes with seeks, as `onnx_header` does with the whole graph.
-Source: onnx.proto, messages ModelProto, GraphProto, ValueInfoProto, TensorProto.
+WindowedFile: onnx.proto, messages ModelProto, GraphProto, ValueInfoProto, TensorProto.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from causal_onnx.runtime.artifact.protobuf import LENGTH_DELIMITED, Source, WireError, fields
+from causal_onnx.runtime.artifact.protobuf import LENGTH_DELIMITED, WindowedFile, WireError, fields
 from causal_onnx.runtime.errors import ArtifactError
 
 __all__ = ["GraphParts", "read_graph_parts"]
@@ -46,7 +46,7 @@ def read_graph_parts(file: BinaryIO, *, name: str) -> GraphParts:
     outputs: list[str] = []
     data_files: set[str] = set()
     try:
-        source = Source(file)
+        source = WindowedFile(file)
         for start, end in _messages(source, 0, source.size, _GRAPH):
             for number, wire_type, first, length, _ in fields(source, start, end):
                 if wire_type != LENGTH_DELIMITED:
@@ -63,7 +63,7 @@ def read_graph_parts(file: BinaryIO, *, name: str) -> GraphParts:
     )
 
 
-def _locations(source: Source, start: int, end: int) -> set[str]:
+def _locations(source: WindowedFile, start: int, end: int) -> set[str]:
     """The `location` among the external data entries of one TensorProto."""
     found = set()
     for first, last in _messages(source, start, end, _EXTERNAL_DATA):
@@ -72,7 +72,7 @@ def _locations(source: Source, start: int, end: int) -> set[str]:
     return found
 
 
-def _text(source: Source, start: int, end: int, field: int) -> str:
+def _text(source: WindowedFile, start: int, end: int, field: int) -> str:
     for first, last in _messages(source, start, end, field):
         if last - first > MAX_NAME_BYTES:
             raise WireError(f"a name of {last - first} bytes")
@@ -80,7 +80,7 @@ def _text(source: Source, start: int, end: int, field: int) -> str:
     return ""
 
 
-def _messages(source: Source, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
+def _messages(source: WindowedFile, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
     """(first byte, byte behind) of each length-delimited field of this number."""
     for number, wire_type, first, length, _ in fields(source, start, end):
         if number == field and wire_type == LENGTH_DELIMITED:

@@ -2,7 +2,7 @@
 
 An ONNX file is one protobuf message, `ModelProto`. Its graph is one length-delimited field, which
 is stepped over: the header of a file of several gigabytes costs a few reads.
-Source: onnx.proto, message ModelProto.
+WindowedFile: onnx.proto, message ModelProto.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import BinaryIO
 from causal_onnx.runtime.artifact.protobuf import (
     LENGTH_DELIMITED,
     VARINT,
-    Source,
+    WindowedFile,
     WireError,
     fields,
     signed,
@@ -74,7 +74,7 @@ def read_header(source: BinaryIO, *, name: str) -> OnnxHeader:
         ArtifactError: Empty, cut off, damaged, not ONNX, or with more metadata than
             `MAX_METADATA_BYTES`.
     """
-    file = Source(source)
+    file = WindowedFile(source)
     if file.size == 0:
         raise ArtifactError(f"{name} is empty. Export or download it again")
     _refuse_foreign(file.read(0, min(24, file.size)), name=name)
@@ -89,7 +89,7 @@ def read_header(source: BinaryIO, *, name: str) -> OnnxHeader:
     return header
 
 
-def _read_model(source: Source) -> OnnxHeader:
+def _read_model(source: WindowedFile) -> OnnxHeader:
     ir_version, graphs, metadata_bytes = 0, 0, 0
     opsets: dict[str, int] = {}
     metadata: dict[str, str] = {}
@@ -145,7 +145,7 @@ def _limited(length: int, limit: int) -> int:
     return length
 
 
-def _read_opset(source: Source, start: int, size: int) -> tuple[str, int]:
+def _read_opset(source: WindowedFile, start: int, size: int) -> tuple[str, int]:
     domain, version = "", 0
     for number, wire_type, value, length, _ in fields(source, start, start + size):
         if number == _OPSET_DOMAIN and wire_type == LENGTH_DELIMITED:
@@ -156,7 +156,7 @@ def _read_opset(source: Source, start: int, size: int) -> tuple[str, int]:
     return ("" if domain == "ai.onnx" else domain), version
 
 
-def _read_entry(source: Source, start: int, size: int) -> tuple[str, str]:
+def _read_entry(source: WindowedFile, start: int, size: int) -> tuple[str, str]:
     parts = {_ENTRY_KEY: "", _ENTRY_VALUE: ""}
     for number, wire_type, value, length, _ in fields(source, start, start + size):
         if number in parts and wire_type == LENGTH_DELIMITED:

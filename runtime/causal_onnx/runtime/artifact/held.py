@@ -22,7 +22,12 @@ from typing import Any, BinaryIO
 
 from causal_onnx.runtime.artifact.artifact import Artifact, name_of
 from causal_onnx.runtime.artifact.header import read_header
-from causal_onnx.runtime.artifact.protobuf import LENGTH_DELIMITED, Source, fields, varint_bytes
+from causal_onnx.runtime.artifact.protobuf import (
+    LENGTH_DELIMITED,
+    WindowedFile,
+    fields,
+    varint_bytes,
+)
 from causal_onnx.runtime.errors import ArtifactError
 
 try:
@@ -312,7 +317,7 @@ class Held:
             os.fdopen(os.dup(copy), "wb") as out,
             os.fdopen(os.dup(model), "rb", buffering=0) as file,
         ):
-            for piece in _replaced(Source(file), places):
+            for piece in _replaced(WindowedFile(file), places):
                 if isinstance(piece, bytes):
                     out.write(piece)
                     continue
@@ -370,7 +375,7 @@ def _writers_waiting(descriptor: int) -> Iterator[None]:
 
     onnxruntime maps these files into memory: one that another process cuts off meanwhile would end
     this one with SIGBUS. Linux grants the lease to the owner of a file that nobody has open for
-    writing, and takes it away after 45 s. Source: fcntl(2), F_SETLEASE.
+    writing, and takes it away after 45 s. WindowedFile: fcntl(2), F_SETLEASE.
     """
     with contextlib.suppress(AttributeError, OSError):
         # What the kernel says when somebody waits; by default it would end the process.
@@ -390,7 +395,7 @@ _Piece = bytes | tuple[int, int]
 """New bytes, or the old ones from the first to before the second place."""
 
 
-def _replaced(source: Source, places: Mapping[bytes, bytes]) -> list[_Piece]:
+def _replaced(source: WindowedFile, places: Mapping[bytes, bytes]) -> list[_Piece]:
     """A model with other names of the files that its weights lie in."""
 
     def message(start: int, end: int, path: tuple[int, ...]) -> list[_Piece]:
@@ -413,7 +418,9 @@ def _replaced(source: Source, places: Mapping[bytes, bytes]) -> list[_Piece]:
     return message(0, source.size, (_GRAPH, _INITIALIZER, _EXTERNAL_DATA))
 
 
-def _entry(source: Source, start: int, end: int, places: Mapping[bytes, bytes]) -> list[_Piece]:
+def _entry(
+    source: WindowedFile, start: int, end: int, places: Mapping[bytes, bytes]
+) -> list[_Piece]:
     """One key of a tensor's external data and its value."""
     texts = {_KEY: b"", _VALUE: b""}
     for number, _, value, length, _ in fields(source, start, end):

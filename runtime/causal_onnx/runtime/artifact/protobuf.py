@@ -2,7 +2,7 @@
 
 A length-delimited field is stepped over with a seek, so that a message of several gigabytes costs a
 few small reads.
-Source: https://protobuf.dev/programming-guides/encoding.
+WindowedFile: https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = [
     "FIXED64",
     "LENGTH_DELIMITED",
     "VARINT",
-    "Source",
+    "WindowedFile",
     "WireError",
     "fields",
     "signed",
@@ -38,7 +38,7 @@ class WireError(Exception):
     """The bytes do not follow the wire format, or not the message's fields."""
 
 
-class Source:
+class WindowedFile:
     """A seekable file with a small part of it in memory."""
 
     def __init__(self, file: BinaryIO):
@@ -75,7 +75,7 @@ class Source:
         return data
 
 
-def fields(source: Source, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+def fields(source: WindowedFile, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
     """Yield the fields of the message in bytes `start` to `end`, in order.
 
     Yields:

@@ -1,6 +1,6 @@
 """Write and read TensorProto messages, the files of ONNX's test data, without the onnx package.
 
-Source: onnx.proto, message TensorProto, and https://protobuf.dev/programming-guides/encoding.
+WindowedFile: onnx.proto, message TensorProto, and https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from causal_onnx.runtime.artifact.protobuf import (
     LENGTH_DELIMITED,
     VARINT,
-    Source,
+    WindowedFile,
     WireError,
     fields,
     varint_bytes,
@@ -83,7 +83,7 @@ def decode(data: bytes) -> tuple[str, Array]:
         ArtifactError: It is none, or holds its values otherwise.
     """
     name, number, dims, raw = "", 0, [], None
-    source = Source(io.BytesIO(data))
+    source = WindowedFile(io.BytesIO(data))
     try:
         for field, wire_type, value, length, _ in fields(source, 0, source.size):
             if (field, wire_type) == (_DIMS, VARINT):

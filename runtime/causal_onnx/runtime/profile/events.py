@@ -16,7 +16,7 @@ from typing import Any
 
 from causal_onnx.runtime.errors import RunError
 
-__all__ = ["Event", "Run", "Tensor", "read_runs"]
+__all__ = ["Event", "ProfiledCall", "Tensor", "read_runs"]
 
 HOLDERS = frozenset({"If", "Loop", "Scan"})
 
@@ -67,7 +67,7 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
+class ProfiledCall:
     """One call of the session."""
 
     total_us: int
@@ -75,8 +75,8 @@ class Run:
     """In the order of their starts, a holder before what is in it."""
 
 
-def read_runs(path: Path) -> list[Run]:
-    """Read a profile, one `Run` per call, in order.
+def read_runs(path: Path) -> list[ProfiledCall]:
+    """Read a profile, one `ProfiledCall` per call, in order.
 
     Raises:
         RunError: It is no profile of onnxruntime's.
@@ -104,7 +104,7 @@ def read_runs(path: Path) -> list[Run]:
             at += 1
         chosen = events[first:at]
         _nest(chosen)
-        runs.append(Run(total_us=duration, events=tuple(chosen)))
+        runs.append(ProfiledCall(total_us=duration, events=tuple(chosen)))
     return runs
 
 

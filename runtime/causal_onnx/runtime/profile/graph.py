@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from causal_onnx.runtime.artifact.artifact import Artifact
-from causal_onnx.runtime.artifact.protobuf import Source, WireError
+from causal_onnx.runtime.artifact.protobuf import WindowedFile, WireError
 from causal_onnx.runtime.contract import MODULE_KEY
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.scan.decode import Decoder, Message, Numbers
@@ -125,14 +125,14 @@ def read_graph(artifact: Artifact) -> Scope:
     )
     with opened as file:
         try:
-            source = Source(file)
+            source = WindowedFile(file)
             model = Decoder(source).message("model", 0, source.size)
             return _graph(model["graph"], source, None, "")
         except (WireError, UnicodeDecodeError, KeyError) as error:
             raise ArtifactError(f"the graph of {artifact.name} cannot be read: {error}") from error
 
 
-def _graph(graph: Message, source: Source, parent: Scope | None, module: str) -> Scope:
+def _graph(graph: Message, source: WindowedFile, parent: Scope | None, module: str) -> Scope:
     scope = Scope(parent)
     # A constant that is an input too is only the value where none is given.
     for value in graph.get("input", []):
@@ -146,7 +146,7 @@ def _graph(graph: Message, source: Source, parent: Scope | None, module: str) ->
     return scope
 
 
-def _add(message: Message, name: str, scope: Scope, source: Source, outside: str) -> None:
+def _add(message: Message, name: str, scope: Scope, source: WindowedFile, outside: str) -> None:
     outputs = tuple(message.get("output", []))
     attributes = {item["name"]: item for item in message.get("attribute", [])}
     if message.get("op_type") == "Constant":

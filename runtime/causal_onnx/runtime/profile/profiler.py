@@ -14,7 +14,7 @@ from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import RunError
 from causal_onnx.runtime.profile.clock import CallTimes, time_calls
 from causal_onnx.runtime.profile.costs import NodeCost, Profile, weight_bytes
-from causal_onnx.runtime.profile.events import Event, Run, Tensor, read_runs
+from causal_onnx.runtime.profile.events import Event, ProfiledCall, Tensor, read_runs
 from causal_onnx.runtime.profile.graph import GraphNode, Scope, read_graph
 from causal_onnx.runtime.profile.products import product_flops
 from causal_onnx.runtime.profile.workload import Workload, check_sizes
@@ -100,7 +100,7 @@ def _runs(
     cases: Sequence[tuple[Case, CallTimes]],
     most_calls: int,
     tell: Callable[[str, float], None],
-) -> list[list[Run]]:
+) -> list[list[ProfiledCall]]:
     """The calls of each case, without those that prepared them."""
     with tempfile.TemporaryDirectory(prefix="causal-onnx-") as folder:
         twin = model.profiled(str(Path(folder) / "profile"))
@@ -146,7 +146,7 @@ Key = tuple[str, str, str]
 """Where, name and operator of a node."""
 
 
-def _costs(runs: Sequence[Run], graph: Scope, past: int) -> tuple[NodeCost, ...]:
+def _costs(runs: Sequence[ProfiledCall], graph: Scope, past: int) -> tuple[NodeCost, ...]:
     times: dict[Key, list[float]] = {}
     for index, run in enumerate(runs):
         for event in run.events:

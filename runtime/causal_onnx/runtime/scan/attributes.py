@@ -7,10 +7,10 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from causal_onnx.runtime.artifact.protobuf import Source
+from causal_onnx.runtime.artifact.protobuf import WindowedFile
 from causal_onnx.runtime.scan.decode import KEPT, Message, Numbers
 from causal_onnx.runtime.scan.limits import Refused
-from causal_onnx.runtime.scan.numbers import Known, of_type
+from causal_onnx.runtime.scan.numbers import Contents, of_type
 
 __all__ = ["check_attribute", "check_value", "contents", "integers", "read_texts", "tensors_of"]
 
@@ -90,7 +90,7 @@ def tensors_of(attributes: dict[str, Message]) -> list[tuple[str, Message]]:
     return found
 
 
-def read_texts(source: Source, attributes: dict[str, Message]) -> None:
+def read_texts(source: WindowedFile, attributes: dict[str, Message]) -> None:
     """Read the texts among the attributes of a node, for its rule."""
     for attribute in attributes.values():
         if "s" in attribute:
@@ -103,7 +103,7 @@ _FORMATS = {
 }  # fmt: skip
 
 
-def contents(source: Source, tensor: Message, shape: tuple[int, ...]) -> Known | None:
+def contents(source: WindowedFile, tensor: Message, shape: tuple[int, ...]) -> Contents | None:
     """The numbers of a small tensor of integers or floats."""
     count = math.prod(shape)
     letter = _FORMATS.get(tensor.get("data_type", 0))
@@ -118,5 +118,5 @@ def contents(source: Source, tensor: Message, shape: tuple[int, ...]) -> Known |
     if len(values) != count or not all(math.isfinite(x) for x in values):
         return None
     whole = letter not in "fd"
-    found = Known.of([int(x) if whole else x for x in values])
+    found = Contents.of([int(x) if whole else x for x in values])
     return of_type(found, tensor.get("data_type", 0))

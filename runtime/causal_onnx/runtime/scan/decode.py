@@ -12,7 +12,7 @@ from causal_onnx.runtime.artifact.protobuf import (
     FIXED64,
     LENGTH_DELIMITED,
     VARINT,
-    Source,
+    WindowedFile,
     WireError,
     fields,
     signed,
@@ -51,7 +51,7 @@ class Numbers:
 class Decoder:
     """Decodes the messages of one file."""
 
-    def __init__(self, source: Source, *, max_fields: int | None = None) -> None:
+    def __init__(self, source: WindowedFile, *, max_fields: int | None = None) -> None:
         """Prepare to decode at most `max_fields` fields, those of all messages together."""
         self._source = source
         self._max_fields = self._left = max_fields

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from typing import Any
 
-from causal_onnx.runtime.artifact.protobuf import Source
+from causal_onnx.runtime.artifact.protobuf import WindowedFile
 from causal_onnx.runtime.contract import SLOT_AXES, Contract
 from causal_onnx.runtime.scan.attributes import (
     check_attribute,
@@ -16,9 +16,9 @@ from causal_onnx.runtime.scan.attributes import (
     tensors_of,
 )
 from causal_onnx.runtime.scan.decode import Message
-from causal_onnx.runtime.scan.growth import Budget
+from causal_onnx.runtime.scan.growth import Growth
 from causal_onnx.runtime.scan.limits import Limits, Refused
-from causal_onnx.runtime.scan.numbers import INTEGERS, Known, joined, of_type
+from causal_onnx.runtime.scan.numbers import INTEGERS, Contents, joined, of_type
 from causal_onnx.runtime.scan.rules import ALLOWED, CONTRIB, OPSETS
 from causal_onnx.runtime.scan.sizes import (
     STATED,
@@ -79,7 +79,7 @@ class GraphChecker:
 
     def __init__(
         self,
-        source: Source,
+        source: WindowedFile,
         tensors: TensorChecker,
         limits: Limits,
         *,
@@ -107,7 +107,7 @@ class GraphChecker:
         self._limits = limits
         self._opsets = _versions(opsets)
         self._contract = contract
-        self._budget = Budget(limits, 0)
+        self._budget = Growth(limits, 0)
         self._axes: dict[str, Number] = {}
         self._nodes = 0
         first, last = IR_VERSIONS
@@ -145,7 +145,7 @@ class GraphChecker:
         for tensor in graph.get("initializer", []):
             self._initializer(tensor, scope, defaults)
         if is_main:
-            self._budget = Budget(self._limits, self._tensors.bytes)
+            self._budget = Growth(self._limits, self._tensors.bytes)
         for index, node in enumerate(graph.get("node", [])):
             self._nodes += 1
             if self._nodes > self._limits.max_nodes:
@@ -198,11 +198,11 @@ class GraphChecker:
         dtype = tensor.get("elem_type", 0)
         known = None
         if spec is not None and spec.vocab_size is not None:
-            known = Known.any_of(between((0,), (spec.vocab_size - 1,)))
+            known = Contents.any_of(between((0,), (spec.vocab_size - 1,)))
         elif self._contract is not None and name == self._contract.mask:
-            known = Known.any_of(between((0,), (1,)))
+            known = Contents.any_of(between((0,), (1,)))
         elif dtype in INTEGERS:
-            known = Known(None, chosen_by_caller(*INTEGERS[dtype]))
+            known = Contents(None, chosen_by_caller(*INTEGERS[dtype]))
         return Value(dtype, tuple(shape), of_type(known, dtype) if known else None)
 
     def _open_axis(self, promised: str | int | None) -> Number:
@@ -363,15 +363,15 @@ class GraphChecker:
         count = known.all if known.low >= 0 else between((0,), high_of(hull([known.all, 0])))
         inner = self._inner(node, scope, times=extent(count), in_loop=True)
         step, going = (value.get("name", "") for value in body["input"])
-        numbers = Known.of([between((0,), high_of(count), subtract(count, 1))])
+        numbers = Contents.of([between((0,), high_of(count), subtract(count, 1))])
         self._define(inner, step, Value(INT64, (), numbers), where=node.where)
         # No step begins but where the condition is true.
-        self._define(inner, going, Value(BOOL, (), Known.of([1])), where=node.where)
+        self._define(inner, going, Value(BOOL, (), Contents.of([1])), where=node.where)
         outputs = self.check(body, inner)
         if not outputs:
             node.refuse("has a body without outputs")
         first = node.inputs[1]
-        conditions = [outputs[0].known, Known.of([1]) if first is None else first.known]
+        conditions = [outputs[0].known, Contents.of([1]) if first is None else first.known]
         if any(found is None or found.exact != [1] for found in conditions):
             count = between((0,), high_of(count))  # it may end before all steps are done
         return [Value(value.dtype, (count, *value.shape)) for value in outputs[1:]]

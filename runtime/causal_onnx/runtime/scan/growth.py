@@ -12,7 +12,7 @@ from causal_onnx.runtime.scan.limits import Limits, Refused
 from causal_onnx.runtime.scan.sizes import STATED, degree
 from causal_onnx.runtime.scan.values import Node, Value
 
-__all__ = ["Budget"]
+__all__ = ["Growth"]
 
 PER_NODE = 1 << 13
 """Work of a node that does nothing: some microseconds, which a loop multiplies."""
@@ -27,7 +27,7 @@ MAX_DEGREE = 8
 """Scores of attention grow with the third power of the axes: (batch, heads, seq, total_seq)."""
 
 
-class Budget:
+class Growth:
     """Adds up what the nodes of one file take, and says which one takes too much."""
 
     def __init__(self, limits: Limits, weight_bytes: int) -> None:

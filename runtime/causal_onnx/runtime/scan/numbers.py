@@ -36,7 +36,7 @@ from causal_onnx.runtime.scan.sizes import (
     within,
 )
 
-__all__ = ["INTEGERS", "PRECISION", "Known", "anything", "elementwise", "joined", "of_type"]
+__all__ = ["INTEGERS", "PRECISION", "Contents", "anything", "elementwise", "joined", "of_type"]
 
 INTEGERS: dict[int, tuple[int, int]] = {
     2: (0, 255), 3: (-128, 127), 4: (0, 65535), 5: (-32768, 32767), 6: (-(1 << 31), (1 << 31) - 1),
@@ -57,7 +57,7 @@ TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Contents:
     """The elements of a value, row by row, or what holds all of them."""
 
     items: tuple[Number, ...] | None
@@ -65,12 +65,12 @@ class Known:
     all: Number
 
     @classmethod
-    def of(cls, items: Sequence[Number]) -> Known:
+    def of(cls, items: Sequence[Number]) -> Contents:
         """A value of these elements, of which there is at least one."""
         return cls(tuple(items) if len(items) <= KEPT else None, hull(items))
 
     @classmethod
-    def any_of(cls, number: Number) -> Known:
+    def any_of(cls, number: Number) -> Contents:
         """A value of any number of elements within the bounds of one."""
         if is_chosen(number):
             return cls(None, chosen_by_caller(low_of(number)[0], high_of(number)[0]))
@@ -91,20 +91,20 @@ class Known:
     def high(self) -> float:
         return supremum(high_of(self.all))
 
-    def map(self, function: Callable[[Number], Number]) -> Known:
+    def map(self, function: Callable[[Number], Number]) -> Contents:
         items = None if self.items is None else tuple(map(function, self.items))
-        return Known(items, function(self.all) if items is None else hull(items))
+        return Contents(items, function(self.all) if items is None else hull(items))
 
 
-def anything(dtype: int) -> Known | None:
+def anything(dtype: int) -> Contents | None:
     """Any numbers of an integer type; None for other types."""
     if dtype not in INTEGERS:
         return None
     low, high = INTEGERS[dtype]
-    return Known.any_of(between((low,), (high,)))
+    return Contents.any_of(between((low,), (high,)))
 
 
-def of_type(known: Known | None, dtype: int) -> Known | None:
+def of_type(known: Contents | None, dtype: int) -> Contents | None:
     """The same, unless it may leave the range of its type: then any number of that type."""
     if dtype not in INTEGERS:
         most = LARGEST_FLOAT.get(dtype, 0)
@@ -121,23 +121,23 @@ def of_type(known: Known | None, dtype: int) -> Known | None:
         inside = infimum(low_of(item)) >= low and supremum(high_of(item)) <= high
         return item if inside else between((low,), (high,))
 
-    return Known.of([wrapped(item) for item in known.items])
+    return Contents.of([wrapped(item) for item in known.items])
 
 
-def joined(values: Sequence[Known | None]) -> Known | None:
+def joined(values: Sequence[Contents | None]) -> Contents | None:
     """One of several values, of the same number of elements where all know theirs."""
     known = [value for value in values if value is not None]
     if len(known) != len(values):
         return None
     rows = [value.items for value in known]
     if all(row is not None and len(row) == len(rows[0] or ()) for row in rows):
-        return Known.of([hull(part) for part in zip(*(row or () for row in rows), strict=True)])
-    return Known.any_of(hull([value.all for value in known]))
+        return Contents.of([hull(part) for part in zip(*(row or () for row in rows), strict=True)])
+    return Contents.any_of(hull([value.all for value in known]))
 
 
 def elementwise(
-    function: Callable[..., Number], values: Sequence[Known | None], count: int | None
-) -> Known | None:
+    function: Callable[..., Number], values: Sequence[Contents | None], count: int | None
+) -> Contents | None:
     """A function of numbers on values that are broadcast to `count` elements (None: many)."""
     known = [value for value in values if value is not None]
     if len(known) != len(values):
@@ -145,9 +145,9 @@ def elementwise(
     rows = [value.items for value in known]
     if count is None or any(row is None or len(row) not in (1, count) for row in rows):
         # Elements of one value may meet others of the same value.
-        return Known.any_of(function(*(Known.any_of(value.all).all for value in known)))
+        return Contents.any_of(function(*(Contents.any_of(value.all).all for value in known)))
     wide = [row * count if len(row) == 1 else row for row in rows if row is not None]
-    return Known.of([function(*parts) for parts in zip(*wide, strict=True)])
+    return Contents.of([function(*parts) for parts in zip(*wide, strict=True)])
 
 
 def minimum(a: Number, b: Number) -> Number:
@@ -255,7 +255,7 @@ def truncated(a: Number) -> Number:
     return between(low_of(subtract(a, 1)), high_of(add(a, 1)))
 
 
-def rounded(known: Known, *operands: Known) -> Known:
+def rounded(known: Contents, *operands: Contents) -> Contents:
     """What arithmetic on floats makes of a result: differences of large ones may become 0."""
     slack: Number = TINY
     for part in (known, *operands):

@@ -6,7 +6,7 @@ import contextlib
 
 from causal_onnx.runtime.artifact.artifact import Artifact
 from causal_onnx.runtime.artifact.held import Held
-from causal_onnx.runtime.artifact.protobuf import Source, WireError
+from causal_onnx.runtime.artifact.protobuf import WindowedFile, WireError
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
     CONTRACT_KEY,
@@ -57,7 +57,9 @@ def judge(held: Held, artifact: Artifact, limits: Limits, contract: Contract | N
                 "raise it: limits=Limits(max_file_bytes=...)",
             )
         held.check_header(artifact)
-        _check_model(Source(held.stream), TensorChecker(limits, held), limits, artifact, contract)
+        _check_model(
+            WindowedFile(held.stream), TensorChecker(limits, held), limits, artifact, contract
+        )
     except WireError as error:
         raise ArtifactError(
             f"{name} is not an ONNX model, or the file is damaged: {error}; export or download it "
@@ -72,7 +74,7 @@ def judge(held: Held, artifact: Artifact, limits: Limits, contract: Contract | N
 
 
 def _check_model(
-    source: Source,
+    source: WindowedFile,
     tensors: TensorChecker,
     limits: Limits,
     artifact: Artifact,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from causal_onnx.runtime.artifact.held import Held, NotHeldError
-from causal_onnx.runtime.artifact.protobuf import Source
+from causal_onnx.runtime.artifact.protobuf import WindowedFile
 from causal_onnx.runtime.scan.decode import KEPT, Message, Numbers
 from causal_onnx.runtime.scan.limits import Limits, Refused
 
@@ -128,7 +128,7 @@ class TensorChecker:
         if name in ("int32_data", "uint64_data") and name in tensor:
             values = tensor[name].first
         elif data_type == BOOL and tensor.get("raw_data", (0, KEPT + 1))[1] <= KEPT:
-            values = Source(self._held.stream).read(*tensor["raw_data"])
+            values = WindowedFile(self._held.stream).read(*tensor["raw_data"])
         least, most = _RANGES.get(data_type, (-math.inf, math.inf))
         odd = next((x for x in values if not least <= x <= most), None)
         if odd is not None:

@@ -10,7 +10,7 @@ from typing import NoReturn
 from causal_onnx.runtime.scan.attributes import integers
 from causal_onnx.runtime.scan.decode import Message, Numbers
 from causal_onnx.runtime.scan.limits import Refused
-from causal_onnx.runtime.scan.numbers import Known, anything
+from causal_onnx.runtime.scan.numbers import Contents, anything
 from causal_onnx.runtime.scan.sizes import (
     Number,
     Size,
@@ -39,7 +39,7 @@ class Value:
     dtype: int
     """TensorProto.DataType."""
     shape: Shape
-    known: Known | None = None
+    known: Contents | None = None
     """Of its elements, if they are whole numbers or few."""
     parts: tuple[Value, ...] | None = None
     """Of a list of tensors: each of them. None: one tensor."""
@@ -68,7 +68,7 @@ class Value:
         return count
 
     @property
-    def numbers(self) -> Known | None:
+    def numbers(self) -> Contents | None:
         """What is known of its elements; of an integer type, its range at least."""
         return self.known if self.known is not None else anything(self.dtype)
 
@@ -180,10 +180,10 @@ class Node:
                     "end the process"
                 )
 
-    def result(self, dtype: int, shape: Sequence[Number], known: Known | None = None) -> Value:
+    def result(self, dtype: int, shape: Sequence[Number], known: Contents | None = None) -> Value:
         value = Value(dtype, tuple(shape), known)
         if known is not None and known.items is None and value.count == 1:
-            return replace(value, known=Known((known.all,), known.all))
+            return replace(value, known=Contents((known.all,), known.all))
         return value
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from causal_onnx.runtime.scan import numbers
-from causal_onnx.runtime.scan.numbers import INTEGERS, PRECISION, Known, elementwise
+from causal_onnx.runtime.scan.numbers import INTEGERS, PRECISION, Contents, elementwise
 from causal_onnx.runtime.scan.sizes import (
     Number,
     Size,
@@ -105,7 +105,9 @@ def gelu(node: Node) -> list[Value]:
     return [node.result(value.dtype, value.shape)]
 
 
-def _computed(node: Node, values: Sequence[Value], dtype: int, count: int | None) -> Known | None:
+def _computed(
+    node: Node, values: Sequence[Value], dtype: int, count: int | None
+) -> Contents | None:
     knowns = [value.numbers for value in values]
     is_whole = dtype in INTEGERS
     if node.op_type in numbers.ALONE:
@@ -193,7 +195,7 @@ def cast_like(node: Node) -> list[Value]:
 
 
 def _converted(node: Node, value: Value, to: int) -> Value:
-    known: Known | None = value.numbers
+    known: Contents | None = value.numbers
     from_whole = value.dtype in INTEGERS
     if known is not None and to in PRECISION:
         # Larger numbers are rounded to others.

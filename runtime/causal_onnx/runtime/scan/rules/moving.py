@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from causal_onnx.runtime.scan import numbers
 from causal_onnx.runtime.scan.decode import KEPT, Numbers
-from causal_onnx.runtime.scan.numbers import INTEGERS, Known
+from causal_onnx.runtime.scan.numbers import INTEGERS, Contents
 from causal_onnx.runtime.scan.rules.elementwise import broadcast
 from causal_onnx.runtime.scan.sizes import (
     STATED,
@@ -59,13 +59,13 @@ def shape_of(node: Node) -> list[Value]:
     shape = node.input(0).shape
     end = node.number("end") if "end" in node.attributes else None
     part = shape[slice(node.number("start", 0), end)]
-    return [node.result(INT64, (len(part),), Known.of(part) if part else None)]
+    return [node.result(INT64, (len(part),), Contents.of(part) if part else None)]
 
 
 def size_of(node: Node) -> list[Value]:
     """How many elements there are."""
     value = node.input(0)
-    known = numbers.of_type(Known.of([product(value.shape)]), INT64)
+    known = numbers.of_type(Contents.of([product(value.shape)]), INT64)
     return [node.result(INT64, (), known)]
 
 
@@ -227,7 +227,7 @@ def transpose(node: Node) -> list[Value]:
         node.refuse(f"has the order {order} of the axes of a tensor of rank {rank}")
     known = value.known
     if known is not None and sum(size != 1 for size in value.shape) > 1:
-        known = Known.any_of(known.all)
+        known = Contents.any_of(known.all)
     return [node.result(value.dtype, [value.shape[axis] for axis in order], known)]
 
 
@@ -251,10 +251,10 @@ def _copied(node: Node, value: Value, shape: Shape) -> Value:
         and count is not None
         and 0 < count <= KEPT
     ):
-        return node.result(value.dtype, shape, Known.of(known.items * count))
+        return node.result(value.dtype, shape, Contents.of(known.items * count))
     if known.items is not None and len(known.items) == count:
         return node.result(value.dtype, shape, known)
-    return node.result(value.dtype, shape, Known.any_of(known.all))
+    return node.result(value.dtype, shape, Contents.any_of(known.all))
 
 
 def tile(node: Node) -> list[Value]:
@@ -275,10 +275,10 @@ def constant(node: Node) -> list[Value]:
     if key == "value" and "value" in attribute:
         return [attribute["value"]]
     if key == "value_int":
-        return [node.result(INT64, (), Known.of([node.number(key)]))]
+        return [node.result(INT64, (), Contents.of([node.number(key)]))]
     if key == "value_ints":
         count = attribute.get("ints", Numbers()).count
-        known = Known.of(node.ints[key]) if 0 < count <= KEPT else None
+        known = Contents.of(node.ints[key]) if 0 < count <= KEPT else None
         return [node.result(INT64, (count,), known)]
     if key in ("value_float", "value_floats"):
         count = attribute.get("floats", Numbers()).count
@@ -290,7 +290,7 @@ def constant_of_shape(node: Node) -> list[Value]:
     """Filled with one number."""
     shape = tuple(map(_size, _stated(node, 0, "a shape")))
     # The checker of the graph puts the tensors of attributes there.
-    fill = node.attributes.get("value", {}).get("value") or Value(FLOAT, (1,), Known.of([0]))
+    fill = node.attributes.get("value", {}).get("value") or Value(FLOAT, (1,), Contents.of([0]))
     return [_copied(node, fill, shape)]
 
 
@@ -320,8 +320,8 @@ def range_of(node: Node) -> list[Value]:
         whole = range(int(first), int(last), int(step))  # type: ignore[arg-type]
         count = len(whole)
         if 0 < count <= KEPT:
-            return [node.result(start.dtype, (count,), Known.of(list(whole)))]
-    known = Known.any_of(hull([first, last]))
+            return [node.result(start.dtype, (count,), Contents.of(list(whole)))]
+    known = Contents.any_of(hull([first, last]))
     return [node.result(start.dtype, (count,), numbers.of_type(known, start.dtype))]
 
 
@@ -350,9 +350,9 @@ def _joined(node: Node, values: Sequence[Value]) -> Value:
     if given and len(given) == len(knowns):
         whole = [part.items for part in given]
         if rank == 1 and all(items is not None for items in whole):
-            known = Known.of([item for items in whole for item in items or ()])
+            known = Contents.of([item for items in whole for item in items or ()])
         else:
-            known = Known.any_of(hull([part.all for part in given]))
+            known = Contents.any_of(hull([part.all for part in given]))
     return node.result(values[0].dtype, shape, known)
 
 
@@ -385,7 +385,7 @@ def slice_of(node: Node) -> list[Value]:
         chosen = None
         if rank == 1 and known.items is not None and count == 1:
             chosen = _chosen(known.items, begin[0], end[0], steps[0])
-        known = Known.of(chosen) if chosen else Known.any_of(known.all)
+        known = Contents.of(chosen) if chosen else Contents.any_of(known.all)
     return [node.result(value.dtype, shape, known)]
 
 
@@ -395,7 +395,7 @@ def _each(node: Node, value: Value, count: int) -> Sequence[Number]:
         node.refuse("has numbers of another type than whole ones")
     if known.items is not None:
         return known.items
-    return [Known.any_of(known.all).all for _ in range(count)]  # each may be another
+    return [Contents.any_of(known.all).all for _ in range(count)]  # each may be another
 
 
 def _part(size: Number, start: Number, end: Number, step: int) -> Number:
@@ -452,14 +452,14 @@ def gather(node: Node) -> list[Value]:
             count = len(items)
             if any(not -count <= index < count for index in exact):
                 node.refuse(f"takes the elements {exact} of {count}")
-            known = Known.of([items[int(index)] for index in exact])
+            known = Contents.of([items[int(index)] for index in exact])
         else:
-            known = Known.any_of(known.all)
+            known = Contents.any_of(known.all)
     return [node.result(value.dtype, shape, known)]
 
 
 def _any_of(node: Node, value: Value, shape: Sequence[Number]) -> Value:
-    known = None if value.known is None else Known.any_of(value.known.all)
+    known = None if value.known is None else Contents.any_of(value.known.all)
     return node.result(value.dtype, shape, known)
 
 
@@ -497,7 +497,7 @@ def scatter(node: Node) -> list[Value]:
         and updates.numbers is not None
         and "reduction" not in (node.attributes)
     ):
-        known = Known.any_of(hull([value.numbers.all, updates.numbers.all]))
+        known = Contents.any_of(hull([value.numbers.all, updates.numbers.all]))
     return [node.result(value.dtype, value.shape, known)]
 
 
@@ -527,8 +527,8 @@ def pad(node: Node) -> list[Value]:
             node.nonempty(value, [axis])
     known = None
     if value.numbers is not None and value.dtype in INTEGERS and _mode(node) == b"constant":
-        fill = node.input(2).numbers if node.has(2) else Known.of([0])
-        known = None if fill is None else Known.any_of(hull([value.numbers.all, fill.all]))
+        fill = node.input(2).numbers if node.has(2) else Contents.of([0])
+        known = None if fill is None else Contents.any_of(hull([value.numbers.all, fill.all]))
     return [node.result(value.dtype, shape, known)]
 
 
@@ -560,7 +560,7 @@ def trilu(node: Node) -> list[Value]:
         if known is None or known.low < -(1 << 40) or known.high > 1 << 40:
             node.refuse("has a diagonal that does not come from the sizes of its inputs")
     numbers_ = value.numbers
-    known = None if numbers_ is None else Known.any_of(hull([numbers_.all, 0]))
+    known = None if numbers_ is None else Contents.any_of(hull([numbers_.all, 0]))
     return [node.result(value.dtype, value.shape, known)]
 
 
@@ -568,7 +568,7 @@ def eye_like(node: Node) -> list[Value]:
     """Ones on a diagonal."""
     value = node.ranked(0, 2)
     dtype = node.number("dtype", value.dtype)
-    return [node.result(dtype, value.shape, Known.any_of(between((0,), (1,))))]
+    return [node.result(dtype, value.shape, Contents.any_of(between((0,), (1,))))]
 
 
 def one_hot(node: Node) -> list[Value]:
@@ -587,7 +587,7 @@ def nonzero(node: Node) -> list[Value]:
     """Where the elements are that are not 0."""
     value = node.input(0)
     count = between((0,), high_of(product(value.shape)))
-    places = Known.any_of(between((0,), high_of(hull([*value.shape, 0]))))
+    places = Contents.any_of(between((0,), high_of(hull([*value.shape, 0]))))
     return [node.result(INT64, (max(len(value.shape), 1), count), places)]
 
 
@@ -666,7 +666,7 @@ def split(node: Node) -> list[Value]:
             chosen = items[begun : begun + int(part)]
             begun += int(part)
             if chosen:
-                result = node.result(value.dtype, shape, Known.of(chosen))
+                result = node.result(value.dtype, shape, Contents.of(chosen))
         results.append(result)
     return results
 
@@ -709,7 +709,7 @@ def sequence_at(node: Node) -> list[Value]:
 
 def sequence_length(node: Node) -> list[Value]:
     """How many a list has."""
-    return [node.result(INT64, (), Known.of([len(node.listed(0))]))]
+    return [node.result(INT64, (), Contents.of([len(node.listed(0))]))]
 
 
 def concat_sequence(node: Node) -> list[Value]:

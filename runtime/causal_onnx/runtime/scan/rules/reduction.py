@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from causal_onnx.runtime.scan import numbers
 from causal_onnx.runtime.scan.decode import KEPT
-from causal_onnx.runtime.scan.numbers import INTEGERS, Known
+from causal_onnx.runtime.scan.numbers import INTEGERS, Contents
 from causal_onnx.runtime.scan.rules.moving import size_below
 from causal_onnx.runtime.scan.sizes import Number, add, between, high_of, hull, multiply, product
 from causal_onnx.runtime.scan.values import BOOL, FLOAT, INT64, Node, Value
@@ -46,7 +46,9 @@ def reduce(node: Node) -> list[Value]:
     return [node.result(value.dtype, shape, numbers.of_type(known, value.dtype))]
 
 
-def _joined(node: Node, known: Known, sizes: Sequence[Number], *, is_whole: bool) -> Known | None:
+def _joined(
+    node: Node, known: Contents, sizes: Sequence[Number], *, is_whole: bool
+) -> Contents | None:
     """What is known of elements of which so many are joined."""
     items = known.items if is_whole else None
     join = {
@@ -54,11 +56,11 @@ def _joined(node: Node, known: Known, sizes: Sequence[Number], *, is_whole: bool
         "ReduceProd": multiply,
     }.get(node.op_type)  # fmt: skip
     if items and join is not None:
-        return Known.of([functools.reduce(join, items)])
+        return Contents.of([functools.reduce(join, items)])
     if node.op_type in ("ReduceMax", "ReduceMin"):
-        return Known.any_of(known.all)
+        return Contents.any_of(known.all)
     if node.op_type == "ReduceSum":
-        return Known.any_of(multiply(hull([known.all, 0]), product(sizes)))
+        return Contents.any_of(multiply(hull([known.all, 0]), product(sizes)))
     return None
 
 
@@ -70,7 +72,7 @@ def arg_extreme(node: Node) -> list[Value]:
     axis = node.axis(node.number("axis", 0), len(value.shape))
     node.nonempty(value, [axis])
     shape = _reduced(node, value, [axis])
-    return [node.result(INT64, shape, Known.any_of(hull([0, value.shape[axis]])))]
+    return [node.result(INT64, shape, Contents.any_of(hull([0, value.shape[axis]])))]
 
 
 def along_axis(node: Node) -> list[Value]:
@@ -91,7 +93,7 @@ def cumulative(node: Node) -> list[Value]:
         return [node.result(value.dtype, value.shape)]
     total = multiply(hull([known.all, 0]), count)
     return [
-        node.result(value.dtype, value.shape, numbers.of_type(Known.any_of(total), value.dtype))
+        node.result(value.dtype, value.shape, numbers.of_type(Contents.any_of(total), value.dtype))
     ]
 
 
@@ -107,7 +109,7 @@ def top_k(node: Node) -> list[Value]:
     # No more than there are; else it is an error of onnxruntime.
     shape[axis] = size_below(count.numbers.all, shape[axis])
     node.work += value.elements * 32
-    places = Known.any_of(hull([0, value.shape[axis]]))
+    places = Contents.any_of(hull([0, value.shape[axis]]))
     return [node.result(value.dtype, shape), node.result(INT64, shape, places)]
 
 
