@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,16 @@ def test_a_contract_from_before_masks_and_bounds_is_read() -> None:
     assert Contract.from_json(json.dumps(older)) == Contract.from_json(text)
 
 
+def test_special_tokens_survive_the_round_trip() -> None:
+    contract = replace(CONTRACT, eos_token_ids=(2, 5), bos_token_id=1, pad_token_id=0)
+    assert json.loads(contract.to_json())["eos_token_ids"] == [2, 5]
+    assert Contract.from_json(contract.to_json()) == contract
+
+
+def test_a_contract_without_special_tokens_has_no_key_of_them() -> None:
+    assert not [key for key in json.loads(CONTRACT.to_json()) if "token" in key]
+
+
 def test_equal_contracts_give_the_same_text() -> None:
     assert Contract.from_json(CONTRACT.to_json()).to_json() == CONTRACT.to_json()
 
@@ -73,6 +84,10 @@ def test_a_spec_describes_itself_on_one_line() -> None:
         (changed(surprise=1), "unknown keys in the contract: surprise"),
         (json.dumps({"format": 1}), "lacks the key 'inputs'"),
         (changed(inputs=3), "the contract is damaged"),
+        (changed(eos_token_ids=[2, 7]), r"eos_token_ids: expected ids in \[0, 7\), got 7"),
+        (changed(eos_token_ids=2), "the contract is damaged"),
+        (changed(bos_token_id=[1]), r"bos_token_id: expected ids in \[0, 7\), got \[1\]"),
+        (changed(pad_token_id=-1), r"pad_token_id: expected ids in \[0, 7\), got -1"),
         (changed(inputs=["x"]), "unknown keys|damaged"),
         (changed(inputs=[]), "at least one input"),
         (changed(outputs=spec_with() * 2), "output names must differ"),

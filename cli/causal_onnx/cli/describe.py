@@ -50,6 +50,20 @@ def contract_pairs(contract: Contract) -> Pairs:
         ("KV cache", _cache_text(contract)),
         ("form", contract.form),
         ("precision", contract.precision),
+        *_token_pairs(contract),
+    ]
+
+
+def _token_pairs(contract: Contract) -> Pairs:
+    named = (
+        ("ends a text", contract.eos_token_ids),
+        ("begins a text", (contract.bos_token_id,)),
+        ("fills rows", (contract.pad_token_id,)),
+    )
+    return [
+        (what, ", ".join(str(token) for token in ids if token is not None))
+        for what, ids in named
+        if ids not in ((), (None,))
     ]
 
 

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from causal_onnx.cli.errors import UsageError
 
-__all__ = ["add_device_arguments", "add_trusted_argument", "parse_axes", "parse_lengths"]
+__all__ = [
+    "add_device_arguments",
+    "add_model_argument",
+    "add_trusted_argument",
+    "parse_axes",
+    "parse_lengths",
+]
+
+
+def add_model_argument(
+    parser: argparse.ArgumentParser, meaning: str = "the .onnx file, or the folder of a model"
+) -> None:
+    """Declare `MODEL`."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help=meaning)
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:

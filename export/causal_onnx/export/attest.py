@@ -30,6 +30,7 @@ from causal_onnx.export.proof.running import (
     open_evaluator,
     open_session,
 )
+from causal_onnx.runtime.artifact.folder import model_file
 
 __all__ = ["attest"]
 
@@ -66,7 +67,7 @@ def attest(
     either it is "undecided", naming the node at which the proof ends.
 
     Args:
-        source: An ONNX file of any origin, or a model in memory.
+        source: An ONNX file of any origin, the folder of a model, or a model in memory.
         axes: What the axes of the inputs are, {input: {axis: name}}, names batch, seq, past_seq and
             total_seq. Without it: the contract in the file, the graph's names, or the rank.
         max_seq_len: The longest sequence (past included) that the graph is meant for, where the
@@ -86,6 +87,8 @@ def attest(
     """
     tell = progress or (lambda stage, done, total: None)
     tell("read", 0, 1)
+    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+        source = model_file(source)
     model = load_model(source)
     signature = read_signature(model, axes)
     if max_seq_len is not None:

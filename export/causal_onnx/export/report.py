@@ -416,6 +416,11 @@ class ExportReport:
             *(f"  in   {spec.describe()}" for spec in self.contract.inputs),
             *(f"  out  {spec.describe()}" for spec in self.contract.outputs),
             *(
+                [f"  ends a text at {', '.join(map(str, self.contract.eos_token_ids))}"]
+                if self.contract.eos_token_ids
+                else []
+            ),
+            *(
                 f"  attention {text}" + (f"  x {count}" if count > 1 else "")
                 for text, count in self.certificate.core_lines()
             ),

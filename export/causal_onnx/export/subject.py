@@ -14,6 +14,7 @@ from causal_onnx.export.precision.choose import in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
 from causal_onnx.export.source.inputs import CallSizes, InputSpec
+from causal_onnx.export.source.language import special_tokens
 from causal_onnx.export.source.module import Axes, Example, Observed, Source, open_source
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
 from causal_onnx.export.source.padding_mask import fill_padding
@@ -84,7 +85,8 @@ def prepare(
     probe.refuse_random(source.fresh(), specs, sizes)
     other = other_sizes(source.fresh(), specs, sizes, fixed_seq)
     outputs = describe_outputs(source.fresh(), specs, sizes, other, fixed_seq)
-    warnings = [*opened.warnings, *lengths.warnings]
+    tokens = special_tokens(module, specs)
+    warnings = [*opened.warnings, *lengths.warnings, *tokens.warnings]
     if not any(spec.axis_of("seq") is not None for spec in outputs):
         warnings.append("no output has a sequence axis, so causality cannot be tested from outside")
     return Subject(
@@ -108,6 +110,9 @@ def prepare(
             form=target,
             precision=opened.precision,
             opset=opset,
+            eos_token_ids=tokens.eos,
+            bos_token_id=tokens.bos,
+            pad_token_id=tokens.pad,
         ),
         sizes=sizes,
         is_limit_asked=max_seq_len is not None,

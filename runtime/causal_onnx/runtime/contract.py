@@ -192,6 +192,12 @@ class Contract:
     precision: str = "fp32"
     opset: int | None = None
     """Version of the default ONNX operator set that the graph uses."""
+    eos_token_ids: tuple[int, ...] = ()
+    """For a language model: every id that ends a text; empty: none is known."""
+    bos_token_id: int | None = None
+    """The id that a text begins with; None: none is known."""
+    pad_token_id: int | None = None
+    """The id that its authors fill rows with; None: none is known."""
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.outputs:
@@ -211,6 +217,7 @@ class Contract:
                 raise ValueError(f"{field} must be a string, got {getattr(self, field)!r}")
         if not isinstance(self.unbatched, bool):
             raise ValueError(f"unbatched must be true or false, got {self.unbatched!r}")
+        self._check_tokens()
         inputs = {spec.name for spec in self.inputs}
         outputs = {spec.name for spec in self.outputs}
         for pair in self.cache:
@@ -239,6 +246,18 @@ class Contract:
                 f"min_seq_len must be in [1, max_seq_len], got {self.min_seq_len} with max_seq_len "
                 f"{self.max_seq_len}"
             )
+
+    def _check_tokens(self) -> None:
+        """Special tokens are ids, and of the vocabulary where that is known."""
+        vocab = max((s.vocab_size for s in self.inputs if s.vocab_size is not None), default=None)
+        named = [("eos_token_ids", token) for token in self.eos_token_ids]
+        for field in ("bos_token_id", "pad_token_id"):
+            if getattr(self, field) is not None:
+                named.append((field, getattr(self, field)))
+        for field, token in named:
+            if type(token) is not int or token < 0 or (vocab is not None and token >= vocab):
+                most = "of at least 0" if vocab is None else f"in [0, {vocab})"
+                raise ValueError(f"{field}: expected ids {most}, got {token!r}")
 
     def _check_slots(self) -> None:
         """What a bounded pair holds is counted in slots, and nothing else is."""
@@ -287,8 +306,17 @@ class Contract:
         )
 
     def to_json(self) -> str:
-        """The contract as one JSON document, the same text for equal contracts."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+        """The contract as one JSON document, the same text for equal contracts.
+
+        Special tokens that are not known have no key: such a contract reads as one did before they
+        were written down.
+        """
+        data = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in _TOKENS or value not in ((), None)
+        }
+        return json.dumps({"format": FORMAT, **data}, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Contract:
@@ -303,11 +331,15 @@ class Contract:
             data["outputs"] = tuple(_spec(item) for item in data["outputs"])
             pairs = data.get("cache", ())
             data["cache"] = tuple(CachePair(**_known(item, CachePair)) for item in pairs)
+            data["eos_token_ids"] = tuple(data.get("eos_token_ids", ()))
             return cls(**_known(data, cls))
         except KeyError as error:
             raise ArtifactError(f"the contract lacks the key {error}") from error
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"the contract is damaged: {error}") from error
+
+
+_TOKENS = ("eos_token_ids", "bos_token_id", "pad_token_id")
 
 
 def read_document(text: str, *, what: str) -> dict[str, Any]:

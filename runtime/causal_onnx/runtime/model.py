@@ -49,7 +49,8 @@ def load(
     """Load an exported model.
 
     Args:
-        path: The .onnx file, or a whole model as bytes (without external data).
+        path: The .onnx file, the folder that holds it as `model.onnx` (docs/bundle.md), or a whole
+            model as bytes (without external data).
         device: "cpu"; "cuda" or "cuda:N", which runs there or raises; "auto", which uses CUDA
             where it works and otherwise the CPU, with a warning in the log. `Model.device` says
             what it is.

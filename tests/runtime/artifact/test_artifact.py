@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,25 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_artifact(tmp_path / "nothing.onnx")
 
 
-def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="is a folder: pass the"):
+def test_a_folder_stands_for_the_model_in_it(tmp_path: Path) -> None:
+    shutil.copy(fixture("one_head"), tmp_path / "model.onnx")
+    assert read_artifact(tmp_path).location == tmp_path / "model.onnx"
+
+
+@pytest.mark.parametrize(
+    ("holds", "message"),
+    [
+        (None, r"without model\.onnx; expected a folder that causal-onnx wrote, or an \.onnx file"),
+        ("other.onnx", r"name the file, such as .*other\.onnx"),
+        ("config.json", r"looks like a checkpoint. Export it first: causal-onnx export .* -o"),
+    ],
+)
+def test_a_folder_without_a_model_is_refused(
+    holds: str | None, message: str, tmp_path: Path
+) -> None:
+    if holds is not None:
+        (tmp_path / holds).write_text("{}")
+    with pytest.raises(ArtifactError, match=message):
         read_artifact(tmp_path)
 
 

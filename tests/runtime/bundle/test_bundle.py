@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from causal_onnx.runtime import (
 )
 from causal_onnx.runtime.bundle import verify
 from causal_onnx.runtime.bundle.genai_config import genai_config
+from causal_onnx.runtime.bundle.generation_settings import generation_settings
 from causal_onnx.runtime.bundle.triton_config import triton_config
 from causal_onnx.runtime.contract import CachePair, Contract, TensorSpec
 from tests.cli.onnx_file import make_cached_contract, make_golden, write_model
@@ -258,6 +260,77 @@ def test_a_tokenizer_beside_the_model_goes_along(tmp_path: Path) -> None:
         write_bundle(model, tmp_path / "other")
 
 
+def checkpoint(folder: Path, **settings: Any) -> Path:
+    """A folder of Hugging Face's layout, without weights."""
+    folder.mkdir()
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text(
+        '{"bos_token_id": 1, "eos_token_id": 9, "pad_token_id": -1}'
+    )
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ tools }}")
+    (folder / "LICENSE").write_text("all of it")
+    (folder / "modeling.py").write_text("raise SystemExit")
+    return folder
+
+
+def test_a_checkpoint_gives_its_tokenizer_templates_settings_and_licence(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "checkpoint", eos_token_id=[2, 5], temperature=0.7)
+    files = write_bundle(fixture("one_head"), tmp_path / "model", checkpoint=source)
+    carried = {item.relative_to(source).as_posix() for item in source.rglob("*.*")} | {"LICENSE"}
+    assert carried - set(files) == {"config.json", "modeling.py"}
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text()) == {
+        "eos_token_id": [2, 5],
+        "bos_token_id": 1,
+        "temperature": 0.7,
+    }
+    assert verify_bundle(tmp_path / "model").passed
+
+
+def test_a_bundle_of_a_bundle_is_the_same(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "checkpoint", eos_token_id=[2, 5])
+    files = write_bundle(fixture("one_head"), tmp_path / "model", checkpoint=source)
+    assert write_bundle(tmp_path / "model", tmp_path / "again") == files
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+def test_the_contracts_special_tokens_are_settings_too(tmp_path: Path) -> None:
+    contract = replace(load(fixture("one_head")).contract, eos_token_ids=(3, 4), bos_token_id=0)
+    assert generation_settings(contract, None) == {"eos_token_id": [3, 4], "bos_token_id": 0}
+    assert generation_settings(contract, checkpoint(tmp_path / "c", eos_token_id=2)) == {
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+    }
+
+
+def test_what_lies_beside_a_bare_file_is_not_taken_for_its_own(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "c", eos_token_id=2)
+    (source / "tokenizer.json").unlink()
+    shutil.copy(fixture("one_head"), source / "m.onnx")
+    files = write_bundle(source / "m.onnx", tmp_path / "bundle")
+    assert not {"LICENSE", "generation_config.json", "chat_template.jinja"} & set(files)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eos_token_id": ["2"]}, r"eos_token_id in generation_config.json is \['2'\], expected"),
+        ({"bos_token_id": [1, 2]}, r"bos_token_id in generation_config.json is \[1, 2\]"),
+    ],
+)
+def test_special_tokens_that_are_no_ids_are_refused(
+    settings: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    source = checkpoint(tmp_path / "checkpoint", **settings)
+    with pytest.raises(ArtifactError, match=message):
+        write_bundle(fixture("one_head"), tmp_path / "model", checkpoint=source)
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        write_bundle(fixture("one_head"), tmp_path / "model", checkpoint=tmp_path / "nowhere")
+
+
 def language_model(**changes: object) -> Contract:
     """A contract of two layers, four query heads over two, as an export writes it."""
     kinds = [f"{layer}.{kind}" for layer in range(2) for kind in ("key", "value")]
@@ -284,14 +357,16 @@ def language_model(**changes: object) -> Contract:
 
 def test_genai_config_says_how_the_cache_is_named_and_how_wide_it_is() -> None:
     certificate = {"cores": [{"num_heads": 4}]}
-    content = genai_config(language_model(), certificate, {"eos_token_id": 7})
+    settings = {"eos_token_id": [2, 7], "do_sample": True, "top_k": 50, "surprise": 1}
+    content = genai_config(language_model(), certificate, settings)
     assert content is not None
-    model = json.loads(content)["model"]
+    model, search = json.loads(content)["model"], json.loads(content)["search"]
     assert model["decoder"]["inputs"]["past_key_names"] == "past_key_values.%d.key"
     assert model["decoder"]["outputs"]["present_value_names"] == "present.%d.value"
     sizes = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_size")
     assert [model["decoder"][key] for key in sizes] == [2, 4, 2, 8]
-    assert (model["eos_token_id"], model["vocab_size"], model["context_length"]) == (7, 99, 64)
+    assert (model["eos_token_id"], model["vocab_size"], model["context_length"]) == ([2, 7], 99, 64)
+    assert (search["do_sample"], search["top_k"], search["max_length"]) == (True, 50, 64)
 
 
 def test_genai_config_is_for_cached_language_models_alone() -> None:

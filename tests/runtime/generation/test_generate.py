@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -96,3 +98,10 @@ def test_what_does_not_fit_is_refused(model: Model) -> None:
         model.generate("text", max_new_tokens=1)
     with pytest.raises(TypeError, match="prompts must be a list of prompts, got the text 'text'"):
         model.generate_batch("text", max_new_tokens=1)
+
+
+def test_ids_that_end_a_text_by_the_contract_end_it_without_a_tokenizer() -> None:
+    plain = language_model().generate([5, 3, 8], max_new_tokens=6).ids
+    contract = replace(language_model().contract, eos_token_ids=(plain[4], plain[2]))
+    found = language_model(contract=contract).generate([5, 3, 8], max_new_tokens=6)
+    assert (found.finish, found.ids) == ("stop", plain[:3])

@@ -8,11 +8,10 @@ length, or not prefix-stable.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
-from causal_onnx.cli.options import parse_axes, parse_lengths
+from causal_onnx.cli.options import add_model_argument, parse_axes, parse_lengths
 
 __all__ = ["EPILOG", "FAILED", "add_arguments", "run"]
 
@@ -30,7 +29,7 @@ EXIT_CODES = {"causal": 0, "not_causal": 1, "undecided": 2}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="an .onnx file of any origin")
+    add_model_argument(parser, "an .onnx file of any origin, or the folder of a model")
     parser.add_argument(
         "--axes",
         action="append",
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Attest, and print the certificate."""
     axes = dict(_input_axes(text) for text in args.axes)
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
-    if not args.model.is_file():
+    if not args.model.exists():
         raise CommandError(f"there is no file {args.model}")
     try:
         from causal_onnx.export.attest import attest

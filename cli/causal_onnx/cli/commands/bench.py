@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import UsageError
-from causal_onnx.cli.options import add_device_arguments, add_trusted_argument, parse_lengths
+from causal_onnx.cli.options import (
+    add_device_arguments,
+    add_model_argument,
+    add_trusted_argument,
+    parse_lengths,
+)
 
 if TYPE_CHECKING:
     from causal_onnx.cli.bench.rates import Rates
@@ -31,7 +36,7 @@ TOP = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    add_model_argument(parser)
     parser.add_argument(
         "--lengths",
         metavar="N,N,...",

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from causal_onnx.cli.console import Console
+from causal_onnx.cli.options import add_model_argument
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
@@ -22,7 +23,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    add_model_argument(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="DIR", help="the folder to write"
     )
@@ -31,6 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="tokenizer.json or a folder with one (default: the one beside the model)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="the Hugging Face folder that the model was made of: its tokenizer, chat template, "
+        "generation settings and licence go along",
     )
     parser.add_argument(
         "--replace", action="store_true", help="replace the bundle that is there already"
@@ -50,6 +58,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         args.model,
         args.output,
         tokenizer=args.tokenizer,
+        checkpoint=args.checkpoint,
         replace=args.replace,
         device=args.device,
     )

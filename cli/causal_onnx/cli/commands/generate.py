@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import UsageError
-from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
+from causal_onnx.cli.options import add_device_arguments, add_model_argument, add_trusted_argument
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import Constraint, Model, PromptLookup, Sampling
@@ -32,7 +32,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    add_model_argument(parser)
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from causal_onnx.cli.console import Console
+from causal_onnx.cli.options import add_model_argument
 
 if TYPE_CHECKING:
     from causal_onnx.cli.certificate import StoredCertificate
@@ -26,7 +26,7 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    add_model_argument(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import UsageError
-from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
+from causal_onnx.cli.options import add_device_arguments, add_model_argument, add_trusted_argument
 
 if TYPE_CHECKING:
     from causal_onnx.cli.machine import Machine
@@ -34,7 +33,7 @@ USUAL_LENGTH = 512
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    add_model_argument(parser)
     parser.add_argument(
         "--seq",
         type=int,

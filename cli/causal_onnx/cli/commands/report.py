@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 from causal_onnx.cli.commands.selftest import selftest_table
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
-from causal_onnx.cli.options import add_device_arguments, add_trusted_argument, parse_lengths
+from causal_onnx.cli.options import (
+    add_device_arguments,
+    add_model_argument,
+    add_trusted_argument,
+    parse_lengths,
+)
 
 if TYPE_CHECKING:
     from causal_onnx.cli.proof import Proof
@@ -29,7 +34,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    add_model_argument(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a .html page")
     parser.add_argument(
         "--lengths",

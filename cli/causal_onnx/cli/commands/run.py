@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
-from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
+from causal_onnx.cli.options import add_device_arguments, add_model_argument, add_trusted_argument
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import Model
@@ -29,7 +29,7 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    add_model_argument(parser)
     parser.add_argument(
         "inputs", type=Path, nargs="*", metavar="INPUT", help=".npy files in order, or a .npz file"
     )

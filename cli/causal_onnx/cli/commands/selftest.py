@@ -6,12 +6,11 @@ Exit code 0 if it does, 1 if not.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError
-from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
+from causal_onnx.cli.options import add_device_arguments, add_model_argument, add_trusted_argument
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import SelfTestReport
@@ -26,7 +25,7 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("model", type=Path, metavar="MODEL", help="the .onnx file")
+    add_model_argument(parser)
     add_device_arguments(parser)
     add_trusted_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from causal_onnx.runtime.artifact.folder import model_file
 from causal_onnx.runtime.artifact.golden import GoldenSet
 from causal_onnx.runtime.artifact.header import OnnxHeader, read_header
 from causal_onnx.runtime.contract import (
@@ -86,24 +87,17 @@ def read_artifact(path: str | os.PathLike[str] | bytes) -> Artifact:
     """Read the metadata of an ONNX file; onnxruntime is neither needed nor imported.
 
     Args:
-        path: The file, or a whole model as bytes.
+        path: The file, the folder of a model, or a whole model as bytes.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ArtifactError: It is a folder, empty, damaged, or not an ONNX model.
+        ArtifactError: Empty, damaged, not an ONNX model, or a folder without a model.onnx.
     """
     if isinstance(path, bytes):
         return Artifact(location=path, header=read_header(io.BytesIO(path), name=name_of(path)))
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"path must be a path or bytes, got {type(path).__name__}")
-    location = Path(path)
-    if location.is_dir():
-        raise ArtifactError(f"{location} is a folder: pass the .onnx file in it")
-    if not location.exists():
-        raise FileNotFoundError(f"there is no file {location}")
-    # Opening a named pipe would wait for its other end.
-    if not location.is_file():
-        raise ArtifactError(f"{location} is not a regular file: pass the .onnx file")
+    location = model_file(path)
     with location.open("rb") as stream:
         header = read_header(stream, name=name_of(location))
     return Artifact(location=location, header=header)

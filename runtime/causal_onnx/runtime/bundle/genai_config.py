@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from causal_onnx.runtime.bundle.manifest import MODEL
+from causal_onnx.runtime.artifact.folder import MODEL
+from causal_onnx.runtime.bundle.generation_settings import GENERATION_CONFIG, special_tokens
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
 __all__ = ["genai_config"]
@@ -22,7 +23,7 @@ UNLIMITED = 1 << 15
 def genai_config(
     contract: Contract,
     certificate: Mapping[str, Any] | None,
-    special: Mapping[str, int | Sequence[int]],
+    settings: Mapping[str, Any],
 ) -> bytes | None:
     """The file's content, or None where onnxruntime-genai cannot run the model.
 
@@ -31,7 +32,7 @@ def genai_config(
     Args:
         contract: Of the model.
         certificate: Of the model, which knows the number of query heads.
-        special: `bos_token_id`, `eos_token_id`, `pad_token_id`, as far as they are known.
+        settings: As in generation_config.json: special tokens, and how tokens are chosen.
     """
     ids = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
     results = [spec for spec in contract.outputs if spec.name not in contract.present_names]
@@ -60,7 +61,7 @@ def genai_config(
             "context_length": context,
             # An empty list: no id ends a text. Without the key it would be 0, which is an id.
             "eos_token_id": [],
-            **special,
+            **special_tokens(settings, GENERATION_CONFIG),
             "decoder": {
                 "filename": MODEL,
                 "session_options": {"provider_options": []},
@@ -74,7 +75,7 @@ def genai_config(
             },
         },
         "search": {
-            "do_sample": False,
+            **_search(settings),
             "max_length": context,
             # Presents of their own: the graph takes past and present in one buffer in some forms
             # only.
@@ -82,6 +83,14 @@ def genai_config(
         },
     }
     return (json.dumps(document, indent=1) + "\n").encode("ascii")
+
+
+def _search(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How tokens are chosen where the caller does not say."""
+    samples = settings.get("do_sample") is True
+    kept = ("repetition_penalty", *(("temperature", "top_k", "top_p") if samples else ()))
+    found = {key: settings[key] for key in kept if settings.get(key) is not None}
+    return {"do_sample": samples, **found}
 
 
 def _layers(pasts: list[TensorSpec], contract: Contract) -> dict[str, dict[str, str]] | None:

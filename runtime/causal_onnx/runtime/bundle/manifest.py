@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from causal_onnx.runtime.artifact.artifact import Artifact
+from causal_onnx.runtime.artifact.folder import MODEL
 from causal_onnx.runtime.artifact.golden import GoldenSet
 from causal_onnx.runtime.bundle.replay import stream_plans
 from causal_onnx.runtime.contract import FORMAT, Contract
@@ -20,14 +21,12 @@ from causal_onnx.runtime.contract import FORMAT, Contract
 __all__ = [
     "CONTRACT",
     "GOLDENS",
-    "MODEL",
     "file_entry",
     "files_below",
     "goldens_bytes",
     "manifest_bytes",
 ]
 
-MODEL = "model.onnx"
 CONTRACT = "contract.json"
 GOLDENS = "goldens.json"
 

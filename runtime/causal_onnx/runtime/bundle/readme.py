@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from causal_onnx.runtime.bundle.manifest import MODEL
+from causal_onnx.runtime.artifact.folder import MODEL
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
 __all__ = ["bundle_readme"]
@@ -15,7 +15,9 @@ _ABOUT = {
     "goldens.json": "inputs with the outputs PyTorch gave; arrays are little-endian, in base64",
     "genai_config.json": "for onnxruntime-genai",
     "config.pbtxt": "for Triton",
+    "generation_config.json": "ids that begin and end a text, and how tokens are chosen",
     "tokenizer.json": "the tokenizer",
+    "chat_template.jinja": "how messages become a prompt",
 }
 
 
@@ -82,7 +84,7 @@ def _running(contract: Contract, files: Sequence[str]) -> list[str]:
         "```python",
         "import numpy as np",
         "from causal_onnx.runtime import load\n",
-        f'model = load("{MODEL}")',
+        'model = load(".")',
         f"outputs = model.run({arrays})",
         f'print(outputs["{output.name}"].shape)',
         "```\n",

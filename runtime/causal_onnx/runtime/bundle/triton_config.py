@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from causal_onnx.runtime.bundle.manifest import MODEL
+from causal_onnx.runtime.artifact.folder import MODEL
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
 __all__ = ["triton_config"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from causal_onnx.runtime.artifact.artifact import Artifact
+from causal_onnx.runtime.artifact.folder import MODEL
 from causal_onnx.runtime.artifact.golden import GoldenSet, json_number, relative_error
 from causal_onnx.runtime.artifact.graph_parts import GraphParts, read_graph_parts
 from causal_onnx.runtime.artifact.header import read_header
@@ -22,7 +23,6 @@ from causal_onnx.runtime.bundle import tensor_proto
 from causal_onnx.runtime.bundle.manifest import (
     CONTRACT,
     GOLDENS,
-    MODEL,
     file_entry,
     files_below,
     goldens_bytes,

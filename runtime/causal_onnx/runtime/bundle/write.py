@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,14 +14,19 @@ import numpy as np
 
 from causal_onnx.runtime.artifact.artifact import Artifact, read_artifact
 from causal_onnx.runtime.artifact.drafts import draft_folder, exchange, sync
+from causal_onnx.runtime.artifact.folder import MODEL, model_file
 from causal_onnx.runtime.artifact.golden import GoldenSet
 from causal_onnx.runtime.artifact.graph_parts import GraphParts, read_graph_parts
 from causal_onnx.runtime.bundle import tensor_proto
 from causal_onnx.runtime.bundle.genai_config import genai_config
+from causal_onnx.runtime.bundle.generation_settings import (
+    GENERATION_CONFIG,
+    generation_settings,
+    settings_bytes,
+)
 from causal_onnx.runtime.bundle.manifest import (
     CONTRACT,
     GOLDENS,
-    MODEL,
     file_entry,
     files_below,
     goldens_bytes,
@@ -31,10 +37,9 @@ from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.bundle.triton_config import triton_config
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.json_text import read_json_file
 from causal_onnx.runtime.model import Model, load
 from causal_onnx.runtime.request.request import RequestChecker
-from causal_onnx.runtime.text.tokenizer import read_tokenizer, token_ids
+from causal_onnx.runtime.text.tokenizer import read_tokenizer
 
 __all__ = ["write_bundle"]
 
@@ -47,7 +52,10 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 """What tokenizers of Hugging Face's layout consist of; `tokenizer.json` is enough."""
-SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+MORE_TEMPLATES = "additional_chat_templates"
+"""A folder of more chat templates, each a .jinja file."""
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
+"""What must go with weights wherever they go."""
 
 
 def write_bundle(
@@ -55,16 +63,19 @@ def write_bundle(
     folder: str | os.PathLike[str],
     *,
     tokenizer: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     replace: bool = False,
     device: str = "cpu",
 ) -> list[str]:
     """Write a model as a folder for other languages and runtimes.
 
     Args:
-        model: An exported .onnx file.
+        model: An exported .onnx file, or the folder of one.
         folder: Where the bundle goes. It appears whole or not at all.
-        tokenizer: A tokenizer.json, or a folder with one. None: the one beside the model, if there
-            is one.
+        tokenizer: A tokenizer.json, or a folder with one. None: that of `checkpoint`.
+        checkpoint: A folder of Hugging Face's layout, whose tokenizer, chat template, generation
+            settings and licence go along, as far as it has them. None: the folder of the tokenizer,
+            or else of the model.
         replace: Put the new bundle in the place of a bundle that is there.
         device: Where the golden vectors are replayed, as for `load`.
 
@@ -72,12 +83,12 @@ def write_bundle(
         The files of the bundle, relative to it, sorted.
 
     Raises:
-        FileNotFoundError: There is no such model or tokenizer.
+        FileNotFoundError: There is no such model, tokenizer or checkpoint.
         FileExistsError: `folder` exists, and is not an empty folder or a bundle to replace.
         ArtifactError: The model carries no contract or no golden vectors, or does not repeat them.
         DeviceError: The device cannot be used.
     """
-    path, target = Path(model), Path(folder)
+    path, target = model_file(model), Path(folder)
     artifact = read_artifact(path)
     if artifact.contract is None or artifact.golden is None or not artifact.golden.cases:
         raise ArtifactError(
@@ -86,7 +97,11 @@ def write_bundle(
             "causal-onnx exported"
         )
     _check_target(target, replace)
-    texts = _tokenizer_files(path, tokenizer)
+    beside = _find_beside(
+        path,
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        checkpoint=Path(model) if checkpoint is None and Path(model).is_dir() else checkpoint,
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     with draft_folder(target) as draft:
         draft.chmod(0o755)  # so far nobody else may read it
@@ -94,7 +109,7 @@ def write_bundle(
         # From here on the copy, which is what the hashes are of.
         # One thread: what the model gives goes into the test data, and must be the same again.
         copied = load(draft / MODEL, device=device, threads=1)
-        _fill(draft, copied, parts, read_artifact(draft / MODEL), texts)
+        _fill(draft, copied, parts, read_artifact(draft / MODEL), beside)
         files = files_below(draft)[0]
         _move(draft, target)
     return files
@@ -111,24 +126,55 @@ def _check_target(target: Path, replace: bool) -> None:
         raise FileExistsError(f"{target} holds a bundle already; replace=True replaces it")
 
 
-def _tokenizer_files(model: Path, tokenizer: str | os.PathLike[str] | None) -> list[Path]:
-    """The files of the tokenizer that exist."""
-    given = model.parent if tokenizer is None else Path(tokenizer)
-    main = given / TOKENIZER if given.is_dir() else given
-    if not main.is_file():
-        if tokenizer is None:
-            return []
+@dataclass(frozen=True, kw_only=True)
+class _Beside:
+    """What goes along with the model."""
+
+    files: Mapping[str, Path]
+    """By its name in the bundle."""
+    settings: Path | None
+    """The folder with generation_config.json and config.json, as far as there are any; None: what
+    lies there is not known to be of this model."""
+
+
+def _find_beside(
+    model: Path, *, tokenizer: Path | None, checkpoint: str | os.PathLike[str] | None
+) -> _Beside:
+    files: dict[str, Path] = {}
+    if checkpoint is not None:
+        place = Path(checkpoint)
+        if not place.is_dir():
+            raise FileNotFoundError(f"there is no folder {place}")
+        files |= {name: place / name for name in LICENCES if (place / name).is_file()}
+    elif tokenizer is not None:
+        place = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    else:
+        place = model.parent
+    main = tokenizer or place
+    main = main / TOKENIZER if main.is_dir() else main
+    if main.is_file():
+        _check_tokenizer(main)
+        files[TOKENIZER] = main
+    elif tokenizer is not None:
         raise FileNotFoundError(f"there is no tokenizer {main}")
+    is_known = main.is_file() or checkpoint is not None
+    if is_known:
+        others = [main.with_name(name) for name in TOKENIZER_FILES[1:]]
+        files |= {path.name: path for path in others if path.is_file()}
+        more = main.with_name(MORE_TEMPLATES)
+        files |= {f"{MORE_TEMPLATES}/{path.name}": path for path in sorted(more.glob("*.jinja"))}
+    return _Beside(files=files, settings=place if is_known else None)
+
+
+def _check_tokenizer(path: Path) -> None:
     try:
-        json.loads(read_tokenizer(main))
+        json.loads(read_tokenizer(path))
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{main} is no tokenizer: it is not JSON ({error})") from error
-    others = [main.with_name(name) for name in TOKENIZER_FILES[1:]]
-    return [main, *(path for path in others if path.is_file())]
+        raise ArtifactError(f"{path} is no tokenizer: it is not JSON ({error})") from error
 
 
 def _fill(
-    draft: Path, model: Model, parts: GraphParts, artifact: Artifact, tokenizer: list[Path]
+    draft: Path, model: Model, parts: GraphParts, artifact: Artifact, beside: _Beside
 ) -> None:
     """Write everything beside the model."""
     contract, golden = artifact.contract, artifact.golden
@@ -140,12 +186,15 @@ def _fill(
         _write_test_data(draft / f"test_data_set_{index}", contract, parts, case.inputs, results)
     (draft / GOLDENS).write_bytes(goldens_bytes(golden, contract))
     (draft / "config.pbtxt").write_bytes(triton_config(contract))
-    for file in tokenizer:
-        name = TOKENIZER if file == tokenizer[0] else file.name
+    for name, file in beside.files.items():
+        (draft / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, draft / name)
-    settings = genai_config(contract, artifact.certificate, _special_tokens(tokenizer))
-    if settings is not None:
-        (draft / "genai_config.json").write_bytes(settings)
+    settings = generation_settings(contract, beside.settings)
+    if settings:
+        (draft / GENERATION_CONFIG).write_bytes(settings_bytes(settings))
+    for_genai = genai_config(contract, artifact.certificate, settings)
+    if for_genai is not None:
+        (draft / "genai_config.json").write_bytes(for_genai)
     files = sorted([*files_below(draft)[0], "README.md", CONTRACT])
     (draft / "README.md").write_bytes(bundle_readme(contract, files))
     listed = {name: _entry(draft / name) for name in files if name != CONTRACT}
@@ -223,30 +272,6 @@ def _write_test_data(
             if name in dtypes:
                 content = tensor_proto.encode(name, values[name], dtypes[name])
                 (folder / f"{kind}_{index}.pb").write_bytes(content)
-
-
-def _special_tokens(tokenizer: list[Path]) -> dict[str, int | Sequence[int]]:
-    """Ids of special tokens, from the configuration files beside the tokenizer."""
-    found: dict[str, int | Sequence[int]] = {}
-    if not tokenizer:
-        return found
-    for name in ("config.json", "generation_config.json"):
-        path = tokenizer[0].with_name(name)
-        if not path.is_file():
-            continue
-        try:
-            document = read_json_file(path)
-        except ValueError as error:
-            raise ArtifactError(f"{path} is not JSON: {error}") from error
-        for key in SPECIAL:
-            value: Any = document.get(key) if isinstance(document, dict) else None
-            if value is None or (value == -1 and key != "eos_token_id"):  # both say: there is none
-                continue
-            ids = token_ids(value, f"{key} in {path}")
-            # Some models have several ends of text.
-            if key == "eos_token_id" or isinstance(value, int):
-                found[key] = list(ids) if isinstance(value, list) else value
-    return found
 
 
 def _move(draft: Path, target: Path) -> None:

@@ -50,6 +50,7 @@ def make_plan(
         )
     needs_text = needs_text or bool(stop_texts) or constraint is not None
     tokenizer = required_tokenizer(model) if needs_text else _optional_tokenizer(model)
+    stop_ids |= frozenset(model.contract.eos_token_ids)
     if tokenizer is not None:
         stop_ids |= frozenset(tokenizer.end_ids)
     grammar = None
