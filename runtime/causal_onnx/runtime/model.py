@@ -13,6 +13,8 @@ from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.generation import beam
 from causal_onnx.runtime.generation import generate as generating
+from causal_onnx.runtime.generation.defaults import default_sampling
+from causal_onnx.runtime.generation.sampling import Sampling
 from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.session.runner import LoadOptions, Runner
@@ -156,6 +158,21 @@ class Model:
             beside = location.with_name(TOKENIZER_FILE)
             path = beside if beside.is_file() else None
         return None if path is None else Tokenizer(path)
+
+    @functools.cached_property
+    def default_sampling(self) -> Sampling:
+        """The choice of tokens that `generation_config.json` asks for, beside the tokenizer that
+        `load` was given or else beside the file; greedy where it asks for none.
+
+        `chat` uses it. `generate` and the others do not unless it is passed to them: they take the
+        likeliest token, so that the same request has the same result.
+
+        Raises:
+            ArtifactError: The file is damaged.
+        """
+        path, location = self.runner.options.tokenizer, self.runner.artifact.location
+        beside = location if path is None else path
+        return default_sampling(beside.parent) if isinstance(beside, Path) else Sampling()
 
     def __repr__(self) -> str:
         takes = ", ".join(spec.describe() for spec in self.contract.inputs)

@@ -43,7 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", type=Path, metavar="PATH", help="a tokenizer.json, or the folder of one"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=128, metavar="N", help="the most (default: 128)"
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="the most (default: 1024, or what the context has left)",
     )
     parser.add_argument(
         "--stop",

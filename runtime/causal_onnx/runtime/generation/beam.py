@@ -42,7 +42,7 @@ def beam_search(
     model: LanguageModel,
     prompt: Sequence[int] | str,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     beams: int = 4,
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
@@ -60,7 +60,7 @@ def beam_search(
     Args:
         model: As for `causal_onnx.runtime.generation.generate.tokens`.
         prompt: As for `tokens`.
-        max_new_tokens: The longest continuation.
+        max_new_tokens: The longest continuation; None: as for `tokens`.
         beams: How many continuations go on at each step; 1 is greedy search.
         length_penalty: Above 0 favours long continuations, below 0 short ones; 0 compares sums.
         early_stopping: When a search that has `beams` finished continuations ends. True: at once.
@@ -93,7 +93,8 @@ def beam_search(
     )
     (ids,) = prompt_ids(model, [prompt])
     limit = model.contract.max_seq_len
-    longest = max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids) + 1)
+    most = plan.max_new_tokens
+    longest = most if limit is None else min(most, limit - len(ids) + 1)
     found = _search(
         model,
         ids,
@@ -107,7 +108,7 @@ def beam_search(
     for beam in found:
         stopped = beam.ids[-1] in plan.stop_ids
         written = beam.ids[:-1] if stopped else beam.ids
-        ended = "length" if longest == max_new_tokens else "limit"
+        ended = "length" if longest == most else "limit"
         results.append(
             Continuation(
                 ids=beam.ids,

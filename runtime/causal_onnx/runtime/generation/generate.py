@@ -31,7 +31,7 @@ def tokens(
     model: LanguageModel,
     prompt: Sequence[int] | str,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
     stop: Collection[int | str] | str = (),
     seed: int | None = None,
@@ -46,7 +46,7 @@ def tokens(
             out.
         prompt: At least one id; or text, where the model has a tokenizer.
         max_new_tokens: The most to yield; fewer where something of `stop` comes or the model takes
-            no longer sequence.
+            no longer sequence. None: 1024.
         sampling: How tokens are chosen; None: the likeliest.
         stop: Ids that end the continuation, which are yielded too, and texts, which are not part of
             `Choice.text` and may begin and end within tokens. The ids that end a text by the
@@ -84,7 +84,7 @@ def generate(
     model: LanguageModel,
     prompt: Sequence[int] | str,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
     stop: Collection[int | str] | str = (),
     seed: int | None = None,
@@ -132,7 +132,7 @@ def generate_batch(
     model: LanguageModel,
     prompts: Sequence[Sequence[int] | str],
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None = None,
     n: int = 1,
     sampling: Sampling | None = None,
     stop: Collection[int | str] | str = (),

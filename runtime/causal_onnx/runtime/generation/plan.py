@@ -15,13 +15,24 @@ if TYPE_CHECKING:
     from causal_onnx.runtime.generation.prefix_cache import PrefixCache
     from causal_onnx.runtime.text.tokenizer import Tokenizer
 
-__all__ = ["check_model", "make_plan", "prompt_ids", "required_tokenizer", "vocab_size"]
+__all__ = [
+    "MOST_NEW_TOKENS",
+    "check_model",
+    "make_plan",
+    "prompt_ids",
+    "required_tokenizer",
+    "vocab_size",
+]
+
+MOST_NEW_TOKENS = 1024
+"""Where nobody says how many: enough for an answer of two pages, and an end for a model that finds
+none. The context ends most continuations of small models before."""
 
 
 def make_plan(
     model: LanguageModel,
     *,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     sampling: Sampling | None,
     stop: Collection[int | str] | str,
     constraint: Constraint | None,
@@ -35,6 +46,8 @@ def make_plan(
         ImportError: Text or a constraint needs the extra `text`.
     """
     check_model(model)
+    if max_new_tokens is None:
+        max_new_tokens = MOST_NEW_TOKENS
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, wanted="at least 1")
     if sampling is not None and not isinstance(sampling, Sampling):
         raise TypeError(f"sampling must be a Sampling or None, got {sampling!r}")
