@@ -58,3 +58,35 @@ def write_tokenizer(folder: Path, *, end: bool = False) -> Path:
     if end:
         (folder / "generation_config.json").write_text('{"eos_token_id": 1}')
     return path
+
+
+def write_llama_tokenizer(folder: Path) -> Path:
+    """A tokenizer like Llama's: a space belongs to the token behind it, other characters are bytes.
+
+    Its decoder drops the space at the beginning of a text. It can write the words "The", "dog" and
+    "was", and has no other character as a token.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+
+    words = ["▁The", "▁dog", "▁was"]
+    parts = [word[:end] for word in words for end in range(2, 5)]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += [*dict.fromkeys("".join(words)), *parts]
+    assert len(pieces) <= VOCAB
+    model = models.BPE(
+        {piece: index for index, piece in enumerate(pieces)},
+        [(part[:-1], part[-1]) for part in parts],
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(pieces[:3])
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    parts_of_decoder = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*parts_of_decoder, decoders.Strip(" ", 1, 0)])
+    path = folder / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path

@@ -269,3 +269,71 @@ def test_an_end_that_the_model_has_not_makes_no_room(model: Model) -> None:
     constraint = Constraint.regex("ab")
     grammar = Grammar(constraint, model.tokenizer, vocab_size=280, end_ids=ends)
     assert grammar.start().allowed().shape == (280,)
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """With tokens of a few characters each, among them neither a brace nor anything but ASCII."""
+    from tokenizers import Tokenizer, decoders, models
+
+    pieces = ["<{>", "a", "b", "ab", '"', ":", "]", "[", "0", " ", "n", "e"]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [("a", "b")]))
+    tokenizer.add_special_tokens(pieces[:1])
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    path = tmp_path_factory.mktemp("letters") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return language_model(tokenizer=path)
+
+
+OBJECT = {"type": "object", "properties": {"n": {"type": "string"}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize(
+    ("constraint", "needed"),
+    [
+        (Constraint.json_schema(OBJECT), "'{'"),
+        (Constraint.json_schema({"type": "array", "items": OBJECT, "minItems": 1}), "'{'"),
+        (Constraint.json_schema({"enum": ["a{", "b}", "c"]}), "'c' or '{' or '}'"),
+        (Constraint.json_schema({"type": "boolean"}), "'f' or 't'"),
+        (Constraint.regex("[#@]a"), "'#' or '@'"),
+        (Constraint.regex("[ab]+#[ab]+"), "'#'"),
+        (Constraint.regex("a/#|b+/#"), "'/'"),
+        (Constraint.regex("a+世"), "'世'"),
+        (Constraint.lark('start: "a" "#"'), "'#'"),
+    ],
+)
+def test_what_the_vocabulary_cannot_write_is_refused_by_its_character(
+    letters: Model, constraint: Constraint, needed: str
+) -> None:
+    message = f"cannot write what the .* asks for: every such text has {re.escape(needed)}, and no"
+    with pytest.raises(ValueError, match=message):
+        letters.generate([1], max_new_tokens=9, constraint=constraint)
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Constraint.json_schema({"enum": ["a{", "b"]}),
+        Constraint.json_schema({"type": "array", "items": {"enum": ["ab"]}, "maxItems": 2}),
+        Constraint.regex("[ab]+#?"),
+        Constraint.regex("#|a{400}|ab"),
+        Constraint.lark('start: "a" | "#"'),
+    ],
+)
+def test_what_the_vocabulary_can_write_somehow_is_written(
+    letters: Model, constraint: Constraint
+) -> None:
+    found = letters.generate([1], max_new_tokens=300, constraint=constraint, sampling=HOT, seed=1)
+    assert found.text
+    assert found.finish in ("complete", "length")
+
+
+def test_where_no_token_goes_on_the_character_is_named(letters: Model) -> None:
+    """Whether it comes to that shows only as the text is written."""
+    grammar = Constraint.lark('start: "a"+ "b" ("#" | "@")')
+    with pytest.raises(
+        ValueError, match="asks for '#' or '@' after 1 tokens, and the model has no"
+    ):
+        letters.generate(
+            [1], max_new_tokens=9, constraint=grammar, sampling=Sampling(logit_bias={3: 1e9})
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
-from causal_onnx.runtime.text.detokenise import Detokeniser, StopTexts, TextStream
+from causal_onnx.runtime.text.detokenise import Detokeniser, StopTexts, TextStream, text_after
+
+Decode = Callable[[Sequence[int]], str]
 
 
 def as_bytes(ids: Sequence[int]) -> str:
@@ -15,10 +17,16 @@ def as_bytes(ids: Sequence[int]) -> str:
     return bytes(ids).decode("utf-8", errors="replace")
 
 
+SPECIAL = 999
+
+
 def with_fallback(ids: Sequence[int]) -> str:
-    """The decoder of a vocabulary with a fallback to bytes: a run is a text, or all wrong."""
+    """The decoder of a vocabulary with a fallback to bytes: a run is a text, or all wrong.
+
+    Special tokens have no text, and a space at the beginning of the text is dropped.
+    """
     pieces, run = [], b""
-    for token in [*ids, None]:
+    for token in [*(token for token in ids if token != SPECIAL), None]:
         if token is not None and token < 256:
             run += bytes([token])
             continue
@@ -32,8 +40,8 @@ def with_fallback(ids: Sequence[int]) -> str:
     return "".join(pieces).removeprefix(" ")
 
 
-def pieces_of(decode: object, ids: Sequence[int]) -> list[str]:
-    stream = TextStream(decode)  # type: ignore[arg-type]
+def pieces_of(decode: object, ids: Sequence[int], after: Sequence[int] = ()) -> list[str]:
+    stream = TextStream(decode, after=after)  # type: ignore[arg-type]
     return [*(stream.push(token) for token in ids), stream.flush()]
 
 
@@ -64,6 +72,79 @@ def test_bytes_that_make_no_character_are_replaced_in_the_end() -> None:
 def test_no_character_of_many_wrong_bytes_is_lost() -> None:
     ids = list(b"\xff" * 20 + "é".encode())
     assert "".join(pieces_of(as_bytes, ids)) == "\ufffd" * 20 + "é"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [[300], [300] * 9, [SPECIAL, 300, SPECIAL], [300, *[SPECIAL] * 30], [*"世é".encode()] * 7],
+    ids=["a word", "words", "special tokens", "many special tokens", "bytes"],
+)
+def test_a_continuation_keeps_the_space_it_begins_with(before: list[int]) -> None:
+    ids = [300, *"世".encode(), 300]
+    assert pieces_of(with_fallback, ids, before) == [" word", "", "", "世", " word", ""]
+    assert text_after(before, ids, with_fallback) == " word世 word"
+
+
+def test_without_a_text_before_it_a_text_begins_as_any() -> None:
+    assert pieces_of(with_fallback, [300, 300], [SPECIAL, SPECIAL]) == ["word", " word", ""]
+
+
+@pytest.mark.parametrize(("decode", "letter"), [(as_bytes, ord("a")), (with_fallback, 300)])
+def test_a_character_that_the_ids_before_have_begun_comes_whole(
+    decode: Decode, letter: int
+) -> None:
+    *first, last = "世".encode()
+    assert pieces_of(decode, [last, *b"b"], [letter, *first]) == ["世", "b", ""]
+
+
+@pytest.mark.parametrize("before", [b"a\xe4\xb8", "a\ufffd".encode()], ids=["broken", "genuine"])
+def test_what_the_ids_before_left_broken_is_not_given_again(before: bytes) -> None:
+    assert "".join(pieces_of(as_bytes, b"bc", before)) == "bc"
+
+
+def test_a_text_and_its_continuation_are_the_text_of_all_ids() -> None:
+    generator = np.random.default_rng(2)
+    units = [[300], [SPECIAL], [*b"a"], [*"é".encode()], [*"世".encode()], [*"😀".encode()]]
+    for _ in range(300):
+        chosen = generator.integers(0, len(units), size=(2, generator.integers(1, 12)))
+        before, ids = ([token for unit in row for token in units[unit]] for row in chosen)
+        text = with_fallback(before) + text_after(before, ids, with_fallback)
+        # Only special tokens before: the text begins with the continuation.
+        assert text == with_fallback(before + ids)
+
+
+ENDLESS = {
+    "wrong bytes": [0xFF],
+    "beginnings of characters": [0xE4],
+    "a broken run of whole characters": [0xFF, *"é".encode() * 2000],
+    "characters that lack a byte": [*b"\xe4\xb8"],
+    "characters that come and break": [*b"a\xe4\xb8"],
+    "special tokens": [SPECIAL],
+    "whole characters": [*"世".encode()],
+    "words": [300],
+}
+
+
+@pytest.mark.parametrize("decode", [as_bytes, with_fallback])
+@pytest.mark.parametrize("kind", ENDLESS)
+@pytest.mark.parametrize("before", [[], [300 % 256], [0xE4] * 3000], ids=["", "text", "broken"])
+def test_no_id_is_decoded_with_more_than_a_few_others(
+    decode: Decode, kind: str, before: list[int]
+) -> None:
+    count, ids = 6000, [token % (256 if decode is as_bytes else 1000) for token in ENDLESS[kind]]
+    ids = (ids * count)[:count]
+    decoded = []
+
+    def counting(given: Sequence[int]) -> str:
+        decoded.append(len(given))
+        return decode(given)
+
+    text = "".join(pieces_of(counting, ids, before))
+    assert max(decoded) <= 48
+    assert sum(decoded) <= 40 * (count + len(before))
+    whole = decode([*before, *ids])[len(decode(before)) :]
+    # What was given as an "a" before its run of bytes broke stays one.
+    assert text in (whole, f"a{whole[1:]}")
 
 
 def cut(stops: list[str], pieces: list[str]) -> tuple[str, bool]:

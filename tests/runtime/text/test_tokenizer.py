@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from causal_onnx.runtime import ArtifactError, Model, Sampling, Tokenizer, load
+from causal_onnx.runtime import ArtifactError, Model, PromptLookup, Sampling, Tokenizer, load
 from tests.runtime.artifacts import fixture
-from tests.runtime.language import TEXTS, language_model, write_tokenizer
+from tests.runtime.language import TEXTS, language_model, write_llama_tokenizer, write_tokenizer
 
 pytest.importorskip("tokenizers", reason="text needs the extra `text`")
 
@@ -102,6 +102,55 @@ def test_the_end_of_text_that_files_name_ends_it(tmp_path: Path) -> None:
     assert (found.ids, found.text, found.finish) == ((1,), "", "stop")
     never = Sampling(logit_bias={1: -np.inf})
     assert model.generate("a", max_new_tokens=9, sampling=never).finish == "length"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return language_model(tokenizer=write_llama_tokenizer(tmp_path_factory.mktemp("llama")))
+
+
+def always(model: Model, word: str) -> Sampling:
+    """Choose one token, which a word with a space before it is."""
+    return Sampling(logit_bias={model.tokenizer.encode(word)[-1]: 1e9})
+
+
+def test_a_prompt_and_its_continuation_are_one_text(llama: Model) -> None:
+    options = {"max_new_tokens": 2, "sampling": always(llama, "was")}
+    assert llama.generate("The dog", **options).text == " was was"
+    assert [row.text for row in llama.generate_batch(["The", "dog"], **options)] == [" was was"] * 2
+    assert [choice.text for choice in llama.tokens("The dog", **options)] == [" was", " was"]
+    guessed = llama.generate("The dog was was", draft=PromptLookup(), **options)
+    assert guessed.text == " was was"
+    assert guessed.speculation is not None
+    # Where no text comes before, the decoder drops a space at the beginning of all, and of this.
+    assert llama.generate([1], **options).text == "was was"
+
+
+def test_a_beam_continues_the_text_of_its_prompt(llama: Model) -> None:
+    prompt = llama.tokenizer.encode("The dog")
+    best = llama.beam_search("The dog", max_new_tokens=6, beams=2)[0]
+    texts = [llama.tokenizer.decode(ids) for ids in (prompt, [*prompt, *best.ids])]
+    assert texts[0] + best.text == texts[1]
+
+
+def test_a_stop_text_may_begin_with_the_space_at_the_joint(llama: Model) -> None:
+    options = {"max_new_tokens": 4, "sampling": always(llama, "was")}
+    found = llama.generate("The dog", stop=[" was"], **options)
+    assert (found.text, found.finish, len(found.ids)) == ("", "stop", 1)
+    assert llama.generate("The dog", stop=["dog was"], **options).finish == "length"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_text_of_any_bytes_continues_that_of_its_prompt(llama: Model, seed: int) -> None:
+    # A run of bytes that is broken later is the exception: see docs/generation.md.
+    wide = dict.fromkeys(range(3 + 128, 3 + 256), -np.inf)
+    sampling = Sampling(temperature=2.0, logit_bias=wide)
+    found = llama.generate("The 世", max_new_tokens=50, sampling=sampling, seed=seed)
+    stream = llama.tokenizer.stream(after=llama.tokenizer.encode("The 世"))
+    pieces = [*(stream.push(token) for token in found.ids), stream.flush()]
+    assert "".join(pieces) == found.text
+    whole = llama.tokenizer.decode([*llama.tokenizer.encode("The 世"), *found.ids])
+    assert "The 世" + found.text == whole
 
 
 @pytest.mark.parametrize(

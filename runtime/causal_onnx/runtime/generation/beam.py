@@ -13,6 +13,7 @@ from causal_onnx.runtime.generation.plan import make_plan, prompt_ids
 from causal_onnx.runtime.generation.prompt import feed, start
 from causal_onnx.runtime.generation.sampling import log_softmax
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number
+from causal_onnx.runtime.text.detokenise import text_after
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -114,7 +115,9 @@ def beam_search(
                 ids=beam.ids,
                 logprobs=beam.logprobs,
                 finish="stop" if stopped else ended,
-                text=None if plan.tokenizer is None else plan.tokenizer.decode(written),
+                text=None
+                if plan.tokenizer is None
+                else text_after(ids, written, plan.tokenizer.decode),
             )
         )
     return results

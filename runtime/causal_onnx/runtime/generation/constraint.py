@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -56,6 +56,9 @@ MAX_SCHEMA_OBJECTS = 4000
 MAX_ROW = 600
 """What a grammar may mean at once, at one place of a text (`max_items_in_row`). An ambiguous one of
 two lines takes 8 s for 200 tokens with twice as much; with this, 1.3 s until it is refused."""
+
+MOST_TRIED = 300
+"""Beginnings of texts that are tried until it is left open whether a vocabulary can write one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +150,14 @@ class Grammar:
             end_ids: The ids that may follow where the text is complete but could go on.
 
         Raises:
-            ValueError: The constraint, or the tokenizer, cannot be used.
+            ValueError: The constraint, or the tokenizer, cannot be used, or every text that is
+                allowed has a character that no token has.
             ImportError: llguidance is not installed.
         """
         library = _library()
         # The model never gives others, and llguidance would make room for them.
         within = sorted(token for token in end_ids if 0 <= token < vocab_size)
-        tokens, self._added = _ll_tokenizer(tokenizer, vocab_size, tuple(within))
+        tokens, self._added, missing = _ll_tokenizer(tokenizer, vocab_size, tuple(within))
         source = constraint.source
         # A schema needs a wide row for its properties, and is hardly ambiguous.
         limits = library.LLParserLimits()
@@ -162,25 +166,51 @@ class Grammar:
         elif constraint.kind == GRAMMAR:
             source = library.LLMatcher.grammar_from_lark(source)
             limits = library.LLParserLimits(max_items_in_row=MAX_ROW)
-        self._vocab_size = vocab_size
-        self._matcher = _on_deep_stack(
-            lambda: library.LLMatcher(tokens, source, log_level=0, limits=limits)
-        )
+        self._vocab_size, self._tokens = vocab_size, tokens
+        self._matcher = _matcher(tokens, source, limits)
         if self._matcher.is_error():
             raise ValueError(
                 f"the {constraint.kind} cannot be used: {_one_line(self._matcher.get_error())}"
             )
+        self._source, self._limits = source, limits
+        needed = _needed_bytes(self._bytes, missing) if missing else ""
+        if needed is None and constraint.kind == REGEX:
+            needed = _needed_by_regex(source, missing)
+        if needed:
+            raise ValueError(
+                f"this model cannot write what the {constraint.kind} asks for: every such text has "
+                f"{needed}, and no token of {tokenizer.path} has it"
+            )
 
     def start(self) -> Guide:
         """What one continuation, still empty, is led by."""
-        return Guide(self._matcher.deep_copy(), self._vocab_size, self._added)
+        return Guide(self._matcher.deep_copy(), self._vocab_size, self._added, self._wanted_after)
+
+    @functools.cached_property
+    def _bytes(self) -> Any:
+        """The same over bytes, whatever the tokens."""
+        return _matcher(_library().LLTokenizer("byte"), self._source, self._limits)
+
+    def _wanted_after(self, ids: Sequence[int]) -> str:
+        """The characters that may follow a continuation, were there tokens for them."""
+        matcher = self._bytes.deep_copy()
+        matcher.consume_tokens(list(self._tokens.decode_bytes(list(ids))))
+        return _named(matcher, _allowed_bytes(matcher))
 
 
 class Guide:
     """Follows one continuation through a grammar."""
 
-    def __init__(self, matcher: Any, vocab_size: int, never: int | None) -> None:
+    def __init__(
+        self,
+        matcher: Any,
+        vocab_size: int,
+        never: int | None,
+        wanted_after: Callable[[Sequence[int]], str],
+    ) -> None:
         self._matcher, self._vocab_size, self._never = matcher, vocab_size, never
+        self._wanted_after = wanted_after
+        self._ids: list[int] = []
 
     @property
     def is_complete(self) -> bool:
@@ -188,8 +218,18 @@ class Guide:
         return bool(self._matcher.is_stopped())
 
     def allowed(self) -> Array:
-        """(vocab,), bool: the ids that may follow."""
+        """(vocab,), bool: the ids that may follow.
+
+        Raises:
+            ValueError: None may, although something must.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        # stop_reason() says InternalError of all.
+        if _one_line(self._matcher.get_error()) == "NoExtensionBias":
+            raise ValueError(
+                f"the constraint asks for {self._wanted_after(self._ids)} after {len(self._ids)} "
+                "tokens, and the model has no token that goes on so"
+            )
         self._check()
         allowed = np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(np.bool_)
         if self._never is not None and self._never < self._vocab_size:
@@ -204,9 +244,10 @@ class Guide:
         """
         if not self._matcher.consume_token(token):
             error = _one_line(self._matcher.get_error())
-            if " items; max " in error:  # stop_reason() says InternalError of all
+            if " items; max " in error:
                 self._check()
             raise ValueError(f"id {token} does not fit the grammar: {error}")
+        self._ids.append(token)
 
     def _check(self) -> None:
         if self._matcher.is_error():
@@ -222,8 +263,9 @@ def _library() -> ModuleType:
 @functools.lru_cache(maxsize=4)  # half a second and some megabytes for a large vocabulary
 def _ll_tokenizer(
     tokenizer: Tokenizer, vocab_size: int, end_ids: tuple[int, ...]
-) -> tuple[Any, int | None]:
-    """The tokens as llguidance wants them, and the id that it must have but the model has not."""
+) -> tuple[Any, int | None, frozenset[int]]:
+    """The tokens as llguidance wants them, the id that it must have but the model has not, and the
+    bytes that no token has."""
     text, added = tokenizer.to_json(), None
     if not end_ids:
         # llguidance would take one at a guess, any at worst, and the text could end with it.
@@ -235,7 +277,73 @@ def _ll_tokenizer(
         )
     except ValueError as error:
         raise ValueError(f"{tokenizer!r} cannot be used with a constraint: {error}") from error
-    return tokens, added
+    missing = set(range(256))
+    for token in range(min(vocab_size, tokenizer.vocab_size)):
+        if token != added and not tokens.is_special_token(token):
+            missing.difference_update(tokens.decode_bytes([token]))
+        if not missing:
+            break
+    return tokens, added, frozenset(missing)
+
+
+def _matcher(tokens: Any, source: str, limits: Any) -> Any:
+    return _on_deep_stack(lambda: _library().LLMatcher(tokens, source, log_level=0, limits=limits))
+
+
+def _allowed_bytes(matcher: Any) -> list[int]:
+    """What may follow, of a matcher over bytes; those first that end things soon."""
+    bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
+    return sorted(np.flatnonzero(bits[:256]).tolist(), key=lambda byte: (byte not in b'"]}', byte))
+
+
+def _needed_bytes(start: Any, missing: frozenset[int]) -> str | None:
+    """The characters of which every text must have one, and no token has any.
+
+    Looks for a text without the bytes that are missing, depth first; "" where there is one, None
+    where `MOST_TRIED` beginnings do not tell.
+    """
+    needed: dict[str, None] = {}
+    pending = [start]
+    for _ in range(MOST_TRIED):
+        if not pending:
+            return " or ".join(needed)
+        matcher = pending.pop()
+        allowed = _allowed_bytes(matcher)
+        if matcher.is_accepting() or matcher.is_error():
+            return ""
+        if not missing.isdisjoint(allowed):
+            needed[_named(matcher, [byte for byte in allowed if byte in missing])] = None
+        for byte in reversed([byte for byte in allowed if byte not in missing]):
+            longer = matcher.deep_copy()
+            longer.consume_token(byte)
+            pending.append(longer)
+    return None
+
+
+def _needed_by_regex(source: str, missing: frozenset[int]) -> str:
+    """A character of a regular expression without which nothing matches, and which is missing."""
+    library = _library()
+    pattern = json.loads(source)["grammars"][0]["lark_grammar"].removeprefix("start: ")
+    for char in dict.fromkeys(pattern):
+        if missing.isdisjoint(char.encode()):
+            continue
+        grammar = f"start: TEXT\nTEXT: {pattern} & /[^\\u{{{ord(char):x}}}]*/"
+        source = library.LLMatcher.grammar_from_lark(grammar)
+        matcher = _matcher(library.LLTokenizer("byte"), source, library.LLParserLimits())
+        if matcher.is_error():
+            return ""
+        if not _allowed_bytes(matcher) and not matcher.is_accepting():
+            return repr(char)
+    return ""
+
+
+def _named(matcher: Any, allowed: Sequence[int]) -> str:
+    """The characters that begin with these bytes, of which one may follow."""
+    forced = matcher.compute_ff_bytes().decode("utf-8", errors="ignore")
+    if forced:
+        return repr(forced[0])
+    names = [repr(chr(byte)) if byte < 128 else f"byte 0x{byte:02X}" for byte in sorted(allowed)]
+    return " or ".join(names[:8]) + (" or ..." if len(names) > 8 else "")
 
 
 def _check_schema(source: str) -> None:

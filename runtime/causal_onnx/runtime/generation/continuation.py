@@ -58,7 +58,8 @@ class Continuation:
     constraint lets nothing follow), "length" (`max_new_tokens`), or "limit" (the longest sequence
     that the model takes)."""
     text: str | None = None
-    """The text without what ended it, where the model has a tokenizer."""
+    """The text without what ended it, where the model has a tokenizer; the text of the prompt and
+    this one, put together, are the text of all ids."""
     speculation: Speculation | None = None
     """Where tokens were guessed ahead."""
 
@@ -72,6 +73,8 @@ class Plan:
     stop_ids: frozenset[int] = frozenset()
     stop_texts: tuple[str, ...] = ()
     tokenizer: Tokenizer | None = None
+    joins_prompt: bool = True
+    """Whether the text continues that of the prompt, or begins anew."""
     grammar: Grammar | None = None
     prefix_cache: PrefixCache | None = None
 
@@ -89,7 +92,11 @@ class GrowingSequence:
         self._guide = None if plan.grammar is None else plan.grammar.start()
         tokenizer = plan.tokenizer
         self._detokeniser = (
-            None if tokenizer is None else Detokeniser(tokenizer.decode, plan.stop_texts)
+            None
+            if tokenizer is None
+            else Detokeniser(
+                tokenizer.decode, plan.stop_texts, after=prompt if plan.joins_prompt else ()
+            )
         )
 
     @property

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["Detokeniser", "StopTexts", "TextStream"]
+__all__ = ["Detokeniser", "StopTexts", "TextStream", "text_after"]
 
 REPLACEMENT = "\ufffd"
 """What decoders give for bytes that make no character, or none yet."""
 
 LONGEST = 4
 """Bytes of the longest character in UTF-8, and so the most tokens that one may be spread over."""
+
+MOST_OPEN = 16
+"""Tokens that may follow the last whole character until those in the middle are left out."""
 
 
 class TextStream:
@@ -19,22 +22,36 @@ class TextStream:
     The pieces joined are the text of all ids, decoded at once. A character whose bytes are spread
     over several tokens comes whole, with the last of them. Only what is needed is decoded again:
     what came since the last whole character, and the piece before it, because many decoders write
-    a token differently at the beginning of a text.
+    a token differently at the beginning of a text. However long no whole character comes, each id
+    is decoded with a bounded number of others.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], *, after: Sequence[int] = ()
+    ) -> None:
+        """Start a text, or go on with one.
+
+        Args:
+            decode: Gives the text of ids.
+            after: The ids before, whose text is not given again. Where there are some, a decoder
+                that drops a space at the beginning of a text drops none here.
+        """
         self._decode = decode
-        self._ids: list[int] = []
-        self._context = 0
+        self._ids = _end_of(after, decode)
+        self._context = len(self._ids)
         """So many of the ids end with a whole character."""
-        self._given = ""
+        self._given = decode(self._ids) if self._ids else ""
         """What of the text of these ids was given out."""
 
     def push(self, token: int) -> str:
         """The text that is certain now; empty while a character lacks bytes."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        if not text.startswith(self._given):
+        whole = self._given.rstrip(REPLACEMENT)
+        if not text.startswith(self._given) and text.startswith(whole):
+            # The ids before the text ended within a character, which is there now: they stay.
+            self._context, self._given = 0, whole
+        elif not text.startswith(self._given):
             # Decoders with a fallback to bytes read a run of bytes anew with each: while the last
             # character is not whole, the ones before it look broken too.
             if len(self._ids) - self._context < LONGEST:
@@ -51,6 +68,8 @@ class TextStream:
             self._given = self._decode(self._ids)
         elif new:
             self._given = certain
+        if len(self._ids) - self._context > MOST_OPEN:
+            self._shorten(len(text) - len(self._given))
         return new
 
     def flush(self) -> str:
@@ -59,6 +78,39 @@ class TextStream:
         if text.startswith(self._given):
             return text[len(self._given) :]
         return self._decode(self._ids[self._context :])
+
+    def _shorten(self, waiting: int) -> None:
+        """Leave out ids in the middle, where `waiting` characters of the text were not given.
+
+        Those that stay decide what follows: the last whole character; the first bytes behind it,
+        which break the run that they begin; and as many of the last as one character can have,
+        twice, so that a decoder which starts among them is in step at the end.
+        """
+        self._ids = self._ids[: self._context + LONGEST] + self._ids[-2 * LONGEST :]
+        text = self._decode(self._ids)
+        self._given = text[: len(text) - max(waiting, 0)]
+
+
+def text_after(
+    before: Sequence[int], ids: Sequence[int], decode: Callable[[Sequence[int]], str]
+) -> str:
+    """The text of `ids` as it continues that of `before`."""
+    stream = TextStream(decode, after=before)
+    return "".join([*(stream.push(token) for token in ids), stream.flush()])
+
+
+def _end_of(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[int]:
+    """The last of the ids that are no special tokens: a few, which begin with a whole character."""
+    visible: list[int] = []
+    for token in reversed(ids):
+        # Twice: by itself a space may be one at the beginning of a text, which decoders drop.
+        if decode([token, token]):
+            visible.insert(0, token)
+        if len(visible) == 2 * LONGEST:
+            break
+    starts = range(max(len(visible) - LONGEST, 0), -1, -1)
+    ends = (visible[start:] for start in starts)
+    return next((end for end in ends if not decode(end).startswith(REPLACEMENT)), visible)
 
 
 class StopTexts:
@@ -104,8 +156,15 @@ class StopTexts:
 class Detokeniser:
     """The text of one continuation, token by token, up to a stop text."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]) -> None:
-        self._stream, self._stops = TextStream(decode), StopTexts(stops)
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stops: Sequence[str],
+        *,
+        after: Sequence[int] = (),
+    ) -> None:
+        """Start after ids whose text it continues."""
+        self._stream, self._stops = TextStream(decode, after=after), StopTexts(stops)
 
     def push(self, token: int) -> tuple[str, bool]:
         """The text that is certain with this token, and whether a stop text ends it."""

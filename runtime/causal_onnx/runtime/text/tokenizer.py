@@ -90,9 +90,16 @@ class Tokenizer:
         with _errors_of_library(f"{self.path} cannot decode {len(ids)} ids"):
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def stream(self) -> TextStream:
-        """For the text of ids that come one by one; it never splits a character."""
-        return TextStream(self.decode)
+    def stream(self, *, after: Sequence[int] = ()) -> TextStream:
+        """For the text of ids that come one by one; it never splits a character.
+
+        Args:
+            after: The ids before, such as a prompt's. Many tokenizers write a space at the
+                beginning of a token and drop the one at the beginning of a text: with the ids
+                before, the text of the prompt and that of the stream, put together, are the text
+                of all ids.
+        """
+        return TextStream(self.decode, after=after)
 
     def to_json(self) -> str:
         """The tokenizer as the text of a `tokenizer.json`."""
