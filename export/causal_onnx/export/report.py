@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,6 +75,12 @@ class ParityReport:
     @property
     def max_error(self) -> float:
         return max((case.error for case in self.cases), default=float("inf"))
+
+    @property
+    def widest_tolerance(self) -> float:
+        """The tolerance, or twice what PyTorch itself is from float64 where that is more."""
+        rounding = [case.from_float64 for case in self.cases if case.from_float64 is not None]
+        return max([self.tolerance, *(2 * error for error in rounding)])
 
     @property
     def longest(self) -> dict[int | None, int]:
@@ -338,11 +345,21 @@ class DriftReport:
     max_kl: float | None = None
     argmax_flips: int | None = None
     """Positions where another token is the likeliest."""
+    sampled_positions: int = 0
+    """Of text that the module in fp32 wrote, instead of given text; 0: none was."""
+    sampled_mean_kl: float | None = None
+    """As `mean_kl`, on that text."""
+    sampled_argmax_flips: int | None = None
 
     @property
     def drift(self) -> float:
-        """The number that `limit` is for."""
-        return self.relative_error if self.mean_kl is None else self.mean_kl
+        """The number that `limit` is for: the larger one of both texts."""
+        if self.mean_kl is None:
+            return self.relative_error
+        if self.sampled_mean_kl is None:
+            return self.mean_kl
+        both = (self.mean_kl, self.sampled_mean_kl)
+        return math.nan if any(map(math.isnan, both)) else max(both)
 
     @property
     def passed(self) -> bool:
@@ -354,9 +371,16 @@ class DriftReport:
         end = f" (limit {self.limit:g})"
         if self.mean_kl is None:
             return f"{start}relative error {self.relative_error:.1e}{end}"
+        sampled = ""
+        if self.sampled_mean_kl is not None:
+            sampled = (
+                f"; over {self.sampled_positions} positions of its own text: mean KL "
+                f"{self.sampled_mean_kl:.1e} nats, {self.sampled_argmax_flips} argmax flips"
+            )
         return (
             f"{start}mean KL {self.mean_kl:.1e} nats{end}, largest {self.max_kl:.1e}, "
             f"{self.argmax_flips} argmax flips, largest logit error {self.max_logit_error:.1e}"
+            f"{sampled}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -364,7 +388,7 @@ class DriftReport:
 
     def to_record(self) -> dict[str, Any]:
         """What the file keeps: the same, figures rounded to two digits."""
-        figures = ("relative_error", "max_logit_error", "mean_kl", "max_kl")
+        figures = ("relative_error", "max_logit_error", "mean_kl", "max_kl", "sampled_mean_kl")
         return {**self.to_dict(), **{name: _rounded(getattr(self, name)) for name in figures}}
 
 

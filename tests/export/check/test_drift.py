@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from causal_onnx.export import DriftReport, export
-from causal_onnx.export.check.drift import _divergence
+from causal_onnx.export.check.drift import _divergence, measure_drift
+from causal_onnx.export.check.parity import Session
+from causal_onnx.export.source.module import open_source
+from causal_onnx.export.source.probe import find_vocabularies
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
-from causal_onnx.runtime import load
+from causal_onnx.runtime import Contract, TensorSpec, load
+
+VOCAB = 37
 
 
 def test_divergence_is_that_of_pytorch() -> None:
@@ -39,6 +46,68 @@ def test_a_language_model_is_measured_on_text(tmp_path: Path) -> None:
     assert certificate["quantisation"]["bits"] == 4
 
 
+def test_a_language_model_is_measured_on_text_that_it_writes_itself(tmp_path: Path) -> None:
+    module = DecoderLM(tiny_llama_config(), seed=0)
+    drift = export(module, tmp_path / "m.onnx", precision="int4").drift
+    assert drift is not None
+    assert drift.sampled_positions == 8 * 64
+    assert drift.sampled_mean_kl is not None
+    assert drift.sampled_mean_kl > 0
+    assert "of its own text" in drift.summary()
+
+
+class Counts(nn.Module):
+    """A language model that goes on with the next number, and is all but sure of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(VOCAB, VOCAB)
+        with torch.no_grad():
+            self.table.weight.copy_(30 * torch.eye(VOCAB).roll(1, 1))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table(ids)
+
+
+class FailsAt(Session):
+    """`Counts`, wrong after each number that does not follow the one before it, or that does."""
+
+    def __init__(self, *, counting: bool) -> None:
+        self.output_names = ["logits"]
+        self.counting = counting
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        logits = Counts()(torch.from_numpy(inputs[0])).detach().numpy()
+        follows = inputs[0][:, 1:] == (inputs[0][:, :-1] + 1) % VOCAB
+        logits[:, 1:][follows if self.counting else ~follows] = 0.0
+        return [logits]
+
+
+def counted(*, fails_counting: bool) -> DriftReport:
+    source, specs = open_source(Counts().eval(), (torch.zeros(2, 5, dtype=torch.int64),), None)
+    specs = find_vocabularies(source.fresh(), specs)
+    ids = TensorSpec(name="ids", dtype="int64", axes=("batch", "seq"), vocab_size=VOCAB)
+    logits = TensorSpec(name="logits", dtype="float32", axes=("batch", "seq", VOCAB))
+    contract = Contract(inputs=(ids,), outputs=(logits,), precision="int8")
+    return measure_drift(FailsAt(counting=fails_counting), source, specs, contract)
+
+
+def test_a_file_that_fails_on_what_its_module_writes_is_found() -> None:
+    drift = counted(fails_counting=True)
+    assert drift.sampled_mean_kl is not None
+    assert drift.sampled_mean_kl > 1
+    assert drift.sampled_argmax_flips is not None
+    assert drift.sampled_argmax_flips > 0.9 * drift.sampled_positions
+    assert not drift.passed
+
+
+def test_a_file_that_fails_on_other_text_is_right_on_what_its_module_writes() -> None:
+    drift = counted(fails_counting=False)
+    assert drift.sampled_mean_kl == pytest.approx(0, abs=1e-6)
+    assert drift.mean_kl is not None
+    assert drift.mean_kl > 1
+
+
 def test_other_modules_are_measured_by_their_relative_error(tmp_path: Path) -> None:
     module = CausalMechanismV1(64, 64, 12, seed=0).eval()
     report = export(module, tmp_path / "m.onnx", precision="fp16")
@@ -63,6 +132,9 @@ def test_full_precision_has_no_drift(tmp_path: Path) -> None:
         ({"relative_error": 0.2}, False),
         ({"relative_error": math.nan}, False),
         ({"mean_kl": 0.2, "max_kl": 0.3, "argmax_flips": 1, "max_logit_error": 0.1}, False),
+        ({"mean_kl": 0.05, "sampled_mean_kl": 0.05}, True),
+        ({"mean_kl": 0.05, "sampled_mean_kl": 0.2}, False),
+        ({"mean_kl": 0.05, "sampled_mean_kl": math.nan}, False),
     ],
 )
 def test_the_limit_is_for_the_right_number(changes: dict[str, float], passed: bool) -> None:

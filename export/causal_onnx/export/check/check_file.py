@@ -213,7 +213,7 @@ def _check_cache(draft: _Draft, session: Session, parity: ParityReport) -> Cache
             subject.reference.fresh(),
             subject.specs,
             draft.form.contract,
-            tolerance=parity.tolerance,
+            tolerance=parity.widest_tolerance,
             progress=lambda i, n: draft.tell("cache", i / n),
         )
     if not cached.passed:
@@ -281,7 +281,7 @@ def _write_whole(draft: _Draft, found: _Found, source: dict[str, str]) -> int:
         ParityError: It does not.
     """
     subject, contract = draft.subject, draft.form.contract
-    tolerance = 2 * found.parity.tolerance
+    tolerance = 2 * found.parity.widest_tolerance
     goldens = record_goldens(
         subject.reference.fresh(), subject.specs, contract, tolerance=tolerance
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pydoc_data.topics import topics
@@ -32,6 +33,10 @@ of some hundred million parameters may lose to 4 bits."""
 POSITIONS, LONGEST = 1024, 128
 """Tokens that are compared in all, and in one sequence."""
 
+SAMPLED_ROWS = 8
+SAMPLING_FLOPS = 2e11
+"""Rows that the module writes itself, and what that may cost: some seconds."""
+
 SEED = 11
 
 
@@ -44,9 +49,10 @@ def measure_drift(
 ) -> DriftReport:
     """Compare the file with the module in fp32 on the same inputs.
 
-    A language model (ids in, `logits` over the same vocabulary out) reads the manual of Python,
-    which every Python carries, one byte a token, taken modulo the vocabulary. Other modules get
-    normal inputs.
+    A language model (ids in, `logits` over the same vocabulary out) reads text that it samples
+    itself, in fp32: there its probabilities are what it was trained for. It also reads the manual
+    of Python, which every Python carries, one byte a token, taken modulo the vocabulary; the larger
+    divergence of both decides. Other modules get normal inputs.
 
     Args:
         session: The file.
@@ -62,41 +68,108 @@ def measure_drift(
     scores = next(
         (names.index(spec.name) for spec in contract.outputs if _is_logits(spec, contract)), None
     )
-    squares = scale = 0.0
-    kl: list[Array] = []
-    worst, flips, positions = 0.0, 0, 0
+    given = _Comparison(session, source, scores)
     for index, sizes in enumerate(shapes):
-        inputs = _with_text(specs, make_inputs(specs, sizes, seed=SEED + index), index)
-        wide = [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs]
-        expected = [to_numpy(x).astype(np.float64) for x in source.run(wide)]
-        got = [x.astype(np.float64) for x in session([to_numpy(x) for x in inputs])]
-        positions += sizes.seq * sizes.batch
-        for a, b in zip(got, expected, strict=True):
-            finite = np.isfinite(b)
-            squares += float(np.square(a[finite] - b[finite]).sum())
-            scale += float(np.square(b[finite]).sum())
-        if scores is not None:
-            a, b = got[scores], expected[scores]
-            worst = max(worst, float(np.abs(a - b).max()))
-            flips += int((a.argmax(-1) != b.argmax(-1)).sum())
-            kl.append(_divergence(b, a).reshape(-1))
-    error = float(np.sqrt(squares / scale)) if scale else 0.0
+        inputs = make_inputs(specs, sizes, seed=SEED + index)
+        given.add(_with_text(specs, inputs, index), sizes.batch * sizes.seq)
     if scores is None:
         return DriftReport(
-            positions=positions,
-            relative_error=error,
+            positions=given.positions,
+            relative_error=given.relative_error,
             limit=default[1] if limit is None else limit,
         )
-    divergence = np.concatenate(kl)
+    sampled = _Comparison(session, source, scores)
+    written = _written(source, specs, contract, scores, shapes[0].seq)
+    if written is not None:
+        sampled.add([written], written.numel())
     return DriftReport(
-        positions=positions,
-        relative_error=error,
+        positions=given.positions,
+        relative_error=given.relative_error,
         limit=default[0] if limit is None else limit,
-        max_logit_error=worst,
-        mean_kl=float(divergence.mean()),
-        max_kl=float(divergence.max()),
-        argmax_flips=flips,
+        max_logit_error=given.largest,
+        mean_kl=given.mean_kl,
+        max_kl=given.max_kl,
+        argmax_flips=given.flips,
+        sampled_positions=sampled.positions,
+        sampled_mean_kl=sampled.mean_kl if written is not None else None,
+        sampled_argmax_flips=sampled.flips if written is not None else None,
     )
+
+
+class _Comparison:
+    """The file beside the module in fp32 on the same inputs, added up."""
+
+    def __init__(self, session: Session, source: Source, scores: int | None) -> None:
+        """Compare all outputs; the one at `scores`, if any, as scores of the next token."""
+        self._session, self._source, self._scores = session, source, scores
+        self._squares = self._scale = 0.0
+        self._divergences: list[Array] = []
+        self.largest = 0.0
+        self.flips, self.positions = 0, 0
+
+    def add(self, inputs: Sequence[torch.Tensor], positions: int) -> None:
+        """Run both on inputs of so many positions."""
+        self.positions += positions
+        expected = [to_numpy(x).astype(np.float64) for x in self._source.run(_widened(inputs))]
+        got = [x.astype(np.float64) for x in self._session([to_numpy(x) for x in inputs])]
+        for a, b in zip(got, expected, strict=True):
+            finite = np.isfinite(b)
+            self._squares += float(np.square(a[finite] - b[finite]).sum())
+            self._scale += float(np.square(b[finite]).sum())
+        if self._scores is None:
+            return
+        a, b = got[self._scores], expected[self._scores]
+        self.largest = max(self.largest, float(np.abs(a - b).max()))
+        self.flips += int((a.argmax(-1) != b.argmax(-1)).sum())
+        self._divergences.append(_divergence(b, a).reshape(-1))
+
+    @property
+    def relative_error(self) -> float:
+        return float(np.sqrt(self._squares / self._scale)) if self._scale else 0.0
+
+    @property
+    def mean_kl(self) -> float:
+        return float(np.concatenate(self._divergences).mean())
+
+    @property
+    def max_kl(self) -> float:
+        return float(np.concatenate(self._divergences).max())
+
+
+def _written(
+    source: Source,
+    specs: Sequence[InputSpec],
+    contract: Contract,
+    scores: int,
+    longest: int,
+) -> torch.Tensor | None:
+    """Ids that the module in fp32 samples itself, each row from a first token of its own.
+
+    The module has no cache here, so that a text of n tokens takes n passes: it is as long as
+    SAMPLING_FLOPS allow. None: the ids are not all it takes, or it does not score every position.
+    """
+    spec = specs[0]
+    if len(specs) > 1 or spec.kind != "ids" or spec.vocab_size is None:
+        return None
+    if "seq" not in contract.outputs[scores].axes or contract.min_seq_len > 1:
+        return None
+    parameters = sum(p.numel() for p in source.parameters())
+    length = min(longest, math.isqrt(int(SAMPLING_FLOPS / (parameters * SAMPLED_ROWS))) + 1)
+    batched = "batch" in spec.axes.values()
+    rows = SAMPLED_ROWS if batched else 1
+    generator = torch.Generator().manual_seed(SEED)
+    ids = torch.randint(spec.vocab_size, (rows, 1), generator=generator)
+    while True:
+        given = (ids if batched else ids[0]).to(spec.example.dtype)
+        if ids.shape[1] >= length:
+            return given
+        logits = source.run([given])[scores].reshape(rows, ids.shape[1], -1)
+        odds = logits[:, -1].double().softmax(-1)
+        ids = torch.cat((ids, torch.multinomial(odds, 1, generator=generator)), 1)
+
+
+def _widened(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs]
 
 
 def _divergence(expected: Array, got: Array) -> Array:

@@ -67,6 +67,10 @@ class FullPrecision(Source):
         with self.inner.padded(lengths):
             yield
 
+    def narrowed(self) -> Source:
+        """The module in the precision of its exported form, as PyTorch itself rounds there."""
+        return self.inner.fresh().to(self._dtype)
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Compute in fp32; round what goes in and what comes out."""
         wide = [x.float() if x.dtype == self._dtype else x for x in inputs]
