@@ -10,6 +10,9 @@ JOBS ?= 2
 
 BIN := .venv/bin
 THIN := .venv-thin/bin
+# What `make check` runs of the tests: the parts that need seconds.
+FAST := tests/*.py tests/models tests/runtime tests/cli tests/export/analysis tests/export/graph \
+	tests/export/source
 SOURCES := export models runtime cli tests tools examples bench
 
 # One thread per test process: two of them with a pool each are slower than without.
@@ -33,6 +36,11 @@ demo: setup  ## Export, prove, train, stream without PyTorch; writes build/demo/
 test: lint test-thin test-clients  ## Everything CI runs
 	@echo "== all tests"
 	@$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS)
+
+.PHONY: check
+check: lint  ## Format, style, types and the fast tests: for daily work
+	@echo "== fast tests"
+	@$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) -m "not slow" $(FAST)
 
 .PHONY: test-clients
 test-clients: setup  # what the tests of the clients need; they are skipped where it cannot be had
