@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from causal_onnx.runtime.scan import numbers
 from causal_onnx.runtime.scan.decode import KEPT
 from causal_onnx.runtime.scan.numbers import INTEGERS, Contents
-from causal_onnx.runtime.scan.rules.moving import size_below
+from causal_onnx.runtime.scan.rules.stated import size_below
 from causal_onnx.runtime.scan.sizes import Number, add, between, high_of, hull, multiply, product
 from causal_onnx.runtime.scan.values import BOOL, FLOAT, INT64, Node, Value
 
