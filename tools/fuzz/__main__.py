@@ -15,12 +15,12 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tools.fuzz.attempt import OUTCOMES
-from tools.fuzz.child import Child
+from tools.fuzz.child import answers
 from tools.fuzz.corpus import build_corpus
 from tools.fuzz.hostile_run import run_hostile
 from tools.fuzz.worker import Fuzzer
@@ -29,7 +29,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / "build/fuzz"
 
 FILES_PER_WORKER = 2000
-"""Then it is replaced: sessions leave memory behind."""
 
 DEFECTS = ("crash", "hang", "unclear", "read outside")
 
@@ -58,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for answer in answers(
             range(args.first, args.first + args.files),
             Path(folder),
+            PLACE / "corpus",
+            files_per_worker=FILES_PER_WORKER,
             limit_s=args.limit,
             trusted=args.trusted,
         ):
@@ -78,25 +79,6 @@ def check_detector(corpus: Path, scratch: Path) -> None:
     """Load, as trusted, a file that reads the secret by its hard link: it must be noticed."""
     if not Fuzzer(corpus, scratch).read_the_secret():
         raise SystemExit("error: a read of the secret file was not noticed; inotify does not work")
-
-
-def answers(
-    seeds: range, folder: Path, *, limit_s: float, trusted: bool
-) -> Iterator[dict[str, Any]]:
-    """What came of each seed, in order."""
-    child: Child | None = None
-    try:
-        for seed in seeds:
-            if child is None or not child.is_alive or child.answered >= FILES_PER_WORKER:
-                if child is not None:
-                    child.close()
-                scratch = folder / f"from-{seed}"
-                scratch.mkdir()
-                child = Child(PLACE / "corpus", scratch, limit_s=limit_s, trusted=trusted)
-            yield child.ask(seed)
-    finally:
-        if child is not None:
-            child.close()
 
 
 def table(counts: collections.Counter[str], seconds: float) -> str:

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Child"]
+__all__ = ["Child", "answers"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -105,3 +106,30 @@ class Child:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+def answers(
+    seeds: range, folder: Path, corpus: Path, *, files_per_worker: int, **options: Any
+) -> Iterator[dict[str, Any]]:
+    """What came of each seed, in order.
+
+    Args:
+        seeds: What to ask for.
+        folder: Where each worker gets a folder of its own.
+        corpus: As for `Child`.
+        files_per_worker: Then it is replaced: sessions leave memory behind.
+        **options: As for `Child`.
+    """
+    child: Child | None = None
+    try:
+        for seed in seeds:
+            if child is None or not child.is_alive or child.answered >= files_per_worker:
+                if child is not None:
+                    child.close()
+                scratch = folder / f"from-{seed}"
+                scratch.mkdir()
+                child = Child(corpus, scratch, **options)
+            yield child.ask(seed)
+    finally:
+        if child is not None:
+            child.close()

@@ -13,12 +13,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tools.fuzz.child import Child
+from tools.fuzz.child import answers
 from tools.fuzz.hostile import OPERATORS, WIDTH, hostile_model
 from tools.fuzz.worker import CPU_SECONDS, MEMORY_BYTES, own_stdout
 
@@ -52,7 +50,16 @@ def run_hostile(count: int, *, first: int = 0, limit_s: float, trusted: bool) ->
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="causal-onnx-hostile-") as folder:
         seeds = range(first, first + count)
-        for answer in _answers(seeds, Path(folder), limit_s=limit_s, trusted=trusted):
+        found = answers(
+            seeds,
+            Path(folder),
+            Path(folder),
+            files_per_worker=FILES_PER_WORKER,
+            limit_s=limit_s,
+            trusted=trusted,
+            module="tools.fuzz.hostile_run",
+        )
+        for answer in found:
             outcome = answer["outcome"]
             domain, op = OPERATORS[answer["seed"] % len(OPERATORS)]
             totals[outcome] += 1
@@ -81,27 +88,6 @@ def table(
     lines.append(f"{len(seen)} operators; never passed the scan: {', '.join(never) or 'none'}")
     lines += [f"  {name:48} {passed[name]:5,} of {seen[name]:5,}" for name in sorted(seen)]
     return "\n".join(lines)
-
-
-def _answers(
-    seeds: range, folder: Path, *, limit_s: float, trusted: bool
-) -> Iterator[dict[str, Any]]:
-    child: Child | None = None
-    try:
-        for seed in seeds:
-            if child is None or not child.is_alive or child.answered >= FILES_PER_WORKER:
-                if child is not None:
-                    child.close()
-                scratch = folder / f"from-{seed}"
-                scratch.mkdir()
-                child = Child(
-                    folder, scratch, limit_s=limit_s, trusted=trusted,
-                    module="tools.fuzz.hostile_run",
-                )  # fmt: skip
-            yield child.ask(seed)
-    finally:
-        if child is not None:
-            child.close()
 
 
 def attempt(content: bytes, *, trusted: bool = False) -> tuple[str, str]:

@@ -98,20 +98,15 @@ def _attention(  # noqa: PLR0917 - the signature of what it replaces
     return result
 
 
-def _attention_zeroing_masked_rows(  # noqa: PLR0917 - the signature of what it replaces
+def _attention_zeroing_masked_rows(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: Any = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    *rest: Any,
+    **named: Any,
 ) -> Tensor:
-    out = _attention(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
+    out = _attention(query, key, value, attn_mask, *rest, **named)
     if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
         out = torch.where(attn_mask.any(-1, keepdim=True), out, torch.zeros_like(out))
     return out
