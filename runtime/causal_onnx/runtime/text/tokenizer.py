@@ -72,14 +72,19 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"<Tokenizer {self.path}: {self.vocab_size} ids>"
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, with what the tokenizer puts around it (often a token to begin).
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text.
+
+        Args:
+            text: Special tokens that are written out in it become their ids.
+            add_special_tokens: Add what the tokenizer puts around a text, often a token to begin.
 
         Raises:
             ValueError: The tokenizer fails on it.
         """
         with _errors_of_library(f"{self.path} cannot encode a text of {len(text)} characters"):
-            return list(self._tokenizer.encode(text).ids)
+            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return list(encoding.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens; bytes that make no character become U+FFFD.

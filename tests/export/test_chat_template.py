@@ -1,0 +1,236 @@
+"""Conversations become the text that transformers' `apply_chat_template` makes of them.
+
+The templates in `chat_templates/` are laid out like those of well-known families.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from causal_onnx.runtime import Tokenizer
+from causal_onnx.runtime.text.chat_template import ChatTemplate
+from tests.runtime.language import write_llama_tokenizer
+
+FOLDER = Path(__file__).with_name("chat_templates")
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather at a place, <now> & later; élan.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "place": {"type": "string", "description": "A town"},
+                "days": {"type": "array", "items": {"type": "integer"}},
+            },
+            "required": ["place"],
+        },
+    },
+}
+CALL = {"name": "get_weather", "arguments": {"place": "Zürich", "days": [1, 2]}}
+CALLS = [{"id": "abcdefghi", "type": "function", "function": CALL}]
+
+
+def said(*turns: str, **first: Any) -> list[dict[str, Any]]:
+    """Messages of roles and contents such as "user: Hello"."""
+    messages = [dict(zip(("role", "content"), turn.split(": ", 1), strict=True)) for turn in turns]
+    return [messages[0] | first, *messages[1:]]
+
+
+CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
+    "one question": said("user: Hello"),
+    "a system message": said("system: Be brief.", "user: Hello"),
+    "several turns": said("user: Hello", "assistant:  Hi! ", "user:  How are you?\n"),
+    "system and turns": said(
+        "system:  You are a pirate.\n", "user: Hi", "assistant: Arr", "user: ?", "assistant: Arr!"
+    ),
+    "other scripts": said("system: Répondez 😀", "user: 世界 <b>&amp;</b> {{ x }} {% y %}"),
+    "nothing": said("user: ", "assistant: ", "user: "),
+    "a reply that is empty": [{"role": "user", "content": "Hi"}, {"role": "assistant"}],
+    "thoughts": [
+        *said("user: 1 + 1?", "assistant: <think>\nTwo.\n</think>\n\n2", "user: And 2 + 2?"),
+        {"role": "assistant", "content": "4", "reasoning_content": "Four."},
+        *said("user: Thanks", reasoning=None),
+    ],
+    "a call and its result": [
+        *said("user: The weather in Zürich?"),
+        {"role": "assistant", "content": None, "tool_calls": CALLS},
+        {"role": "tool", "content": '{"sun": "☀"}', "tool_call_id": "abcdefghi"},
+        *said("assistant: It shines.", "user: Thank you"),
+    ],
+    "results that wait": [
+        *said("user: The weather?"),
+        {"role": "assistant", "content": "I look.", "tool_calls": CALLS},
+        {"role": "tool", "content": "12", "tool_call_id": "abcdefghi"},
+        {"role": "tool", "content": "13", "tool_call_id": "abcdefghi"},
+    ],
+    "a call without an id": [
+        *said("user: The weather?"),
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": CALL}] * 2},
+    ],
+    "two in a row": said("user: a", "user: b"),
+    "an assistant begins": said("assistant: a", "user: b"),
+    "a system message later": said("user: a", "assistant: b", "system: c", "user: d"),
+    "a role that nobody knows": said("narrator: Once upon a time"),
+    "parts": [{"role": "user", "content": [{"type": "text", "text": " a "}]}],
+}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "reply": {"add_generation_prompt": True},
+    "tools": {"add_generation_prompt": True, "tools": [WEATHER, WEATHER]},
+    "documents": {"documents": [{"title": "T", "text": "Sun < rain"}], "tools": [WEATHER]},
+}
+VARIABLES = {
+    "enable_thinking": False,
+    "builtin_tools": ["code_interpreter", "brave_search", "get_weather"],
+    "date_string": "1 May 2025",
+    "controls": {"length": "short"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tokenizer's folder with special tokens, one of them written as an object."""
+    write_llama_tokenizer(tmp_path)
+    return configured(tmp_path)
+
+
+def configured(folder: Path, **more: object) -> Path:
+    config: dict[str, object] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": {"__type": "AddedToken", "content": "</s>", "special": True},
+        "unk_token": "<unk>",
+        "add_bos_token": True,
+        "model_max_length": 100,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | more), encoding="utf-8")
+    return folder
+
+
+def use(folder: Path, name: str) -> Path:
+    text = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    return folder
+
+
+def theirs(
+    folder: Path | PreTrainedTokenizerFast, messages: Any, **options: Any
+) -> str | Exception:
+    is_folder = isinstance(folder, Path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder) if is_folder else folder
+    variables = options.pop("variables", {})
+    try:
+        found = tokenizer.apply_chat_template(messages, tokenize=False, **options, **variables)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+        return error
+    return str(found)
+
+
+def ours(folder: Path, messages: Any, **options: Any) -> str | Exception:
+    template = ChatTemplate.of_folder(folder)
+    assert template is not None
+    try:
+        return template.render(messages, **options)
+    except ValueError as error:
+        return error
+
+
+def agree(mine: str | Exception, other: str | Exception) -> bool:
+    """The same text, or errors with the same words."""
+    if isinstance(mine, Exception) and isinstance(other, Exception):
+        return str(other) in str(mine)
+    return mine == other
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_conversations_are_written_as_transformers_writes_them(folder: Path, name: str) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(use(folder, name))
+    differ, texts = [], set()
+    for conversation, messages in CONVERSATIONS.items():
+        for kind, options in OPTIONS.items():
+            for variables in ({}, VARIABLES):
+                given = {"messages": messages, **options, "variables": variables}
+                mine, other = ours(folder, **given), theirs(tokenizer, **given)
+                texts |= {mine} if isinstance(mine, str) else set()
+                if not agree(mine, other):
+                    differ.append((conversation, kind, mine, other))
+    assert differ == []
+    assert len(texts) >= 4
+
+
+def test_families_refuse_what_their_templates_do(folder: Path) -> None:
+    """Or the errors that agree above would be of our making."""
+    refused = {
+        name: sorted(
+            conversation
+            for conversation, messages in CONVERSATIONS.items()
+            if isinstance(ours(use(folder, name), messages), ValueError)
+        )
+        for name in ("gemma", "mistral_v3_tools", "chatml")
+    }
+    assert {"a system message", "two in a row", "an assistant begins"} <= set(refused["gemma"])
+    assert {"a call without an id", "two in a row"} <= set(refused["mistral_v3_tools"])
+    assert "a role that nobody knows" not in refused["chatml"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("content", ["Arr, I", " Arr  ", "é\n"])
+def test_a_reply_that_was_begun_goes_on(folder: Path, name: str, content: str) -> None:
+    messages = [*said("user: Hi"), {"role": "assistant", "content": content}]
+    use(folder, name)
+    mine = ours(folder, messages, continue_final_message=True)
+    other = theirs(folder, messages, continue_final_message=True)
+    assert isinstance(mine, Exception) == isinstance(other, Exception)
+    assert isinstance(mine, Exception) or mine == other
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+@pytest.mark.parametrize("tools", [None, [WEATHER]])
+def test_of_several_templates_the_same_one_is_taken(
+    folder: Path, has_file: bool, tools: list[object] | None
+) -> None:
+    named = [{"name": name, "template": f"{name} of the list"} for name in ("default", "tool_use")]
+    configured(folder, chat_template=named)
+    if has_file:
+        (folder / "chat_template.jinja").write_text("a file")
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool_use.jinja").write_text("a file for tools")
+    expected = theirs(folder, said("user: a"), tools=tools)
+    assert ours(folder, said("user: a"), tools=tools) == expected
+    assert ("file" in str(expected), "tool" in str(expected)) == (has_file, tools is not None)
+
+
+def test_special_tokens_are_those_of_all_files(folder: Path) -> None:
+    configured(folder, image_token="<image>", extra_special_tokens={"boi_token": "<boi>"})
+    tokens = {
+        "pad_token": {"content": "<pad>", "lstrip": False, "special": True},
+        "cls_token": "<c>",
+    }
+    (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
+    names = ["bos", "eos", "unk", "pad", "cls", "image", "boi", "sep"]
+    template = "|".join(f"{{{{ {name}_token }}}}" for name in names)
+    (folder / "chat_template.jinja").write_text(template)
+    mine = ours(folder, said("user: a"))
+    assert mine == theirs(folder, said("user: a"))
+    assert mine == "<s>|</s>|<unk>|<pad>|<c>|<image>|<boi>|"
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama2", "qwen25"])
+def test_the_ids_are_those_of_transformers(folder: Path, name: str) -> None:
+    """The tokens of the template are special, and no other one is put before them."""
+    use(folder, name)
+    messages = CONVERSATIONS["several turns"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    text = ours(folder, messages, add_generation_prompt=True)
+    assert Tokenizer(folder).encode(str(text), add_special_tokens=False) == expected
