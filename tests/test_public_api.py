@@ -20,10 +20,10 @@ PUBLIC = {
         export verify
     """,
     "causal_onnx.runtime": """
-        Artifact ArtifactError BundleReport CausalOnnxError Choice Constraint Continuation Contract
-        DeviceError DraftModel Limits Model PrefixCache PrefixStats Profile PromptLookup RunError
-        Sampling SelfTestCase SelfTestReport Speculation Stream TensorSpec Tokenizer TrialLimits
-        UnsafeFileError __version__ load read_artifact verify_bundle write_bundle
+        Artifact ArtifactError BundleReport CausalOnnxError Chat Choice Constraint Continuation
+        Contract DeviceError DraftModel Limits Model PrefixCache PrefixStats Profile PromptLookup
+        RunError Sampling SelfTestCase SelfTestReport Speculation Stream TensorSpec Tokenizer
+        TrialLimits UnsafeFileError __version__ load read_artifact verify_bundle write_bundle
     """,
 }
 NEEDS_TORCH = {"causal_onnx.models", "causal_onnx.export"}

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from causal_onnx.runtime import Continuation, DraftModel, Model, PrefixCache, PromptLookup, Sampling
+from causal_onnx.runtime.generation.kept_stream import KeptStream
+from causal_onnx.runtime.generation.prompt import can_rewind
 from tests.export.quick import quick_export
 from tests.runtime.language import language_model
 from tests.zoo import entry
@@ -125,6 +127,22 @@ def test_prompts_that_begin_alike_share_it(subject: Subject, capacity: int) -> N
             np.testing.assert_allclose(row.logprobs, expected[i].logprobs, atol=1e-4)
     assert cache.stats.hits >= 3
     assert cache.stats.positions_held <= capacity
+
+
+def test_a_prompt_that_begins_as_the_last_one_is_read_on(subject: Subject) -> None:
+    """Where the cache keeps a window, it is read anew unless it begins with all of the last."""
+    model, kept = subject.model, KeptStream(subject.model)
+    prompt, options = [5, 9, 3, 8, 1, 6], {"max_new_tokens": 8}
+    first = model.generate(prompt, prefix_cache=kept, **options)
+    kept.wrote(first.ids)
+    longer = [*prompt, *first.ids, 7]
+    for following in (longer, [*longer[:9], 4, 4], longer[:3]):
+        found = model.generate(following, prefix_cache=kept, **options)
+        kept.wrote(found.ids)
+        assert found.ids == model.generate(following, **options).ids
+    assert kept.positions_found >= len(longer) - 2
+    if can_rewind(model):
+        assert (kept.positions_found, kept.positions_read) == (13 + 9 + 2, 6 + 2 + 2 + 1)
 
 
 def test_rows_that_find_much_do_not_push_others_over_the_limit(subject: Subject) -> None:

@@ -13,6 +13,7 @@ from causal_onnx.runtime.errors import (
     RunError,
     UnsafeFileError,
 )
+from causal_onnx.runtime.generation.chat import Chat
 from causal_onnx.runtime.generation.constraint import Constraint
 from causal_onnx.runtime.generation.continuation import Continuation, Speculation
 from causal_onnx.runtime.generation.prefix_cache import PrefixCache, PrefixStats
@@ -50,6 +51,7 @@ __all__ = [
     "ArtifactError",
     "BundleReport",
     "CausalOnnxError",
+    "Chat",
     "Choice",
     "Constraint",
     "Continuation",

@@ -12,6 +12,7 @@ from causal_onnx.runtime.artifact.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.generation import beam
+from causal_onnx.runtime.generation import chat as chatting
 from causal_onnx.runtime.generation import generate as generating
 from causal_onnx.runtime.generation.defaults import default_sampling
 from causal_onnx.runtime.generation.sampling import Sampling
@@ -243,6 +244,7 @@ class Model:
     generate = generating.generate
     generate_batch = generating.generate_batch
     beam_search = beam.beam_search
+    chat = chatting.chat
 
     def profile(
         self, *, seq: int = 1, past: int = 0, batch: int = 1, calls: int | None = None

@@ -89,7 +89,7 @@ def beam_search(
         sampling=None,
         stop=stop,
         constraint=None,
-        prefix_cache=prefix_cache,
+        reader=prefix_cache,
         needs_text=isinstance(prompt, str),
     )
     (ids,) = prompt_ids(model, [prompt])
@@ -134,7 +134,7 @@ def _search(
     plan: Plan,
 ) -> list[Beam]:
     stop = plan.stop_ids
-    stream, logits = start(model, [prompt], plan.prefix_cache)
+    stream, logits = start(model, [prompt], plan.reader)
     running = [Beam((), (), 0.0)]
     finished: list[Beam] = []
     # Even if all the best ones end, `beams` are left to go on.

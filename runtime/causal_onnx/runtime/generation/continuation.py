@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.generation.constraint import Grammar
-    from causal_onnx.runtime.generation.prefix_cache import PrefixCache
+    from causal_onnx.runtime.generation.prompt import PromptReader
     from causal_onnx.runtime.text.tokenizer import Tokenizer
 
     Array = npt.NDArray[Any]
@@ -55,8 +55,8 @@ class Continuation:
     """Of each id, under the model itself; see `Choice.logprob`."""
     finish: str
     """Why it ended: "stop" (an id or a text of `stop`, or the tokenizer's end), "complete" (the
-    constraint lets nothing follow), "length" (`max_new_tokens`), or "limit" (the longest sequence
-    that the model takes)."""
+    constraint lets nothing follow), "length" (`max_new_tokens`), "limit" (the longest sequence
+    that the model takes), or "interrupted" (whoever asked for it took no more)."""
     text: str | None = None
     """The text without what ended it, where the model has a tokenizer; the text of the prompt and
     this one, put together, are the text of all ids."""
@@ -76,7 +76,7 @@ class Plan:
     joins_prompt: bool = True
     """Whether the text continues that of the prompt, or begins anew."""
     grammar: Grammar | None = None
-    prefix_cache: PrefixCache | None = None
+    reader: PromptReader | None = None
 
 
 class GrowingSequence:
@@ -129,6 +129,10 @@ class GrowingSequence:
     def add(self, token: int, logits: Array, *, is_last: bool) -> Choice:
         """Go on with a token that was drawn from `distribution(logits)`."""
         return self._add(Choice(token, logprob_of(token, logits)), is_last)
+
+    def interrupt(self) -> None:
+        """End here, unless it has ended."""
+        self.finish = self.finish or "interrupted"
 
     def continuation(self, speculation: Speculation | None = None) -> Continuation:
         """The result, once `finish` is set."""

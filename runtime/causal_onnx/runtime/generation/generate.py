@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from causal_onnx.runtime.generation.language_model import LanguageModel
     from causal_onnx.runtime.generation.prefix_cache import PrefixCache
 
-__all__ = ["generate", "generate_batch", "tokens"]
+__all__ = ["generate", "generate_batch", "grow", "tokens"]
 
 
 def tokens(
@@ -70,14 +70,14 @@ def tokens(
         sampling=sampling,
         stop=stop,
         constraint=constraint,
-        prefix_cache=prefix_cache,
+        reader=prefix_cache,
         needs_text=isinstance(prompt, str),
     )
     (ids,) = prompt_ids(model, [prompt])
+    if draft is None:
+        return grow(model, ids, plan, seed=seed)[1]
     sequence = GrowingSequence(ids, plan, _generator(seed, 0))
-    if draft is not None:
-        return Speculator(model, sequence, plan, check_draft(model, draft)).tokens()
-    return _tokens(model, sequence, plan)
+    return Speculator(model, sequence, plan, check_draft(model, draft)).tokens()
 
 
 def generate(
@@ -115,7 +115,7 @@ def generate(
         sampling=sampling,
         stop=stop,
         constraint=constraint,
-        prefix_cache=prefix_cache,
+        reader=prefix_cache,
         needs_text=isinstance(prompt, str),
     )
     (ids,) = prompt_ids(model, [prompt])
@@ -173,17 +173,25 @@ def generate_batch(
         sampling=sampling,
         stop=stop,
         constraint=constraint,
-        prefix_cache=prefix_cache,
+        reader=prefix_cache,
         needs_text=any(isinstance(prompt, str) for prompt in prompts),
     )
     ids = prompt_ids(model, prompts)
     return _batch(model, ids, plan, n=n, seed=seed)
 
 
+def grow(
+    model: LanguageModel, prompt: Sequence[int], plan: Plan, *, seed: int | None
+) -> tuple[GrowingSequence, Iterator[Choice]]:
+    """A sequence, and the steps by which it grows: `tokens` for those who look at it meanwhile."""
+    sequence = GrowingSequence(prompt, plan, _generator(seed, 0))
+    return sequence, _tokens(model, sequence, plan)
+
+
 def _batch(
     model: LanguageModel, prompts: Sequence[Sequence[int]], plan: Plan, *, n: int, seed: int | None
 ) -> list[Continuation]:
-    stream, logits = start(model, prompts, plan.prefix_cache)
+    stream, logits = start(model, prompts, plan.reader)
     if n > 1:
         copies = np.repeat(np.arange(len(prompts)), n)
         stream, logits = stream.select(copies.tolist()), logits[copies]
@@ -207,7 +215,7 @@ def _batch(
 
 
 def _tokens(model: LanguageModel, sequence: GrowingSequence, plan: Plan) -> Iterator[Choice]:
-    stream, logits = start(model, [sequence.prompt], plan.prefix_cache)
+    stream, logits = start(model, [sequence.prompt], plan.reader)
     limit = model.contract.max_seq_len
     while True:
         choice = sequence.choose(logits[0], is_last=stream.lengths[0] == limit)

@@ -12,7 +12,7 @@ from causal_onnx.runtime.request.whole_numbers import is_whole, whole_number, wh
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.generation.language_model import LanguageModel
-    from causal_onnx.runtime.generation.prefix_cache import PrefixCache
+    from causal_onnx.runtime.generation.prompt import PromptReader
     from causal_onnx.runtime.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -36,10 +36,13 @@ def make_plan(
     sampling: Sampling | None,
     stop: Collection[int | str] | str,
     constraint: Constraint | None,
-    prefix_cache: PrefixCache | None,
+    reader: PromptReader | None,
     needs_text: bool,
+    joins_prompt: bool = True,
 ) -> Plan:
     """Check all but the prompts; see `causal_onnx.runtime.generation.generate.tokens`.
+
+    `reader` is what the others call `prefix_cache`.
 
     Raises:
         ValueError: The model is no language model with a cache, or an argument does not fit.
@@ -57,9 +60,9 @@ def make_plan(
             "constraint must be a Constraint, such as Constraint.json_schema(...), or None, got "
             f"{constraint!r}"
         )
-    if prefix_cache is not None and getattr(prefix_cache, "model", None) is not model:
+    if reader is not None and getattr(reader, "model", None) is not model:
         raise ValueError(
-            f"prefix_cache must be a PrefixCache of this very model, or None, got {prefix_cache!r}"
+            f"prefix_cache must be a PrefixCache of this very model, or None, got {reader!r}"
         )
     needs_text = needs_text or bool(stop_texts) or constraint is not None
     tokenizer = required_tokenizer(model) if needs_text else _optional_tokenizer(model)
@@ -78,7 +81,8 @@ def make_plan(
         stop_texts=stop_texts,
         tokenizer=tokenizer,
         grammar=grammar,
-        prefix_cache=prefix_cache,
+        joins_prompt=joins_prompt,
+        reader=reader,
     )
 
 

@@ -88,7 +88,7 @@ class PrefixCache:
             raise ValueError(
                 f"capacity_positions ({capacity_positions}) must be at least block ({block})"
             )
-        self.model = model
+        self.model: LanguageModel = model
         self._capacity, self._block = capacity_positions, block
         self._root = _Node((), None, {})
         # In the order of use. Whoever uses a node uses its parents after it, so that the first has

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -11,23 +11,35 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.generation.language_model import LanguageModel
-    from causal_onnx.runtime.generation.prefix_cache import PrefixCache
     from causal_onnx.runtime.stream.stream import Stream
 
     Array = npt.NDArray[Any]
 
-__all__ = ["CHUNK", "Prefill", "feed", "prefill", "start"]
+__all__ = ["CHUNK", "Prefill", "PromptReader", "can_rewind", "feed", "prefill", "start"]
 
 CHUNK = 512
 """Positions of a prompt that are read at once: its logits are held for no more than these."""
 
 
+class PromptReader(Protocol):
+    """What has read prompts before and need not read all of the next, such as a prefix cache."""
+
+    @property
+    def model(self) -> LanguageModel:
+        """Whose prompts."""
+        ...
+
+    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[Stream, Array]:
+        """A stream that has read the prompts, and the logits (batch, vocab) after each."""
+        ...
+
+
 def start(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], prefix_cache: PrefixCache | None
+    model: LanguageModel, prompts: Sequence[Sequence[int]], reader: PromptReader | None
 ) -> tuple[Stream, Array]:
     """A stream that has read the prompts, and the logits (batch, vocab) after each."""
-    if prefix_cache is not None:
-        return prefix_cache.read(prompts)
+    if reader is not None:
+        return reader.read(prompts)
     stream = model.stream(batch=len(prompts))
     return stream, prefill(stream, prompts)
 
@@ -91,3 +103,8 @@ def feed(
     """
     results = stream.run(ids, lengths=lengths, last_only=last_only)
     return results["logits"] if "logits" in results else next(iter(results.values()))
+
+
+def can_rewind(model: LanguageModel) -> bool:
+    """Whether a stream can take back what it read; a cache that keeps a window cannot."""
+    return all(pair.bounded is None for pair in model.contract.cache)

@@ -10,7 +10,7 @@ import numpy as np
 
 from causal_onnx.runtime.generation.continuation import GrowingSequence, Plan, Speculation
 from causal_onnx.runtime.generation.plan import check_model, vocab_size
-from causal_onnx.runtime.generation.prompt import feed, prefill, start
+from causal_onnx.runtime.generation.prompt import can_rewind, feed, prefill, start
 from causal_onnx.runtime.generation.sampling import Choice, draw, probabilities
 from causal_onnx.runtime.request.whole_numbers import whole_number
 
@@ -110,8 +110,8 @@ class Speculator:
     def tokens(self) -> Iterator[Choice]:
         """Choose token after token to the end of the sequence."""
         sequence, limit = self._sequence, self._model.contract.max_seq_len
-        stream, logits = start(self._model, [sequence.prompt], self._plan.prefix_cache)
-        can_rewind = _can_rewind(self._model)
+        stream, logits = start(self._model, [sequence.prompt], self._plan.reader)
+        rewinds = can_rewind(self._model)
         yield sequence.choose(logits[0], is_last=len(sequence.prompt) == limit)
         unread = sequence.ids[-1:]
         while sequence.finish is None:
@@ -123,7 +123,7 @@ class Speculator:
                 most = 0
             guesses = self._guesser.guess(sequence, most) if most > 0 else []
             # Where nothing can be taken back, the guesses are read by a copy.
-            before = stream if can_rewind or not guesses else stream.fork()
+            before = stream if rewinds or not guesses else stream.fork()
             ids = [*unread, *(token for token, _ in guesses)]
             logits = feed(stream, np.array([ids], np.int64))[0, len(unread) - 1 :]
             self._model_calls += 1
@@ -140,7 +140,7 @@ class Speculator:
             self._accepted += accepted
             if accepted == len(guesses):
                 unread = sequence.ids[-1:]
-            elif can_rewind:
+            elif rewinds:
                 stream.rewind(read_so_far + len(unread) + accepted)
                 unread = sequence.ids[-1:]
             else:
@@ -197,7 +197,7 @@ class _DraftGuesser:
         self.calls = 0
         self._settings, self._plan = settings, plan
         self._stream = settings.model.stream()
-        self._can_rewind = _can_rewind(settings.model)
+        self._can_rewind = can_rewind(settings.model)
         self._generator = sequence.generator
 
     def guess(self, sequence: GrowingSequence, most: int) -> list[Guess]:
@@ -250,8 +250,3 @@ def check_draft(model: LanguageModel, draft: Draft | LanguageModel) -> Draft:
             f"the draft model has {sizes[0]} ids, this one {sizes[1]}; they must be the same ids"
         )
     return draft
-
-
-def _can_rewind(model: LanguageModel) -> bool:
-    """Whether a stream can take back what it read; a cache that keeps a window cannot."""
-    return all(pair.bounded is None for pair in model.contract.cache)

@@ -10,7 +10,7 @@ from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.json_text import read_json_file
 from causal_onnx.runtime.text.sandbox import make_environment
 
-__all__ = ["ChatTemplate", "Message"]
+__all__ = ["ChatTemplate", "Message", "plain_message"]
 
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "Hello"}`; templates read other keys, such as `tool_calls`, too."""
@@ -55,7 +55,9 @@ class ChatTemplate:
             where: What it is called in messages.
         """
         self._sources = {DEFAULT: source} if isinstance(source, str) else dict(source)
-        self._tokens, self._where = dict(tokens or {}), where
+        self.tokens: Mapping[str, str] = dict(tokens or {})
+        """The special tokens that it may write, by name."""
+        self._where = where
         self._compiled: dict[str, tuple[Any, Any]] = {}
 
     @classmethod
@@ -108,7 +110,7 @@ class ChatTemplate:
         if continue_final_message and add_generation_prompt:
             raise ValueError("a conversation either begins a reply or continues its last message")
         environment, template = self._ready(self._name(tools is not None))
-        given = [_message(message) for message in messages]
+        given = [plain_message(message) for message in messages]
         if not given:
             raise ValueError("a conversation has at least one message")
         last = _mark_end(given[-1]) if continue_final_message else ""
@@ -116,7 +118,7 @@ class ChatTemplate:
         try:
             text = template.render(
                 **{
-                    **self._tokens,
+                    **self.tokens,
                     **_plain(dict(variables or {})),
                     "messages": given,
                     "tools": _plain(tools),
@@ -162,8 +164,12 @@ class ChatTemplate:
         return text[:end] if keeps_space else text[:end].rstrip()
 
 
-def _message(message: Message) -> dict[str, Any]:
-    """A copy of a message, out of plain data, with thoughts under each of their usual names."""
+def plain_message(message: Message) -> dict[str, Any]:
+    """A copy of a message, out of plain data, with thoughts under each of their usual names.
+
+    Raises:
+        TypeError: It is no message, or holds something else.
+    """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise TypeError(
             f"a message is such as {{'role': 'user', 'content': 'Hello'}}, got {str(message)[:80]}"

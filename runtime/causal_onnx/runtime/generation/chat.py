@@ -1,0 +1,366 @@
+"""Hold a conversation with a model, in the form that it was trained on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from causal_onnx.runtime.generation.continuation import Continuation, GrowingSequence
+from causal_onnx.runtime.generation.defaults import default_sampling
+from causal_onnx.runtime.generation.generate import grow
+from causal_onnx.runtime.generation.kept_stream import KeptStream
+from causal_onnx.runtime.generation.plan import (
+    check_model,
+    make_plan,
+    prompt_ids,
+    required_tokenizer,
+)
+from causal_onnx.runtime.text.chat_template import ChatTemplate, Message, plain_message
+
+if TYPE_CHECKING:
+    from causal_onnx.runtime.generation.constraint import Constraint
+    from causal_onnx.runtime.generation.language_model import LanguageModel
+    from causal_onnx.runtime.generation.prefix_cache import PrefixCache
+    from causal_onnx.runtime.generation.prompt import PromptReader
+    from causal_onnx.runtime.generation.sampling import Choice, Sampling
+
+__all__ = ["Chat", "chat"]
+
+ROOM = 256
+"""Ids that should be left for a reply, where messages are left out to make room."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Options:
+    """What the replies of a conversation have in common; see `chat`."""
+
+    tools: Sequence[Mapping[str, Any]] | None = None
+    documents: Sequence[Mapping[str, Any]] | None = None
+    template: str | None = None
+    variables: Mapping[str, Any] | None = None
+    max_new_tokens: int | None = None
+    sampling: Sampling | None = None
+    stop: Collection[int | str] | str = ()
+    seed: int | None = None
+    constraint: Constraint | None = None
+
+
+def chat(
+    model: LanguageModel,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    template: str | None = None,
+    variables: Mapping[str, Any] | None = None,
+    max_new_tokens: int | None = None,
+    sampling: Sampling | None = None,
+    stop: Collection[int | str] | str = (),
+    seed: int | None = None,
+    constraint: Constraint | None = None,
+    prefix_cache: PrefixCache | None = None,
+) -> Continuation:
+    """Reply to a conversation. `Chat` holds one over several turns, and gives replies in pieces.
+
+    Args:
+        model: A language model with a cache, a tokenizer and a chat template (extra `text`).
+        messages: The conversation, such as `[{"role": "user", "content": "Hello"}]`. A content may
+            be a list of parts `{"type": "text", "text": "Hello"}`. If the last message is the
+            assistant's, the reply continues it.
+        tools: Functions that the model may call, each as a JSON schema; the template shows them to
+            it. A call comes as part of the reply's text, in the form of the model's family.
+        documents: What the model may quote, where the template knows documents.
+        template: A chat template in jinja2's language, in place of the one beside the tokenizer.
+        variables: What else the template knows, such as `{"enable_thinking": False}`.
+        max_new_tokens: The longest reply; None: 1024, as far as the context goes.
+        sampling: How tokens are chosen; None: as `generation_config.json` says, or else the most
+            likely (`Model.default_sampling`).
+        stop: As for `tokens`. The ids that end a text, and the template's `eos_token`, always end
+            a reply.
+        seed: As for `tokens`.
+        constraint: What the reply must be.
+        prefix_cache: As for `tokens`: for conversations that begin alike.
+
+    Returns:
+        The reply: text, ids, log-probabilities, and why it ended.
+
+    Raises:
+        ValueError: There is no tokenizer or no chat template, the template does not take these
+            messages, or they are longer than the context: the message says what to leave out.
+        ArtifactError: The template or a file beside the tokenizer is damaged.
+        ImportError: The extra `text` is not installed.
+    """
+    options = _Options(
+        tools=tools,
+        documents=documents,
+        template=template,
+        variables=variables,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        seed=seed,
+        constraint=constraint,
+    )
+    sequence, choices = _Replier(model, options).reply(messages, prefix_cache)
+    for _ in choices:
+        pass
+    return sequence.continuation()
+
+
+class Chat:
+    """A conversation with a model.
+
+        talk = Chat(model, system="Answer in one sentence.")
+        print(talk.send("Why is the sky blue?").text)
+        for piece in talk.stream("And at dusk?"):
+            print(piece, end="", flush=True)
+
+    What was read and written stays in the model's cache: of each turn only what is new is read, as
+    far as the template writes the earlier ones as they were. A conversation is not for several
+    threads at once; its model is.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        *,
+        system: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Collection[int | str] | str = (),
+        seed: int | None = None,
+    ) -> None:
+        """Begin a conversation.
+
+        Args:
+            model: As for `chat`.
+            system: A message that goes before all others.
+            tools: As for `chat`.
+            documents: As for `chat`.
+            template: As for `chat`.
+            variables: As for `chat`.
+            max_new_tokens: As for `chat`, of each reply.
+            sampling: As for `chat`.
+            stop: As for `chat`.
+            seed: As for `chat`: each reply begins with it anew.
+
+        Raises:
+            ValueError: As for `chat`.
+            ArtifactError: As for `chat`.
+            ImportError: As for `chat`.
+        """
+        options = _Options(
+            tools=tools,
+            documents=documents,
+            template=template,
+            variables=variables,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+        )
+        self.messages: list[Message] = []
+        """The conversation so far; it may be changed between turns."""
+        self.reply: Continuation | None = None
+        """The last reply."""
+        self._system = system
+        self._replier = _Replier(model, options)
+        self._kept = KeptStream(model)
+        self._going: Generator[str] | None = None
+        self.reset()
+
+    @property
+    def positions_read(self) -> int:
+        """How many positions of all prompts were read; those found in the cache do not count."""
+        return self._kept.positions_read
+
+    def reset(self) -> None:
+        """Begin anew, with the system message alone."""
+        self._end()
+        self._kept.clear()
+        self.reply = None
+        self.messages = (
+            [] if self._system is None else [{"role": "system", "content": self._system}]
+        )
+
+    def send(self, message: str | Message | Sequence[Message]) -> Continuation:
+        """Say something and get the whole reply.
+
+        Args:
+            message: What the user says; or a message, or several, such as the results of tools.
+
+        Raises:
+            ValueError: As for `chat`; the conversation is then as before.
+        """
+        for _ in self.stream(message):
+            pass
+        assert self.reply is not None
+        return self.reply
+
+    def stream(self, message: str | Message | Sequence[Message]) -> Iterator[str]:
+        """Say something and get the reply in pieces, none of which ends within a character.
+
+        With the last piece the message and the reply are part of the conversation. Who takes no
+        more pieces (`close()`, an exception, the next call) ends the reply there; one that ended
+        before its first token leaves the conversation as it was.
+
+        Args:
+            message: As for `send`.
+
+        Raises:
+            ValueError: As for `send`, before the first piece is asked for.
+        """
+        self._end()
+        if isinstance(message, str):
+            new: list[Message] = [{"role": "user", "content": message}]
+        else:
+            new = [message] if isinstance(message, Mapping) else list(message)
+        sequence, choices = self._replier.reply([*self.messages, *new], self._kept)
+        self._going = self._pieces(sequence, choices, new)
+        return self._going
+
+    def _pieces(
+        self, sequence: GrowingSequence, choices: Iterator[Choice], new: Sequence[Message]
+    ) -> Generator[str]:
+        try:
+            for choice in choices:
+                if choice.text:
+                    yield choice.text
+        finally:
+            if sequence.ids:
+                sequence.interrupt()
+                self.reply = sequence.continuation()
+                self._kept.wrote(self.reply.ids)
+                text = self.reply.text or ""
+                self.messages += [*new, {"role": "assistant", "content": text}]
+
+    def _end(self) -> None:
+        """End a reply that is not at its end."""
+        going, self._going = self._going, None
+        if going is not None:
+            going.close()
+
+
+class _Replier:
+    """Turns conversations into prompts of a model, and begins their continuations."""
+
+    def __init__(self, model: LanguageModel, options: _Options) -> None:
+        check_model(model)
+        self._model, self._options = model, options
+        self._tokenizer = required_tokenizer(model)
+        folder = self._tokenizer.path.parent
+        template = ChatTemplate.of_folder(folder, options.template)
+        if template is None:
+            raise ValueError(
+                f"a chat needs a chat template, and {folder} has none: pass the model's own, "
+                "template=Path('chat_template.jinja').read_text(), or continue texts with "
+                "model.generate"
+            )
+        self._template = template
+        self._sampling = options.sampling or default_sampling(folder)
+
+    def reply(
+        self, messages: Sequence[Message], reader: PromptReader | None
+    ) -> tuple[GrowingSequence, Iterator[Choice]]:
+        """A reply that is still empty, and the steps by which it grows."""
+        model, given = self._model, [plain_message(message) for message in messages]
+        ids = self._ids(given)
+        limit = model.contract.max_seq_len
+        if limit is not None and len(ids) > limit:
+            raise ValueError(
+                f"the conversation has {len(ids)} ids, and the model takes {limit}; "
+                f"{self._advice(given, limit)}"
+            )
+        options = self._options
+        plan = make_plan(
+            model,
+            max_new_tokens=options.max_new_tokens,
+            sampling=self._sampling,
+            stop=[
+                *([options.stop] if isinstance(options.stop, str) else options.stop),
+                *self._ends(),
+            ],
+            constraint=options.constraint,
+            reader=reader,
+            needs_text=True,
+            joins_prompt=_continues(given),
+        )
+        (prompt,) = prompt_ids(model, [ids])
+        return grow(model, prompt, plan, seed=options.seed)
+
+    def _ids(self, messages: list[dict[str, Any]]) -> list[int]:
+        """The prompt: all special tokens come from the template."""
+        return self._tokenizer.encode(self._text(messages), add_special_tokens=False)
+
+    def _text(self, messages: list[dict[str, Any]]) -> str:
+        has_parts = any(isinstance(message.get("content"), list) for message in messages)
+        if not has_parts:
+            return self._render(messages)
+        joined = [_joined(message, place) for place, message in enumerate(messages)]
+        parts = [
+            part for m in messages if isinstance(m.get("content"), list) for part in m["content"]
+        ]
+        # Templates that know parts go through them; others fail on a list, or write it as Python
+        # does.
+        with contextlib.suppress(ValueError):
+            text = self._render(messages)
+            if not any(repr(part) in text for part in parts):
+                return text
+        return self._render(joined)
+
+    def _render(self, messages: list[dict[str, Any]]) -> str:
+        options, continues = self._options, _continues(messages)
+        return self._template.render(
+            messages,
+            tools=options.tools,
+            documents=options.documents,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            variables=options.variables,
+        )
+
+    def _ends(self) -> list[int]:
+        """What the template writes behind a reply, where that is one token."""
+        end = self._template.tokens.get("eos_token", "")
+        ids = self._tokenizer.encode(end, add_special_tokens=False)
+        return ids if len(ids) == 1 else []
+
+    def _advice(self, messages: list[dict[str, Any]], limit: int) -> str:
+        """Which messages to leave out, the oldest ones, so that a reply has room."""
+        first = 1 if messages[0].get("role") == "system" else 0
+        for start in range(first + 1, len(messages)):
+            if messages[start].get("role") != "user":
+                continue
+            try:
+                count = len(self._ids([*messages[:first], *messages[start:]]))
+            except ValueError:  # the template does not take a conversation that begins here
+                continue
+            if count + min(ROOM, limit // 4) <= limit:
+                return f"without messages[{first}:{start}], the oldest, it has {count}"
+        return "its last message alone is too long, with what the template puts around it"
+
+
+def _continues(messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last message is a reply that was begun."""
+    return bool(messages) and messages[-1].get("role") == "assistant"
+
+
+def _joined(message: dict[str, Any], place: int) -> dict[str, Any]:
+    """A message with its parts in one text."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    for part in content:
+        if not (isinstance(part, Mapping) and isinstance(part.get("text"), str)):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise ValueError(
+                f"messages[{place}] has a part of type {kind!r}; a chat takes text alone: "
+                "{'type': 'text', 'text': ...}"
+            )
+    return {**message, "content": "".join(part["text"] for part in content)}
