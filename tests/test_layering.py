@@ -142,8 +142,8 @@ ORDER = {
     """,
     "export": """
         analysis proof report errors outcome graph attention attest passes cache lower
-        torch_patches source capture precision write subject captures forms check pipeline
-        __init__
+        torch_patches source capture precision write subject captures forms check
+        folder pipeline checkpoint __init__
     """,
 }
 """The folders and files of each root. An import points to the same entry or to one before it."""

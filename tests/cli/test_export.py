@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="export needs PyTorch")
 
 from causal_onnx.cli.main import main  # noqa: E402 - after the check for PyTorch
+
+STORIES = Path(__file__).parent.parent / "data" / "real" / "baby105"
 
 SOURCE = '''
 import torch
@@ -240,3 +243,50 @@ def test_example_values_fit_what_the_name_says() -> None:
     ids, mask = make_example(["2,50:int64", "2,50:bool"], Decoder())
     assert sorted(set(ids.flatten().tolist())) == [0, 1]
     assert mask.all()
+
+
+def test_a_checkpoint_becomes_a_folder_that_every_command_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers", reason="Hugging Face folders need the extra `hf`")
+    pytest.importorskip("tokenizers", reason="text needs the extra `text`")
+    model = str(tmp_path / "model")
+    assert main(["export", str(STORIES), "-o", model]) == 0
+    assert "max_seq_len 256 (trained on 256)" in capsys.readouterr().out
+    for command in ("verify-bundle", "selftest", "inspect", "attest"):
+        assert main([command, model]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    arguments = ["--prompt", "Once upon a time", "--max-new-tokens", "30"]
+    assert main(["generate", model, *arguments]) == 0
+    assert "there was" in capsys.readouterr().out
+    assert main(["export", str(STORIES), "-o", model]) == 1
+    assert "On the command line: --replace" in capsys.readouterr().err
+
+
+def test_the_cache_of_a_checkpoint_can_be_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("transformers", reason="Hugging Face folders need the extra `hf`")
+    arguments = ["-o", str(tmp_path / "model"), "--no-cache", "--json"]
+    assert main(["export", str(STORIES.with_name("gpt-nano-sort")), *arguments]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["contract"]["cache"] == []
+    assert said["path"] == str(tmp_path / "model" / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([str(STORIES), "--arg", "a=1"], "--arg is for a module, and .* is a checkpoint"),
+        ([str(STORIES), "--example", "2,3"], "--example is for a module"),
+        (["ckpt.pt", "--axes", "0=batch"], "--axes is for a module, and ckpt.pt is a checkpoint"),
+        (["a.b:c", "--adapter", "x"], "--adapter is for a checkpoint, and a.b:c is none"),
+        (["a.b:c", "--trust-remote-code"], "--trust-remote-code is for a checkpoint"),
+        (["./nowhere"], "write the folder or file of a checkpoint, or pkg.module:name"),
+    ],
+)
+def test_options_of_the_other_kind_are_wrong_usage(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", *arguments, "-o", "model"]) == 2
+    assert re.search(message, capsys.readouterr().err)

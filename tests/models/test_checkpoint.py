@@ -416,12 +416,41 @@ def test_weights_of_an_unknown_family_are_refused() -> None:
         convert_state_dict({}, tiny_llama_config())
 
 
+def test_what_nanogpt_saves_loads_with_its_arguments(tmp_path: Path) -> None:
+    expected = write_nanogpt(tmp_path, bias=True, prefix="_orig_mod.")
+    arguments = json.loads((tmp_path / "config.json").read_text())
+    state = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").unlink()
+    kept = {"model": state, "model_args": arguments, "iter_num": 9, "best_val_loss": 1.5}
+    torch.save(kept, tmp_path / "ckpt.pt")
+    assert largest_error(load_checkpoint(tmp_path / "ckpt.pt")(ids()), expected) < 5e-6
+    torch.save({**kept, "model_args": {"block_size": 4}}, tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match=r"model_args in .*ckpt.pt: the configuration lacks"):
+        load_checkpoint(tmp_path / "ckpt.pt")
+
+
+def test_weights_alone_take_the_config_beside_them(tmp_path: Path) -> None:
+    expected = write_nanogpt(tmp_path, bias=True)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    assert largest_error(load_checkpoint(tmp_path / "pytorch_model.bin")(ids()), expected) < 5e-6
+    torch.save([1, 2], tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds list, expected weights by name, or nanoGPT's"):
+        load_checkpoint(tmp_path / "pytorch_model.bin")
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "ckpt.pt", "model.pth", "model.ckpt"])
-def test_pickles_are_refused_unread(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"not read")
-    with pytest.raises(ValueError, match=rf"{name} is a pickle, which can run any code .* convert"):
-        load_checkpoint(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match=rf"neither .*; {name} is a pickle and not read"):
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, name: str) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "ran",)
+
+    torch.save({"model": {"x": torch.zeros(1)}, "trap": Trap()}, tmp_path / name)
+    for content in ((tmp_path / name).read_bytes(), b"not even a pickle"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} is damaged, or holds more than weights"):
+            load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(FileNotFoundError, match=rf"neither .*; give the file, .*{name}"):
         load_checkpoint(tmp_path)
 
 
@@ -433,7 +462,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent does not exist"):
         load_checkpoint(tmp_path / "absent")
     (tmp_path / "model.onnx").touch()
-    with pytest.raises(ValueError, match=r"expected a folder or a .safetensors file, got .*onnx"):
+    with pytest.raises(ValueError, match=r"expected a folder, a .safetensors file or a .pt file"):
         load_checkpoint(tmp_path / "model.onnx")
 
 
@@ -459,7 +488,7 @@ def test_damaged_files_are_refused(llama_folder: Path) -> None:
         ({"weight_map": {}}, ValueError, "has no weight_map"),
         ({"weight_map": {"x": "../model.safetensors"}}, ValueError, "file name without a folder"),
         ({"weight_map": {"x": "/etc/model.safetensors"}}, ValueError, "file name without a fold"),
-        ({"weight_map": {"x": "weights.bin"}}, ValueError, "weights.bin is a pickle"),
+        ({"weight_map": {"x": "config.json"}}, ValueError, "expected a folder, a .safetensors"),
         ({"weight_map": {"x": "gone.safetensors"}}, FileNotFoundError, "gone.safetensors does no"),
         ({"weight_map": {"x": "model.safetensors"}}, ValueError, "lacks x, which .*index.json nam"),
     ],

@@ -30,8 +30,9 @@ def split_target(target: str) -> tuple[str, str]:
     place, colon, name = target.rpartition(":")
     if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(
-            f"{target!r} does not say what to export; write pkg.module:name or path/file.py:name, "
-            "where name is a function or class that gives the module, or the module itself"
+            f"{target!r} does not say what to export; write the folder or file of a checkpoint, or "
+            "pkg.module:name or path/file.py:name, where name is a function or class that gives "
+            "the module, or the module itself"
         )
     return place, name
 

@@ -54,6 +54,7 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 EPILOG = """\
 examples:
+  causal-onnx export ./checkpoint -o model/
   causal-onnx export mypackage.model:build -o model.onnx
   causal-onnx run model.onnx x.npy -o y.npy
   causal-onnx report model.onnx -o report.html
@@ -168,6 +169,8 @@ HINTS = {
     "trusted=True": "--trusted",
     "cast=True": "--cast",
     "replace=True": "--replace",
+    "trust_remote_code=True": "--trust-remote-code",
+    "adapter=": "--adapter DIR",
     "tokenizer=": "--tokenizer tokenizer.json, or token ids by --ids",
     "example=": "--example 2,16,64, or 2,16:int64 for ids",
     "axes=": "--axes 0=batch,1=seq",

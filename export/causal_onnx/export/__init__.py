@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from causal_onnx.export.check.verify import verify
+    from causal_onnx.export.checkpoint.export import export_checkpoint
     from causal_onnx.export.errors import (
         CausalityError,
         DriftError,
@@ -47,6 +48,7 @@ __all__ = [
     "ParityReport",
     "QuantisationReport",
     "export",
+    "export_checkpoint",
     "verify",
 ]
 
@@ -55,6 +57,7 @@ _HOMES = {
     "pipeline": ("export",),
     "proof.certificate": ("Certificate",),
     "check.verify": ("verify",),
+    "checkpoint.export": ("export_checkpoint",),
 }
 
 

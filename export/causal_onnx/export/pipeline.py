@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 
+import onnxruntime
 from torch import nn
 
 from causal_onnx.export.capture.capture import NEWEST_OPSET, Capture
@@ -20,6 +21,7 @@ from causal_onnx.export.errors import (
     NotSupportedError,
     RewriteError,
 )
+from causal_onnx.export.folder import FILE_SUFFIX, export_into
 from causal_onnx.export.forms import forms_of, say_consequence
 from causal_onnx.export.passes import opset17
 from causal_onnx.export.precision.choose import PRECISIONS, default_opset, grid_for
@@ -27,8 +29,9 @@ from causal_onnx.export.report import ExportReport, Fallback, Progress
 from causal_onnx.export.source.module import Axes, Example
 from causal_onnx.export.subject import Subject, prepare
 from causal_onnx.runtime.artifact.drafts import check_target
+from causal_onnx.runtime.errors import DeviceError
 
-__all__ = ["export"]
+__all__ = ["device_of", "export"]
 
 OPSETS = {"ort": 24, "portable": 20, "tiled": 20}
 """Default opset per target. 24 writes SDPA as one `Attention` node, which onnxruntime >= 1.28 (all
@@ -47,6 +50,7 @@ def export(
     opset: int | None = None,
     max_seq_len: int | None = None,
     max_drift: float | None = None,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a causal attention module to one ONNX file, verified before the file appears.
@@ -54,7 +58,9 @@ def export(
     Args:
         module: Any module with causal self-attention. It is left exactly as it is: a copy in eval
             mode is exported.
-        path: Where the file goes. Written whole or not at all; an older file stays on failure.
+        path: Where the file goes. Written whole or not at all; an older file stays on failure. A
+            path that does not end in .onnx is a folder: the file with what goes with it, for other
+            languages too (docs/bundle.md).
         example: A tensor, a tuple of tensors, or a dict of them by keyword; any sizes will do.
             None: the module has a method `example_input(batch, seq)`, or is a Hugging Face decoder.
         axes: One {axis: name} per input, names "batch" and "seq" ("past_seq", "total_seq" for
@@ -71,12 +77,15 @@ def export(
             weights of few bits, compared with the module of the same rounded weights
             (docs/precision.md).
         opset: ONNX operator set, 17 to 25. None: 24 for "ort", 20 for the others.
-        max_seq_len: A limit lower than the module's own. None: the module's own, found by its
-            guards and by calling it.
+        max_seq_len: The longest sequence of the file, no longer than the module takes. None: what
+            the module was trained on, by a Hugging Face configuration, or else what it takes, found
+            by its guards and by calling it.
         max_drift: How far a lower precision may move the results from fp32: mean KL divergence in
             nats of the next token for language models, else the relative error. None: 0.01 and
             0.02 for "fp16", 0.1 and 0.1 for "bf16", 0.05 and 0.1 for "int8", 0.5 and 0.5 for
             "int4".
+        replace: Put the new folder in the place of a model's folder that is there; a file always
+            takes the place of an older one.
         progress: Called with (step, fraction done).
 
     Returns:
@@ -91,8 +100,61 @@ def export(
         CausalityError: A later input moves an earlier output; carries the cuts. No file appears.
         TypeError, ValueError: Arguments that do not fit.
         OSError: The file cannot be written there; the module was not called.
+        FileExistsError: The folder is there, and not empty or a model's folder to replace.
     """
     path = Path(path)
+
+    def write(file: Path) -> ExportReport:
+        return _export_file(
+            module,
+            file,
+            example=example,
+            axes=axes,
+            cache=cache,
+            target=target,
+            precision=precision,
+            opset=opset,
+            max_seq_len=max_seq_len,
+            max_drift=max_drift,
+            progress=progress,
+        )
+
+    if path.suffix == FILE_SUFFIX:
+        return write(path)
+    return export_into(path, write, replaces=replace, device=device_of(precision))
+
+
+def device_of(precision: str) -> str:
+    """Where the golden vectors of a folder in this precision are replayed.
+
+    Raises:
+        DeviceError: There is no such device here.
+    """
+    if precision != "bf16":
+        return "cpu"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            "the folder of a model is written once its golden vectors were replayed, and bfloat16 "
+            "runs on CUDA alone. Export to a file, path='model.onnx', and write the folder where "
+            "there is a GPU: write_bundle('model.onnx', 'model', device='cuda')"
+        )
+    return "cuda"
+
+
+def _export_file(
+    module: nn.Module,
+    path: Path,
+    *,
+    example: Example | None,
+    axes: Axes | None,
+    cache: bool,
+    target: str,
+    precision: str,
+    opset: int | None,
+    max_seq_len: int | None,
+    max_drift: float | None,
+    progress: Progress | None,
+) -> ExportReport:
     opset = _check_arguments(path, target, precision, opset, max_seq_len)
     _check_max_drift(max_drift, precision)
     tell = progress or (lambda step, fraction: None)
@@ -155,7 +217,7 @@ def _finish(
                 raise
             raise cause from error
         warnings = (*subject.warnings, *map(say_consequence, fallbacks))
-        return replace(report, warnings=warnings, fallbacks=(*fallbacks, *form.left))
+        return dataclasses.replace(report, warnings=warnings, fallbacks=(*fallbacks, *form.left))
     raise NotSupportedError(fallbacks[0].reason)
 
 

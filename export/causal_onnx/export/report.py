@@ -421,6 +421,9 @@ class ExportReport:
     """None: no weights of few bits."""
     drift: DriftReport | None = None
     """None: exported in the module's own precision."""
+    trained_len: int | None = None
+    """The positions that the module was trained on, by its configuration; the limit of the file,
+    unless another was asked for. None: it does not say."""
     source: dict[str, Any] = field(default_factory=dict)
     """Class, versions and sha256 of the weights, as stored in the file."""
     size_bytes: int = 0
@@ -436,7 +439,8 @@ class ExportReport:
         compared = sum(not case.refused for case in self.parity.cases)
         lines = [
             f"{self.path}  {self.size_bytes / 1e6:.2f} MB, {self.nodes} nodes, "
-            f"opset {self.contract.opset}, max_seq_len {limit if limit else 'unlimited'}",
+            f"opset {self.contract.opset}, max_seq_len {limit if limit else 'unlimited'}"
+            + (f" (trained on {self.trained_len})" if self.trained_len is not None else ""),
             *(f"  in   {spec.describe()}" for spec in self.contract.inputs),
             *(f"  out  {spec.describe()}" for spec in self.contract.outputs),
             *(
@@ -473,6 +477,7 @@ class ExportReport:
             "size_bytes": self.size_bytes,
             "nodes": self.nodes,
             "contract": self.contract.to_json(),
+            "trained_len": self.trained_len,
             "source": self.source,
             "parity": self.parity.to_dict(),
             "causality": self.causality.to_dict(),

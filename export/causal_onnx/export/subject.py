@@ -14,11 +14,11 @@ from causal_onnx.export.precision.choose import in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
 from causal_onnx.export.source.inputs import CallSizes, InputSpec
-from causal_onnx.export.source.language import special_tokens
+from causal_onnx.export.source.language import special_tokens, trained_length
 from causal_onnx.export.source.module import Axes, Example, Observed, Source, open_source
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
 from causal_onnx.export.source.padding_mask import fill_padding
-from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.runtime.contract import LARGEST_AXIS, Contract, TensorSpec
 
 __all__ = ["Subject", "crops", "other_sizes", "prepare"]
 
@@ -45,6 +45,8 @@ class Subject:
     """To capture at."""
     is_limit_asked: bool
     """The caller gave `max_seq_len`: a graph that is valid for less will not do."""
+    trained_len: int | None = None
+    """The positions that the module was trained on, by its configuration."""
     excluded: tuple[CallSizes, ...] = ()
     """Sizes that the guards of the capture exclude; the file is compared there, too."""
     warnings: tuple[str, ...]
@@ -79,7 +81,8 @@ def prepare(
     source = opened.source
     # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.
     specs = _look_at_inputs(source, opened.specs, is_batch_given=axes is not None)
-    lengths = _find_lengths(source, specs, max_seq_len)
+    trained = trained_length(module)
+    lengths = _find_lengths(source, specs, max_seq_len, trained)
     fixed_seq = lengths.fixed_seq
     sizes = capture_sizes(source.fresh(), specs, lengths.limit, fixed_seq)
     probe.refuse_random(source.fresh(), specs, sizes)
@@ -116,6 +119,7 @@ def prepare(
         ),
         sizes=sizes,
         is_limit_asked=max_seq_len is not None,
+        trained_len=trained,
         warnings=tuple(warnings),
     )
 
@@ -180,7 +184,7 @@ class _FoundLengths:
     """Which lengths the module accepts."""
 
     longest: int | None
-    """Its limit, or the lower one that was asked for."""
+    """Its limit, or a lower one: what was asked for, or what it was trained on."""
     fixed_seq: int | None
     warnings: list[str]
 
@@ -191,7 +195,7 @@ class _FoundLengths:
 
 
 def _find_lengths(
-    source: Source, specs: Sequence[InputSpec], max_seq_len: int | None
+    source: Source, specs: Sequence[InputSpec], max_seq_len: int | None, trained: int | None
 ) -> _FoundLengths:
     warnings = []
     limit = probe.find_max_seq_len(source.fresh(), specs)
@@ -201,6 +205,13 @@ def _find_lengths(
                 f"max_seq_len is {max_seq_len}, but the module accepts at most {limit} positions"
             )
         limit = max_seq_len
+        if trained is not None and limit > trained:
+            warnings.append(
+                f"max_seq_len is {limit}, but the module was trained on {trained} positions, as "
+                "its configuration says: beyond them it may write nonsense"
+            )
+    elif trained is not None and trained < min(limit or LARGEST_AXIS, LARGEST_AXIS):
+        limit = trained
     elif limit is not None:
         beyond = probe.at_length(source, specs, CallSizes(batch=1, seq=limit + 1))
         if beyond.takes is False and beyond.error is None:

@@ -1,8 +1,9 @@
-"""Load a decoder from a checkpoint folder: config.json and safetensors files."""
+"""Load a decoder from a checkpoint: config.json and safetensors files, or what torch.save wrote."""
 
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -29,8 +30,11 @@ def load_checkpoint(path: str | PathLike[str], *, config: DecoderConfig | None =
 
     Args:
         path: A folder with config.json and model.safetensors (or model.safetensors.index.json and
-            its shards), or one .safetensors file with its config.json beside it.
-        config: Used instead of config.json.
+            its shards), one .safetensors file with its config.json beside it, or a file of
+            torch.save's: what nanoGPT writes (`ckpt.pt`, with its `model_args`), or weights alone
+            with config.json beside them. Such files are pickles: they are read by PyTorch's loader
+            for weights, which runs none of what they ask for.
+        config: Used instead of config.json, or `model_args`.
 
     Returns:
         The model in eval mode, on the CPU, in float32 whatever the precision of the file. Its
@@ -38,14 +42,20 @@ def load_checkpoint(path: str | PathLike[str], *, config: DecoderConfig | None =
 
     Raises:
         FileNotFoundError: A file is missing; the message names it.
-        ValueError: A file is damaged or a pickle, or the configuration or the weights are not of a
-            model that `DecoderLM` computes.
+        ValueError: A file is damaged or holds more than weights, or the configuration or the
+            weights are not of a model that `DecoderLM` computes.
         ModuleNotFoundError: safetensors is not installed.
     """
     path = Path(path)
-    state = _read_weights(path)
     folder = path if path.is_dir() else path.parent
-    if config is None:
+    arguments = None
+    if path.suffix in PICKLE_SUFFIXES and not path.is_dir():
+        state, arguments = _read_torch(path)
+    else:
+        state = _read_weights(path)
+    if config is None and arguments is not None:
+        config = _convert(arguments, f"model_args in {path}")
+    elif config is None:
         config = _read_config(folder / CONFIG)
     weights = convert_state_dict(state, config)
     # No memory and no time for weights that are replaced at once.
@@ -58,10 +68,38 @@ def load_checkpoint(path: str | PathLike[str], *, config: DecoderConfig | None =
 def _read_config(path: Path) -> DecoderConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: put it beside the weights, or give config")
+    return _convert(_read_json(path), str(path))
+
+
+def _convert(data: Mapping[str, Any], where: str) -> DecoderConfig:
     try:
-        return convert_config(_read_json(path))
+        return convert_config(data)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any] | None]:
+    """Weights that torch.save wrote, and the model's arguments where nanoGPT put them beside."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged, or holds more than weights and plain settings, which is not read: "
+            "loading it could run any code. Save its weights by safetensors.torch.save_file, with "
+            "config.json beside them"
+        ) from error
+    arguments = found.get("model_args") if isinstance(found, dict) else None
+    state = found["model"] if isinstance(found, dict) and "model" in found else found
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise ValueError(
+            f"{path} holds {type(found).__name__}, expected weights by name, or nanoGPT's dict "
+            "with 'model' and 'model_args'"
+        )
+    return state, arguments if isinstance(arguments, Mapping) else None
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
@@ -71,7 +109,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if (path / WEIGHTS).is_file():
             return _read_safetensors(path / WEIGHTS)
         pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
-        hint = f"; {pickles[0]} is a pickle and not read" if pickles else ""
+        hint = f"; give the file, {path / pickles[0]}" if pickles else ""
         raise FileNotFoundError(f"{path} holds neither {WEIGHTS} nor {INDEX}{hint}")
     if path.name.endswith(".safetensors.index.json"):
         return _read_shards(path)
@@ -96,15 +134,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix in PICKLE_SUFFIXES:
-        raise ValueError(
-            f"{path} is a pickle, which can run any code when it is loaded: convert it with "
-            "safetensors.torch.save_file, and give the .safetensors file"
-        )
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     if path.suffix != ".safetensors":
-        raise ValueError(f"expected a folder or a .safetensors file, got {path}")
+        raise ValueError(f"expected a folder, a .safetensors file or a .pt file, got {path}")
     try:
         from safetensors import SafetensorError  # noqa: PLC0415 - only checkpoints need it
         from safetensors.torch import load_file  # noqa: PLC0415

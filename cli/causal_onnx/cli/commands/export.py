@@ -1,7 +1,8 @@
-"""Export a PyTorch module to one proven ONNX file.
+"""Export a checkpoint or a PyTorch module to one proven ONNX file, or to a folder that is a model.
 
 The file appears only after it was compared with the module over a grid of lengths and batches and
-tested for causality. The current folder can be imported from, as with `python -m`.
+tested for causality. A folder also holds the tokenizer, the chat template and the generation
+settings of the checkpoint. The current folder can be imported from, as with `python -m`.
 """
 
 from __future__ import annotations
@@ -17,27 +18,52 @@ from causal_onnx.cli.factory import importable, make_module, parse_arguments, sp
 from causal_onnx.cli.options import parse_axes
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from causal_onnx.cli.console import Progress
     from causal_onnx.export import CausalityError, ExportReport, ParityError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """\
 examples:
+  causal-onnx export ./checkpoint -o model/
+  causal-onnx export ./checkpoint --adapter ./lora --precision int8 -o model/
+  causal-onnx export out/ckpt.pt -o model/
   causal-onnx export mypackage.model:build -o model.onnx
   causal-onnx export train.py:GPT --arg bias=false --example 2,16:int64 -o gpt.onnx
   causal-onnx export layers.py:attention -o a.onnx --example 2,16,64 --axes 0=batch,1=seq
 """
 
 
+CHECKPOINT_SUFFIXES = (".safetensors", ".json", ".pt", ".pth", ".bin", ".ckpt")
+"""Of files that are checkpoints; .json is the index of several."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
         "target",
-        metavar="pkg.module:name",
-        help="a function or class that gives the module, or the module itself; also file.py:name",
+        metavar="CHECKPOINT | pkg.module:name",
+        help="a checkpoint: a folder of Hugging Face or nanoGPT, a .safetensors or a .pt file; or "
+        "a function or class that gives the module, or the module itself; also file.py:name",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="the .onnx file to write"
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="what to write: a path that ends in .onnx is a file, any other the folder of a model",
+    )
+    checkpoint = parser.add_argument_group("checkpoints")
+    checkpoint.add_argument(
+        "--adapter", type=Path, metavar="DIR", help="a PEFT adapter, to be merged (needs peft)"
+    )
+    checkpoint.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files that the checkpoint's config.json names",
     )
     parser.add_argument(
         "--arg",
@@ -64,8 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cache",
-        action="store_true",
-        help="derive a KV cache: the file takes past keys and values and gives present ones",
+        action=argparse.BooleanOptionalAction,
+        help="derive a KV cache: the file takes past keys and values and gives present ones "
+        "(default: for a checkpoint that is exported to a folder)",
     )
     parser.add_argument(
         "--target", dest="form", default="ort", help="ort (default), portable or tiled"
@@ -82,18 +109,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: by target)")
     parser.add_argument(
-        "--max-seq-len", type=int, metavar="N", help="a limit lower than the module's own"
+        "--max-seq-len",
+        type=int,
+        metavar="N",
+        help="the longest sequence (default: what the "
+        "model was trained on, where it says so, or else what it takes)",
+    )
+    parser.add_argument(
+        "--replace", action="store_true", help="replace the folder of a model that is there already"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Export, and print what was found."""
-    place, name = split_target(args.target)
+    named = None if _is_checkpoint(args) else split_target(args.target)
     arguments = parse_arguments(args.arg)
     try:
-        from causal_onnx.cli.examples import make_example
-        from causal_onnx.export import CausalityError, ParityError, export
+        from causal_onnx.export import CausalityError, ParityError
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("causal_onnx"):
             raise
@@ -108,23 +141,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "`fixed` for an input without batch and seq"
         )
     failure: ParityError | CausalityError | None = None
-    with importable(place), console.progress() as tell:
-        tell("import", 0.0)
-        module = make_module(place, name, arguments)
+    with console.progress() as tell:
         try:
-            report = export(
-                module,
-                args.output,
-                example=make_example(args.example, module) if args.example else None,
-                axes=axes,
-                cache=args.cache,
-                target=args.form,
-                precision=args.precision,
-                opset=args.opset,
-                max_seq_len=args.max_seq_len,
-                max_drift=args.max_drift,
-                progress=tell,
-            )
+            if named is None:
+                report = _export_checkpoint(args, tell)
+            else:
+                with importable(named[0]):
+                    tell("import", 0.0)
+                    module = make_module(*named, arguments)
+                    report = _export_module(module, axes, args, tell)
         except (ParityError, CausalityError) as error:
             failure = error
     # Not before: what is printed while the progress bar is up mixes with it.
@@ -134,6 +159,68 @@ def run(args: argparse.Namespace, console: Console) -> int:
     _print_failure(failure, console, as_json=args.json)
     # The table went to stdout; what is left for stderr is the verdict.
     raise CommandError(str(failure).partition("\n")[0]) from failure
+
+
+def _is_checkpoint(args: argparse.Namespace) -> bool:
+    """Whether the target is one; else it names a module.
+
+    Raises:
+        UsageError: Options were given that do not go together with it.
+    """
+    path = Path(args.target)
+    if not path.is_dir() and path.suffix not in CHECKPOINT_SUFFIXES:
+        if args.adapter is not None or args.trust_remote_code:
+            option = "--trust-remote-code" if args.adapter is None else "--adapter"
+            raise UsageError(f"{option} is for a checkpoint, and {args.target} is none")
+        return False
+    for option in ("arg", "example", "axes"):
+        if getattr(args, option):
+            raise UsageError(f"--{option} is for a module, and {args.target} is a checkpoint")
+    return True
+
+
+def _export_checkpoint(args: argparse.Namespace, tell: Progress) -> ExportReport:
+    from causal_onnx.export import export_checkpoint
+
+    return export_checkpoint(
+        args.target,
+        args.output,
+        adapter=args.adapter,
+        trust_remote_code=args.trust_remote_code,
+        cache=args.cache,
+        target=args.form,
+        precision=args.precision,
+        opset=args.opset,
+        max_seq_len=args.max_seq_len,
+        max_drift=args.max_drift,
+        replace=args.replace,
+        progress=tell,
+    )
+
+
+def _export_module(
+    module: nn.Module,
+    axes: list[dict[int, str]] | None,
+    args: argparse.Namespace,
+    tell: Progress,
+) -> ExportReport:
+    from causal_onnx.cli.examples import make_example
+    from causal_onnx.export import export
+
+    return export(
+        module,
+        args.output,
+        example=make_example(args.example, module) if args.example else None,
+        axes=axes,
+        cache=bool(args.cache),
+        target=args.form,
+        precision=args.precision,
+        opset=args.opset,
+        max_seq_len=args.max_seq_len,
+        max_drift=args.max_drift,
+        replace=args.replace,
+        progress=tell,
+    )
 
 
 def _print_report(report: ExportReport, console: Console, *, as_json: bool) -> None:

@@ -78,6 +78,7 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
         cache=cached,
         quantisation=quantisation,
         drift=drift,
+        trained_len=subject.trained_len,
         source=described,
         size_bytes=size,
         nodes=sum(1 for _ in form.model.graph.all_nodes()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,16 @@ from torch import nn
 
 from causal_onnx.export.source.inputs import InputSpec
 
-__all__ = ["SpecialTokens", "special_tokens"]
+__all__ = ["SpecialTokens", "special_tokens", "trained_length"]
+
+LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_sequence_length",
+    "seq_length",
+)
+"""What configurations call the context that a model was trained on; the first that is there."""
 
 KINDS = ("eos_token_id", "bos_token_id", "pad_token_id")
 
@@ -52,6 +61,36 @@ def special_tokens(module: nn.Module, specs: Sequence[InputSpec]) -> SpecialToke
         pad=next(iter(found["pad_token_id"]), None),
         warnings=tuple(warnings),
     )
+
+
+def trained_length(module: nn.Module) -> int | None:
+    """How many positions a language model was trained on, by its `config`; None: it does not say.
+
+    Where rotary positions are stretched, the stretched length: a configuration states it, or the
+    length before and the factor.
+    """
+    config = getattr(module, "config", None)
+    if not isinstance(getattr(config, "model_type", None), str):
+        return None
+    text_config = getattr(config, "get_text_config", None)
+    if callable(text_config):
+        config = text_config()
+    stated = (getattr(config, name, None) for name in LENGTHS)
+    length = next((n for n in stated if type(n) is int and n >= 2), None)
+    if length is None:
+        return None
+    return max(length, *_stretched(getattr(config, "rope_parameters", None)), 2)
+
+
+def _stretched(parameters: Any) -> Iterator[int]:
+    """The length before stretching times the factor, for each kind of layer that states both."""
+    if not isinstance(parameters, Mapping):
+        return
+    before, factor = parameters.get("original_max_position_embeddings"), parameters.get("factor")
+    if isinstance(before, int) and isinstance(factor, int | float):
+        yield int(before * factor)
+    for inner in parameters.values():
+        yield from _stretched(inner)
 
 
 def _ids(value: Any) -> list[int]:

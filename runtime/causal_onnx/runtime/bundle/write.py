@@ -41,7 +41,7 @@ from causal_onnx.runtime.model import Model, load
 from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.text.tokenizer import read_tokenizer
 
-__all__ = ["write_bundle"]
+__all__ = ["check_bundle_target", "write_bundle"]
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (
@@ -96,7 +96,7 @@ def write_bundle(
             f"{'' if artifact.contract is None else ' vectors'}; a bundle is made of a file that "
             "causal-onnx exported"
         )
-    _check_target(target, replace)
+    check_bundle_target(target, replace)
     beside = _find_beside(
         path,
         tokenizer=None if tokenizer is None else Path(tokenizer),
@@ -115,7 +115,12 @@ def write_bundle(
     return files
 
 
-def _check_target(target: Path, replace: bool) -> None:
+def check_bundle_target(target: Path, replace: bool) -> None:
+    """Find out whether a bundle may be put at `target`.
+
+    Raises:
+        FileExistsError: Something is in the way that is not to be replaced.
+    """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise FileExistsError(f"{target} is in the way: it is not a folder")
     if not target.is_dir() or not any(target.iterdir()):

@@ -1,0 +1,1 @@
+"""From a checkpoint to a model: a file, or a folder with all that goes with it."""

@@ -1,0 +1,158 @@
+"""Export a checkpoint: to a file, or to a folder with its tokenizer, chat template and settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from causal_onnx.export.checkpoint.adapter import ADAPTER_CONFIG, base_of, merge_adapter
+from causal_onnx.export.checkpoint.huggingface import (
+    CONFIG,
+    open_huggingface,
+    open_tokenizer,
+    read_config,
+)
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.folder import FILE_SUFFIX, check_folder, export_into
+from causal_onnx.export.pipeline import device_of, export
+from causal_onnx.export.report import ExportReport, Progress
+from causal_onnx.models import load_checkpoint
+
+__all__ = ["export_checkpoint"]
+
+
+def export_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
+    cache: bool | None = None,
+    target: str = "ort",
+    precision: str = "fp32",
+    opset: int | None = None,
+    max_seq_len: int | None = None,
+    max_drift: float | None = None,
+    replace: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Export the causal language model in a checkpoint, verified before anything appears.
+
+    Args:
+        checkpoint: A folder of Hugging Face's layout (config.json and safetensors files; needs the
+            extra `hf`), a folder with a PEFT adapter of such a model, or whatever
+            `causal_onnx.models.load_checkpoint` reads: nanoGPT's folder, a .safetensors or .pt
+            file. It is loaded in fp32; nothing is fetched.
+        path: A path that ends in .onnx is the file to write. Any other is a folder: the model with
+            its tokenizer, chat template, generation settings, licence, certificate and golden
+            vectors (docs/bundle.md), which `load(path)` takes. Whole or not at all.
+        adapter: A folder with a PEFT adapter, which is merged into the weights (needs peft).
+        trust_remote_code: Run the Python files that the checkpoint's config.json names.
+        cache: As for `export`. None: for a folder, which is for generating text.
+        target: As for `export`.
+        precision: As for `export`.
+        opset: As for `export`.
+        max_seq_len: As for `export`.
+        max_drift: As for `export`.
+        replace: Put the new folder in the place of a model's folder that is there.
+        progress: Called with (step, fraction done).
+
+    Returns:
+        What was written and what was found; its `path` is that of the .onnx file.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint, or one of its files is missing.
+        FileExistsError: The folder exists, and is not empty or a model's folder to replace.
+        ImportError: transformers or peft is needed and not installed.
+        ExportError, ValueError: It is no checkpoint of a causal language model; or as for `export`.
+        ParityError, DriftError, CausalityError: As for `export`.
+    """
+    place, goal = Path(checkpoint), Path(path)
+    is_folder = goal.suffix != FILE_SUFFIX
+    device = "cpu"
+    if is_folder:
+        check_folder(goal, replaces=replace)
+        device = device_of(precision)
+    if progress is not None:
+        progress("load", 0.0)
+    opened = _open(
+        place,
+        adapter=None if adapter is None else Path(adapter),
+        trust_remote_code=trust_remote_code,
+    )
+
+    def write(file: Path) -> ExportReport:
+        report = export(
+            opened.module,
+            file,
+            cache=is_folder if cache is None else cache,
+            target=target,
+            precision=precision,
+            opset=opset,
+            max_seq_len=max_seq_len,
+            max_drift=max_drift,
+            progress=progress,
+        )
+        return _warned(report, opened.warnings)
+
+    if not is_folder:
+        return write(goal)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = None
+        if opened.folder is not None:
+            tokenizer, told = open_tokenizer(opened.tokenizer or opened.folder, Path(scratch))
+            opened.warnings.extend(told)
+        return export_into(
+            goal,
+            write,
+            tokenizer=tokenizer,
+            checkpoint=opened.folder,
+            replaces=replace,
+            device=device,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A checkpoint that is loaded."""
+
+    module: nn.Module
+    folder: Path | None = None
+    """What goes with it lies here; None: it is a file, of which nothing more is known."""
+    tokenizer: Path | None = None
+    """Where its tokenizer lies, if not there."""
+    warnings: list[str] = field(default_factory=list)
+
+
+def _open(place: Path, *, adapter: Path | None, trust_remote_code: bool) -> _Opened:
+    if not place.exists():
+        raise FileNotFoundError(f"there is no checkpoint {place}")
+    if (place / ADAPTER_CONFIG).is_file():
+        if adapter is not None:
+            raise ValueError(f"{place} is an adapter itself; adapter={str(adapter)!r} is a second")
+        place, adapter = base_of(place), place
+    if not _is_huggingface(place):
+        if adapter is not None:
+            raise ExportError(f"an adapter is merged into a Hugging Face folder; {place} is none")
+        return _Opened(module=load_checkpoint(place), folder=place if place.is_dir() else None)
+    module, warnings = open_huggingface(place, trust_remote_code=trust_remote_code)
+    if adapter is None:
+        return _Opened(module=module, folder=place, warnings=warnings)
+    own = adapter if (adapter / "tokenizer.json").is_file() else None
+    return _Opened(
+        module=merge_adapter(module, adapter), folder=place, tokenizer=own, warnings=warnings
+    )
+
+
+def _is_huggingface(place: Path) -> bool:
+    """Whether transformers is to load it: nanoGPT's settings have no `model_type`."""
+    return (place / CONFIG).is_file() and "model_type" in read_config(place / CONFIG)
+
+
+def _warned(report: ExportReport, warnings: list[str]) -> ExportReport:
+    return dataclasses.replace(report, warnings=(*warnings, *report.warnings))

@@ -1,0 +1,193 @@
+"""Open a folder of Hugging Face's layout as the library's own model, or say why not."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.outcome import Refusal, ask, handed_over
+from causal_onnx.runtime.json_text import read_json_file
+from causal_onnx.runtime.text.extras import import_extra
+
+__all__ = ["CONFIG", "open_huggingface", "open_tokenizer", "read_config"]
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+
+OLDER_TOKENIZERS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+"""What tokenizers were stored as before tokenizer.json; transformers reads them."""
+
+MAX_NAMED = 4
+"""Weights listed in one message."""
+
+EXTRA_OUTPUTS = ("output_attentions", "output_hidden_states", "output_router_logits")
+"""Settings that make the model return more than its logits."""
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a configuration file.
+
+    Raises:
+        ExportError: It is no JSON object.
+    """
+    try:
+        data = read_json_file(path)
+    except ValueError as error:
+        raise ExportError(f"{path} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ExportError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    return data
+
+
+def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, list[str]]:
+    """Load the causal language model in a folder, in fp32 and eval mode, without its cache.
+
+    Nothing is fetched, and no code of the folder is run unless it is trusted.
+
+    Args:
+        folder: With config.json and safetensors files.
+        trust_remote_code: Run the Python files that config.json names in `auto_map`.
+
+    Returns:
+        The model, and what the caller should be told.
+
+    Raises:
+        ExportError: It is no causal language model, or cannot be loaded whole.
+        ImportError: transformers is not installed.
+    """
+    data = read_config(folder / CONFIG)
+    transformers = _import_transformers()
+    _refuse_other_kinds(folder, data, transformers, trust_remote_code=trust_remote_code)
+    with _quiet(transformers):
+        answer = ask(
+            handed_over,
+            transformers.AutoModelForCausalLM.from_pretrained,
+            folder,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    if isinstance(answer, Refusal):
+        raise ExportError(f"{folder} cannot be loaded by transformers: {answer}") from answer.error
+    model, info = answer
+    if not isinstance(model, nn.Module):
+        raise ExportError(f"{folder} gave an object of type {type(model).__name__}, no module")
+    missing = sorted(map(str, info.get("missing_keys", ())))
+    if missing:
+        raise ExportError(
+            f"{folder} lacks {len(missing)} weights of {type(model).__name__}, such as "
+            f"{', '.join(missing[:MAX_NAMED])}: transformers would fill them with random numbers. "
+            "Give the whole checkpoint"
+        )
+    for name in EXTRA_OUTPUTS:
+        if hasattr(model.config, name):
+            setattr(model.config, name, False)
+    model.config.use_cache = False
+    unexpected = sorted(map(str, info.get("unexpected_keys", ())))
+    warnings = []
+    if unexpected:
+        warnings.append(
+            f"{len(unexpected)} weights in the checkpoint are none of {type(model).__name__}, such "
+            f"as {', '.join(unexpected[:MAX_NAMED])}; left out"
+        )
+    return model.eval(), warnings
+
+
+def open_tokenizer(folder: Path, scratch: Path) -> tuple[Path | None, list[str]]:
+    """A folder with a tokenizer.json: this one, or `scratch`, where an older layout is converted.
+
+    Returns:
+        The folder, or None where there is no tokenizer, and what the caller should be told.
+    """
+    if (folder / TOKENIZER).is_file():
+        return folder, []
+    older = [name for name in OLDER_TOKENIZERS if (folder / name).is_file()]
+    if not older:
+        return None, ["the checkpoint has no tokenizer: the model takes and gives token ids only"]
+    transformers = _import_transformers()
+    with _quiet(transformers):
+        tokenizer = ask(
+            handed_over, transformers.AutoTokenizer.from_pretrained, folder, local_files_only=True
+        )
+        if not isinstance(tokenizer, Refusal):
+            saved = ask(handed_over, tokenizer.save_pretrained, scratch)
+            tokenizer = saved if isinstance(saved, Refusal) else tokenizer
+    if isinstance(tokenizer, Refusal) or not (scratch / TOKENIZER).is_file():
+        reason = str(tokenizer) if isinstance(tokenizer, Refusal) else f"it has no {TOKENIZER}"
+        return None, [
+            f"the tokenizer ({', '.join(older)}) could not be carried over: {reason}. Save it as "
+            f"{TOKENIZER} and export again, or pass --tokenizer to what reads text"
+        ]
+    return scratch, []
+
+
+def _import_transformers() -> Any:
+    return import_extra("transformers", extra="hf", purpose="a checkpoint in Hugging Face's layout")
+
+
+def _refuse_other_kinds(
+    folder: Path, data: Mapping[str, Any], transformers: Any, *, trust_remote_code: bool
+) -> None:
+    """Raise where the folder holds no causal language model, or needs code of its own."""
+    place = folder / CONFIG
+    code = data.get("auto_map")
+    if code and not trust_remote_code:
+        files = sorted(map(str, code.values())) if isinstance(code, Mapping) else [str(code)]
+        raise ExportError(
+            f"{place} names code of its own in auto_map ({', '.join(files[:MAX_NAMED])}), which is "
+            "not run unless you trust it: trust_remote_code=True. Where transformers knows "
+            f"model_type {data.get('model_type')!r} itself, removing auto_map has it use its own"
+        )
+    if data.get("quantization_config") is not None:
+        raise ExportError(
+            f"{place} has a quantization_config: the weights are packed. Export the checkpoint "
+            "they were quantised from, with precision='int4' or 'int8'"
+        )
+    stated = data.get("architectures")
+    classes = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
+    named = f"{place} describes {classes[0] if classes else data.get('model_type')!r}"
+    supported = (
+        "what is supported are decoders that continue a text, classes like LlamaForCausalLM and "
+        "GPT2LMHeadModel"
+    )
+    if data.get("is_encoder_decoder"):
+        raise ExportError(f"{named}, an encoder with a decoder; {supported}")
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    causal = {name for names in known.values() for name in _names(names)}
+    if code and trust_remote_code:
+        return
+    if data.get("model_type") not in known:
+        raise ExportError(
+            f"{named} of model_type {data.get('model_type')!r}, which transformers "
+            f"{transformers.__version__} has no causal language model for; {supported}"
+        )
+    if classes and not causal & set(classes):
+        raise ExportError(f"{named}, no causal language model; {supported}")
+    if any(name.endswith("ForConditionalGeneration") for name in classes):
+        raise ExportError(f"{named}, which takes more than token ids; {supported}")
+
+
+def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the library's progress bars and advice: what matters of it is said here."""
+    logging = transformers.utils.logging
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()

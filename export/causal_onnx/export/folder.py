@@ -1,0 +1,67 @@
+"""A folder that is a model, made of an export: the file first, then all that goes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from causal_onnx.export.report import ExportReport
+from causal_onnx.runtime import write_bundle
+from causal_onnx.runtime.artifact.drafts import check_target, draft_folder
+from causal_onnx.runtime.artifact.folder import MODEL
+from causal_onnx.runtime.bundle.write import check_bundle_target
+
+__all__ = ["FILE_SUFFIX", "check_folder", "export_into"]
+
+FILE_SUFFIX = ".onnx"
+"""Whatever path has it names a file; any other names a folder."""
+
+
+def check_folder(folder: Path, *, replaces: bool) -> None:
+    """Find out whether a model's folder can be written, before hours of work for it.
+
+    Raises:
+        OSError: It cannot be written there, or something is in the way.
+    """
+    check_bundle_target(folder, replaces)
+    check_target(folder)
+
+
+def export_into(
+    folder: Path,
+    write: Callable[[Path], ExportReport],
+    *,
+    tokenizer: Path | None = None,
+    checkpoint: Path | None = None,
+    replaces: bool = False,
+    device: str = "cpu",
+) -> ExportReport:
+    """Let `write` export to a file that nobody sees yet, and make a model's folder of it.
+
+    Args:
+        folder: As `write_bundle` makes it; whole or not at all.
+        write: Exports to the path that it is given.
+        tokenizer: As for `write_bundle`.
+        checkpoint: As for `write_bundle`.
+        replaces: As `replace` of `write_bundle`.
+        device: As for `write_bundle`.
+
+    Returns:
+        The report of `write`, with the path of the model in the folder.
+    """
+    check_folder(folder, replaces=replaces)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with draft_folder(folder) as draft:
+        # Not in the draft itself, which is locked: whoever writes a file locks its folder.
+        file = draft / "file" / MODEL
+        report = write(file)
+        write_bundle(
+            file,
+            folder,
+            tokenizer=tokenizer,
+            checkpoint=checkpoint,
+            replace=replaces,
+            device=device,
+        )
+    return replace(report, path=folder / MODEL)
