@@ -155,6 +155,14 @@ def test_more_drift_than_allowed_is_a_finding(
     assert not (folder / "m.onnx").exists()
 
 
+def test_a_missing_file_is_said_before_pytorch_is_imported(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "causal_onnx.export", None)  # importing it fails
+    assert main(["export", "missing.py:x", "-o", "m.onnx"]) == 1
+    assert "there is no file missing.py" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -26,6 +26,7 @@ def split_target(target: str) -> tuple[str, str]:
 
     Raises:
         UsageError: It is not of that form.
+        CommandError: It names a file that is not there: said before PyTorch is imported.
     """
     place, colon, name = target.rpartition(":")
     if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
@@ -34,6 +35,8 @@ def split_target(target: str) -> tuple[str, str]:
             "pkg.module:name or path/file.py:name, where name is a function or class that gives "
             "the module, or the module itself"
         )
+    if _is_file(place) and not Path(place).is_file():
+        raise CommandError(f"there is no file {place}")
     return place, name
 
 
@@ -133,8 +136,6 @@ def _import(place: str) -> ModuleType:
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise CommandError(f"there is no file {path}")
     path = path.resolve()
     name = path.stem
     known = sys.modules.get(name)
