@@ -418,7 +418,7 @@ OPTIMISED = [
          "h1 = com.microsoft.FusedGemm <activation = \"Relu\"> (h, w, g) n = Shape(x) "
          "y = Reshape(h1, n)", contrib=True),
     good("quantised_attention", QUANTISED.format(causal=1), signature=FLAT, contrib=True,
-         every_length=True, measured=True, **PROJECT),
+         **PROJECT),
     bad("quantised_attention_full", QUANTISED.format(causal=0), "QAttention", signature=FLAT,
         contrib=True, **PROJECT),
     good("quantised_sum", CODES + "c = com.microsoft.QLinearAdd (k, s, z, k, s, z, s, z)" + DECODED,
@@ -426,19 +426,18 @@ OPTIMISED = [
     good("quantised_product", CODES + "c = com.microsoft.QLinearMul (k, s, z, k, s, z, s, z)"
          + DECODED, contrib=True, **BYTES),
     good("quantised_sigmoid", CODES + "c = com.microsoft.QLinearSigmoid (k, s, z, s, z)" + DECODED,
-         contrib=True, measured=True, **BYTES),
+         contrib=True, **BYTES),
     good("quantised_leaky", CODES + "c = com.microsoft.QLinearLeakyRelu <alpha = 0.1> "
-         "(k, s, z, s, z)" + DECODED, contrib=True, measured=True, **BYTES),
+         "(k, s, z, s, z)" + DECODED, contrib=True, **BYTES),
     good("quantised_softmax", CODES + "c = com.microsoft.QLinearSoftmax <axis = -1, opset = 13> "
-         "(k, s, z, s, z)" + DECODED, contrib=True, measured=True, **BYTES),
+         "(k, s, z, s, z)" + DECODED, contrib=True, **BYTES),
     bad("quantised_softmax_over_time", CODES + "c = com.microsoft.QLinearSoftmax <axis = 1, opset "
         "= 13> (k, s, z, s, z)" + DECODED, "QLinearSoftmax", contrib=True, **BYTES),
     good("quantised_concat", CODES + "c = com.microsoft.QLinearConcat <axis = 2> "
-         "(s, z, k, s, z, k, s, z)" + DECODED, contrib=True, measured=True,
+         "(s, z, k, s, z, k, s, z)" + DECODED, contrib=True,
          signature="(float[batch, seq, 4] x) => (float[batch, seq, 8] y)", **BYTES),
     good("quantised_where", CODES + "f = Constant <value_ints = [1]> () b = Cast <to = 9> (f) c = "
-         "com.microsoft.QLinearWhere (b, k, s, z, k, s, z, s, z)" + DECODED, contrib=True,
-         measured=True, **BYTES),
+         "com.microsoft.QLinearWhere (b, k, s, z, k, s, z, s, z)" + DECODED, contrib=True, **BYTES),
 ]  # fmt: skip
 
 CHUNKED = """

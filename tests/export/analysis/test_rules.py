@@ -143,7 +143,7 @@ def contrib(inputs: list[str], **attributes: object) -> onnx.ModelProto:
     model = build("y = Relu(x)", contrib=True)
     model.graph.node[0].CopyFrom(node)
     for name, shape in shapes.items():
-        array = np.zeros(shape, np.int64 if shape == () else np.float32)
+        array = np.ones(shape, np.int64 if shape == () else np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     return model
 

@@ -21,6 +21,7 @@ from causal_onnx.export.analysis.elements import (
     plain,
 )
 from causal_onnx.export.analysis.evaluate import ELEMENTWISE, evaluate, refusal
+from causal_onnx.export.analysis.expansion import Body, Shape, body_of
 from causal_onnx.export.analysis.rules import RULES, Context
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 
@@ -73,10 +74,19 @@ class Run:
 
 
 class Constants:
-    """Values that do not depend on any input, evaluated once for all runs."""
+    """What is the same in all runs: values that depend on no input, and the bodies of operators."""
 
     def __init__(self) -> None:
         self.values: dict[ir.Value, Known] = {}
+        self._bodies: dict[ir.Node, Body | None] = {}
+
+    def body(
+        self, node: ir.Node, shapes: Sequence[Shape | None], opsets: Mapping[str, int]
+    ) -> Body | None:
+        """What a node without a rule is made of, one graph for all runs; None: nothing known."""
+        if node not in self._bodies:
+            self._bodies[node] = body_of(node, shapes, opsets)
+        return self._bodies[node]
 
     def of(self, value: ir.Value) -> Known | None:
         """The constant behind a value: an initializer, or what was remembered."""
@@ -181,6 +191,8 @@ class _Walker:
         self.constants = constants
         self.sizes = sizes
         self.names = signature.names
+        self.depth = 0
+        """How many bodies of operators the current node is in."""
         context = Context(opsets=dict(model.opset_imports), run_graph=self.subgraph)
         self.found = Run(sizes, self.values, context)
 
@@ -223,7 +235,7 @@ class _Walker:
             raise StuckError(node, f"nothing makes {error}, which it reads") from error
         except RefusedByOnnxError as error:
             raise SizesRefusedError(node, str(error)) from error
-        except (SizesRefusedError, StuckError):
+        except (SizesRefusedError, StuckError, UnsupportedError):
             raise
         except Exception as error:
             opsets = self.found.context.opsets
@@ -240,6 +252,8 @@ class _Walker:
         try:
             return self.transfer(node, inputs)
         except UnsupportedError as error:
+            if self.depth:
+                raise  # of a body, the node as a whole is taken to mix
             return self.mixing(node, inputs, str(error))
 
     def transfer(self, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
@@ -255,17 +269,37 @@ class _Walker:
             try:
                 return self.evaluate(node, inputs)
             except UnsupportedError:
-                if rule is None:
-                    raise
-                # No kernel here has its value; that it depends on no data the rule says as well.
-        if self.found.context.blank and node.op_type in ELEMENTWISE:
+                pass  # no kernel here has its value; that it depends on no data its rule says too
+        context = self.found.context
+        if context.blank and node.op_type in ELEMENTWISE:
             inputs = [
                 blank_elements(v.shape) if isinstance(v, Known) and v.size > LARGE_MASK else v
                 for v in inputs
             ]
-        if rule is None:
-            return self.mixing(node, inputs, "this operator has no rule")
-        return rule(self.found.context, node, inputs)
+        return self.by_body(node, inputs) if rule is None else rule(context, node, inputs)
+
+    def by_body(self, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
+        """Follow what the node is made of; what is noted of its parts is noted of the node."""
+        context, shapes = self.found.context, [getattr(value, "shape", None) for value in inputs]
+        body = self.constants.body(node, shapes, context.opsets)
+        if body is None:
+            raise UnsupportedError("this operator has no rule")
+        given = [part for part, value in zip(inputs, node.inputs, strict=True) if value is not None]
+        opsets, context.opsets = context.opsets, body.opsets
+        self.depth += 1
+        try:
+            outputs = self.subgraph(body.graph, given)
+        except (SizesRefusedError, StuckError) as error:
+            raise type(error)(node, f"{error.node.op_type}: {error.reason}") from error
+        finally:
+            self.depth -= 1
+            context.opsets = opsets
+        for inner in body.graph.all_nodes():
+            if inner in context.approximate:
+                context.approximated(node, context.approximate.pop(inner))
+            if inner in context.scores:
+                context.scores[node] = context.scores.pop(inner)
+        return outputs[: len(node.outputs)]
 
     def evaluate(self, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
         given = [value for value in inputs if isinstance(value, Known)]

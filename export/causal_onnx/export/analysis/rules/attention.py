@@ -407,62 +407,10 @@ def _unpacked(tensor: Tensor, axis: int, index: int) -> Tensor:
     return normal(restructure(part, lambda a, _: a.squeeze(axis).transpose(0, 2, 1, 3)))
 
 
-@rule("Attention", domain="com.microsoft", follows=(0, 3, 4, 5))
-def contrib_attention(
-    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> Sequence[Abstract]:
-    """Projection and attention in one; all of a position's features meet in the projection."""
-    source, weight = lift(required(inputs, 0)), required(inputs, 1)
-    heads = required_attr(node, "num_heads")
-    sizes = attr(node, "qkv_hidden_sizes") or [weight.shape[1] // 3] * 3
-    if tensor_at(inputs, 6) is not None:
-        raise UnsupportedError("a shared past buffer is not followed")
-    row = source.reach.max(axis=2, keepdims=True, initial=NONE)
-    batch, seq = source.shape[:2]
-    parts = [split_heads(Elements((batch, seq, size), row), heads) for size in sizes]
-    q, k, v = parts
-    past = tensor_at(inputs, 4)
-    offset = 0
-    present: Tensor | None = None
-    if past is not None:
-        offset = past.shape[3]
-        k = concatenate([_half(past, 0), k], 2)
-        v = concatenate([_half(past, 1), v], 2)
-    if len(node.outputs) > 1:
-        present = concatenate([_grown(k), _grown(v)], 0)
-    mask = Mask()
-    if attr(node, "unidirectional", 0):
-        mask.rule = CausalRule(offset=offset)
-    padding = tensor_at(inputs, 3)
-    if padding is not None:
-        mask.allowed.append(_padding(padding, k.shape[2]))
-    bias = tensor_at(inputs, 5)
-    if bias is not None:
-        mask.bias.append(bias)
-    out, _ = attend(ctx, node, q, k, v, mask=mask)
-    results: list[Abstract] = [join_heads(out), present]
-    return results[: len(node.outputs)]
-
-
-def _half(past: Tensor, index: int) -> Tensor:
-    part = lift(take_slice(past, 0, index, index + 1))
-    return normal(restructure(part, lambda a, _: a.squeeze(0)))
-
-
-def _grown(tensor: Tensor) -> Tensor:
-    return normal(restructure(lift(tensor), lambda a, _: a[None]))
-
-
 @rule("RotaryEmbedding")
 def rotary(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """ONNX order: x, cos, sin, positions."""
     return [_rotated(inputs, 0, (1, 2), 3)]
-
-
-@rule("RotaryEmbedding", domain="com.microsoft")
-def contrib_rotary(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """Contrib order: x, positions, cos, sin."""
-    return [_rotated(inputs, 0, (2, 3), 1)]
 
 
 def _rotated(
@@ -484,12 +432,3 @@ def _rotated(
         else:
             reach = np.maximum(reach, np.int32(extra.reach.max(initial=NONE)))
     return Elements(source.shape, compress(np.asarray(reach, np.int32)))
-
-
-@rule("SwiGLU")
-def swiglu(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """Halves of the last axis, one gating the other."""
-    source = lift(required(inputs, 0))
-    axis = attr(node, "axis", -1) % len(source.shape)
-    shape = tuple(n // 2 if i == axis else n for i, n in enumerate(source.shape))
-    return [Elements(shape, source.reach.max(axis=axis, keepdims=True, initial=NONE))]

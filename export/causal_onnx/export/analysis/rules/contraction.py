@@ -172,21 +172,6 @@ def matmul_node(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequ
     return [matmul(required(inputs, 0), required(inputs, 1))]
 
 
-@rule("FusedMatMul", "TransposeMatMul", domain="com.microsoft")
-def fused_matmul(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """MatMul with either factor transposed."""
-    sides = []
-    for index, name in ((0, "A"), (1, "B")):
-        tensor = required(inputs, index)
-        rank = len(tensor.shape)
-        if attr(node, f"transBatch{name}", 0):
-            raise UnsupportedError(f"transBatch{name} is not followed")
-        if attr(node, f"trans{name}", 0) and rank > 1:
-            tensor = _swapped(tensor)
-        sides.append(tensor)
-    return [matmul(*sides)]
-
-
 def _swapped(tensor: Tensor) -> Tensor:
     if isinstance(tensor, Known):
         return Known(
@@ -259,28 +244,25 @@ def equation_terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]
     return full, right.replace("...", "".join(spare))
 
 
-@rule("Conv", "ConvInteger", "QLinearConv")
+@rule("Conv", "ConvInteger")
 def conv(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each output gathers its window; taps whose weights are all 0 leave no trace."""
-    weight_index = 3 if node.op_type == "QLinearConv" else 1
-    tensor, weight = required(inputs, 0), required(inputs, weight_index)
+    tensor, weight = required(inputs, 0), required(inputs, 1)
     source = lift(tensor)
     kernel = list(weight.shape[2:])
     groups = attr(node, "group", 1)
     reach = _channels(source, groups, weight.shape[0])
     reach = _windows(node, reach, source.shape[2:], kernel, _live_taps(weight, kernel))
     shape = (source.shape[0], weight.shape[0], *reach.shape[2:])
-    return _with_others(node, Elements(shape, compress(reach)), inputs, {0, weight_index}, weight)
+    return _with_others(Elements(shape, compress(reach)), inputs, weight)
 
 
-def _with_others(
-    node: ir.Node, out: Elements, inputs: Sequence[Abstract], done: set[int], weight: Tensor
-) -> Sequence[Abstract]:
+def _with_others(out: Elements, inputs: Sequence[Abstract], weight: Tensor) -> Sequence[Abstract]:
     """Weights, biases and scales that depend on data reach everywhere they are used."""
     top = int(lift(weight).reach.max(initial=NONE)) if isinstance(weight, Elements) else NONE
-    for index in range(len(inputs)):
+    for index in range(2, len(inputs)):
         extra = tensor_at(inputs, index)
-        if index not in done and isinstance(extra, Elements):
+        if isinstance(extra, Elements):
             top = max(top, int(extra.reach.max(initial=NONE)))
     if top > NONE:
         out.reach = np.maximum(out.reach, np.int32(top))
@@ -371,15 +353,6 @@ def pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Ab
     return [out, Elements(out.shape, out.reach)][: len(node.outputs)]
 
 
-@rule("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
-def global_pool(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """Everything after the channels becomes one number."""
-    source = lift(required(inputs, 0))
-    axes = tuple(range(2, len(source.shape)))
-    shape = (*source.shape[:2], *(1 for _ in axes))
-    return [Elements(shape, source.reach.max(axis=axes, keepdims=True))]
-
-
 @rule("ConvTranspose")
 def conv_transpose(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Each input spreads over its window."""
@@ -410,4 +383,4 @@ def conv_transpose(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> S
             out[window] = np.maximum(out[window], reach)
     crop = tuple(slice(pads[i], full[i] - pads[rank + i]) for i in range(rank))
     found = out[(slice(None), slice(None), *crop)]
-    return _with_others(node, Elements(found.shape, compress(found)), inputs, {0, 1}, weight)
+    return _with_others(Elements(found.shape, compress(found)), inputs, weight)

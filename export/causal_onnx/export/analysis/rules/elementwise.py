@@ -415,15 +415,6 @@ def activation(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Seque
     return [combine(node.op_type, [tensor_at(inputs, 0)], on_floats)]
 
 
-@rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain="com.microsoft")
-def contrib_activation(
-    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> Sequence[Abstract]:
-    """The same with an optional bias; their known values are of no use to any mask."""
-    tensors = [tensor_at(inputs, i) for i in range(len(inputs))]
-    return [combine(node.op_type, tensors, None)]
-
-
 def apply(ctx: Context, node: ir.Node, op_type: str, tensors: Sequence[Tensor | None]) -> Tensor:
     """Apply a numpy-evaluated operator, with what masks need beyond values.
 

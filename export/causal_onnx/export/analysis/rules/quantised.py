@@ -20,32 +20,18 @@ from causal_onnx.export.analysis.elements import (
     Elements,
     Known,
     RefusedByOnnxError,
-    Tensor,
     compress,
     lift,
 )
-from causal_onnx.export.analysis.rules.contraction import matmul
-from causal_onnx.export.analysis.rules.elementwise import combine
 from causal_onnx.export.analysis.rules.registry import Context, rule
 
-__all__ = ["dense", "dense_product"]
-
-
-@rule("QuantizeLinear", "DequantizeLinear")
-def scale_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """Element by element with given scales."""
-    return [_scaled(node, inputs)]
+__all__: list[str] = []
 
 
 @rule("QuantizeLinear", "DequantizeLinear", domain="com.microsoft")
-def contrib_scale_elements(
-    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> Sequence[Abstract]:
-    """As in the default domain."""
-    return [_scaled(node, inputs)]
-
-
-def _scaled(node: ir.Node, inputs: Sequence[Abstract]) -> Tensor:
+@rule("QuantizeLinear", "DequantizeLinear")
+def scale_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
+    """Element by element with given scales."""
     source = lift(required(inputs, 0))
     reach = source.reach
     rank = len(source.shape)
@@ -62,7 +48,7 @@ def _scaled(node: ir.Node, inputs: Sequence[Abstract]) -> Tensor:
             reach = np.maximum(reach, np.int32(extra.reach.max(initial=NONE)))
         else:
             reach = np.maximum(reach, extra.reach)
-    return Elements(source.shape, compress(np.asarray(reach, np.int32)))
+    return [Elements(source.shape, compress(np.asarray(reach, np.int32)))]
 
 
 @rule("DynamicQuantizeLinear")
@@ -73,57 +59,6 @@ def dynamic_quantize(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) ->
     scalar = Elements((), np.asarray(top, np.int32))
     whole = Elements(source.shape, np.full((1,) * len(source.shape), top, np.int32))
     return [whole, scalar, Elements((), np.asarray(top, np.int32))]
-
-
-@rule("MatMulInteger")
-def matmul_integer(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """A product whose factors are shifted by zero points, so that a stored 0 is not a 0."""
-    return [dense_product(inputs, 0, 1)]
-
-
-@rule("QLinearMatMul")
-def qlinear_matmul(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """The same, scaled."""
-    return [dense_product(inputs, 0, 3)]
-
-
-@rule("DynamicQuantizeMatMul", domain="com.microsoft")
-def dynamic_quantize_matmul(
-    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> Sequence[Abstract]:
-    """A is quantised with one scale from its extremes."""
-    a = lift(required(inputs, 0))
-    top = np.full((1,) * len(a.shape), int(a.reach.max(initial=NONE)), np.int32)
-    return [dense_product([Elements(a.shape, top), *inputs[1:]], 0, 1)]
-
-
-@rule("MatMulIntegerToFloat", domain="com.microsoft")
-def matmul_integer_to_float(
-    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> Sequence[Abstract]:
-    """MatMulInteger with the scales applied."""
-    return [dense_product(inputs, 0, 1)]
-
-
-def dense_product(inputs: Sequence[Abstract], first: int, second: int) -> Tensor:
-    """A product in which no stored value counts as zero; all other inputs add what they reach."""
-    a, b = (dense(required(inputs, i)) for i in (first, second))
-    out: Tensor = matmul(a, b)
-    extras = [tensor_at(inputs, i) for i in range(len(inputs)) if i not in (first, second)]
-    for extra in extras:
-        if isinstance(extra, Elements):
-            grown = extra
-            if len(extra.shape) > len(out.shape):
-                grown = Elements((), np.asarray(extra.reach.max(initial=NONE), np.int32))
-            out = combine("", [out, grown], None)
-    return out
-
-
-def dense(tensor: Tensor) -> Elements:
-    """The tensor without its values: of codes, none counts as zero."""
-    if isinstance(tensor, Known):
-        return Elements(tensor.shape, np.full((1,) * len(tensor.shape), NONE, np.int32))
-    return Elements(tensor.shape, tensor.reach)
 
 
 @rule("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", domain="com.microsoft", follows=(0,))

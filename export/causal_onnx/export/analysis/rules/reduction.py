@@ -26,7 +26,6 @@ from causal_onnx.export.analysis.elements import (
     Ratio,
     RefusedByOnnxError,
     Tensor,
-    broadcast_shape,
     compress,
     is_low,
     lift,
@@ -371,6 +370,7 @@ def _with_parameters(out: Elements, inputs: Sequence[Abstract], start: int = 1) 
     return out
 
 
+@rule("SimplifiedLayerNormalization", domain="com.microsoft")
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """Normalise over the axes from `axis` to the last."""
@@ -384,36 +384,6 @@ def layer_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Seque
         Elements(shape, compress(blend(tensor, axes))) for _ in range(len(node.outputs) - 1)
     ]
     return [out, *statistics]
-
-
-@rule("SimplifiedLayerNormalization", domain="com.microsoft")
-def contrib_rms_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """As in the default domain."""
-    return list(layer_norm(ctx, node, inputs))
-
-
-@rule(
-    "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
-    domain="com.microsoft",
-    follows=(0, 1),
-)
-def skip_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """Add the skip (and a bias), then normalise the last axis."""
-    total = lift(required(inputs, 0))
-    skip = lift(required(inputs, 1))
-    broadcast_shape(total.shape, skip.shape)
-    reach = np.maximum(total.reach, _grown(skip, len(total.shape)))
-    added = Elements(total.shape, compress(reach))
-    last = len(total.shape) - 1
-    statistics = Elements((*total.shape[:-1], 1), compress(blend(added, (last,))))
-    outputs: list[Abstract] = [mix(added, (last,)), statistics, statistics, added]
-    return outputs[: len(node.outputs)]
-
-
-def _grown(tensor: Elements, rank: int) -> IntArray:
-    extra = rank - len(tensor.shape)
-    return tensor.reach.reshape((1,) * extra + tensor.reach.shape)
 
 
 @rule("BatchNormalization")
@@ -441,30 +411,6 @@ def instance_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Se
     """Normalise over all axes after the channels."""
     tensor = lift(required(inputs, 0))
     return [mix(tensor, range(2, len(tensor.shape)))]
-
-
-@rule("GroupNormalization", follows=(0,))
-def group_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """Normalise over groups of channels and all axes after them."""
-    tensor = lift(required(inputs, 0))
-    return [mix(tensor, range(1, len(tensor.shape)))]
-
-
-@rule("LpNormalization")
-def lp_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """Normalise along one axis."""
-    tensor = lift(required(inputs, 0))
-    return [mix(tensor, (normal_axis(attr(node, "axis", -1), len(tensor.shape)),))]
-
-
-@rule("MeanVarianceNormalization")
-def mean_variance_norm(
-    ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
-) -> Sequence[Abstract]:
-    """Normalise over the given axes."""
-    tensor = lift(required(inputs, 0))
-    rank = len(tensor.shape)
-    return [mix(tensor, (normal_axis(a, rank) for a in attr(node, "axes", (0, 2, 3))))]
 
 
 @rule("LRN")

@@ -204,14 +204,6 @@ def rotary(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequ
     return [_rotated(ctx.space, tensor(inputs, 0), [optional(inputs, i) for i in (1, 2, 3)])]
 
 
-@rule("RotaryEmbedding", domain="com.microsoft")
-def contrib_rotary(
-    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
-) -> Sequence[Symbolic]:
-    """Contrib order: x, positions, cos, sin."""
-    return [_rotated(ctx.space, tensor(inputs, 0), [optional(inputs, i) for i in (1, 2, 3)])]
-
-
 def _rotated(space: Space, first: Symbolic, extras: Sequence[Given]) -> Symbolic:
     """The features of a head are mixed by angles of its position."""
     last = set(first.axes[-1])
@@ -231,15 +223,3 @@ def _rotated(space: Space, first: Symbolic, extras: Sequence[Given]) -> Symbolic
         parts.append(replace(extra, axes=tuple(own), ints=None))
     moved, axes = space.align(parts)
     return Symbolic(axes, space.join(term for part in moved for term in part.terms))
-
-
-@rule("SwiGLU")
-def swiglu(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
-    """Halves of an axis, one gating the other."""
-    first = tensor(inputs, 0)
-    axis = attr(node, "axis", -1) % first.rank
-    half = ctx.space.size(first.axes[axis]).divided_by(2)
-    if half is None or any(set(first.axes[axis]) & t.variables() for t in first.terms):
-        raise OpenError("its halves are positions")
-    axes = (*first.axes[:axis], ctx.space.axis(half), *first.axes[axis + 1 :])
-    return [Symbolic(axes, first.terms)]

@@ -79,15 +79,6 @@ def clip(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequen
     return [found]
 
 
-@rule("Gelu", "FastGelu", "QuickGelu", "BiasGelu", domain="com.microsoft")
-def contrib_elementwise(
-    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
-) -> Sequence[Symbolic]:
-    """The same with an optional bias."""
-    parts = [part for part in inputs if part is not None]
-    return [combine(ctx.space, "Gelu", parts)]
-
-
 @rule("Cast")
 def cast(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """Another type; to integers it truncates, to booleans it tests."""
@@ -381,6 +372,7 @@ def _with_parameters(space: Space, out: Symbolic, inputs: Sequence[Given], start
     return Symbolic(axes, space.join(term for part in moved for term in part.terms))
 
 
+@rule("SimplifiedLayerNormalization", domain="com.microsoft")
 @rule("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
 def layer_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """Over the axes from `axis` on."""
@@ -390,59 +382,6 @@ def layer_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> 
     out = _with_parameters(ctx.space, mixed(ctx.space, first, axes), inputs, 1)
     small = _reduced(ctx.space, first, axes, dead="", keep=True)
     return [out, *(small for _ in node.outputs[1:])]
-
-
-@rule("SimplifiedLayerNormalization", domain="com.microsoft")
-def contrib_norm(
-    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
-) -> Sequence[Symbolic]:
-    """As in the default domain."""
-    return layer_norm(ctx, node, inputs)
-
-
-@rule(
-    "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
-    domain="com.microsoft",
-    follows=(0, 1),
-)
-def skip_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
-    """Add, then normalise the last axis."""
-    added = combine(ctx.space, "Add", [tensor(inputs, 0), tensor(inputs, 1)])
-    last = added.rank - 1
-    out = mixed(ctx.space, added, [last])
-    small = _reduced(ctx.space, added, [last], dead="", keep=True)
-    return [out, small, small, replace(added, value=UNKNOWN)][: len(node.outputs)]
-
-
-@rule("EmbedLayerNormalization", domain="com.microsoft", follows=(0, 1, 8))
-def embed_layer_norm(
-    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
-) -> Sequence[Symbolic]:
-    """Each position from its ids alone; the counts of a mask without data are of the rows alone."""
-    space = ctx.space
-    ids, table = tensor(inputs, 0), tensor(inputs, 2)
-    parts = [ids, *(part for i in (1, 8) if (part := optional(inputs, i)) is not None)]
-    moved, axes = space.align(parts)
-    terms = space.join(term for part in moved for term in part.terms)
-    out = Symbolic((*axes, space.axis(space.size(table.axes[1]))), terms)
-    return [out, Symbolic(axes[:1]), out][: len(node.outputs)]
-
-
-@rule("BiasAdd", domain="com.microsoft")
-def bias_add(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
-    """A bias of the last axis, and a skip."""
-    parts = [tensor(inputs, i) for i in range(3)]
-    return [combine(ctx.space, "Add", [replace(part, value=UNKNOWN) for part in parts])]
-
-
-@rule("QLinearAdd", "QLinearMul", domain="com.microsoft", follows=(0, 3))
-def quantised_pair(
-    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
-) -> Sequence[Symbolic]:
-    """Element by element; a stored zero is no zero."""
-    parts = [replace(tensor(inputs, i), value=UNKNOWN, ints=None) for i in (0, 3)]
-    return [combine(ctx.space, "Add", parts)]
 
 
 @rule("BatchNormalization", follows=(0,))
@@ -460,20 +399,6 @@ def instance_norm(
     """Over all axes after the channels."""
     first = tensor(inputs, 0)
     return [mixed(ctx.space, first, list(range(2, first.rank)))]
-
-
-@rule("GroupNormalization", follows=(0,))
-def group_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
-    """Over channels in groups and all axes after them."""
-    first = tensor(inputs, 0)
-    return [mixed(ctx.space, first, list(range(1, first.rank)))]
-
-
-@rule("LpNormalization")
-def lp_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
-    """Over one axis."""
-    first = tensor(inputs, 0)
-    return [mixed(ctx.space, first, [axis_of(attr(node, "axis", -1), first.rank)])]
 
 
 def contract(space: Space, labels: tuple[str, str, str], a: Symbolic, b: Symbolic) -> Symbolic:
@@ -538,19 +463,6 @@ def matmul_node(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) ->
     return [matmul(ctx.space, tensor(inputs, 0), tensor(inputs, 1))]
 
 
-@rule("FusedMatMul", domain="com.microsoft")
-def fused_matmul(
-    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
-) -> Sequence[Symbolic]:
-    """A product of transposed factors."""
-    a, b = tensor(inputs, 0), tensor(inputs, 1)
-    if attr(node, "transBatchA", 0) or attr(node, "transBatchB", 0):
-        raise OpenError("transposed batch axes are not followed")
-    a = _swapped(a) if attr(node, "transA", 0) else a
-    b = _swapped(b) if attr(node, "transB", 0) else b
-    return [matmul(ctx.space, a, b)]
-
-
 @rule("Gemm")
 def gemm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """A B + C."""
@@ -559,21 +471,6 @@ def gemm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequen
     b = _swapped(b) if attr(node, "transB", 0) else b
     out = matmul(ctx.space, a, b)
     return [out if c is None else combine(ctx.space, "Add", [out, replace(c, value=UNKNOWN)])]
-
-
-@rule("GemmFastGelu", "FusedGemm", domain="com.microsoft")
-def gemm_and_activation(
-    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
-) -> Sequence[Symbolic]:
-    """A product with a bias, and a function of one number."""
-    if node.op_type == "FusedGemm":
-        (out,) = gemm(ctx, node, inputs)
-    else:
-        bias = optional(inputs, 2)
-        product = matmul(ctx.space, tensor(inputs, 0), tensor(inputs, 1))
-        parts = [product, *([] if bias is None else [bias])]
-        out = combine(ctx.space, "Add", parts)
-    return [replace(out, value=UNKNOWN)]
 
 
 @rule("Einsum")
@@ -661,6 +558,7 @@ def _window(
     return replace(first, axes=axes, terms=tuple(terms), value=UNKNOWN, ints=None)
 
 
+@rule("QuantizeLinear", "DequantizeLinear", domain="com.microsoft")
 @rule("QuantizeLinear", "DequantizeLinear")
 def scale_elements(
     ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
@@ -672,14 +570,6 @@ def scale_elements(
     return [Symbolic(first.axes, first.terms, known=first.known)]
 
 
-@rule("QuantizeLinear", "DequantizeLinear", domain="com.microsoft")
-def contrib_scale(
-    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
-) -> Sequence[Symbolic]:
-    """As in the default domain."""
-    return scale_elements(ctx, node, inputs)
-
-
 @rule("MatMulNBits", "MatMulBnb4", domain="com.microsoft", follows=(0,))
 def matmul_nbits(
     ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
@@ -689,17 +579,6 @@ def matmul_nbits(
     out = _reduced(ctx.space, first, [first.rank - 1], dead="", keep=False)
     axes = (*out.axes, ctx.space.axis(Poly.of(attr(node, "N"))))
     return [Symbolic(axes, out.terms)]
-
-
-@rule("MatMulInteger")
-def matmul_integer(
-    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
-) -> Sequence[Symbolic]:
-    """A product; stored zeros are not zeros."""
-    if any(part is not None and part.terms for part in inputs[2:]):
-        raise OpenError("its zero point depends on data")
-    a, b = (replace(tensor(inputs, i), value=UNKNOWN) for i in range(2))
-    return [matmul(ctx.space, a, b)]
 
 
 @rule("LSTM", "GRU", "RNN")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import OTHER_SIZE, Analysis
-from causal_onnx.export.analysis.attributes import attr
+from causal_onnx.export.analysis.attributes import UnsupportedError, attr
 from causal_onnx.export.analysis.branches import missed_branches
 from causal_onnx.export.analysis.elements import Known
 from causal_onnx.export.analysis.evaluate import evaluate
@@ -242,10 +242,32 @@ class Prover:
     def transfer(self, node: ir.Node) -> Sequence[Symbolic]:
         domain = "" if node.domain == "ai.onnx" else node.domain
         rule = RULES.get((domain, node.op_type))
-        if rule is None:
-            raise OpenError("this operator has no symbolic rule")
         inputs = [self.lookup(value) for value in node.inputs]
-        return rule(self.context, node, inputs)
+        return self.by_body(node, inputs) if rule is None else rule(self.context, node, inputs)
+
+    def by_body(self, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+        """Follow what the node is made of; what was measured of its parts was of the node."""
+        opsets, measured = self.context.opsets, dict(self.measured)
+        shapes = [None if value is None else value.axes for value in inputs]
+        try:
+            body = self.analysis.constants.body(node, shapes, opsets)
+        except UnsupportedError as error:
+            raise OpenError(str(error)) from error
+        if body is None:
+            raise OpenError("this operator has no symbolic rule")
+        given = [value for value in inputs if value is not None]
+        self.values.update(zip(body.graph.inputs, given, strict=True))
+        if any(out in self.unseen for out in node.outputs):
+            self.unseen.update(body.graph.inputs)
+        self.context.opsets = body.opsets
+        try:
+            outputs = self.subgraph(body.graph)
+            reasons = [why for part, why in self.measured.items() if part not in measured]
+        finally:
+            self.context.opsets, self.measured = opsets, measured
+        if reasons:
+            self.measured[node] = reasons[0]
+        return outputs[: len(node.outputs)]
 
     def check_spread(self, node: ir.Node) -> None:
         """A rule that had to give up on a mask: the runs may show that it is tighter."""
