@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import onnx
 import onnx_ir as ir
@@ -29,12 +29,24 @@ NAMES = "ABCDEFGHIJKLMNOPQRS"
 BODIES = """
 LpNormalization <axis: int = -1>
     k = Constant <value_ints = [{axis}]> () n = ReduceL{power} (A, k) y = Div(A, n)
+InstanceNormalization <epsilon: float = 1e-5>
+    k = Constant <value_ints: ints = {space}> () m = ReduceMean(A, k) d = Sub(A, m) q = Mul(d, d)
+    v = ReduceMean(q, k) e = Constant <value_float: float = @epsilon> () w = Add(v, e) r = Sqrt(w)
+    n = Div(d, r) o = Constant <value_ints: ints = {after_channels}> () s = Unsqueeze(B, o)
+    b = Unsqueeze(C, o) t = Mul(n, s) y = Add(t, b)
+OneHot <axis: int = -1>
+    whole = Constant <value_ints = [-1]> () zero = Constant <value_int = 0> ()
+    one = Constant <value_int = 1> () d0 = Cast <to = 7> (B) d1 = Reshape(d0, whole)
+    d = Squeeze(d1) classes = Range(zero, d, one) i0 = Cast <to = 7> (A) i1 = Mod(i0, d)
+    k = Constant <value_ints = [{axis}]> () i = Unsqueeze(i1, k)
+    o = Constant <value_ints: ints = {after_line}> () line = Unsqueeze(classes, o)
+    hit = Equal(i, line) place = Cast <to = 7> (hit) y = Gather(C, place)
 GlobalAveragePool
-    k = Constant <value_ints = {space}> () y = ReduceMean(A, k)
+    k = Constant <value_ints: ints = {space}> () y = ReduceMean(A, k)
 GlobalMaxPool
-    k = Constant <value_ints = {space}> () y = ReduceMax(A, k)
+    k = Constant <value_ints: ints = {space}> () y = ReduceMax(A, k)
 GlobalLpPool
-    k = Constant <value_ints = {space}> () p = Constant <value_float = {power}.0> ()
+    k = Constant <value_ints: ints = {space}> () p = Constant <value_float = {power}.0> ()
     m = Abs(A) q = Pow(m, p) s = ReduceSum(q, k) r = Reciprocal(p) y = Pow(s, r)
 com.microsoft.BiasAdd
     t = Add(A, B) y = Add(t, C)
@@ -174,6 +186,7 @@ def body_of(
     """
     domain = "" if node.domain == "ai.onnx" else node.domain
     name = f"{domain}.{node.op_type}" if domain else node.op_type
+    function: onnx.FunctionProto | None
     if name in WRITERS:
         function = _parsed(node, "", WRITERS[name](node, shapes))
     elif name in TEXTS:
@@ -201,6 +214,8 @@ def _fields(node: ir.Node, shapes: Sequence[Shape | None]) -> dict[str, object]:
         "axis": axis,
         "power": attr(node, "p", 2),
         "space": list(range(2, rank)),
+        "after_channels": list(range(1, rank - 1)),
+        "after_line": list(range(1, 1 + rank - axis % (rank + 1))),
         "channels_first": [0, rank - 1, *range(1, rank - 1)],
         "channels_last": [0, *range(2, rank), 1],
         "window": _passed("auto_pad: string", *(f"{name}: ints" for name in WINDOW), "group: int"),
@@ -244,7 +259,7 @@ def _defined(
 ) -> onnx.FunctionProto | None:
     """ONNX's own definition of a node, as a function."""
     try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
+        schema: Any = onnx.defs.get_schema(node.op_type, opset, "")  # stubs lack the definitions
     except onnx.defs.SchemaError:
         return None
     if schema.has_function:
@@ -274,7 +289,7 @@ def _type(value: ir.Value | None, shape: Shape | None) -> onnx.TypeProto:
 
 
 def _inlined(node: ir.Node, definition: onnx.FunctionProto) -> Body:
-    function = ir.from_proto(definition)
+    function = ir.serde.deserialize_function(definition)
     inputs = [None if v is None else ir.Value(name=f"in{i}") for i, v in enumerate(node.inputs)]
     call = ir.Node(
         function.domain,
@@ -348,9 +363,9 @@ def embed_norm(node: ir.Node, shapes: Sequence[Shape | None]) -> str:
     )
 
 
-@writes("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul")
-def fused_matmul(node: ir.Node, shapes: Sequence[Shape | None]) -> str:
-    text = ""
+@writes("com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul", "Gemm")
+def scaled_product(node: ir.Node, shapes: Sequence[Shape | None]) -> str:
+    text, sides = "", []
     for index, side in enumerate("AB"):
         rank = _rank(shapes, index)
         order = list(range(rank))
@@ -358,9 +373,20 @@ def fused_matmul(node: ir.Node, shapes: Sequence[Shape | None]) -> str:
             order = [*order[1:-1], 0, rank - 1]
         if attr(node, f"trans{side}", 0) and rank > 1:
             order[-2:] = order[-1], order[-2]
-        text += f"f{index} = Transpose <perm = {order}> ({side}) "
-    alpha = float(attr(node, "alpha", 1.0))
-    return text + f"p = MatMul(f0, f1) k = Constant <value_float = {alpha:e}> () y = Mul(p, k)"
+        is_moved = order != sorted(order)
+        text += f"f{index} = Transpose <perm = {order}> ({side}) " if is_moved else ""
+        sides.append(f"f{index}" if is_moved else side)
+    text += f"p = MatMul({', '.join(sides)}) "
+    terms = ["p"]
+    if _has(node, 2):
+        terms.append("C")
+    for index, name in enumerate(("alpha", "beta")[: len(terms)]):
+        factor = float(attr(node, name, 1.0))
+        if factor != 1:
+            text += f"{name} = Constant <value_float = {factor:e}> () "
+            text += f"t{index} = Mul({terms[index]}, {name}) "
+            terms[index] = f"t{index}"
+    return text + f"y = {'Add' if len(terms) > 1 else 'Identity'}({', '.join(terms)})"
 
 
 @writes("MatMulInteger")

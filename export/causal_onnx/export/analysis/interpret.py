@@ -323,13 +323,16 @@ class _Walker:
     def lazy(
         self, node: ir.Node, inputs: Sequence[Abstract], given: Sequence[Known]
     ) -> list[Abstract]:
-        """A large element-wise constant, to be evaluated when needed; empty if it is not one."""
+        """A large constant that is evaluated when needed; empty where that is at once."""
         if not given or max(value.size for value in given) < LAZY_SIZE:
             return []
         if node.op_type in ELEMENTWISE or node.op_type == "QuantizeLinear":
             shape = broadcast_shape(*(value.shape for value in given))
         elif node.op_type == "DequantizeLinear":
             shape = given[0].shape
+        elif node.op_type == "Transpose":
+            last_first = range(len(given[0].shape))[::-1]
+            shape = tuple(given[0].shape[axis] for axis in attr(node, "perm") or last_first)
         else:
             return []
         opsets = self.found.context.opsets

@@ -405,30 +405,3 @@ def _unpacked(tensor: Tensor, axis: int, index: int) -> Tensor:
     """Part `index` of a packed tensor, as (batch, heads, seq, dim)."""
     part = lift(take_slice(tensor, axis, index, index + 1))
     return normal(restructure(part, lambda a, _: a.squeeze(axis).transpose(0, 2, 1, 3)))
-
-
-@rule("RotaryEmbedding")
-def rotary(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """ONNX order: x, cos, sin, positions."""
-    return [_rotated(inputs, 0, (1, 2), 3)]
-
-
-def _rotated(
-    inputs: Sequence[Abstract], first: int, tables: tuple[int, int], positions: int
-) -> Tensor:
-    """Each head's features are mixed by angles that belong to the position."""
-    source = lift(required(inputs, first))
-    time = 2 if len(source.shape) == 4 else 1
-    reach = source.reach.max(axis=-1, keepdims=True, initial=NONE)
-    extras = [tensor_at(inputs, index) for index in (positions, *tables)]
-    for extra in extras:
-        if not isinstance(extra, Elements):
-            continue
-        if len(extra.shape) >= 2 and extra.shape[1] == source.shape[time]:
-            own = extra.reach.max(axis=tuple(range(2, len(extra.shape))), initial=NONE)
-            shape = [1] * len(source.shape)
-            shape[0], shape[time] = own.shape
-            reach = np.maximum(reach, own.reshape(shape))
-        else:
-            reach = np.maximum(reach, np.int32(extra.reach.max(initial=NONE)))
-    return Elements(source.shape, compress(np.asarray(reach, np.int32)))

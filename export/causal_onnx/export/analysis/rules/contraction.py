@@ -28,7 +28,6 @@ from causal_onnx.export.analysis.elements import (
     restructure,
     view,
 )
-from causal_onnx.export.analysis.rules.elementwise import combine
 from causal_onnx.export.analysis.rules.registry import Context, rule
 
 __all__ = ["LETTERS", "contract", "equation_terms", "matmul"]
@@ -170,34 +169,6 @@ def transposed(tensor: Tensor, perm: Sequence[int]) -> Tensor:
 def matmul_node(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """The product over the last axis of A and the last but one of B."""
     return [matmul(required(inputs, 0), required(inputs, 1))]
-
-
-def _swapped(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, Known):
-        return Known(
-            shape=(*tensor.shape[:-2], tensor.shape[-1], tensor.shape[-2]),
-            load=lambda: np.swapaxes(tensor.value, -1, -2),
-            constant=tensor.constant,
-        )
-    rank = len(tensor.shape)
-    return transposed(tensor, [*range(rank - 2), rank - 1, rank - 2])
-
-
-@rule("Gemm")
-def gemm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """A B + C of matrices."""
-    a, b, c = required(inputs, 0), required(inputs, 1), tensor_at(inputs, 2)
-    a = _swapped(a) if attr(node, "transA", 0) else a
-    b = _swapped(b) if attr(node, "transB", 0) else b
-    out = matmul(a, b)
-    if c is None:
-        return [out]
-    return [_plus(out, c)]
-
-
-def _plus(a: Tensor, b: Tensor) -> Tensor:
-    """A + b, whose known values nothing needs (a bias after a product)."""
-    return combine("", [a, b], None)
 
 
 @rule("Einsum")

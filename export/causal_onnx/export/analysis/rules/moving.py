@@ -13,7 +13,6 @@ from causal_onnx.export.analysis.attributes import (
     known_value,
     normal_axis,
     required,
-    required_value,
     tensor_at,
 )
 from causal_onnx.export.analysis.elements import (
@@ -336,17 +335,6 @@ def size_of(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence
     """The number of elements, which is known."""
     first = required(inputs, 0)
     return [Known(np.asarray(first.size, np.int64))]
-
-
-@rule("OneHot", follows=(0,))
-def one_hot(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """Each index becomes a line of its own."""
-    indices = lift(required(inputs, 0))
-    depth = required_value(inputs, 1, "depth")
-    rank = len(indices.shape) + 1
-    axis = normal_axis(attr(node, "axis", -1), rank)
-    shape = (*indices.shape[:axis], int(depth.reshape(())), *indices.shape[axis:])
-    return [Elements(shape, np.expand_dims(indices.reach, axis))]
 
 
 @rule("EyeLike")

@@ -51,16 +51,6 @@ def scale_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> S
     return [Elements(source.shape, compress(np.asarray(reach, np.int32)))]
 
 
-@rule("DynamicQuantizeLinear")
-def dynamic_quantize(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """One scale from the extremes of the whole tensor: every element depends on all of it."""
-    source = lift(required(inputs, 0))
-    top = int(source.reach.max(initial=NONE))
-    scalar = Elements((), np.asarray(top, np.int32))
-    whole = Elements(source.shape, np.full((1,) * len(source.shape), top, np.int32))
-    return [whole, scalar, Elements((), np.asarray(top, np.int32))]
-
-
 @rule("MatMulNBits", "MatMulBnb4", "MatMulFpQ4", domain="com.microsoft", follows=(0,))
 def matmul_nbits(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
     """A times a packed weight of N columns; activations are quantised row by row at most."""

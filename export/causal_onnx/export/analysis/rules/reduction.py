@@ -406,13 +406,6 @@ def batch_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Seque
     return [Elements(tensor.shape, compress(np.asarray(reach, np.int32)))]
 
 
-@rule("InstanceNormalization", follows=(0,))
-def instance_norm(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
-    """Normalise over all axes after the channels."""
-    tensor = lift(required(inputs, 0))
-    return [mix(tensor, range(2, len(tensor.shape)))]
-
-
 @rule("LRN")
 def local_response_norm(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]

@@ -196,30 +196,3 @@ def multi_head_attention(
         mask.bias.append(bias)
     out, weights = _attend(space, q, k, v, mask)
     return [_join_heads(out), k, v, weights][: len(node.outputs)]
-
-
-@rule("RotaryEmbedding")
-def rotary(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
-    """ONNX order: x, cos, sin, positions."""
-    return [_rotated(ctx.space, tensor(inputs, 0), [optional(inputs, i) for i in (1, 2, 3)])]
-
-
-def _rotated(space: Space, first: Symbolic, extras: Sequence[Given]) -> Symbolic:
-    """The features of a head are mixed by angles of its position."""
-    last = set(first.axes[-1])
-    if any(last & term.variables() for term in first.terms):
-        raise OpenError("its features are positions")
-    time = 2 if first.rank == 4 else 1
-    parts = [replace(first, value=first.value)]
-    for extra in extras:
-        if extra is None or not extra.terms:
-            continue
-        if extra.rank < 2 or space.size(extra.axes[1]) != space.size(first.axes[time]):
-            raise OpenError("its positions have an unexpected shape")
-        own: list[tuple[str, ...]] = [()] * first.rank
-        own[0], own[time] = extra.axes[0], extra.axes[1]
-        if any(set(n) & t.variables() for n in extra.axes[2:] for t in extra.terms):
-            raise OpenError("its angles have an unexpected shape")
-        parts.append(replace(extra, axes=tuple(own), ints=None))
-    moved, axes = space.align(parts)
-    return Symbolic(axes, space.join(term for part in moved for term in part.terms))

@@ -392,15 +392,6 @@ def batch_norm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> 
     return [replace(tensor(inputs, 0), value=UNKNOWN)]
 
 
-@rule("InstanceNormalization", follows=(0,))
-def instance_norm(
-    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
-) -> Sequence[Symbolic]:
-    """Over all axes after the channels."""
-    first = tensor(inputs, 0)
-    return [mixed(ctx.space, first, list(range(2, first.rank)))]
-
-
 def contract(space: Space, labels: tuple[str, str, str], a: Symbolic, b: Symbolic) -> Symbolic:
     """Sum of products over the labels that the result lacks."""
     a_labels, b_labels, out = labels
@@ -451,26 +442,10 @@ def matmul(space: Space, a: Symbolic, b: Symbolic) -> Symbolic:
     return contract(space, labels, a, b)
 
 
-def _swapped(part: Symbolic) -> Symbolic:
-    if part.rank < 2:
-        return part
-    return replace(part, axes=(*part.axes[:-2], part.axes[-1], part.axes[-2]))
-
-
 @rule("MatMul")
 def matmul_node(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """A product."""
     return [matmul(ctx.space, tensor(inputs, 0), tensor(inputs, 1))]
-
-
-@rule("Gemm")
-def gemm(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
-    """A B + C."""
-    a, b, c = tensor(inputs, 0), tensor(inputs, 1), optional(inputs, 2)
-    a = _swapped(a) if attr(node, "transA", 0) else a
-    b = _swapped(b) if attr(node, "transB", 0) else b
-    out = matmul(ctx.space, a, b)
-    return [out if c is None else combine(ctx.space, "Add", [out, replace(c, value=UNKNOWN)])]
 
 
 @rule("Einsum")
@@ -610,19 +585,6 @@ def recurrent(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
     last = space.eliminate(terms, gone, ())
     end = Symbolic(end_axes, last)
     return [Symbolic(axes, terms), end, end][: len(node.outputs)]
-
-
-@rule("OneHot", follows=(0,))
-def one_hot(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
-    """A line per index."""
-    indices = tensor(inputs, 0)
-    depth = ints(inputs, 1)
-    if depth is None:
-        raise OpenError("its depth is not known")
-    axis = attr(node, "axis", -1)
-    axis = axis + indices.rank + 1 if axis < 0 else axis
-    axes = (*indices.axes[:axis], ctx.space.axis(depth[0]), *indices.axes[axis:])
-    return [Symbolic(axes, indices.terms, known=indices.known)]
 
 
 @rule("RandomNormal", "RandomUniform")
