@@ -446,14 +446,29 @@ def projected_attention(node: ir.Node, shapes: Sequence[Shape | None]) -> str:
 
 @writes("com.microsoft.RotaryEmbedding")
 def rotary(node: ir.Node, shapes: Sequence[Shape | None]) -> str:
-    """As ONNX has it, with the inputs in another order."""
-    turned = _passed("interleaved: int", "num_heads: int", "rotary_embedding_dim: int")
-    if _rank(shapes, 1) > 1:
-        return f"y = RotaryEmbedding {turned} (A, C, D, B)"
-    time = 2 if _rank(shapes) == 4 else 1
-    return (
-        "zero = Constant <value_int = 0> () one = Constant <value_int = 1> () first = Squeeze(B) "
-        f"n0 = Shape <start = {time}, end = {time + 1}> (A) n = Squeeze(n0) "
-        "steps = Range(zero, n, one) rows = Shape <end = 1> (A) goal = Concat <axis = 0> (rows, n0)"
-        f" own = Add(steps, first) p = Expand(own, goal) y = RotaryEmbedding {turned} (A, C, D, p)"
-    )
+    """As ONNX has it; but heads may be as wide as the angles say, and a place be the first."""
+    turned = "RotaryEmbedding " + _passed("interleaved: int", "rotary_embedding_dim: int")
+    text, time, x, places, y = "", 1, "A", "B", "y"
+    if _rank(shapes) == 4:
+        time = 2
+    elif attr(node, "num_heads", 0):
+        turned = turned.replace("<", "<num_heads: int = @num_heads, ")
+    else:
+        x, y = "x", "r"
+        text = (
+            "w = Shape <start = 1> (C) h = Add(w, w) lead = Constant <value_ints = [0, 0, -1]> () "
+            "goal = Concat <axis = 0> (lead, h) heads = Reshape(A, goal) "
+            "x = Transpose <perm = [0, 2, 1, 3]> (heads) "
+        )
+    if _rank(shapes, 1) == 1:
+        places = "p"
+        text += (
+            "zero = Constant <value_int = 0> () one = Constant <value_int = 1> () "
+            f"n0 = Shape <start = {time}, end = {time + 1}> (A) n = Squeeze(n0) first = Squeeze(B) "
+            "steps = Range(zero, n, one) own = Add(steps, first) rows = Shape <end = 1> (A) "
+            "all = Concat <axis = 0> (rows, n0) p = Expand(own, all) "
+        )
+    text += f"{y} = {turned} ({x}, C, D, {places}) "
+    if y == "r":
+        text += "o = Transpose <perm = [0, 2, 1, 3]> (r) goal0 = Shape(A) y = Reshape(o, goal0)"
+    return text
