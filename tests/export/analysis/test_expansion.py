@@ -118,6 +118,7 @@ CASES = [
     case("QLinearSoftmax", *CODED, scale(1 / 256), np.asarray(0, np.uint8), close=1.01, axis=1,
          opset=12),
     case("QLinearConcat", *OUT, *CODED, *OTHER, close=1.01, axis=1),
+    case("QLinearConcat", *OUT, *CODED * 9, close=1.01, axis=2, label="of many"),
     case("QLinearMatMul", *CODED, codes(4, 5), scale(), ZERO, *OUT, domain="", close=1.01),
     case("QLinearMatMul", *CODED, codes(4, 5), numbers(5) ** 2, codes(5), *OUT, domain="",
          close=1.01, label="a scale for each column"),

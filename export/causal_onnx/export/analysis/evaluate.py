@@ -219,45 +219,50 @@ def _constant(node: ir.Node) -> Array:
     raise UnsupportedError("a constant of this kind")
 
 
+def _made_up(node: ir.Node, shape: Array) -> Array:
+    fill = attr(node, "value")
+    entry = np.zeros(1, np.float32) if fill is None else plain(fill.numpy().reshape(-1))
+    return np.full([int(n) for n in shape], entry[0], entry.dtype)
+
+
+def _eye(node: ir.Node, like: Array) -> Array:
+    dtype = attr(node, "dtype")
+    kind = like.dtype if dtype is None else ir.DataType(dtype).numpy()
+    rows, columns = like.shape
+    return plain(np.eye(rows, columns, k=attr(node, "k", 0)).astype(kind))
+
+
+_DIRECT: dict[str, tuple[int, Callable[..., Array]]] = {
+    "Constant": (0, _constant),
+    "Shape": (1, lambda node, a: np.asarray(
+        a.shape[attr(node, "start", 0) : attr(node, "end")], np.int64)),
+    "Size": (1, lambda node, a: np.asarray(a.size, np.int64)),
+    "EyeLike": (1, _eye),
+    "ConstantOfShape": (1, _made_up),
+    "NonZero": (1, lambda node, a: np.asarray(np.nonzero(a), np.int64).reshape(
+        max(a.ndim, 1), -1)),
+    "MatMul": (2, lambda node, a, b: np.matmul(a, b)),
+    "CumSum": (2, lambda node, a, axis: _cumsum(
+        a, int(axis.item()), exclusive=bool(attr(node, "exclusive", 0)),
+        reverse=bool(attr(node, "reverse", 0)))),
+    "Range": (3, lambda node, start, limit, step: np.arange(
+        start.item(), limit.item(), step.item(), dtype=start.dtype)),
+}  # fmt: skip
+"""Operators with a numpy form of their own, by how many inputs it takes."""
+
+
 def _direct(node: ir.Node, arrays: Sequence[Array | None]) -> list[Array] | None:
-    """The operators with a numpy form of their own; None for any other."""
+    """The outputs of a node that numpy evaluates; None for any other."""
     op = node.op_type
-    if op == "Constant":
-        return [_constant(node)]
     if op in _REDUCTIONS:
         return [_reduce(node, arrays)]
-    first = arrays[0] if arrays else None
-    if first is None:
-        return None
-    if op == "Shape":
-        start, end = attr(node, "start", 0), attr(node, "end")
-        return [np.asarray(first.shape[start:end], np.int64)]
-    if op == "Size":
-        return [np.asarray(first.size, np.int64)]
-    if op == "EyeLike":
-        dtype = attr(node, "dtype")
-        kind = first.dtype if dtype is None else ir.DataType(dtype).numpy()
-        rows, columns = first.shape
-        return [plain(np.eye(rows, columns, k=attr(node, "k", 0)).astype(kind))]
-    if op == "ConstantOfShape":
-        fill = attr(node, "value")
-        entry = np.zeros(1, np.float32) if fill is None else plain(fill.numpy().reshape(-1))
-        return [np.full([int(n) for n in first], entry[0], entry.dtype)]
-    if op == "Range" and arrays[1] is not None and arrays[2] is not None:
-        return [np.arange(first.item(), arrays[1].item(), arrays[2].item(), dtype=first.dtype)]
-    if op == "CumSum" and arrays[1] is not None:
-        axis = int(arrays[1].item())
-        flags = {name: bool(attr(node, name, 0)) for name in ("exclusive", "reverse")}
-        return [_cumsum(first, axis, **flags)]
     if op == "Concat":
         return [np.concatenate([a for a in arrays if a is not None], axis=attr(node, "axis"))]
-    if op == "Split":
+    if op == "Split" and arrays[0] is not None:
         return _split(node, arrays)
-    if op == "NonZero":
-        return [np.asarray(np.nonzero(first), np.int64).reshape(max(first.ndim, 1), -1)]
-    if op == "MatMul" and arrays[1] is not None:
-        return [np.matmul(first, arrays[1])]
-    return None
+    count, function = _DIRECT.get(op, (0, None))
+    given = [array for array in arrays[:count] if array is not None]
+    return None if function is None or len(given) < count else [function(node, *given)]
 
 
 def _split(node: ir.Node, arrays: Sequence[Array | None]) -> list[Array]:

@@ -23,8 +23,8 @@ __all__ = ["Body", "Shape", "body_of", "written"]
 CONTRIB = "com.microsoft"
 OPSET = 24
 """Of the bodies that are written here."""
-NAMES = "ABCDEFGHIJKLMNOPQRS"
-"""In a body that is written here, the inputs by their place, whether or not the node has them."""
+MOST = 19
+"""Inputs that a body which is written here may speak of, whether or not the node has them."""
 
 BODIES = """
 LpNormalization <axis: int = -1>
@@ -200,10 +200,15 @@ def body_of(
 def _parsed(node: ir.Node, defaults: str, text: str) -> onnx.FunctionProto:
     outputs = ", ".join(["y", *(f"y{i}" for i in range(1, len(node.outputs)))])
     opsets = f'opset_import: ["": {OPSET}, "{CONTRIB}": 1]'
-    names = ", ".join(NAMES)
+    names = ", ".join(_names(0, max(MOST, len(node.inputs))))
     return parser.parse_function(
         f'<domain: "body", {opsets}> Body {defaults} ({names}) => ({outputs}) {{ {text} }}'
     )
+
+
+def _names(start: int, stop: int) -> list[str]:
+    """Of inputs: A to Z, then X26, X27, ..."""
+    return [chr(ord("A") + i) if i < 26 else f"X{i}" for i in range(start, stop)]
 
 
 def _fields(node: ir.Node, shapes: Sequence[Shape | None]) -> dict[str, object]:
@@ -415,7 +420,7 @@ def coded_gemm(node: ir.Node, shapes: Sequence[Shape | None]) -> str:
 @writes("com.microsoft.QLinearConcat")
 def coded_concat(node: ir.Node, shapes: Sequence[Shape | None]) -> str:
     starts = range(2, len(node.inputs), 3)
-    parts = [f"s{i} = DequantizeLinear({', '.join(NAMES[i : i + 3])}) " for i in starts]
+    parts = [f"s{i} = DequantizeLinear({', '.join(_names(i, i + 3))}) " for i in starts]
     joined = f"Concat <axis = {required_attr(node, 'axis')}> ({', '.join(f's{i}' for i in starts)})"
     return "".join(parts) + f"t = {joined} y = QuantizeLinear(t, A, B)"
 

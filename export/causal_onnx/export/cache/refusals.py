@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import NONE, Elements, view
-from causal_onnx.export.analysis.interpret import Constants, Run, input_elements, run
+from causal_onnx.export.analysis.interpret import Run, input_elements, run
 from causal_onnx.export.analysis.signature import Signature, Sizes
 from causal_onnx.export.attention.canonical import CanonicalCore
 from causal_onnx.export.cache.lengths import MASK
@@ -151,7 +151,7 @@ def _reversed_run(layouts: Layouts, sizes: Sizes) -> Run:
         elements = input_elements(spec, sizes)
         reach = np.where(elements.reach == NONE, NONE, sizes.seq - 1 - elements.reach)
         inputs[spec.name] = Elements(elements.shape, reach.astype(np.int32))
-    return run(layouts.model, layouts.signature, sizes, Constants(), inputs=inputs)
+    return run(layouts.model, layouts.signature, sizes, layouts.constants, inputs=inputs)
 
 
 def named(node: ir.Node | None) -> str:

@@ -57,9 +57,9 @@ class Layouts:
         self.model = model
         self.signature: Signature = read_signature(model)
         self.sizes = probing_sizes(max_seq_len)
-        constants = Constants()
+        self.constants = Constants()
         self.base, *self._others = (
-            run(model, self.signature, sizes, constants) for sizes in self.sizes
+            run(model, self.signature, sizes, self.constants) for sizes in self.sizes
         )
 
     def is_tainted(self, value: ir.Value | None) -> bool:

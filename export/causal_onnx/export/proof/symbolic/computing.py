@@ -125,14 +125,6 @@ def combine(space: Space, op: str, parts: Sequence[Symbolic]) -> Symbolic:
     return Symbolic(axes, terms, value, ints=held, known=known)
 
 
-_ON_WHOLE: dict[str, Callable[[Poly, Poly], Poly | None]] = {
-    "Add": lambda a, b: a + b,
-    "Sub": lambda a, b: a - b,
-    "Mul": lambda a, b: a * b,
-    "Div": lambda a, b: a.divided_by(b),
-}
-
-
 def _whole_quotient(space: Space, a: Poly, b: Poly) -> Poly | None:
     """Division of integers, which ONNX rounds towards zero."""
     exact = a.divided_by(b)
@@ -164,51 +156,64 @@ def _whole_numbers(space: Space, op: str, parts: Sequence[Symbolic]) -> tuple[Po
 
 def _whole_number(space: Space, op: str, column: Sequence[Poly]) -> Poly | None:
     """The number that the operator makes of whole numbers, where it is a polynomial."""
-    found = _carried_out(space, op, column)
+    carry_out = _ON_WHOLE.get(op)
+    found = None if carry_out is None else carry_out(space, column)
     if found is not None:
         made, limits = Operation(op, tuple(column)), tuple(space.limits)
         conclude(made, "==", found, given=limits, bounds=space.bounds)
     return found
 
 
-def _carried_out(space: Space, op: str, column: Sequence[Poly]) -> Poly | None:
-    if op in _ON_WHOLE:
-        return _ON_WHOLE[op](column[0], column[1])
-    if op == "DivInt":
-        return _whole_quotient(space, column[0], column[1])
-    if op == "Neg":
-        return -column[0]
-    if op == "Abs":
-        return column[0] if space.nonnegative(column[0]) else None
-    if op in ("Max", "Min") and len(column) == 2:
-        for a, b in (column, column[::-1]):
-            if space.nonnegative(a - b):
-                return a if op == "Max" else b
-        # Elsewhere a symbol of its own would hide that a size is what the runs show it to be.
-        return space.least_of(*column) if op == "Min" and space.is_bounded(column) else None
-    comparisons = {
-        "Equal": lambda a, b: _surely(space, a - b, b - a),
-        "GreaterOrEqual": lambda a, b: _sign(space, a - b),
-        "LessOrEqual": lambda a, b: _sign(space, b - a),
-        "Greater": lambda a, b: _sign(space, a - b - 1),
-        "Less": lambda a, b: _sign(space, b - a - 1),
-    }
-    if op in comparisons:
-        return comparisons[op](column[0], column[1])
-    if op == "Where":
-        condition = column[0].constant
-        return None if condition is None else column[1] if condition else column[2]
-    constants = [poly.constant for poly in column]
-    if op == "Mod" and all(c is not None for c in constants) and constants[1]:
-        return Poly.of((constants[0] or 0) % constants[1])
-    if op in ("And", "Or") and all(c is not None for c in constants):
-        truths = [bool(c) for c in constants]
-        return Poly.of(int(all(truths) if op == "And" else any(truths)))
-    if op == "Not" and constants[0] is not None:
-        return Poly.of(int(not constants[0]))
-    if op in ("Floor", "Ceil", "Round"):
-        return column[0]
-    return None
+def _extreme(space: Space, op: str, column: Sequence[Poly]) -> Poly | None:
+    if len(column) != 2:
+        return None
+    for a, b in (column, column[::-1]):
+        if space.nonnegative(a - b):
+            return a if op == "Max" else b
+    # Elsewhere a symbol of its own would hide that a size is what the runs show it to be.
+    return space.least_of(*column) if op == "Min" and space.is_bounded(column) else None
+
+
+def _chosen(condition: Poly, then: Poly, other: Poly) -> Poly | None:
+    number = condition.constant
+    return None if number is None else then if number else other
+
+
+def _of_numbers(
+    function: Callable[..., int | None],
+) -> Callable[[Space, Sequence[Poly]], Poly | None]:
+    """Carried out where no size enters."""
+
+    def carry_out(space: Space, column: Sequence[Poly]) -> Poly | None:
+        numbers = [poly.constant for poly in column]
+        found = None if None in numbers else function(*numbers)
+        return None if found is None else Poly.of(found)
+
+    return carry_out
+
+
+_ON_WHOLE: dict[str, Callable[[Space, Sequence[Poly]], Poly | None]] = {
+    "Add": lambda space, x: x[0] + x[1],
+    "Sub": lambda space, x: x[0] - x[1],
+    "Mul": lambda space, x: x[0] * x[1],
+    "Div": lambda space, x: x[0].divided_by(x[1]),
+    "DivInt": lambda space, x: _whole_quotient(space, x[0], x[1]),
+    "Neg": lambda space, x: -x[0],
+    "Abs": lambda space, x: x[0] if space.nonnegative(x[0]) else None,
+    "Max": lambda space, x: _extreme(space, "Max", x),
+    "Min": lambda space, x: _extreme(space, "Min", x),
+    "Equal": lambda space, x: _surely(space, x[0] - x[1], x[1] - x[0]),
+    "GreaterOrEqual": lambda space, x: _sign(space, x[0] - x[1]),
+    "LessOrEqual": lambda space, x: _sign(space, x[1] - x[0]),
+    "Greater": lambda space, x: _sign(space, x[0] - x[1] - 1),
+    "Less": lambda space, x: _sign(space, x[1] - x[0] - 1),
+    "Where": lambda space, x: _chosen(x[0], x[1], x[2]),
+    "Mod": _of_numbers(lambda a, b: a % b if b else None),
+    "And": _of_numbers(lambda *x: int(all(x))),
+    "Or": _of_numbers(lambda *x: int(any(x))),
+    "Not": _of_numbers(lambda a: int(not a)),
+    **dict.fromkeys(("Floor", "Ceil", "Round"), lambda space, x: x[0]),
+}
 
 
 def _sign(space: Space, poly: Poly) -> Poly | None:

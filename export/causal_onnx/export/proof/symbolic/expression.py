@@ -369,18 +369,8 @@ def evaluate(expression: Expression, bounds: Bounds, given: Sequence[Poly]) -> I
             return (number, number)
         case Linear(poly):
             return _linear_bounds(poly, bounds, given)
-        case AtLeastZero(poly):
-            if bounds.implied(poly, given):
-                return (1.0, 1.0)
-            if bounds.implied(-poly - 1, given):
-                return (0.0, 0.0)
-            return (0.0, 1.0)
-        case IsZero(poly):
-            if poly.constant == 0:
-                return (1.0, 1.0)
-            if bounds.implied(poly - 1, given) or bounds.implied(-poly - 1, given):
-                return (0.0, 0.0)
-            return (0.0, 1.0)
+        case AtLeastZero() | IsZero():
+            return _claim_bounds(expression, bounds, given)
         case Lookup():
             return _lookup_bounds(expression, bounds, given)
         case Measured():
@@ -398,6 +388,18 @@ def evaluate(expression: Expression, bounds: Bounds, given: Sequence[Poly]) -> I
             return (0.0, 0.0) if value is not None and value[1] <= VERY_NEGATIVE else None
         case _:
             return None
+
+
+def _claim_bounds(claim: AtLeastZero | IsZero, bounds: Bounds, given: Sequence[Poly]) -> Interval:
+    poly = claim.poly
+    if isinstance(claim, AtLeastZero):
+        holds = bounds.implied(poly, given)
+        fails = not holds and bounds.implied(-poly - 1, given)
+    else:
+        holds = poly.constant == 0
+        apart = (poly - 1, -poly - 1)
+        fails = not holds and any(bounds.implied(side, given) for side in apart)
+    return (1.0, 1.0) if holds else (0.0, 0.0) if fails else (0.0, 1.0)
 
 
 def _hull(a: Interval | None, b: Interval | None) -> Interval | None:
