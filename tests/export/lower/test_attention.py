@@ -14,6 +14,7 @@ import torch
 
 from causal_onnx.export import export
 from causal_onnx.export.attention.canonical import DOMAIN, canonicalise
+from causal_onnx.export.attention.notes import CoreNotes, note
 from causal_onnx.export.attest import attest
 from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.lower import lower, tiled
@@ -79,8 +80,13 @@ class Core:
         node = ir.node("Attention", inputs, attributes, domain=DOMAIN, num_outputs=outputs)
         for output, name in zip(node.outputs, ("y", "present_key", "present_value"), strict=False):
             output.name, output.type = name, float32
-        node.meta.update(num_heads=self.heads, num_kv_heads=self.kv_heads)
-        node.meta.update(head_dim=self.width, value_dim=self.value_width)
+        notes = CoreNotes(
+            num_heads=self.heads,
+            num_kv_heads=self.kv_heads,
+            head_dim=self.width,
+            value_dim=self.value_width,
+        )
+        note(node, notes)
         graph = ir.Graph(
             list(values.values()),
             list(node.outputs),

@@ -42,6 +42,7 @@ from causal_onnx.export.attention.find_footprint import footprint_by_positions
 from causal_onnx.export.attention.footprint import Footprint
 from causal_onnx.export.attention.identities import respell
 from causal_onnx.export.attention.mask_terms import spread
+from causal_onnx.export.attention.notes import CoreNotes, note, notes_of
 from causal_onnx.export.attention.operands import tensor_of
 from causal_onnx.export.attention.recognise import core_at, recognise
 from causal_onnx.export.graph.edit import constant
@@ -322,7 +323,7 @@ class _Rewriting:
         )
         node.outputs[0].type = ir.TensorType(self._dtype or ir.DataType.FLOAT)
         node.metadata_props.update(core.node.metadata_props)
-        node.meta.update(
+        notes = CoreNotes(
             num_heads=core.num_heads,
             num_kv_heads=groups,
             head_dim=core.head_dim,
@@ -330,6 +331,7 @@ class _Rewriting:
             bias_is_whole=self._bias_is_whole(),
             bias_is_known=all(term.known for term in core.terms),
         )
+        note(node, notes)
         self._replace_output(node)
         if k_heads == v_heads:
             self._note_packed(node)
@@ -367,7 +369,7 @@ class _Rewriting:
         restored = self._write.restore(node.outputs[0], core.output.layout, core.v_dim)
         result = self._write.cast(restored, old.dtype)
         if _is_packed(core.output) and result is restored:
-            node.meta["packed_output"] = result
+            note(node, replace(notes_of(node), packed_output=result))
         if old.is_graph_output():
             index = list(graph.outputs).index(old)
             result.name, old.name = old.name, f"{old.name}_replaced"
@@ -383,7 +385,8 @@ class _Rewriting:
         if all(_is_packed(operand) for operand in operands) and (
             len({operand.value.dtype for operand in operands if operand is not None}) == 1
         ):
-            node.meta["packed_inputs"] = [op.value for op in operands if op is not None]
+            packed = tuple(op.value for op in operands if op is not None)
+            note(node, replace(notes_of(node), packed_inputs=packed))
 
     def _bias(self) -> ir.Value | None:
         """What the mask adds to the scores, where the causal rule and the window do not say it."""

@@ -9,7 +9,7 @@ features it pairs. Cosines and sines are read off the map itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,21 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.session import plain_session
 from causal_onnx.export.attention.canonical import CanonicalCore
+from causal_onnx.export.attention.notes import (
+    Heads,
+    Projected,
+    Rotary,
+    feature_pairs,
+    note,
+    notes_of,
+)
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.edit import constant_value
 from causal_onnx.export.graph.facts import Axis, Layouts
 from causal_onnx.export.graph.position_region import PositionRegion
 from causal_onnx.export.outcome import SessionError, ask_onnxruntime
 
-__all__ = ["Heads", "Projected", "Rotary", "note_projections"]
+__all__ = ["note_projections"]
 
 Array = npt.NDArray[Any]
 
@@ -39,62 +47,10 @@ TOLERANCE = 1e-6
 PROBE_SEQ = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Heads:
-    """Queries, keys or values by head."""
-
-    value: ir.Value
-    """(batch, num_heads, seq, head_dim), or (batch, seq, num_heads, head_dim)."""
-    heads_first: bool
-    packed: ir.Value | None
-    """The same as (batch, seq, num_heads * head_dim), where the graph has that."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rotary:
-    """By what queries and keys are turned."""
-
-    cos: Array
-    """(positions, rotary_dim / 2); of position 0, 1, ..., in the dtype of the queries."""
-    sin: Array
-    complete: bool
-    """The tables have all positions that there can be."""
-    interleaved: bool
-    """Pairs are (2 i, 2 i + 1), not (i, i + rotary_dim / 2)."""
-
-    def turn(self, x: Array) -> Array:
-        """Turn (batch, seq, width): Su et al. 2021, equation 34."""
-        half, seq = self.cos.shape[1], x.shape[1]
-        first, second = _pairs(half, self.interleaved)
-        cos, sin = self.cos[:seq].astype(np.float32), self.sin[:seq].astype(np.float32)
-        y = x.copy()
-        y[..., first] = x[..., first] * cos - x[..., second] * sin
-        y[..., second] = x[..., second] * cos + x[..., first] * sin
-        return y
-
-    def equals(self, other: Rotary) -> bool:
-        return (
-            self.interleaved == other.interleaved
-            and np.array_equal(self.cos, other.cos)
-            and np.array_equal(self.sin, other.sin)
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Projected:
-    """Where the operands of one core come from."""
-
-    q: Heads
-    k: Heads
-    v: Heads
-    rotary: Rotary | None
-    """Turns `q` and `k` before they enter the core; None: they enter as they are."""
-
-
 def note_projections(
     layouts: Layouts, cores: Sequence[CanonicalCore], max_seq_len: int | None
 ) -> None:
-    """Note on each core, as `meta["projected"]`, what its operands were before positions came in.
+    """Note on each core what its operands were before positions came in.
 
     The graph stays as it is; `lower` takes the note where the target turns queries and keys itself.
 
@@ -115,9 +71,10 @@ def note_projections(
         if before_q is not None and before_k is not None and before_q[1].equals(before_k[1]):
             (q, rotary), (k, _) = before_q, before_k
         if all(_is_split(layouts.axes(value)) for value in (q, k, v)):
-            core.node.meta["projected"] = Projected(
+            projected = Projected(
                 q=_heads(layouts, q), k=_heads(layouts, k), v=_heads(layouts, v), rotary=rotary
             )
+            note(core.node, replace(notes_of(core.node), projected=projected))
 
 
 class _Finder:
@@ -305,13 +262,6 @@ def _run(graph: ir.Graph, x: Array) -> Array:
     return result
 
 
-def _pairs(half: int, interleaved: bool) -> tuple[slice, slice]:
-    """The features that are turned with each other."""
-    if interleaved:
-        return slice(0, 2 * half, 2), slice(1, 2 * half, 2)
-    return slice(0, half), slice(half, 2 * half)
-
-
 def _read_table(chain: _Chain, max_seq_len: int | None) -> Rotary | None:
     """Cosines and sines of all positions, if the chain is a rotary map."""
     fitting = LARGEST_PROBE_BYTES // (8 * chain.heads * chain.width)
@@ -322,7 +272,7 @@ def _read_table(chain: _Chain, max_seq_len: int | None) -> Rotary | None:
         unit = np.repeat(np.eye(chain.width, dtype=np.float32)[:, None], PROBE_SEQ, axis=1)
         matrices = chain(unit).transpose(1, 2, 0)
         for half, interleaved in _candidates(matrices):
-            first, second = _pairs(half, interleaved)
+            first, second = feature_pairs(half, interleaved)
             ones = np.zeros((2, length, chain.width), np.float32)
             ones[0, :, first], ones[1, :, second] = 1, 1
             turned = chain(ones)
@@ -354,7 +304,7 @@ def _candidates(matrices: Array) -> Iterator[tuple[int, bool]]:
     rotary_dim = used + used % 2
     for half in dict.fromkeys((rotary_dim // 2, width // 2)):
         for interleaved in (False, True):
-            first, second = (np.arange(width)[part] for part in _pairs(half, interleaved))
+            first, second = (np.arange(width)[part] for part in feature_pairs(half, interleaved))
             allowed = np.eye(width, dtype=np.bool_)
             allowed[first, second] = allowed[second, first] = True
             if not matrices[:, ~allowed].any():

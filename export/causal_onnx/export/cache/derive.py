@@ -12,12 +12,13 @@ position p (docs/cache.md).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.attention.canonical import CanonicalCore, bias_of
+from causal_onnx.export.attention.notes import note, notes_of
 from causal_onnx.export.attention.rotary import note_projections
 from causal_onnx.export.cache.lengths import MASK, Lengths, write_lengths
 from causal_onnx.export.cache.refusals import (
@@ -279,9 +280,8 @@ def _rejoin(
         )
         for place in range(len(old.inputs)):
             old.replace_input_with(place, None)  # it is gone, and must keep nothing alive
-        joined.meta.update(old.meta)
         # Shared by all cores, so that what is computed from them is computed once.
-        joined.meta.update(seq=lengths.seq, past_seq=lengths.past_seq)
+        note(joined, replace(notes_of(old), seq=lengths.seq, past_seq=lengths.past_seq))
         joined.outputs[0].type = old.outputs[0].type
         first_user = _first_user(graph, stand_in)
         graph.insert_before(first_user, joined)

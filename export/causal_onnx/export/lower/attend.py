@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.attention.canonical import bias_of, sink_of
+from causal_onnx.export.attention.notes import notes_of
 from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["attend", "hiding"]
@@ -49,12 +50,13 @@ def attend(
     Returns:
         (batch, num_heads, count, value_dim).
     """
-    heads, groups = node.meta["num_heads"], node.meta["num_kv_heads"]
+    notes = notes_of(node)
+    heads, groups = notes.num_heads, notes.num_kv_heads
     grouped, like = heads != groups, q  # what is made of q has no dtype here
     q = write("Mul", q, write.number(node.attributes["scale"].as_float(), like))
     if grouped:
         # (batch, groups, heads per group * count, d): the queries of a group share its keys.
-        q = write("Reshape", q, write.ints(0, groups, -1, node.meta["head_dim"]))
+        q = write("Reshape", q, write.ints(0, groups, -1, notes.head_dim))
     scores = write("MatMul", q, write("Transpose", k, perm=[0, 1, 3, 2]))
     if grouped:
         scores = write("Reshape", scores, _split(write, heads, count))

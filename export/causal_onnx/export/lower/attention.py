@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.attention.notes import notes_of
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.cache_rows import JoinedRows, has_rows, join_rows
 from causal_onnx.export.lower.positions import core_inputs, window_mask
@@ -24,7 +25,7 @@ def write_attention(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
         return [result, joined.present_k, joined.present_v]
     q, k, v, bias, past_k, past_v = core_inputs(node)
     window = node.attributes["window"].as_int()
-    if bias is not None and not node.meta.get("bias_is_known", True):
+    if bias is not None and not notes_of(node).bias_is_known:
         bias = _without_least(write, bias)
     if window:
         allowed = window_mask(write, q, k, past_k, window)
@@ -32,7 +33,7 @@ def write_attention(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
             bias = allowed
         else:
             bias = write("Where", allowed, bias, write.number(-np.inf, bias))
-    elif bias is not None and not node.meta.get("bias_is_whole", True):
+    elif bias is not None and not notes_of(node).bias_is_whole:
         bias = _whole(write, q, k, past_k, bias)
     inputs = [q, k, v, bias, past_k, past_v] if past_k is not None else [q, k, v, bias]
     if inputs[-1] is None:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.attention.canonical import sink_of
+from causal_onnx.export.attention.notes import notes_of
 from causal_onnx.export.graph.subgraphs import choose
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attention import (
@@ -87,9 +88,10 @@ class _Forms:
         q, k, v, *_ = core_inputs(node)
         is_plain = _is_plain(node)
         self.has_blocks, self.has_flash = _fits_blocks(node), is_plain and _fits_flash(node)
-        self.is_merged = "packed_output" in node.meta
-        self.is_packed = is_plain and self.is_merged and "packed_inputs" in node.meta
-        self.values: list[ir.Value] = node.meta["packed_inputs"] if self.is_packed else [q, k, v]
+        notes = notes_of(node)
+        self.is_merged = notes.packed_output is not None
+        self.is_packed = is_plain and self.is_merged and bool(notes.packed_inputs)
+        self.values: Sequence[ir.Value] = notes.packed_inputs if self.is_packed else [q, k, v]
         self.joined = join_rows(write, node) if has_rows(node) else None
 
     def beyond(self, write: Writer, length: int) -> ir.Value:
@@ -127,16 +129,16 @@ class _Forms:
         merged = _flash(write, self.node, self.values, packed=self.is_packed)
         if self.is_merged:
             return merged
-        meta = self.node.meta
-        return split_heads(write, merged, meta["num_heads"], meta["value_dim"])
+        notes = notes_of(self.node)
+        return split_heads(write, merged, notes.num_heads, notes.value_dim)
 
     def heads(self, write: Writer) -> Sequence[ir.Value]:
         """Queries, keys and values as (batch, heads, seq, width)."""
         if not self.is_packed:
             return self.values
-        meta = self.node.meta
-        counts = (meta["num_heads"], meta["num_kv_heads"], meta["num_kv_heads"])
-        widths = (meta["head_dim"], meta["head_dim"], meta["value_dim"])
+        notes = notes_of(self.node)
+        counts = (notes.num_heads, notes.num_kv_heads, notes.num_kv_heads)
+        widths = (notes.head_dim, notes.head_dim, notes.value_dim)
         found = []
         for value, count, width in zip(self.values, counts, widths, strict=True):
             found.append(split_heads(write, value, count, width))
@@ -147,7 +149,8 @@ class _Forms:
         """The result as its reader wants it."""
         if not self.is_merged:
             return result
-        return merge_heads(write, result, self.node.meta["num_heads"], self.node.meta["value_dim"])
+        notes = notes_of(self.node)
+        return merge_heads(write, result, notes.num_heads, notes.value_dim)
 
     def results(self, write: Writer, chosen: ir.Value) -> Sequence[ir.Value]:
         """The outputs of the core."""
@@ -195,8 +198,8 @@ def _packed(write: Writer, node: ir.Node, values: Sequence[ir.Value]) -> ir.Valu
         bias = window_mask(write, values[0], values[1], None, window, axis=1)
     attributes = {
         **attention_attributes(node),
-        "q_num_heads": node.meta["num_heads"],
-        "kv_num_heads": node.meta["num_kv_heads"],
+        "q_num_heads": notes_of(node).num_heads,
+        "kv_num_heads": notes_of(node).num_kv_heads,
     }
     inputs = [*values, bias] if bias is not None else list(values)
     return write.node("Attention", inputs, attributes).outputs[0]
@@ -204,8 +207,8 @@ def _packed(write: Writer, node: ir.Node, values: Sequence[ir.Value]) -> ir.Valu
 
 def _flash(write: Writer, node: ir.Node, values: Sequence[ir.Value], *, packed: bool) -> ir.Value:
     """The contrib operator, with an empty past; gives (batch, seq, heads * width)."""
-    heads, groups = node.meta["num_heads"], node.meta["num_kv_heads"]
-    width = node.meta["head_dim"]
+    notes = notes_of(node)
+    heads, groups, width = notes.num_heads, notes.num_kv_heads, notes.head_dim
     merged = list(values)
     if not packed:
         counts = (heads, groups, groups)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from causal_onnx.export.attention.notes import notes_of
 from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["JoinedRows", "has_rows", "join_rows"]
@@ -48,7 +49,7 @@ def join_rows(write: Writer, node: ir.Node) -> JoinedRows:
     slots = write("Min", past, write.ints(bounded)) if bounded else past
     held = write("Min", row_past, slots) if bounded else row_past
     total = write("Add", slots, seq)
-    heads = node.meta["num_kv_heads"]
+    heads = notes_of(node).num_kv_heads
     zero, one = write.scalar(0), write.scalar(1)
     steps = write("Range", zero, write("Squeeze", seq), one)
     places = write("Add", write("Unsqueeze", held, write.ints(1)), steps)  # (batch, seq)
@@ -115,7 +116,7 @@ def _lengths(
     write: Writer, node: ir.Node, k: ir.Value, past_k: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """(seq, past_seq), of the whole graph where the core knows them: computed once for all."""
-    seq, past = node.meta.get("seq"), node.meta.get("past_seq")
+    seq, past = notes_of(node).seq, notes_of(node).past_seq
     if seq is None or past is None:
         return write("Shape", k, start=2, end=3), write("Shape", past_k, start=2, end=3)
     return seq, past

@@ -9,6 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from causal_onnx.export.attention.notes import notes_of
+
 __all__ = ["CONTRIB", "fits_operator", "operator_attributes"]
 
 CONTRIB = "com.microsoft"
@@ -20,16 +22,16 @@ def fits_operator(node: ir.Node) -> bool:
     return (
         q is not None
         and q.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-        and node.meta["head_dim"] == node.meta["value_dim"]
-        and node.meta["head_dim"] % 8 == 0  # it refuses others
+        and notes_of(node).head_dim == notes_of(node).value_dim
+        and notes_of(node).head_dim % 8 == 0  # it refuses others
     )
 
 
 def operator_attributes(node: ir.Node) -> dict[str, Any]:
     """Heads, scale, softcap and window of a causal core."""
     attributes: dict[str, Any] = {
-        "num_heads": node.meta["num_heads"],
-        "kv_num_heads": node.meta["num_kv_heads"],
+        "num_heads": notes_of(node).num_heads,
+        "kv_num_heads": notes_of(node).num_kv_heads,
         "scale": node.attributes["scale"].as_float(),
     }
     if node.attributes["softcap"].as_float():

@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from causal_onnx.export.attention.canonical import DOMAIN
-from causal_onnx.export.attention.rotary import Heads, Projected, Rotary
+from causal_onnx.export.attention.notes import Heads, Projected, Rotary, note, notes_of
 from causal_onnx.export.graph.subgraphs import name_inside
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
@@ -30,11 +30,17 @@ def fits_grouped(node: ir.Node) -> bool:
     return (
         bias is None
         and all(value is not None for value in cache)
-        and "projected" in node.meta
+        and notes_of(node).projected is not None
         and node.attributes["is_causal"].as_int() == 1
         and not node.attributes["bounded"].as_int()
         and fits_operator(node)
     )
+
+
+def _projected(node: ir.Node) -> Projected:
+    found = notes_of(node).projected
+    assert found is not None
+    return found
 
 
 def shares_buffers(node: ir.Node) -> bool:
@@ -42,9 +48,9 @@ def shares_buffers(node: ir.Node) -> bool:
 
     Its past may then be a larger buffer that is the present too (`CachePair.shared`).
     """
-    projected: Projected = node.meta["projected"]
-    rotary = projected.rotary
-    return rotary is None or rotary.complete or not _turns_inside(rotary, node.meta["head_dim"])
+    notes = notes_of(node)
+    rotary = _projected(node).rotary
+    return rotary is None or rotary.complete or not _turns_inside(rotary, notes.head_dim)
 
 
 def write_grouped(write: Writer, node: ir.Node, fallback: Fallback) -> Sequence[ir.Value]:
@@ -72,11 +78,12 @@ def write_grouped(write: Writer, node: ir.Node, fallback: Fallback) -> Sequence[
     attributes = {"then_branch": branches[0], "else_branch": branches[1]}
     chosen, present_k, present_v = write.node("If", [lengths.fit], attributes, 3).outputs
     chosen.type = node.outputs[0].type
-    packed_output: ir.Value | None = node.meta.get("packed_output")
+    notes = notes_of(node)
+    packed_output = notes.packed_output
     if packed_output is not None and not packed_output.is_graph_output():
         # The reader of the transposed and merged output takes this one; what led there falls away.
         packed_output.replace_all_uses_with(chosen)
-    return [_split(write, chosen, node.meta["num_heads"], operands.width), present_k, present_v]
+    return [_split(write, chosen, notes.num_heads, operands.width), present_k, present_v]
 
 
 class _Lengths:
@@ -86,8 +93,10 @@ class _Lengths:
         row_past, row_total = node.inputs[6:8]
         assert row_past is not None
         assert row_total is not None
-        self.seq: ir.Value = node.meta["seq"]
-        self.past: ir.Value = node.meta["past_seq"]
+        notes = notes_of(node)
+        assert notes.seq is not None
+        assert notes.past_seq is not None
+        self.seq, self.past = notes.seq, notes.past_seq
         self.row_past = row_past
         one, int32 = write.ints(1), ir.DataType.INT32.value
         # A row without any token yet counts one, of padding, which its first token overwrites.
@@ -110,9 +119,8 @@ class _Operands:
     """Queries, keys and values as (batch, seq, heads * head_dim), before rotation if inside."""
 
     def __init__(self, write: Writer, node: ir.Node):
-        projected: Projected = node.meta["projected"]
-        heads, groups = node.meta["num_heads"], node.meta["num_kv_heads"]
-        self.width: int = node.meta["head_dim"]
+        projected, notes = _projected(node), notes_of(node)
+        heads, groups, self.width = notes.num_heads, notes.num_kv_heads, notes.head_dim
         self.counts = (heads, groups, groups)
         self.projected, self.rotary = projected, projected.rotary
         sides: list[Heads | ir.Value | None] = [projected.q, projected.k, projected.v]
@@ -191,7 +199,7 @@ def _general(
         domain=DOMAIN,
         num_outputs=3,
     )
-    core.meta.update(node.meta)
+    note(core, notes_of(node))
     for new, old in zip(core.outputs, node.outputs, strict=True):
         new.type = old.type
     output, present_k, present_v = fallback(write, core)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from causal_onnx.export.attention.notes import notes_of
 from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["give_merged", "merge_heads", "split_heads"]
@@ -29,7 +30,9 @@ def give_merged(write: Writer, node: ir.Node, merged: ir.Value) -> ir.Value:
 
     The reader of the transposed and merged output takes this one; what led there falls away.
     """
-    wanted: ir.Value = node.meta["packed_output"]
+    notes = notes_of(node)
+    wanted = notes.packed_output
+    assert wanted is not None
     if not wanted.is_graph_output():
         wanted.replace_all_uses_with(merged)
-    return split_heads(write, merged, node.meta["num_heads"], node.meta["value_dim"])
+    return split_heads(write, merged, notes.num_heads, notes.value_dim)

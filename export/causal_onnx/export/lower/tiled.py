@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from causal_onnx.export.attention.notes import notes_of
 from causal_onnx.export.graph.subgraphs import choose, repeat
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attend import attend, hiding
@@ -83,7 +84,7 @@ class Blocks:
         self.node = node
         self.bias = core_inputs(node)[3]
         self.q, self.k, self.v = q, k, _ = operands
-        self.is_merged = "packed_output" in node.meta
+        self.is_merged = notes_of(node).packed_output is not None
         self.is_causal = bool(node.attributes["is_causal"].as_int())
         self.window = node.attributes["window"].as_int()
         self.seq = write("Shape", q, start=2, end=3)
@@ -118,7 +119,7 @@ class Blocks:
             return self.block(inner, rows, start, size)
 
         stacked = repeat(write, self.node, write("Squeeze", count), step)
-        heads, width = self.node.meta["num_heads"], self.node.meta["value_dim"]
+        heads, width = notes_of(self.node).num_heads, notes_of(self.node).value_dim
         if self.is_merged:
             # (count, batch, size, heads * width)
             joined = write("Transpose", stacked, perm=[1, 0, 2, 3])
@@ -153,7 +154,8 @@ class Blocks:
         result = attend(write, self.node, q, *keys, mask=mask, count=count)
         if not self.is_merged:
             return result
-        return merge_heads(write, result, self.node.meta["num_heads"], self.node.meta["value_dim"])
+        notes = notes_of(self.node)
+        return merge_heads(write, result, notes.num_heads, notes.value_dim)
 
     def places(self, write: Writer, start: ir.Value, count: ir.Value) -> ir.Value:
         """`count` numbers from `start` on."""
