@@ -25,8 +25,8 @@ from causal_onnx.export.proof.perturb import DynamicCheck, cuts_at, perturb, voc
 from causal_onnx.export.proof.prefix_stability import length_dependent
 from causal_onnx.export.proof.prove import StaticProof, batch_independent, prove
 from causal_onnx.export.proof.running import (
+    GraphRunner,
     Runnable,
-    Runner,
     open_evaluator,
     open_session,
 )
@@ -156,9 +156,9 @@ class _Opened:
         self.source = source
         self.model = model
         self.providers = providers
-        self._session: tuple[Runner | None, str] | None = None
+        self._session: tuple[GraphRunner | None, str] | None = None
 
-    def session(self) -> tuple[Runner | None, str]:
+    def session(self) -> tuple[GraphRunner | None, str]:
         """The graph in onnxruntime; None and the reason where that is not possible."""
         if self._session is None:
             given = self._runnable()
@@ -169,7 +169,7 @@ class _Opened:
             )
         return self._session
 
-    def runners(self) -> Iterator[tuple[Runner | None, str]]:
+    def runners(self) -> Iterator[tuple[GraphRunner | None, str]]:
         """What could run the graph, one after the other."""
         yield self.session()
         given = self._runnable()

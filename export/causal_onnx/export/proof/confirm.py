@@ -17,7 +17,7 @@ from causal_onnx.export.analysis.make_input import make_input
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
 from causal_onnx.export.proof.judge import Leak
 from causal_onnx.export.proof.perturb import changed_input, same
-from causal_onnx.export.proof.running import Runner
+from causal_onnx.export.proof.running import GraphRunner
 
 __all__ = ["Confirmation", "Suspect", "confirm"]
 
@@ -79,7 +79,7 @@ FLAVOURS = (
 
 
 def confirm(
-    runner: Runner,
+    runner: GraphRunner,
     signature: Signature,
     suspects: Sequence[Suspect],
     *,
@@ -149,7 +149,7 @@ class _Trial:
 
     def __init__(
         self,
-        runner: Runner,
+        runner: GraphRunner,
         signature: Signature,
         flavour: _Flavour,
         vocabulary: Mapping[str, int],

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.make_input import make_input
 from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
-from causal_onnx.export.proof.running import Runner
+from causal_onnx.export.proof.running import GraphRunner
 
 __all__ = [
     "DynamicCase",
@@ -117,7 +117,7 @@ def _tables(value: ir.Value, depth: int) -> Iterator[int]:
 
 
 def perturb(
-    runner: Runner,
+    runner: GraphRunner,
     signature: Signature,
     position_axes: Mapping[str, Sequence[int]],
     grid: Sequence[Sizes],
@@ -201,7 +201,7 @@ def perturb(
 
 
 def _prefix_change(
-    runner: Runner,
+    runner: GraphRunner,
     feeds: Mapping[str, Array],
     base: Sequence[Any],
     *,

@@ -14,7 +14,7 @@ import onnx
 from causal_onnx.export.analysis.session import plain_session
 from causal_onnx.export.analysis.signature import Sizes
 
-__all__ = ["Runnable", "Runner", "open_evaluator", "open_session"]
+__all__ = ["GraphRunner", "Runnable", "open_evaluator", "open_session"]
 
 Array = npt.NDArray[Any]
 
@@ -23,7 +23,7 @@ Runnable: TypeAlias = str | os.PathLike[str] | bytes
 
 
 @dataclass
-class Runner:
+class GraphRunner:
     """A graph that can be run."""
 
     name: str
@@ -43,7 +43,7 @@ class Runner:
             return None
 
 
-def open_session(source: Runnable, providers: Sequence[str]) -> tuple[Runner | None, str]:
+def open_session(source: Runnable, providers: Sequence[str]) -> tuple[GraphRunner | None, str]:
     """The graph in onnxruntime; None and the reason where that is not possible."""
     given = source if isinstance(source, bytes) else str(Path(source))
     try:
@@ -53,10 +53,10 @@ def open_session(source: Runnable, providers: Sequence[str]) -> tuple[Runner | N
     except Exception as error:  # as above
         return None, f"onnxruntime cannot load the graph: {str(error).splitlines()[0]}"
     names = tuple(output.name for output in session.get_outputs())
-    return Runner(session.get_providers()[0], names, session.run), ""
+    return GraphRunner(session.get_providers()[0], names, session.run), ""
 
 
-def open_evaluator(source: Runnable) -> tuple[Runner | None, str]:
+def open_evaluator(source: Runnable) -> tuple[GraphRunner | None, str]:
     """The graph in onnx's reference evaluator, for small graphs."""
     from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - slow to import, seldom needed
 
@@ -66,4 +66,4 @@ def open_evaluator(source: Runnable) -> tuple[Runner | None, str]:
     except Exception as error:  # as above
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return None, f"the reference evaluator cannot load the graph: {reason}"
-    return Runner("the reference evaluator", tuple(evaluator.output_names), evaluator.run), ""
+    return GraphRunner("the reference evaluator", tuple(evaluator.output_names), evaluator.run), ""
