@@ -179,13 +179,14 @@ def test_every_command_of_the_runtime_needs_numpy_and_onnxruntime_alone(tmp_path
         "doctor": [],
         # Its own error: this model has no cache.
         "generate": [model, "--ids", "1,2"],
+        "chat": [model],
     }
     needing_more = {"export", "attest"}
     assert {name_of(module) for module in COMMANDS} == lines.keys() | needing_more
     for name, arguments in lines.items():
         command = [sys.executable, "-c", BLOCKED, name, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if name == "generate":
+        if name in ("generate", "chat"):
             assert "needs a language model exported with cache=True" in done.stderr
         else:
             assert done.returncode == 0, f"{name}: {done.stderr}"

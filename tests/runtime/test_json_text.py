@@ -47,6 +47,15 @@ def test_a_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
         read_json_file(path, max_bytes=5)
 
 
+def test_a_configuration_may_state_hugging_faces_number_for_no_limit(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(f'{{"model_max_length": {int(1e30)}, "vocab_size": 7}}')
+    assert read_json_file(path) == {"model_max_length": 1e30, "vocab_size": 7}
+    path.write_text(f"[{'9' * 5000}]")
+    with pytest.raises(ValueError, match="is not finite"):
+        read_json_file(path)
+
+
 def test_a_list_that_holds_itself_has_a_depth() -> None:
     endless: list[object] = []
     endless.append(endless)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from causal_onnx.cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from causal_onnx.runtime import Sampling
 
 __all__ = [
     "add_device_arguments",
     "add_model_argument",
+    "add_sampling_arguments",
     "add_trusted_argument",
     "parse_axes",
     "parse_lengths",
+    "sampling_of",
 ]
 
 
@@ -31,6 +38,26 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads of one call (default: physical cores)"
     )
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
+    """Declare how tokens are chosen, and `--seed`; `default` says how without them."""
+    sampling = parser.add_argument_group(f"choice of tokens (default: {default})")
+    sampling.add_argument(
+        "--temperature", type=float, metavar="T", help="0: always the most likely"
+    )
+    sampling.add_argument("--top-k", type=int, metavar="K")
+    sampling.add_argument("--top-p", type=float, metavar="P")
+    sampling.add_argument("--min-p", type=float, metavar="P")
+    sampling.add_argument("--repetition-penalty", type=float, metavar="X")
+    sampling.add_argument("--seed", type=int, metavar="N", help="repeats a run with random choices")
+
+
+def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
+    """What the command line asks for; what it leaves out is as in `default`."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    return replace(default, **given)
 
 
 def add_trusted_argument(parser: argparse.ArgumentParser) -> None:

@@ -21,16 +21,17 @@ MAX_ITEMS = 1 << 20
 bytes. A tokenizer's configuration with 100,000 entries has 500,000."""
 
 
-def read_json(text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Any:
+def read_json(text: str | bytes, *, max_bytes: int = MAX_BYTES, wide_integers: bool = False) -> Any:
     """Parse JSON that somebody else wrote.
 
     Args:
         text: The JSON; bytes are UTF-8.
         max_bytes: How long it may be.
+        wide_integers: Give an integer of more than 64 bits as the nearest float.
 
     Raises:
         ValueError: It is no JSON, too long, too deep, holds too much, or has a number that is not
-            finite or takes more than 64 bits.
+            finite, or an integer of more than 64 bits without `wide_integers`.
     """
     if len(text) > max_bytes:
         raise ValueError(f"it is longer than {max_bytes} bytes")
@@ -40,7 +41,12 @@ def read_json(text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Any:
     if items > MAX_ITEMS:
         raise ValueError(f"it holds more than {MAX_ITEMS} values")
     try:
-        data = json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+        data = json.loads(
+            text,
+            parse_int=_wide if wide_integers else _integer,
+            parse_float=_float,
+            parse_constant=_constant,
+        )
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     if depth_of(data) > MAX_DEPTH:
@@ -49,14 +55,16 @@ def read_json(text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def read_json_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> Any:
-    """Parse a file of JSON, of which no more than `max_bytes` are read.
+    """Parse a configuration file, of which no more than `max_bytes` are read.
+
+    Hugging Face writes 10^30 for "no limit" (`model_max_length`), which comes as a float.
 
     Raises:
         OSError: It cannot be read.
         ValueError: As for `read_json`.
     """
     with Path(path).open("rb") as file:
-        return read_json(file.read(max_bytes + 1), max_bytes=max_bytes)
+        return read_json(file.read(max_bytes + 1), max_bytes=max_bytes, wide_integers=True)
 
 
 def depth_of(data: object) -> int:
@@ -77,6 +85,11 @@ def _integer(text: str) -> int:
     if not -(1 << 63) <= value < 1 << 64:
         raise ValueError(f"the number {text[:30]} takes more than 64 bits")
     return value
+
+
+def _wide(text: str) -> int | float:
+    value = int(text) if len(text) <= 20 else 1 << 64
+    return value if -(1 << 63) <= value < 1 << 64 else _float(text)
 
 
 def _float(text: str) -> float:

@@ -280,7 +280,7 @@ def test_a_tokenizer_larger_than_any_is_not_read(
     ("stated", "message"),
     [
         ("1e400", "is not JSON: the number 1e400 is not finite"),
-        (str(2**70), "is not JSON: the number .* takes more than 64 bits"),
+        (str(2**70), r"is 1\.1805.*e\+21, expected an id"),
         ("-1", "eos_token_id in .* is -1, expected an id, or a list of ids, from 0 to 4194303"),
         ("true", "is True, expected an id"),
         ("2.0", r"is 2\.0, expected an id"),

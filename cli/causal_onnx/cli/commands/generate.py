@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import UsageError
-from causal_onnx.cli.options import add_device_arguments, add_model_argument, add_trusted_argument
+from causal_onnx.cli.options import (
+    add_device_arguments,
+    add_model_argument,
+    add_sampling_arguments,
+    add_trusted_argument,
+    sampling_of,
+)
 
 if TYPE_CHECKING:
-    from causal_onnx.runtime import Constraint, Model, PromptLookup, Sampling
+    from causal_onnx.runtime import Constraint, Model, PromptLookup
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
@@ -63,13 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="a token id that ends it (repeatable)",
     )
-    sampling = parser.add_argument_group("choice of tokens (default: always the likeliest)")
-    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T")
-    sampling.add_argument("--top-k", type=int, metavar="K")
-    sampling.add_argument("--top-p", type=float, metavar="P")
-    sampling.add_argument("--min-p", type=float, metavar="P")
-    sampling.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X")
-    sampling.add_argument("--seed", type=int, metavar="N", help="repeats a run with random choices")
+    add_sampling_arguments(parser, default="always the most likely")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument(
         "--json-schema", type=Path, metavar="FILE", help="write JSON that this schema allows"
@@ -92,10 +92,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Continue the prompt, writing each piece as it comes."""
-    from causal_onnx.runtime import load
+    from causal_onnx.runtime import Sampling, load
 
     prompt = _read_prompt(args)
-    sampling, constraint = _sampling(args), _constraint(args)
+    sampling, constraint = sampling_of(args, Sampling()), _constraint(args)
     model = load(
         args.model,
         device=args.device,
@@ -155,18 +155,6 @@ def _read_prompt(args: argparse.Namespace) -> str | list[int]:
         return [int(item) for item in args.ids.split(",")]
     except ValueError as error:
         raise UsageError(f"--ids takes numbers such as 5,3,8, got {args.ids!r}") from error
-
-
-def _sampling(args: argparse.Namespace) -> Sampling:
-    from causal_onnx.runtime import Sampling
-
-    return Sampling(
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-    )
 
 
 def _constraint(args: argparse.Namespace) -> Constraint | None:

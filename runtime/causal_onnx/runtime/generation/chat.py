@@ -182,7 +182,7 @@ class Chat:
 
     def reset(self) -> None:
         """Begin anew, with the system message alone."""
-        self._end()
+        self.interrupt()
         self._kept.clear()
         self.reply = None
         self.messages = (
@@ -216,7 +216,7 @@ class Chat:
         Raises:
             ValueError: As for `send`, before the first piece is asked for.
         """
-        self._end()
+        self.interrupt()
         if isinstance(message, str):
             new: list[Message] = [{"role": "user", "content": message}]
         else:
@@ -224,6 +224,12 @@ class Chat:
         sequence, choices = self._replier.reply([*self.messages, *new], self._kept)
         self._going = self._pieces(sequence, choices, new)
         return self._going
+
+    def interrupt(self) -> None:
+        """End the reply that `stream` is about to give, where it is; without one, do nothing."""
+        going, self._going = self._going, None
+        if going is not None:
+            going.close()
 
     def _pieces(
         self, sequence: GrowingSequence, choices: Iterator[Choice], new: Sequence[Message]
@@ -239,12 +245,6 @@ class Chat:
                 self._kept.wrote(self.reply.ids)
                 text = self.reply.text or ""
                 self.messages += [*new, {"role": "assistant", "content": text}]
-
-    def _end(self) -> None:
-        """End a reply that is not at its end."""
-        going, self._going = self._going, None
-        if going is not None:
-            going.close()
 
 
 class _Replier:
