@@ -297,7 +297,7 @@ def _counting_class() -> type:
 
         def visit_Operand(self, node: Any) -> Any:  # noqa: N802
             self.generic_visit(node)
-            if node.op in ("in", "notin"):
+            if node.op.endswith("in"):  # with a "not" or without
                 node.expr = self._call("handled", [node.expr], node.expr)
             return node
 
