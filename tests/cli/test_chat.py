@@ -118,6 +118,7 @@ def test_a_full_context_is_said(
     said = capsys.readouterr().err
     assert "(the model's context is full; /reset begins a new conversation)\n" in said
     assert "ids, and the model takes 400; without messages[0:2], the oldest, it has " in said
+    assert said.endswith("; /reset begins a new conversation\n")
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,11 @@ def _turn(line: str, talk: Chat, console: Console) -> bool:
 
 def _answer(text: str, talk: Chat, console: Console) -> None:
     """Write a reply as it comes."""
-    for piece in talk.stream(text):
+    try:
+        pieces = talk.stream(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; /reset begins a new conversation") from error
+    for piece in pieces:
         console.write(piece)
     console.print()
     finish = "" if talk.reply is None else talk.reply.finish
