@@ -314,4 +314,4 @@ def test_what_a_chat_lacks_is_said(folder: Path, tmp_path: Path) -> None:
 def test_the_extra_is_asked_for(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r"a chat template needs the package jinja2: pip .*text"):
-        model.chat(HELLO)
+        model.chat(HELLO, template="{{ messages[0].content }} and something new")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from causal_onnx.runtime import ArtifactError
+from causal_onnx.runtime.text import sandbox
 from causal_onnx.runtime.text.chat_template import ChatTemplate
 
 jinja2 = pytest.importorskip("jinja2", reason="chat templates need the extra `text`")
@@ -105,13 +107,19 @@ def test_a_long_conversation_is_far_from_the_bound() -> None:
     messages = [{"role": "user", "content": "word " * 200}] * 1000
     template = ChatTemplate(source)
     assert len(template.render(messages)) > 1_000_000
-    environment, _ = template._compiled["default"]
-    assert environment.left > 40_000_000
+    assert sandbox._LEFT.work > 40_000_000
 
 
 def test_every_rendering_has_the_whole_bound() -> None:
     template = ChatTemplate("{% for a in range(9999) %}{% endfor %}{{ messages[0].content }}")
     assert {template.render(HELLO) for _ in range(60)} == {"Hello"}
+
+
+def test_each_thread_has_a_bound_of_its_own() -> None:
+    template = ChatTemplate("{% for a in range(99999) %}{% endfor %}{{ messages[0].content }}")
+    with ThreadPoolExecutor(4) as pool:
+        texts = list(pool.map(lambda _: template.render(HELLO), range(16)))
+    assert texts == ["Hello"] * 16
 
 
 @pytest.mark.parametrize(
@@ -192,7 +200,7 @@ def test_jinja2_is_asked_for_where_it_is_missing_or_too_old(
     with pytest.raises(
         ImportError, match=r"needs jinja2 3\.1\.6 or later, .* this is 3\.1\.5: pip"
     ):
-        ChatTemplate("a").render(HELLO)
+        ChatTemplate("not seen before").render(HELLO)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r"a chat template needs the package jinja2: pip .*text"):
-        ChatTemplate("a").render(HELLO)
+        ChatTemplate("nor this").render(HELLO)

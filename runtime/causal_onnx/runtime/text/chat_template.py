@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,6 @@ class ChatTemplate:
         self.tokens: Mapping[str, str] = dict(tokens or {})
         """The special tokens that it may write, by name."""
         self._where = where
-        self._compiled: dict[str, tuple[Any, Any]] = {}
 
     @classmethod
     def of_folder(cls, folder: Path, template: str | None = None) -> ChatTemplate | None:
@@ -143,16 +143,14 @@ class ChatTemplate:
 
     def _ready(self, name: str) -> tuple[Any, Any]:
         """A template with the environment that it runs in."""
-        if name not in self._compiled:
-            environment = make_environment()
-            try:
-                template = environment.from_string(self._sources[name])
-            except Exception as error:  # jinja2's own errors, and those of Python's compiler
-                line = getattr(error, "lineno", None)
-                place = "" if line is None else f" in line {line}"
-                raise ArtifactError(f"{self._where} cannot be read{place}: {error}") from error
-            self._compiled[name] = environment, template
-        return self._compiled[name]
+        try:
+            return _compiled(self._sources[name])
+        except ImportError:
+            raise
+        except Exception as error:  # jinja2's own errors, and those of Python's compiler
+            line = getattr(error, "lineno", None)
+            place = "" if line is None else f" in line {line}"
+            raise ArtifactError(f"{self._where} cannot be read{place}: {error}") from error
 
     def _up_to_mark(self, text: str, last: str) -> str:
         end = text.rfind(TAG.strip())
@@ -162,6 +160,12 @@ class ChatTemplate:
             )
         keeps_space = text.startswith(TAG, end)
         return text[:end] if keeps_space else text[:end].rstrip()
+
+
+@functools.lru_cache(maxsize=8)  # 25 ms for a long one
+def _compiled(source: str) -> tuple[Any, Any]:
+    environment = make_environment()
+    return environment, environment.from_string(source)
 
 
 def plain_message(message: Message) -> dict[str, Any]:

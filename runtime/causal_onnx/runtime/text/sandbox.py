@@ -10,6 +10,7 @@ import datetime
 import functools
 import json
 import re
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,6 +31,9 @@ STEP = 100
 AS_TEXT = {"e", "escape", "format", "forceescape", "join", "pprint", "replace", "string", "tojson"}
 AS_TEXT |= {"urlencode", "urlize", "xmlattr"}
 """Filters that make a text of all that is in what they are given."""
+
+_LEFT = threading.local()
+"""What a rendering may still handle: its `work`."""
 
 WIDE = re.compile(r"\d{8}")
 """A width in a format that fills the memory."""
@@ -172,15 +176,14 @@ def _environment_class() -> type:
         """Counts what a template handles: sizes of results, iterations and calls."""
 
         intercepted_binops = frozenset({"+", "*", "**", "%"})
-        left = MOST_WORK
 
         def begin(self) -> None:
-            """Start a rendering."""
-            self.left = MOST_WORK
+            """Start a rendering, of which each thread has one at a time."""
+            _LEFT.work = MOST_WORK
 
         def spend(self, work: int) -> None:
-            self.left -= work
-            if self.left < 0:
+            _LEFT.work = getattr(_LEFT, "work", MOST_WORK) - work
+            if _LEFT.work < 0:
                 raise jinja2.exceptions.SecurityError(
                     f"it handles more than {MOST_WORK} characters and items, or never ends"
                 )
