@@ -105,7 +105,7 @@ def test_a_spec_describes_itself_on_one_line() -> None:
         (changed(**CACHED, mask="y"), "the mask 'y' must be an input"),
         (
             changed(**CACHED, mask="past"),
-            r"a mask is int64 \(batch, total_seq\), got past: float32",
+            r"a mask is int64 or int32 \(batch, total_seq\), got past: float32",
         ),
         (changed(**bounded(0)), "past: bounded must be a positive integer or None, got 0"),
         (changed(**bounded(3)), "past_slots and present_slots belong to pairs .* bounded"),

@@ -71,11 +71,19 @@ def _cache_text(contract: Contract) -> str:
     if not contract.cache:
         return "none"
     rows = "rows may differ in length" if contract.mask else "rows are equally long"
+    if contract.ragged in ("packed_steps", "none"):
+        rows += (
+            " (a stream then reads "
+            + ("longer chunks" if contract.ragged == "packed_steps" else "them")
+            + " one by one)"
+        )
     bounds = [pair.bounded for pair in contract.cache if pair.bounded is not None]
     kept = (
         f"; {len(bounds)} of {len(contract.cache)} hold the last positions only" if bounds else ""
     )
-    left_out = "past inputs and the mask" if contract.mask else "past inputs"
+    computed = [item.name for item in contract.computed]
+    names = ["past inputs", *(["the mask"] if contract.mask else []), *computed]
+    left_out = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"yes; {rows}{kept}; {left_out} may be left out"
 
 

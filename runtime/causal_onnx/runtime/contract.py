@@ -6,7 +6,7 @@ Written once, here, because this side has no heavy imports; the exporter imports
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "SLOT_AXES",
     "SOURCE_KEY",
     "CachePair",
+    "ComputedInput",
     "Contract",
     "TensorSpec",
     "read_document",
@@ -164,6 +165,27 @@ class CachePair:
             )
 
 
+COMPUTED_RULES = ("positions", "has_past", "all_logits")
+RAGGED = ("packed", "packed_steps", "left", "none")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputedInput:
+    """An input that follows from the others: the runtime makes it where a request does not."""
+
+    name: str
+    rule: str
+    """"positions": for each new position, how many tokens its row has before it, an integer
+    (..., batch, seq). "has_past": whether there are past positions, bool. "all_logits": the integer
+    0, by which some graphs are asked for the logits of every position."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in COMPUTED_RULES:
+            raise ValueError(
+                f"{self.name}: rule must be one of {', '.join(COMPUTED_RULES)}, got {self.rule!r}"
+            )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contract:
     """What an artifact takes and gives: the promise that a runtime checks a request against."""
@@ -178,14 +200,25 @@ class Contract:
     unbatched: bool = False
     """The source takes inputs without the batch axis too; the runtime then adds and removes it."""
     form: str = "portable"
-    """How attention is written in the graph: "ort", "portable" or "tiled"."""
+    """How attention is written in the graph: "ort", "portable" or "tiled"; "foreign": as another
+    exporter did."""
     cache: tuple[CachePair, ...] = ()
     """The KV cache, if the graph has one: keys, then values, layer by layer. Past inputs may be
     left out of a request; they are then empty."""
     mask: str | None = None
-    """For a cache whose rows may differ in length: the input, int64 (batch, total_seq), that is 1
-    where a position is a token and 0 where it is padding, past positions first. In the columns of
-    each call a row's tokens come before its padding. Left out of a request, it is all ones."""
+    """For a cache whose rows may differ in length: the input, int64 or int32 (batch, total_seq),
+    that is 1 where a position is a token and 0 where it is padding, past positions first. In the
+    columns of each call a row's tokens come before its padding, unless `ragged` says otherwise.
+    Left out of a request, it is all ones."""
+    computed: tuple[ComputedInput, ...] = ()
+    """Inputs beside the cache and the mask that a request may leave out."""
+    ragged: str = "packed"
+    """How rows of different lengths share a call, where there is a mask. "packed": the graph puts
+    each row's new positions right behind its own past. "packed_steps": it does in a call without a
+    past, and in one of a single new position for every row; other calls are of one row, without
+    padding. "left": it appends the columns of the call as they are, so that a row's padding comes
+    first, in its past. "none": rows must be equally long, and the mask all ones. A stream keeps to
+    this by itself, and reads rows one by one where they cannot share a call."""
     last_only: str | None = None
     """The output that the optional input `LAST_ONLY`, where it is true, shortens to each row's last
     new token: (batch, 1, vocab)."""
@@ -226,6 +259,7 @@ class Contract:
                     f"the cache pairs input {pair.past!r} with output {pair.present!r}; the inputs "
                     f"are {', '.join(sorted(inputs))}, the outputs {', '.join(sorted(outputs))}"
                 )
+        self._check_computed(inputs)
         if self.last_only is not None and (
             self.last_only not in outputs or self.mask is None or LAST_ONLY in inputs
         ):
@@ -259,6 +293,26 @@ class Contract:
                 most = "of at least 0" if vocab is None else f"in [0, {vocab})"
                 raise ValueError(f"{field}: expected ids {most}, got {token!r}")
 
+    def _check_computed(self, inputs: Set[str]) -> None:
+        if self.ragged not in RAGGED:
+            raise ValueError(f"ragged must be one of {', '.join(RAGGED)}, got {self.ragged!r}")
+        if self.ragged != "packed" and self.last_only is not None:
+            raise ValueError(f"last_only is for a graph that packs rows, got {self.ragged!r}")
+        names = [item.name for item in self.computed]
+        taken = self.past_names | {self.mask}
+        if len(set(names)) != len(names) or not set(names) <= inputs - taken:
+            raise ValueError(
+                f"computed names inputs other than the cache and the mask, each once, got "
+                f"{', '.join(names)}"
+            )
+        for item in self.computed:
+            spec = next(spec for spec in self.inputs if spec.name == item.name)
+            kind = "bool" if item.rule == "has_past" else "int"
+            axes = spec.axes[-2:] if item.rule == "positions" else spec.axes
+            ends = ("batch", "seq") if item.rule == "positions" else (1,) * len(axes)
+            if kind not in spec.dtype or axes != ends:
+                raise ValueError(f"{item.rule!r} cannot be computed for {spec.describe()}")
+
     def _check_slots(self) -> None:
         """What a bounded pair holds is counted in slots, and nothing else is."""
         bounded = {
@@ -275,13 +329,15 @@ class Contract:
         spec = next((spec for spec in self.inputs if spec.name == name), None)
         if spec is None or not self.cache:
             raise ValueError(f"the mask {name!r} must be an input of a contract with a cache")
-        if spec.dtype != "int64" or spec.axes[1:] != ("total_seq",):
-            raise ValueError(f"a mask is int64 (batch, total_seq), got {spec.describe()}")
+        if spec.dtype not in ("int64", "int32") or spec.axes[1:] != ("total_seq",):
+            raise ValueError(f"a mask is int64 or int32 (batch, total_seq), got {spec.describe()}")
 
     @property
     def optional_names(self) -> frozenset[str]:
-        """The inputs that a request may leave out: the cache, and which positions are tokens."""
-        return self.past_names if self.mask is None else self.past_names | {self.mask}
+        """The inputs that a request may leave out: the cache, which positions are tokens, and what
+        is computed."""
+        names = self.past_names | {item.name for item in self.computed}
+        return names if self.mask is None else names | {self.mask}
 
     @property
     def past_names(self) -> frozenset[str]:
@@ -302,19 +358,21 @@ class Contract:
             outputs=tuple(spec for spec in self.outputs if spec.name not in presents),
             cache=(),
             mask=None,
+            computed=(),
+            ragged="packed",
             last_only=None,
         )
 
     def to_json(self) -> str:
         """The contract as one JSON document, the same text for equal contracts.
 
-        Special tokens that are not known have no key: such a contract reads as one did before they
-        were written down.
+        Special tokens that are not known have no key, nor has what only files of other exporters
+        need: such a contract reads as one did before these were written down.
         """
         data = {
             key: value
             for key, value in asdict(self).items()
-            if key not in _TOKENS or value not in ((), None)
+            if key not in _LATER or value not in ((), None, "packed")
         }
         return json.dumps({"format": FORMAT, **data}, sort_keys=True, separators=(",", ":"))
 
@@ -331,6 +389,8 @@ class Contract:
             data["outputs"] = tuple(_spec(item) for item in data["outputs"])
             pairs = data.get("cache", ())
             data["cache"] = tuple(CachePair(**_known(item, CachePair)) for item in pairs)
+            computed = data.get("computed", ())
+            data["computed"] = tuple(ComputedInput(**_known(i, ComputedInput)) for i in computed)
             data["eos_token_ids"] = tuple(data.get("eos_token_ids", ()))
             return cls(**_known(data, cls))
         except KeyError as error:
@@ -339,7 +399,7 @@ class Contract:
             raise ArtifactError(f"the contract is damaged: {error}") from error
 
 
-_TOKENS = ("eos_token_ids", "bos_token_id", "pad_token_id")
+_LATER = ("eos_token_ids", "bos_token_id", "pad_token_id", "computed", "ragged")
 
 
 def read_document(text: str, *, what: str) -> dict[str, Any]:

@@ -581,3 +581,12 @@ def _bytes_read() -> int:
     """What this process has read from files, as the kernel counts it."""
     text = Path("/proc/self/io").read_text(encoding="ascii")
     return int(text.splitlines()[0].removeprefix("rchar: "))
+
+
+def test_rotary_heads_that_are_0_are_those_of_the_tables() -> None:
+    """onnxruntime-genai writes the default, with which nothing is divided by it."""
+    places = [tensor("places", 0, 0, shape=(1, 2)), tensor("table", 0, 0, shape=(1, 2))]
+    heads = integer("num_heads", 0)
+    names = ["x", "places", "table", "table"]
+    rotary = node("RotaryEmbedding", names, ["z"], heads, domain="com.microsoft")
+    scan(read_artifact(model(rotary, tensors=places)), Limits())

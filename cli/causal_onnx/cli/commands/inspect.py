@@ -14,7 +14,7 @@ from causal_onnx.cli.options import add_model_argument
 
 if TYPE_CHECKING:
     from causal_onnx.cli.certificate import StoredCertificate
-    from causal_onnx.runtime import Artifact
+    from causal_onnx.runtime import Artifact, Contract
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _document(artifact: Artifact) -> dict[str, Any]:
     header, golden = artifact.header, artifact.golden
     contract = artifact.contract
+    derived = _derived(artifact)[0] if contract is None else None
     return {
         "path": str(artifact.location),
         "size_bytes": header.size_bytes,
@@ -54,6 +55,7 @@ def _document(artifact: Artifact) -> dict[str, Any]:
         "opsets": {domain or "ai.onnx": version for domain, version in header.opsets.items()},
         "producer": header.producer,
         "contract": None if contract is None else json.loads(contract.to_json()),
+        "derived_contract": None if derived is None else json.loads(derived.to_json()),
         "source": artifact.source,
         "certificate": artifact.certificate,
         "golden": None
@@ -62,15 +64,36 @@ def _document(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def _derived(artifact: Artifact) -> tuple[Contract | None, str]:
+    """The contract of a file of another exporter; None, and why there is none."""
+    from causal_onnx.runtime import ArtifactError
+
+    try:
+        return artifact.derived_contract, ""
+    except ArtifactError as error:
+        return None, str(error)
+
+
 def _print(artifact: Artifact, certificate: StoredCertificate | None, console: Console) -> None:
     from causal_onnx.cli import describe
 
     console.print(artifact.name)
     console.pairs(describe.file_pairs(artifact))
-    console.heading("contract")
     if artifact.contract is None:
-        console.print("  none: causal-onnx did not write this file")
+        derived, reason = _derived(artifact)
+        if derived is None:
+            console.heading("contract")
+            console.print("  none: causal-onnx did not write this file")
+            console.note(reason)
+        else:
+            console.heading("contract (none in the file: by its graph and the files beside it)")
+            console.pairs(describe.contract_pairs(derived))
+            console.print(
+                "\nmake it a folder with a certificate and golden vectors: causal-onnx adopt "
+                f"{artifact.name} -o model/"
+            )
         return
+    console.heading("contract")
     console.pairs(describe.contract_pairs(artifact.contract))
     if artifact.source:
         console.heading("source")

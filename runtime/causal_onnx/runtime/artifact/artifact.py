@@ -7,11 +7,19 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from causal_onnx.runtime.artifact.folder import model_file
+from causal_onnx.runtime.artifact.foreign import (
+    LOOKED_FOR,
+    NotDerivedError,
+    Settings,
+    derive_contract,
+    read_settings,
+)
 from causal_onnx.runtime.artifact.golden import GoldenSet
 from causal_onnx.runtime.artifact.header import OnnxHeader, read_header
+from causal_onnx.runtime.artifact.signature import read_signature
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
     CONTRACT_KEY,
@@ -51,6 +59,32 @@ class Artifact:
             return Contract.from_json(text)
         except ArtifactError as error:
             raise ArtifactError(f"{self.name}: {error}") from error
+
+    @functools.cached_property
+    def derived_contract(self) -> Contract:
+        """What a decoder of another exporter takes and gives, by its graph and the files beside it.
+
+        Raises:
+            ArtifactError: It is of no layout that is known (docs/adopt.md); the message says why.
+        """
+        is_path = isinstance(self.location, Path)
+        settings = read_settings(self.location) if isinstance(self.location, Path) else Settings()
+        with self._open() as stream:
+            graph = read_signature(stream, name=self.name)
+        try:
+            return derive_contract(graph, settings, opset=self.header.opsets.get(""))
+        except NotDerivedError as error:
+            beside = "" if is_path else " (bytes have no config.json beside them)"
+            raise ArtifactError(
+                f"{self.name} carries no contract: causal-onnx did not write it, and none follows "
+                f"from its graph{beside}: {error}. Looked for: {LOOKED_FOR}. If you know what it "
+                "takes and gives, say so: load(path, contract=Contract(inputs=..., outputs=...))"
+            ) from error
+
+    def _open(self) -> BinaryIO:
+        if isinstance(self.location, bytes):
+            return io.BytesIO(self.location)
+        return self.location.open("rb", buffering=0)
 
     @functools.cached_property
     def source(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import AXIS_NAMES, LARGEST_AXIS, SLOT_AXES, Contract, TensorSpec
+from causal_onnx.runtime.request.computed import computed_inputs
 from causal_onnx.runtime.request.convert import cast_array, read_array
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class RequestChecker:
         self._specs = {spec.name: spec for spec in contract.inputs}
         self._past = contract.past_names
         self._mask = contract.mask
+        self._computed = [item.name for item in contract.computed]
         optional = contract.optional_names
         self._positional = [name for name in self._specs if name not in optional]
         self._bounds = {
@@ -88,11 +90,18 @@ class RequestChecker:
                     arrays[name] = np.expand_dims(arrays[name], axis)
         if len(arrays) < len(self._specs):
             arrays |= self._left_out(arrays)
+        computed = [name for name in self._computed if name not in arrays]
         # A view of one number can state any shape: only what fits is copied.
         self._check_sizes(arrays, unbatched)
         arrays = {name: cast_array(self._specs[name], array) for name, array in arrays.items()}
         if self._mask is not None:
             self._check_mask(arrays, unbatched)
+        if computed:
+            mask = None if self._mask is None else arrays[self._mask]
+            batch, seq = self._size(arrays, "batch"), self._size(arrays, "seq")
+            past = self._past_seq(arrays) if self._past else 0
+            found = computed_inputs(self._contract, mask, batch=batch, past_seq=past, seq=seq)
+            arrays |= {name: found[name] for name in computed}
         for spec in self._ids:
             _check_ids(spec, arrays[spec.name], unbatched)
         if self._check_finite:
@@ -147,7 +156,8 @@ class RequestChecker:
             batch, _ = self._specs[self._mask].axes
             rows = batch if isinstance(batch, int) else sizes.get(batch, 1)
             shape = rows, past_seq + sizes.get("seq", 0)
-            found[self._mask] = np.broadcast_to(np.int64(1), shape)
+            ones = np.ones((), self._specs[self._mask].dtype)
+            found[self._mask] = np.broadcast_to(ones, shape)
         return found
 
     def _past_seq(self, arrays: Mapping[str, Array]) -> int:
@@ -183,6 +193,8 @@ class RequestChecker:
     def _check_sizes(self, arrays: Mapping[str, Array], unbatched: bool) -> None:
         sizes: dict[str, int] = {}
         for name, spec in self._specs.items():
+            if name not in arrays:  # computed, once the others are known to fit
+                continue
             shape = arrays[name].shape
             if len(shape) != len(spec.axes):
                 raise ValueError(self._wrong_rank(spec, shape))
@@ -229,12 +241,24 @@ class RequestChecker:
                 f"input {spec.name!r} holds {mask[where]} at {_place(where, spec, unbatched)}, "
                 "expected 1 for a token and 0 for padding"
             )
-        seq = next(
-            arrays[name].shape[other.axes.index("seq")]
-            for name, other in self._specs.items()
-            if "seq" in other.axes
-        )
-        new = mask[:, mask.shape[1] - seq :]
+        seq, ragged = self._size(arrays, "seq"), self._contract.ragged
+        if ragged == "left":  # of one call, the graph takes padding wherever it is
+            return
+        past = mask.shape[1] - seq
+        new = mask[:, past:]
+        if (ragged == "none" and not mask.all()) or (
+            ragged == "packed_steps" and past and not (new.all() and (seq == 1 or len(mask) == 1))
+        ):
+            raise ValueError(
+                f"input {spec.name!r} has padding that this file cannot take in such a call "
+                f"({past} past positions, {seq} new ones); "
+                + (
+                    "its rows must be equally long"
+                    if ragged == "none"
+                    else "with a past, give one new position to every row, or one row alone"
+                )
+                + "; a stream does so by itself: model.stream(batch=...)"
+            )
         rising = new[:, 1:] > new[:, :-1]
         if rising.any():
             row, column = np.unravel_index(int(np.argmax(rising)), rising.shape)
@@ -244,6 +268,15 @@ class RequestChecker:
                 f"{_place(where, spec, unbatched)}; in each call a row's tokens come first and its "
                 "padding last (pad on the right)"
             )
+
+    def _size(self, arrays: Mapping[str, Array], axis: str) -> int:
+        """The size of an axis, 1 where no input has it."""
+        found = (
+            array.shape[self._specs[name].axes.index(axis)]
+            for name, array in arrays.items()
+            if axis in self._specs[name].axes
+        )
+        return int(next(found, 1))
 
     def _check_lengths(self, sizes: Mapping[str, int]) -> None:
         past, seq, total = (sizes.get(axis) for axis in ("past_seq", "seq", "total_seq"))

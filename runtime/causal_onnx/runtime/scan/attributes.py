@@ -28,6 +28,9 @@ _AT_LEAST_ONE = frozenset(
 )  # fmt: skip
 """onnxruntime divides by them; 0 ends the process (SIGFPE)."""
 
+_ZERO_IS_DEFAULT = frozenset({("RotaryEmbedding", "num_heads")})
+"""0 is the same as leaving it out: the width of a head then is that of its tables."""
+
 _ANY_SIZE = frozenset({"value_int", "value_ints", "starts", "ends", "value", "seed"})
 """Numbers that onnxruntime keeps in 64 bits. Of others it takes the lower 32: 2^32 becomes 0."""
 
@@ -35,7 +38,7 @@ MAX_TEXT_BYTES = 1 << 12
 """Of a text that a rule reads: an equation, a mode."""
 
 
-def check_attribute(attribute: Message, where: str) -> None:
+def check_attribute(attribute: Message, where: str, *, op_type: str = "") -> None:
     key, kind = attribute["name"], attribute.get("type", 0)
     held = [name for name in _FIELDS.values() if name in attribute]
     if "ref_attr_name" in attribute or "sparse_tensor" in attribute:
@@ -56,7 +59,8 @@ def check_attribute(attribute: Message, where: str) -> None:
     if key not in _ANY_SIZE and any(abs(size) >= 1 << 31 for size in sizes):
         raise Refused(f"{where}: the attribute {key!r} is {sizes}, beyond 32 bits")
     # Of an attribute without a field, the number is 0.
-    if key in _AT_LEAST_ONE and (not sizes or min(sizes) < 1):
+    is_optional = (op_type, key) in _ZERO_IS_DEFAULT
+    if key in _AT_LEAST_ONE and not is_optional and (not sizes or min(sizes) < 1):
         raise Refused(f"{where}: the attribute {key!r} is {sizes or 0}, expected 1 or more")
 
 

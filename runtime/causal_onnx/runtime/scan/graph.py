@@ -245,7 +245,7 @@ class GraphChecker:
             if not key or key in attributes:
                 raise Refused(f"{where} has an attribute {key!r} twice or without a name")
             attributes[key] = attribute
-            check_attribute(attribute, where)
+            check_attribute(attribute, where, op_type=op_type)
         read_texts(self._source, attributes)
         node = Node(op_type, domain, where, self._opsets[domain], inputs, len(outputs), attributes)
         graphs = {key: value["g"] for key, value in attributes.items() if "g" in value}

@@ -17,7 +17,7 @@ import numpy as np
 from causal_onnx.runtime.artifact.artifact import Artifact
 from causal_onnx.runtime.artifact.held import Held
 from causal_onnx.runtime.contract import Contract
-from causal_onnx.runtime.errors import ArtifactError, RunError
+from causal_onnx.runtime.errors import RunError
 from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.scan import Limits, scan
 from causal_onnx.runtime.session import bfloat16
@@ -133,22 +133,20 @@ class Runner:
 
         Raises:
             UnsafeFileError: The file holds what exports do not, or more than the limits.
-            ArtifactError: It is damaged, of a newer format, without a contract, or has changed.
+            ArtifactError: It is damaged, of a newer format, without a contract and of a layout from
+                which none follows, or has changed.
             DeviceError: The device cannot be used, or not for all of the model.
         """
-        contract = options.contract if options.contract is not None else artifact.contract
+        given = options.contract
+        contract = artifact.contract if given is None else given
         if contract is None:
-            raise ArtifactError(
-                f"{artifact.name} carries no contract: causal-onnx did not write it. If you know "
-                "what it takes and gives, say so: load(path, contract=Contract(inputs=..., "
-                "outputs=...))"
-            )
-        with _files(artifact, options) as held:
+            contract = given = artifact.derived_contract
+        with _files(artifact, options, given) as held:
             if options.isolated_trial and held is not None:
                 asked = options.isolated_trial
                 limits = TrialLimits() if isinstance(asked, bool) else asked
                 chosen = {name: getattr(options, name) for name in TRIED_OPTIONS}
-                try_out(held, limits, artifact=artifact, contract=options.contract, options=chosen)
+                try_out(held, limits, artifact=artifact, contract=given, options=chosen)
             return cls.of_held(artifact, contract, held, options, profile_prefix=profile_prefix)
 
     @classmethod
@@ -325,11 +323,11 @@ class Runner:
 
 
 def _files(
-    artifact: Artifact, options: LoadOptions
+    artifact: Artifact, options: LoadOptions, contract: Contract | None
 ) -> AbstractContextManager[Held] | AbstractContextManager[None]:
     """The files of a model, judged; None where nobody asked for it."""
     if not options.trusted:
-        return scan(artifact, options.limits or Limits(), options.contract)
+        return scan(artifact, options.limits or Limits(), contract)
     return hold_unjudged(artifact) if options.isolated_trial else nullcontext()
 
 

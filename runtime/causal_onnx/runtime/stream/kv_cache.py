@@ -8,7 +8,7 @@ lie in host memory, or on the GPU that the model runs on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -138,10 +138,38 @@ class KVCache:
             spec, kept = self._specs[pair.past], read.others.get(pair.past)
             if kept is None:
                 kept = np.zeros(spec.shape(nothing), spec.host_dtype)
+            elif self._is_aligned(read.lengths):
+                kept = self._shifted(pair, on_host(kept), read.used - read.lengths)
             found[pair.past] = (
                 kept if isinstance(kept, DeviceMemory) else np.ascontiguousarray(kept)
             )
         return found
+
+    def packed(
+        self, presents: Mapping[str, Array | DeviceMemory], read: Read
+    ) -> Mapping[str, Array | DeviceMemory]:
+        """What a call gave, by the name of the past, with each row's positions from slot 0 on."""
+        if not self._is_aligned(read.lengths):
+            return presents
+        return {
+            pair.past: self._shifted(pair, on_host(presents[pair.past]), read.lengths - read.used)
+            for pair in self._contract.cache
+        }
+
+    def _is_aligned(self, lengths: Array) -> bool:
+        """Whether the graph wants the rows' pasts to end in the same column, padding first."""
+        return self._contract.ragged == "left" and bool((lengths != lengths[0]).any())
+
+    def _shifted(self, pair: CachePair, array: Array, steps: Array) -> Array:
+        """A copy with each row moved along the positions, zeros where nothing is then."""
+        axis = self._axis(pair.past, "past_seq")
+        moved = np.zeros_like(array)
+        before = (slice(None),) * axis
+        for row, step in enumerate(steps.tolist()):
+            source = slice(max(0, -step), array.shape[axis] - max(0, step))
+            target = slice(max(0, step), array.shape[axis] - max(0, -step))
+            moved[row : row + 1][(*before, target)] = array[row : row + 1][(*before, source)]
+        return moved
 
     def rows(self, chosen: Array, read: Read) -> dict[str, Array]:
         """`held`, of the chosen rows."""
@@ -149,6 +177,20 @@ class KVCache:
             name: np.take(array, chosen, self._axis(name, "batch"))
             for name, array in self.held(read).items()
         }
+
+    def joined(self, pieces: Sequence[Mapping[str, Array]], used: int) -> dict[str, Array]:
+        """What rows of their own held, each with `used` slots at most, as `held` has it of all."""
+        found = {}
+        for pair in self._contract.cache:
+            spec = self._specs[pair.past]
+            whole = np.zeros(spec.shape({"batch": len(pieces), "past_seq": used}), spec.host_dtype)
+            for row, piece in enumerate(pieces):
+                if pair.past in piece:  # of a row without positions there may be nothing
+                    part = piece[pair.past]
+                    slots = self._slots(pair, part.shape[self._axis(pair.past, "past_seq")])
+                    whole[row : row + 1][slots] = part
+            found[pair.past] = whole
+        return found
 
     @property
     def room(self) -> int:
@@ -182,19 +224,25 @@ class KVCache:
         return axes.index(axis) if axis in axes else 0
 
 
-def token_mask(lengths: Array, new: Array, seq: int) -> Array:
+def token_mask(
+    lengths: Array, new: Array, seq: int, *, dtype: str = "int64", ragged: str = "packed"
+) -> Array:
     """1 for the positions that count, past columns first; rows differ by their sums only.
 
     Args:
         lengths: (batch,), positions that each row has read before the call.
         new: (batch,), how many of the call's count.
         seq: How many the call has.
+        dtype: Of the mask.
+        ragged: `Contract.ragged`; "left": the past columns are as `KVCache.feeds` aligns them.
 
     Returns:
-        int64 (batch, max(lengths) + seq), as `Contract.mask` says.
+        (batch, max(lengths) + seq), as `Contract.mask` says.
     """
     if (lengths == lengths[0]).all() and (new == seq).all():
-        return np.ones((len(new), int(lengths[0]) + seq), np.int64)
+        return np.ones((len(new), int(lengths[0]) + seq), dtype)
     past = np.arange(int(lengths.max()))[None, :] < lengths[:, None]
+    if ragged == "left":
+        past = past[:, ::-1]
     now = np.arange(seq)[None, :] < new[:, None]
-    return np.concatenate([past, now], axis=1).astype(np.int64)
+    return np.concatenate([past, now], axis=1).astype(dtype)

@@ -1,8 +1,8 @@
 """The step that a stream takes again and again: one position more for each row, nothing else new.
 
 Checking a request, allocating and binding take longer than the graph of a small model. Of a step
-that is like the last one, all stays bound but the mask, which is a column wider, and the outputs,
-which the caller may keep.
+that is like the last one, all stays bound but the mask, which is a column wider, the outputs, which
+the caller may keep, and what is computed of lengths.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
+from causal_onnx.runtime.request.computed import computed_inputs
 from causal_onnx.runtime.request.request import are_ids
 from causal_onnx.runtime.session.ort import import_onnxruntime
 from causal_onnx.runtime.stream.kv_cache import token_mask
@@ -61,8 +62,10 @@ class RepeatedStep:
         """(batch,), positions that each row has read; a new array with each step."""
         self._new = np.ones_like(lengths)
         """How many positions a step adds to each row."""
+        dtype = next(spec.dtype for spec in contract.inputs if spec.name == contract.mask)
+        self._mask_dtype = dtype
         # Of one row, a view of it is every mask.
-        self._ones = np.ones((1, most), np.int64) if len(lengths) == 1 else None
+        self._ones = np.ones((1, most), dtype) if len(lengths) == 1 else None
         self._bound = [np.array(feeds[spec.name], order="C") for spec in own.inputs]
         """What is bound, and its dtype, shape and vocabulary."""
         self._wanted = [
@@ -109,11 +112,16 @@ class RepeatedStep:
         total = self._used + 1
         io, feeds = self._io, self._feeds
         if self._ones is None:
-            mask = token_mask(self.lengths, self._new, 1)
+            mask = token_mask(self.lengths, self._new, 1, dtype=self._mask_dtype)
         else:
             mask = self._ones[:, :total]
         feeds[self._mask] = mask
         io.bind_cpu_input(self._mask, mask)
+        if self._model.contract.computed:
+            sizes = {"batch": len(self.lengths), "past_seq": self._used, "seq": 1}
+            for name, value in computed_inputs(self._model.contract, mask, **sizes).items():
+                feeds[name] = value
+                io.bind_cpu_input(name, value)
         found = {}
         for output in self._outputs:
             found[output.name], value = output.memory()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.contract import LARGEST_AXIS, LAST_ONLY
+from causal_onnx.runtime.contract import LARGEST_AXIS, LAST_ONLY, TensorSpec
 from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.request.computed import computed_inputs
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number, whole_numbers
 from causal_onnx.runtime.session.device_memory import on_host
 from causal_onnx.runtime.stream.binding import Binding
@@ -174,8 +175,9 @@ class Stream:
         feeds = request.feeds
         seq = self._new_positions(feeds)
         new = self._checked_lengths(lengths, seq)
-        if contract.mask is not None:
-            feeds[contract.mask] = token_mask(read.lengths, new, seq)
+        if not self._shares_a_call(read, new, seq):
+            return self._one_by_one(feeds, new, seq, last_only=last_only)
+        feeds |= self._made_up(read, new, seq)
         if contract.last_only is not None:
             feeds[LAST_ONLY] = np.array(last_only)
         after = read.lengths + new
@@ -192,7 +194,8 @@ class Stream:
             past = {name: on_host(kept) for name, kept in self._cache.feeds(read).items()}
             outputs = self._model.run_step({**feeds, **past})
             presents = {name: outputs.pop(name) for name in self._pasts}
-        read = self._cache.put({self._pasts[name]: x for name, x in presents.items()}, after)
+        found = {self._pasts[name]: x for name, x in presents.items()}
+        read = self._cache.put(self._cache.packed(found, read), after)
         if last_only:
             outputs = {name: self._last(name, x, new) for name, x in outputs.items()}
         if request.unbatched:
@@ -203,6 +206,59 @@ class Stream:
             }
         self._read = read
         self._binding, self._repeated = binding, repeated
+        return outputs
+
+    def _made_up(self, read: Read, new: Array, seq: int) -> dict[str, Array]:
+        """The mask and the computed inputs of a call."""
+        contract = self._model.contract
+        feeds, mask = {}, None
+        if contract.mask is not None:
+            dtype = next(spec.dtype for spec in contract.inputs if spec.name == contract.mask)
+            mask = token_mask(read.lengths, new, seq, dtype=dtype, ragged=contract.ragged)
+            feeds[contract.mask] = mask
+        if contract.computed:
+            sizes = {"batch": len(new), "past_seq": read.used, "seq": seq}
+            feeds |= computed_inputs(contract, mask, **sizes)
+        return feeds
+
+    def _shares_a_call(self, read: Read, new: Array, seq: int) -> bool:
+        """Whether one call of the graph may read this for all rows."""
+        ragged = self._model.contract.ragged
+        if ragged == "packed_steps":
+            is_full = bool((new == seq).all())
+            return read.used == 0 or (is_full and (seq == 1 or len(new) == 1))
+        if ragged == "none":
+            return bool((new == seq).all() and (read.lengths == read.lengths[0]).all())
+        return True
+
+    def _one_by_one(
+        self, feeds: Mapping[str, Array], new: Array, seq: int, *, last_only: bool
+    ) -> dict[str, Array]:
+        """Read the new positions of each row alone, without padding, and join the rows again."""
+        read, batch = self._read, len(new)
+        sizes = {"batch": batch, "seq": 1 if last_only else seq}
+        outputs = {
+            name: np.zeros(spec.shape(sizes), spec.host_dtype)
+            for name, spec in self._outputs.items()
+        }
+        pieces = []
+        for row in range(batch):
+            alone = Stream(self._model)
+            alone.take_over(read.lengths[[row]], self._cache.rows(np.array([row]), read))
+            if new[row]:
+                own = [
+                    _part(spec, feeds[spec.name], row, int(new[row])) for spec in self._own.inputs
+                ]
+                for name, value in alone.run(*own, last_only=last_only).items():
+                    spec = self._outputs[name]
+                    axis = spec.axis_of("seq")
+                    count = 1 if axis is None else value.shape[axis]
+                    _part(spec, outputs[name], row, count)[...] = value
+            with alone.reading() as (_, held):
+                pieces.append(dict(held))
+        lengths = read.lengths + new
+        self._cache.reserve(read.used, int(lengths.max()))
+        self._read = self._cache.put(self._cache.joined(pieces, int(lengths.max())), lengths)
         return outputs
 
     def rewind(self, lengths: int | Sequence[int]) -> None:
@@ -376,6 +432,12 @@ class Stream:
                 f"at most {self._limit}"
             )
         return new
+
+
+def _part(spec: TensorSpec, array: Array, row: int, seq: int) -> Array:
+    """A view of one row's first positions."""
+    place = {"batch": slice(row, row + 1), "seq": slice(0, seq)}
+    return array[tuple(place.get(str(axis), slice(None)) for axis in spec.axes)]
 
 
 def _listed(numbers: Array) -> str:
