@@ -166,7 +166,7 @@ def test_a_missing_file_is_said_before_pytorch_is_imported(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["attention"], 2, "'attention' does not say what to export; write pkg.module:name"),
+        (["attention"], 2, "'attention' does not say what to export; write the folder or file"),
         ([f"{TARGET}:"], 2, "does not say what to export"),
         ([f"{TARGET}:attention", "--arg", "x"], 2, "--arg takes key=value, got 'x'"),
         ([f"{TARGET}:attention", "--arg", "a=1", "--arg", "a=2"], 2, "--arg a was given twice"),

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from causal_onnx.runtime.artifact.protobuf import (
     LENGTH_DELIMITED,
     VARINT,
-    Source,
+    WindowedFile,
     WireError,
     fields,
     signed,
@@ -94,7 +94,7 @@ def read_signature(file: BinaryIO, *, name: str) -> GraphSignature:
     grouped: dict[str, str] = {}
     rolling: set[str] = set()
     try:
-        source = Source(file)
+        source = WindowedFile(file)
         for start, end in _messages(source, 0, source.size, _GRAPH):
             for number, wire_type, first, length, _ in fields(source, start, end):
                 if wire_type != LENGTH_DELIMITED:
@@ -127,7 +127,7 @@ def read_signature(file: BinaryIO, *, name: str) -> GraphSignature:
     )
 
 
-def _is_set(source: Source, start: int, end: int, name: str) -> bool:
+def _is_set(source: WindowedFile, start: int, end: int, name: str) -> bool:
     """Whether a node has an attribute of this name that is a number other than 0."""
     for first, last in _messages(source, start, end, _NODE_ATTRIBUTE):
         if name in _texts(source, first, last, _ATTRIBUTE_NAME):
@@ -138,7 +138,7 @@ def _is_set(source: Source, start: int, end: int, name: str) -> bool:
     return False
 
 
-def _declared(source: Source, start: int, end: int) -> Declared:
+def _declared(source: WindowedFile, start: int, end: int) -> Declared:
     """One ValueInfoProto."""
     name = next(_texts(source, start, end, _VALUE_NAME), "")
     dtype: str | None = None
@@ -154,7 +154,7 @@ def _declared(source: Source, start: int, end: int) -> Declared:
     return Declared(name=name, dtype=dtype, dims=None if dims is None else tuple(dims))
 
 
-def _dim(source: Source, start: int, end: int) -> int | str | None:
+def _dim(source: WindowedFile, start: int, end: int) -> int | str | None:
     for number, wire_type, value, length, _ in fields(source, start, end):
         if number == _DIM_VALUE and wire_type == VARINT:
             return signed(value)
@@ -163,18 +163,18 @@ def _dim(source: Source, start: int, end: int) -> int | str | None:
     return None
 
 
-def _texts(source: Source, start: int, end: int, field: int) -> Iterator[str]:
+def _texts(source: WindowedFile, start: int, end: int, field: int) -> Iterator[str]:
     for first, last in _messages(source, start, end, field):
         yield _text(source, first, last - first)
 
 
-def _text(source: Source, start: int, length: int) -> str:
+def _text(source: WindowedFile, start: int, length: int) -> str:
     if length > MAX_TEXT:
         raise WireError(f"a name of {length} bytes")
     return source.read(start, length).decode()
 
 
-def _messages(source: Source, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
+def _messages(source: WindowedFile, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
     """(first byte, byte behind) of each length-delimited field of this number."""
     for number, wire_type, first, length, _ in fields(source, start, end):
         if number == field and wire_type == LENGTH_DELIMITED:
