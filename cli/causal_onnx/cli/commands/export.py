@@ -126,6 +126,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     named = None if _is_checkpoint(args) else split_target(args.target)
     arguments = parse_arguments(args.arg)
     try:
+        import torch  # noqa: F401 - the package loads its parts, and with them PyTorch, when asked
+
         from causal_onnx.export import CausalityError, ParityError
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("causal_onnx"):
