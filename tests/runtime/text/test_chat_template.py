@@ -110,6 +110,21 @@ def test_a_long_conversation_is_far_from_the_bound() -> None:
     assert sandbox._LEFT.work > 40_000_000
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ x | default(1700000000) }}", "1700000000"),
+        ("{{ dict(a=1700000000).a + 1 }}", "1700000001"),
+        ("{{ 'Call %s, 18005551234: 100%%' % 'me' }}", "Call me, 18005551234: 100%"),
+        ("{{ '{:,}'.format(123456789) }}", "123,456,789"),
+        ("{{ '18005551234'.split('0', 99999999) | length }}", "3"),
+        ("{{ [3] | tojson(indent=1) }}{{ 'a'.ljust(2) }}{{ 'b' | center(3) }}", "[\n 3\n]a  b "),
+    ],
+)
+def test_large_numbers_that_are_no_sizes_are_let_alone(source: str, text: str) -> None:
+    assert ChatTemplate(source).render(HELLO) == text
+
+
 def test_every_rendering_has_the_whole_bound() -> None:
     template = ChatTemplate("{% for a in range(9999) %}{% endfor %}{{ messages[0].content }}")
     assert {template.render(HELLO) for _ in range(60)} == {"Hello"}

@@ -126,6 +126,11 @@ def test_a_prompt_and_its_continuation_are_one_text(llama: Model) -> None:
     assert llama.generate([1], **options).text == "was was"
 
 
+def test_a_text_can_be_encoded_without_what_is_put_around_it(llama: Model) -> None:
+    ids = llama.tokenizer.encode("<s>The dog</s>", add_special_tokens=False)
+    assert llama.tokenizer.encode("The dog") == ids[:-1] == [1, *ids[1:-1]]
+
+
 def test_a_beam_continues_the_text_of_its_prompt(llama: Model) -> None:
     prompt = llama.tokenizer.encode("The dog")
     best = llama.beam_search("The dog", max_new_tokens=6, beams=2)[0]

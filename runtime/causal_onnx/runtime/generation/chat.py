@@ -269,6 +269,11 @@ class _Replier:
         self, messages: Sequence[Message], reader: PromptReader | None
     ) -> tuple[GrowingSequence, Iterator[Choice]]:
         """A reply that is still empty, and the steps by which it grows."""
+        if isinstance(messages, str | Mapping):
+            raise TypeError(
+                "messages is a list such as [{'role': 'user', 'content': 'Hello'}], got "
+                f"{str(messages)[:80]!r}"
+            )
         model, given = self._model, [plain_message(message) for message in messages]
         ids = self._ids(given)
         limit = model.contract.max_seq_len

@@ -35,7 +35,11 @@ AS_TEXT |= {"urlencode", "urlize", "xmlattr"}
 _LEFT = threading.local()
 """What a rendering may still handle: its `work`."""
 
-WIDE = re.compile(r"\d{8}")
+WITH_WIDTHS = {"batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "tojson"}
+WITH_WIDTHS |= {"wordwrap", "zfill"}
+"""Filters and methods of texts that add as many spaces or items as a number says."""
+
+WIDE = re.compile(r"%[^a-zA-Z%]*\d{7}|:[^}]*\d{7}")
 """A width in a format that fills the memory."""
 
 
@@ -56,8 +60,7 @@ def make_environment() -> Any:
     )
     filters = environment.filters | {"tojson": _to_json}
     environment.filters = {
-        name: environment.bounded(function, size=_text_size if name in AS_TEXT else _size)
-        for name, function in filters.items()
+        name: environment.bounded(name, function) for name, function in filters.items()
     }
 
     def raise_exception(message: object) -> None:
@@ -206,15 +209,14 @@ def _environment_class() -> type:
             """What `~` means."""
             return "".join([str(self.shown(value)) for value in values])
 
-        def bounded(
-            self, function: Callable[..., Any], *, size: Callable[[Any], int]
-        ) -> Callable[..., Any]:
+        def bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             """A filter, with what it takes and gives counted."""
+            size = _text_size if name in AS_TEXT else _size
 
             @functools.wraps(function)  # with jinja2's marks on it
             def run(*args: Any, **kwargs: Any) -> Any:
-                self._check_widths([*args[1:], *kwargs.values()])
-                if function.__name__ == "do_format":
+                self._check_widths(name, [*args[1:], *kwargs.values()])
+                if name == "format":
                     self._check_format(args[0])
                 self.spend(STEP + sum(size(value) for value in args))
                 return self.handled(function(*args, **kwargs))
@@ -225,7 +227,7 @@ def _environment_class() -> type:
             # Names as jinja2 has them, so that a template's own do not collide.
             of = getattr(__function, "__self__", None)
             if isinstance(of, str):
-                __self._check_widths([*args, *kwargs.values()])
+                __self._check_widths(__function.__name__, [*args, *kwargs.values()])
                 __self.spend(_text_size([of, *args, *kwargs.values()]))
             return __self.handled(super().call(__context, __function, *args, **kwargs))
 
@@ -247,9 +249,10 @@ def _environment_class() -> type:
                 self._check_format(value.__self__)
             return wrapped
 
-        def _check_widths(self, arguments: Sequence[Any]) -> None:
+        def _check_widths(self, name: str, arguments: Sequence[Any]) -> None:
             """Count the widths that arguments ask for: `"a".ljust(1000)`."""
-            self.spend(sum(abs(value) for value in arguments if isinstance(value, int)))
+            if name in WITH_WIDTHS:
+                self.spend(sum(abs(value) for value in arguments if isinstance(value, int)))
 
         def _check_format(self, text: Any) -> None:
             """Refuse a format with a width that fills the memory."""
