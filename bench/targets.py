@@ -1,7 +1,6 @@
 """The goals of the project's speed, each beside what the last whole runs reached.
 
-`python -m bench.targets` prints the table and writes it into README.md and bench/README.md, from
-bench/results.json.
+`python -m bench.targets` prints the table of bench/results.json and writes it into bench/README.md.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from bench.results import read_results
 __all__ = ["Target", "main", "targets", "to_markdown"]
 
 RESULTS = ROOT / "bench" / "results.json"
-PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md")
+PAGE = ROOT / "bench" / "README.md"
 MARKER = "targets"
 
 SLACK = 0.995
@@ -220,12 +219,11 @@ def _where(threads: int) -> str:
 
 
 def main() -> int:
-    """Print the table and write it into both pages."""
+    """Print the table and write it into the page."""
     text = to_markdown(read_results(RESULTS))
     print(text)
-    for page in PAGES:
-        rewrite_page(page, MARKER, text)
-    print(f"\nwrote {', '.join(str(page) for page in PAGES)}")
+    rewrite_page(PAGE, MARKER, text)
+    print(f"\nwrote {PAGE}")
     return 0
 
 

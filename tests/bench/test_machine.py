@@ -17,7 +17,7 @@ def git(folder: Path, *arguments: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "is_dirty"),
-    [("bench/README.md", False), ("README.md", False), ("bench/run.py", True), ("a.py", True)],
+    [("bench/README.md", False), ("README.md", True), ("bench/run.py", True), ("a.py", True)],
 )
 def test_what_a_bench_writes_does_not_change_the_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, is_dirty: bool
