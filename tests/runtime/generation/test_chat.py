@@ -220,6 +220,13 @@ def test_a_reply_that_was_begun_goes_on(model: Model) -> None:
     assert found == model.generate(prompt, max_new_tokens=9)
 
 
+def test_a_conversation_has_a_reply_that_was_begun_as_one_message(model: Model) -> None:
+    talk = Chat(model, max_new_tokens=9)
+    begun = {"role": "assistant", "content": [{"type": "text", "text": "Well"}]}
+    found = talk.send([*HELLO, begun])
+    assert talk.messages == [*HELLO, {"role": "assistant", "content": f"Well{found.text}"}]
+
+
 def test_a_reply_begins_a_text_and_one_that_goes_on_does_not(tmp_path: Path) -> None:
     write_folder(tmp_path)
     path = write_llama_tokenizer(tmp_path)

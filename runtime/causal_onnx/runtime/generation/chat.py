@@ -243,8 +243,7 @@ class Chat:
                 sequence.interrupt()
                 self.reply = sequence.continuation()
                 self._kept.wrote(self.reply.ids)
-                text = self.reply.text or ""
-                self.messages += [*new, {"role": "assistant", "content": text}]
+                self.messages += _with_reply(new, self.reply.text or "")
 
 
 class _Replier:
@@ -354,6 +353,14 @@ class _Replier:
 def _continues(messages: Sequence[dict[str, Any]]) -> bool:
     """Whether the last message is a reply that was begun."""
     return bool(messages) and messages[-1].get("role") == "assistant"
+
+
+def _with_reply(new: Sequence[Message], text: str) -> list[Message]:
+    """Messages with a reply behind them, or at the end of the one that begins it."""
+    if new and new[-1].get("role") == "assistant":
+        begun = _joined(dict(new[-1]), len(new) - 1)
+        return [*new[:-1], {**begun, "content": begun["content"] + text}]
+    return [*new, {"role": "assistant", "content": text}]
 
 
 def _joined(message: dict[str, Any], place: int) -> dict[str, Any]:
