@@ -234,3 +234,68 @@ def test_the_ids_are_those_of_transformers(folder: Path, name: str) -> None:
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     text = ours(folder, messages, add_generation_prompt=True)
     assert Tokenizer(folder).encode(str(text), add_special_tokens=False) == expected
+
+
+LANGUAGE = [
+    "{% for m in messages recursive %}{{ loop.depth }}{{ m.role }}{{ loop([]) }}{% endfor %}",
+    "{% for m in messages %}{{ loop.previtem.role }}<{{ loop.nextitem.role }}"
+    "{{ loop.cycle('a', 'b') }}{{ loop.changed(m.role) }}{{ loop.revindex }}{% endfor %}",
+    "{% for a, b in {'x': 1, 'y': none}.items() %}{{ a ~ b ~ missing ~ 1.5 ~ true }}{% endfor %}",
+    "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}{{ m }}{% endfor %}",
+    "{% for m in messages %}{% if m.role == 'user' %}{% continue %}{% endif %}{{ m }}{% endfor %}",
+    "{% for x in missing %}{{ x }}{% else %}empty{% endfor %}",
+    "{% macro f(a, b='c') %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{{ caller() }}{% endmacro %}"
+    "{% call f(1, 2, 3, d=4) %}inside{% endcall %}",
+    "{% macro f(n) %}{{ n }}{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(9) | upper }}",
+    "{% set x %} a {{ messages[0].content }} {% endset %}[{{ x | trim }}]{{ x | length }}",
+    "{% filter upper %}a{{ messages[0].role }}{% endfilter %}",
+    "{% with a = 1, b = 2 %}{{ a + b }}{% endwith %}{{ a is defined }}",
+    "{% set ns = namespace(n=0, self=1) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{% endfor %}{{ ns.n }}{{ ns.self }}",
+    "{{ messages | map(attribute='role') | join(', ') }}{{ messages | map('length') | list }}",
+    "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}"
+    "{{ messages | rejectattr('role', 'in', ['user']) | first | tojson }}",
+    "{{ messages | groupby('role') | list | length }}{{ [3, 1, 2] | sort | reverse | list }}",
+    "{{ messages[::-1][0].content[1:-1] }}{{ messages[-1]['role'] }}{{ messages[0].nothing }}",
+    "{{ messages | tojson(indent=2) }}{{ {'b': 1, 'a': 'é'} | tojson(sort_keys=true) }}",
+    "{{ messages | string }}{{ messages[0] | items | list }}"
+    "{{ dict(a=1) }}{{ dict.fromkeys('a') }}",
+    "{{ 'a' in messages[0].content }}{{ 'a' not in messages[0] }}{{ 1 not in [1] }}",
+    "{{ 7 // 2 }}{{ 7 % 4 }}{{ 2 ** 5 }}{{ 'a' * 3 }}{{ 3 * [1] }}{{ '%s-%d' % ('a', 2) }}{{ -1 }}",
+    "{{ '{}:{:>4}'.format('a', 2) }}{{ '%s' | format('a') }}{{ 'a b' | title }}"
+    "{{ 1.25 | round(1) }}",
+    "{{ 'yes' if messages[1] is mapping else 'no' }}{{ none is none }}{{ 'a' is string }}"
+    "{{ 5 is divisibleby 5 }}{{ [] is iterable }}{{ missing is undefined }}",
+    "{{ 'a' ~ (messages | length) ~ 'b' if true }}{{ ('a' if false) }}{{ missing or 'default' }}",
+    "{{ '<&>' }}{{ '<&>' | e }}{{ '<&>' | safe }}{{ 'a\\nb' | indent(2) }}{{ 'x' | default('y') }}",
+    "  {% if true %}\n    a  \n  {% endif %}\n  {#- c -#}  \n{{- 'b' -}}\n\n",
+    "{% set a, b = 1, 2 %}{{ [a, b] }}{{ (1, 2) }}{{ {'a': [1, {'b': none}]} }}",
+    "{{ messages[0].content.split(' ') | last }}{{ 'a,b'.partition(',') }}{{ 'A'.lower() }}",
+    "{{ raise_exception('x' ~ 1) }}",
+    "{{ missing.attribute }}",
+    "{{ messages.missing() }}",
+    "{{ messages[0].content + 1 }}",
+    "{{ 1 / 0 }}",
+    "{{ messages.append(1) }}",
+    "{% generation %}{% set x = 1 %}{{ x }}{% endgeneration %}{{ x }}",
+    "{{ joiner(', ') is callable }}{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}",
+    "{{ range(5) | list }}{{ range(3) | sum }}{{ [[1, 2], [3]] | sum(start=[]) }}"
+    "{{ range(99) | length }}",
+    "{{ strftime_now('%Y') | int > 2000 }}{{ 'é' | urlencode }}{{ 'abc' | batch(2) | list }}",
+]
+
+
+@pytest.mark.parametrize("source", LANGUAGE)
+def test_the_language_of_templates_is_the_same(folder: Path, source: str) -> None:
+    """Counting changes nothing of it."""
+    (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
+    messages = CONVERSATIONS["several turns"]
+    mine, other = ours(folder, messages), theirs_or_error(folder, messages)
+    assert agree(mine, other), (mine, other)
+
+
+def theirs_or_error(folder: Path, messages: Any) -> str | Exception:
+    try:
+        return theirs(folder, messages)
+    except Exception as error:
+        return error
