@@ -72,6 +72,8 @@ ENDLESS = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "filtered loops": "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}"
     "{% endfor %}",
+    "recursive loops": "{% for a in range(99999) recursive %}{% if loop.depth < 5 %}"
+    "{{ loop(range(99999)) }}{% endif %}{% endfor %}",
     "ranges": "{% for a in range(99999) %}{% set x = range(99999)|list %}{% endfor %}",
     "searches": "{% set x = range(99999)|list %}{% for a in x %}{{ 0.5 in x }}{% endfor %}",
     "macros": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}"
@@ -107,7 +109,11 @@ def test_a_long_conversation_is_far_from_the_bound() -> None:
     messages = [{"role": "user", "content": "word " * 200}] * 1000
     template = ChatTemplate(source)
     assert len(template.render(messages)) > 1_000_000
-    assert sandbox._LEFT.work > 40_000_000
+    assert sandbox._LEFT.work > 90_000_000
+    looking_back = "{% for m in messages %}{% for j in range(loop.index0 - 1, -1, -1) %}"
+    looking_back += "{% if messages[j].role == 'tool' %}x{% endif %}{% endfor %}{% endfor %}"
+    assert ChatTemplate(looking_back).render(messages) == ""
+    assert sandbox._LEFT.work > 80_000_000
 
 
 @pytest.mark.parametrize(

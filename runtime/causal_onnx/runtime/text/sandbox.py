@@ -11,7 +11,7 @@ import functools
 import json
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from causal_onnx.runtime.text.extras import import_extra
@@ -21,12 +21,13 @@ __all__ = ["LEAST_JINJA", "make_environment"]
 LEAST_JINJA = (3, 1, 6)
 """Earlier versions have known ways out of the sandbox."""
 
-MOST_WORK = 50_000_000
+MOST_WORK = 100_000_000
 """Characters and items that a rendering may handle. A conversation of a million characters, with a
-template that takes each ten times into its hands, needs a fifth of it; some seconds of work."""
+template that takes each ten times into its hands, needs a tenth of it, and so do 1000 messages of
+which each looks at all before it; some seconds of work."""
 
-STEP = 100
-"""What an iteration or a call costs in characters, about."""
+CALL, ITEM = 300, 20
+"""What a call, and an iteration of a loop, cost in characters, about."""
 
 AS_TEXT = {"e", "escape", "format", "forceescape", "join", "pprint", "replace", "string", "tojson"}
 AS_TEXT |= {"urlencode", "urlize", "xmlattr"}
@@ -193,17 +194,20 @@ def _environment_class() -> type:
 
         def handled(self, value: Any) -> Any:
             """Count a value and give it back."""
-            self.spend(STEP + _size(value))
+            self.spend(CALL + _size(value))
             return value
 
         def shown(self, value: Any) -> Any:
             """Count a value that becomes text, and give it back."""
-            self.spend(STEP + _text_size(value))
+            self.spend(CALL + _text_size(value))
             return value
 
-        def tick(self) -> bool:
-            """For an iteration of a loop, which as a call is counted."""
-            return True
+        def counted(self, items: Any) -> Iterable[Any]:
+            """What a loop goes through, item by item."""
+            return _Counted(items, self.spend)
+
+        def tick(self) -> None:
+            """For an iteration of a recursive loop, which as a call is counted."""
 
         def concatenated(self, *values: Any) -> str:
             """What `~` means."""
@@ -218,7 +222,7 @@ def _environment_class() -> type:
                 self._check_widths(name, [*args[1:], *kwargs.values()])
                 if name == "format":
                     self._check_format(args[0])
-                self.spend(STEP + sum(size(value) for value in args))
+                self.spend(CALL + sum(size(value) for value in args))
                 return self.handled(function(*args, **kwargs))
 
             return run
@@ -283,10 +287,10 @@ def _counting_class() -> type:
 
         def visit_For(self, node: Any) -> Any:  # noqa: N802 - jinja2's
             self.generic_visit(node)
-            tick = self._call("tick", [], node)
-            node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
-            if node.test is not None:
-                node.test = nodes.And(tick, node.test, lineno=node.lineno)
+            node.iter = self._call("counted", [node.iter], node)
+            if node.recursive:
+                tick = self._call("tick", [], node)
+                node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
             return node
 
         def visit_Concat(self, node: Any) -> Any:  # noqa: N802
@@ -314,6 +318,21 @@ def _counting_class() -> type:
     return Counting
 
 
+class _Counted:
+    """Something to go through, of which each item costs."""
+
+    def __init__(self, items: Any, spend: Callable[[int], None]) -> None:
+        self._items, self._spend = items, spend
+
+    def __iter__(self) -> Iterator[Any]:
+        for item in self._items:
+            self._spend(ITEM)
+            yield item
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
 def _size(value: Any) -> int:
     """Characters of a text, items of a list."""
     return len(value) if isinstance(value, str | list | tuple | dict | range) else 0
@@ -324,7 +343,7 @@ def _text_size(value: Any) -> int:
     size, pending = 0, [value]
     while pending and size <= MOST_WORK:
         item = pending.pop()
-        size += 20 + (len(item) if isinstance(item, str) else 0)
+        size += 50 + (len(item) if isinstance(item, str) else 0)
         if isinstance(item, dict):
             pending += [*item, *item.values()]
         elif isinstance(item, list | tuple):
