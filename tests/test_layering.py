@@ -141,14 +141,16 @@ ORDER = {
         model bundle __init__ doctor trial_child
     """,
     "export": """
-        analysis proof report errors outcome graph attention attest passes cache lower
+        analysis proof report errors outcome graph attention attest adopt passes cache lower
         torch_patches source capture precision write subject captures forms check
         folder pipeline checkpoint __init__
     """,
 }
 """The folders and files of each root. An import points to the same entry or to one before it."""
 
-WITHOUT_TORCH = ("analysis", "proof", "graph", "attention", "attest", "passes", "cache", "lower")
+WITHOUT_TORCH = (
+    *("analysis", "proof", "graph", "attention", "attest", "adopt", "passes", "cache", "lower"),
+)
 """Steps of the export that run where PyTorch is not installed."""
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from causal_onnx.cli.commands import (
+    adopt,
     attest,
     bench,
     bundle,
@@ -50,6 +51,7 @@ COMMANDS = (
     bundle,
     verify_bundle,
     attest,
+    adopt,
     doctor,
 )
 DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
