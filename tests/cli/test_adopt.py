@@ -9,12 +9,11 @@ import pytest
 from causal_onnx.cli.main import main
 from tests.runtime.foreign.files import unpack
 
-pytest.importorskip("onnx_ir", reason="adopt needs the extra attest")
-
 
 def test_every_command_takes_an_adopted_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("onnx_ir", reason="adopt needs the extra attest")
     source, folder = unpack("merged-llama", tmp_path).parent, str(tmp_path / "model")
     assert main(["adopt", str(source), "-o", folder]) == 0
     printed = capsys.readouterr().out
@@ -52,5 +51,6 @@ def test_commands_take_a_file_of_another_exporter_as_it_is(
 def test_a_folder_without_a_decoder_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("onnx_ir", reason="adopt needs the extra attest")
     assert main(["adopt", str(tmp_path), "-o", str(tmp_path / "model")]) == 1
     assert "has no decoder with a cache: it has no .onnx file" in capsys.readouterr().err

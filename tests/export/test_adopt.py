@@ -69,6 +69,11 @@ def test_an_adopted_file_is_the_same_again(tmp_path: Path) -> None:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["genai-qwen3", "mobius-llama", "optimum-gpt2"])
+def test_a_file_is_attested_as_it_is_too(name: str, tmp_path: Path) -> None:
+    assert attest(unpack(name, tmp_path)).every_length
+
+
 def altered(path: Path, **ops: str) -> Path:
     """The file with other operators in place of these."""
     proto = onnx.load(path)

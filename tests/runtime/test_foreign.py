@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +166,12 @@ def test_a_contract_that_is_given_wins(tmp_path: Path) -> None:
     path = unpack("optimum-llama", tmp_path)
     own = replace(load(path).contract, max_seq_len=7)
     assert load(path, contract=own).contract == own
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="trials need Linux")
+def test_a_file_of_another_exporter_has_its_trial_too(tmp_path: Path) -> None:
+    loaded = load_foreign("optimum-llama", tmp_path, isolated_trial=True)
+    assert len(loaded.generate([1, 5], max_new_tokens=3).ids) == 3
 
 
 def test_half_of_a_pair_of_files_is_refused_with_the_other_half_named(tmp_path: Path) -> None:

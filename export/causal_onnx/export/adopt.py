@@ -276,7 +276,8 @@ def _constant(name: str, value: Array) -> onnx.NodeProto:
 
 
 def _opset(proto: onnx.ModelProto) -> int:
-    return max(item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+    found = (item.version for item in proto.opset_import if item.domain in ("", "ai.onnx"))
+    return int(max(found, default=0))
 
 
 def _cleaned(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:

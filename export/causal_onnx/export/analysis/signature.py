@@ -127,7 +127,7 @@ def slots_bound(axis: Axis) -> int | None:
 
 _BATCH = re.compile(r"^(batch|batch_size|batchsize|bsz|bs|b|n|n_batch|num_batch)$")
 _SEQ = re.compile(
-    r"^(seq|sequence|seq_len|seqlen|seq_length|sequence_length|decoder_sequence_length|s|t|l|time|"
+    r"^(seq|sequence|seq_len|seqlen|seq_length|sequence_len|sequence_length|decoder_sequence_length|s|t|l|time|"
     r"length|len|tokens|num_tokens|n_tokens|n_ctx|steps|chunk|query_length|q_len)$"
 )
 _PAST = re.compile(r"past|(kv|cache)_?(len|seq)|history")
