@@ -314,7 +314,7 @@ def _selftest(proof: Proof) -> Markup:
         return _section("Self-test", intro, element("p", "There are no golden vectors to replay."))
     return _section(
         "Self-test",
-        f"{intro} Golden vectors are inputs with the outputs that PyTorch gave for them.",
+        f"{intro} Golden vectors are inputs with the outputs that were recorded for them.",
         _selftest_rows(proof.selftest),
     )
 

@@ -12,12 +12,19 @@ __all__ = ["bundle_readme"]
 _ABOUT = {
     MODEL: "the model, with all of the following in its metadata",
     "contract.json": "what it takes and gives, its certificate, and a sha256 of every file",
-    "goldens.json": "inputs with the outputs PyTorch gave; arrays are little-endian, in base64",
+    "goldens.json": "inputs with the outputs they must give; arrays are little-endian, in base64",
     "genai_config.json": "for onnxruntime-genai",
     "config.pbtxt": "for Triton",
     "generation_config.json": "ids that begin and end a text, and how tokens are chosen",
     "tokenizer.json": "the tokenizer",
     "chat_template.jinja": "how messages become a prompt",
+}
+
+
+_RAGGED = {
+    "left": "Of rows of different lengths the padding comes first, in the mask and in the past.",
+    "none": "The rows of a batch must be equally long.",
+    "packed_steps": "Behind a past, a call is of one new position for every row, or of one row.",
 }
 
 
@@ -28,16 +35,24 @@ def bundle_readme(contract: Contract, files: Sequence[str]) -> bytes:
         contract: Of the model.
         files: The others of the bundle, relative to it.
     """
+    is_foreign = contract.form == "foreign"
+    origin = (
+        "An ONNX file that another exporter wrote and causal-onnx adopted: it was attested and run,"
+        "\nnot compared with PyTorch; and what runtimes without access to its metadata need."
+        if is_foreign
+        else "An ONNX file that causal-onnx exported from PyTorch, and what runtimes without access"
+        " to\nits metadata need."
+    )
     parts = [
         "# A model, with the proof of what it computes\n",
-        "An ONNX file that causal-onnx exported from PyTorch, and what runtimes without access to",
-        "its metadata need. Nothing here needs PyTorch.\n",
+        f"{origin} Nothing here needs PyTorch.\n",
         *_contract(contract),
         "## Files\n",
         *_files(files),
         "",
         "    causal-onnx verify-bundle .\n",
-        "checks every byte of them, and that this machine computes what PyTorch did.\n",
+        "checks every byte of them, and that this machine computes what "
+        + ("was recorded.\n" if is_foreign else "PyTorch did.\n"),
         *_running(contract, files),
     ]
     return ("\n".join(parts).rstrip("\n") + "\n").encode()
@@ -60,6 +75,8 @@ def _contract(contract: Contract) -> list[str]:
                 else "\n"
             ),
         ]
+    if contract.mask and contract.ragged in _RAGGED:
+        lines.append(f"{_RAGGED[contract.ragged]}\n")
     return lines
 
 
