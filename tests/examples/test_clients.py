@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.cli import main as cli
+from causal_onnx.export import export_checkpoint
 from causal_onnx.runtime import load, verify_bundle
 from examples.bundles import BLOCK, PREFIX, SERVED, byte_characters
 from examples.clients.__main__ import fresh_text, generation_table, main, table
@@ -45,6 +46,21 @@ def test_a_client_repeats_every_bundle(client: Client, bundles: list[Path]) -> N
     assert outcome.problems == ()
     assert outcome.passed == 3
     assert outcome.runtime.startswith("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a trained checkpoint becomes."""
+    folder = tmp_path_factory.mktemp("stories") / "model"
+    export_checkpoint(Path(__file__).parent.parent / "data" / "real" / "baby105", folder)
+    return folder
+
+
+@pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
+def test_a_client_takes_the_folder_that_a_checkpoint_becomes(client: Client, stories: Path) -> None:
+    outcome = run_or_skip(client, [stories])
+    assert outcome.problems == ()
+    assert outcome.passed == 1
 
 
 @pytest.mark.parametrize(

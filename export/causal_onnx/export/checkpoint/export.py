@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -13,8 +14,10 @@ from torch import nn
 from causal_onnx.export.checkpoint.adapter import ADAPTER_CONFIG, base_of, merge_adapter
 from causal_onnx.export.checkpoint.huggingface import (
     CONFIG,
+    TOKENIZER,
     open_huggingface,
     open_tokenizer,
+    quiet_transformers,
     read_config,
 )
 from causal_onnx.export.errors import ExportError
@@ -87,17 +90,18 @@ def export_checkpoint(
     )
 
     def write(file: Path) -> ExportReport:
-        report = export(
-            opened.module,
-            file,
-            cache=is_folder if cache is None else cache,
-            target=target,
-            precision=precision,
-            opset=opset,
-            max_seq_len=max_seq_len,
-            max_drift=max_drift,
-            progress=progress,
-        )
+        with quiet_transformers() if opened.is_huggingface else contextlib.nullcontext():
+            report = export(
+                opened.module,
+                file,
+                cache=is_folder if cache is None else cache,
+                target=target,
+                precision=precision,
+                opset=opset,
+                max_seq_len=max_seq_len,
+                max_drift=max_drift,
+                progress=progress,
+            )
         return _warned(report, opened.warnings)
 
     if not is_folder:
@@ -126,6 +130,8 @@ class _Opened:
     """What goes with it lies here; None: it is a file, of which nothing more is known."""
     tokenizer: Path | None = None
     """Where its tokenizer lies, if not there."""
+    is_huggingface: bool = False
+    """Loaded by transformers."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -142,10 +148,13 @@ def _open(place: Path, *, adapter: Path | None, trust_remote_code: bool) -> _Ope
         return _Opened(module=load_checkpoint(place), folder=place if place.is_dir() else None)
     module, warnings = open_huggingface(place, trust_remote_code=trust_remote_code)
     if adapter is None:
-        return _Opened(module=module, folder=place, warnings=warnings)
-    own = adapter if (adapter / "tokenizer.json").is_file() else None
+        return _Opened(module=module, folder=place, warnings=warnings, is_huggingface=True)
     return _Opened(
-        module=merge_adapter(module, adapter), folder=place, tokenizer=own, warnings=warnings
+        module=merge_adapter(module, adapter),
+        folder=place,
+        tokenizer=adapter if (adapter / TOKENIZER).is_file() else None,
+        is_huggingface=True,
+        warnings=warnings,
     )
 
 

@@ -15,7 +15,14 @@ from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.runtime.json_text import read_json_file
 from causal_onnx.runtime.text.extras import import_extra
 
-__all__ = ["CONFIG", "open_huggingface", "open_tokenizer", "read_config"]
+__all__ = [
+    "CONFIG",
+    "TOKENIZER",
+    "open_huggingface",
+    "open_tokenizer",
+    "quiet_transformers",
+    "read_config",
+]
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -64,7 +71,7 @@ def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Modul
     data = read_config(folder / CONFIG)
     transformers = _import_transformers()
     _refuse_other_kinds(folder, data, transformers, trust_remote_code=trust_remote_code)
-    with _quiet(transformers):
+    with quiet_transformers():
         answer = ask(
             handed_over,
             transformers.AutoModelForCausalLM.from_pretrained,
@@ -86,10 +93,11 @@ def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Modul
             f"{', '.join(missing[:MAX_NAMED])}: transformers would fill them with random numbers. "
             "Give the whole checkpoint"
         )
+    config: Any = model.config
     for name in EXTRA_OUTPUTS:
-        if hasattr(model.config, name):
-            setattr(model.config, name, False)
-    model.config.use_cache = False
+        if hasattr(config, name):
+            setattr(config, name, False)
+    config.use_cache = False
     unexpected = sorted(map(str, info.get("unexpected_keys", ())))
     warnings = []
     if unexpected:
@@ -112,7 +120,7 @@ def open_tokenizer(folder: Path, scratch: Path) -> tuple[Path | None, list[str]]
     if not older:
         return None, ["the checkpoint has no tokenizer: the model takes and gives token ids only"]
     transformers = _import_transformers()
-    with _quiet(transformers):
+    with quiet_transformers():
         tokenizer = ask(
             handed_over, transformers.AutoTokenizer.from_pretrained, folder, local_files_only=True
         )
@@ -179,9 +187,9 @@ def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Without the library's progress bars and advice: what matters of it is said here."""
-    logging = transformers.utils.logging
+    logging = _import_transformers().utils.logging
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
