@@ -29,7 +29,7 @@ setup:  ## Make .venv from requirements.lock (the other targets do this themselv
 	"$$python" tools/make_env.py .venv requirements.lock --editable
 
 .PHONY: demo
-demo: setup  ## Export, prove, train, stream without PyTorch; writes build/demo/report.html
+demo: setup  ## A checkpoint to text; export, prove, train, stream without PyTorch; writes build/demo/report.html
 	@$(BIN)/python -m examples.demo
 
 .PHONY: test

@@ -1,4 +1,4 @@
-"""The demo from top to bottom: export, train, stream, report."""
+"""The demo from top to bottom: a checkpoint's folder to text, export, train, stream, report."""
 
 from __future__ import annotations
 
@@ -25,10 +25,14 @@ from examples.demo.modules import (
 from examples.demo.player import Run
 from examples.demo.processes import Request, stream_quietly, stream_to_terminal
 from examples.demo.report import write_report
+from examples.demo.road import CHECKPOINT, ROOT, Road, continue_text, make_folder
 from examples.demo.screen import Screen
 from examples.demo.train import Training, decoder_config, train
 
 __all__ = ["Settings", "run_demo"]
+
+STORY, STORY_TOKENS = "Once upon a time", 220
+"""What the checkpoint of stories continues, and by how many characters."""
 
 PASSAGE_LENGTH = 64
 """Bytes of the passage whose attention maps are drawn."""
@@ -74,6 +78,7 @@ def run_demo(settings: Settings, screen: Screen) -> Findings:
     settings.folder.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus()
 
+    road = _take_road(settings, screen)
     modules = _export_modules(settings, screen, threads)
     training = _train(corpus, settings, screen)
     torch.set_num_threads(threads)
@@ -92,6 +97,7 @@ def run_demo(settings: Settings, screen: Screen) -> Findings:
             prompt=settings.prompt,
             without_torch=without_torch,
             with_torch=with_torch,
+            road=road,
             threads=threads,
         )
         path = write_report(findings, settings.folder / "report.html")
@@ -99,6 +105,32 @@ def run_demo(settings: Settings, screen: Screen) -> Findings:
     screen.fact("report", str(path))
     _summarise(findings, screen)
     return findings
+
+
+def _take_road(settings: Settings, screen: Screen) -> Road:
+    screen.section("A trained checkpoint, from its folder to text")
+    folder = settings.folder / "stories"
+    screen.line(f"  $ causal-onnx export {CHECKPOINT.relative_to(ROOT)} -o {folder}", style="bold")
+    with screen.step("export, prove, and write the folder") as update:
+        report, verified = make_folder(folder, update)
+    contract = report.contract
+    screen.fact("folder", f"{folder}  {', '.join(_top_level(verified.files))}")
+    screen.fact(
+        "context", f"{contract.max_seq_len} positions, of {report.trained_len} it was trained on"
+    )
+    screen.fact("ends at", f"id {', '.join(map(str, contract.eos_token_ids))}")
+    screen.fact("proof", proof_line(report.certificate), passed=report.certificate.is_causal)
+    screen.fact("verified", f"{len(verified.files)} files", passed=verified.passed)
+    arguments = f'--prompt "{STORY}" --max-new-tokens {STORY_TOKENS}'
+    screen.line(f"  $ causal-onnx generate {folder} {arguments}", style="bold")
+    with screen.step("generate in a process that cannot import PyTorch"):
+        text = continue_text(folder, STORY, count=STORY_TOKENS)
+    screen.block(STORY + text, indent=4)
+    return Road(report=report, verified=verified, text=text)
+
+
+def _top_level(files: Sequence[str]) -> list[str]:
+    return sorted({name.partition("/")[0] for name in files if not name.startswith("test_data")})
 
 
 def _export_modules(settings: Settings, screen: Screen, threads: int) -> list[Exported]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from examples.demo.attention import AttentionMaps
 from examples.demo.modules import Exported
 from examples.demo.player import Run
+from examples.demo.road import Road
 from examples.demo.train import Training
 
 __all__ = ["Findings"]
@@ -24,6 +25,8 @@ class Findings:
     prompt: str
     without_torch: Run
     with_torch: Run
+    road: Road
+    """From a checkpoint of somebody else's to text."""
     threads: int
     """Of both sides of every comparison."""
 

@@ -9,12 +9,20 @@ from pathlib import Path
 from torch import nn
 
 from causal_onnx.export import Certificate, ExportReport, export
+from causal_onnx.export.report import Progress
 from causal_onnx.models import AttentionConfig, CausalMechanismV1, MultiHeadAttention
 from causal_onnx.runtime import load
 from examples.demo.screen import Update
 from examples.demo.timing import Timing, time_beside
 
-__all__ = ["Exported", "attention_modules", "export_with_progress", "proof_line", "time_exported"]
+__all__ = [
+    "Exported",
+    "attention_modules",
+    "bar_of_export",
+    "export_with_progress",
+    "proof_line",
+    "time_exported",
+]
 
 EMBED_DIM = 256
 
@@ -66,8 +74,8 @@ def proof_line(certificate: Certificate) -> str:
     return f"{verdict}, from the graph itself, for {certificate.scope}{place}"
 
 
-def export_with_progress(module: nn.Module, path: Path, update: Update) -> ExportReport:
-    """Export with all its proofs, moving a progress bar."""
+def bar_of_export(update: Update) -> Progress:
+    """What moves a bar by the steps of an export."""
     share = 0.0
 
     def progress(step: str, fraction: float) -> None:
@@ -77,7 +85,12 @@ def export_with_progress(module: nn.Module, path: Path, update: Update) -> Expor
         share = max(share, low + (high - low) * fraction)
         update(share, step)
 
-    return export(module, path, progress=progress)
+    return progress
+
+
+def export_with_progress(module: nn.Module, path: Path, update: Update) -> ExportReport:
+    """Export with all its proofs, moving a progress bar."""
+    return export(module, path, progress=bar_of_export(update))
 
 
 def time_exported(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +17,7 @@ from causal_onnx.cli.resident import peak_bytes
 from causal_onnx.models import tiny_llama_config
 from causal_onnx.runtime import load
 from examples.demo.__main__ import main
-from examples.demo.demo import Settings, run_demo
+from examples.demo.demo import STORY, STORY_TOKENS, Settings, run_demo
 from examples.demo.findings import Findings
 from examples.demo.player import Run
 from examples.demo.report import render_report
@@ -72,6 +74,30 @@ def test_every_export_is_proved_and_shown(demo: Finished) -> None:
         assert item.report.causality.summary() in demo.printed
         assert item.report.parity.to_table().splitlines()[1] in demo.printed
         assert load(item.report.path).selftest().passed
+
+
+def test_a_checkpoint_became_a_folder_and_wrote_text_without_pytorch(demo: Finished) -> None:
+    road = demo.findings.road
+    assert road.verified.passed
+    assert {"tokenizer.json", "generation_config.json", "LICENSE"} <= set(road.verified.files)
+    found = load(demo.folder / "stories", threads=1).generate(STORY, max_new_tokens=STORY_TOKENS)
+    assert road.text == found.text.rstrip("\n")
+    assert f"{STORY}{road.text}".splitlines()[0] in demo.printed
+
+
+def test_the_command_of_the_demo_cannot_import_pytorch(capfd: pytest.CaptureFixture[str]) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "examples.demo.without_torch",
+        "export",
+        "a.b:c",
+        "-o",
+        "m.onnx",
+    ]
+    finished = subprocess.run(command, cwd=ROOT, check=False)
+    assert finished.returncode == 1
+    assert "torch is barred from this process" in capfd.readouterr().err
 
 
 def test_lengths_beyond_a_modules_limit_are_not_timed(demo: Finished) -> None:
