@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from causal_onnx.runtime import ArtifactError, Model, PrefixCache, Sampling, UnsafeFileError, load
+from causal_onnx.runtime import (
+    ArtifactError,
+    Model,
+    PrefixCache,
+    PromptLookup,
+    Sampling,
+    UnsafeFileError,
+    load,
+)
 from tests.runtime.artifacts import field
 from tests.runtime.foreign.files import ALL, COMPARED, load_foreign, raw_greedy, reference, unpack
 from tests.runtime.onnx_bytes import DEFAULT, graph, node, value
@@ -100,6 +108,15 @@ def test_a_prefix_that_is_known_changes_no_token(name: str, tmp_path: Path) -> N
     for _ in range(2):
         found = loaded.generate_batch(prompts, max_new_tokens=20, prefix_cache=known)
         assert [item.ids for item in found] == wanted
+
+
+@pytest.mark.parametrize("name", ["genai-llama", "optimum-llama", "merged-bloom"])
+def test_guessing_ahead_changes_no_token(name: str, tmp_path: Path) -> None:
+    loaded, prompt = load_foreign(name, tmp_path), [1, 5, 9, 20, 5, 9]
+    guessed = loaded.generate(prompt, max_new_tokens=60, draft=PromptLookup())
+    assert guessed.ids == loaded.generate(prompt, max_new_tokens=60).ids
+    assert guessed.speculation is not None
+    assert guessed.speculation.accepted > 0
 
 
 @pytest.mark.parametrize("name", ["genai-llama", "merged-gpt2"])
