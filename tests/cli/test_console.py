@@ -65,6 +65,16 @@ def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == ""
 
 
+def test_a_line_a_step_is_printed_where_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Console().progress(lines=True) as tell:
+        for step, fraction in (("probe", 0.0), ("compare", 0.1), ("compare", 0.5), ("done", 1.0)):
+            tell(step, fraction)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" s  ")[1] for line in lines] == ["probe", "compare", "done"]
+
+
 def test_pairs_keep_lines_below_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     Console().pairs([("a", "one\ntwo"), ("long", "x")])
     assert capsys.readouterr().out == "  a     one\n        two\n  long  x\n"

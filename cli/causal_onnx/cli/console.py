@@ -11,6 +11,7 @@ import importlib.util
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
@@ -98,10 +99,14 @@ class Console:
         RichConsole(file=sys.stdout).print(table)
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Progress]:
-        """Show how far a long step is, on stderr and only where that is a terminal."""
+    def progress(self, *, lines: bool = False) -> Iterator[Progress]:
+        """Show how far a long step is, on stderr.
+
+        Args:
+            lines: Print a line a step where that is no terminal, else nothing.
+        """
         if not self._is_terminal(sys.stderr):
-            yield lambda step, fraction: None
+            yield _line_progress(sys.stderr) if lines else lambda step, fraction: None
         elif self._rich(sys.stderr):
             with _rich_progress() as tell:
                 yield tell
@@ -167,16 +172,39 @@ def _rich_progress() -> Iterator[Progress]:
         BarColumn,
         TextColumn,
         TimeElapsedColumn,
+        TimeRemainingColumn,
     )
     from rich.progress import (
         Progress as RichProgress,
     )
 
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), TimeElapsedColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), *times)
     console = RichConsole(file=sys.stderr)
     with RichProgress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda step, fraction: bar.update(task, description=step, completed=fraction)
+        task, current = bar.add_task("", total=1.0), ""
+
+        def tell(step: str, fraction: float) -> None:
+            nonlocal current
+            if step != current:  # what is left is left of the step
+                current = step
+                bar.reset(task, description=step)
+            bar.update(task, completed=fraction)
+
+        yield tell
+
+
+def _line_progress(stream: TextIO) -> Progress:
+    """A line for each step as it begins, with the seconds since the first."""
+    started, current = time.monotonic(), ""
+
+    def tell(step: str, fraction: float) -> None:
+        nonlocal current
+        if step != current:
+            current = step
+            print(f"{time.monotonic() - started:6.1f} s  {step}", file=stream, flush=True)
+
+    return tell
 
 
 @contextlib.contextmanager

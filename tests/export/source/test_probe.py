@@ -129,6 +129,20 @@ def test_an_example_that_is_not_taken_is_shown_with_its_shape() -> None:
         refuse_broken(*opened(lambda m, x: x + torch.ones(5, 1)))
 
 
+def test_a_module_that_looks_up_ids_is_offered_ids() -> None:
+    with pytest.raises(ValueError, match=r"example=torch.randint\(24, \(2, 8\)\)\)$"):
+        open_source(Does(lambda m, x: m.table(x)), None, None)
+    with pytest.raises(ValueError, match=r"example=torch.randn\(2, 8, embed_dim\)\)$"):
+        open_source(Does(lambda m, x: x + m.table(torch.arange(8))), None, None)
+
+
+def test_features_where_ids_are_wanted_are_told_what_to_be() -> None:
+    source, specs = opened(lambda m, x: m.table(x), torch.randn(2, 6))
+    wanted = r"It takes whole numbers as x, such as ids: example=torch.zeros\(\(2, 6\), dtype=t"
+    with pytest.raises(ExportError, match=wanted):
+        refuse_broken(source, specs)
+
+
 def test_dropout_that_is_never_off_is_named_with_its_line() -> None:
     source, specs = opened(lambda m, x: F.dropout(x, 0.5, training=True))
     with pytest.raises(ExportError, match=r"random in eval mode \(aten::.* at .*test_probe.py"):

@@ -143,7 +143,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "`fixed` for an input without batch and seq"
         )
     failure: ParityError | CausalityError | None = None
-    with console.progress() as tell:
+    with console.progress(lines=True) as tell:
         try:
             if named is None:
                 report = _export_checkpoint(args, tell)

@@ -233,10 +233,28 @@ def default_example(module: nn.Module) -> Example:
     if isinstance(vocab, int) and "input_ids" in inspect.signature(module.forward).parameters:
         generator = torch.Generator().manual_seed(0)
         return {"input_ids": torch.randint(vocab, (3, 7), generator=generator)}
+    rows = _rows_met(module, torch.zeros(2, 8, dtype=torch.int64))
+    made = "torch.randn(2, 8, embed_dim)" if rows is None else f"torch.randint({rows}, (2, 8))"
     raise ValueError(
         f"{type(module).__name__} does not say what its input looks like; pass one: "
-        "export(module, path, example=torch.randn(2, 8, embed_dim))"
+        f"export(module, path, example={made})"
     )
+
+
+def _rows_met(module: nn.Module, ids: Tensor) -> int | None:
+    """The rows of the embedding that the module looks its first input up in; None: it does not."""
+    twin = private_copy(module)
+    met: list[int] = []
+
+    def note(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(part, nn.Embedding) and inputs and inputs[0].shape == ids.shape:
+            met.append(part.num_embeddings)
+
+    for part in twin.modules():
+        part.register_forward_pre_hook(note)
+    with torch.no_grad():
+        answer = ask(handed_over, twin, ids)
+    return met[0] if met and not isinstance(answer, Refusal) else None
 
 
 def flatten_outputs(result: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:

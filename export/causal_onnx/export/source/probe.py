@@ -65,8 +65,24 @@ def refuse_broken(source: Source, specs: Sequence[InputSpec]) -> None:
         inputs = ", ".join(f"{s.name}: {s.example.dtype} {tuple(s.example.shape)}" for s in specs)
         raise ExportError(
             f"{type(source.module).__name__} does not accept the example ({inputs}): "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{_ids_wanted(source, specs)}"
         ) from error
+
+
+def _ids_wanted(source: Source, specs: Sequence[InputSpec]) -> str:
+    """What to say where the module takes whole numbers in the place of one of the inputs."""
+    for index, spec in enumerate(specs):
+        if not spec.example.is_floating_point() or spec.example.dim() > 2:
+            continue
+        examples = [other.example for other in specs]
+        examples[index] = torch.zeros(spec.example.shape, dtype=torch.int64)
+        if _failure(source.fresh(), examples) is None:
+            shape = tuple(spec.example.shape)
+            return (
+                f". It takes whole numbers as {spec.name}, such as ids: "
+                f"example=torch.zeros({shape}, dtype=torch.int64)"
+            )
+    return ""
 
 
 def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
