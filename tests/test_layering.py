@@ -143,7 +143,7 @@ ORDER = {
     "export": """
         analysis proof report errors outcome graph attention attest adopt passes cache lower
         torch_patches source capture precision write subject captures forms check
-        folder pipeline checkpoint __init__
+        folder arguments pipeline checkpoint __init__
     """,
 }
 """The folders and files of each root. An import points to the same entry or to one before it."""

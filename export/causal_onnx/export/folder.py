@@ -6,13 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import onnxruntime
+
 from causal_onnx.export.report import ExportReport
 from causal_onnx.runtime import write_bundle
 from causal_onnx.runtime.artifact.drafts import check_target, draft_folder
 from causal_onnx.runtime.artifact.folder import MODEL
 from causal_onnx.runtime.bundle.write import check_bundle_target
+from causal_onnx.runtime.errors import DeviceError
 
-__all__ = ["FILE_SUFFIX", "check_folder", "export_into"]
+__all__ = ["FILE_SUFFIX", "check_folder", "device_of", "export_into"]
 
 FILE_SUFFIX = ".onnx"
 """Whatever path has it names a file; any other names a folder."""
@@ -65,3 +68,20 @@ def export_into(
             device=device,
         )
     return replace(report, path=folder / MODEL)
+
+
+def device_of(precision: str) -> str:
+    """Where the golden vectors of a folder in this precision are replayed.
+
+    Raises:
+        DeviceError: There is no such device here.
+    """
+    if precision != "bf16":
+        return "cpu"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise DeviceError(
+            "the folder of a model is written once its golden vectors were replayed, and bfloat16 "
+            "runs on CUDA alone. Export to a file, path='model.onnx', and write the folder where "
+            "there is a GPU: write_bundle('model.onnx', 'model', device='cuda')"
+        )
+    return "cuda"

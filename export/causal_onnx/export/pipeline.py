@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import onnxruntime
 from torch import nn
 
-from causal_onnx.export.capture.capture import NEWEST_OPSET, Capture
+from causal_onnx.export.arguments import check_arguments, check_max_drift
+from causal_onnx.export.capture.capture import Capture
 from causal_onnx.export.capture.isolation import isolated
 from causal_onnx.export.captures import farthest, simplified, valid_captures
 from causal_onnx.export.check.blame import blamed, naming_the_node
@@ -21,21 +21,13 @@ from causal_onnx.export.errors import (
     NotSupportedError,
     RewriteError,
 )
-from causal_onnx.export.folder import FILE_SUFFIX, export_into
+from causal_onnx.export.folder import FILE_SUFFIX, device_of, export_into
 from causal_onnx.export.forms import forms_of, say_consequence
-from causal_onnx.export.passes import opset17
-from causal_onnx.export.precision.choose import PRECISIONS, default_opset, grid_for
 from causal_onnx.export.report import ExportReport, Fallback, Progress
 from causal_onnx.export.source.module import Axes, Example
 from causal_onnx.export.subject import Subject, prepare
-from causal_onnx.runtime.artifact.drafts import check_target
-from causal_onnx.runtime.errors import DeviceError
 
-__all__ = ["device_of", "export"]
-
-OPSETS = {"ort": 24, "portable": 20, "tiled": 20}
-"""Default opset per target. 24 writes SDPA as one `Attention` node, which onnxruntime >= 1.28 (all
-this project runs on) computes right; 20 is read by every runtime of the last years."""
+__all__ = ["export"]
 
 
 def export(
@@ -124,23 +116,6 @@ def export(
     return export_into(path, write, replaces=replace, device=device_of(precision))
 
 
-def device_of(precision: str) -> str:
-    """Where the golden vectors of a folder in this precision are replayed.
-
-    Raises:
-        DeviceError: There is no such device here.
-    """
-    if precision != "bf16":
-        return "cpu"
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise DeviceError(
-            "the folder of a model is written once its golden vectors were replayed, and bfloat16 "
-            "runs on CUDA alone. Export to a file, path='model.onnx', and write the folder where "
-            "there is a GPU: write_bundle('model.onnx', 'model', device='cuda')"
-        )
-    return "cuda"
-
-
 def _export_file(
     module: nn.Module,
     path: Path,
@@ -155,8 +130,8 @@ def _export_file(
     max_drift: float | None,
     progress: Progress | None,
 ) -> ExportReport:
-    opset = _check_arguments(path, target, precision, opset, max_seq_len)
-    _check_max_drift(max_drift, precision)
+    opset = check_arguments(path, target, precision, opset, max_seq_len)
+    check_max_drift(max_drift, precision)
     tell = progress or (lambda step, fraction: None)
     with isolated():
         tell("probe", 0.0)
@@ -219,31 +194,3 @@ def _finish(
         warnings = (*subject.warnings, *map(say_consequence, fallbacks))
         return dataclasses.replace(report, warnings=warnings, fallbacks=(*fallbacks, *form.left))
     raise NotSupportedError(fallbacks[0].reason)
-
-
-def _check_arguments(
-    path: Path, target: str, precision: str, opset: int | None, max_seq_len: int | None
-) -> int:
-    """Refuse what no module can be exported with; returns the operator set."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if target not in OPSETS:
-        raise ValueError(f"target must be one of {', '.join(OPSETS)}, got {target!r}")
-    if opset is None:
-        opset = default_opset(OPSETS[target], precision)
-    if not opset17.OPSET <= opset <= NEWEST_OPSET:
-        raise ValueError(f"opset must be in [{opset17.OPSET}, {NEWEST_OPSET}], got {opset}")
-    if max_seq_len is not None and max_seq_len < 2:
-        raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
-    grid_for(precision, target, opset)
-    check_target(path)
-    if path.is_dir():
-        raise ValueError(f"path must name a file, {path} is a folder; try {path / 'model.onnx'}")
-    return opset
-
-
-def _check_max_drift(max_drift: float | None, precision: str) -> None:
-    if max_drift is not None and not max_drift > 0:
-        raise ValueError(f"max_drift must be positive, got {max_drift}")
-    if max_drift is not None and precision == "fp32":
-        raise ValueError("max_drift is for a lower precision; fp32 is compared within 1e-5 anyway")

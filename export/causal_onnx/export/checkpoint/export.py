@@ -21,8 +21,8 @@ from causal_onnx.export.checkpoint.huggingface import (
     read_config,
 )
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.folder import FILE_SUFFIX, check_folder, export_into
-from causal_onnx.export.pipeline import device_of, export
+from causal_onnx.export.folder import FILE_SUFFIX, check_folder, device_of, export_into
+from causal_onnx.export.pipeline import export
 from causal_onnx.export.report import ExportReport, Progress
 from causal_onnx.models import load_checkpoint
 

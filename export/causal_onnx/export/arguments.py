@@ -1,0 +1,57 @@
+"""What `export` refuses before the module is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from causal_onnx.export.capture.capture import NEWEST_OPSET
+from causal_onnx.export.passes import opset17
+from causal_onnx.export.precision.choose import PRECISIONS, default_opset, grid_for
+from causal_onnx.runtime.artifact.drafts import check_target
+
+__all__ = ["OPSETS", "check_arguments", "check_max_drift"]
+
+OPSETS = {"ort": 24, "portable": 20, "tiled": 20}
+"""Default opset per target. 24 writes SDPA as one `Attention` node, which onnxruntime >= 1.28 (all
+this project runs on) computes right; 20 is read by every runtime of the last years."""
+
+
+def check_arguments(
+    path: Path, target: str, precision: str, opset: int | None, max_seq_len: int | None
+) -> int:
+    """Refuse what no module can be exported with.
+
+    Returns:
+        The operator set: the one asked for, or the target's own.
+
+    Raises:
+        ValueError: An argument is not one of its values, or two do not go together.
+        OSError: The file cannot be written there.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if target not in OPSETS:
+        raise ValueError(f"target must be one of {', '.join(OPSETS)}, got {target!r}")
+    if opset is None:
+        opset = default_opset(OPSETS[target], precision)
+    if not opset17.OPSET <= opset <= NEWEST_OPSET:
+        raise ValueError(f"opset must be in [{opset17.OPSET}, {NEWEST_OPSET}], got {opset}")
+    if max_seq_len is not None and max_seq_len < 2:
+        raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
+    grid_for(precision, target, opset)
+    check_target(path)
+    if path.is_dir():
+        raise ValueError(f"path must name a file, {path} is a folder; try {path / 'model.onnx'}")
+    return opset
+
+
+def check_max_drift(max_drift: float | None, precision: str) -> None:
+    """Refuse a bound that bounds nothing.
+
+    Raises:
+        ValueError: It is not positive, or the precision is that of the module.
+    """
+    if max_drift is not None and not max_drift > 0:
+        raise ValueError(f"max_drift must be positive, got {max_drift}")
+    if max_drift is not None and precision == "fp32":
+        raise ValueError("max_drift is for a lower precision; fp32 is compared within 1e-5 anyway")
