@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
+from causal_onnx.export.analysis.session import plain_session
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.lower import switching_lengths
 from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxruntime
@@ -64,17 +64,10 @@ class Session:
             exact: Keep onnxruntime from rounding activations before coded weights.
             threads: Of onnxruntime. None: as many as it takes by itself.
         """
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors reach us as exceptions
-        options.intra_op_num_threads = threads or 0
-        if exact:
-            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+        settings = {"session.qdq_matmulnbits_accuracy_level": "0"} if exact else {}
         try:
             self._session = ask_onnxruntime(
-                onnxruntime.InferenceSession,
-                str(path),
-                options,
-                providers=["CPUExecutionProvider"],
+                plain_session, str(path), threads=threads or 0, settings=settings
             )
         except SessionError as error:
             raise ExportError(f"onnxruntime cannot load the graph: {error}") from error
