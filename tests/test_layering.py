@@ -141,7 +141,7 @@ ORDER = {
         model bundle __init__ doctor trial_child
     """,
     "export": """
-        analysis proof report errors outcome graph attention attest adopt passes cache lower
+        analysis proof report errors outcome graph attention attestation adoption passes cache lower
         torch_patches source capture precision write subject captures forms check
         folder arguments pipeline checkpoint __init__
     """,
@@ -149,7 +149,17 @@ ORDER = {
 """The folders and files of each root. An import points to the same entry or to one before it."""
 
 WITHOUT_TORCH = (
-    *("analysis", "proof", "graph", "attention", "attest", "adopt", "passes", "cache", "lower"),
+    *(
+        "analysis",
+        "proof",
+        "graph",
+        "attention",
+        "attestation",
+        "adoption",
+        "passes",
+        "cache",
+        "lower",
+    ),
 )
 """Steps of the export that run where PyTorch is not installed."""
 

@@ -17,7 +17,7 @@ PUBLIC = {
     "causal_onnx.export": """
         CacheCase CacheReport CausalityCase CausalityError CausalityReport Certificate DriftError
         DriftReport ExportError ExportReport ParityCase ParityError ParityReport QuantisationReport
-        export export_checkpoint verify
+        adopt attest export export_checkpoint verify
     """,
     "causal_onnx.runtime": """
         Artifact ArtifactError BundleReport CausalOnnxError Chat Choice Constraint Continuation

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from causal_onnx.export.adopt import adopt, computed_inside, decoder_file
-from causal_onnx.export.attest import attest
+from causal_onnx.export.adoption import adopt, computed_inside, decoder_file
+from causal_onnx.export.attestation import attest
 from causal_onnx.export.errors import ExportError
 from causal_onnx.runtime import ArtifactError, load, read_artifact, verify_bundle
 from causal_onnx.runtime.contract import CachePair, ComputedInput, Contract, TensorSpec
@@ -99,7 +99,7 @@ def test_what_nothing_decides_is_taken_on_request_alone(
     def undecided(*arguments: Any, **options: Any) -> Any:
         return replace(attest(*arguments, **options), verdict="undecided", reason="it is open")
 
-    monkeypatch.setattr("causal_onnx.export.adopt.attest", undecided)
+    monkeypatch.setattr("causal_onnx.export.adoption.attest", undecided)
     path = unpack("genai-llama", tmp_path)
     with pytest.raises(ExportError, match=r"not shown to be causal: it is open.*--undecided-ok"):
         adopt(path, tmp_path / "model")

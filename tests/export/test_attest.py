@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.runtime.errors import ArtifactError
 from tests.export.analysis.graphs import build
@@ -156,7 +156,7 @@ def test_attest_needs_no_pytorch(tmp_path: Path) -> None:
     onnx.save(build(CAUSAL), tmp_path / "m.onnx")
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from causal_onnx.export.attest import attest\n"
+        "from causal_onnx.export import attest\n"
         f"print(attest({str(tmp_path / 'm.onnx')!r}).verdict)\n"
         "assert 'transformers' not in sys.modules\n"
     )

@@ -17,7 +17,7 @@ class Barred:
             raise ImportError("torch is barred")
 
 sys.meta_path.insert(0, Barred())
-from causal_onnx.export.attest import attest
+from causal_onnx.export import attest
 import causal_onnx.export.attention.canonical, causal_onnx.export.lower
 import causal_onnx.export.cache.derive
 print(attest(sys.argv[1]).verdict)

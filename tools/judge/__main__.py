@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from tools.judge.verdict import judge, merged
 
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from causal_onnx.export.proof.symbolic.implication import logging_implications
 
 __all__ = ["main"]

@@ -21,7 +21,7 @@ from tools.zoo.plain import export_plainly, quiet, run_plain
 from torch import nn
 
 from causal_onnx.export import CausalityError, ExportError, ExportReport, ParityError, export
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from causal_onnx.export.capture.kept import reusing_captures
 from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.proof.certificate import Certificate

@@ -1,7 +1,7 @@
 """Export a PyTorch causal attention module to a proven ONNX file.
 
-Names are loaded when they are first used, so that `causal_onnx.export.attest` and the analysis
-behind it need no PyTorch.
+Names are loaded when they are first used, so that `attest`, `adopt` and the analysis behind them
+need no PyTorch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from causal_onnx.export.adoption import adopt
+    from causal_onnx.export.attestation import attest
     from causal_onnx.export.check.verify import verify
     from causal_onnx.export.checkpoint.export import export_checkpoint
     from causal_onnx.export.errors import (
@@ -47,12 +49,16 @@ __all__ = [
     "ParityError",
     "ParityReport",
     "QuantisationReport",
+    "adopt",
+    "attest",
     "export",
     "export_checkpoint",
     "verify",
 ]
 
 _HOMES = {
+    "adoption": ("adopt",),
+    "attestation": ("attest",),
     "errors": ("CausalityError", "DriftError", "ExportError", "ParityError"),
     "pipeline": ("export",),
     "proof.certificate": ("Certificate",),

@@ -12,7 +12,7 @@ from causal_onnx.export.analysis.analyse import Analysis, default_grid
 from causal_onnx.export.analysis.branches import branch_sizes, missed_branches
 from causal_onnx.export.analysis.graph import load_model
 from causal_onnx.export.analysis.signature import read_signature
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 
 from .graphs import X_Y, build
 from .rule_cases import attend

@@ -10,7 +10,7 @@ import pytest
 
 from causal_onnx.cli.main import main
 from causal_onnx.export.analysis.rules import RULES
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 
 from .graphs import build, i64, static
 from .odd_graphs import ODD
@@ -35,7 +35,7 @@ def test_a_defect_in_the_search_for_attention_propagates(monkeypatch: pytest.Mon
     def broken(*_: object) -> None:
         raise IndexError("planted")
 
-    monkeypatch.setattr("causal_onnx.export.attest.find_all_cores", broken)
+    monkeypatch.setattr("causal_onnx.export.attestation.find_all_cores", broken)
     with pytest.raises(IndexError, match="planted"):
         attest(build("y = Relu(x)"))
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 
 from .graphs import build, static
 from .rule_cases import CASES, Case, attend

@@ -15,7 +15,7 @@ import torch
 from causal_onnx.export import export
 from causal_onnx.export.attention.canonical import DOMAIN, canonicalise
 from causal_onnx.export.attention.notes import CoreNotes, note
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.lower import lower, tiled
 from causal_onnx.models import AttentionConfig, MultiHeadAttention

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from causal_onnx.export import export
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from causal_onnx.runtime import read_artifact
 from tests.export.analysis import chunked
 from tests.export.analysis.exporting import export_dynamo

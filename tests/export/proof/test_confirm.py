@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from causal_onnx.export.proof import running
 from causal_onnx.export.proof.certificate import Certificate
 from tests.export.analysis.graphs import build
@@ -72,7 +72,7 @@ def test_where_nothing_can_run_the_graph_a_leak_is_undecided(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setattr(
-        "causal_onnx.export.attest.open_evaluator", lambda source: (None, "no evaluator")
+        "causal_onnx.export.attestation.open_evaluator", lambda source: (None, "no evaluator")
     )
     found = attest(build(MIXING), dynamic=False)
     assert found.verdict == "undecided"

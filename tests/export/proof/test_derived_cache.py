@@ -12,7 +12,7 @@ from causal_onnx.export import export
 from causal_onnx.export.analysis.graph import load_model
 from causal_onnx.export.analysis.signature import read_signature
 from causal_onnx.export.attention.canonical import canonicalise
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from causal_onnx.export.cache.derive import derive_cache
 from causal_onnx.export.graph.cleanup import tidy
 from causal_onnx.export.graph.edit import constant

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export import export
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from tests.export.analysis.exporting import export_dynamo, export_torchscript, input_names
 from tests.zoo import entry
 

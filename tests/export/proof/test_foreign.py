@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from tests.zoo import GRAPH_MUTANTS, GraphMutant
 
 FIXTURES = Path(__file__).parents[1] / "analysis" / "fixtures"

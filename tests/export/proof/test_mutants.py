@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from tests.export.analysis.exporting import export_dynamo, input_names
 from tests.zoo import GRAPH_MUTANTS, GRAPHS
 from tests.zoo.mutants import MUTANTS, Mutant

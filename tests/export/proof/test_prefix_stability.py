@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from tests.export.analysis.graphs import build
 from tests.export.analysis.rule_cases import attend
 

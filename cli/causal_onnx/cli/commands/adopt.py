@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from causal_onnx.cli.describe import size_text
 
     try:
-        from causal_onnx.export.adopt import adopt
+        from causal_onnx.export.adoption import adopt
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("causal_onnx"):
             raise

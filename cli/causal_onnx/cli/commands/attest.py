@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not args.model.exists():
         raise CommandError(f"there is no file {args.model}")
     try:
-        from causal_onnx.export.attest import attest
+        from causal_onnx.export.attestation import attest
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("causal_onnx"):
             raise

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from causal_onnx.export.check.parity import Session, compare, tolerance_for
 from causal_onnx.export.errors import CausalityError, ExportError, ParityError, RewriteError
 from causal_onnx.export.forms import Form

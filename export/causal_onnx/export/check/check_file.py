@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import LENGTHS
-from causal_onnx.export.attest import attest
+from causal_onnx.export.attestation import attest
 from causal_onnx.export.capture.isolation import with_callers_threads
 from causal_onnx.export.check.cache_chunks import prove_cache
 from causal_onnx.export.check.causality import perturb

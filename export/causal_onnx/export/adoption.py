@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import helper, inliner, numpy_helper
 
-from causal_onnx.export.attest import Progress, attest
+from causal_onnx.export.attestation import Progress, attest
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.runtime.artifact.artifact import Artifact, read_artifact
