@@ -20,7 +20,13 @@ from torch.nn import functional
 import causal_onnx.export
 from causal_onnx.export import CausalityError, ExportError, ParityError, export, forms, verify
 from causal_onnx.export.graph.cleanup import tidy
-from causal_onnx.models import AttentionConfig, CausalMechanismV1, MultiHeadAttention
+from causal_onnx.models import (
+    AttentionConfig,
+    CausalMechanismV1,
+    DecoderLM,
+    MultiHeadAttention,
+    tiny_llama_config,
+)
 from causal_onnx.runtime import load
 
 
@@ -228,6 +234,25 @@ def test_both_forms_of_the_ort_target_are_compared(tmp_path: Path) -> None:
     operators = {n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node}
     assert "If" in operators
     assert {1, 257, 700} <= {case.seq for case in report.parity.cases}
+
+
+class LastOnly(nn.Module):
+    """A language model that gives the logits of the last position alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = DecoderLM(tiny_llama_config(), seed=0)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.inner(ids)[:, [-1]]
+
+
+def test_logits_of_the_last_position_alone_are_told_how_to_get_all(tmp_path: Path) -> None:
+    example, remedy = torch.zeros(2, 6, dtype=torch.int64), "Return the logits of all positions"
+    report = export(LastOnly(), tmp_path / "m.onnx", example=example)
+    assert any(remedy in warning for warning in report.warnings)
+    with pytest.raises(ExportError, match=remedy):
+        export(LastOnly(), tmp_path / "c.onnx", example=example, cache=True)
 
 
 def test_half_precision(tmp_path: Path) -> None:

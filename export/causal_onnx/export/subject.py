@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from causal_onnx.export.cache.lengths import MASK
+from causal_onnx.export.cache.refusals import ALL_POSITIONS
 from causal_onnx.export.capture.capture import capture_sizes
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.precision.choose import in_precision
@@ -91,7 +92,10 @@ def prepare(
     tokens = special_tokens(module, specs)
     warnings = [*opened.warnings, *lengths.warnings, *tokens.warnings]
     if not any(spec.axis_of("seq") is not None for spec in outputs):
-        warnings.append("no output has a sequence axis, so causality cannot be tested from outside")
+        hint = f". {ALL_POSITIONS}" if any(spec.name == "logits" for spec in outputs) else ""
+        warnings.append(
+            f"no output has a sequence axis, so causality cannot be tested from outside{hint}"
+        )
     return Subject(
         module=module,
         source=source,

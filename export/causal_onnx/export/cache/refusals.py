@@ -17,7 +17,12 @@ from causal_onnx.export.cache.row_lookup import RaggedError
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.facts import Layouts
 
-__all__ = ["named", "refuse_mixing", "refuse_odd_cores", "refuse_shared_inputs"]
+__all__ = ["ALL_POSITIONS", "named", "refuse_mixing", "refuse_odd_cores", "refuse_shared_inputs"]
+
+ALL_POSITIONS = (
+    "Return the logits of all positions: a file with a cache then offers last_only, which computes "
+    "those of the last position alone"
+)
 
 
 def refuse_odd_cores(cores: Sequence[CanonicalCore], others: Mapping[ir.Node, str]) -> None:
@@ -131,8 +136,9 @@ def _refuse_shift(layouts: Layouts, value: ir.Value | None, node: ir.Node | None
     elements = layouts.base.values.get(value)
     axes = [i for i, axis in enumerate(layouts.axes(value)) if axis.is_seq]
     if not isinstance(elements, Elements) or len(axes) != 1:
+        hint = f". {ALL_POSITIONS}" if value.name == "logits" and not axes else ""
         raise NotSupportedError(
-            f"no cache can be derived: {value.name} does not have one axis of positions"
+            f"no cache can be derived: {value.name} does not have one axis of positions{hint}"
         )
     shape = [1] * len(elements.shape)
     shape[axes[0]] = elements.shape[axes[0]]
