@@ -305,6 +305,14 @@ KILLERS = {
         model(node("Div", ["a", "b"], ["q"]), tensors=[tensor("a", 1), tensor("b", 0)]),
         "divides whole numbers by what may be 0",
     ),
+    "Div of a float by a whole number": (
+        model(node("Div", ["x", "b"], ["q"]), tensors=[tensor("b", 0)]),
+        "divides numbers of one type by numbers of another",
+    ),
+    "Mod of a whole number by a float": (
+        model(node("Mod", ["a", "x"], ["q"]), tensors=[tensor("a", LEAST)]),
+        "divides numbers of one type by numbers of another",
+    ),
     "Div of a size that wraps": (
         model(
             SEQ,

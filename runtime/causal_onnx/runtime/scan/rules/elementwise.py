@@ -133,8 +133,10 @@ def _computed(
 def divisor(node: Node) -> None:
     """Whole numbers: 0 as the divisor, and -1 of the least number, end the process (SIGFPE)."""
     values = _inputs(node)
-    if len(values) != 2 or values[1].dtype not in INTEGERS:
+    if len(values) != 2 or not any(value.dtype in INTEGERS for value in values):
         return
+    if values[0].dtype != values[1].dtype:
+        node.refuse("divides numbers of one type by numbers of another, which ONNX does not allow")
     least = INTEGERS[values[1].dtype][0]
     dividend, by = (value.numbers for value in values)
     assert dividend is not None
