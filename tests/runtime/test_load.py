@@ -10,6 +10,7 @@ import pytest
 from causal_onnx.runtime import ArtifactError, Contract, TensorSpec, load
 from causal_onnx.runtime.contract import CONTRACT_KEY, CachePair
 from tests.runtime.artifacts import field, fixture, metadata
+from tests.runtime.onnx_bytes import model
 
 X = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
 
@@ -193,6 +194,14 @@ def test_an_error_that_quotes_damaged_bytes_is_clear_too() -> None:
         load(damaged, trusted=True)
     with pytest.raises(ArtifactError, match="'op_type' of a node is not UTF-8"):
         load(damaged)
+
+
+def test_an_axis_whose_name_is_no_text_is_refused_where_the_scan_is_left_out() -> None:
+    content = model()
+    damaged = content.replace(field(2, "batch"), field(2, b"b\xfftch"), 1)
+    assert damaged != content
+    with pytest.raises(ArtifactError, match="a name of an input, an output or an axis that is no"):
+        load(damaged, trusted=True)
 
 
 @pytest.mark.parametrize("option", ["spinning", "flush_denormals", "huge_pages"])

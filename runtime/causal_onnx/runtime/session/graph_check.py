@@ -23,6 +23,15 @@ def check_signature(session: Any, contract: Contract, *, name: str) -> None:
     Raises:
         ArtifactError: They differ; the message names the tensor and both sides.
     """
+    try:
+        _check(session, contract, name)
+    except UnicodeDecodeError as error:  # onnxruntime hands over the bytes that the file has
+        raise ArtifactError(
+            f"{name} has a name of an input, an output or an axis that is no UTF-8: {error}"
+        ) from error
+
+
+def _check(session: Any, contract: Contract, name: str) -> None:
     for kind, specs, nodes in (
         ("input", contract.inputs, session.get_inputs()),
         ("output", contract.outputs, session.get_outputs()),
