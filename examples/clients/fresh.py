@@ -29,7 +29,7 @@ COMMANDS = (
     "profile",
     "doctor",
 )
-"""All but `export` and `attest`, which read and write graphs."""
+"""All but `export`, `attest` and `adopt`, which read graphs, and `chat`, which needs text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -154,14 +154,11 @@ def rounding_down(patch: pytest.MonkeyPatch) -> None:
 
 def mod_of_c(patch: pytest.MonkeyPatch) -> None:
     """The remainder has the dividend's sign."""
-    right = computing._carried_out
-
-    def wrong(space: Any, op: str, column: Any) -> Poly | None:
-        if op == "Mod":
-            return Poly.of(int(math.fmod(*(poly.constant for poly in column))))
-        return right(space, op, column)
-
-    patch.setattr(computing, "_carried_out", wrong)
+    patch.setitem(
+        computing._ON_WHOLE,
+        "Mod",
+        lambda space, column: Poly.of(int(math.fmod(*(poly.constant for poly in column)))),
+    )
 
 
 def lost_remainder(patch: pytest.MonkeyPatch) -> None:
@@ -175,12 +172,7 @@ def lost_remainder(patch: pytest.MonkeyPatch) -> None:
 
 def largest_for_least(patch: pytest.MonkeyPatch) -> None:
     """Max gives the smaller."""
-    right = computing._carried_out
-    patch.setattr(
-        computing,
-        "_carried_out",
-        lambda space, op, column: right(space, {"Max": "Min"}.get(op, op), column),
-    )
+    patch.setitem(computing._ON_WHOLE, "Max", computing._ON_WHOLE["Min"])
 
 
 def lax_comparison(patch: pytest.MonkeyPatch) -> None:

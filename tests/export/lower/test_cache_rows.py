@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from causal_onnx.export.attention.notes import CoreNotes, note
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.cache_rows import has_rows, join_rows
 from tests.export.captured import run_model
@@ -31,7 +32,8 @@ def joined(window: int = 0, bounded: int = 0) -> ir.Model:
         {"window": window, "bounded": bounded},
         domain="causal_onnx",
     )
-    core.meta["num_kv_heads"] = HEADS
+    heads = CoreNotes(num_heads=HEADS, num_kv_heads=HEADS, head_dim=WIDTH, value_dim=WIDTH)
+    note(core, heads)
     graph = ir.Graph([*tensors.values(), *rows], [], nodes=[core], opset_imports={"": 20})
     write = Writer(graph, core)
     assert has_rows(core)
