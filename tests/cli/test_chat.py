@@ -188,10 +188,11 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._screen, keys.encode())
 
-    def until(self, text: str, *, least: int = 0) -> str:
+    def until(self, text: str, *, least: int = 0, seconds: float = 120) -> str:
         """What is shown up to `text`, which comes after at least `least` characters."""
         while (place := self._shown.find(text, least)) < 0:
-            assert select.select([self._screen], [], [], 120)[0], self._shown
+            if not select.select([self._screen], [], [], seconds)[0]:
+                raise TimeoutError(self._shown)
             try:
                 new = os.read(self._screen, 1 << 16)
             except OSError:  # the command has ended
@@ -200,11 +201,21 @@ class Terminal:
         shown, self._shown = self._shown[:place], self._shown[place + len(text) :]
         return shown
 
-    def ended_by(self, keys: str) -> int:
-        """The exit code, once `keys` are pressed.
+    def interrupt_until(self, text: str) -> None:
+        """Press Ctrl-C at the prompt until `text` is shown.
 
-        Again where nothing came of it: readline loses an interrupt between its prompt and waiting.
+        Again where nothing came of it: readline sees no interrupt between its prompt and waiting
+        for a key, and takes that one and the next for one.
         """
+        for _ in range(30):
+            self.press(CTRL_C)
+            with contextlib.suppress(TimeoutError):
+                self.until(text, seconds=4)
+                return
+        raise AssertionError(self._shown)
+
+    def ended_by(self, keys: str) -> int:
+        """The exit code, once `keys` are pressed; again as for `interrupt_until`."""
         for _ in range(60):
             self.press(keys)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -255,8 +266,7 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(terminal: Terminal, tmp_pa
 
 
 def test_ctrl_c_twice_in_a_row_ends(terminal: Terminal) -> None:
-    terminal.press(CTRL_C)
-    terminal.until("(Ctrl-C again ends, as /quit does)")
+    terminal.interrupt_until("(Ctrl-C again ends, as /quit does)")
     terminal.until("> ")
     terminal.press("/wrong\n")
     terminal.until("error: there is no command /wrong; /help lists them")
