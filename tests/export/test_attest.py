@@ -204,3 +204,11 @@ def test_a_certificate_from_before_kinds_is_read() -> None:
     found = Certificate.from_dict(data)
     assert [a.kind for a in found.assumptions] == ["other"]
     assert found.confirmation is None
+
+
+def test_the_former_path_gives_the_same_function_and_hides_none() -> None:
+    from causal_onnx import export
+    from causal_onnx.export.attest import attest as former
+
+    assert former is attest
+    assert export.attest is attest

@@ -7,6 +7,8 @@ need no PyTorch.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,3 +76,16 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value
+
+
+class _Former(ModuleType):
+    """A module by its former path, for who still imports from there."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what looks through all modules asks for these
+            raise AttributeError(name)
+        return getattr(importlib.import_module(f"{__name__}.attestation"), name)
+
+
+# Not a file: importing it would bind the module where `attest` is the function.
+sys.modules[f"{__name__}.attest"] = _Former(f"{__name__}.attest")
