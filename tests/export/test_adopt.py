@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from causal_onnx.export import adoption
 from causal_onnx.export.adoption import adopt, computed_inside, decoder_file
 from causal_onnx.export.attestation import attest
 from causal_onnx.export.errors import ExportError
@@ -207,3 +208,14 @@ def test_what_the_graph_computes_is_what_the_runtime_would(tmp_path: Path) -> No
         for name, value in zip(names, got, strict=True):
             np.testing.assert_array_equal(value, wanted[name])
             assert value.shape == wanted[name].shape
+
+
+def test_a_folder_that_is_in_the_way_is_found_before_the_file_is_proved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = unpack("optimum-llama", tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").touch()
+    monkeypatch.setattr(adoption, "attest", None)  # calling it fails
+    with pytest.raises(FileExistsError, match="is not empty, and not a bundle"):
+        adopt(theirs, tmp_path / "model")

@@ -23,11 +23,12 @@ from causal_onnx.export.attestation import Progress, attest
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.runtime.artifact.artifact import Artifact, read_artifact
-from causal_onnx.runtime.artifact.drafts import draft_folder
+from causal_onnx.runtime.artifact.drafts import check_target, draft_folder
 from causal_onnx.runtime.artifact.folder import MODEL, model_file
 from causal_onnx.runtime.artifact.golden import GoldenCase, GoldenSet, relative_error
 from causal_onnx.runtime.artifact.graph_parts import read_graph_parts
 from causal_onnx.runtime.bundle import write_bundle
+from causal_onnx.runtime.bundle.write import check_bundle_target
 from causal_onnx.runtime.contract import (
     CERTIFICATE_KEY,
     CONTRACT_KEY,
@@ -106,6 +107,8 @@ def adopt(
         ExportError: It is not causal, or not shown to be, or does not do what its contract says.
     """
     path, target = decoder_file(Path(source)), Path(folder)
+    check_bundle_target(target, replace_existing)  # before minutes of proof
+    check_target(target)
     artifact = read_artifact(path)
     if artifact.contract is not None:
         raise ArtifactError(
