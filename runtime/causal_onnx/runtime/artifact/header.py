@@ -2,7 +2,7 @@
 
 An ONNX file is one protobuf message, `ModelProto`. Its graph is one length-delimited field, which
 is stepped over: the header of a file of several gigabytes costs a few reads.
-WindowedFile: onnx.proto, message ModelProto.
+Source: onnx.proto, message ModelProto.
 """
 
 from __future__ import annotations

@@ -375,7 +375,7 @@ def _writers_waiting(descriptor: int) -> Iterator[None]:
 
     onnxruntime maps these files into memory: one that another process cuts off meanwhile would end
     this one with SIGBUS. Linux grants the lease to the owner of a file that nobody has open for
-    writing, and takes it away after 45 s. WindowedFile: fcntl(2), F_SETLEASE.
+    writing, and takes it away after 45 s. Source: fcntl(2), F_SETLEASE.
     """
     with contextlib.suppress(AttributeError, OSError):
         # What the kernel says when somebody waits; by default it would end the process.

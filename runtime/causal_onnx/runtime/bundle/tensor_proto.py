@@ -1,6 +1,6 @@
 """Write and read TensorProto messages, the files of ONNX's test data, without the onnx package.
 
-WindowedFile: onnx.proto, message TensorProto, and https://protobuf.dev/programming-guides/encoding.
+Source: onnx.proto, message TensorProto, and https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
