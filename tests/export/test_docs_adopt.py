@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import subprocess
 import sys
@@ -10,18 +9,14 @@ from pathlib import Path
 
 from causal_onnx.cli.main import build_parser
 from tests.runtime.foreign.files import unpack
+from tests.test_readme import blocks_of, commands_of
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "adopt.md"
-
-
-def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    return [body for name, body in found if name == language]
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "adopt.md").read_text(encoding="utf-8")
 
 
 def test_the_python_of_the_page_runs(tmp_path: Path) -> None:
     unpack("optimum-llama", tmp_path).parent.rename(tmp_path / "their")
-    (tmp_path / "page.py").write_text("\n".join(blocks("python")), encoding="utf-8")
+    (tmp_path / "page.py").write_text("\n".join(blocks_of(PAGE, "python")), encoding="utf-8")
     command = [sys.executable, "page.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -29,5 +24,5 @@ def test_the_python_of_the_page_runs(tmp_path: Path) -> None:
 
 
 def test_the_commands_of_the_page_are_understood() -> None:
-    (command,) = blocks("sh")
+    (command,) = commands_of(PAGE)
     assert build_parser().parse_args(shlex.split(command)[1:]).output == Path("model")

@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["MAX_DEPTH", "depth_of", "read_json", "read_json_file"]
+from causal_onnx.runtime.errors import ArtifactError
+
+__all__ = ["MAX_DEPTH", "depth_of", "read_json", "read_json_file", "read_json_object"]
 
 MAX_BYTES = 64 << 20
 """As much as a file's whole metadata may hold."""
@@ -65,6 +67,22 @@ def read_json_file(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) 
     """
     with Path(path).open("rb") as file:
         return read_json(file.read(max_bytes + 1), max_bytes=max_bytes, wide_integers=True)
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Parse a configuration file that holds one object, as those of Hugging Face do.
+
+    Raises:
+        OSError: It cannot be read.
+        ArtifactError: It is no JSON, or holds something else.
+    """
+    try:
+        document = read_json_file(path)
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ArtifactError(f"{path} must hold a JSON object, got {type(document).__name__}")
+    return document
 
 
 def depth_of(data: object) -> int:

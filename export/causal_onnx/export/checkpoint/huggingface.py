@@ -12,7 +12,8 @@ from torch import nn
 
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
-from causal_onnx.runtime.json_text import read_json_file
+from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.json_text import read_json_object
 from causal_onnx.runtime.text.extras import import_extra
 
 __all__ = [
@@ -44,12 +45,9 @@ def read_config(path: Path) -> dict[str, Any]:
         ExportError: It is no JSON object.
     """
     try:
-        data = read_json_file(path)
-    except ValueError as error:
-        raise ExportError(f"{path} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ExportError(f"{path} must hold a JSON object, got {type(data).__name__}")
-    return data
+        return read_json_object(path)
+    except ArtifactError as error:
+        raise ExportError(str(error)) from error
 
 
 def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, list[str]]:

@@ -16,8 +16,7 @@ from typing import Any
 
 from causal_onnx.runtime.artifact.signature import Declared, GraphSignature
 from causal_onnx.runtime.contract import CachePair, ComputedInput, Contract, TensorSpec
-from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.json_text import read_json_file
+from causal_onnx.runtime.json_text import read_json_object
 
 __all__ = ["LOOKED_FOR", "NotDerivedError", "Settings", "derive_contract", "read_settings"]
 
@@ -92,7 +91,7 @@ def read_settings(model: Path) -> Settings:
     found: dict[str, Mapping[str, Any]] = {}
     for name in ("genai_config.json", "config.json", "generation_config.json"):
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-        found[name] = {} if path is None else _read(path)
+        found[name] = {} if path is None else read_json_object(path)
     genai = _mapping(found["genai_config.json"].get("model"))
     if _mapping(genai.get("decoder")).get("filename", model.name) != model.name:
         genai = {}
@@ -356,13 +355,3 @@ def _spec(item: Declared, axes: tuple[str | int, ...]) -> TensorSpec:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        document = read_json_file(path)
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ArtifactError(f"{path} must hold a JSON object, got {type(document).__name__}")
-    return document

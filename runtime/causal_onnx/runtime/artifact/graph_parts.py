@@ -1,16 +1,21 @@
 """Read from an ONNX file the names of its graph's inputs and outputs, and of its data files.
 
-Steps over weights and nodes with seeks, as `onnx_header` does with the whole graph.
-WindowedFile: onnx.proto, messages ModelProto, GraphProto, ValueInfoProto, TensorProto.
+Steps over weights and nodes with seeks, as `header` does with the whole graph.
+Source: onnx.proto, messages ModelProto, GraphProto, ValueInfoProto, TensorProto.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from causal_onnx.runtime.artifact.protobuf import LENGTH_DELIMITED, WindowedFile, WireError, fields
+from causal_onnx.runtime.artifact.protobuf import (
+    LENGTH_DELIMITED,
+    WindowedFile,
+    WireError,
+    fields,
+    messages,
+)
 from causal_onnx.runtime.errors import ArtifactError
 
 __all__ = ["GraphParts", "read_graph_parts"]
@@ -47,7 +52,7 @@ def read_graph_parts(file: BinaryIO, *, name: str) -> GraphParts:
     data_files: set[str] = set()
     try:
         source = WindowedFile(file)
-        for start, end in _messages(source, 0, source.size, _GRAPH):
+        for start, end in messages(source, 0, source.size, _GRAPH):
             for number, wire_type, first, length, _ in fields(source, start, end):
                 if wire_type != LENGTH_DELIMITED:
                     continue
@@ -66,22 +71,15 @@ def read_graph_parts(file: BinaryIO, *, name: str) -> GraphParts:
 def _locations(source: WindowedFile, start: int, end: int) -> set[str]:
     """The `location` among the external data entries of one TensorProto."""
     found = set()
-    for first, last in _messages(source, start, end, _EXTERNAL_DATA):
+    for first, last in messages(source, start, end, _EXTERNAL_DATA):
         if _text(source, first, last, _ENTRY_KEY) == "location":
             found.add(_text(source, first, last, _ENTRY_VALUE))
     return found
 
 
 def _text(source: WindowedFile, start: int, end: int, field: int) -> str:
-    for first, last in _messages(source, start, end, field):
+    for first, last in messages(source, start, end, field):
         if last - first > MAX_NAME_BYTES:
             raise WireError(f"a name of {last - first} bytes")
         return source.read(first, last - first).decode()
     return ""
-
-
-def _messages(source: WindowedFile, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
-    """(first byte, byte behind) of each length-delimited field of this number."""
-    for number, wire_type, first, length, _ in fields(source, start, end):
-        if number == field and wire_type == LENGTH_DELIMITED:
-            yield first, first + length

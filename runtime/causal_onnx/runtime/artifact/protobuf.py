@@ -2,7 +2,7 @@
 
 A length-delimited field is stepped over with a seek, so that a message of several gigabytes costs a
 few small reads.
-WindowedFile: https://protobuf.dev/programming-guides/encoding.
+Source: https://protobuf.dev/programming-guides/encoding.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = [
     "WindowedFile",
     "WireError",
     "fields",
+    "messages",
     "signed",
     "varint",
     "varint_bytes",
@@ -148,3 +149,10 @@ def varint_bytes(value: int) -> bytes:
         parts.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*parts, value])
+
+
+def messages(source: WindowedFile, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
+    """(first byte, byte behind) of each length-delimited field of this number."""
+    for number, wire_type, first, length, _ in fields(source, start, end):
+        if number == field and wire_type == LENGTH_DELIMITED:
+            yield first, first + length

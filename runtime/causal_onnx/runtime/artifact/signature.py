@@ -15,6 +15,7 @@ from causal_onnx.runtime.artifact.protobuf import (
     WindowedFile,
     WireError,
     fields,
+    messages,
     signed,
 )
 from causal_onnx.runtime.errors import ArtifactError
@@ -95,7 +96,7 @@ def read_signature(file: BinaryIO, *, name: str) -> GraphSignature:
     rolling: set[str] = set()
     try:
         source = WindowedFile(file)
-        for start, end in _messages(source, 0, source.size, _GRAPH):
+        for start, end in messages(source, 0, source.size, _GRAPH):
             for number, wire_type, first, length, _ in fields(source, start, end):
                 if wire_type != LENGTH_DELIMITED:
                     continue
@@ -129,7 +130,7 @@ def read_signature(file: BinaryIO, *, name: str) -> GraphSignature:
 
 def _is_set(source: WindowedFile, start: int, end: int, name: str) -> bool:
     """Whether a node has an attribute of this name that is a number other than 0."""
-    for first, last in _messages(source, start, end, _NODE_ATTRIBUTE):
+    for first, last in messages(source, start, end, _NODE_ATTRIBUTE):
         if name in _texts(source, first, last, _ATTRIBUTE_NAME):
             return any(
                 number == _ATTRIBUTE_INT and wire_type == VARINT and value
@@ -143,13 +144,13 @@ def _declared(source: WindowedFile, start: int, end: int) -> Declared:
     name = next(_texts(source, start, end, _VALUE_NAME), "")
     dtype: str | None = None
     dims: list[int | str | None] | None = None
-    for type_span in _messages(source, start, end, _VALUE_TYPE):
-        for first, last in _messages(source, *type_span, _TENSOR_TYPE):
+    for type_span in messages(source, start, end, _VALUE_TYPE):
+        for first, last in messages(source, *type_span, _TENSOR_TYPE):
             for number, wire_type, value, length, _ in fields(source, first, last):
                 if number == _ELEMENT and wire_type == VARINT:
                     dtype = DTYPES.get(value)
                 elif number == _SHAPE and wire_type == LENGTH_DELIMITED:
-                    spans = _messages(source, value, value + length, _DIM)
+                    spans = messages(source, value, value + length, _DIM)
                     dims = [_dim(source, *span) for span in spans]
     return Declared(name=name, dtype=dtype, dims=None if dims is None else tuple(dims))
 
@@ -164,7 +165,7 @@ def _dim(source: WindowedFile, start: int, end: int) -> int | str | None:
 
 
 def _texts(source: WindowedFile, start: int, end: int, field: int) -> Iterator[str]:
-    for first, last in _messages(source, start, end, field):
+    for first, last in messages(source, start, end, field):
         yield _text(source, first, last - first)
 
 
@@ -172,10 +173,3 @@ def _text(source: WindowedFile, start: int, length: int) -> str:
     if length > MAX_TEXT:
         raise WireError(f"a name of {length} bytes")
     return source.read(start, length).decode()
-
-
-def _messages(source: WindowedFile, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:
-    """(first byte, byte behind) of each length-delimited field of this number."""
-    for number, wire_type, first, length, _ in fields(source, start, end):
-        if number == field and wire_type == LENGTH_DELIMITED:
-            yield first, first + length

@@ -12,7 +12,7 @@ from typing import Any
 
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.json_text import read_json_file
+from causal_onnx.runtime.json_text import read_json_object
 from causal_onnx.runtime.text.tokenizer import token_ids
 
 __all__ = ["GENERATION_CONFIG", "generation_settings", "settings_bytes", "special_tokens"]
@@ -67,15 +67,7 @@ def settings_bytes(settings: Mapping[str, Any]) -> bytes:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        document = read_json_file(path)
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ArtifactError(f"{path} must hold a JSON object, got {type(document).__name__}")
-    return document
+    return read_json_object(path) if path.is_file() else {}
 
 
 def _tokens_of(contract: Contract) -> dict[str, Any]:
