@@ -111,7 +111,7 @@ class Interrupt:
         if not frame.f_code.co_filename.startswith(self._within):
             return None
         frame.f_trace_opcodes = self._opcodes
-        if event == ("opcode" if self._opcodes else "line") and not _is_lock(frame):
+        if event == ("opcode" if self._opcodes else "line") and not _is_in_c(frame):
             self._left -= 1
             if not self._left:
                 self.hit = True
@@ -119,10 +119,18 @@ class Interrupt:
         return self._trace
 
 
-def _is_lock(frame: FrameType) -> bool:
-    """Whether it takes or leaves a lock: in C, where only tracing could come in between."""
+# What a call of C does, where only tracing could come between the line's start and the call.
+IN_C = (("prefix_cache", "with self._lock"), ("denormals", "set_(as_before)"))
+
+
+def _is_in_c(frame: FrameType) -> bool:
     name = frame.f_code.co_filename
-    return "prefix_cache" in name and "with self._lock" in linecache.getline(name, frame.f_lineno)
+    line = linecache.getline(name, frame.f_lineno or 0)
+    return any(file in name and text in line for file, text in IN_C)
+
+
+def keeps_denormals() -> bool:
+    return bool(np.full(1, 1e-30, np.float32) * np.float32(1e-10) != 0)
 
 
 def interrupted(
@@ -134,6 +142,7 @@ def interrupted(
         error = KeyboardInterrupt if at % 2 else MemoryError
         with Interrupt(at, error, **how) as interrupt:
             call(stream)
+        assert keeps_denormals()
         if not interrupt.hit:
             return
         yield make(), stream
@@ -271,6 +280,7 @@ def test_real_interrupts_at_random_moments(subject: Subject) -> None:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 hits += 1
+                assert keeps_denormals()
             if stream.lengths[0] <= LONGEST - 5:
                 assert sound(subject, stream, stream)[0]
     finally:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import random
+import signal
 import threading
 from collections.abc import Callable
 
@@ -7,7 +10,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import Model, RunError, load
-from causal_onnx.runtime.session.denormals import can_flush, flushing_denormals
+from causal_onnx.runtime.session.denormals import can_flush, run_flushed
 from tests.runtime.artifacts import fixture
 
 needs_flushing = pytest.mark.skipif(
@@ -28,14 +31,11 @@ def model() -> Model:
 
 
 @needs_flushing
-def test_the_context_flushes_results_and_operands_on_this_thread_only() -> None:
+def test_results_and_operands_are_flushed_for_the_call_only() -> None:
     denormals = np.full(8, 1e-40, np.float32)
-    others: list[bool] = []
-    with flushing_denormals():
-        flushed = denormals * np.float32(1e10), np.full(8, TINY) * np.float32(1e-10)
-        thread = threading.Thread(target=lambda: others.append(True))
-        thread.start()
-        thread.join()
+    flushed = run_flushed(
+        lambda: (denormals * np.float32(1e10), np.full(8, TINY) * np.float32(1e-10))
+    )
     assert not flushed[0].any()
     assert not flushed[1].any()
     assert keeps_denormals()
@@ -54,27 +54,50 @@ def test_another_thread_that_runs_meanwhile_is_not_touched() -> None:
 
     thread = threading.Thread(target=other)
     thread.start()
-    with flushing_denormals():
-        entered.set()
-        left.wait()
+    run_flushed(lambda: (entered.set(), left.wait()))
     thread.join()
     assert seen == [True]
 
 
 @needs_flushing
 def test_the_mode_is_put_back_after_an_error() -> None:
-    with pytest.raises(KeyError, match="x"), flushing_denormals():
-        raise KeyError("x")
+    with pytest.raises(ZeroDivisionError):
+        run_flushed(lambda: 1 // 0)
     assert keeps_denormals()
 
 
 @needs_flushing
-def test_contexts_may_be_nested() -> None:
-    with flushing_denormals():
-        with flushing_denormals():
-            pass
-        assert not keeps_denormals()
+def test_calls_may_be_nested() -> None:
+    def outer() -> bool:
+        run_flushed(lambda: None)
+        return keeps_denormals()
+
+    assert not run_flushed(outer)
     assert keeps_denormals()
+
+
+# What handles a signal runs wherever Python looks for one: behind a call, at a function's start.
+@needs_flushing
+def test_the_mode_is_put_back_wherever_an_interrupt_comes() -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    random_, hits = random.Random(0), 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(2000):
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, random_.uniform(1e-6, 1e-4))
+                for _ in range(1000):
+                    run_flushed(int)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                continue
+            hits += 1
+            assert keeps_denormals()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert hits > 1000
 
 
 # A small product is computed on the calling thread; a large one on the threads of the pool too.

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from causal_onnx.runtime.errors import RunError
 from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.scan import Limits, scan
 from causal_onnx.runtime.session import bfloat16
-from causal_onnx.runtime.session.denormals import flushing_denormals
+from causal_onnx.runtime.session.denormals import run_flushed
 from causal_onnx.runtime.session.device import Device
 from causal_onnx.runtime.session.device_memory import DeviceMemory
 from causal_onnx.runtime.session.graph_check import check_signature
@@ -111,9 +111,7 @@ class Runner:
         )
         self._errors = onnxruntime_errors()
         # A GPU flushes by itself, and its calling thread computes nothing.
-        self._mode = (
-            flushing_denormals if options.flush_denormals and device.kind == "cpu" else nullcontext
-        )
+        self._flushes = options.flush_denormals and device.kind == "cpu"
 
     @classmethod
     def open(
@@ -255,8 +253,7 @@ class Runner:
         """
         self._refuse_forked()
         try:
-            with self._mode():
-                self.session.run_with_iobinding(binding)
+            self._call(lambda: self.session.run_with_iobinding(binding))
         except self._errors as error:
             raise self._failed(feeds, error) from error
 
@@ -292,15 +289,20 @@ class Runner:
 
     def _outputs(self, feeds: Mapping[str, Array], names: list[str]) -> list[Array]:
         try:
-            with self._mode():
-                outputs: list[Array] = (
+            outputs: list[Array] = self._call(
+                lambda: (
                     self._run_bfloat16(feeds, names)
                     if self._has_bfloat16
                     else self.session.run(names, feeds)
                 )
+            )
         except self._errors as error:
             raise self._failed(feeds, error) from error
         return outputs
+
+    def _call(self, call: Callable[[], Any]) -> Any:
+        """Call the session in the mode for denormals that was asked for."""
+        return run_flushed(call) if self._flushes else call()
 
     def _run_bfloat16(self, feeds: Mapping[str, Array], names: list[str]) -> list[Array]:
         """Run with bfloat16 as bits, which `InferenceSession.run` cannot pass to or from numpy."""
