@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from causal_onnx.cli.main import build_parser
+from causal_onnx.cli.errors import UsageError
+from causal_onnx.cli.parser import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -42,8 +43,10 @@ def complaint(command: str) -> str | None:
     if words[0] == "causal-onnx":
         try:
             build_parser().parse_args(words[1:])
-        except SystemExit as exit_:
-            return f"{command!r} is not understood" if exit_.code else None
+        except UsageError:
+            return f"{command!r} is not understood"
+        except SystemExit:  # --help or --version
+            return None
     if words[:2] == ["pip", "install"]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         asked = re.findall(r"causal-onnx\[([\w,-]+)\]", command)

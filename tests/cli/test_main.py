@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -12,7 +13,8 @@ import pytest
 
 from causal_onnx.cli import main as main_module
 from causal_onnx.cli.commands import inspect
-from causal_onnx.cli.main import COMMANDS, main
+from causal_onnx.cli.main import main
+from causal_onnx.cli.parser import COMMANDS
 from causal_onnx.runtime import __version__
 from causal_onnx.runtime.artifact.drafts import draft_folder
 from tests.cli.onnx_file import random_input, write_model
@@ -49,9 +51,11 @@ def test_every_command_has_help_with_an_example(
     ("argv", "message"),
     [
         ([], "the following arguments are required: COMMAND"),
-        (["bogus"], "invalid choice: 'bogus'"),
+        (["bogus"], "invalid choice: 'bogus' (choose from export, run,"),
+        (["exprot", "m.py"], "invalid choice: 'exprot'; did you mean export?"),
         (["inspect"], "the following arguments are required: MODEL"),
-        (["inspect", "m.onnx", "--jso"], "unrecognized arguments: --jso"),
+        (["inspect", "m.onnx", "--jso"], "--jso; did you mean --json? (see causal-onnx inspect"),
+        (["inspect", "m.onnx", "--xyz=1"], "unrecognized arguments: --xyz=1 (see causal-onnx"),
         (["run", "m.onnx"], "the following arguments are required: -o/--output"),
         (["selftest", "m.onnx", "--threads", "two"], "invalid int value: 'two'"),
     ],
@@ -65,6 +69,24 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
+
+
+def test_with_json_an_error_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "missing.onnx", "--json"]) == 1
+    captured = capsys.readouterr()
+    message = "there is no file missing.onnx"
+    assert json.loads(captured.out) == {
+        "error": {"type": "FileNotFoundError", "message": message},
+        "exit_code": 1,
+    }
+    assert captured.err == f"error: {message}\n"
+
+
+def test_with_json_wrong_usage_is_an_object_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--json"]) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert said["error"]["type"] == "UsageError"
+    assert "required: MODEL (see causal-onnx inspect --help)" in said["error"]["message"]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from causal_onnx.cli.main import build_parser
+from causal_onnx.cli.parser import build_parser
 from tests.runtime.foreign.files import unpack
 from tests.test_readme import blocks_of, commands_of
 

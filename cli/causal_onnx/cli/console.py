@@ -30,6 +30,8 @@ class Console:
 
     def __init__(self, *, use_rich: bool | None = None) -> None:
         self._use_rich = use_rich
+        self.has_json = False
+        """Whether a JSON document was written: stdout holds one at most."""
 
     def print(self, text: str = "") -> None:
         """Write a line, or several, of the result."""
@@ -50,6 +52,7 @@ class Console:
 
     def json(self, document: Any) -> None:
         """Write the result as JSON."""
+        self.has_json = True
         print(json_text(document))
 
     def heading(self, text: str) -> None:

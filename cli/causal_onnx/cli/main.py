@@ -6,7 +6,6 @@ installed. For the same reason every command imports what it needs when it runs.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -15,56 +14,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from causal_onnx.cli.commands import (
-    adopt,
-    attest,
-    bench,
-    bundle,
-    chat,
-    doctor,
-    export,
-    generate,
-    inspect,
-    profile,
-    report,
-    run,
-    selftest,
-    verify_bundle,
-)
 from causal_onnx.cli.console import Console, printable
 from causal_onnx.cli.errors import UsageError
+from causal_onnx.cli.parser import build_parser
 
 __all__ = ["main"]
 
-COMMANDS = (
-    export,
-    run,
-    generate,
-    chat,
-    inspect,
-    selftest,
-    report,
-    bench,
-    profile,
-    bundle,
-    verify_bundle,
-    attest,
-    adopt,
-    doctor,
-)
 DONE, FAILED, WRONG_USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-
-EPILOG = """\
-examples:
-  causal-onnx export ./checkpoint -o model/
-  causal-onnx export mypackage.model:build -o model.onnx
-  causal-onnx run model.onnx x.npy -o y.npy
-  causal-onnx report model.onnx -o report.html
-
-exit codes: 0 done, 1 failed, 2 wrong usage; those of attest are in its own --help
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,19 +38,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: 143, where SIGTERM ends it (`docker stop`); drafts are removed then, too.
     """
-    try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as exit_:  # argparse has printed its help or its complaint
-        return int(exit_.code or 0)
-    debug = getattr(args, "debug", False)
     console = Console()
+    words = sys.argv[1:] if argv is None else list(argv)
+    as_json = "--json" in words
+    try:
+        args = build_parser().parse_args(words)
+    except SystemExit as exit_:  # argparse has printed its help
+        return int(exit_.code or 0)
+    except UsageError as error:
+        return _failed(error, WRONG_USAGE, console, as_json=as_json)
+    debug = getattr(args, "debug", False)
     with _library_warnings_on_stderr(), _ending_in_order():
         try:
             code: int = args.run(args, console)
             sys.stdout.flush()
         except UsageError as error:
-            _tell(error)
-            return WRONG_USAGE
+            return _failed(error, WRONG_USAGE, console, as_json=as_json)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
@@ -105,65 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             if debug:
                 traceback.print_exc()
-            else:
-                _tell(error)
-            return int(args.failed)
+            return _failed(error, int(args.failed), console, as_json=as_json)
     return code
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; `args.run` of its result is the command."""
-    # Accepted before and after the command; SUPPRESS, so that the one does not reset the other.
-    shared = _Parser(add_help=False)
-    shared.add_argument(
-        "--debug",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="show the traceback of an error",
-    )
-    parser = _Parser(
-        prog="causal-onnx",
-        description="Any PyTorch causal attention module in, one proven ONNX file out.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[shared],
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        name = module.__name__.rpartition(".")[2].replace("_", "-")
-        summary, _, description = (module.__doc__ or "").partition("\n\n")
-        sub = commands.add_parser(
-            name,
-            help=summary.rstrip("."),
-            description=f"{summary}\n\n{description}".strip(),
-            epilog=module.EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            parents=[shared],
-        )
-        module.add_arguments(sub)
-        sub.set_defaults(run=module.run, failed=getattr(module, "FAILED", FAILED))
-    return parser
-
-
-class _Parser(argparse.ArgumentParser):
-    """Complains in one line, and takes no abbreviated options: they would change their meaning."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(WRONG_USAGE, f"error: {message} (see {self.prog} --help)\n")
-
-
-class _Version(argparse.Action):
-    """Prints the version; imports the runtime only then."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from causal_onnx.runtime import __version__  # only when asked for
-
-        print(f"causal-onnx {__version__}")
-        parser.exit()
 
 
 HINTS = {
@@ -183,8 +87,18 @@ HINTS = {
 """How the remedies that the library names in Python are spelled on the command line."""
 
 
-def _tell(error: Exception) -> None:
-    """Print `error` on one line of stderr."""
+def _failed(error: Exception, code: int, console: Console, *, as_json: bool) -> int:
+    """Say what went wrong: a line on stderr, and with `--json` an object on stdout, if no result is there."""
+    message = printable(_message(error))
+    if as_json and not console.has_json:
+        kind = type(error).__name__
+        console.json({"error": {"type": kind, "message": message}, "exit_code": code})
+    console.note(f"error: {message}")
+    return code
+
+
+def _message(error: Exception) -> str:
+    """What `error` says, on one line, with what helps on the command line."""
     # Only this project's errors explain themselves; of others the class is half of the message.
     known = isinstance(error, OSError | ValueError | ImportError | UsageError) or type(
         error
@@ -197,7 +111,7 @@ def _tell(error: Exception) -> None:
     hints = [hint for spelling, hint in HINTS.items() if spelling in text]
     if hints:
         text = f"{text.rstrip('.')}. On the command line: {'; '.join(hints)}"
-    print(f"error: {printable(text)}", file=sys.stderr)
+    return text
 
 
 class _library_warnings_on_stderr:  # noqa: N801 - used like a function
