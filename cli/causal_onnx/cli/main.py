@@ -88,7 +88,7 @@ HINTS = {
 
 
 def _failed(error: Exception, code: int, console: Console, *, as_json: bool) -> int:
-    """Say what went wrong: a line on stderr, and with `--json` an object on stdout, if no result is there."""
+    """Say what went wrong on stderr, and with `--json` on stdout, unless a result is there."""
     message = printable(_message(error))
     if as_json and not console.has_json:
         kind = type(error).__name__

@@ -13,6 +13,7 @@ from causal_onnx.cli.commands import (
     bench,
     bundle,
     chat,
+    completion,
     doctor,
     export,
     generate,
@@ -42,6 +43,7 @@ COMMANDS = (
     attest,
     adopt,
     doctor,
+    completion,
 )
 EPILOG = """\
 examples:
@@ -88,7 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
             parents=[shared],
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run, failed=getattr(module, "FAILED", 1), command=sub)
+        sub.set_defaults(
+            run=module.run, failed=getattr(module, "FAILED", 1), command=sub, parser=parser
+        )
     return parser
 
 
