@@ -6,7 +6,9 @@ import os
 import signal
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from tools.fuzz import kills
@@ -131,3 +133,34 @@ def test_a_place_that_holds_something_else_is_noticed(place: kills.Place) -> Non
     assert place.outcome("weights beside") == "mixed"
     first.unlink()
     assert place.outcome("weights beside") == "lost"
+
+
+def of_every_kind() -> ir.Model:
+    """Tensors large and small, in types of every width, strided, with names, notes and outputs."""
+    model = times(1.0)
+    wide = np.random.default_rng(0).normal(size=(64, 96)).astype(np.float32)
+    tensors = {
+        "transposed": ir.tensor(wide.T),
+        "noted": ir.tensor(wide, doc_string="a note"),
+        "half": ir.tensor(wide.astype(np.float16)),
+        "nibbles": ir.tensor((wide > 0).astype(np.int8), dtype=ir.DataType.INT4),
+        "brain": ir.tensor(wide.astype(ml_dtypes.bfloat16)),
+        "scalar": ir.tensor(np.float32(3)),
+        "text": ir.StringTensor([b"x" * 5000], shape=ir.Shape([1])),
+        "as read": ir.serde.TensorProtoTensor(onnx.numpy_helper.from_array(wide, "as read")),
+    }
+    for name, tensor in tensors.items():
+        model.graph.initializers[name] = ir.Value(name=name, const_value=tensor)
+    model.metadata_props["b"] = model.metadata_props["a"] = "1"
+    return model
+
+
+def test_a_streamed_file_is_what_protobuf_would_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact, "EXTERNAL_DATA_FROM_BYTES", 10**9)
+    path, model = tmp_path / "m.onnx", of_every_kind()
+    size = write_model(model, path, {"key": "text"})
+    assert path.read_bytes() == ir.to_proto(model).SerializeToString(deterministic=True)
+    assert size == path.stat().st_size
+    assert {item.name for item in model.graph.initializers.values()} >= {"w", "nibbles", "text"}

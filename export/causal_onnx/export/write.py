@@ -8,13 +8,16 @@ import hashlib
 import json
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from google.protobuf.message import Message
 from torch import nn
 
 from causal_onnx.runtime.artifact.drafts import draft_folder, locked, sync
@@ -29,6 +32,9 @@ IR_VERSION = 10
 
 EXTERNAL_DATA_FROM_BYTES = 1_900_000_000
 """Weights go into a file beside the model from here on: a protobuf ends at 2 GiB."""
+
+STREAMED_FROM_BYTES = 1 << 12
+"""Smaller tensors are not worth a piece of their own."""
 
 _HASH_DIGITS = 16
 
@@ -87,7 +93,7 @@ def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int
         if value.const_value is not None
     )
     if weights <= EXTERNAL_DATA_FROM_BYTES:
-        return _write_proto(ir.to_proto(model), path)
+        return _write_streamed(model, path)
     unnamed = path.with_name(path.name + ".data")
     ir.save(model, path, external_data=unnamed.name, size_threshold_bytes=1024)
     with unnamed.open("rb") as file:
@@ -99,6 +105,110 @@ def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int
             if entry.key == "location":
                 entry.value = data.name
     return _write_proto(proto, path) + data.stat().st_size
+
+
+def _write_streamed(model: ir.Model, path: Path) -> int:
+    """Write what `_write_proto(ir.to_proto(model), path)` would, without a copy of the weights.
+
+    A message in a message is its fields in the order of their numbers, after its length; so the
+    weights go between what comes before and after them, straight from where they lie.
+    """
+    large = dict(_large(model))
+    proto = _without_numbers(model, large)
+    before, after = _parted(proto, "graph")
+    graph_before, graph_after = _parted(proto.graph, "initializer")
+    by_name = {value.name: tensor for value, tensor in large.items()}
+    parts: list[bytes | ir.TensorProtocol] = []
+    length = len(graph_before) + len(graph_after)
+    for stored in proto.graph.initializer:
+        tensor = by_name.get(stored.name)
+        if tensor is None:
+            body: list[bytes | ir.TensorProtocol] = [stored.SerializeToString(deterministic=True)]
+        else:
+            first, last = _parted(stored, "raw_data")
+            body = [first + _header(stored, "raw_data", tensor.nbytes), tensor, last]
+        size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in body)
+        header = _header(proto.graph, "initializer", size)
+        length += len(header) + size
+        parts += [header, *body]
+    with path.open("wb") as file:
+        file.write(before + _header(proto, "graph", length) + graph_before)
+        for part in parts:
+            file.write(part if isinstance(part, bytes) else _numbers(part))
+        file.write(graph_after + after)
+        return file.tell()
+
+
+def _large(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
+    """The initializers whose numbers are not copied to be written."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < STREAMED_FROM_BYTES:
+            continue
+        if not isinstance(tensor, ir.TensorProtoTensor | ir.ExternalTensor | ir.StringTensor):
+            yield value, tensor
+
+
+def _without_numbers(
+    model: ir.Model, large: Mapping[ir.Value, ir.TensorProtocol]
+) -> onnx.ModelProto:
+    """`model` with nothing for the numbers of its `large` initializers."""
+    try:
+        for value, tensor in large.items():
+            value.const_value = ir.ExternalTensor(
+                "",
+                offset=None,
+                length=None,
+                dtype=tensor.dtype,
+                shape=ir.Shape(tensor.shape),
+                name=tensor.name or "",
+                doc_string=tensor.doc_string,
+                metadata_props=dict(tensor.metadata_props),
+            )
+        proto = ir.to_proto(model)
+    finally:
+        for value, tensor in large.items():
+            value.const_value = tensor
+    for stored in proto.graph.initializer:
+        if stored.data_location == onnx.TensorProto.EXTERNAL and not stored.external_data[0].value:
+            stored.ClearField("data_location")
+            stored.ClearField("external_data")
+    return proto
+
+
+def _numbers(tensor: ir.TensorProtocol) -> Any:
+    """The bytes of a tensor as they are stored; where they lie, if they lie so."""
+    if tensor.dtype.bitwidth < 8 or sys.byteorder != "little":
+        return tensor.tobytes()
+    return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
+
+
+def _parted(message: Message, field: str) -> tuple[bytes, bytes]:
+    """The serialised fields of `message` before `field` and after it, by number."""
+    number = message.DESCRIPTOR.fields_by_name[field].number
+    before, after = type(message)(), type(message)()
+    before.CopyFrom(message)
+    after.CopyFrom(message)
+    for other in message.DESCRIPTOR.fields:
+        if other.number >= number:
+            before.ClearField(other.name)
+        if other.number <= number:
+            after.ClearField(other.name)
+    return before.SerializeToString(deterministic=True), after.SerializeToString(deterministic=True)
+
+
+def _header(message: Message, field: str, length: int) -> bytes:
+    """What stands before the `length` bytes of a field: its number and kind, and the length."""
+    return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | 2) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first."""
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*found, number])
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

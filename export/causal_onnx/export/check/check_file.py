@@ -98,8 +98,15 @@ class _Draft:
     """Of `runnable`."""
     tell: Progress
 
-    def write_runnable(self, metadata: dict[str, str]) -> None:
-        write_model(self.runnable, self.path, metadata | {CONTRACT_KEY: self.ran.to_json()})
+    @property
+    def is_twin(self) -> bool:
+        """What runs here is not what will appear."""
+        return self.runnable is not self.form.model
+
+    def write_runnable(self, metadata: dict[str, str]) -> int:
+        """Write what runs here; returns its size in bytes."""
+        contract = {CONTRACT_KEY: self.ran.to_json()}
+        return write_model(self.runnable, self.path, metadata | contract)
 
     def write(self, metadata: dict[str, str]) -> int:
         """Write what will appear; returns its size in bytes."""
@@ -255,7 +262,7 @@ def _check_by_proof(draft: _Draft, causality: CausalityReport) -> Certificate:
     """Read the written graph: no node may let a later input reach an earlier output."""
     contract = draft.form.contract
     draft.tell("proof", 0.0)
-    if draft.runnable is not draft.form.model:
+    if draft.is_twin:
         draft.write({})
     found = attest(draft.path, dynamic=False, lengths=_lengths_to_follow(contract))
     if found.verdict == "not_causal":
@@ -287,9 +294,10 @@ def _write_whole(draft: _Draft, found: _Found, source: dict[str, str]) -> int:
         subject.reference.fresh(), subject.specs, contract, tolerance=tolerance
     )
     metadata = {**source, GOLDEN_KEY: goldens.to_json(), CERTIFICATE_KEY: found.to_json()}
-    draft.write_runnable(metadata)
+    size = draft.write_runnable(metadata)
     replayed = load(draft.path).selftest()
-    size = draft.write(metadata)
+    if draft.is_twin:
+        size = draft.write(metadata)
     if not replayed.passed:
         raise ParityError(
             f"the written file fails its own golden vectors (error {replayed.max_error:.1e})",
