@@ -51,6 +51,7 @@ class FullPrecision(Source):
     def __init__(self, source: Source, dtype: torch.dtype):
         nn.Module.__init__(self)
         self.inner = source
+        self.keeps_weights = source.keeps_weights
         self._dtype = dtype
 
     @property

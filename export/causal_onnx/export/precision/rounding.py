@@ -89,7 +89,7 @@ def round_weights(model: ir.Model, module: nn.Module, grid: Grid) -> Rounded:
 
 
 def round_module(module: nn.Module, axes: Mapping[str, int], grid: Grid) -> None:
-    """Round the named parameters in place, blocks along the named axes.
+    """Round the named parameters of `module`, blocks along the named axes.
 
     Raises:
         ValueError: The module has no such parameter, or none of that shape.
@@ -107,8 +107,8 @@ def round_module(module: nn.Module, axes: Mapping[str, int], grid: Grid) -> None
         block = grid.block(rows.shape[1])
         assert block is not None
         rounded = round_to_grid(np.ascontiguousarray(rows), bits=grid.bits, block=block)
-        with torch.no_grad():
-            value.copy_(torch.from_numpy(rounded if axis == 1 else rounded.T.copy()))
+        # In memory of its own: copies of a module share that of its weights.
+        value.data = torch.from_numpy(rounded if axis == 1 else rounded.T.copy()).to(value.dtype)
 
 
 def _reason(value: torch.Tensor, axis: int, grid: Grid) -> str:

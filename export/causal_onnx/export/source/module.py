@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,12 +77,23 @@ class Observed:
 class Source(nn.Module):
     """The caller's module as the pipeline sees it: tensors in by position, named tensors out.
 
-    Holds a deep copy, so nothing that capturing does reaches the caller's module.
+    Holds a copy, so nothing that capturing does reaches the caller's module. The copy is deep, but
+    for the weights of a module that only reads them (`keeps_weights`): those exist once.
     """
 
-    def __init__(self, module: nn.Module, keywords: Sequence[str | None], fixed: dict[str, Any]):
+    def __init__(
+        self,
+        module: nn.Module,
+        keywords: Sequence[str | None],
+        fixed: dict[str, Any],
+        *,
+        keeps_weights: bool = False,
+    ):
         super().__init__()
-        self.module = private_copy(module)
+        self.module = private_copy(module, shares_weights=keeps_weights)
+        self.keeps_weights = keeps_weights
+        """Calls leave the parameters as they are: copies share their memory, and nothing here may
+        write into it."""
         self._keywords = tuple(keywords)
         self._fixed = fixed
         self.filled: Filled | None = None
@@ -171,7 +183,7 @@ class Source(nn.Module):
 
     def fresh(self) -> Source:
         """Another copy, untouched by what calls left in this one (lazily grown buffers)."""
-        return copy.deepcopy(self)
+        return copy.deepcopy(self, _shared_weights(self) if self.keeps_weights else {})
 
 
 def open_source(
@@ -215,7 +227,51 @@ def open_source(
     if isinstance(axes, Mapping):
         axes = [axes]
     specs = describe_inputs(names, tensors, axes)
-    return Source(module, keywords, fixed), specs
+    alone = Source(module, keywords, fixed)
+    if _writes_weights(alone, module, [spec.example for spec in specs]):
+        return alone, specs
+    return Source(module, keywords, fixed, keeps_weights=True), specs
+
+
+def _writes_weights(copied: Source, module: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Whether a call of `copied`, a deep copy of `module`, writes into its parameters.
+
+    As an embedding with `max_norm` does, and a layer that clamps its weights. A write is seen by
+    PyTorch's count of them, also where it changed nothing this time, or by what it changed.
+    """
+    own = [(value, value._version) for value in copied.module.parameters()]
+    ask(copied.run, inputs)  # what it refuses is said later
+    after = list(copied.module.parameters())
+    if len(own) != len(after) or any(
+        value is not now or now._version != version
+        for (value, version), now in zip(own, after, strict=True)
+    ):
+        return True
+    return not all(
+        torch.equal(value.detach().to("cpu"), now)
+        for value, now in zip(module.parameters(), after, strict=True)
+    )
+
+
+def _shared_weights(module: nn.Module) -> dict[int, Any]:
+    """For `copy.deepcopy`: parameters of their own that hold the memory of those of `module`.
+
+    Left out, and so copied: those that share memory with others already, and special kinds.
+    """
+    whole = [
+        value
+        for value in module.parameters()
+        if type(value) is nn.Parameter
+        and not value.is_inference()
+        and value.layout == torch.strided
+        and value.untyped_storage().nbytes() == value.numel() * value.element_size()
+    ]
+    places = Counter(value.untyped_storage().data_ptr() for value in whole)
+    return {
+        id(value): nn.Parameter(value.detach(), requires_grad=False)
+        for value in whole
+        if places[value.untyped_storage().data_ptr()] == 1
+    }
 
 
 def default_example(module: nn.Module) -> Example:
@@ -283,13 +339,14 @@ def _join(prefix: str, key: str) -> str:
     return key if prefix == "output" else f"{prefix}.{key}"
 
 
-def private_copy(module: nn.Module) -> nn.Module:
-    """A deep copy on the CPU in eval mode, without gradients.
+def private_copy(module: nn.Module, *, shares_weights: bool = False) -> nn.Module:
+    """A deep copy on the CPU in eval mode, without gradients; of the weights only if they are not
+    shared.
 
     Tensors that hang on an autograd graph (a cache kept from a training step) cannot be deep-copied
     by PyTorch; they are detached first.
     """
-    memo: dict[int, Any] = {}
+    memo = _shared_weights(module) if shares_weights else {}
     for part in module.modules():
         for value in vars(part).values():
             for tensor in tensors_in(value):
