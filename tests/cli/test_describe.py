@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from causal_onnx.cli.describe import contract_pairs
+from causal_onnx.cli.describe import contract_pairs, file_rows
 from causal_onnx.runtime import Contract, TensorSpec
 from causal_onnx.runtime.contract import CachePair
 
@@ -36,3 +36,10 @@ def test_a_cache_is_described_by_what_its_rows_may_do_and_what_it_keeps() -> Non
         "yes; rows may differ in length; 1 of 2 hold the last positions only; past inputs and the "
         "mask may be left out"
     )
+
+
+def test_files_in_folders_are_counted_in_one_row() -> None:
+    sizes = {"a.onnx": 20, "set_0/x.pb": 3, "set_0/y.pb": 4, "set_1/x.pb": 5}
+    assert file_rows(sizes) == [["a.onnx", "20 bytes"], ["set_0 to set_1: 3 files", "12 bytes"]]
+    assert file_rows({"set_0/x.pb": 3}) == [["set_0: one file", "3 bytes"]]
+    assert file_rows({"a.onnx": 20}) == [["a.onnx", "20 bytes"]]

@@ -59,3 +59,23 @@ def test_a_folder_without_a_model_is_an_error_of_one_line(
     assert main([command, str(tmp_path), *arguments]) in (1, 3)
     said = capsys.readouterr().err
     assert "is a folder without model.onnx; expected a folder that causal-onnx wrote" in said
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["decoder_model.onnx", "decoder_model_merged.onnx"], "decoder_model_merged.onnx"),
+        (["decoder_model.onnx", "decoder_with_past_model.onnx"], "decoder_with_past_model.onnx"),
+        (["onnx/model.onnx", "onnx/model_fp16.onnx"], "onnx/model.onnx"),
+        (["a.onnx", "b.onnx"], "a.onnx"),
+    ],
+)
+def test_a_folder_of_another_exporter_is_answered_with_the_file_that_continues(
+    names: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    assert main(["inspect", str(tmp_path)]) == 1
+    assert f"name the file, such as {tmp_path / named}\n" in capsys.readouterr().err

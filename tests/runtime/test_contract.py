@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from causal_onnx.runtime import ArtifactError, Contract, TensorSpec
-from causal_onnx.runtime.contract import FORMAT
+from causal_onnx.runtime.contract import FORMAT, describe_all
 
 IDS = TensorSpec(name="input_ids", dtype="int64", axes=("batch", "seq"), vocab_size=7)
 LOGITS = TensorSpec(name="logits", dtype="float32", axes=("batch", "seq", 7))
@@ -62,6 +62,12 @@ def test_a_contract_without_special_tokens_has_no_key_of_them() -> None:
 
 def test_equal_contracts_give_the_same_text() -> None:
     assert Contract.from_json(CONTRACT.to_json()).to_json() == CONTRACT.to_json()
+
+
+def test_tensors_that_differ_in_a_number_of_their_name_share_a_line() -> None:
+    layers = [replace(IDS, name=f"past.{layer}.key", vocab_size=None) for layer in range(2)]
+    assert describe_all([IDS, *layers])[1:] == ["past.{i}.key: int64 (batch, seq), 2 of them"]
+    assert describe_all([IDS, layers[0]]) == [IDS.describe(), layers[0].describe()]
 
 
 def test_a_spec_describes_itself_on_one_line() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from causal_onnx.runtime.contract import describe_all
 
 if TYPE_CHECKING:
     from causal_onnx.cli.certificate import CacheFinding, StoredCertificate
-    from causal_onnx.runtime import Artifact, Contract, TensorSpec
+    from causal_onnx.runtime import Artifact, Contract
 
 __all__ = [
     "cache_table",
     "contract_pairs",
     "file_pairs",
+    "file_rows",
     "parity_summary",
     "parity_table",
     "size_text",
@@ -38,13 +40,30 @@ def file_pairs(artifact: Artifact) -> Pairs:
     ]
 
 
+def file_rows(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Rows of a table, name and size, of the files in a model's folder, in their order.
+
+    Args:
+        sizes: Size in bytes by name; files in folders inside are counted, not named, as golden
+            vectors are dozens of them.
+    """
+    inside = {name: size for name, size in sizes.items() if "/" in name}
+    rows = [[name, size_text(size)] for name, size in sizes.items() if name not in inside]
+    folders = sorted({name.partition("/")[0] for name in inside})
+    if folders:
+        named = folders[0] if len(folders) == 1 else f"{folders[0]} to {folders[-1]}"
+        count = "one file" if len(inside) == 1 else f"{len(inside)} files"
+        rows.append([f"{named}: {count}", size_text(sum(inside.values()))])
+    return rows
+
+
 def contract_pairs(contract: Contract) -> Pairs:
     """What the model takes and gives, one line each."""
     batch = "may be left out" if contract.unbatched else "must be given"
     has_batch = any(spec.axis_of("batch") is not None for spec in contract.inputs)
     return [
-        *(("input", text) for text in _spec_lines(contract.inputs)),
-        *(("output", text) for text in _spec_lines(contract.outputs)),
+        *(("input", text) for text in describe_all(contract.inputs)),
+        *(("output", text) for text in describe_all(contract.outputs)),
         ("seq", _lengths_text(contract)),
         ("batch axis", batch if has_batch else "none"),
         ("KV cache", _cache_text(contract)),
@@ -85,18 +104,6 @@ def _cache_text(contract: Contract) -> str:
     names = ["past inputs", *(["the mask"] if contract.mask else []), *computed]
     left_out = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"yes; {rows}{kept}; {left_out} may be left out"
-
-
-def _spec_lines(specs: Sequence[TensorSpec]) -> list[str]:
-    """One line per tensor; those that differ in a number of their name share one, as a cache's."""
-    groups: dict[tuple[str, str], list[TensorSpec]] = {}
-    for spec in specs:
-        pattern = re.sub(r"\d+", "{i}", spec.name)
-        groups.setdefault((pattern, spec.describe().removeprefix(spec.name)), []).append(spec)
-    return [
-        members[0].describe() if len(members) == 1 else f"{pattern}{rest}, {len(members)} of them"
-        for (pattern, rest), members in groups.items()
-    ]
 
 
 def _lengths_text(contract: Contract) -> str:

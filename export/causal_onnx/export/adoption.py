@@ -287,7 +287,10 @@ def _cleaned(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     """Without what the scan of files refuses and a graph does not need; what was done, in words."""
     changes = []
     if proto.functions:
-        changes.append(f"{len(proto.functions)} local functions inlined")
+        count = len(proto.functions)
+        changes.append(
+            "one local function inlined" if count == 1 else f"{count} local functions inlined"
+        )
         proto = inliner.inline_local_functions(proto)
     keys = sorted(item.key for item in proto.metadata_props)
     if keys:

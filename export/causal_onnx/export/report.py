@@ -10,7 +10,7 @@ from typing import Any
 
 from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.runtime.artifact.golden import json_number
-from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.contract import Contract, describe_all
 
 __all__ = [
     "CacheCase",
@@ -441,8 +441,8 @@ class ExportReport:
             f"{self.path}  {self.size_bytes / 1e6:.2f} MB, {self.nodes} nodes, "
             f"opset {self.contract.opset}, max_seq_len {limit if limit else 'unlimited'}"
             + (f" (trained on {self.trained_len})" if self.trained_len is not None else ""),
-            *(f"  in   {spec.describe()}" for spec in self.contract.inputs),
-            *(f"  out  {spec.describe()}" for spec in self.contract.outputs),
+            *(f"  in   {text}" for text in describe_all(self.contract.inputs)),
+            *(f"  out  {text}" for text in describe_all(self.contract.outputs)),
             *(
                 [f"  ends a text at {', '.join(map(str, self.contract.eos_token_ids))}"]
                 if self.contract.eos_token_ids

@@ -109,7 +109,11 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if (path / WEIGHTS).is_file():
             return _read_safetensors(path / WEIGHTS)
         pickles = sorted(file.name for file in path.iterdir() if file.suffix in PICKLE_SUFFIXES)
-        hint = f"; give the file, {path / pickles[0]}" if pickles else ""
+        hint = (
+            f"; give the file, {path / pickles[0]}"
+            if pickles
+            else "; expected a checkpoint: config.json with the weights beside it"
+        )
         raise FileNotFoundError(f"{path} holds neither {WEIGHTS} nor {INDEX}{hint}")
     if path.name.endswith(".safetensors.index.json"):
         return _read_shards(path)

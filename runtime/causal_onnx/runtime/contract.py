@@ -6,7 +6,8 @@ Written once, here, because this side has no heavy imports; the exporter imports
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "ComputedInput",
     "Contract",
     "TensorSpec",
+    "describe_all",
     "read_document",
 ]
 
@@ -133,6 +135,22 @@ class TensorSpec:
         shape = ", ".join(str(axis) for axis in self.axes)
         ids = f", ids in [0, {self.vocab_size})" if self.vocab_size is not None else ""
         return f"{self.name}: {self.dtype} ({shape}){ids}"
+
+
+def describe_all(specs: Sequence[TensorSpec]) -> list[str]:
+    """Describe each tensor on a line; those that differ in a number of their name share one.
+
+    Args:
+        specs: Inputs or outputs; the tensors of a cache become two lines, keys and values.
+    """
+    groups: dict[tuple[str, str], list[TensorSpec]] = {}
+    for spec in specs:
+        pattern = re.sub(r"\d+", "{i}", spec.name)
+        groups.setdefault((pattern, spec.describe().removeprefix(spec.name)), []).append(spec)
+    return [
+        members[0].describe() if len(members) == 1 else f"{pattern}{rest}, {len(members)} of them"
+        for (pattern, rest), members in groups.items()
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

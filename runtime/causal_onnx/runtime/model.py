@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from causal_onnx.runtime.artifact.artifact import read_artifact
 from causal_onnx.runtime.artifact.selftest import SelfTestCase, SelfTestReport
-from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.contract import Contract, describe_all
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.generation import beam
 from causal_onnx.runtime.generation import chat as chatting
@@ -176,8 +176,8 @@ class Model:
         return default_sampling(beside.parent) if isinstance(beside, Path) else Sampling()
 
     def __repr__(self) -> str:
-        takes = ", ".join(spec.describe() for spec in self.contract.inputs)
-        gives = ", ".join(spec.describe() for spec in self.contract.outputs)
+        takes = ", ".join(describe_all(self.contract.inputs))
+        gives = ", ".join(describe_all(self.contract.outputs))
         return f"<Model {self.runner.artifact.name} on {self.device}: {takes} -> {gives}>"
 
     def __reduce__(self) -> tuple[Any, ...]:

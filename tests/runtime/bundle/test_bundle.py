@@ -21,10 +21,12 @@ from causal_onnx.runtime import (
 from causal_onnx.runtime.bundle import verify
 from causal_onnx.runtime.bundle.genai_config import genai_config
 from causal_onnx.runtime.bundle.generation_settings import generation_settings
+from causal_onnx.runtime.bundle.readme import bundle_readme
 from causal_onnx.runtime.bundle.triton_config import triton_config
 from causal_onnx.runtime.contract import CachePair, Contract, TensorSpec
 from tests.cli.onnx_file import make_cached_contract, make_golden, write_model
 from tests.runtime.artifacts import fixture
+from tests.runtime.language import write_tokenizer
 
 
 @pytest.fixture
@@ -392,6 +394,24 @@ def test_the_readmes_python_runs(
     for block in blocks:
         exec(block.partition("```")[0], {})
     assert capsys.readouterr().out == "(1, 3, 8)\n" * 2
+
+
+def test_the_readme_of_a_language_model_continues_text_and_chats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tokenizers", reason="text needs the extra `text`")
+    pytest.importorskip("jinja2", reason="chats need the extra `text`")
+    shutil.copy(fixture("language"), tmp_path / "model.onnx")
+    write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    monkeypatch.chdir(tmp_path)
+    model = load(".")
+    page = bundle_readme(model.contract, ["tokenizer.json", "chat_template.jinja"]).decode()
+    exec(page.partition("## Text")[2].partition("```python\n")[2].partition("```")[0], {})
+    said = model.chat([{"role": "user", "content": "Hello"}], max_new_tokens=20)
+    greedy = model.generate("Hello", max_new_tokens=20)
+    assert capsys.readouterr().out == f"{greedy.text}\n{said.text}\n"
+    assert "causal-onnx chat ." in page
 
 
 def test_outputs_of_bundles_repeat_bit_for_bit(bundle: Path) -> None:

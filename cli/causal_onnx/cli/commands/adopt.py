@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Adopt, and list what was written."""
-    from causal_onnx.cli.describe import size_text
+    from causal_onnx.cli.describe import file_rows
 
     try:
         from causal_onnx.export.adoption import adopt
@@ -85,9 +85,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             }
         )
         return 0
-    console.table(
-        ["file", "size"], [[name, size_text(size)] for name, size in sizes.items()], numbers=1
-    )
+    console.table(["file", "size"], file_rows(sizes), numbers=1)
     console.print(
         f"{found.source}: {certificate.verdict} for {certificate.scope}; not compared with PyTorch"
     )

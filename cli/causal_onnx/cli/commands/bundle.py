@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Write and list."""
-    from causal_onnx.cli.describe import size_text
+    from causal_onnx.cli.describe import file_rows
     from causal_onnx.runtime import write_bundle
 
     files = write_bundle(
@@ -66,8 +66,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.json:
         console.json({"path": str(args.output), "files": sizes})
         return 0
-    console.table(
-        ["file", "size"], [[name, size_text(size)] for name, size in sizes.items()], numbers=1
-    )
+    console.table(["file", "size"], file_rows(sizes), numbers=1)
     console.print(f"check it anywhere: causal-onnx verify-bundle {args.output}")
     return 0

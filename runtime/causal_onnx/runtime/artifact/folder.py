@@ -34,11 +34,17 @@ def model_file(path: str | os.PathLike[str]) -> Path:
 
 
 def _remedy(folder: Path) -> str:
-    others = sorted(item.name for item in folder.glob("*.onnx"))
+    others = sorted([*folder.glob("*.onnx"), *(folder / "onnx").glob("*.onnx")], key=_last_named)
     if others:
-        return f": name the file, such as {folder / others[0]}"
+        return f": name the file, such as {others[0]}"
     if (folder / "config.json").is_file():
         return (
             f": it looks like a checkpoint. Export it first: causal-onnx export {folder} -o model/"
         )
     return "; expected a folder that causal-onnx wrote, or an .onnx file"
+
+
+def _last_named(path: Path) -> tuple[int, str]:
+    """Sorts decoders of other exporters that hold a cache before those that only begin one."""
+    known = ("model.onnx", "decoder_model_merged.onnx", "decoder_with_past_model.onnx")
+    return known.index(path.name) if path.name in known else len(known), str(path)

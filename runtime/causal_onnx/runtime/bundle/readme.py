@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from causal_onnx.runtime.artifact.folder import MODEL
-from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.runtime.contract import Contract, TensorSpec, describe_all
+from causal_onnx.runtime.generation.plan import is_language_model
 
 __all__ = ["bundle_readme"]
 
@@ -63,7 +64,7 @@ def _contract(contract: Contract) -> list[str]:
     lengths = f"{contract.min_seq_len} to {most}" if most else f"{contract.min_seq_len} and more"
     lines = ["| | |", "|---|---|"]
     for kind, specs in (("input", contract.inputs), ("output", contract.outputs)):
-        lines += [f"| {kind} | `{spec.describe()}` |" for spec in specs]
+        lines += [f"| {kind} | `{text}` |" for text in describe_all(specs)]
     lines += [f"| positions | {lengths} |", f"| precision | {contract.precision} |", ""]
     if contract.cache:
         lines += [
@@ -92,11 +93,39 @@ def _files(files: Sequence[str]) -> list[str]:
     return lines
 
 
+def _text(contract: Contract, files: Sequence[str]) -> list[str]:
+    """How a language model with its tokenizer continues text."""
+    if "tokenizer.json" not in files or not is_language_model(contract):
+        return []
+    has_template = "chat_template.jinja" in files
+    return [
+        "## Text\n",
+        "    pip install 'causal-onnx[cpu,text]'",
+        '    causal-onnx generate . --prompt "Hello"',
+        *(["    causal-onnx chat ."] if has_template else []),
+        "\nor in Python:\n",
+        "```python",
+        "from causal_onnx.runtime import load\n",
+        'model = load(".")',
+        'print(model.generate("Hello", max_new_tokens=20).text)',
+        *(
+            [
+                'messages = [{"role": "user", "content": "Hello"}]',
+                "print(model.chat(messages, max_new_tokens=20).text)",
+            ]
+            if has_template
+            else []
+        ),
+        "```\n",
+    ]
+
+
 def _running(contract: Contract, files: Sequence[str]) -> list[str]:
     given = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
     output = next(s for s in contract.outputs if s.name not in contract.present_names)
     arrays = ", ".join(_numpy_zeros(spec) for spec in given)
     parts = [
+        *_text(contract, files),
         "## Python\n",
         "```python",
         "import numpy as np",

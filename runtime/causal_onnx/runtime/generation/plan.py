@@ -11,6 +11,7 @@ from causal_onnx.runtime.generation.sampling import Sampling
 from causal_onnx.runtime.request.whole_numbers import is_whole, whole_number, whole_numbers
 
 if TYPE_CHECKING:
+    from causal_onnx.runtime.contract import Contract, TensorSpec
     from causal_onnx.runtime.generation.language_model import LanguageModel
     from causal_onnx.runtime.generation.prompt import PromptReader
     from causal_onnx.runtime.text.tokenizer import Tokenizer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MOST_NEW_TOKENS",
     "check_model",
+    "is_language_model",
     "make_plan",
     "prompt_ids",
     "required_tokenizer",
@@ -115,20 +117,25 @@ def prompt_ids(model: LanguageModel, prompts: Sequence[Sequence[int] | str]) -> 
     return found
 
 
+def is_language_model(contract: Contract) -> bool:
+    """Whether a model can continue ids: one input of ids, logits of each position, and a cache."""
+    inputs, outputs = _given(contract), _results(contract)
+    logits = next((spec for spec in outputs if spec.name == "logits"), outputs[0])
+    return (
+        bool(contract.cache)
+        and len(inputs) == 1
+        and inputs[0].axes == ("batch", "seq")
+        and "int" in inputs[0].dtype
+        and logits.axes[:2] == ("batch", "seq")
+        and len(logits.axes) == 3
+    )
+
+
 def check_model(model: LanguageModel) -> None:
     """Raise `ValueError` where a model is no language model with a cache."""
     contract = model.contract
-    inputs = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
-    outputs = [spec for spec in contract.outputs if spec.name not in contract.present_names]
-    logits = next((spec for spec in outputs if spec.name == "logits"), outputs[0])
-    if (
-        not contract.cache
-        or len(inputs) != 1
-        or inputs[0].axes != ("batch", "seq")
-        or "int" not in inputs[0].dtype
-        or logits.axes[:2] != ("batch", "seq")
-        or len(logits.axes) != 3
-    ):
+    if not is_language_model(contract):
+        inputs, outputs = _given(contract), _results(contract)
         raise ValueError(
             "generating needs a language model exported with cache=True: one input of ids "
             "(batch, seq), and logits (batch, seq, vocab); this one is "
@@ -136,6 +143,14 @@ def check_model(model: LanguageModel) -> None:
             f"{', '.join(spec.describe() for spec in outputs)}"
             + ("" if contract.cache else ", without a cache")
         )
+
+
+def _given(contract: Contract) -> list[TensorSpec]:
+    return [spec for spec in contract.inputs if spec.name not in contract.optional_names]
+
+
+def _results(contract: Contract) -> list[TensorSpec]:
+    return [spec for spec in contract.outputs if spec.name not in contract.present_names]
 
 
 def vocab_size(model: LanguageModel) -> int:
