@@ -213,6 +213,35 @@ def test_a_folder_in_the_way_is_found_before_the_checkpoint_is_read(tmp_path: Pa
         export_checkpoint(tmp_path / "nowhere", tmp_path / "other")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp8"}, "precision must be one of"),
+        ({"target": "metal"}, "target must be one of"),
+        ({"opset": 9}, "opset must be in"),
+        ({"max_seq_len": 1}, "max_seq_len must be at least 2"),
+        ({"max_drift": 0.1}, "max_drift is for a lower precision"),
+    ],
+)
+@pytest.mark.parametrize("place", ["m.onnx", "folder"])
+def test_a_wrong_argument_is_found_before_the_checkpoint_is_read(
+    options: dict[str, Any], message: str, place: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        export_checkpoint(tmp_path / "not-there", tmp_path / place, **options)
+
+
+def test_a_file_that_cannot_be_written_is_found_before_the_checkpoint_is_read(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "m.onnx").mkdir()
+    (tmp_path / "plain").touch()
+    with pytest.raises(ValueError, match="path must name a file"):
+        export_checkpoint(tmp_path / "not-there", tmp_path / "m.onnx")
+    with pytest.raises(FileExistsError, match=r"cannot write .*; choose another place"):
+        export_checkpoint(tmp_path / "not-there", tmp_path / "plain" / "m.onnx")
+
+
 def test_an_older_tokenizer_is_converted(tmp_path: Path) -> None:
     letters = "abcdefgh"
     (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate([*letters, "ab"])}))

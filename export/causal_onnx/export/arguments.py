@@ -9,15 +9,20 @@ from causal_onnx.export.passes import opset17
 from causal_onnx.export.precision.choose import PRECISIONS, default_opset, grid_for
 from causal_onnx.runtime.artifact.drafts import check_target
 
-__all__ = ["OPSETS", "check_arguments", "check_max_drift"]
+__all__ = ["OPSETS", "check_file", "check_options"]
 
 OPSETS = {"ort": 24, "portable": 20, "tiled": 20}
 """Default opset per target. 24 writes SDPA as one `Attention` node, which onnxruntime >= 1.28 (all
 this project runs on) computes right; 20 is read by every runtime of the last years."""
 
 
-def check_arguments(
-    path: Path, target: str, precision: str, opset: int | None, max_seq_len: int | None
+def check_options(
+    *,
+    target: str,
+    precision: str,
+    opset: int | None,
+    max_seq_len: int | None,
+    max_drift: float | None,
 ) -> int:
     """Refuse what no module can be exported with.
 
@@ -26,7 +31,6 @@ def check_arguments(
 
     Raises:
         ValueError: An argument is not one of its values, or two do not go together.
-        OSError: The file cannot be written there.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -39,19 +43,20 @@ def check_arguments(
     if max_seq_len is not None and max_seq_len < 2:
         raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
     grid_for(precision, target, opset)
-    check_target(path)
-    if path.is_dir():
-        raise ValueError(f"path must name a file, {path} is a folder; try {path / 'model.onnx'}")
-    return opset
-
-
-def check_max_drift(max_drift: float | None, precision: str) -> None:
-    """Refuse a bound that bounds nothing.
-
-    Raises:
-        ValueError: It is not positive, or the precision is that of the module.
-    """
     if max_drift is not None and not max_drift > 0:
         raise ValueError(f"max_drift must be positive, got {max_drift}")
     if max_drift is not None and precision == "fp32":
         raise ValueError("max_drift is for a lower precision; fp32 is compared within 1e-5 anyway")
+    return opset
+
+
+def check_file(path: Path) -> None:
+    """Find out whether a file can be written, before hours of work for it.
+
+    Raises:
+        ValueError: `path` is a folder.
+        OSError: The file cannot be written there.
+    """
+    check_target(path)
+    if path.is_dir():
+        raise ValueError(f"path must name a file, {path} is a folder; try {path / 'model.onnx'}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from causal_onnx.export.arguments import check_arguments, check_max_drift
+from causal_onnx.export.arguments import check_file, check_options
 from causal_onnx.export.capture.capture import Capture
 from causal_onnx.export.capture.isolation import isolated
 from causal_onnx.export.captures import farthest, simplified, valid_captures
@@ -130,8 +130,14 @@ def _export_file(
     max_drift: float | None,
     progress: Progress | None,
 ) -> ExportReport:
-    opset = check_arguments(path, target, precision, opset, max_seq_len)
-    check_max_drift(max_drift, precision)
+    opset = check_options(
+        target=target,
+        precision=precision,
+        opset=opset,
+        max_seq_len=max_seq_len,
+        max_drift=max_drift,
+    )
+    check_file(path)
     tell = progress or (lambda step, fraction: None)
     with isolated():
         tell("probe", 0.0)

@@ -10,7 +10,14 @@ from typing import Any, NoReturn
 
 from causal_onnx.runtime.errors import ArtifactError
 
-__all__ = ["MAX_DEPTH", "depth_of", "read_json", "read_json_file", "read_json_object"]
+__all__ = [
+    "MAX_DEPTH",
+    "depth_of",
+    "read_json",
+    "read_json_file",
+    "read_json_object",
+    "read_optional_json_object",
+]
 
 MAX_BYTES = 64 << 20
 """As much as a file's whole metadata may hold."""
@@ -83,6 +90,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ArtifactError(f"{path} must hold a JSON object, got {type(document).__name__}")
     return document
+
+
+def read_optional_json_object(path: Path) -> dict[str, Any]:
+    """As `read_json_object`; empty where there is no file.
+
+    Raises:
+        OSError: It cannot be read.
+        ArtifactError: It is no JSON, or holds something else.
+    """
+    return read_json_object(path) if path.is_file() else {}
 
 
 def depth_of(data: object) -> int:

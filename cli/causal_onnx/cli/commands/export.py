@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
@@ -181,6 +181,30 @@ def _is_checkpoint(args: argparse.Namespace) -> bool:
     return True
 
 
+class _Settings(TypedDict):
+    """What the export of a checkpoint and that of a module have in common."""
+
+    target: str
+    precision: str
+    opset: int | None
+    max_seq_len: int | None
+    max_drift: float | None
+    replace: bool
+    progress: Progress
+
+
+def _settings(args: argparse.Namespace, tell: Progress) -> _Settings:
+    return _Settings(
+        target=args.form,
+        precision=args.precision,
+        opset=args.opset,
+        max_seq_len=args.max_seq_len,
+        max_drift=args.max_drift,
+        replace=args.replace,
+        progress=tell,
+    )
+
+
 def _export_checkpoint(args: argparse.Namespace, tell: Progress) -> ExportReport:
     from causal_onnx.export import export_checkpoint
 
@@ -190,13 +214,7 @@ def _export_checkpoint(args: argparse.Namespace, tell: Progress) -> ExportReport
         adapter=args.adapter,
         trust_remote_code=args.trust_remote_code,
         cache=args.cache,
-        target=args.form,
-        precision=args.precision,
-        opset=args.opset,
-        max_seq_len=args.max_seq_len,
-        max_drift=args.max_drift,
-        replace=args.replace,
-        progress=tell,
+        **_settings(args, tell),
     )
 
 
@@ -215,13 +233,7 @@ def _export_module(
         example=make_example(args.example, module) if args.example else None,
         axes=axes,
         cache=bool(args.cache),
-        target=args.form,
-        precision=args.precision,
-        opset=args.opset,
-        max_seq_len=args.max_seq_len,
-        max_drift=args.max_drift,
-        replace=args.replace,
-        progress=tell,
+        **_settings(args, tell),
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from causal_onnx.export.arguments import check_file, check_options
 from causal_onnx.export.checkpoint.adapter import ADAPTER_CONFIG, base_of, merge_adapter
 from causal_onnx.export.checkpoint.huggingface import (
     CONFIG,
@@ -78,7 +79,17 @@ def export_checkpoint(
     place, goal = Path(checkpoint), Path(path)
     is_folder = goal.suffix != FILE_SUFFIX
     device = "cpu"
-    if is_folder:
+    # All of this before the weights are loaded, which takes minutes of a large model.
+    check_options(
+        target=target,
+        precision=precision,
+        opset=opset,
+        max_seq_len=max_seq_len,
+        max_drift=max_drift,
+    )
+    if not is_folder:
+        check_file(goal)
+    else:
         check_folder(goal, replaces=replace)
         device = device_of(precision)
     if progress is not None:

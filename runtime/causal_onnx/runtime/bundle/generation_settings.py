@@ -12,7 +12,7 @@ from typing import Any
 
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.json_text import read_json_object
+from causal_onnx.runtime.json_text import read_optional_json_object
 from causal_onnx.runtime.text.tokenizer import token_ids
 
 __all__ = ["GENERATION_CONFIG", "generation_settings", "settings_bytes", "special_tokens"]
@@ -34,7 +34,11 @@ def generation_settings(contract: Contract, folder: Path | None) -> dict[str, An
     Raises:
         ArtifactError: One of them is no JSON object, or its special tokens are no ids.
     """
-    stated = {} if folder is None else {name: _read(folder / name) for name in STATED}
+    stated = (
+        {}
+        if folder is None
+        else {name: read_optional_json_object(folder / name) for name in STATED}
+    )
     settings = dict(stated.get(GENERATION_CONFIG, {}))
     for where, document in {**stated, "the contract": _tokens_of(contract)}.items():
         for key, value in special_tokens(document, where).items():
@@ -64,10 +68,6 @@ def special_tokens(document: Mapping[str, Any], where: str) -> dict[str, int | l
 def settings_bytes(settings: Mapping[str, Any]) -> bytes:
     """The file's content, the same for equal settings."""
     return (json.dumps(settings, sort_keys=True, indent=1) + "\n").encode("ascii")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return read_json_object(path) if path.is_file() else {}
 
 
 def _tokens_of(contract: Contract) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.generation.sampling import Sampling
-from causal_onnx.runtime.json_text import read_json_file
+from causal_onnx.runtime.json_text import read_json_object
 
 __all__ = ["default_sampling"]
 
@@ -57,10 +57,8 @@ def default_sampling(folder: Path) -> Sampling:
     path = folder / SETTINGS_FILE
     if not path.is_file():
         return Sampling()
+    settings = read_json_object(path)
     try:
-        settings: Any = read_json_file(path)
-        if not isinstance(settings, dict):
-            raise ValueError(f"it holds {str(settings)[:60]}, expected an object")
         sampling = _sampling(settings)
     except (ValueError, TypeError) as error:
         raise ArtifactError(f"{path} cannot be used: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.json_text import read_json_file
+from causal_onnx.runtime.json_text import read_optional_json_object
 from causal_onnx.runtime.text.sandbox import make_environment
 
 __all__ = ["ChatTemplate", "Message", "plain_message"]
@@ -72,7 +72,7 @@ class ChatTemplate:
         Raises:
             ArtifactError: A file cannot be read.
         """
-        config = _read_object(folder / CONFIG_FILE)
+        config = read_optional_json_object(folder / CONFIG_FILE)
         tokens = _special_tokens(config, folder)
         if template is not None:
             return cls(template, tokens=tokens)
@@ -243,7 +243,7 @@ def _special_tokens(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Name -> text, of what a template may write by name."""
     stated = dict(config)
     if "added_tokens_decoder" not in config:
-        stated |= _read_object(folder / TOKENS_FILE)
+        stated |= read_optional_json_object(folder / TOKENS_FILE)
     extra = stated.get("extra_special_tokens")
     if isinstance(extra, dict):
         stated |= extra
@@ -253,19 +253,6 @@ def _special_tokens(config: Mapping[str, Any], folder: Path) -> dict[str, str]:
         is_extra = isinstance(extra, dict) and name in extra
         if isinstance(text, str) and (name.endswith("_token") or is_extra):
             found[name] = text
-    return found
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The object in a file; empty without the file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = read_json_file(path)
-    except ValueError as error:
-        raise ArtifactError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{path} holds {str(found)[:60]}, expected an object")
     return found
 
 

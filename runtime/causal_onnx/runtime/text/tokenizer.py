@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.json_text import read_json, read_json_file
+from causal_onnx.runtime.json_text import read_json, read_json_object
 from causal_onnx.runtime.text.detokenise import TextStream
 from causal_onnx.runtime.text.extras import import_extra
 
@@ -138,12 +138,7 @@ class Tokenizer:
             path = self.path.with_name(name)
             if not path.is_file():
                 continue
-            try:
-                found: Any = read_json_file(path)
-            except ValueError as error:
-                raise ArtifactError(f"{path} is not JSON: {error}") from error
-            if not isinstance(found, dict):
-                continue
+            found = read_json_object(path)
             ids = found.get("eos_token_id")
             token = found.get("eos_token")
             if isinstance(token, dict):
