@@ -16,8 +16,8 @@ PUBLIC = {
     """,
     "causal_onnx.export": """
         CacheCase CacheReport CausalityCase CausalityError CausalityReport Certificate DriftError
-        DriftReport ExportError ExportReport ParityCase ParityError ParityReport QuantisationReport
-        adopt attest export export_checkpoint verify
+        DriftReport ExportError ExportReport Input ParityCase ParityError ParityReport
+        QuantisationReport adopt attest export export_checkpoint verify
     """,
     "causal_onnx.runtime": """
         Artifact ArtifactError BundleReport CausalOnnxError Chat Choice Constraint Continuation

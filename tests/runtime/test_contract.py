@@ -143,3 +143,31 @@ def test_a_damaged_contract_is_refused(text: str, message: str) -> None:
 def test_a_square_of_positions_may_have_the_axis_twice() -> None:
     spec = TensorSpec(name="weights", dtype="float32", axes=("batch", 4, "seq", "seq"))
     assert spec.axis_of("seq") == 2
+
+
+def test_what_an_input_stands_for_survives_the_round_trip() -> None:
+    times = TensorSpec(
+        name="t", dtype="int64", axes=("batch", "seq"), kind="values", value_range=(-2, 50)
+    )
+    contract = replace(CONTRACT, inputs=(IDS, times))
+    assert Contract.from_json(contract.to_json()) == contract
+    assert times.describe() == "t: int64 (batch, seq), values in [-2, 50)"
+
+
+def test_an_input_that_its_dtype_and_axes_explain_has_no_key_of_it() -> None:
+    assert set(json.loads(CONTRACT.to_json())["inputs"][0]) == {
+        "name", "dtype", "axes", "vocab_size",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "banana"}, "kind must be one of features, ids, .* got 'banana'"),
+        ({"value_range": [5, 5]}, "value_range must be two numbers, the first one lower"),
+        ({"value_range": ["a", 5]}, "value_range must be two numbers"),
+    ],
+)
+def test_a_kind_or_range_that_is_none_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Contract.from_json(changed(inputs=spec_with(**change)))

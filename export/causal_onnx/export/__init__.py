@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         ParityReport,
         QuantisationReport,
     )
+    from causal_onnx.export.source.inputs import Input
 
 __all__ = [
     "CacheCase",
@@ -47,6 +48,7 @@ __all__ = [
     "DriftReport",
     "ExportError",
     "ExportReport",
+    "Input",
     "ParityCase",
     "ParityError",
     "ParityReport",
@@ -64,6 +66,7 @@ _HOMES = {
     "errors": ("CausalityError", "DriftError", "ExportError", "ParityError"),
     "pipeline": ("export",),
     "proof.certificate": ("Certificate",),
+    "source.inputs": ("Input",),
     "check.verify": ("verify",),
     "checkpoint.export": ("export_checkpoint",),
 }

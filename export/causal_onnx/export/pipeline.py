@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import nn
@@ -24,6 +25,7 @@ from causal_onnx.export.errors import (
 from causal_onnx.export.folder import FILE_SUFFIX, device_of, export_into
 from causal_onnx.export.forms import forms_of, say_consequence
 from causal_onnx.export.report import ExportReport, Fallback, Progress
+from causal_onnx.export.source.inputs import Input
 from causal_onnx.export.source.module import Axes, Example
 from causal_onnx.export.subject import Subject, prepare
 
@@ -36,6 +38,7 @@ def export(
     *,
     example: Example | None = None,
     axes: Axes | None = None,
+    inputs: Mapping[str, Input] | None = None,
     cache: bool = False,
     target: str = "ort",
     precision: str = "fp32",
@@ -58,6 +61,8 @@ def export(
         axes: One {axis: name} per input, names "batch" and "seq" ("past_seq", "total_seq" for
             modules with a cache of their own). None: integer 2-D is (batch, seq), float 3-D
             (batch, seq, features), float 2-D (seq, features).
+        inputs: What some of the inputs stand for, by name, where that is to be said instead of
+            found out: {"timestamps": Input(kind="values", range=(0, 1 << 31))}.
         cache: Derive a KV cache: the file takes `past_key_values.{i}.key` and `.value` and gives
             `present.{i}.key` and `.value`, and serves prefill and decoding alike.
         target: "ort" (onnxruntime), "portable" (any ONNX runtime) or "tiled" (any, in blocks of
@@ -102,6 +107,7 @@ def export(
             file,
             example=example,
             axes=axes,
+            inputs=inputs,
             cache=cache,
             target=target,
             precision=precision,
@@ -122,6 +128,7 @@ def _export_file(
     *,
     example: Example | None,
     axes: Axes | None,
+    inputs: Mapping[str, Input] | None,
     cache: bool,
     target: str,
     precision: str,
@@ -145,6 +152,7 @@ def _export_file(
             module,
             example,
             axes,
+            inputs,
             cache=cache,
             max_seq_len=max_seq_len,
             target=target,

@@ -428,6 +428,8 @@ class ExportReport:
     """Class, versions and sha256 of the weights, as stored in the file."""
     size_bytes: int = 0
     nodes: int = 0
+    assumed: tuple[str, ...] = ()
+    """What inputs were taken to stand for, and why; `inputs` of `export` says otherwise."""
     warnings: tuple[str, ...] = ()
     fallbacks: tuple[Fallback, ...] = ()
     """What a rewrite does not support, so that a plainer form of it stands in the file."""
@@ -442,6 +444,7 @@ class ExportReport:
             f"opset {self.contract.opset}, max_seq_len {limit if limit else 'unlimited'}"
             + (f" (trained on {self.trained_len})" if self.trained_len is not None else ""),
             *(f"  in   {text}" for text in describe_all(self.contract.inputs)),
+            *(f"  assumed {text}" for text in self.assumed),
             *(f"  out  {text}" for text in describe_all(self.contract.outputs)),
             *(
                 [f"  ends a text at {', '.join(map(str, self.contract.eos_token_ids))}"]
@@ -485,6 +488,7 @@ class ExportReport:
             "cache": self.cache.to_dict() if self.cache else None,
             "quantisation": self.quantisation.to_dict() if self.quantisation else None,
             "drift": self.drift.to_dict() if self.drift else None,
+            "assumed": list(self.assumed),
             "warnings": list(self.warnings),
             "fallbacks": [asdict(fallback) for fallback in self.fallbacks],
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -14,8 +14,9 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.precision.choose import in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
-from causal_onnx.export.source.inputs import CallSizes, InputSpec
+from causal_onnx.export.source.inputs import CallSizes, Input, InputSpec
 from causal_onnx.export.source.language import special_tokens, trained_length
+from causal_onnx.export.source.meaning import find_meanings
 from causal_onnx.export.source.module import Axes, Example, Observed, Source, open_source
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
 from causal_onnx.export.source.padding_mask import fill_padding
@@ -62,6 +63,7 @@ def prepare(
     module: nn.Module,
     example: Example | None,
     axes: Axes | None,
+    inputs: Mapping[str, Input] | None = None,
     *,
     cache: bool,
     max_seq_len: int | None,
@@ -78,7 +80,9 @@ def prepare(
         ExportError: It is random in eval mode, keeps state, or has no dynamic sequence axis.
         TypeError, ValueError: Arguments that do not fit the module.
     """
-    opened = _open(module, example, axes, cache=cache, precision=precision, max_drift=max_drift)
+    opened = _open(
+        module, example, axes, inputs, cache=cache, precision=precision, max_drift=max_drift
+    )
     source = opened.source
     # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.
     specs = _look_at_inputs(source, opened.specs, is_batch_given=axes is not None)
@@ -144,15 +148,17 @@ def _open(
     module: nn.Module,
     example: Example | None,
     axes: Axes | None,
+    inputs: Mapping[str, Input] | None,
     *,
     cache: bool,
     precision: str,
     max_drift: float | None,
 ) -> _Opened:
-    whole, specs = open_source(module, example, axes)
+    whole, specs = open_source(module, example, axes, inputs)
+    probe.refuse_broken(whole.fresh(), specs)
+    specs = find_meanings(whole.fresh(), specs)
     filled = None
     if cache:
-        probe.refuse_broken(whole.fresh(), specs)
         whole, specs, filled = fill_padding(whole, specs)
     source, reference, specs, found, warnings = in_precision(whole, specs, precision)
     if filled is not None and filled != MASK:
@@ -175,12 +181,11 @@ def _open(
 def _look_at_inputs(
     source: Source, specs: tuple[InputSpec, ...], *, is_batch_given: bool
 ) -> tuple[InputSpec, ...]:
-    """`specs` with the batch axis that the module takes, and the vocabularies of ids."""
-    probe.refuse_broken(source.fresh(), specs)
+    """`specs` with the batch axis that the module takes."""
     if not is_batch_given:
         specs = probe.with_batch(source.fresh(), specs)
     probe.refuse_rigid(source.fresh(), specs)
-    return probe.find_vocabularies(source.fresh(), specs)
+    return specs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,4 +266,6 @@ def _described(spec: InputSpec) -> TensorSpec:
         dtype=dtype_name(spec.example.dtype),
         axes=axes,
         vocab_size=spec.vocab_size,
+        kind=spec.contract_kind,
+        value_range=spec.value_range,
     )

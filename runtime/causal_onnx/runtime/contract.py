@@ -20,6 +20,7 @@ __all__ = [
     "CONTRACT_KEY",
     "FORMAT",
     "GOLDEN_KEY",
+    "INPUT_KINDS",
     "LARGEST_AXIS",
     "LAST_ONLY",
     "MODULE_KEY",
@@ -73,6 +74,22 @@ DTYPES = (
 )
 
 
+INPUT_KINDS = (
+    "features",
+    "ids",
+    "values",
+    "flags",
+    "lengths",
+    "positions",
+    "keep_mask",
+    "hide_mask",
+    "attention_mask",
+    "fixed",
+)
+"""What the values of an input stand for, where its dtype and axes do not say it. "attention_mask":
+one entry for each pair of a query and a key."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
     """One input or output of the graph."""
@@ -84,6 +101,10 @@ class TensorSpec:
     """One entry per axis: a symbolic name (`AXIS_NAMES`, `SLOT_AXES`) or a fixed size."""
     vocab_size: int | None = None
     """For an input of token ids: every id must lie in [0, vocab_size)."""
+    kind: str | None = None
+    """For an input: what its values stand for (`INPUT_KINDS`); None: as dtype and axes say."""
+    value_range: tuple[float, float] | None = None
+    """For an input: every value v must be value_range[0] <= v < value_range[1]."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -105,6 +126,11 @@ class TensorSpec:
         for axis in ("batch", "past_seq", "total_seq", *SLOT_AXES):
             if self.axes.count(axis) > 1:
                 raise ValueError(f"{self.name}: the axis {axis!r} appears twice")
+        if self.kind is not None and self.kind not in INPUT_KINDS:
+            raise ValueError(
+                f"{self.name}: kind must be one of {', '.join(INPUT_KINDS)}, got {self.kind!r}"
+            )
+        self._check_range()
         vocab = self.vocab_size
         if vocab is None:
             return
@@ -112,6 +138,16 @@ class TensorSpec:
             raise ValueError(f"{self.name}: vocab_size must be a positive integer, got {vocab!r}")
         if "int" not in self.dtype:
             raise ValueError(f"{self.name}: ids are integers, but the dtype is {self.dtype}")
+
+    def _check_range(self) -> None:
+        if self.value_range is None:
+            return
+        numbers = [n for n in self.value_range if type(n) in (int, float)]
+        if len(numbers) != 2 or len(self.value_range) != 2 or not numbers[0] < numbers[1]:
+            raise ValueError(
+                f"{self.name}: value_range must be two numbers, the first one lower, got "
+                f"{self.value_range!r}"
+            )
 
     def axis_of(self, name: str) -> int | None:
         """The position of the symbolic axis `name`, or None if the tensor has no such axis."""
@@ -134,7 +170,11 @@ class TensorSpec:
         """The spec on one line, e.g. `x: float32 (batch, seq, 64)`."""
         shape = ", ".join(str(axis) for axis in self.axes)
         ids = f", ids in [0, {self.vocab_size})" if self.vocab_size is not None else ""
-        return f"{self.name}: {self.dtype} ({shape}){ids}"
+        kind = f", {self.kind}" if self.kind is not None and not ids else ""
+        if self.value_range is not None:
+            low, high = self.value_range
+            kind += f" in [{low:g}, {high:g})"
+        return f"{self.name}: {self.dtype} ({shape}){ids}{kind}"
 
 
 def describe_all(specs: Sequence[TensorSpec]) -> list[str]:
@@ -385,13 +425,18 @@ class Contract:
         """The contract as one JSON document, the same text for equal contracts.
 
         Special tokens that are not known have no key, nor has what only files of other exporters
-        need: such a contract reads as one did before these were written down.
+        need, nor what inputs stand for where their dtype and axes say it: such a contract reads as
+        one did before these were written down.
         """
         data = {
             key: value
             for key, value in asdict(self).items()
             if key not in _LATER or value not in ((), None, "packed")
         }
+        for spec in (*data["inputs"], *data["outputs"]):
+            for key in _LATER_OF_TENSORS:
+                if spec[key] is None:
+                    del spec[key]
         return json.dumps({"format": FORMAT, **data}, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -417,6 +462,7 @@ class Contract:
             raise ArtifactError(f"the contract is damaged: {error}") from error
 
 
+_LATER_OF_TENSORS = ("kind", "value_range")
 _LATER = ("eos_token_ids", "bos_token_id", "pad_token_id", "computed", "ragged")
 
 
@@ -450,4 +496,7 @@ def _known(data: Mapping[str, Any], cls: type) -> dict[str, Any]:
 
 
 def _spec(item: Mapping[str, Any]) -> TensorSpec:
-    return TensorSpec(**{**_known(item, TensorSpec), "axes": tuple(item["axes"])})
+    found = {**_known(item, TensorSpec), "axes": tuple(item["axes"])}
+    if found.get("value_range") is not None:
+        found["value_range"] = tuple(found["value_range"])
+    return TensorSpec(**found)

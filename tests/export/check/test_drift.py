@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from causal_onnx.export import DriftReport, export
 from causal_onnx.export.check.drift import _divergence, measure_drift
 from causal_onnx.export.check.parity import Session
+from causal_onnx.export.source.meaning import find_meanings
 from causal_onnx.export.source.module import open_source
-from causal_onnx.export.source.probe import find_vocabularies
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
 from causal_onnx.runtime import Contract, TensorSpec, load
 
@@ -85,7 +85,7 @@ class FailsAt(Session):
 
 def counted(*, fails_counting: bool) -> DriftReport:
     source, specs = open_source(Counts().eval(), (torch.zeros(2, 5, dtype=torch.int64),), None)
-    specs = find_vocabularies(source.fresh(), specs)
+    specs = find_meanings(source.fresh(), specs)
     ids = TensorSpec(name="ids", dtype="int64", axes=("batch", "seq"), vocab_size=VOCAB)
     logits = TensorSpec(name="logits", dtype="float32", axes=("batch", "seq", VOCAB))
     contract = Contract(inputs=(ids,), outputs=(logits,), precision="int8")

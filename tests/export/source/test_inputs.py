@@ -10,6 +10,7 @@ from torch import Tensor
 
 from causal_onnx.export.source.inputs import (
     CallSizes,
+    Input,
     InputSpec,
     describe_inputs,
     infer_axes,
@@ -166,7 +167,7 @@ def test_an_example_without_spread_gives_standard_normal_features(example: Tenso
 def test_ids_stay_in_the_vocabulary_and_in_their_dtype() -> None:
     spec = described(ids=torch.tensor([[4, 9]]))["ids"]
     (made,) = make_inputs([spec], CallSizes(batch=8, seq=50))
-    assert spec.vocab_size == 10
+    assert spec.drawn_from == (0, 10)  # until a table says more
     assert set(made.unique().tolist()) == set(range(10))
     small = InputSpec(
         name="ids",
@@ -231,3 +232,64 @@ def test_a_mask_over_pairs_hides_keys() -> None:
     )
     (made,) = make_inputs([spec], CallSizes(batch=2, seq=3), padding="right")
     assert made[1, 0].tolist() == [[True, True, False]] * 3
+
+
+@pytest.mark.parametrize(
+    "example",
+    [torch.zeros(2, 5), torch.zeros(2, 5, 1), torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])],
+    ids=["zeros", "zeros with an axis of one", "both"],
+)
+def test_an_input_of_zeros_and_ones_is_drawn_from_these(example: Tensor) -> None:
+    (spec,) = describe_inputs(["done"], [example], [{0: "batch", 1: "seq"}])
+    (made,) = make_inputs([spec], CallSizes(batch=4, seq=50))
+    assert made.unique().tolist() == [0.0, 1.0]
+    assert not made[:, 0].any()  # the first position is as most of the example
+
+
+def test_zeros_with_an_axis_of_features_are_features() -> None:
+    assert described(x=torch.zeros(2, 5, 3))["x"].kind == "features"
+
+
+def said(example: Tensor, said: Input) -> InputSpec:
+    (spec,) = describe_inputs(["x"], [example], None, {"x": said})
+    return spec
+
+
+def test_a_declared_range_is_what_values_are_drawn_from() -> None:
+    spec = said(torch.tensor([[3, 9, 4]]), Input(kind="values", range=(-2, 1000)))
+    (made,) = make_inputs([spec], CallSizes(batch=40, seq=50))
+    assert -2 <= int(made.min()) < 50
+    assert 900 < int(made.max()) < 1000
+
+
+def test_declared_axes_and_kinds_take_the_place_of_guesses() -> None:
+    mask = torch.zeros(4, 2, 6, dtype=torch.bool)
+    spec = said(mask, Input(axes={0: "seq", 1: "batch"}, kind="hide_mask"))
+    (made,) = make_inputs([spec], CallSizes(batch=3, seq=5), padding="right")
+    assert spec.axes == {0: "seq", 1: "batch"}
+    assert made[:, 2, 0].tolist() == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("example", "declared", "message"),
+    [
+        (torch.zeros(2, 5, 3), {"kind": "ids"}, "is not of kind 'ids'"),
+        (torch.full((2, 5), 7), {"kind": "flags"}, "is not of kind 'flags'"),
+        (torch.full((2, 5), 7), {"range": (0, 5)}, r"holds 7 to 7, outside of its range \[0, 5\)"),
+        (torch.zeros(2, 5), {"kind": "banana"}, "kind must be one of features, ids"),
+        (torch.zeros(2, 5), {"kind": "flags", "range": (0, 1)}, "range is for ids, values and"),
+        (torch.zeros(2, 5), {"range": (2, 1)}, "low < high"),
+        (torch.zeros(2, 5, dtype=torch.int64), {"kind": "ids", "range": (1, 5)}, "range of ids"),
+    ],
+    ids=["dtype", "values", "range", "unknown", "no range", "empty", "ids from 0"],
+)
+def test_a_declaration_that_does_not_fit_is_refused(
+    example: Tensor, declared: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        said(example, Input(**declared))  # type: ignore[arg-type]
+
+
+def test_a_declaration_names_an_input_of_the_module() -> None:
+    with pytest.raises(ValueError, match="inputs names 'y'; the module's inputs are x"):
+        describe_inputs(["x"], [torch.zeros(2, 5)], None, {"y": Input()})

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.source.inputs import CallSizes
+from causal_onnx.export.source.meaning import find_meanings
 from causal_onnx.export.source.module import open_source
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
-from causal_onnx.export.source.probe import find_vocabularies
 from causal_onnx.runtime.contract import TensorSpec
 from tests.export.modules import DIM, VOCAB, example, token_ids
 
@@ -33,7 +33,7 @@ class Does(nn.Module):
 
 def outputs(run: Callable[..., Any], *inputs: Tensor) -> dict[str, TensorSpec]:
     source, specs = open_source(Does(run).eval(), inputs or (example(),), None)
-    specs = find_vocabularies(source.fresh(), specs)
+    specs = find_meanings(source.fresh(), specs)
     past = 3 if len(inputs) > 1 else 0
     first, second = CallSizes(batch=2, seq=6, past=past), CallSizes(batch=3, seq=7, past=3 * past)
     return {spec.name: spec for spec in describe_outputs(source, specs, first, second)}

@@ -1,4 +1,4 @@
-"""What only running a module tells: limits, vocabularies, rigid axes, randomness."""
+"""What only running a module tells: limits, rigid axes, randomness."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from causal_onnx.export.source.probe import (
     at_length,
     find_fixed_seq,
     find_max_seq_len,
-    find_vocabularies,
     refuse_broken,
     refuse_random,
     refuse_rigid,
     takes_unbatched,
     with_batch,
 )
-from tests.export.modules import DIM, Head, example, token_ids
+from tests.export.modules import DIM, Head, example
 
 
 class Does(nn.Module):
@@ -88,19 +87,6 @@ def test_a_cropping_module_takes_nothing_more_and_raises_nothing() -> None:
 def test_the_only_length_that_is_taken_is_fixed() -> None:
     assert find_fixed_seq(*opened(lambda m, x: torch.ones(6, 6) @ x)) == 6
     assert find_fixed_seq(*opened(lambda m, x: x + 1)) is None
-
-
-def test_ids_have_as_many_values_as_their_smallest_table() -> None:
-    source, specs = opened(lambda m, x: m.table(x) + m.small(x), token_ids(vocab=9))
-    assert find_vocabularies(source, specs)[0].vocab_size == 9
-
-
-def test_a_table_that_other_indices_look_up_says_nothing_of_the_ids() -> None:
-    def run(m: Any, x: Tensor) -> Tensor:
-        return m.table(x) + m.small(torch.arange(x.shape[1]))
-
-    source, specs = opened(run, token_ids(vocab=9))
-    assert find_vocabularies(source, specs)[0].vocab_size == 24
 
 
 def test_a_batch_that_stands_in_the_code_is_refused() -> None:

@@ -365,3 +365,21 @@ def test_an_axis_beyond_what_the_scan_judges_is_refused() -> None:
     long = np.broadcast_to(np.float32(1), (1, LARGEST_AXIS + 1))
     with pytest.raises(ValueError, match="the axis 'seq' is 1048577, expected at most 1048576"):
         checker.check((long,), {})
+
+
+def test_values_outside_of_the_range_of_an_input_are_refused() -> None:
+    times = TensorSpec(
+        name="t", dtype="int64", axes=("batch", "seq"), kind="values", value_range=(-2, 50)
+    )
+    assert check(np.array([[-2, 49]]), specs=(times,)).feeds
+    for value in (-3, 50):
+        with pytest.raises(ValueError, match=rf"'t' holds {value} at \[0, 1\], .* \[-2, 50\)"):
+            check(np.array([[0, value]]), specs=(times,))
+
+
+def test_a_mask_over_pairs_may_hide_by_minus_infinity_alone() -> None:
+    mask = TensorSpec(name="m", dtype="float32", axes=("seq", "seq"), kind="attention_mask")
+    hidden = np.array([[0, -np.inf], [0, 0]], np.float32)
+    assert check(hidden, specs=(mask,), check_finite=True).feeds
+    with pytest.raises(ValueError, match="'m' holds inf"):
+        check(-hidden, specs=(mask,), check_finite=True)

@@ -14,7 +14,7 @@ from causal_onnx.export.outcome import Refusal, ask
 from causal_onnx.export.report import CausalityCase, CausalityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
-from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, changed_values, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import Contract
@@ -147,17 +147,15 @@ def _case(
 
 def _spliced(spec: InputSpec, old: torch.Tensor, new: torch.Tensor, cut: int) -> torch.Tensor:
     axis = next((a for a, label in spec.axes.items() if label == "seq"), None)
-    if axis is None or spec.kind not in ("features", "ids"):
+    if axis is None or not spec.is_data:
         return old
     mixed = old.clone()
     tail = old.shape[axis] - cut
     values = new.narrow(axis, cut, tail)
-    if spec.kind == "ids":
-        # A new draw may repeat the old id; step to a different one where it does.
-        assert spec.vocab_size is not None
+    if spec.kind == "flags" or not (old.is_floating_point() or old.is_complex()):
+        # A new draw may repeat the old value; step to a different one where it does.
         same = values == old.narrow(axis, cut, tail)
-        following = ((values.long() + 1) % spec.vocab_size).to(values.dtype)
-        values = torch.where(same, following, values)
+        values = torch.where(same, changed_values(spec, values), values)
     mixed.narrow(axis, cut, tail).copy_(values)
     return mixed
 

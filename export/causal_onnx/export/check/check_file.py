@@ -79,6 +79,7 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
         quantisation=quantisation,
         drift=drift,
         trained_len=subject.trained_len,
+        assumed=tuple(text for spec in subject.specs if (text := spec.assumption) is not None),
         source=described,
         size_bytes=size,
         nodes=sum(1 for _ in form.model.graph.all_nodes()),

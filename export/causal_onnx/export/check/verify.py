@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -12,6 +12,7 @@ from causal_onnx.export.check.parity import Session, compare
 from causal_onnx.export.precision.choose import PRECISIONS, grid_for
 from causal_onnx.export.precision.rounding import round_module
 from causal_onnx.export.report import ParityReport, Progress
+from causal_onnx.export.source.inputs import Input
 from causal_onnx.export.source.module import Axes, Example
 from causal_onnx.export.subject import prepare
 from causal_onnx.runtime import load
@@ -26,6 +27,7 @@ def verify(
     *,
     example: Example | None = None,
     axes: Axes | None = None,
+    inputs: Mapping[str, Input] | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare an existing file with a module over a grid of shapes.
@@ -35,6 +37,7 @@ def verify(
         path: A file with a contract, as `export` writes it.
         example: As for `export`.
         axes: As for `export`.
+        inputs: As for `export`.
         progress: Called with (step, fraction done).
 
     Raises:
@@ -51,6 +54,7 @@ def verify(
             module,
             example,
             axes,
+            inputs,
             cache=bool(contract.cache),
             max_seq_len=contract.max_seq_len,
             target=contract.form,

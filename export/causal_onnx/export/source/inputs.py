@@ -5,17 +5,63 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from causal_onnx.runtime.contract import AXIS_NAMES
 
-__all__ = ["CallSizes", "InputSpec", "describe_inputs", "infer_axes", "make_inputs"]
+__all__ = [
+    "CallSizes",
+    "Input",
+    "InputSpec",
+    "changed_values",
+    "describe_inputs",
+    "infer_axes",
+    "make_inputs",
+]
 
-Kind = Literal["features", "ids", "mask", "positions", "lengths", "fixed"]
+Kind = Literal["features", "ids", "values", "flags", "mask", "positions", "lengths", "fixed"]
+Declared = Literal[
+    "features", "ids", "values", "flags", "keep_mask", "hide_mask", "positions", "lengths", "fixed"
+]
 Padding = Literal["none", "left", "right"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """What an input of the module under export is, where its example does not say it."""
+
+    axes: Mapping[int, str] | None = None
+    """{axis: name}, as in `axes` of `export`; None: as given there, or guessed."""
+    kind: Declared | None = None
+    """"ids": rows of a table are looked up by them. "values": numbers in their own right, integers
+    too (a time, a count). "flags": 0 or 1. "lengths": how many positions of each row count.
+    "positions": 0, 1, 2, ... along the sequence. "keep_mask": 1, True or, added to scores, 0 where
+    a position may be attended to. "hide_mask": the other way round. "features": floating-point
+    data. "fixed": the example itself, in every call of the checks. None: found out by what the
+    module does with it."""
+    range: tuple[float, float] | None = None
+    """Valid values are those v with range[0] <= v < range[1]: the checks draw from these, and the
+    file refuses others. None: for ids, the rows of the table; for others, none are refused."""
+
+    def __post_init__(self) -> None:
+        if self.kind is not None and self.kind not in get_args(Declared):
+            kinds = ", ".join(get_args(Declared))
+            raise ValueError(f"kind must be one of {kinds}, got {self.kind!r}")
+        if self.range is None:
+            return
+        if self.kind not in (None, "ids", "values", "features"):
+            raise ValueError(f"range is for ids, values and features, got kind {self.kind!r}")
+        try:
+            low, high = self.range
+        except (TypeError, ValueError):
+            raise ValueError(f"range is (low, high), got {self.range!r}") from None
+        if not low < high:
+            raise ValueError(f"range must be (low, high) with low < high, got {self.range!r}")
+        if self.kind == "ids" and (low != 0 or high != int(high)):
+            raise ValueError(f"the range of ids is (0, rows of the table), got {self.range!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +95,52 @@ class InputSpec:
     axes: Mapping[int, str]
     kind: Kind
     vocab_size: int | None = None
-    """For ids: the rows of the embedding they look up, or one more than the largest id seen."""
+    """For ids: the rows of the table they look up; None: not found out yet, or there is none."""
+    value_range: tuple[float, float] | None = None
+    """[low, high) of valid values, where the caller or the module says so."""
+    is_declared: bool = False
+    """The caller said what kind it is."""
+    mask_values: tuple[float | bool, float | bool] | None = None
+    """For masks: the values of what may be attended to and of what is hidden; None: as the example
+    suggests."""
+    reason: str = ""
+    """How it is known what kind it is."""
+
+    @property
+    def contract_kind(self) -> str | None:
+        """What the contract says of it; None: its dtype, axes and vocabulary say it all."""
+        if self.kind == "mask" and self.mask_values is not None:
+            return "hide_mask" if self.mask_values == (False, True) else "keep_mask"
+        says_more = self.is_declared or self.kind in ("values", "flags")
+        return self.kind if says_more and self.kind != "mask" else None
+
+    @property
+    def assumption(self) -> str | None:
+        """What was assumed of its values, in one sentence; None: nothing to speak of."""
+        is_row = "seq" not in self.axes.values() and self.kind in ("ids", "lengths")
+        if not self.reason or self.is_declared or not (is_row or self.kind in ("values", "flags")):
+            return None
+        words = {"ids": "ids", "values": "numbers", "flags": "0 or 1", "lengths": "lengths"}
+        low, high = self.value_range or (0, self.vocab_size)
+        valid = f" in [{low:g}, {high:g})" if high is not None else ""
+        return f"{self.name}: {words[self.kind]}{valid}, as {self.reason}"
+
+    @property
+    def is_data(self) -> bool:
+        """Its values may be any: another one at a later position must not move earlier outputs."""
+        return self.kind in ("features", "ids", "values", "flags")
+
+    @property
+    def drawn_from(self) -> tuple[float, float]:
+        """[low, high) of the values that the checks draw, for ids and values."""
+        if self.value_range is not None:
+            return self.value_range
+        if self.vocab_size is not None:
+            return 0, self.vocab_size
+        if not self.example.numel():
+            return 0, 2
+        low, high = int(self.example.min()), int(self.example.max()) + 1
+        return (0 if self.kind == "ids" else low), max(high, low + 2)
 
     def shape(self, sizes: CallSizes) -> tuple[int, ...]:
         return tuple(
@@ -69,10 +160,16 @@ class InputSpec:
         shape, dtype = self.shape(sizes), self.example.dtype
         if self.kind == "fixed":
             return self.example.clone()
-        if self.kind == "ids":
-            assert self.vocab_size is not None
-            rows = min(self.vocab_size, torch.iinfo(dtype).max + 1)
-            return torch.randint(rows, shape, generator=generator).to(dtype)
+        if self.kind in ("ids", "values") and not dtype.is_floating_point:
+            low, high = map(int, self.drawn_from)
+            high = min(high, torch.iinfo(dtype).max + 1)
+            return torch.randint(low, high, shape, generator=generator).to(dtype)
+        if self.value_range is not None:
+            least, most = self.value_range
+            unit = torch.rand(shape, generator=generator, dtype=torch.float64)
+            return (least + unit * (most - least)).to(dtype)
+        if self.kind == "flags":
+            return self._flags(shape, generator)
         if self.kind == "mask":
             return self._mask(shape, padding)
         if self.kind == "positions":
@@ -92,8 +189,17 @@ class InputSpec:
             drawn = drawn.abs()  # lengths, energies, what a logarithm is taken of
         return drawn.to(dtype)
 
+    def _flags(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """One in four is unlike most of the example, and never the first position."""
+        usual = int(bool(self.example.numel()) and float(self.example.double().mean()) > 0.5)
+        raised = torch.rand(shape, generator=generator) < 0.25
+        for axis, label in self.axes.items():
+            if label in ("seq", "total_seq"):
+                raised.select(axis, 0).fill_(False)
+        return (raised ^ bool(usual)).to(self.example.dtype)
+
     def _mask(self, shape: tuple[int, ...], padding: Padding) -> Tensor:
-        keep, drop = _mask_values(self.example)
+        keep, drop = self.mask_values or _mask_values(self.example)
         mask = torch.full(shape, keep, dtype=self.example.dtype)
         # The last one: a (batch, 1, seq, seq) mask has its keys there.
         axis = max((a for a, n in self.axes.items() if n in ("seq", "total_seq")), default=None)
@@ -126,30 +232,53 @@ def make_inputs(
     return tuple(spec.make(sizes, generator, padding) for spec in specs)
 
 
+def changed_values(spec: InputSpec, old: Tensor) -> Tensor:
+    """Other valid values than `old`, one by one; for floats that is for the caller to make."""
+    if spec.kind == "flags":
+        return (1 - old.to(torch.int8)).to(old.dtype)
+    low, high = map(int, spec.drawn_from)
+    return ((old.long() - low + 1) % (high - low) + low).to(old.dtype)
+
+
 def describe_inputs(
     names: Sequence[str],
     examples: Sequence[Tensor],
     axes: Sequence[Mapping[int, str]] | None,
+    inputs: Mapping[str, Input] | None = None,
 ) -> tuple[InputSpec, ...]:
     """Name the axes of every input and guess what its values mean.
 
+    Args:
+        names: Of the inputs.
+        examples: One each.
+        axes: One {axis: name} per input; None: guessed.
+        inputs: What the caller says of some of them.
+
     Raises:
         TypeError: `axes` is not one {axis: name} per input.
-        ValueError: `axes` does not fit the examples, or is needed and missing.
+        ValueError: `axes` or `inputs` do not fit the examples, or are needed and missing.
     """
-    named = _infer_all(names, examples) if axes is None else _given(names, examples, axes)
+    declared = _declared(names, inputs)
+    named = _infer_all(names, examples, declared) if axes is None else _given(names, examples, axes)
     specs = []
     for name, example, labels in zip(names, examples, named, strict=True):
+        said = declared[name]
+        if said.axes is not None:
+            if axes is not None and dict(said.axes) != labels:
+                raise ValueError(
+                    f"the axes of input {name!r} are {labels} in axes and {dict(said.axes)} in "
+                    "inputs; give them once"
+                )
+            labels = dict(said.axes)  # noqa: PLW2901 - what the caller says counts
         _check_axes(name, example, labels)
-        specs.append(
-            InputSpec(
-                name=name,
-                example=example.detach().cpu().clone(memory_format=torch.contiguous_format),
-                axes={axis % example.ndim: label for axis, label in labels.items()},
-                kind=_kind(name, example, labels),
-            )
+        spec = InputSpec(
+            name=name,
+            example=example.detach().cpu().clone(memory_format=torch.contiguous_format),
+            axes={axis % example.ndim: label for axis, label in labels.items()},
+            kind=(kind := _kind(name, example, labels)),
+            reason="the example holds nothing else" if kind == "flags" else "",
         )
-    specs = [_with_vocab(spec) for spec in specs]
+        specs.append(_as_said(spec, said))
     if not any("seq" in spec.axes.values() for spec in specs):
         raise ValueError(
             f"no input has a sequence axis (inputs: {', '.join(names)}); "
@@ -182,9 +311,75 @@ def _given(
     return [dict(labels) for labels in axes]
 
 
-def _infer_all(names: Sequence[str], examples: Sequence[Tensor]) -> list[dict[int, str]]:
+def _declared(names: Sequence[str], inputs: Mapping[str, Input] | None) -> dict[str, Input]:
+    for name, said in (inputs or {}).items():
+        if name not in names:
+            raise ValueError(f"inputs names {name!r}; the module's inputs are {', '.join(names)}")
+        if not isinstance(said, Input):
+            raise TypeError(f"inputs[{name!r}] must be an Input, got {type(said).__name__}")
+    return {name: (inputs or {}).get(name, Input()) for name in names}
+
+
+def _as_said(spec: InputSpec, said: Input) -> InputSpec:
+    """`spec` with what the caller says of it.
+
+    Raises:
+        ValueError: The example is not of that kind, or not in that range.
+    """
+    kind, example = said.kind, spec.example
+    if said.range is not None and example.numel():
+        low, high = said.range
+        least, most = float(example.min()), float(example.max())
+        if not low <= least <= most < high:
+            raise ValueError(
+                f"inputs[{spec.name!r}]: the example holds {least:g} to {most:g}, outside of its "
+                f"range [{low:g}, {high:g})"
+            )
+    if kind is None:
+        return spec if said.range is None else replace(spec, value_range=said.range)
+    is_float = example.is_floating_point()
+    wrong = {
+        "ids": is_float or example.dtype == torch.bool,
+        "lengths": is_float or example.dtype == torch.bool,
+        "positions": is_float or example.dtype == torch.bool,
+        "values": example.dtype == torch.bool,
+        "features": not is_float and not example.is_complex(),
+        "flags": not bool(((example == 0) | (example == 1)).all()),
+    }
+    if wrong.get(kind, False):
+        raise ValueError(
+            f"inputs[{spec.name!r}]: the example, {example.dtype} {tuple(example.shape)}, is not "
+            f"of kind {kind!r}"
+        )
+    if kind == "positions" and not {"seq", "total_seq"} & set(spec.axes.values()):
+        raise ValueError(f"inputs[{spec.name!r}]: positions have the axis 'seq' or 'total_seq'")
+    spec = replace(spec, is_declared=True, reason="declared")
+    if kind == "keep_mask" or kind == "hide_mask":  # noqa: PLR1714 - for the type checker
+        return replace(spec, kind="mask", mask_values=_declared_values(example, kind))
+    if kind == "ids":
+        rows = None if said.range is None else int(said.range[1])
+        return replace(spec, kind="ids", vocab_size=rows)
+    return replace(spec, kind=kind, value_range=said.range)
+
+
+def _declared_values(example: Tensor, kind: str) -> tuple[float | bool, float | bool]:
+    """(the value of what may be attended to, the value of what is hidden) in a declared mask."""
+    if kind == "keep_mask" and example.is_floating_point() and not bool((example == 1).any()):
+        return _mask_values(example)  # added to the scores
+    keep = kind == "keep_mask"
+    return (keep, not keep) if example.dtype == torch.bool else (float(keep), float(not keep))
+
+
+def _infer_all(
+    names: Sequence[str], examples: Sequence[Tensor], declared: Mapping[str, Input]
+) -> list[dict[int, str]]:
     """Axes of every input; beside batched ones, 1-D integers are one per row, 2-D masks batched."""
-    named = [infer_axes(name, example) for name, example in zip(names, examples, strict=True)]
+    named = [
+        dict(said.axes or {})
+        if (said := declared[name]).axes is not None or said.kind == "fixed"
+        else infer_axes(name, example)
+        for name, example in zip(names, examples, strict=True)
+    ]
     sizes = {
         label: example.shape[axis]
         for name, example, labels in zip(names, examples, named, strict=True)
@@ -193,6 +388,8 @@ def _infer_all(names: Sequence[str], examples: Sequence[Tensor]) -> list[dict[in
     }
     batch, seq = sizes.get("batch"), sizes.get("seq")
     for index, (name, example) in enumerate(zip(names, examples, strict=True)):
+        if declared[name].axes is not None:
+            continue
         if example.ndim == 2 and "mask" in name and batch is not None:
             named[index] = {0: "batch", 1: "seq"}  # a float mask looks like features without batch
         elif (
@@ -262,6 +459,8 @@ def _kind(name: str, example: Tensor, axes: Mapping[int, str]) -> Kind:
         return "mask"
     if example.is_floating_point() and "mask" in name and _is_mask(example):
         return "mask"
+    if example.is_floating_point() and _are_flags(example, axes):
+        return "flags"
     if example.is_floating_point() or example.is_complex():
         return "features"
     if labels == {"batch"}:
@@ -271,6 +470,19 @@ def _kind(name: str, example: Tensor, axes: Mapping[int, str]) -> Kind:
     if labels & {"seq", "total_seq"} and _is_positions(name):
         return "positions"
     return "ids"
+
+
+def _are_flags(example: Tensor, axes: Mapping[int, str]) -> bool:
+    """Whether a floating-point example is of zeros and ones.
+
+    One of a single value may also stand for anything: it is flags where it has no axis of features.
+    """
+    zeros, ones = example == 0, example == 1
+    if not example.numel() or not bool((zeros | ones).all()):
+        return False
+    if bool(zeros.any() and ones.any()):
+        return True
+    return all(axis in axes or size == 1 for axis, size in enumerate(example.shape))
 
 
 def _is_positions(name: str) -> bool:
@@ -294,10 +506,3 @@ def _mask_values(example: Tensor) -> tuple[float | bool, float | bool]:
         return 0.0, hidden if hidden < 0 else torch.finfo(example.dtype).min
     keep = float(example.flatten().mode().values)
     return keep, 1 - keep
-
-
-def _with_vocab(spec: InputSpec) -> InputSpec:
-    if spec.kind != "ids" or spec.vocab_size is not None:
-        return spec
-    largest = int(spec.example.max()) if spec.example.numel() else 1
-    return replace(spec, vocab_size=max(largest + 1, 2))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
-from causal_onnx.export.source.inputs import InputSpec, describe_inputs
+from causal_onnx.export.source.inputs import Input, InputSpec, describe_inputs
 
 __all__ = ["Filled", "Observed", "Source", "flatten_outputs", "open_source", "tensors_in"]
 
@@ -187,7 +187,10 @@ class Source(nn.Module):
 
 
 def open_source(
-    module: nn.Module, example: Example | None, axes: Axes | None
+    module: nn.Module,
+    example: Example | None,
+    axes: Axes | None,
+    inputs: Mapping[str, Input] | None = None,
 ) -> tuple[Source, tuple[InputSpec, ...]]:
     """Take the caller's module and example apart.
 
@@ -196,6 +199,7 @@ def open_source(
         example: A tensor, a tuple of them (positional), or a dict (by keyword). None: the module
             makes its own (`example_input(batch, seq)`, or a Hugging Face `config`).
         axes: One {axis: name} per input, in the order of `example`.
+        inputs: What the caller says of some inputs, by name.
 
     Raises:
         TypeError: `module` is no `nn.Module`, the example is no tensor, tuple, list or dict, or
@@ -226,7 +230,7 @@ def open_source(
             raise TypeError(f"example input {name!r} must be a tensor, got {type(tensor).__name__}")
     if isinstance(axes, Mapping):
         axes = [axes]
-    specs = describe_inputs(names, tensors, axes)
+    specs = describe_inputs(names, tensors, axes, inputs)
     alone = Source(module, keywords, fixed)
     if _writes_weights(alone, module, [spec.example for spec in specs]):
         return alone, specs

@@ -94,7 +94,9 @@ def _field_names(
 ) -> list[str]:
     """`logits` for scores over the vocabulary of the ids; else the module's own names."""
     taken = {spec.name for spec in specs}
-    vocabularies = {spec.vocab_size for spec in specs if spec.kind == "ids"}
+    # Not the classes of a label, one a row.
+    ids = [spec for spec in specs if spec.kind == "ids" and set(spec.axes.values()) != {"batch"}]
+    vocabularies = {spec.vocab_size for spec in ids}
     result: list[str] = []
     for own, value in zip(names, outputs, strict=True):
         is_scores = own == "output" and value.ndim >= 2 and value.shape[-1] in vocabularies

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from causal_onnx.export.outcome import Refusal, ask
-from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, changed_values, make_inputs
 from causal_onnx.export.source.module import Filled, Source
 
 __all__ = ["fill_padding"]
@@ -168,13 +168,14 @@ def _changed(inputs: Sequence[Tensor], specs: Sequence[InputSpec]) -> tuple[Tens
     for value, spec in zip(inputs, specs, strict=True):
         axis = next((a for a, label in spec.axes.items() if label == "seq"), None)
         changed = value.clone()
-        if axis is not None and spec.kind in ("features", "ids"):
+        if axis is not None and spec.is_data:
             column = changed.select(axis, HIDDEN)
-            if value.is_floating_point():
+            if spec.kind != "flags" and value.is_floating_point():
                 column.copy_(1.5 - 2.0 * column)
             else:
-                assert spec.vocab_size is not None
-                column.copy_((column + 1 + (spec.vocab_size > 3)) % spec.vocab_size)
+                column.copy_(changed_values(spec, changed_values(spec, column)))
+                same = column == value.select(axis, HIDDEN)
+                column.copy_(torch.where(same, changed_values(spec, column), column))
         found.append(changed)
     return tuple(found)
 

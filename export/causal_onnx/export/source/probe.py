@@ -1,4 +1,4 @@
-"""What only running the module tells: its length limit, its vocabulary, whether it is random."""
+"""What only running the module tells: its length limit, its batch axis, whether it is random."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from causal_onnx.export.errors import ExportError
@@ -25,7 +24,6 @@ __all__ = [
     "at_length",
     "find_fixed_seq",
     "find_max_seq_len",
-    "find_vocabularies",
     "refuse_random",
     "refuse_rigid",
     "takes_unbatched",
@@ -228,61 +226,6 @@ class _RandomCalls(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.found.append(f"{func.name()} at {user_line()}")
         return handed_over(func, *args, **(kwargs or {}))
-
-
-def find_vocabularies(source: Source, specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
-    """Give every id input the number of rows of the smallest table its ids look up."""
-    watched = {i: spec for i, spec in enumerate(specs) if spec.kind == "ids"}
-    if not watched:
-        return tuple(specs)
-    # Drawn ids, since those of an example may look like positions (0, 1, 2, ...) by chance, and
-    # then the table of positions would count.
-    drawn = make_inputs(specs, CallSizes(batch=2, seq=_example_size(specs, "seq") or 1), seed=11)
-    if _failure(source, drawn) is not None:
-        drawn = tuple(spec.example for spec in specs)
-    inputs = tuple(x.clone() for x in drawn)
-    mode = _Lookups([inputs[i] for i in watched])
-    with torch.no_grad(), mode:
-        source(*inputs)
-    found = dict(zip(watched, mode.rows, strict=True))
-    return tuple(
-        replace(spec, vocab_size=found[i]) if found.get(i) else spec for i, spec in enumerate(specs)
-    )
-
-
-class _Lookups(TorchFunctionMode):
-    """Notes the number of rows of every table that the watched ids index."""
-
-    def __init__(self, watched: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._watched = watched
-        self.rows: list[int | None] = [None] * len(watched)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        looked_up = _table_and_indices(func, args, kwargs or {})
-        if looked_up is not None:
-            table, indices = looked_up
-            for position, ids in enumerate(self._watched):
-                if isinstance(indices, Tensor) and _same_values(indices, ids):
-                    rows = int(table.shape[0])
-                    known = self.rows[position]
-                    self.rows[position] = rows if known is None else min(rows, known)
-        return result
-
-
-def _table_and_indices(func: Any, args: Any, kwargs: Any) -> tuple[Tensor, Any] | None:
-    """The table that a call looks rows up in, and by which indices; None for other calls."""
-    if func is nn.functional.embedding:  # what nn.Embedding calls: indices first
-        ids, table = [*args, *(kwargs[key] for key in ("input", "weight") if key in kwargs)][:2]
-        return table, ids
-    if func in (torch.embedding, torch.index_select, torch.Tensor.__getitem__) and len(args) > 1:
-        return args[0], args[1] if func is torch.embedding else args[-1]
-    return None
-
-
-def _same_values(a: Tensor, b: Tensor) -> bool:
-    return a.numel() == b.numel() and bool((a.flatten() == b.flatten()).all())
 
 
 def with_batch(source: Source, specs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:

@@ -59,6 +59,7 @@ class RequestChecker:
             pair.past: pair.bounded for pair in contract.cache if pair.bounded is not None
         }
         self._ids = [spec for spec in contract.inputs if spec.vocab_size is not None]
+        self._ranged = [spec for spec in contract.inputs if spec.value_range is not None]
         self._cast = cast
         self._check_finite = check_finite
         self._batch = batch
@@ -104,6 +105,8 @@ class RequestChecker:
             arrays |= {name: found[name] for name in computed}
         for spec in self._ids:
             _check_ids(spec, arrays[spec.name], unbatched)
+        for spec in self._ranged:
+            _check_range(spec, arrays[spec.name], unbatched)
         if self._check_finite:
             for name, array in arrays.items():
                 _check_finite(self._specs[name], array, unbatched)
@@ -354,10 +357,25 @@ def _check_ids(spec: TensorSpec, ids: Array, unbatched: bool) -> None:
     )
 
 
+def _check_range(spec: TensorSpec, array: Array, unbatched: bool) -> None:
+    assert spec.value_range is not None
+    low, high = spec.value_range
+    valid = (array >= low) & (array < high)
+    if valid.all():
+        return
+    where = np.unravel_index(int(np.argmin(valid)), array.shape)
+    raise ValueError(
+        f"input {spec.name!r} holds {array[where]} at {_place(where, spec, unbatched)}, expected "
+        f"values in [{low:g}, {high:g}), the range that its module was exported with"
+    )
+
+
 def _check_finite(spec: TensorSpec, array: Array, unbatched: bool) -> None:
     if array.dtype.kind != "f":
         return
     finite = np.isfinite(array)
+    if spec.kind == "attention_mask":  # it hides by -inf
+        finite |= np.isneginf(array)
     if finite.all():
         return
     where = np.unravel_index(int(np.argmin(finite)), array.shape)
