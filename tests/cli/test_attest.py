@@ -151,3 +151,65 @@ def test_an_error_is_no_verdict_also_where_the_traceback_is_asked_for(
 ) -> None:
     assert main(["attest", "--debug", str(tmp_path / "missing.onnx")]) == 3
     assert "Traceback" in capsys.readouterr().err
+
+
+def three_files(folder: Path) -> list[str]:
+    """A causal file, one that is not, and none."""
+    (folder / "text.onnx").write_text("no model")
+    good = str(write_model(folder / "good.onnx"))
+    return [good, write_graph(folder / "bad.onnx", "Softmax", axis=1), str(folder / "text.onnx")]
+
+
+def test_of_several_files_each_is_judged_and_the_worst_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, text = three_files(tmp_path)
+    assert main(["attest", good, good, "--static"]) == 0
+    assert main(["attest", bad, good]) == 1
+    assert main(["attest", text, bad, good]) == 3
+    out = capsys.readouterr().out
+    assert f"{bad}\nnot causal: " in out
+    assert f"{text}\nerror: {text} holds no ONNX model" in out
+
+
+def test_json_of_several_files_is_an_object_by_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, text = three_files(tmp_path)
+    assert main(["attest", good, bad, text, "--json"]) == 3
+    said = json.loads(capsys.readouterr().out)
+    assert [said[path]["verdict"] for path in (good, bad)] == ["causal", "not_causal"]
+    assert "holds no ONNX model" in said[text]["error"]["message"]
+
+
+def test_a_job_of_github_gets_annotations_and_a_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    good, bad, text = three_files(tmp_path)
+    assert main(["attest", good, bad, text, "--github"]) == 3
+    lines = [one for one in capsys.readouterr().out.splitlines() if " file=" in one]
+    kinds = ["::notice ", "::error ", "::error "]
+    assert [line.startswith(kind) for line, kind in zip(lines, kinds, strict=True)] == [True] * 3
+    assert 'Softmax "only"' in lines[1]
+    summary = (tmp_path / "summary.md").read_text()
+    assert f"| {bad} | not causal |" in summary
+
+
+def test_what_a_file_says_is_no_command_to_github(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_graph(tmp_path / "m.onnx", "Softmax", axis=1)
+    model = onnx.load(path)
+    model.graph.node[0].name = "x\n::set-output name=a::b|`<b>"
+    onnx.save(model, path)
+    main(["attest", path, "--github"])
+    lines = capsys.readouterr().out.splitlines()
+    off, on = [n for n, line in enumerate(lines) if line.startswith("::") and " " not in line]
+    assert lines[off] == f"::stop-commands::{lines[on].strip(':')}"
+    assert not [line for line in lines[on:] if line.startswith("::set-output")]
+
+
+def test_json_and_github_are_not_both(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attest", "m.onnx", "--json", "--github"]) == 2
+    assert "choose one" in capsys.readouterr().err

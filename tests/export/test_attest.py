@@ -36,7 +36,7 @@ def test_a_file_a_proto_and_a_model_in_memory_give_one_verdict(tmp_path: Path) -
 def test_the_text_says_what_was_shown() -> None:
     text = str(attest(build(CAUSAL)))
     assert text.startswith("causal: every output at position t depends on inputs up to t")
-    for part in ("every length", "x (batch, seq, 4), tokens", "causal (Softmax, 1 heads of 4)"):
+    for part in ("every length", "x (batch, seq, 4), tokens", "causal (Softmax, one head of 4)"):
         assert part in text
     assert "the past stayed bit-identical" in text
 

@@ -2,16 +2,32 @@
 
 Exit code 0: causal. 1: not causal, as a run showed. 2: undecided, or wrong usage. 3: an error,
 which says nothing about the file. With --strict, 1 also for what is causal but not proved for every
-length, or not prefix-stable.
+length, or not prefix-stable. Of several files the worst counts: an error, then not causal, then
+undecided.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from causal_onnx.cli.annotations import (
+    Annotation,
+    Level,
+    github_commands,
+    github_commands_off,
+    github_summary,
+)
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
-from causal_onnx.cli.options import add_model_argument, parse_axes, parse_lengths
+from causal_onnx.cli.options import parse_axes, parse_lengths
+
+if TYPE_CHECKING:
+    from causal_onnx.export.proof.certificate import Certificate
 
 __all__ = ["EPILOG", "FAILED", "add_arguments", "run"]
 
@@ -19,17 +35,71 @@ EPILOG = """\
 examples:
   causal-onnx attest model.onnx
   causal-onnx attest other.onnx --axes x:0=batch,1=seq --lengths 1,2,7,16
+  causal-onnx attest --github models/*.onnx
 """
 
 FAILED = 3
 """An error is no verdict."""
 
 EXIT_CODES = {"causal": 0, "not_causal": 1, "undecided": 2}
+WORST_FIRST = (FAILED, 1, 2, 0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Judged:
+    """One file, and what was found: a certificate, or why there is none."""
+
+    path: Path
+    certificate: Certificate | None = None
+    error: Exception | None = None
+    is_strict: bool = False
+
+    @property
+    def shortcomings(self) -> tuple[str, ...]:
+        """What --strict does not accept."""
+        found = self.certificate
+        return (
+            found.shortcomings if self.is_strict and found is not None and found.is_causal else ()
+        )
+
+    @property
+    def exit_code(self) -> int:
+        if self.certificate is None:
+            return FAILED
+        return 1 if self.shortcomings else EXIT_CODES[self.certificate.verdict]
+
+    def to_dict(self) -> dict[str, Any]:
+        if self.certificate is not None:
+            return self.certificate.to_dict()
+        return {"error": {"type": type(self.error).__name__, "message": str(self.error)}}
+
+    def annotation(self) -> Annotation:
+        """The finding as a line of a table, and of a job's log."""
+        found = self.certificate
+        if found is None:
+            return Annotation(
+                path=str(self.path), level="error", title="error", text=str(self.error)
+            )
+        level: Level = (
+            "notice" if not self.exit_code else "warning" if self.exit_code == 2 else "error"
+        )
+        where = "" if found.offence is None else str(found.offence)
+        text = "; ".join((found.reason, *self.shortcomings))
+        title = found.verdict.replace("_", " ")
+        if self.shortcomings:
+            title += ", but not strictly"
+        return Annotation(path=str(self.path), level=level, title=title, text=text, where=where)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    add_model_argument(parser, "an .onnx file of any origin, or the folder of a model")
+    parser.add_argument(
+        "models",
+        type=Path,
+        nargs="+",
+        metavar="MODEL",
+        help="an .onnx file of any origin, or the folder of a model",
+    )
     parser.add_argument(
         "--axes",
         action="append",
@@ -50,15 +120,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fail (exit code 1) also where the proof is not for every length, or where early "
         "outputs change as the sequence grows",
     )
-    parser.add_argument("--json", action="store_true", help="print the certificate as JSON")
+    parser.add_argument(
+        "--github",
+        action="store_true",
+        help="annotate the files in a job of GitHub Actions, and write its summary",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the certificate as JSON; of several files, an object of them by path",
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Attest, and print the certificate."""
+    """Attest, and print the certificates."""
+    if args.json and args.github:
+        raise UsageError("--json and --github both write to stdout; choose one")
     axes = dict(_input_axes(text) for text in args.axes)
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
-    if not args.model.exists():
-        raise CommandError(f"there is no file {args.model}")
     try:
         from causal_onnx.export.attestation import attest
     except ModuleNotFoundError as error:
@@ -68,23 +147,61 @@ def run(args: argparse.Namespace, console: Console) -> int:
             f"attest needs onnx, onnx-ir and onnxruntime ({error.name} is missing): "
             "pip install 'causal-onnx[attest]'"
         ) from error
-    with console.progress() as tell:
-        certificate = attest(
-            args.model,
-            axes=axes or None,
-            lengths=lengths,
-            dynamic=not args.static,
-            progress=lambda stage, done, total: tell(stage, done / max(total, 1)),
-        )
-    if args.json:
-        console.json(certificate.to_dict())
+
+    def judge(path: Path) -> _Judged:
+        if not path.exists():
+            raise CommandError(f"there is no file {path}")
+        with console.progress() as tell:
+            certificate = attest(
+                path,
+                axes=axes or None,
+                lengths=lengths,
+                dynamic=not args.static,
+                progress=lambda stage, done, total: tell(stage, done / max(total, 1)),
+            )
+        return _Judged(path=path, certificate=certificate, is_strict=args.strict)
+
+    if len(args.models) == 1 and not args.github:
+        judged = [judge(args.models[0])]
     else:
-        console.print(str(certificate))
-    if args.strict and certificate.is_causal and certificate.shortcomings:
-        for text in certificate.shortcomings:
+        judged = []
+        for path in args.models:
+            try:
+                judged.append(judge(path))
+            # An error of one file is a finding among the others, and fails the whole.
+            except Exception as error:
+                if getattr(args, "debug", False):
+                    raise
+                judged.append(_Judged(path=path, error=error))
+    with github_commands_off() if args.github else contextlib.nullcontext():
+        _show(judged, args, console)
+    if args.github:
+        _annotate(judged)
+    for one in judged:
+        for text in one.shortcomings:
             console.note(f"strict: {text}")
-        return 1
-    return EXIT_CODES[certificate.verdict]
+    return min((one.exit_code for one in judged), key=WORST_FIRST.index)
+
+
+def _show(judged: list[_Judged], args: argparse.Namespace, console: Console) -> None:
+    if args.json:
+        several = {str(one.path): one.to_dict() for one in judged}
+        console.json(judged[0].to_dict() if len(judged) == 1 else several)
+        return
+    for one in judged:
+        if len(judged) > 1:
+            console.heading(str(one.path))
+        console.print(f"error: {one.error}" if one.certificate is None else str(one.certificate))
+
+
+def _annotate(judged: list[_Judged]) -> None:
+    notes = [one.annotation() for one in judged]
+    for line in github_commands(notes):
+        print(line)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(github_summary(notes))
 
 
 def _input_axes(text: str) -> tuple[str, dict[int, str]]:

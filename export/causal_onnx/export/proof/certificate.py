@@ -182,7 +182,7 @@ class Certificate:
         for core in self.cores:
             heads = ""
             if core.num_heads is not None:
-                heads = f", {core.num_heads} heads"
+                heads = ", one head" if core.num_heads == 1 else f", {core.num_heads} heads"
                 if core.num_kv_heads not in (None, core.num_heads):
                     heads += f" over {core.num_kv_heads}"
                 if core.head_dim is not None:
