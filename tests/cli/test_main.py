@@ -52,7 +52,7 @@ def test_every_command_has_help_with_an_example(
     [
         ([], "the following arguments are required: COMMAND"),
         (["bogus"], "invalid choice: 'bogus' (choose from export, run,"),
-        (["exprot", "m.py"], "invalid choice: 'exprot'; did you mean export?"),
+        (["exporter", "m.py"], "invalid choice: 'exporter'; did you mean export?"),
         (["inspect"], "the following arguments are required: MODEL"),
         (["inspect", "m.onnx", "--jso"], "--jso; did you mean --json? (see causal-onnx inspect"),
         (["inspect", "m.onnx", "--xyz=1"], "unrecognized arguments: --xyz=1 (see causal-onnx"),
