@@ -24,6 +24,10 @@ def cached(name: str, *dims: int | str | None, dtype: str = "float32") -> Declar
     return Declared(name=name, dtype=dtype, dims=dims or ("batch_size", 2, "past_length", 8))
 
 
+ONE_LOGITS = replace(LOGITS, dims=("batch_size", 1, 50))
+STATIC = [cached(f"{kind}_cache.0", "batch", 64, 16) for kind in ("key", "value")]
+"""As mobius names them: (batch, slots, heads times width)."""
+
 PASTS = [cached(f"past_key_values.0.{kind}") for kind in ("key", "value")]
 PRESENTS = [cached(f"present.0.{kind}") for kind in ("key", "value")]
 
@@ -111,6 +115,16 @@ def test_how_rows_of_different_lengths_share_a_call(
     assert derived(replace(signature(without=without), grouped=pairs)).ragged == ragged
 
 
+def test_a_decoder_that_was_traced_at_one_position_reads_one_a_call() -> None:
+    ids = replace(IDS, dims=("batch_size", 1))
+    alone = derived(signature(ids, outputs=[ONE_LOGITS, *PRESENTS]))
+    assert (alone.ragged, alone.inputs[0].axes) == ("single", ("batch", "seq"))
+    assert alone.outputs[0].axes == ("batch", "seq", 50)
+    merged = derived(signature(branches={"logits": (ONE_LOGITS, LOGITS)}))
+    assert merged.ragged == "steps"
+    assert derived(signature(branches={"logits": (LOGITS, LOGITS)})).ragged == "left"
+
+
 def test_padding_comes_first_where_columns_are_appended() -> None:
     lengths, new = np.array([1, 3]), np.array([2, 1])
     assert token_mask(lengths, new, 2, ragged="left").tolist() == [
@@ -169,7 +183,39 @@ KEY = "past_key_values.0.key"
         (signature(cached("inputs_embeds")), "takes embeddings in place of ids"),
         (signature(without="input_ids"), "has no input 'input_ids'; its inputs are attention_mask"),
         (signature(without=KEY), "a past of keys or of values, not of both"),
-        (signature(cached(KEY, "b", 2, 64, 8)), "is of a fixed size"),
+        (
+            signature(cached(KEY, "b", 2, 64, 8)),
+            "is of a fixed size: the past holds 64 positions in every call, as in an export with",
+        ),
+        (
+            signature(
+                cached(KEY, "b", 2, 64, 8),
+                outputs=[LOGITS, cached("present.0.key", "b", 2, 64, 8), PRESENTS[1]],
+            ),
+            "past and present hold 64 positions in every call, in a buffer that is written at so",
+        ),
+        (
+            GraphSignature(
+                inputs=(IDS, *STATIC, cached("write_indices", "batch", dtype="int64")),
+                outputs=(LOGITS,),
+                grouped={},
+            ),
+            r"of a fixed size, at the places write_indices \(mobius --static-cache\); build",
+        ),
+        (
+            signature(cached("cache_position", "sequence_length", dtype="int64")),
+            r"at the places cache_position \(a StaticCache of transformers\); export",
+        ),
+        (
+            signature(replace(IDS, dims=("batch_size", 8))),
+            "input_ids: int64 .* is of a fixed size, expected any number of positions, or one",
+        ),
+        (
+            GraphSignature(
+                inputs=(replace(IDS, dims=("b", 1)),), outputs=(ONE_LOGITS,), grouped={}
+            ),
+            "input_ids: int64 .* is of a fixed size",
+        ),
         (signature(cached(KEY, "b", 2, "x", 8)), r"is not \(batch, heads, positions, width\)"),
         (signature(cached(KEY, 1, 2, "past", 8)), r"is not \(batch, heads, positions, width\)"),
         (signature(cached(KEY, "b", "h", "past", 8)), "does not say how many heads"),
@@ -192,7 +238,7 @@ KEY = "past_key_values.0.key"
             r"only begins a sequence: load decoder_model_merged\.onnx",
         ),
     ],
-    ids=range(18),
+    ids=range(23),
 )
 def test_what_cannot_be_decided_is_refused(graph: GraphSignature, message: str) -> None:
     with pytest.raises(NotDerivedError, match=message):

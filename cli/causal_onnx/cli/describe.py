@@ -86,16 +86,20 @@ def _token_pairs(contract: Contract) -> Pairs:
     ]
 
 
+_READ_ALONE = {
+    "packed_steps": " (a stream then reads longer chunks one by one)",
+    "none": " (a stream then reads them one by one)",
+    "steps": " (a stream then reads them one by one, and behind a past one position a call)",
+    "single": " (a stream then reads them one by one, one position a call)",
+}
+"""By `Contract.ragged`."""
+
+
 def _cache_text(contract: Contract) -> str:
     if not contract.cache:
         return "none"
     rows = "rows may differ in length" if contract.mask else "rows are equally long"
-    if contract.ragged in ("packed_steps", "none"):
-        rows += (
-            " (a stream then reads "
-            + ("longer chunks" if contract.ragged == "packed_steps" else "them")
-            + " one by one)"
-        )
+    rows += _READ_ALONE.get(contract.ragged, "")
     bounds = [pair.bounded for pair in contract.cache if pair.bounded is not None]
     kept = (
         f"; {len(bounds)} of {len(contract.cache)} hold the last positions only" if bounds else ""

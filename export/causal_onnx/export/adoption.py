@@ -116,6 +116,12 @@ def adopt(
             f"causal-onnx bundle {path} -o {target}"
         )
     outer = artifact.derived_contract if contract is None else contract
+    if outer.ragged in ("steps", "single"):
+        raise ArtifactError(
+            f"{path} reads one position a call behind a past, as optimum wrote its files before "
+            "1.14; a model's folder is for readers that give it several. It runs as it is: "
+            "load(path). To adopt it, export the model again with a newer optimum"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with draft_folder(target.with_name(f"{target.name}.adopted")) as draft:
         plain, final = draft / f"plain-{MODEL}", draft / MODEL

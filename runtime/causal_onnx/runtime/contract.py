@@ -224,7 +224,7 @@ class CachePair:
 
 
 COMPUTED_RULES = ("positions", "has_past", "all_logits")
-RAGGED = ("packed", "packed_steps", "left", "none")
+RAGGED = ("packed", "packed_steps", "left", "none", "steps", "single")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,8 +275,11 @@ class Contract:
     each row's new positions right behind its own past. "packed_steps": it does in a call without a
     past, and in one of a single new position for every row; other calls are of one row, without
     padding. "left": it appends the columns of the call as they are, so that a row's padding comes
-    first, in its past. "none": rows must be equally long, and the mask all ones. A stream keeps to
-    this by itself, and reads rows one by one where they cannot share a call."""
+    first, in its past. "none": rows must be equally long, and the mask all ones. "steps": that too,
+    and a call with a past is of one new position, as optimum wrote its files before 1.14. "single":
+    that too, and every call is of one new position. A stream keeps to all of this by itself: it
+    reads one row after the other, or one position after the other, where they cannot share a
+    call."""
     last_only: str | None = None
     """The output that the optional input `LAST_ONLY`, where it is true, shortens to each row's last
     new token: (batch, 1, vocab)."""

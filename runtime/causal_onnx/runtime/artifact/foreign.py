@@ -122,16 +122,24 @@ def derive_contract(
     )
     given = {item.name: item for item in graph.inputs}
     results = {item.name: item for item in graph.outputs}
+    _refuse_fixed_writes(given)
     pairs = _pairs(given, results, settings)
+    _refuse_fixed_sizes(given, results, pairs)
     _refuse_others(given, {ids_name, mask_name, positions_name, FLAG, *KEPT_LOGITS, *pairs})
-    logits = _logits(results, settings)
+    ids = _needed(given, ids_name)
+    _check(ids, ("int64", "int32"), 2)
+    length = (ids.dims or ())[1]
+    if isinstance(length, int) and (length > 1 or not pairs):
+        raise NotDerivedError(
+            f"{ids.describe()} is of a fixed size, expected any number of positions, or one behind "
+            "a past"
+        )
+    logits = _logits(results, settings, has_one_position=length == 1)
     vocab = logits.axes[2]
     assert isinstance(vocab, int)
     rows: str | int = "batch"
     specs: dict[str, TensorSpec] = {}
     computed = []
-    ids = _needed(given, ids_name)
-    _check(ids, ("int64", "int32"), 2)
     specs[ids_name] = TensorSpec(
         name=ids_name,
         dtype=str(ids.dtype),
@@ -188,11 +196,24 @@ def derive_contract(
         ),
         mask=mask,
         computed=tuple(computed),
-        ragged=_ragged(graph, grouped=grouped, mask=mask, has_positions=positions_name in given),
+        ragged=_single_steps(graph, ids, logits.name)
+        or _ragged(graph, grouped=grouped, mask=mask, has_positions=positions_name in given),
         precision=_PRECISION.get(next((s.dtype for s in presents), ""), "fp32"),
         opset=opset,
         **_tokens(settings, vocab),
     )
+
+
+def _single_steps(graph: GraphSignature, ids: Declared, logits: str) -> str | None:
+    """Whether a call with a past is of one position, as in optimum's files before 1.14.
+
+    Their decoders with a past were traced at one position, so that PyTorch left out the causal mask
+    of the new ones: they are wrong for more.
+    """
+    if (ids.dims or ())[1:] == (1,):
+        return "single"
+    declared = graph.branches.get(logits, ())
+    return "steps" if any((item.dims or ())[1:2] == (1,) for item in declared) else None
 
 
 def _ragged(graph: GraphSignature, *, grouped: bool, mask: str | None, has_positions: bool) -> str:
@@ -247,6 +268,47 @@ def _pairs(
     return {past: present for _, (past, present) in sorted(found.items())}
 
 
+def _refuse_fixed_writes(given: Mapping[str, Declared]) -> None:
+    """Raise where an input says at which place of a buffer the graph writes."""
+    if "write_indices" in given or "nonpad_kv_seqlen" in given:
+        raise NotDerivedError(
+            "it writes keys and values into buffers of a fixed size, at the places write_indices "
+            "(mobius --static-cache); build the model without that option"
+        )
+    if "cache_position" in given:
+        raise NotDerivedError(
+            "it writes keys and values into buffers of a fixed size, at the places cache_position "
+            "(a StaticCache of transformers); export the model with a cache that grows"
+        )
+
+
+def _refuse_fixed_sizes(
+    given: Mapping[str, Declared], results: Mapping[str, Declared], pairs: Mapping[str, str]
+) -> None:
+    """Raise where a past holds a number of positions that never changes."""
+    for past, present in pairs.items():
+        before, after = (
+            item.dims[2] if item.dims is not None and len(item.dims) == 4 else None
+            for item in (given[past], results[present])
+        )
+        if not isinstance(before, int):
+            continue
+        if before == after:
+            how = (
+                f"past and present hold {before} positions in every call, in a buffer that is "
+                "written at some place or a window that moves, and nothing says which"
+            )
+        else:
+            how = (
+                f"the past holds {before} positions in every call, as in an export without "
+                "dynamic axes"
+            )
+        raise NotDerivedError(
+            f"the cache {given[past].describe()} is of a fixed size: {how}. Export the model with "
+            "a cache that grows, its positions a named axis"
+        )
+
+
 def _refuse_others(given: Mapping[str, Declared], known: set[str]) -> None:
     for name, item in given.items():
         if name in known:
@@ -261,12 +323,14 @@ def _refuse_others(given: Mapping[str, Declared], known: set[str]) -> None:
         raise NotDerivedError(f"nothing says what the input {item.describe()} is")
 
 
-def _logits(results: Mapping[str, Declared], settings: Settings) -> TensorSpec:
+def _logits(
+    results: Mapping[str, Declared], settings: Settings, *, has_one_position: bool
+) -> TensorSpec:
     name = str(_mapping(settings.decoder.get("outputs")).get(LOGITS, LOGITS))
     found = _needed(results, name, "output")
     _check(found, ("float32", "float16", "bfloat16"), 3)
     dims = found.dims or ()
-    if isinstance(dims[1], int):
+    if isinstance(dims[1], int) and not (dims[1] == 1 and has_one_position):
         raise NotDerivedError(
             f"{found.describe()} holds {dims[1]} positions, expected one for each id"
         )
@@ -285,8 +349,6 @@ def _cached(item: Declared, positions: str, settings: Settings) -> TensorSpec:
     batch, heads, length, width = item.dims or (None,) * 4
     stated_heads = settings.size("num_key_value_heads", "num_attention_heads", "n_head")
     stated_width = settings.size("head_size", "head_dim") or _head_width(settings)
-    if isinstance(length, int):
-        raise NotDerivedError(f"the cache {item.describe()} is of a fixed size")
     says_positions = isinstance(length, str) and re.search("past|seq|len|slid", length.lower())
     has_sizes = isinstance(heads, int) and isinstance(width, int)
     agrees = (heads, width) == (stated_heads, stated_width)

@@ -6,7 +6,7 @@ Source: onnx.proto, messages GraphProto, NodeProto, ValueInfoProto, TypeProto, T
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from causal_onnx.runtime.artifact.protobuf import (
@@ -26,7 +26,7 @@ __all__ = ["Declared", "GraphSignature", "read_signature"]
 _GRAPH = 7
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_OP_TYPE, _NODE_ATTRIBUTE = 1, 2, 4, 5
-_ATTRIBUTE_NAME, _ATTRIBUTE_INT = 1, 3
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_GRAPH = 1, 3, 6
 _TENSOR_NAME = 8
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 _TENSOR_TYPE, _ELEMENT, _SHAPE, _DIM = 1, 1, 2, 1
@@ -46,7 +46,7 @@ DTYPES = {
 }
 """TensorProto.DataType -> our name, of those that a contract may have."""
 
-GROUPED, ROLLING = "GroupQueryAttention", "sliding_window_cache"
+GROUPED, ROLLING, BRANCHING = "GroupQueryAttention", "sliding_window_cache", "If"
 _PAST_KEY, _PAST_VALUE, _PRESENT_KEY, _PRESENT_VALUE = 3, 4, 1, 2
 
 MAX_TEXT = 1 << 16
@@ -81,6 +81,8 @@ class GraphSignature:
     """Past -> present, where a GroupQueryAttention makes the one of the other."""
     rolling: frozenset[str] = frozenset()
     """The pasts among those that keep a window, in an order of their own."""
+    branches: Mapping[str, tuple[Declared, ...]] = field(default_factory=dict)
+    """Output -> as each branch declares it, where an If of the graph gives it."""
 
 
 def read_signature(file: BinaryIO, *, name: str) -> GraphSignature:
@@ -94,6 +96,7 @@ def read_signature(file: BinaryIO, *, name: str) -> GraphSignature:
     defaults: set[str] = set()
     grouped: dict[str, str] = {}
     rolling: set[str] = set()
+    branches: dict[str, tuple[Declared, ...]] = {}
     try:
         source = WindowedFile(file)
         for start, end in messages(source, 0, source.size, _GRAPH):
@@ -107,17 +110,12 @@ def read_signature(file: BinaryIO, *, name: str) -> GraphSignature:
                     outputs.append(_declared(source, *span))
                 elif number == _INITIALIZER:
                     defaults |= set(_texts(source, *span, _TENSOR_NAME))
-                elif number == _NODE and GROUPED in _texts(source, *span, _NODE_OP_TYPE):
-                    takes = list(_texts(source, *span, _NODE_INPUT))
-                    gives = list(_texts(source, *span, _NODE_OUTPUT))
-                    for past, present in (
-                        (_PAST_KEY, _PRESENT_KEY),
-                        (_PAST_VALUE, _PRESENT_VALUE),
-                    ):
-                        if past < len(takes) and present < len(gives):
-                            grouped[takes[past]] = gives[present]
-                    if _is_set(source, *span, ROLLING):
-                        rolling |= set(takes[_PAST_KEY : _PAST_VALUE + 1])
+                elif number == _NODE:
+                    kind = next(_texts(source, *span, _NODE_OP_TYPE), "")
+                    if kind == GROUPED:
+                        _note_grouped(source, span, grouped, rolling)
+                    elif kind == BRANCHING:
+                        branches |= _branches(source, span)
     except (WireError, UnicodeDecodeError) as error:
         raise ArtifactError(f"{name} is not an ONNX model, or it is damaged: {error}") from error
     return GraphSignature(
@@ -125,7 +123,32 @@ def read_signature(file: BinaryIO, *, name: str) -> GraphSignature:
         outputs=tuple(outputs),
         grouped=grouped,
         rolling=frozenset(rolling),
+        branches=branches,
     )
+
+
+def _note_grouped(
+    source: WindowedFile, span: tuple[int, int], grouped: dict[str, str], rolling: set[str]
+) -> None:
+    """Add the pasts of a GroupQueryAttention with their presents, and those that keep a window."""
+    takes = list(_texts(source, *span, _NODE_INPUT))
+    gives = list(_texts(source, *span, _NODE_OUTPUT))
+    for past, present in ((_PAST_KEY, _PRESENT_KEY), (_PAST_VALUE, _PRESENT_VALUE)):
+        if past < len(takes) and present < len(gives):
+            grouped[takes[past]] = gives[present]
+    if _is_set(source, *span, ROLLING):
+        rolling |= set(takes[_PAST_KEY : _PAST_VALUE + 1])
+
+
+def _branches(source: WindowedFile, span: tuple[int, int]) -> dict[str, tuple[Declared, ...]]:
+    """The outputs of an If, each with what its branches declare of it."""
+    found = [
+        [_declared(source, *place) for place in messages(source, *graph, _OUTPUT)]
+        for attribute in messages(source, *span, _NODE_ATTRIBUTE)
+        for graph in messages(source, *attribute, _ATTRIBUTE_GRAPH)
+    ]
+    names = _texts(source, *span, _NODE_OUTPUT)
+    return dict(zip(names, zip(*found, strict=False), strict=False))
 
 
 def _is_set(source: WindowedFile, start: int, end: int, name: str) -> bool:

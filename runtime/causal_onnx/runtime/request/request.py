@@ -249,7 +249,8 @@ class RequestChecker:
             return
         past = mask.shape[1] - seq
         new = mask[:, past:]
-        if (ragged == "none" and not mask.all()) or (
+        is_even = ragged in ("none", "steps", "single")
+        if (is_even and not mask.all()) or (
             ragged == "packed_steps" and past and not (new.all() and (seq == 1 or len(mask) == 1))
         ):
             raise ValueError(
@@ -257,7 +258,7 @@ class RequestChecker:
                 f"({past} past positions, {seq} new ones); "
                 + (
                     "its rows must be equally long"
-                    if ragged == "none"
+                    if is_even
                     else "with a past, give one new position to every row, or one row alone"
                 )
                 + "; a stream does so by itself: model.stream(batch=...)"
@@ -295,6 +296,13 @@ class RequestChecker:
             raise ValueError(
                 f"the sequence length is {length}{how}, but this model accepts at most {limit}; "
                 "shorten the input, or export a module that takes longer ones"
+            )
+        ragged = self._contract.ragged
+        if (seq or 1) > 1 and (ragged == "single" or (ragged == "steps" and past)):
+            when = "in each call" if ragged == "single" else "in a call with a past"
+            raise ValueError(
+                f"this file reads one position {when} (optimum wrote it so before 1.14), got "
+                f"{seq}; a stream does so by itself: model.stream()"
             )
         if seq is not None and seq < least:
             raise ValueError(

@@ -65,9 +65,12 @@ def _check_last_only(session: Any, name: str) -> None:
 
 def _with_fixed_seq(spec: TensorSpec, contract: Contract) -> TensorSpec:
     """`spec` as the graph declares it: a contract of one length only has that number there."""
-    if contract.min_seq_len != contract.max_seq_len:
+    if contract.ragged == "single":
+        fixed = 1
+    elif contract.min_seq_len == contract.max_seq_len:
+        fixed = contract.min_seq_len
+    else:
         return spec
-    fixed = contract.min_seq_len
     return replace(spec, axes=tuple(fixed if axis == "seq" else axis for axis in spec.axes))
 
 

@@ -227,14 +227,23 @@ class Stream:
         if ragged == "packed_steps":
             is_full = bool((new == seq).all())
             return read.used == 0 or (is_full and (seq == 1 or len(new) == 1))
-        if ragged == "none":
-            return bool((new == seq).all() and (read.lengths == read.lengths[0]).all())
+        if ragged in ("none", "steps", "single"):
+            is_even = bool((new == seq).all() and (read.lengths == read.lengths[0]).all())
+            return is_even and (seq == 1 or self._takes_chunks(read))
         return True
+
+    def _takes_chunks(self, read: Read) -> bool:
+        """Whether a call for rows that were read so far may be of several positions."""
+        ragged = self._model.contract.ragged
+        return ragged != "single" and (ragged != "steps" or read.used == 0)
 
     def _one_by_one(
         self, feeds: Mapping[str, Array], new: Array, seq: int, *, last_only: bool
     ) -> dict[str, Array]:
-        """Read the new positions of each row alone, without padding, and join the rows again."""
+        """Read the new positions of each row alone, without padding, and join the rows again.
+
+        Where the graph takes no chunk there, one position after the other.
+        """
         read, batch = self._read, len(new)
         sizes = {"batch": batch, "seq": 1 if last_only else seq}
         outputs = {
@@ -245,15 +254,15 @@ class Stream:
         for row in range(batch):
             alone = Stream(self._model)
             alone.take_over(read.lengths[[row]], self._cache.rows(np.array([row]), read))
-            if new[row]:
-                own = [
-                    _part(spec, feeds[spec.name], row, int(new[row])) for spec in self._own.inputs
-                ]
+            count = int(new[row])
+            with alone.reading() as (own_read, _):
+                step = max(count, 1) if self._takes_chunks(own_read) else 1
+            for start in range(0, count, step):
+                places = slice(start, start + step)
+                own = [_part(spec, feeds[spec.name], row, places) for spec in self._own.inputs]
                 for name, value in alone.run(*own, last_only=last_only).items():
-                    spec = self._outputs[name]
-                    axis = spec.axis_of("seq")
-                    count = 1 if axis is None else value.shape[axis]
-                    _part(spec, outputs[name], row, count)[...] = value
+                    given = slice(0, 1) if last_only else places
+                    _part(self._outputs[name], outputs[name], row, given)[...] = value
             with alone.reading() as (_, held):
                 pieces.append(dict(held))
         lengths = read.lengths + new
@@ -434,9 +443,9 @@ class Stream:
         return new
 
 
-def _part(spec: TensorSpec, array: Array, row: int, seq: int) -> Array:
-    """A view of one row's first positions."""
-    place = {"batch": slice(row, row + 1), "seq": slice(0, seq)}
+def _part(spec: TensorSpec, array: Array, row: int, positions: slice) -> Array:
+    """A view of some of one row's positions."""
+    place = {"batch": slice(row, row + 1), "seq": positions}
     return array[tuple(place.get(str(axis), slice(None)) for axis in spec.axes)]
 
 
