@@ -168,7 +168,9 @@ def _export_file(
             try:
                 if leak is not None:
                     raise CausalityError(
-                        f"{subject.name} is {leak.summary()}; no file was written", leak
+                        f"{subject.name} is {leak.summary()}; no file was written"
+                        f"{_mask_wanted(subject)}",
+                        leak,
                     )
                 return _finish(capture, within, path, cache=cache, tell=tell)
             except CausalityError as error:  # another capture of the same module would do the same
@@ -178,6 +180,18 @@ def _export_file(
             except ExportError as error:
                 errors.append(error)
     raise farthest(errors)
+
+
+def _mask_wanted(subject: Subject) -> str:
+    """What to do where a mask over pairs is given, and is not causal."""
+    for spec in subject.specs:
+        positions = [label for label in spec.axes.values() if label in ("seq", "total_seq")]
+        if len(positions) == 2 and spec.kind != "pairs":
+            return (
+                f". The input {spec.name!r} in the example lets queries see later keys: give the "
+                "causal one, and the file is proved for causal ones"
+            )
+    return ""
 
 
 def _finish(

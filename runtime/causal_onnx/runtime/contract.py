@@ -83,11 +83,14 @@ INPUT_KINDS = (
     "positions",
     "keep_mask",
     "hide_mask",
-    "attention_mask",
+    "causal_mask",
+    "causal_hide_mask",
+    "causal_bias",
     "fixed",
 )
-"""What the values of an input stand for, where its dtype and axes do not say it. "attention_mask":
-one entry for each pair of a query and a key."""
+"""What the values of an input stand for, where its dtype and axes do not say it. The causal ones
+have an entry for each pair of a query and a key, and hide every key after its query: by 0 or False,
+by 1 or True, or by -inf, added to the scores. That is what the certificate assumes of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -378,7 +378,7 @@ def test_values_outside_of_the_range_of_an_input_are_refused() -> None:
 
 
 def test_a_mask_over_pairs_may_hide_by_minus_infinity_alone() -> None:
-    mask = TensorSpec(name="m", dtype="float32", axes=("seq", "seq"), kind="attention_mask")
+    mask = TensorSpec(name="m", dtype="float32", axes=("seq", "seq"), kind="causal_bias")
     hidden = np.array([[0, -np.inf], [0, 0]], np.float32)
     assert check(hidden, specs=(mask,), check_finite=True).feeds
     with pytest.raises(ValueError, match="'m' holds inf"):

@@ -18,7 +18,7 @@ from causal_onnx.export.analysis.interpret import (
     run,
 )
 from causal_onnx.export.analysis.make_input import make_input
-from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
+from causal_onnx.export.analysis.signature import CONTROL_ROLES, InputAxes, Signature, Sizes
 
 __all__ = ["Analysis", "default_grid", "other_sizes", "plain_input"]
 
@@ -65,11 +65,7 @@ def other_sizes(model: ir.Model, signature: Signature) -> tuple[tuple[str, int],
         other = tuple((name, size) for name in signature.symbols)
         past = 2 if signature.has_past else 0
         sizes = Sizes(batch=2, seq=seq, past_seq=past, other=other)
-        plain = {
-            s.name: plain_input(s, sizes)
-            for s in signature.inputs
-            if s.role in ("mask", "positions", "lengths")
-        }
+        plain = {s.name: plain_input(s, sizes) for s in signature.inputs if s.role in CONTROL_ROLES}
         try:
             run(model, signature, sizes, Constants(), inputs=plain, blank=True)
         except SizesRefusedError:

@@ -18,6 +18,8 @@ class AssumptionKind(StrEnum):
     """Something cancels up to rounding only."""
     UNPADDED_INPUTS = "unpadded_inputs"
     """Masks, positions or lengths among the inputs are those of sequences without padding."""
+    CAUSAL_MASK = "causal_mask"
+    """A mask among the inputs hides every later key from its query."""
     GUESSED_AXIS = "guessed_axis"
     """Which axis holds the positions was taken by rank."""
     OPTIONAL_INPUTS = "optional_inputs"

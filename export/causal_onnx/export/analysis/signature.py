@@ -11,11 +11,17 @@ import onnx_ir as ir
 from causal_onnx.runtime.contract import AXIS_NAMES, CONTRACT_KEY, Contract
 from causal_onnx.runtime.errors import ArtifactError
 
-__all__ = ["InputAxes", "Signature", "Sizes", "read_signature"]
+__all__ = ["CAUSAL_ROLES", "CONTROL_ROLES", "InputAxes", "Signature", "Sizes", "read_signature"]
 
 Axis = str | int
 
-ROLES = ("tokens", "mask", "positions", "lengths", "past", "other")
+CAUSAL_ROLES = ("causal_mask", "causal_hide_mask", "causal_bias")
+"""What has an entry for each pair of a query and a key, and hides every later key."""
+
+CONTROL_ROLES = ("mask", "positions", "lengths", *CAUSAL_ROLES)
+"""What says which tokens count, and where they stand."""
+
+ROLES = ("tokens", *CONTROL_ROLES, "past", "other")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +61,8 @@ class InputAxes:
     name: str
     role: str
     """tokens: data of positions; mask, positions, lengths: what says which tokens count and where
-    they stand; past: keys and values of earlier positions; other: data without a position."""
+    they stand; causal_mask, causal_hide_mask, causal_bias: which keys a query may see; past: keys
+    and values of earlier positions; other: data without a position."""
     axes: tuple[Axis, ...]
     dtype: ir.DataType
     guessed: bool = False
@@ -71,6 +78,12 @@ class InputAxes:
             if axis in ("seq", "total_seq", "past_seq") or slots_bound(axis) is not None:
                 return index
         return None
+
+    @property
+    def pair_axes(self) -> tuple[int, int]:
+        """The axes of queries and keys of a causal mask."""
+        found = [i for i, axis in enumerate(self.axes) if axis in ("seq", "total_seq")]
+        return found[-2], found[-1]
 
     def first_position(self, sizes: Sizes) -> int:
         """The absolute position of entry 0 of the position axis."""
@@ -124,6 +137,18 @@ def slots_bound(axis: Axis) -> int | None:
     found = SLOTS.match(axis) if isinstance(axis, str) else None
     return None if found is None else int(found.group(1))
 
+
+KINDS = {
+    "features": "tokens",
+    "ids": "tokens",
+    "values": "tokens",
+    "flags": "tokens",
+    "keep_mask": "mask",
+    "hide_mask": "tokens",
+    "fixed": "other",
+}
+"""The kind of an input in a contract -> its role, where that has another name. Nothing is assumed
+of what hides by being 1: it is data of positions, as others are."""
 
 _BATCH = re.compile(r"^(batch|batch_size|batchsize|bsz|bs|b|n|n_batch|num_batch)$")
 _SEQ = re.compile(
@@ -296,6 +321,8 @@ def _spec(
         for spec in contract.inputs:
             if spec.name == name and len(spec.axes) == len(dims):
                 axes = list(spec.axes)
+                if spec.kind is not None:
+                    role = KINDS.get(spec.kind, spec.kind)
                 for pair in contract.cache:
                     if pair.past == name and pair.bounded is not None:
                         axes[axes.index("past_slots")] = f"past_slots_{pair.bounded}"

@@ -14,12 +14,19 @@ from causal_onnx.export.analysis.branches import branch_sizes, missed_branches
 from causal_onnx.export.analysis.elements import Abstract, Elements, view
 from causal_onnx.export.analysis.graph import describe, source_of
 from causal_onnx.export.analysis.interpret import (
+    Constants,
     Run,
     SizesRefusedError,
     StuckError,
     run,
 )
-from causal_onnx.export.analysis.signature import InputAxes, Signature, Sizes
+from causal_onnx.export.analysis.signature import (
+    CAUSAL_ROLES,
+    CONTROL_ROLES,
+    InputAxes,
+    Signature,
+    Sizes,
+)
 from causal_onnx.export.proof.certificate import Assumption, Offence, OutputFinding
 from causal_onnx.export.proof.judge import Leak, OutputVerdict, judge_output, offender, selection
 from causal_onnx.export.proof.symbolic.engine import SymbolicProof, prove_symbolically
@@ -55,29 +62,41 @@ def prove(
     """Follow every element through the graph at all sizes of the grid, and judge the outputs.
 
     Masks, positions and lengths among the inputs are data first. Where that fails, they are taken
-    as those of unpadded sequences, which the proof then assumes. The mask of a derived cache, by
-    which rows find their place, can be no data: it is taken so at once.
+    as those of unpadded sequences, which the proof then assumes; masks over pairs as causal ones,
+    those alone first. The mask of a derived cache, by which rows find their place, can be no data:
+    it is taken so at once.
     """
     rows = tuple(s for s in signature.inputs if s.name == signature.row_mask)
-    first = Analysis(model, signature, plain=rows)
-    proof = _attempt(first, grid, step)
-    if proof.verdict == "causal" and rows:
-        proof.assumptions.append(_without_padding(rows))
-    control = tuple(s for s in signature.inputs if s.role in ("mask", "positions", "lengths"))
-    if proof.verdict == "causal" or control == rows:
-        return proof
-    second = _attempt(Analysis(model, signature, first.constants, plain=control), grid, None)
-    if second.verdict != "causal":
-        return proof if proof.verdict == "not_causal" and second.verdict == "undecided" else second
-    second.assumptions.append(_without_padding(control))
-    return second
+    control = tuple(s for s in signature.inputs if s.role in CONTROL_ROLES)
+    causal = tuple(s for s in control if s in rows or s.role in CAUSAL_ROLES)
+    constants = Constants()
+    best: StaticProof | None = None
+    for plain in dict.fromkeys((rows, causal, control)):
+        proof = _attempt(Analysis(model, signature, constants, plain=plain), grid, step)
+        step = None
+        if proof.verdict == "causal":
+            proof.assumptions.extend(_assumed_of(plain))
+            return proof
+        if best is None or best.verdict != "not_causal" or proof.verdict != "undecided":
+            best = proof
+    assert best is not None
+    return best
 
 
-def _without_padding(inputs: Sequence[InputAxes]) -> Assumption:
-    names = ", ".join(spec.name for spec in inputs)
-    return Assumption(
-        kind=AssumptionKind.UNPADDED_INPUTS, text=f"{names} are those of sequences without padding"
-    )
+def _assumed_of(inputs: Sequence[InputAxes]) -> Iterator[Assumption]:
+    masks = [spec.name for spec in inputs if spec.role in CAUSAL_ROLES]
+    others = [spec.name for spec in inputs if spec.role not in CAUSAL_ROLES]
+    if masks:
+        how = "hides" if len(masks) == 1 else "hide"
+        yield Assumption(
+            kind=AssumptionKind.CAUSAL_MASK,
+            text=f"{', '.join(masks)} {how} every key that comes after its query",
+        )
+    if others:
+        yield Assumption(
+            kind=AssumptionKind.UNPADDED_INPUTS,
+            text=f"{', '.join(others)} are those of sequences without padding",
+        )
 
 
 def _attempt(

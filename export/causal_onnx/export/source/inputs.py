@@ -22,10 +22,14 @@ __all__ = [
     "make_inputs",
 ]
 
-Kind = Literal["features", "ids", "values", "flags", "mask", "positions", "lengths", "fixed"]
-Declared = Literal[
-    "features", "ids", "values", "flags", "keep_mask", "hide_mask", "positions", "lengths", "fixed"
+Kind = Literal[
+    "features", "ids", "values", "flags", "mask", "pairs", "positions", "lengths", "fixed"
 ]
+CausalKind = Literal["causal_mask", "causal_hide_mask", "causal_bias"]
+Declared = Literal[
+    "features", "ids", "values", "flags", "keep_mask", "hide_mask", "positions", "lengths", "fixed",
+    CausalKind,
+]  # fmt: skip
 Padding = Literal["none", "left", "right"]
 
 
@@ -39,7 +43,10 @@ class Input:
     """"ids": rows of a table are looked up by them. "values": numbers in their own right, integers
     too (a time, a count). "flags": 0 or 1. "lengths": how many positions of each row count.
     "positions": 0, 1, 2, ... along the sequence. "keep_mask": 1, True or, added to scores, 0 where
-    a position may be attended to. "hide_mask": the other way round. "features": floating-point
+    a position may be attended to. "hide_mask": the other way round. "causal_mask": one entry for
+    each pair of a query and a key, 1 or True where the query may see the key, which is no later
+    one. "causal_hide_mask": the other way round. "causal_bias": such a mask that is added to the
+    scores, with -inf, or a very negative number, for every later key. "features": floating-point
     data. "fixed": the example itself, in every call of the checks. None: found out by what the
     module does with it."""
     range: tuple[float, float] | None = None
@@ -111,6 +118,8 @@ class InputSpec:
         """What the contract says of it; None: its dtype, axes and vocabulary say it all."""
         if self.kind == "mask" and self.mask_values is not None:
             return "hide_mask" if self.mask_values == (False, True) else "keep_mask"
+        if self.kind == "pairs":
+            return _causal_kind(self.mask_values)
         says_more = self.is_declared or self.kind in ("values", "flags")
         return self.kind if says_more and self.kind != "mask" else None
 
@@ -118,9 +127,16 @@ class InputSpec:
     def assumption(self) -> str | None:
         """What was assumed of its values, in one sentence; None: nothing to speak of."""
         is_row = "seq" not in self.axes.values() and self.kind in ("ids", "lengths")
-        if not self.reason or self.is_declared or not (is_row or self.kind in ("values", "flags")):
+        speaks = is_row or self.kind in ("values", "flags", "pairs")
+        if not self.reason or self.is_declared or not speaks:
             return None
-        words = {"ids": "ids", "values": "numbers", "flags": "0 or 1", "lengths": "lengths"}
+        words = {
+            "ids": "ids",
+            "values": "numbers",
+            "flags": "0 or 1",
+            "lengths": "lengths",
+            "pairs": "a mask that hides every later key from its query",
+        }
         low, high = self.value_range or (0, self.vocab_size)
         valid = f" in [{low:g}, {high:g})" if high is not None else ""
         return f"{self.name}: {words[self.kind]}{valid}, as {self.reason}"
@@ -172,6 +188,8 @@ class InputSpec:
             return self._flags(shape, generator)
         if self.kind == "mask":
             return self._mask(shape, padding)
+        if self.kind == "pairs":
+            return self._pairs(shape, generator)
         if self.kind == "positions":
             return self._positions(shape, sizes)
         if self.kind == "lengths":
@@ -197,6 +215,22 @@ class InputSpec:
             if label in ("seq", "total_seq"):
                 raised.select(axis, 0).fill_(False)
         return (raised ^ bool(usual)).to(self.example.dtype)
+
+    def _pairs(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Every later key hidden, and at random some earlier ones, but never the query's own.
+
+        The others have the values that those have in the example.
+        """
+        queries, keys = _pair_axes(self.axes)
+        _, hide = self.mask_values or (True, False)
+        pool = self.example.movedim((queries, keys), (-2, -1))
+        kept = pool[(pool != hide) & ~_later(*pool.shape[-2:])]
+        mask = torch.full(shape, hide, dtype=self.example.dtype).movedim((queries, keys), (-2, -1))
+        drawn = kept[torch.randint(kept.numel(), mask.shape, generator=generator)]
+        own = ~_later(*mask.shape[-2:]) & _later(*mask.shape[-2:], ahead=-1)
+        seen = own | (torch.rand(mask.shape, generator=generator) < 0.8)
+        mask.copy_(torch.where(seen & ~_later(*mask.shape[-2:]), drawn, mask))
+        return mask.movedim((-2, -1), (queries, keys)).contiguous()
 
     def _mask(self, shape: tuple[int, ...], padding: Padding) -> Tensor:
         keep, drop = self.mask_values or _mask_values(self.example)
@@ -278,7 +312,7 @@ def describe_inputs(
             kind=(kind := _kind(name, example, labels)),
             reason="the example holds nothing else" if kind == "flags" else "",
         )
-        specs.append(_as_said(spec, said))
+        specs.append(_as_said(_with_pairs(spec), said))
     if not any("seq" in spec.axes.values() for spec in specs):
         raise ValueError(
             f"no input has a sequence axis (inputs: {', '.join(names)}); "
@@ -353,7 +387,14 @@ def _as_said(spec: InputSpec, said: Input) -> InputSpec:
         )
     if kind == "positions" and not {"seq", "total_seq"} & set(spec.axes.values()):
         raise ValueError(f"inputs[{spec.name!r}]: positions have the axis 'seq' or 'total_seq'")
-    spec = replace(spec, is_declared=True, reason="declared")
+    if kind in get_args(CausalKind):
+        if spec.kind != "pairs" or _causal_kind(spec.mask_values) != kind:
+            raise ValueError(
+                f"inputs[{spec.name!r}]: the example is not of kind {kind!r}; it has two axes of "
+                "positions, queries before keys, and one value for every key after its query"
+            )
+        return replace(spec, is_declared=True, reason="declared")
+    spec = replace(spec, is_declared=True, reason="declared", mask_values=None)
     if kind == "keep_mask" or kind == "hide_mask":  # noqa: PLR1714 - for the type checker
         return replace(spec, kind="mask", mask_values=_declared_values(example, kind))
     if kind == "ids":
@@ -470,6 +511,48 @@ def _kind(name: str, example: Tensor, axes: Mapping[int, str]) -> Kind:
     if labels & {"seq", "total_seq"} and _is_positions(name):
         return "positions"
     return "ids"
+
+
+def _pair_axes(axes: Mapping[int, str]) -> tuple[int, int]:
+    """The axes of queries and of keys: the last two of positions."""
+    found = sorted(axis for axis, label in axes.items() if label in ("seq", "total_seq"))
+    return found[-2], found[-1]
+
+
+def _later(queries: int, keys: int, ahead: int = 0) -> Tensor:
+    """Where the key comes after the query, by more than `ahead`; both end at the last position."""
+    distance = torch.arange(keys) - (keys - queries) - torch.arange(queries)[:, None]
+    return distance > ahead
+
+
+def _with_pairs(spec: InputSpec) -> InputSpec:
+    """`spec` as a causal mask, where its example is one: a value of its own for all later keys."""
+    positions = [label for label in spec.axes.values() if label in ("seq", "total_seq")]
+    example = spec.example
+    if len(positions) != 2 or example.is_complex() or not example.numel():
+        return spec
+    pairs = example.movedim(_pair_axes(spec.axes), (-2, -1))
+    queries, keys = pairs.shape[-2:]
+    if keys < queries or queries < 2:
+        return spec
+    hidden = pairs[_later(queries, keys).expand(pairs.shape)].unique()
+    own = pairs[..., torch.arange(queries), torch.arange(queries) + keys - queries]
+    if hidden.numel() != 1 or bool((own == hidden).any()):
+        return spec
+    hide = hidden.item()
+    is_bias = example.is_floating_point() and hide <= -1e4
+    kept = pairs[pairs != hide].unique()
+    if not is_bias and (kept.numel() != 1 or {hide, kept.item()} != {0, 1}):
+        return spec
+    values = (0.0, hide) if is_bias else (kept.item(), hide)
+    return replace(spec, kind="pairs", mask_values=values, reason="the example is one")
+
+
+def _causal_kind(values: tuple[float | bool, float | bool] | None) -> CausalKind:
+    keep, hide = values or (True, False)
+    if hide not in (0, 1):
+        return "causal_bias"
+    return "causal_mask" if keep else "causal_hide_mask"
 
 
 def _are_flags(example: Tensor, axes: Mapping[int, str]) -> bool:

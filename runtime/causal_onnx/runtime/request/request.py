@@ -382,7 +382,7 @@ def _check_finite(spec: TensorSpec, array: Array, unbatched: bool) -> None:
     if array.dtype.kind != "f":
         return
     finite = np.isfinite(array)
-    if spec.kind == "attention_mask":  # it hides by -inf
+    if spec.kind == "causal_bias":  # it hides by -inf
         finite |= np.isneginf(array)
     if finite.all():
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,11 +14,18 @@ from causal_onnx.export.analysis.branches import missed_branches
 from causal_onnx.export.analysis.elements import Known
 from causal_onnx.export.analysis.evaluate import evaluate
 from causal_onnx.export.analysis.interpret import Run
-from causal_onnx.export.analysis.signature import InputAxes, slots_bound
+from causal_onnx.export.analysis.signature import CAUSAL_ROLES, InputAxes, slots_bound
 from causal_onnx.export.proof.judge import reads
 from causal_onnx.export.proof.symbolic import arranging, attending, computing
 from causal_onnx.export.proof.symbolic.adopt import Evidence, adopt
-from causal_onnx.export.proof.symbolic.expression import UNKNOWN, Constant, Expression, linear
+from causal_onnx.export.proof.symbolic.expression import (
+    UNKNOWN,
+    AtLeastZero,
+    Constant,
+    Expression,
+    Select,
+    linear,
+)
 from causal_onnx.export.proof.symbolic.implication import at
 from causal_onnx.export.proof.symbolic.poly import ZERO, Poly, symbol
 from causal_onnx.export.proof.symbolic.registry import RULES, Given, SymbolicContext, whole
@@ -137,12 +145,24 @@ class Prover:
             value = linear(symbol(axes[-1][0]) + first)
         elif spec.role == "mask" and len(axes) == 2:
             value = Constant(1.0)
+        elif spec.role in CAUSAL_ROLES:
+            value = self.causal(spec, axes)
         elif spec.role == "lengths":
             less = 1 if "seqlens_k" in spec.name and "total" not in spec.name else 0
             value = linear(self.space.total - less)
             if not axes or axes == ((),):
                 held = (self.space.total - less,)
         return Symbolic(axes, value=value, ints=held, known=True)
+
+    def causal(self, spec: InputAxes, axes: tuple[tuple[str, ...], ...]) -> Expression:
+        """A mask that hides every later key, whatever else it holds."""
+        query, key = (
+            (symbol(axes[i][0]) if axes[i] else ZERO) + self.space.total - self.size(spec.axes[i])
+            for i in spec.pair_axes
+        )
+        is_later = AtLeastZero(key - query - 1)
+        hidden = {"causal_mask": 0.0, "causal_hide_mask": 1.0, "causal_bias": -math.inf}
+        return Select(is_later, Constant(hidden[spec.role]), UNKNOWN)
 
     def lookup(self, value: ir.Value | None) -> Given:
         if value is None:
