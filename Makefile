@@ -70,6 +70,11 @@ format: setup  ## Format the code and mend what ruff can
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
+.PHONY: docs
+docs: setup  ## The documentation's site; writes build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "build/site/index.html"
+
 .PHONY: bench
 bench: setup  ## Time modules and language models against their peers; writes bench/README.md
 	@$(BIN)/python -m bench

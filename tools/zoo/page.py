@@ -375,7 +375,13 @@ def _quoted(text: str, longest: int = 400) -> str:
         short = " ".join(words)
     if len(short) > longest:
         short = short[: longest - 1] + "…"
-    return short.replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+    return (
+        short.replace("<", "&lt;")
+        .replace("|", "\\|")
+        .replace("*", "\\*")
+        .replace("_", "\\_")
+        .replace("[", "\\[")
+    )
 
 
 def _mutants(results: Results) -> Iterator[str]:
