@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from causal_onnx.runtime import ArtifactError, Contract, TensorSpec
-from causal_onnx.runtime.contract import FORMAT, describe_all
+from causal_onnx.runtime.contract import FORMAT, FreeAxis, describe_all
 
 IDS = TensorSpec(name="input_ids", dtype="int64", axes=("batch", "seq"), vocab_size=7)
 LOGITS = TensorSpec(name="logits", dtype="float32", axes=("batch", "seq", 7))
@@ -18,6 +18,9 @@ CONTRACT = Contract(
 
 def changed(**changes: Any) -> str:
     return json.dumps({**json.loads(CONTRACT.to_json()), **changes})
+
+
+MEMORY = TensorSpec(name="m", dtype="float32", axes=("batch", "frames", 4))
 
 
 def spec_with(**changes: Any) -> list[dict[str, Any]]:
@@ -171,3 +174,28 @@ def test_an_input_that_its_dtype_and_axes_explain_has_no_key_of_it() -> None:
 def test_a_kind_or_range_that_is_none_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         Contract.from_json(changed(inputs=spec_with(**change)))
+
+
+def test_free_axes_survive_the_round_trip() -> None:
+    free = (FreeAxis(name="frames", largest=40),)
+    contract = replace(CONTRACT, inputs=(IDS, MEMORY), free_axes=free)
+    assert Contract.from_json(contract.to_json()) == contract
+    assert "free_axes" not in json.loads(CONTRACT.to_json())
+
+
+@pytest.mark.parametrize(
+    ("free", "message"),
+    [
+        ([], "m: axis names are batch, seq, .* got 'frames'"),
+        ([{"name": "frames"}, {"name": "other"}], "free_axes names axes of inputs, each once"),
+        ([{"name": "frames"}, {"name": "seq"}], "needs a name of its own, got 'seq'"),
+        ([{"name": "frames", "largest": 0}], "largest must be a positive integer"),
+    ],
+)
+def test_free_axes_that_do_not_fit_the_inputs_are_refused(
+    free: list[dict[str, Any]], message: str
+) -> None:
+    inputs = [*json.loads(CONTRACT.to_json())["inputs"], spec_with()[0]]
+    inputs[1] |= {"name": "m", "axes": ["batch", "frames", 4]}
+    with pytest.raises(ArtifactError, match=message):
+        Contract.from_json(changed(inputs=inputs, free_axes=free))

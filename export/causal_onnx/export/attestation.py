@@ -303,6 +303,8 @@ def _certificate(
     static_seconds: float,
 ) -> Certificate:
     verdict, reason = proof.verdict, proof.reason
+    if verdict == "causal" and signature.free_axes:
+        reason += f", whatever stands in {' and '.join(signature.free_axes)}"
     if verdict != "not_causal" and check.leaks:
         worst = max(check.leaks, key=lambda case: case.leak)
         reason = (

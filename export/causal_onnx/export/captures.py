@@ -82,6 +82,14 @@ def _within_domain(capture: Capture, subject: Subject) -> tuple[Subject, bool]:
             note = f"the file takes at most {bound.largest} positions: {text}"
         elif beyond.error is None:
             note = crops(subject.source, bound.largest)
+    for axis in contract.free_axes:
+        allowed = capture.domain.free_bound(axis.name, axis.largest)
+        if allowed is not None:
+            raise ExportError(
+                f"the captured graph is not valid for {axis.name} of {allowed[0] + 1} "
+                f"({allowed[1]}), which {subject.name} itself takes. Remedy: build masks and "
+                f"positions along {axis.name} from the input's shape, without Python branches on it"
+            )
     if capture.is_warm:
         note = (
             f"the module grows buffers on demand; they were filled to {contract.max_seq_len} "

@@ -14,13 +14,13 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.precision.choose import in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
-from causal_onnx.export.source.inputs import CallSizes, Input, InputSpec
+from causal_onnx.export.source.inputs import CallSizes, Input, InputSpec, free_axes
 from causal_onnx.export.source.language import special_tokens, trained_length
 from causal_onnx.export.source.meaning import find_meanings
 from causal_onnx.export.source.module import Axes, Example, Observed, Source, open_source
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
 from causal_onnx.export.source.padding_mask import fill_padding
-from causal_onnx.runtime.contract import LARGEST_AXIS, Contract, TensorSpec
+from causal_onnx.runtime.contract import LARGEST_AXIS, Contract, FreeAxis, TensorSpec
 
 __all__ = ["Subject", "crops", "other_sizes", "prepare"]
 
@@ -116,6 +116,7 @@ def prepare(
             inputs=tuple(map(_described, specs)),
             outputs=outputs,
             max_seq_len=lengths.limit,
+            free_axes=opened.free_axes,
             min_seq_len=fixed_seq or 1,
             unbatched=probe.takes_unbatched(source.fresh(), specs, sizes),
             form=target,
@@ -140,6 +141,7 @@ class _Opened:
     reference: Source
     full: Source | None
     specs: tuple[InputSpec, ...]
+    free_axes: tuple[FreeAxis, ...]
     precision: str
     warnings: list[str]
 
@@ -157,6 +159,10 @@ def _open(
     whole, specs = open_source(module, example, axes, inputs)
     probe.refuse_broken(whole.fresh(), specs)
     specs = find_meanings(whole.fresh(), specs)
+    free = tuple(
+        FreeAxis(name=name, largest=probe.find_free_limit(whole, specs, name))
+        for name in free_axes(specs)
+    )
     filled = None
     if cache:
         whole, specs, filled = fill_padding(whole, specs)
@@ -173,6 +179,7 @@ def _open(
         reference=reference,
         full=whole.fresh().float() if is_lower else None,
         specs=specs,
+        free_axes=free,
         precision=found,
         warnings=warnings,
     )
@@ -247,10 +254,12 @@ def other_sizes(
     Raises:
         ExportError: It accepts no other length.
     """
+    free = tuple((name, size - 1) for name, size in sizes.free)
     if fixed_seq is not None:
-        return replace(sizes, batch=sizes.batch - 1)
+        return replace(sizes, batch=sizes.batch - 1, free=free)
     for seq in (sizes.seq - 1, sizes.seq - 2, sizes.seq + 1, 1):
-        other = CallSizes(batch=sizes.batch - 1, seq=seq, past=max(sizes.past - 2, 0))
+        past = max(sizes.past - 2, 0)
+        other = CallSizes(batch=sizes.batch - 1, seq=seq, past=past, free=free)
         if seq >= 1 and seq != other.batch and probe.runs(source, specs, other):
             return other
     raise ExportError(

@@ -29,6 +29,7 @@ __all__ = [
     "CachePair",
     "ComputedInput",
     "Contract",
+    "FreeAxis",
     "TensorSpec",
     "describe_all",
     "read_document",
@@ -50,7 +51,8 @@ LAST_ONLY = "last_only"
 """An input, bool (), of value false where it is left out; see `Contract.last_only`."""
 
 AXIS_NAMES = ("batch", "seq", "past_seq", "total_seq")
-"""The symbolic axes an artifact may have; every other axis is a fixed size."""
+"""The symbolic axes that every artifact knows. Others are free axes, with names of their own, which
+the contract lists; every other axis is a fixed size."""
 
 LARGEST_AXIS = 1 << 20
 """The largest size of a symbolic axis in a call: a million positions, or sequences. The scan of
@@ -101,7 +103,8 @@ class TensorSpec:
     dtype: str
     """A numpy dtype name, or "bfloat16"."""
     axes: tuple[str | int, ...]
-    """One entry per axis: a symbolic name (`AXIS_NAMES`, `SLOT_AXES`) or a fixed size."""
+    """One entry per axis: a symbolic name (`AXIS_NAMES`, `SLOT_AXES`, a free axis) or a fixed size.
+    """
     vocab_size: int | None = None
     """For an input of token ids: every id must lie in [0, vocab_size)."""
     kind: str | None = None
@@ -121,11 +124,8 @@ class TensorSpec:
                 raise ValueError(f"{self.name}: an axis is a name or a size, got {axis!r}")
             if isinstance(axis, int) and axis < 1:
                 raise ValueError(f"{self.name}: a fixed axis must be 1 or more, got {axis}")
-            if isinstance(axis, str) and axis not in (*AXIS_NAMES, *SLOT_AXES):
-                raise ValueError(
-                    f"{self.name}: axis names are {', '.join((*AXIS_NAMES, *SLOT_AXES))}, "
-                    f"got {axis!r}"
-                )
+            if isinstance(axis, str) and not axis.isidentifier():
+                raise ValueError(f"{self.name}: the name of an axis is an identifier, got {axis!r}")
         for axis in ("batch", "past_seq", "total_seq", *SLOT_AXES):
             if self.axes.count(axis) > 1:
                 raise ValueError(f"{self.name}: the axis {axis!r} appears twice")
@@ -197,6 +197,25 @@ def describe_all(specs: Sequence[TensorSpec]) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FreeAxis:
+    """An axis beside the batch and the positions, of any size: frames, memory, source text."""
+
+    name: str
+    largest: int | None = None
+    """The largest size that the source accepts; None: no limit is known."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise ValueError(f"the name of an axis is an identifier, got {self.name!r}")
+        if self.name in (*AXIS_NAMES, *SLOT_AXES):
+            raise ValueError(f"a free axis needs a name of its own, got {self.name!r}")
+        if self.largest is not None and (type(self.largest) is not int or self.largest < 1):
+            raise ValueError(
+                f"{self.name}: largest must be a positive integer or None, got {self.largest!r}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CachePair:
     """An input of past keys or values, and the output that is the past of the next call."""
 
@@ -260,6 +279,8 @@ class Contract:
     size that is not sliced)."""
     unbatched: bool = False
     """The source takes inputs without the batch axis too; the runtime then adds and removes it."""
+    free_axes: tuple[FreeAxis, ...] = ()
+    """The symbolic axes beside `AXIS_NAMES` and `SLOT_AXES`."""
     form: str = "portable"
     """How attention is written in the graph: "ort", "portable" or "tiled"; "foreign": as another
     exporter did."""
@@ -315,6 +336,7 @@ class Contract:
         if not isinstance(self.unbatched, bool):
             raise ValueError(f"unbatched must be true or false, got {self.unbatched!r}")
         self._check_tokens()
+        self._check_free_axes()
         inputs = {spec.name for spec in self.inputs}
         outputs = {spec.name for spec in self.outputs}
         for pair in self.cache:
@@ -344,6 +366,20 @@ class Contract:
                 f"min_seq_len must be in [1, max_seq_len], got {self.min_seq_len} with max_seq_len "
                 f"{self.max_seq_len}"
             )
+
+    def _check_free_axes(self) -> None:
+        """Every axis has a name that is known, and every free axis is one of an input."""
+        names = [axis.name for axis in self.free_axes]
+        known = (*AXIS_NAMES, *SLOT_AXES, *names)
+        for spec in (*self.inputs, *self.outputs):
+            for axis in spec.axes:
+                if isinstance(axis, str) and axis not in known:
+                    raise ValueError(
+                        f"{spec.name}: axis names are {', '.join(known)}, got {axis!r}"
+                    )
+        given = {axis for spec in self.inputs for axis in spec.axes}
+        if len(set(names)) != len(names) or not set(names) <= given:
+            raise ValueError(f"free_axes names axes of inputs, each once, got {', '.join(names)}")
 
     def _check_tokens(self) -> None:
         """Special tokens are ids, and of the vocabulary where that is known."""
@@ -460,6 +496,8 @@ class Contract:
             data["cache"] = tuple(CachePair(**_known(item, CachePair)) for item in pairs)
             computed = data.get("computed", ())
             data["computed"] = tuple(ComputedInput(**_known(i, ComputedInput)) for i in computed)
+            free = data.get("free_axes", ())
+            data["free_axes"] = tuple(FreeAxis(**_known(item, FreeAxis)) for item in free)
             data["eos_token_ids"] = tuple(data.get("eos_token_ids", ()))
             return cls(**_known(data, cls))
         except KeyError as error:
@@ -469,7 +507,7 @@ class Contract:
 
 
 _LATER_OF_TENSORS = ("kind", "value_range")
-_LATER = ("eos_token_ids", "bos_token_id", "pad_token_id", "computed", "ragged")
+_LATER = ("eos_token_ids", "bos_token_id", "pad_token_id", "computed", "ragged", "free_axes")
 
 
 def read_document(text: str, *, what: str) -> dict[str, Any]:

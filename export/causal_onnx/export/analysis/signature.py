@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,7 +11,15 @@ import onnx_ir as ir
 from causal_onnx.runtime.contract import AXIS_NAMES, CONTRACT_KEY, Contract
 from causal_onnx.runtime.errors import ArtifactError
 
-__all__ = ["CAUSAL_ROLES", "CONTROL_ROLES", "InputAxes", "Signature", "Sizes", "read_signature"]
+__all__ = [
+    "CAUSAL_ROLES",
+    "CONTROL_ROLES",
+    "InputAxes",
+    "Signature",
+    "Sizes",
+    "axis_name",
+    "read_signature",
+]
 
 Axis = str | int
 
@@ -106,6 +114,8 @@ class Signature:
     """The graph's own names of its axes -> ours."""
     row_mask: str | None = None
     """The input by which the rows of a derived cache find their place (`Contract.mask`)."""
+    free_axes: tuple[str, ...] = ()
+    """Those of `symbols` that the contract lists."""
     fixed_seq: int | None = None
     """The one length of a graph that was exported without a free length."""
 
@@ -230,7 +240,8 @@ def read_signature(
         if given is not None and any(not -len(own) <= axis < len(own) for axis in given):
             raise ValueError(f"axes[{name!r}]: {dict(given)} for a tensor of rank {len(own)}")
         specs.append(_spec(value, own, given, contract, aliases))
-    _unify(specs, dims, aliases)
+    free = () if contract is None else tuple(axis.name for axis in contract.free_axes)
+    _unify(specs, dims, aliases, free)
     if not any("seq" in spec.axes for spec in specs):
         specs = [_by_rank(spec) for spec in specs]
     if not any(spec.position_axis is not None for spec in specs):
@@ -261,6 +272,7 @@ def read_signature(
         max_seq_len=None if contract is None else contract.max_seq_len,
         row_mask=None if contract is None else contract.mask,
         symbols=tuple(symbols),
+        free_axes=free,
         names=aliases,
     )
 
@@ -334,7 +346,10 @@ def _spec(
 
 
 def _unify(
-    specs: list[InputAxes], dims: Mapping[str, Sequence[Axis]], aliases: dict[str, str]
+    specs: list[InputAxes],
+    dims: Mapping[str, Sequence[Axis]],
+    aliases: dict[str, str],
+    free: Collection[str],
 ) -> None:
     """A name that is ours in one input is the same axis in the others; then the roles decide."""
     for spec in specs:
@@ -345,8 +360,12 @@ def _unify(
         axes = tuple(aliases.get(a, a) if isinstance(a, str) else a for a in spec.axes)
         specs[index] = _replace(spec, axes)
     has_past = any(spec.role == "past" and _free(spec) for spec in specs)
+    if any("seq" in spec.axes for spec in specs):
+        # A mask over what another input holds: of the memory, not of the positions.
+        tokens = [spec for spec in specs if spec.role == "tokens"]
+        free = {*free, *(axis for spec in tokens for axis in spec.axes if isinstance(axis, str))}
     for index, spec in enumerate(specs):
-        specs[index] = _by_role(spec, has_past=has_past)
+        specs[index] = _by_role(spec, has_past=has_past, free=free)
 
 
 def _replace(spec: InputAxes, axes: Sequence[Axis], *, guessed: bool | None = None) -> InputAxes:
@@ -363,13 +382,15 @@ def _free(spec: InputAxes) -> list[int]:
     return [i for i, axis in enumerate(spec.axes) if isinstance(axis, str)]
 
 
-def _by_role(spec: InputAxes, *, has_past: bool) -> InputAxes:
+def _by_role(spec: InputAxes, *, has_past: bool, free: Collection[str]) -> InputAxes:
     """Name the axes that only the role of the input tells."""
     axes = list(spec.axes)
     rank = len(axes)
 
     def name(index: int, word: str) -> None:
         own = axes[index]
+        if own in free:
+            return
         if isinstance(own, str) and own not in AXIS_NAMES and slots_bound(own) is None:
             axes[index] = word
 

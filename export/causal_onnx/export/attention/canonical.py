@@ -127,9 +127,9 @@ def canonicalise(
 
 def _analysis(model: ir.Model, max_seq_len: int | None) -> Analysis:
     signature = replace(read_signature(model), max_seq_len=max_seq_len)
-    sizes: Sequence[Sizes] = probing_sizes(max_seq_len)
+    sizes: Sequence[Sizes] = probing_sizes(max_seq_len, signature.symbols)
     if signature.fixed_seq is not None:
-        sizes = [Sizes(batch=2, seq=signature.fixed_seq)]
+        sizes = [replace(sizes[0], seq=signature.fixed_seq)]
     constants = Constants()
     runs = [run(model, signature, size, constants) for size in sizes]
     return Analysis(model, signature, constants, runs)

@@ -160,9 +160,9 @@ def footprint_by_positions(analysis: Analysis, core: AttentionCore) -> tuple[Foo
         return unknown
     found: list[Seen] = []
     has_bias = False
-    batch = analysis.runs[0].sizes.batch
+    base = analysis.runs[0].sizes
     for length in sorted(lengths):
-        run = analysis.blank(Sizes(batch=batch, seq=length))
+        run = analysis.blank(Sizes(batch=base.batch, seq=length, other=base.other))
         if run is None:
             return unknown
         masked = mask_at(core, run)

@@ -24,7 +24,7 @@ from causal_onnx.export.capture.grown_buffers import grows, without_caches
 from causal_onnx.export.capture.guards import Domain, read_domain
 from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.outcome import Refusal, ask, handed_over
-from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, free_axes, make_inputs
 from causal_onnx.export.source.module import Observed, Source
 from causal_onnx.export.source.probe import runs
 from causal_onnx.export.torch_patches.patched import patched
@@ -83,7 +83,8 @@ def capture_sizes(
     }
     limit = max_seq_len if max_seq_len is not None else 64
     if fixed_seq is not None:
-        return CallSizes(batch=_first((3, 5, 2, 4, 6), {fixed_seq}, taken), seq=fixed_seq)
+        sizes = CallSizes(batch=_first((3, 5, 2, 4, 6), {fixed_seq}, taken), seq=fixed_seq)
+        return _with_free(sizes, specs, taken)
     by_preference = [7, 11, 13, 9, 10, 12, 14, 15, 17, 19, 6, 5, 23, 8, 16, 4, 3, 32, 64, 2]
     lengths = [n for n in by_preference if n < limit and n not in taken]
     lengths += [n for n in by_preference if n <= limit and n not in lengths]
@@ -92,6 +93,7 @@ def capture_sizes(
         sizes = CallSizes(
             batch=batch, seq=seq, past=_first((5, 4, 6, 8, 10, 3), {seq, batch}, taken)
         )
+        sizes = _with_free(sizes, specs, taken)
         if runs(source, specs, sizes):
             return sizes
     raise ExportError(
@@ -99,6 +101,17 @@ def capture_sizes(
         f"(tried {sorted(lengths)}); an example of that length shows the error: "
         f"{type(source.module).__name__}()(example)"
     )
+
+
+def _with_free(sizes: CallSizes, specs: Sequence[InputSpec], taken: set[int]) -> CallSizes:
+    """`sizes` with one for each free axis, unlike the others."""
+    used = {sizes.batch, sizes.seq, sizes.past}
+    found = []
+    for name in free_axes(specs):
+        size = _first((10, 13, 9, 11, 14, 12, 15), used | {n - 1 for n in used}, taken)
+        used |= {size, size - 1}
+        found.append((name, size))
+    return replace(sizes, free=tuple(found))
 
 
 def _first(preferred: Sequence[int], never: set[int], better_not: set[int]) -> int:

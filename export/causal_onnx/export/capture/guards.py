@@ -20,7 +20,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.source.inputs import CallSizes, InputSpec
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, free_axes
 
 __all__ = ["LONGEST_CHECKED", "Bound", "Domain", "PyTorchsCheck", "read_domain"]
 
@@ -179,6 +179,9 @@ class Domain:
     def _failing(self, condition: _Condition) -> list[CallSizes]:
         """Sizes that break an exclusion and are not always compared."""
         past = 5 if any("past_seq" in spec.axes.values() for spec in self._specs) else 0
+        used = [axis for axis in free_axes(self._specs) if axis in condition.axes]
+        if used:
+            return self._failing_free(condition, used[0], past)
         tried = [CallSizes(batch=2, seq=n, past=past) for n in range(4, LONGEST_CHECKED + 1)]
         tried += [CallSizes(batch=n, seq=7, past=past) for n in range(3, 65) if n != 5]
         if past:
@@ -192,6 +195,34 @@ class Domain:
             ]
         most = self._longest or math.inf
         return [s for s in tried if s.past + s.seq <= most and not condition.holds(s)]
+
+    def _failing_free(self, condition: _Condition, axis: str, past: int) -> list[CallSizes]:
+        """The same for a condition on a free axis."""
+        tried = [CallSizes(batch=2, seq=7, past=past, free=((axis, n),)) for n in range(1, 1025)]
+        if len(condition.axes) > 1:
+            tried += [
+                CallSizes(batch=b, seq=n, past=past, free=((axis, m),))
+                for b in (2, 3)
+                for n in range(4, 41)
+                for m in range(2, 41)
+            ]
+        most = self._longest or math.inf
+        return [s for s in tried if s.past + s.seq <= most and not condition.holds(s)]
+
+    def free_bound(self, axis: str, top: int | None) -> tuple[int, str] | None:
+        """The largest size of a free axis that the guards allow, and what fails beyond it.
+
+        None: they allow every size up to `top`, or where that is None, any.
+        """
+        sizes = [*range(1, (top or LONGEST_CHECKED) + 1)]
+        if top is None:
+            sizes += _some_beyond(LONGEST_CHECKED)
+        for size in sizes:
+            for seq in (1, 7):
+                guard = self.refusal(CallSizes(batch=2, seq=seq, free=((axis, size),)))
+                if guard is not None:
+                    return size - 1, guard
+        return None
 
 
 def _spread(places: Sequence[CallSizes]) -> list[CallSizes]:

@@ -19,7 +19,7 @@ from causal_onnx.export.precision.choose import CODED_BITS, FullPrecision
 from causal_onnx.export.report import ParityCase, ParityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
-from causal_onnx.export.source.inputs import CallSizes, InputSpec, Padding, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, Padding, free_axes, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.source.outputs import dtype_name
 from causal_onnx.runtime import Model
@@ -235,6 +235,8 @@ def _case(
     note = f"{padding} padding" if padding != "none" else ""
     if sizes.past:
         note = f"past {sizes.past}"
+    for axis in free_axes(specs):
+        note = "; ".join(part for part in (note, f"{axis} {sizes.of(axis)}") if part)
 
     def case(error: float, passed: bool, text: str = "") -> ParityCase:
         joined = "; ".join(part for part in (note, text) if part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -15,14 +15,29 @@ from causal_onnx.export.errors import NotSupportedError
 __all__ = ["Axis", "Layouts"]
 
 
-def probing_sizes(max_seq_len: int | None) -> tuple[Sizes, Sizes, Sizes]:
-    """Sizes that differ from each other and from usual widths, so that growth tells what counts."""
+FREE = 5
+"""Of axes that are neither the batch nor positions."""
+
+
+def probing_sizes(max_seq_len: int | None, symbols: Sequence[str]) -> tuple[Sizes, ...]:
+    """Sizes that differ from each other and from usual widths, so that growth tells what counts.
+
+    Args:
+        max_seq_len: The longest sequence; None: any.
+        symbols: Axes that are neither the batch nor positions. Their size changes in one more
+            choice, so that what grows with them is nothing that is known here.
+    """
     seq, longer = (7, 11) if max_seq_len is None or max_seq_len >= 11 else (2, max_seq_len)
     if max_seq_len is not None and max_seq_len < 3:
         raise NotSupportedError(
             f"a length limit of {max_seq_len} is too short to analyse the graph"
         )
-    return Sizes(batch=2, seq=seq), Sizes(batch=2, seq=longer), Sizes(batch=3, seq=seq)
+    other = tuple((name, FREE) for name in symbols)
+    base = Sizes(batch=2, seq=seq, other=other)
+    found = (base, replace(base, seq=longer), replace(base, batch=3))
+    if not symbols:
+        return found
+    return (*found, replace(base, other=tuple((name, FREE + 1) for name in symbols)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +71,7 @@ class Layouts:
     def __init__(self, model: ir.Model, max_seq_len: int | None = None):
         self.model = model
         self.signature: Signature = read_signature(model)
-        self.sizes = probing_sizes(max_seq_len)
+        self.sizes = probing_sizes(max_seq_len, self.signature.symbols)
         self.constants = Constants()
         self.base, *self._others = (
             run(model, self.signature, sizes, self.constants) for sizes in self.sizes
@@ -98,10 +113,10 @@ class Layouts:
         if value.is_initializer() and value.const_value is not None:
             return tuple(Axis(int(str(n))) for n in value.const_value.shape)
         base = _shape(self.base, value)
-        longer, wider = (_shape(other, value) for other in self._others)
-        return tuple(self._axis(seen) for seen in zip(base, longer, wider, strict=True))
+        others = (_shape(other, value) for other in self._others)
+        return tuple(self._axis(seen) for seen in zip(base, *others, strict=True))
 
-    def _axis(self, seen: tuple[int, int, int]) -> Axis:
+    def _axis(self, seen: tuple[int, ...]) -> Axis:
         for batches in (0, 1):
             for seqs in (0, 1, 2):
                 unit = self.sizes[0].batch ** batches * self.sizes[0].seq ** seqs

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from causal_onnx.export.analysis.signature import axis_name
 from causal_onnx.runtime.contract import AXIS_NAMES
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "InputSpec",
     "changed_values",
     "describe_inputs",
+    "free_axes",
     "infer_axes",
     "make_inputs",
 ]
@@ -31,6 +33,9 @@ Declared = Literal[
     CausalKind,
 ]  # fmt: skip
 Padding = Literal["none", "left", "right"]
+
+FREE_SIZES = (4, 9, 1, 6, 2, 17, 3)
+"""Of axes that are neither the batch nor positions. A module must take all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +83,9 @@ class CallSizes:
     batch: int
     seq: int
     past: int = 0
+    free: tuple[tuple[str, int], ...] = ()
+    """Sizes of axes with names of their own; what is not among them goes with the length, up and
+    down, so that calls of several lengths have several sizes."""
 
     def of(self, axis: str) -> int:
         """The size of the axis `axis`; `total_seq` is `past_seq + seq`."""
@@ -90,7 +98,8 @@ class CallSizes:
                 return self.past
             case "total_seq":
                 return self.past + self.seq
-        raise ValueError(f"axes are {', '.join(AXIS_NAMES)}, got {axis!r}")
+        usual = FREE_SIZES[(self.seq + sum(axis.encode())) % len(FREE_SIZES)]
+        return dict(self.free).get(axis, usual)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +125,9 @@ class InputSpec:
     @property
     def contract_kind(self) -> str | None:
         """What the contract says of it; None: its dtype, axes and vocabulary say it all."""
-        if self.kind == "mask" and self.mask_values is not None:
-            return "hide_mask" if self.mask_values == (False, True) else "keep_mask"
+        if self.kind == "mask" and (self.mask_values is not None or free_axes([self])):
+            values = self.mask_values or _mask_values(self.example)
+            return "hide_mask" if values == (False, True) else "keep_mask"
         if self.kind == "pairs":
             return _causal_kind(self.mask_values)
         says_more = self.is_declared or self.kind in ("values", "flags")
@@ -272,6 +282,12 @@ def changed_values(spec: InputSpec, old: Tensor) -> Tensor:
         return (1 - old.to(torch.int8)).to(old.dtype)
     low, high = map(int, spec.drawn_from)
     return ((old.long() - low + 1) % (high - low) + low).to(old.dtype)
+
+
+def free_axes(specs: Sequence[InputSpec]) -> tuple[str, ...]:
+    """The axes of the inputs that are neither the batch nor positions."""
+    names = (label for spec in specs for label in spec.axes.values() if label not in AXIS_NAMES)
+    return tuple(dict.fromkeys(names))
 
 
 def describe_inputs(
@@ -470,10 +486,14 @@ def _check_axes(name: str, example: Tensor, axes: Mapping[int, str]) -> None:
     for axis, label in axes.items():
         if not -example.ndim <= axis < example.ndim:
             raise ValueError(f"axes of {name!r}: axis {axis} is out of range for {example.ndim}-D")
-        if label not in AXIS_NAMES:
+        if label in AXIS_NAMES:
+            continue
+        meant = axis_name(label) if isinstance(label, str) else None
+        if meant is not None or not isinstance(label, str) or not label.isidentifier():
             raise ValueError(
-                f"axes of {name!r}: names are {', '.join(AXIS_NAMES)}, "
-                f"got {label!r} for axis {axis}"
+                f"axes of {name!r}: names are {', '.join(AXIS_NAMES)}, or one of your own for an "
+                f"axis that is none of these (frames, memory), got {label!r} for axis {axis}"
+                + (f"; write {meant!r}" if meant is not None else "")
             )
     if len({axis % max(example.ndim, 1) for axis in axes}) != len(axes):
         raise ValueError(f"axes of {name!r} names one axis twice: {dict(axes)}")

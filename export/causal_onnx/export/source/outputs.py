@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, free_axes, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import TensorSpec
 
@@ -48,6 +48,7 @@ def describe_outputs(
     labels = ["batch", "seq"]
     if any("past_seq" in spec.axes.values() for spec in specs):
         labels += ["total_seq", "past_seq"]
+    labels += free_axes(specs)
     return tuple(
         TensorSpec(
             name=name,

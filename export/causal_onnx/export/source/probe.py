@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.dry_run import dry_run
-from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
+from causal_onnx.export.source.inputs import FREE_SIZES, CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.torch_patches.user_code import user_line
 
@@ -23,6 +23,7 @@ __all__ = [
     "Beyond",
     "at_length",
     "find_fixed_seq",
+    "find_free_limit",
     "find_max_seq_len",
     "refuse_random",
     "refuse_rigid",
@@ -303,7 +304,45 @@ def find_max_seq_len(source: Source, specs: Sequence[InputSpec]) -> int | None:
     fixed = {size for s in specs for axis, size in enumerate(s.example.shape) if axis not in s.axes}
     numbers = {*_numbers(source), *fixed, LONGEST_PROBE}
     candidates = sorted(n for n in numbers if known <= n <= LARGEST_LIMIT)
-    accepts = _acceptance(source, specs, known)
+    return _largest(_acceptance(source, specs, known), known, candidates)
+
+
+def find_free_limit(source: Source, specs: Sequence[InputSpec], axis: str) -> int | None:
+    """The largest size of a free axis that the module accepts, by trying; None: no limit met.
+
+    Raises:
+        ExportError: It does not take every small size.
+    """
+    seq = min(_example_size(specs, "seq") or 1, 3)
+
+    def inputs(size: int) -> tuple[Tensor, ...]:
+        return make_inputs(specs, CallSizes(batch=1, seq=seq, free=((axis, size),)))
+
+    def accepts(size: int) -> bool | None:
+        if size > SHORT:
+            found = dry_run(source.fresh(), inputs(size))
+            if found.accepted is not None or found.largest > REAL_ELEMENTS:
+                return found.accepted
+        return _failure(source.fresh(), inputs(size)) is None
+
+    for size in sorted(FREE_SIZES):
+        error = _failure(source.fresh(), inputs(size))
+        if error is not None:
+            raise ExportError(
+                f"{type(source.module).__name__} does not take {size} for the axis {axis!r}: "
+                f"{type(error).__name__}: {error}. A file takes every size of a free axis from 1 "
+                f"on; leave {axis!r} out of axes to keep it at the size of the example, or pad "
+                "inside forward"
+            ) from error
+    known = max(FREE_SIZES)
+    numbers = {*_numbers(source), LONGEST_PROBE}
+    return _largest(accepts, known, sorted(n for n in numbers if known <= n <= LARGEST_LIMIT))
+
+
+def _largest(
+    accepts: Callable[[int], bool | None], known: int, candidates: Sequence[int]
+) -> int | None:
+    """The largest accepted size, at one of the candidates or between two; None: no limit met."""
     if not candidates or accepts(candidates[-1] + 1):
         return None
     low = known

@@ -21,7 +21,7 @@ _sdpa = F.scaled_dot_product_attention
 def replacements(*, zero_masked_rows: bool) -> list[tuple[Any, Callable[..., Any]]]:
     """Pairs of a function of PyTorch and ours; `patched` says what `zero_masked_rows` is for."""
     return [
-        (_sdpa, _attention_zeroing_masked_rows if zero_masked_rows else _attention),
+        (_sdpa, _attention_zeroing_masked_rows if zero_masked_rows else _attention_by_rows),
         (attention_bias.causal_upper_left, _causal_upper_left),
         (attention_bias.causal_lower_right, _causal_lower_right),
     ]
@@ -96,6 +96,23 @@ def _attention(  # noqa: PLR0917 - the signature of what it replaces
         enable_gqa=enable_gqa,
     )
     return result
+
+
+def _attention_by_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *rest: Any,
+    **named: Any,
+) -> Tensor:
+    """Onnxruntime's `Attention` takes a mask with a row for each query, not one of keys alone."""
+    if isinstance(attn_mask, Tensor) and attn_mask.ndim > 1:
+        rows = attn_mask.shape[-2]
+        # A size that may change is no question here: to ask would limit what is captured.
+        if isinstance(rows, int) and rows == 1:
+            attn_mask = attn_mask.expand(*attn_mask.shape[:-2], query.shape[-2], -1)
+    return _attention(query, key, value, attn_mask, *rest, **named)
 
 
 def _attention_zeroing_masked_rows(

@@ -229,6 +229,15 @@ class RequestChecker:
                         f"{sizes['past_seq']} it keeps the last {bounded} at most, so {expected}"
                     )
         self._check_lengths(sizes)
+        self._check_largest(sizes)
+
+    def _check_largest(self, sizes: Mapping[str, int]) -> None:
+        for free in self._contract.free_axes:
+            if free.largest is not None and sizes.get(free.name, 1) > free.largest:
+                raise ValueError(
+                    f"the axis {free.name!r} is {sizes[free.name]}, but this model accepts at most "
+                    f"{free.largest}; shorten the input, or export a module that takes longer ones"
+                )
         for axis, size in sizes.items():
             if size > LARGEST_AXIS:
                 raise ValueError(f"the axis {axis!r} is {size}, expected at most {LARGEST_AXIS}")
