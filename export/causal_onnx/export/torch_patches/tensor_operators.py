@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from causal_onnx.export.outcome import handed_over
 
 __all__ = ["methods", "replacements"]
 
+_original_chunk = torch.chunk
 _original_exp = torch.exp
 _original_get_item = Tensor.__getitem__
 _original_multiply = Tensor.__mul__
 _original_set_item = Tensor.__setitem__
+_original_split = Tensor.split
 
 
 def replacements() -> list[tuple[Any, Callable[..., Any]]]:
@@ -26,6 +29,7 @@ def replacements() -> list[tuple[Any, Callable[..., Any]]]:
         (torch.vstack, _vstack),
         (torch.triu_indices, _triu_indices),
         (torch.tril_indices, _tril_indices),
+        (torch.chunk, _chunk),
     ]
 
 
@@ -38,6 +42,8 @@ def methods() -> dict[str, Callable[..., Any]]:
         "__mul__": _multiply,
         "__rmul__": _multiply,
         "exp": _exp,
+        "chunk": _chunk,
+        "split": _split,
     }
 
 
@@ -56,6 +62,32 @@ def _tril_indices(
     i = torch.arange(row, device=device).unsqueeze(-1)
     j = torch.arange(col, device=device).unsqueeze(0)
     return (j - i <= offset).nonzero().t().to(dtype)
+
+
+def _chunk(input: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
+    """`chunk` of an axis of any size by way of the sizes: the translation's `Split` does not load.
+
+    "Type (tensor(float)) of output arg (split) does not match expected type (seq(tensor(float)))"
+    """
+    length = input.shape[dim]
+    if not isinstance(length, torch.SymInt):
+        return handed_over(_original_chunk, input, chunks, dim)  # type: ignore[no-any-return]
+    if statically_known_true(length % chunks == 0):
+        return handed_over(_original_split, input, [length // chunks] * chunks, dim)  # type: ignore[no-any-return]
+    size = (length + chunks - 1) // chunks
+    sizes = [size] * (chunks - 1)
+    return handed_over(_original_split, input, [*sizes, length - size * (chunks - 1)], dim)  # type: ignore[no-any-return]
+
+
+def _split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> Sequence[Tensor]:
+    """`split` into pieces of a size along an axis of any size, for the same reason."""
+    length, size = tensor.shape[dim], split_size_or_sections
+    is_open = isinstance(length, torch.SymInt) and isinstance(size, int | torch.SymInt)
+    if is_open and statically_known_true(length % size == 0):
+        count = length // size
+        if isinstance(count, int) or count.node.expr.is_number:
+            return handed_over(_original_split, tensor, [size] * int(count), dim)  # type: ignore[no-any-return]
+    return handed_over(_original_split, tensor, size, dim)  # type: ignore[no-any-return]
 
 
 def _unsqueeze(tensor: Tensor, dim: int) -> Tensor:
