@@ -158,12 +158,24 @@ def test_more_drift_than_allowed_is_a_finding(
     assert not (folder / "m.onnx").exists()
 
 
-def test_a_missing_file_is_said_before_pytorch_is_imported(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("missing.py:x", "there is no file missing.py"),
+        ("no_such_module.part:x", "there is no module 'no_such_module'"),
+        ("missing.safetensors", "there is no checkpoint missing.safetensors"),
+    ],
+)
+def test_a_missing_source_is_said_before_pytorch_is_imported(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    target: str,
+    said: str,
 ) -> None:
     monkeypatch.setitem(sys.modules, "causal_onnx.export", None)  # importing it fails
-    assert main(["export", "missing.py:x", "-o", "m.onnx"]) == 1
-    assert "there is no file missing.py" in capsys.readouterr().err
+    assert main(["export", target, "-o", "m.onnx"]) == 1
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

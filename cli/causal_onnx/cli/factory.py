@@ -26,7 +26,8 @@ def split_target(target: str) -> tuple[str, str]:
 
     Raises:
         UsageError: It is not of that form.
-        CommandError: It names a file that is not there: said before PyTorch is imported.
+        CommandError: It names a file or package that is not there: said before PyTorch is
+            imported.
     """
     place, colon, name = target.rpartition(":")
     if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
@@ -35,9 +36,22 @@ def split_target(target: str) -> tuple[str, str]:
             "pkg.module:name or path/file.py:name, where name is a function or class that gives "
             "the module, or the module itself"
         )
-    if _is_file(place) and not Path(place).is_file():
-        raise CommandError(f"there is no file {place}")
+    if _is_file(place):
+        if not Path(place).is_file():
+            raise CommandError(f"there is no file {place}")
+    elif all(part.isidentifier() for part in place.split(".")):
+        top = place.partition(".")[0]
+        with importable(place):
+            if top not in sys.modules and importlib.util.find_spec(top) is None:
+                raise _not_found(top)
     return place, name
+
+
+def _not_found(name: str) -> CommandError:
+    return CommandError(
+        f"there is no module {name!r} on the path or in {Path.cwd()}; "
+        "a file is named with its ending: path/file.py:name"
+    )
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
@@ -122,10 +136,7 @@ def _import(place: str) -> ModuleType:
         return _import_file(Path(place)) if _is_file(place) else importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
-            raise CommandError(
-                f"there is no module {error.name!r} on the path or in {Path.cwd()}; "
-                "a file is named with its ending: path/file.py:name"
-            ) from error
+            raise _not_found(error.name) from error
         raise CommandError(f"importing {place} failed: {error}") from error
     except CommandError:
         raise

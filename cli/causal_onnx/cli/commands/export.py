@@ -168,6 +168,7 @@ def _is_checkpoint(args: argparse.Namespace) -> bool:
 
     Raises:
         UsageError: Options were given that do not go together with it.
+        CommandError: There is no such checkpoint: said before PyTorch is imported.
     """
     path = Path(args.target)
     if not path.is_dir() and path.suffix not in CHECKPOINT_SUFFIXES:
@@ -178,6 +179,8 @@ def _is_checkpoint(args: argparse.Namespace) -> bool:
     for option in ("arg", "example", "axes"):
         if getattr(args, option):
             raise UsageError(f"--{option} is for a module, and {args.target} is a checkpoint")
+    if not path.exists():
+        raise CommandError(f"there is no checkpoint {path}")
     return True
 
 
