@@ -20,8 +20,8 @@ PER_NODE = 1 << 13
 WORK_PER_WEIGHT_BYTE = 8 * STATED**2
 """A model may use each of its weights for each position of each sequence, some of them twice."""
 
-BYTES_PER_WEIGHT_BYTE = 8
-"""A model of larger weights has more of everything."""
+BYTES_PER_WEIGHT_BYTE = 16
+"""A model of larger weights has more of everything; a byte of them may be two of 4 bits."""
 
 MAX_DEGREE = 8
 """Scores of attention grow with the third power of the axes: (batch, heads, seq, total_seq)."""

@@ -18,7 +18,7 @@ class Limits:
     max_value_elements: int = 1 << 28
     """Elements of one value, with every axis that the inputs leave open at 16."""
     max_memory_bytes: int = 1 << 30
-    """All values of a graph together at that size; 8 bytes more for each byte of its weights."""
+    """All values of a graph together at that size; 16 bytes more for each byte of its weights."""
     max_work: int = 1 << 35
     """Operations of a call at that size, and of loading, in multiplications of a matrix product: 10
     seconds or so; 2048 more for each byte of the weights."""
