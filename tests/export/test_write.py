@@ -14,7 +14,7 @@ import pytest
 from tools.fuzz import kills
 
 from causal_onnx.export import write as artifact
-from causal_onnx.export.write import staged, write_model
+from causal_onnx.export.write import read_back, staged, write_model
 from causal_onnx.runtime.contract import CONTRACT_KEY, Contract, TensorSpec
 from causal_onnx.runtime.model import load
 
@@ -164,3 +164,16 @@ def test_a_streamed_file_is_what_protobuf_would_write(
     assert path.read_bytes() == ir.to_proto(model).SerializeToString(deterministic=True)
     assert size == path.stat().st_size
     assert {item.name for item in model.graph.initializers.values()} >= {"w", "nibbles", "text"}
+
+
+def test_what_is_read_back_is_what_the_file_holds_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact, "EXTERNAL_DATA_FROM_BYTES", 10**9)
+    path, model = tmp_path / "m.onnx", of_every_kind()
+    read = read_back(model, {"key": "text"})
+    write_model(model, path, {"key": "text"})
+    held = ir.load(path)
+    assert ir.to_proto(read) == ir.to_proto(held)
+    weight = model.graph.initializers["transposed"].const_value
+    assert read.graph.initializers["transposed"].const_value is weight

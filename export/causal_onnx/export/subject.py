@@ -14,6 +14,7 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.precision.choose import in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
+from causal_onnx.export.source.budget import Budget
 from causal_onnx.export.source.inputs import CallSizes, Input, InputSpec, free_axes
 from causal_onnx.export.source.language import special_tokens, trained_length
 from causal_onnx.export.source.meaning import find_meanings
@@ -49,6 +50,8 @@ class Subject:
     """The caller gave `max_seq_len`: a graph that is valid for less will not do."""
     trained_len: int | None = None
     """The positions that the module was trained on, by its configuration."""
+    budget: Budget
+    """Of the checks; what it found for one holds for the others."""
     excluded: tuple[CallSizes, ...] = ()
     """Sizes that the guards of the capture exclude; the file is compared there, too."""
     warnings: tuple[str, ...]
@@ -127,6 +130,7 @@ def prepare(
             pad_token_id=tokens.pad,
         ),
         sizes=sizes,
+        budget=Budget(opened.reference, specs),
         is_limit_asked=max_seq_len is not None,
         trained_len=trained,
         warnings=tuple(warnings),

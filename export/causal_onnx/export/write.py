@@ -25,7 +25,7 @@ from causal_onnx.runtime.artifact.graph_parts import read_graph_parts
 from causal_onnx.runtime.contract import FORMAT, SOURCE_KEY
 from causal_onnx.runtime.errors import ArtifactError
 
-__all__ = ["describe_source", "staged", "write_model"]
+__all__ = ["describe_source", "read_back", "source_document", "staged", "write_model"]
 
 IR_VERSION = 10
 """What onnxruntime-node, -web and older wheels still read; newer helpers write more."""
@@ -84,9 +84,7 @@ def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int
     """
     for earlier in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
         earlier.unlink()
-    model.ir_version = IR_VERSION
-    model.metadata_props.clear()
-    model.metadata_props.update(sorted(metadata.items()))
+    _describe(model, metadata)
     weights = sum(
         value.const_value.nbytes
         for value in model.graph.initializers.values()
@@ -105,6 +103,23 @@ def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int
             if entry.key == "location":
                 entry.value = data.name
     return _write_proto(proto, path) + data.stat().st_size
+
+
+def read_back(model: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
+    """What reading the file would give that `write_model` writes; the weights are shared."""
+    _describe(model, metadata)
+    large = dict(_large(model))
+    read = ir.from_proto(_without_numbers(model, large))
+    for value, tensor in large.items():
+        assert value.name is not None
+        read.graph.initializers[value.name].const_value = tensor
+    return read
+
+
+def _describe(model: ir.Model, metadata: Mapping[str, str]) -> None:
+    model.ir_version = IR_VERSION
+    model.metadata_props.clear()
+    model.metadata_props.update(sorted(metadata.items()))
 
 
 def _write_streamed(model: ir.Model, path: Path) -> int:

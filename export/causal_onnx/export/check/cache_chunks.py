@@ -36,6 +36,7 @@ def prove_cache(
     *,
     tolerance: float,
     progress: Callable[[int, int], None] | None = None,
+    budget: Budget | None = None,
 ) -> CacheReport:
     """Compare ways of feeding a sequence through the cache with one full pass of PyTorch.
 
@@ -50,12 +51,13 @@ def prove_cache(
         contract: With a cache.
         tolerance: Largest error allowed, relative to the output's scale.
         progress: Called with (lengths done, all of them).
+        budget: Which lengths may be run; None: one of its own.
     """
     tell = progress or (lambda done, all_of_them: None)
     generator = random.Random(0)
     cases = []
     has_batch = any("batch" in spec.axes.values() for spec in specs)
-    lengths = _lengths(source, specs, contract)
+    lengths = _lengths(budget or Budget(source, specs), contract)
     for index, seq in enumerate(lengths):
         for batch in (1, 3) if has_batch and seq <= max(LENGTHS) else (1,):
             inputs = make_inputs(specs, CallSizes(batch=batch, seq=seq), seed=seq)
@@ -115,16 +117,15 @@ def _failed(batch: int, seq: int, feeding: str) -> CacheCase:
     return CacheCase(batch=batch, seq=seq, feeding=feeding, error=math.inf, passed=False)
 
 
-def _lengths(source: Source, specs: Sequence[InputSpec], contract: Contract) -> list[int]:
+def _lengths(budget: Budget, contract: Contract) -> list[int]:
     """The usual ones, and one well beyond each bound of the cache that is not too long to run."""
     limit = contract.max_seq_len
     bounds = {pair.bounded for pair in contract.cache if pair.bounded is not None}
     wanted = set(LENGTHS)
-    allows = Budget(source, specs).allows
     for bounded in sorted(bounds):
         for longer in (2 * bounded + 5, bounded + FEW_STEPS + 5):
             n = longer if limit is None else min(longer, limit)
-            if n <= max(LENGTHS) or allows(CallSizes(batch=1, seq=n)):
+            if n <= max(LENGTHS) or budget.allows(CallSizes(batch=1, seq=n)):
                 wanted.add(n)
                 break
     return sorted({n if limit is None else min(n, limit) for n in wanted})

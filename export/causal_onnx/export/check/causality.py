@@ -31,12 +31,18 @@ SHORT_LENGTHS = (2, 3, 7, 17)
 
 
 def perturb(
-    session: Session, source: Source, specs: Sequence[InputSpec], contract: Contract
+    session: Session,
+    source: Source,
+    specs: Sequence[InputSpec],
+    contract: Contract,
+    *,
+    budget: Budget | None = None,
 ) -> CausalityReport:
     """Test cuts at several lengths, a long one included, and after a past where inputs hold one.
 
     Inputs from the cut on are replaced by other finite values (NaN would leak through 0 x NaN in
-    PyTorch and ONNX Runtime alike). No cases: no output has a sequence axis to look at.
+    PyTorch and ONNX Runtime alike). No cases: no output has a sequence axis to look at. `budget`
+    says which lengths may be run; None: one of its own.
     """
     given = [spec for spec in contract.outputs if spec.name not in contract.present_names]
     axes = [spec.axis_of("seq") for spec in given]
@@ -49,7 +55,7 @@ def perturb(
 
     cases = [
         _case(run, source, specs, axes=axes, sizes=sizes, cut=cut)
-        for sizes in _shapes(source, specs, contract)
+        for sizes in _shapes(budget or Budget(source, specs), specs, contract)
         for cut in _cuts(sizes)
     ]
     # A source that rounds by the future (it masks after the softmax, say) need not do so at the
@@ -104,15 +110,14 @@ def _cuts(sizes: CallSizes) -> list[int]:
     return sorted({1, sizes.seq // 2, sizes.seq - 1} - {0})
 
 
-def _shapes(source: Source, specs: Sequence[InputSpec], contract: Contract) -> list[CallSizes]:
+def _shapes(budget: Budget, specs: Sequence[InputSpec], contract: Contract) -> list[CallSizes]:
     wanted = [2, 3, 7, 17, 33, 257, *switching_lengths(contract.form)]
     least, limit = contract.min_seq_len, contract.max_seq_len or max(wanted)
-    allows = Budget(source, specs).allows
     lengths = sorted({min(max(n, least), limit) for n in wanted} - {1})
     shapes = [CallSizes(batch=2, seq=n) for n in lengths]
     if any("past_seq" in spec.axes.values() for spec in specs):
         shapes += [CallSizes(batch=2, seq=n, past=3) for n in lengths if 3 + n <= limit]
-    return [sizes for sizes in shapes if allows(sizes)]
+    return [sizes for sizes in shapes if budget.allows(sizes)]
 
 
 def _case(

@@ -14,6 +14,7 @@ from causal_onnx.export.capture.isolation import with_callers_threads
 from causal_onnx.export.check.cache_chunks import prove_cache
 from causal_onnx.export.check.causality import perturb
 from causal_onnx.export.check.drift import measure_drift
+from causal_onnx.export.check.expected import Expected
 from causal_onnx.export.check.goldens import record_goldens
 from causal_onnx.export.check.parity import Session, compare, compare_unbatched
 from causal_onnx.export.errors import CausalityError, DriftError, ParityError
@@ -33,7 +34,13 @@ from causal_onnx.export.report import (
     QuantisationReport,
 )
 from causal_onnx.export.subject import Subject
-from causal_onnx.export.write import describe_source, source_document, staged, write_model
+from causal_onnx.export.write import (
+    describe_source,
+    read_back,
+    source_document,
+    staged,
+    write_model,
+)
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import CERTIFICATE_KEY, CONTRACT_KEY, GOLDEN_KEY, Contract
 
@@ -49,14 +56,16 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
         DriftError: It is further from fp32 than allowed.
     """
     with staged(path) as place:
-        quantisation = _check_codes(form, subject, place, tell)
-        draft = _drafted(form, subject, place, tell)
+        expected = Expected(subject.reference.fresh(), place.parent if subject.rounded else None)
+        quantisation = _check_codes(form, subject, place, expected, tell)
+        draft = _drafted(form, subject, place, expected, tell)
         draft.write_runnable({})
         parity, cached = _check_equal(draft)
         # Of what follows the file keeps figures: they must not depend on the number of threads.
         session = Session(place, draft.ran, threads=1)
         drift = _check_drift(draft, session, parity)
         causality = _check_by_perturbing(draft, session)
+        del session  # which holds the weights; the file is loaded once more
         certificate = _check_by_proof(draft, causality)
         described = describe_source(subject.module)
         found = _Found(
@@ -97,6 +106,7 @@ class _Draft:
     """What the CPU runs in the checks; bfloat16 it cannot."""
     ran: Contract
     """Of `runnable`."""
+    expected: Expected
     tell: Progress
 
     @property
@@ -115,7 +125,9 @@ class _Draft:
         return write_model(self.form.model, self.path, metadata | contract)
 
 
-def _drafted(form: Form, subject: Subject, path: Path, tell: Progress) -> _Draft:
+def _drafted(
+    form: Form, subject: Subject, path: Path, expected: Expected, tell: Progress
+) -> _Draft:
     model, contract = form.model, form.contract
     is_twin = contract.precision == "bf16"
     return _Draft(
@@ -124,6 +136,7 @@ def _drafted(form: Form, subject: Subject, path: Path, tell: Progress) -> _Draft
         path=path,
         runnable=make_twin(model) if is_twin else model,
         ran=contract_of_twin(contract) if is_twin else contract,
+        expected=expected,
         tell=tell,
     )
 
@@ -152,7 +165,7 @@ class _Found:
 
 
 def _check_codes(
-    form: Form, subject: Subject, path: Path, tell: Progress
+    form: Form, subject: Subject, path: Path, expected: Expected, tell: Progress
 ) -> QuantisationReport | None:
     """Compare coded weights as tightly as fp32, with activations left alone; None: there are none.
 
@@ -169,10 +182,12 @@ def _check_codes(
     with with_callers_threads():
         parity = compare(
             Session(path, exact, exact=True),
-            subject.reference.fresh(),
+            expected.source,
             subject.specs,
             exact,
             lambda i, n: tell("compare", i / n),
+            budget=subject.budget,
+            expected=expected,
         )
     if not parity.passed:
         raise ParityError(
@@ -197,14 +212,16 @@ def _check_parity(draft: _Draft, session: Session) -> ParityReport:
     with with_callers_threads():
         parity = compare(
             session,
-            subject.reference.fresh(),
+            draft.expected.source,
             subject.specs,
             contract,
             lambda i, n: draft.tell("compare", i / n),
             also=subject.excluded,
+            budget=subject.budget,
+            expected=draft.expected,
         )
         if contract.unbatched and parity.passed:
-            model = load(draft.path)
+            model = load(draft.path, huge_pages=False)
             parity = compare_unbatched(model, subject.reference.fresh(), subject.specs, parity)
     if not parity.passed:
         raise ParityError(
@@ -224,6 +241,7 @@ def _check_cache(draft: _Draft, session: Session, parity: ParityReport) -> Cache
             draft.form.contract,
             tolerance=parity.widest_tolerance,
             progress=lambda i, n: draft.tell("cache", i / n),
+            budget=subject.budget,
         )
     if not cached.passed:
         raise ParityError(f"{subject.name}: {cached.summary()}; no file was written", parity)
@@ -251,7 +269,9 @@ def _check_by_perturbing(draft: _Draft, session: Session) -> CausalityReport:
     """Change later inputs: earlier outputs must stay."""
     subject, contract = draft.subject, draft.form.contract
     draft.tell("causality", 0.0)
-    causality = perturb(session, subject.reference.fresh(), subject.specs, contract)
+    causality = perturb(
+        session, subject.reference.fresh(), subject.specs, contract, budget=subject.budget
+    )
     if causality.cases and not causality.is_causal:
         raise CausalityError(
             f"{subject.name} is {causality.summary()}; no file was written", causality
@@ -260,12 +280,15 @@ def _check_by_perturbing(draft: _Draft, session: Session) -> CausalityReport:
 
 
 def _check_by_proof(draft: _Draft, causality: CausalityReport) -> Certificate:
-    """Read the written graph: no node may let a later input reach an earlier output."""
+    """Read the graph as it is written: no node may let a later input reach an earlier output."""
     contract = draft.form.contract
     draft.tell("proof", 0.0)
-    if draft.is_twin:
+    read = read_back(draft.form.model, {CONTRACT_KEY: contract.to_json()})
+    found = attest(read, dynamic=False, lengths=_lengths_to_follow(contract))
+    if found.verdict == "not_causal" or found.confirmation is not None:
+        # What is said against it is said of the file, which is run then.
         draft.write({})
-    found = attest(draft.path, dynamic=False, lengths=_lengths_to_follow(contract))
+        found = attest(draft.path, dynamic=False, lengths=_lengths_to_follow(contract))
     if found.verdict == "not_causal":
         witness = f" ({found.offence.witness})" if found.offence is not None else ""
         raise CausalityError(
@@ -296,7 +319,7 @@ def _write_whole(draft: _Draft, found: _Found, source: dict[str, str]) -> int:
     )
     metadata = {**source, GOLDEN_KEY: goldens.to_json(), CERTIFICATE_KEY: found.to_json()}
     size = draft.write_runnable(metadata)
-    replayed = load(draft.path).selftest()
+    replayed = load(draft.path, huge_pages=False).selftest()
     if draft.is_twin:
         size = draft.write(metadata)
     if not replayed.passed:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from causal_onnx.export.analysis.session import plain_session
+from causal_onnx.export.check.expected import Expected
+from causal_onnx.export.check.wide import run_in_float64
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.lower import switching_lengths
 from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxruntime
@@ -204,15 +206,30 @@ def compare(
     progress: Callable[[int, int], None] | None = None,
     *,
     also: Sequence[CallSizes] = (),
+    budget: Budget | None = None,
+    expected: Expected | None = None,
 ) -> ParityReport:
-    """Run both over the grid, and `also`. Never raises for a mismatch: the report holds it."""
-    shapes, skipped = grid(specs, contract, Budget(source, specs).allows)
+    """Run both over the grid, and `also`. Never raises for a mismatch: the report holds it.
+
+    Args:
+        session: The graph.
+        source: What it must equal.
+        specs: The source's inputs.
+        contract: Of the graph.
+        progress: Called with (shapes done, all of them).
+        also: More sizes.
+        budget: Which shapes may be run; None: one of its own.
+        expected: What the source gives, where another comparison asked it already.
+    """
+    budget = budget or Budget(source, specs)
+    expected = expected or Expected(source)
+    shapes, skipped = grid(specs, contract, budget.allows)
     shapes = list(dict.fromkeys([*shapes, *((sizes, "none") for sizes in also)]))
     tolerance = tolerance_for(contract, source)
     cases = []
     for index, (sizes, padding) in enumerate(shapes):
         cases.append(
-            _case(session, source, specs, sizes=sizes, padding=padding, tolerance=tolerance)
+            _case(session, expected, specs, sizes=sizes, padding=padding, tolerance=tolerance)
         )
         if progress is not None:
             progress(index + 1, len(shapes))
@@ -223,7 +240,7 @@ def compare(
 
 def _case(
     session: Session,
-    source: Source,
+    reference: Expected,
     specs: Sequence[InputSpec],
     *,
     sizes: CallSizes,
@@ -242,11 +259,11 @@ def _case(
         joined = "; ".join(part for part in (note, text) if part)
         return ParityCase(batch=batch, seq=sizes.seq, error=error, passed=passed, note=joined)
 
-    answer = ask(source.run, inputs)
-    if isinstance(answer, Refusal):
-        return case(math.inf, False, f"the source refuses this shape: {answer}")
-    expected = [to_numpy(value) for value in answer]
-    if not any(np.isfinite(value.astype(np.float64)).any() for value in expected):
+    source = reference.source
+    expected = reference.at(sizes, padding, inputs)
+    if isinstance(expected, Refusal):
+        return case(math.inf, False, f"the source refuses this shape: {expected}")
+    if not any(np.isfinite(value).any() for value in expected):
         text = "PyTorch gives no finite number here, so nothing can be compared; "
         return case(math.inf, False, text + "pass an example whose values suit the module")
     try:
@@ -320,12 +337,8 @@ def _leave_out_undefined(
 
 def _in_float64(source: Source, inputs: Sequence[torch.Tensor]) -> list[Array] | None:
     """The source in float64, or None where the module cannot be converted."""
-    twin = source.fresh().double()
-    wide = [x.double() if x.is_floating_point() else x for x in inputs]
-    outcome = ask(twin.run, wide)
-    if isinstance(outcome, Refusal):  # a dtype written into the code
-        return None
-    return [to_numpy(value) for value in outcome]
+    outcome = run_in_float64(source, inputs)
+    return None if outcome is None else [to_numpy(value) for value in outcome]
 
 
 def _as_rounded_by_pytorch(source: Source, inputs: Sequence[torch.Tensor]) -> list[Array] | None:

@@ -53,7 +53,10 @@ def _transposed_twin(value: ir.Value, candidates: list[ir.Value]) -> ir.Value | 
     for candidate in candidates:
         other = constant_value(candidate)
         assert other is not None
-        if other.dtype == array.dtype and np.array_equal(other.T, array):
+        # The first row tells nearly always, and the whole is read against its order in memory.
+        if other.dtype != array.dtype or not np.array_equal(other[:, 0], array[0]):
+            continue
+        if np.array_equal(other.T, array):
             return candidate
     return None
 

@@ -83,8 +83,9 @@ def round_weights(model: ir.Model, module: nn.Module, grid: Grid) -> Rounded:
             array = parameters[name].detach().numpy()
             rows = array.T if is_transposed else array
             assert value.shape is not None
-            part = np.ascontiguousarray(rows[start : start + int(value.shape[0])])  # type: ignore[arg-type]
-            value.const_value = ir.tensor(part.copy(), name=value.name)
+            # A view: the module's rounded weights are the graph's, in the same memory.
+            part = rows[start : start + int(value.shape[0])]  # type: ignore[arg-type]
+            value.const_value = ir.tensor(part, name=value.name)
     return Rounded(axes=dict(sorted(axes.items())), kept=tuple(sorted(set(kept))))
 
 

@@ -30,10 +30,16 @@ class Budget:
 
     def __init__(self, source: Source, specs: Sequence[InputSpec]):
         self._source, self._specs = source, specs
+        self._found: dict[CallSizes, bool] = {}
         self._parameters = sum(p.numel() for p in source.parameters())
 
     def allows(self, sizes: CallSizes) -> bool:
         """Whether a run at `sizes` fits into memory and time everywhere this project is tested."""
+        if sizes not in self._found:
+            self._found[sizes] = self._look(sizes)
+        return self._found[sizes]
+
+    def _look(self, sizes: CallSizes) -> bool:
         total = sizes.past + sizes.seq
         scores = sizes.batch * sizes.seq * total
         work = float(self._parameters * sizes.batch * sizes.seq)
