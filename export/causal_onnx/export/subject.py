@@ -18,7 +18,14 @@ from causal_onnx.export.source.budget import Budget
 from causal_onnx.export.source.inputs import CallSizes, Input, InputSpec, free_axes
 from causal_onnx.export.source.language import special_tokens, trained_length
 from causal_onnx.export.source.meaning import find_meanings
-from causal_onnx.export.source.module import Axes, Example, Observed, Source, open_source
+from causal_onnx.export.source.module import (
+    Axes,
+    Example,
+    Observed,
+    Source,
+    count_writes,
+    open_source,
+)
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
 from causal_onnx.export.source.padding_mask import fill_padding
 from causal_onnx.runtime.contract import LARGEST_AXIS, Contract, FreeAxis, TensorSpec
@@ -32,6 +39,8 @@ class Subject:
 
     module: nn.Module
     """The caller's; only looked at."""
+    writes: tuple[int, ...]
+    """Into each of its parameters, when it was opened."""
     source: Source
     """What is captured."""
     reference: Source
@@ -83,6 +92,7 @@ def prepare(
         ExportError: It is random in eval mode, keeps state, or has no dynamic sequence axis.
         TypeError, ValueError: Arguments that do not fit the module.
     """
+    writes = count_writes(module) if isinstance(module, nn.Module) else ()
     opened = _open(
         module, example, axes, inputs, cache=cache, precision=precision, max_drift=max_drift
     )
@@ -105,6 +115,7 @@ def prepare(
         )
     return Subject(
         module=module,
+        writes=writes,
         source=source,
         reference=opened.reference,
         full=opened.full,

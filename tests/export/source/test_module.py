@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from causal_onnx.export import ExportError, export
 from causal_onnx.export.source.module import Source, open_source
 from tests.export.modules import DIM, Head, example, token_ids
 from tests.export.quick import quick_export
@@ -117,3 +118,16 @@ def test_rounding_to_few_bits_leaves_the_module_as_it_is(tmp_path: Path) -> None
     before = module.q.weight.clone()
     quick_export(module, tmp_path / "m.onnx", example=example(dim=64), precision="int8")
     assert torch.equal(module.q.weight, before)
+
+
+def test_weights_that_are_written_into_meanwhile_are_refused(tmp_path: Path) -> None:
+    module = Head()
+
+    def train(step: str, _: float) -> None:
+        if step == "proof":
+            with torch.no_grad():
+                module.q.weight.mul_(1.0)
+
+    with pytest.raises(ExportError, match="written into while it was exported, so that the file"):
+        export(module, tmp_path / "m.onnx", example=example(), progress=train)
+    assert list(tmp_path.iterdir()) == []

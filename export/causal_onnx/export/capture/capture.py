@@ -171,6 +171,7 @@ def attempts(
             # The domain is read before the translation, which is what takes time.
             yield error.at(min(stage, error.stage))
             continue
+        del program, twin  # while the graph is proved, they would hold what no one needs
         _name_axes(model, specs, observed.output_names)
         yield Capture(model=model, domain=domain, way=name)
 

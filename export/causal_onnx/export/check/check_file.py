@@ -17,7 +17,7 @@ from causal_onnx.export.check.drift import measure_drift
 from causal_onnx.export.check.expected import Expected
 from causal_onnx.export.check.goldens import record_goldens
 from causal_onnx.export.check.parity import Session, compare, compare_unbatched
-from causal_onnx.export.errors import CausalityError, DriftError, ParityError
+from causal_onnx.export.errors import CausalityError, DriftError, ExportError, ParityError
 from causal_onnx.export.forms import Form
 from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
 from causal_onnx.export.lower import LOOPED
@@ -33,6 +33,7 @@ from causal_onnx.export.report import (
     Progress,
     QuantisationReport,
 )
+from causal_onnx.export.source.module import count_writes
 from causal_onnx.export.subject import Subject
 from causal_onnx.export.write import (
     describe_source,
@@ -77,6 +78,7 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
             drift=drift,
         )
         size = _write_whole(draft, found, source_document(described))
+        _refuse_changed(subject)
     tell("done", 1.0)
     return ExportReport(
         path=path,
@@ -297,6 +299,20 @@ def _check_by_proof(draft: _Draft, causality: CausalityReport) -> Certificate:
             causality,
         )
     return replace(found, static_seconds=0.0)  # no time: equal modules give equal files
+
+
+def _refuse_changed(subject: Subject) -> None:
+    """Its copies share the weights of the caller's module: nobody may have written into those.
+
+    Raises:
+        ExportError: Somebody did.
+    """
+    if count_writes(subject.module) != subject.writes:
+        raise ExportError(
+            f"the weights of {subject.name} were written into while it was exported, so that the "
+            "file may hold neither the old nor the new ones; no file was written. Export a copy of "
+            "a module that another thread trains: export(copy.deepcopy(module), ...)"
+        )
 
 
 def _lengths_to_follow(contract: Contract) -> list[int] | None:

@@ -18,7 +18,15 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.inputs import Input, InputSpec, describe_inputs
 
-__all__ = ["Filled", "Observed", "Source", "flatten_outputs", "open_source", "tensors_in"]
+__all__ = [
+    "Filled",
+    "Observed",
+    "Source",
+    "count_writes",
+    "flatten_outputs",
+    "open_source",
+    "tensors_in",
+]
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Axes = Sequence[Mapping[int, str]] | Mapping[int, str]
@@ -235,6 +243,11 @@ def open_source(
     if _writes_weights(alone, module, [spec.example for spec in specs]):
         return alone, specs
     return Source(module, keywords, fixed, keeps_weights=True), specs
+
+
+def count_writes(module: nn.Module) -> tuple[int, ...]:
+    """For each parameter how often PyTorch saw it written into, as far as it counts that."""
+    return tuple(-1 if value.is_inference() else value._version for value in module.parameters())
 
 
 def _writes_weights(copied: Source, module: nn.Module, inputs: Sequence[Tensor]) -> bool:
