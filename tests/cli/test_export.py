@@ -143,6 +143,23 @@ def test_a_module_that_is_not_causal_is_refused(
     assert not (folder / "m.onnx").exists()
 
 
+@pytest.mark.parametrize("as_json", [True, False])
+def test_timings_say_what_each_step_took(
+    folder: Path, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    arguments = ["export", f"{TARGET}:attention", "-o", "m.onnx", "--timings"]
+    assert main([*arguments, *(["--json"] if as_json else [])]) == 0
+    out = capsys.readouterr().out
+    expected = ["import", "probe", "capture", "compare", "causality", "proof", "done"]
+    if as_json:
+        steps = json.loads(out)["timings"]
+        assert [step["step"] for step in steps] == expected
+        assert sum(step["processor_s"] for step in steps) > 0.1
+    else:
+        rows = [line.split() for line in out.partition("processor, s")[2].splitlines()[1:]]
+        assert [row[0] for row in rows] == [*expected, "all"]
+
+
 def test_more_drift_than_allowed_is_a_finding(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -16,6 +17,7 @@ from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
 from causal_onnx.cli.factory import importable, make_module, parse_arguments, split_target
 from causal_onnx.cli.options import parse_axes
+from causal_onnx.cli.timings import StepTime, StepTimes, timings_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,6 +120,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replace", action="store_true", help="replace the folder of a model that is there already"
     )
+    parser.add_argument(
+        "--timings",
+        action="store_true",
+        help="also print what each step took: processor time, wall time, the most memory",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
@@ -143,7 +150,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "`fixed` for an input without batch and seq"
         )
     failure: ParityError | CausalityError | None = None
-    with console.progress(lines=True) as tell:
+    with console.progress(lines=True) as shown:
+        tell: StepTimes | Progress = StepTimes(shown) if args.timings else shown
         try:
             if named is None:
                 report = _export_checkpoint(args, tell)
@@ -155,8 +163,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         except (ParityError, CausalityError) as error:
             failure = error
     # Not before: what is printed while the progress bar is up mixes with it.
+    steps = tell.finish() if isinstance(tell, StepTimes) else ()
     if failure is None:
-        _print_report(report, console, as_json=args.json)
+        _print_report(report, steps, console, as_json=args.json)
         return 0
     _print_failure(failure, console, as_json=args.json)
     # The table went to stdout; what is left for stderr is the verdict.
@@ -240,14 +249,20 @@ def _export_module(
     )
 
 
-def _print_report(report: ExportReport, console: Console, *, as_json: bool) -> None:
+def _print_report(
+    report: ExportReport, steps: Sequence[StepTime], console: Console, *, as_json: bool
+) -> None:
     if as_json:
-        console.json(_document(report))
+        timings = {"timings": [step.to_dict() for step in steps]} if steps else {}
+        console.json(_document(report) | timings)
         return
     console.print(str(report))
     console.print()
     console.print("error relative to the output's scale, by length and batch:")
     console.print(report.parity.to_table())
+    if steps:
+        console.print()
+        console.table(*timings_table(steps), numbers=3)
 
 
 def _document(report: ExportReport) -> dict[str, Any]:
