@@ -312,7 +312,7 @@ def test_verify_accepts_the_source_and_names_another(tmp_path: Path) -> None:
         ({"opset": 16}, r"opset must be in \[17, 25\], got 16"),
         (
             {"precision": "int3"},
-            "precision must be one of fp32, fp16, bf16, int8, int4, got 'int3'",
+            "precision must be one of fp32, fp16, bf16, int8, int4, w8a8, got 'int3'",
         ),
         ({"max_seq_len": 1}, "max_seq_len must be at least 2, got 1"),
         ({"max_seq_len": 99}, "max_seq_len is 99, but the module accepts at most 12 positions"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from causal_onnx.export.capture.capture import NEWEST_OPSET
 from causal_onnx.export.passes import opset17
-from causal_onnx.export.precision.choose import PRECISIONS, default_opset, grid_for
+from causal_onnx.export.precision.choose import PRECISIONS, Coding, coding_for, default_opset
 from causal_onnx.runtime.artifact.drafts import check_target
 
 __all__ = ["OPSETS", "check_file", "check_options"]
@@ -20,14 +21,17 @@ def check_options(
     *,
     target: str,
     precision: str,
+    block_size: int | None,
+    rounding: str,
+    keep: Mapping[str, str] | None,
     opset: int | None,
     max_seq_len: int | None,
     max_drift: float | None,
-) -> int:
+) -> tuple[int, Coding | None]:
     """Refuse what no module can be exported with.
 
     Returns:
-        The operator set: the one asked for, or the target's own.
+        The operator set, the one asked for or the target's own; and how weights are rounded.
 
     Raises:
         ValueError: An argument is not one of its values, or two do not go together.
@@ -42,12 +46,14 @@ def check_options(
         raise ValueError(f"opset must be in [{opset17.OPSET}, {NEWEST_OPSET}], got {opset}")
     if max_seq_len is not None and max_seq_len < 2:
         raise ValueError(f"max_seq_len must be at least 2, got {max_seq_len}")
-    grid_for(precision, target, opset)
+    coding = coding_for(
+        precision, target, opset, block_size=block_size, rounding=rounding, keep=keep
+    )
     if max_drift is not None and not max_drift > 0:
         raise ValueError(f"max_drift must be positive, got {max_drift}")
     if max_drift is not None and precision == "fp32":
         raise ValueError("max_drift is for a lower precision; fp32 is compared within 1e-5 anyway")
-    return opset
+    return opset, coding
 
 
 def check_file(path: Path) -> None:

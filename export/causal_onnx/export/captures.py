@@ -14,7 +14,7 @@ from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.graph.bfloat16 import compute_wide
 from causal_onnx.export.graph.cleanup import simplify
 from causal_onnx.export.outcome import short
-from causal_onnx.export.precision.choose import grid_for
+from causal_onnx.export.precision.moments import measure_moments
 from causal_onnx.export.precision.rounding import round_weights
 from causal_onnx.export.source import probe
 from causal_onnx.export.subject import Subject, crops
@@ -154,14 +154,17 @@ def simplified(capture: Capture, subject: Subject) -> tuple[ir.Model, Subject]:
     if contract.precision != "bf16":
         for model in (untouched, capture.model):
             compute_wide(model)  # some modules of fp32 make a bias in bfloat16
-    grid = grid_for(contract.precision, contract.form, contract.opset or 0)
-    if grid is None:
+    coding = subject.coding
+    if coding is None:
         return untouched, subject
     reference = subject.reference.fresh()
-    rounded = round_weights(capture.model, reference.module, grid)
+    moments = None
+    if coding.rounding != "nearest":
+        moments = measure_moments(capture.model, reference.fresh(), subject.specs, contract)
+    rounded = round_weights(capture.model, reference.module, coding, moments)
     if not rounded.axes:
         raise ExportError(
-            f"{subject.name} has no weight to store in {grid.bits} bits: "
+            f"{subject.name} has no weight to store in {coding.grid.bits} bits: "
             f"{'; '.join(rounded.kept) or 'it multiplies by none'}"
         )
     # Which weights are rounded is read off the simplified graph.

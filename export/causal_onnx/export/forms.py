@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -20,8 +20,8 @@ from causal_onnx.export.passes.fuse import fuse
 from causal_onnx.export.passes.length_limit import enforce_max_seq_len
 from causal_onnx.export.passes.position_matrices import compute_position_matrices
 from causal_onnx.export.passes.tied_weights import share_transposed_weights
-from causal_onnx.export.precision.choose import grid_for
 from causal_onnx.export.precision.codes import quantise
+from causal_onnx.export.precision.grid import Grid
 from causal_onnx.export.report import Fallback
 from causal_onnx.runtime.contract import CachePair, Contract
 
@@ -51,7 +51,9 @@ def say_consequence(fallback: Fallback) -> str:
     return f"{_CONSEQUENCES[fallback.form]}: {fallback.reason}"
 
 
-def forms_of(model: ir.Model, contract: Contract, *, cache: bool) -> Iterator[Form | Fallback]:
+def forms_of(
+    model: ir.Model, contract: Contract, *, cache: bool, grids: Sequence[Grid] = ()
+) -> Iterator[Form | Fallback]:
     """The forms to try, best first; in the place of one that is not supported, why it is not.
 
     Without a cache: the captured graph with its attention rewritten; then as it is. With one: for
@@ -63,20 +65,22 @@ def forms_of(model: ir.Model, contract: Contract, *, cache: bool) -> Iterator[Fo
         model: The captured graph, simplified; the last form takes it over.
         contract: Of the module, without a cache.
         cache: Whether one is derived.
+        grids: On which rounded weights lie.
     """
     best = _RAGGED if cache else _REWRITTEN
     refusals = (NotSupportedError, SizesRefusedError, StuckError)
     try:
-        yield _rewritten(best, model.clone(), contract, cache=cache, ragged=True)
+        yield _rewritten(best, model.clone(), contract, grids, cache=cache, ragged=True)
     except refusals as error:
         yield Fallback(form=best, reason=_reason(error))
         if cache and not isinstance(error, RaggedError):
             return
     try:
         if cache:
-            yield _rewritten("cache for rows of one length", model.clone(), contract, cache=True)
+            name = "cache for rows of one length"
+            yield _rewritten(name, model.clone(), contract, grids, cache=True)
         else:
-            _finish(model, contract)
+            _finish(model, contract, grids)
             yield Form(name="the graph as captured, made smaller", model=model, contract=contract)
     except refusals as error:
         yield Fallback(form="", reason=_reason(error))
@@ -88,7 +92,13 @@ def _reason(error: Exception) -> str:
 
 
 def _rewritten(
-    name: str, model: ir.Model, contract: Contract, *, cache: bool = False, ragged: bool = False
+    name: str,
+    model: ir.Model,
+    contract: Contract,
+    grids: Sequence[Grid],
+    *,
+    cache: bool = False,
+    ragged: bool = False,
 ) -> Form:
     """Write attention anew, for the target, with a cache or without; changes `model`."""
     fuse(model, contract.form, contract.max_seq_len)
@@ -105,7 +115,7 @@ def _rewritten(
         for node, reason in others.items()
     )
     lower(model, contract.form, contract.max_seq_len)
-    _finish(model, contract)
+    _finish(model, contract, grids)
     return Form(name=name, model=model, contract=contract, left=left)
 
 
@@ -126,13 +136,12 @@ def _with_cache(contract: Contract, derived: DerivedCache, shared: frozenset[str
     )
 
 
-def _finish(model: ir.Model, contract: Contract) -> None:
+def _finish(model: ir.Model, contract: Contract, grids: Sequence[Grid]) -> None:
     """Run the last passes, the same for every form."""
     compute_position_matrices(model)
     share_transposed_weights(model)
-    grid = grid_for(contract.precision, contract.form, contract.opset or 0)
-    if grid is not None:
-        quantise(model, contract.form, grid)
+    if grids:
+        quantise(model, contract.form, grids)
     if contract.max_seq_len is not None:
         _limit(model, contract, contract.max_seq_len)
     if contract.opset == opset17.OPSET:

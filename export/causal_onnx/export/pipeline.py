@@ -42,6 +42,9 @@ def export(
     cache: bool = False,
     target: str = "ort",
     precision: str = "fp32",
+    block_size: int | None = None,
+    rounding: str = "nearest",
+    keep: Mapping[str, str] | None = None,
     opset: int | None = None,
     max_seq_len: int | None = None,
     max_drift: float | None = None,
@@ -71,16 +74,22 @@ def export(
             to fp32); "fp16": weights, inputs, outputs and computation in half precision, compared
             with the module in fp32; "bf16": the same in bfloat16, to be run on CUDA, checked here
             on the CPU step by step in fp32 with each result rounded to bfloat16; "int8" or "int4":
-            weights of few bits, compared with the module of the same rounded weights
-            (docs/precision.md).
+            weights of few bits, compared with the module of the same rounded weights; "w8a8":
+            weights of 8 bits, multiplied in integers by activations that are rounded to 8 bits row
+            by row (docs/precision.md).
+        block_size: For "int4" and "int8", how many weights share a scale: 32, 64 or 128. None: 32.
+        rounding: For weights of few bits, "nearest"; or "gptq": what a number loses, those behind
+            it make up for, as far as their inputs go together in text that the module samples.
+        keep: For weights of few bits, patterns of parameters' names ("*" is any text) and how they
+            are kept: {"lm_head.*": "fp32"}; of "int4" also "int8".
         opset: ONNX operator set, 17 to 25. None: 24 for "ort", 20 for the others.
         max_seq_len: The longest sequence of the file, no longer than the module takes. None: what
             the module was trained on, by a Hugging Face configuration, or else what it takes, found
             by its guards and by calling it.
         max_drift: How far a lower precision may move the results from fp32: mean KL divergence in
             nats of the next token for language models, else the relative error. None: 0.01 and
-            0.02 for "fp16", 0.1 and 0.1 for "bf16", 0.05 and 0.1 for "int8", 0.5 and 0.5 for
-            "int4".
+            0.02 for "fp16", 0.1 and 0.1 for "bf16", 0.05 and 0.1 for "int8" and "w8a8", 0.5 and
+            0.5 for "int4".
         replace: Put the new folder in the place of a model's folder that is there; a file always
             takes the place of an older one.
         progress: Called with (step, fraction done).
@@ -111,6 +120,9 @@ def export(
             cache=cache,
             target=target,
             precision=precision,
+            block_size=block_size,
+            rounding=rounding,
+            keep=keep,
             opset=opset,
             max_seq_len=max_seq_len,
             max_drift=max_drift,
@@ -132,14 +144,20 @@ def _export_file(
     cache: bool,
     target: str,
     precision: str,
+    block_size: int | None,
+    rounding: str,
+    keep: Mapping[str, str] | None,
     opset: int | None,
     max_seq_len: int | None,
     max_drift: float | None,
     progress: Progress | None,
 ) -> ExportReport:
-    opset = check_options(
+    opset, coding = check_options(
         target=target,
         precision=precision,
+        block_size=block_size,
+        rounding=rounding,
+        keep=keep,
         opset=opset,
         max_seq_len=max_seq_len,
         max_drift=max_drift,
@@ -159,6 +177,7 @@ def _export_file(
             precision=precision,
             opset=opset,
             max_drift=max_drift,
+            coding=coding,
         )
         leak = perturb_source(subject.reference.fresh(), subject.specs, subject.contract)
         errors: list[ExportError] = []
@@ -206,7 +225,8 @@ def _finish(
     """
     captured, subject = simplified(capture, subject)
     fallbacks: list[Fallback] = []
-    for form in forms_of(capture.model, subject.contract, cache=cache):
+    grids = subject.coding.grids if subject.coding is not None else ()
+    for form in forms_of(capture.model, subject.contract, cache=cache, grids=grids):
         if isinstance(form, Fallback):
             fallbacks.append(form)
             continue

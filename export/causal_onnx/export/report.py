@@ -294,6 +294,9 @@ class QuantisationReport:
     """What stays in full precision, with the reason."""
     parity: ParityReport
     """The graph against PyTorch with the same rounded weights, activations left alone."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """How it was done, where the caller chose: "block_size", "rounding", and "wider": the bits of
+    weights that were kept wider, by name."""
 
     def summary(self) -> str:
         """What was rounded, on one line."""
@@ -301,10 +304,17 @@ class QuantisationReport:
 
     def _equal(self) -> str:
         compared = sum(not case.refused for case in self.parity.cases)
+        wider = self.options.get("wider", {})
         kept = f", {len(self.kept)} kept" if self.kept else ""
+        coded = [name for name, bits in wider.items() if bits < 32]
+        how = f", {len(coded)} in 8" if coded else ""
+        if "block_size" in self.options:
+            how += f", in blocks of {self.options['block_size']}"
+        if "rounding" in self.options:
+            how += f", rounded by {self.options['rounding']}"
         return (
-            f"{len(self.axes)} weights in {self.bits} bits{kept}; with the rounded weights equal "
-            f"to PyTorch at {compared} shapes"
+            f"{len(self.axes) - len(coded)} weights in {self.bits} bits{how}{kept}; with the "
+            f"rounded weights equal to PyTorch at {compared} shapes"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -312,6 +322,7 @@ class QuantisationReport:
             "bits": self.bits,
             "axes": dict(self.axes),
             "kept": list(self.kept),
+            **self.options,
             "parity": {
                 "tolerance": self.parity.tolerance,
                 "max_error": self.parity.max_error,

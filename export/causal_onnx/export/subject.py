@@ -11,7 +11,7 @@ from causal_onnx.export.cache.lengths import MASK
 from causal_onnx.export.cache.refusals import ALL_POSITIONS
 from causal_onnx.export.capture.capture import capture_sizes
 from causal_onnx.export.errors import ExportError
-from causal_onnx.export.precision.choose import in_precision
+from causal_onnx.export.precision.choose import Coding, in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
 from causal_onnx.export.source.budget import Budget
@@ -47,6 +47,8 @@ class Subject:
     """What the file must equal."""
     full: Source | None = None
     """In fp32, where the file's precision is lower: what drift is measured from."""
+    coding: Coding | None = None
+    """How its weights are rounded; None: they are not."""
     rounded: Rounded | None = None
     """The weights that `reference` and the captured graph hold rounded."""
     max_drift: float | None = None
@@ -83,10 +85,11 @@ def prepare(
     precision: str,
     opset: int | None,
     max_drift: float | None = None,
+    coding: Coding | None = None,
 ) -> Subject:
     """Open the module and learn from calling it what the contract must say.
 
-    The arguments are those of `export`.
+    The arguments are those of `export`; `coding` is made of them.
 
     Raises:
         ExportError: It is random in eval mode, keeps state, or has no dynamic sequence axis.
@@ -119,6 +122,7 @@ def prepare(
         source=source,
         reference=opened.reference,
         full=opened.full,
+        coding=coding,
         max_drift=max_drift,
         specs=specs,
         observed=Observed(

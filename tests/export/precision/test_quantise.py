@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from causal_onnx.export import DriftError, ExportError, ParityError, export, forms, verify
+from causal_onnx.export.precision.choose import Coding
 from causal_onnx.export.precision.codes import quantise
 from causal_onnx.export.precision.grid import Grid
 from causal_onnx.export.precision.rounding import round_module, round_weights
@@ -121,21 +123,21 @@ def test_packing_changes_no_number() -> None:
     name = "lm_nanogpt_flash"
     model, module = captured(name), entry(name).factory().eval()
     grid = Grid(bits=8, per_row=True)
-    assert round_weights(model, module, grid).axes
+    assert round_weights(model, module, Coding(grid=grid)).axes
     before = run_model(model, zoo_inputs(name, 2, 7))[0]
-    assert quantise(model, "portable", grid) > 0
+    assert quantise(model, "portable", [grid]) > 0
     after = run_model(model, zoo_inputs(name, 2, 7))[0]
     np.testing.assert_allclose(after, before, rtol=0, atol=1e-6 * np.abs(before).max())
 
 
 def test_weights_off_the_grid_stay() -> None:
     model = captured("lm_nanogpt_flash")
-    assert quantise(model, "ort", Grid(bits=4)) == 0
+    assert quantise(model, "ort", [Grid(bits=4)]) == 0
 
 
 def test_wrong_codes_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def off_by_one(model: ir.Model, target: str, grid: Grid) -> int:
-        count = quantise(model, target, grid)
+    def off_by_one(model: ir.Model, target: str, grids: Sequence[Grid]) -> int:
+        count = quantise(model, target, grids)
         for value in model.graph.initializers.values():
             if value.const_value is not None and value.dtype == ir.DataType.UINT8:
                 array = value.const_value.numpy().copy()
@@ -208,4 +210,4 @@ def test_float64_weights_are_refused(tmp_path: Path) -> None:
 
 def test_rounding_names_a_parameter_that_is_not_there() -> None:
     with pytest.raises(ValueError, match=r"'head.weight' cannot be rounded: there is no such"):
-        round_module(attention(), {"head.weight": 1}, Grid(bits=8))
+        round_module(attention(), {"head.weight": 1}, Coding(grid=Grid(bits=8)))

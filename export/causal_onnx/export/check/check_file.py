@@ -21,7 +21,8 @@ from causal_onnx.export.errors import CausalityError, DriftError, ExportError, P
 from causal_onnx.export.forms import Form
 from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
 from causal_onnx.export.lower import LOOPED
-from causal_onnx.export.precision.choose import CODED_BITS
+from causal_onnx.export.precision.activations import round_activations
+from causal_onnx.export.precision.choose import CODED_BITS, INTEGER_PRODUCTS
 from causal_onnx.export.precision.codes import FAST_LEVEL, set_accuracy_level
 from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.export.report import (
@@ -198,8 +199,15 @@ def _check_codes(
             parity,
         )
     set_accuracy_level(form.model, FAST_LEVEL)
-    bits = CODED_BITS[form.contract.precision]
-    return QuantisationReport(bits=bits, axes=rounded.axes, kept=rounded.kept, parity=parity)
+    if form.contract.precision == INTEGER_PRODUCTS:
+        round_activations(form.model, form.contract.form)
+    return QuantisationReport(
+        bits=CODED_BITS[form.contract.precision],
+        axes=rounded.axes,
+        kept=rounded.kept,
+        options=rounded.options,
+        parity=parity,
+    )
 
 
 def _check_equal(draft: _Draft) -> tuple[ParityReport, CacheReport | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pydoc_data.topics import topics
@@ -16,7 +15,8 @@ from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
-from causal_onnx.runtime.contract import Contract, TensorSpec
+from causal_onnx.export.source.sampling import is_logits, sampled_text
+from causal_onnx.runtime.contract import Contract
 
 __all__ = ["DRIFT_LIMITS", "measure_drift"]
 
@@ -25,6 +25,7 @@ DRIFT_LIMITS = {
     "bf16": (0.1, 0.1),
     "int8": (0.05, 0.1),
     "int4": (0.5, 0.5),
+    "w8a8": (0.05, 0.1),
 }
 """Precision -> the largest mean KL divergence in nats, and the largest relative error where there
 are no tokens. Meant to stop what is broken, not what is coarse: half a nat is what a language model
@@ -66,7 +67,7 @@ def measure_drift(
     default = DRIFT_LIMITS[contract.precision]
     names = list(session.output_names)
     scores = next(
-        (names.index(spec.name) for spec in contract.outputs if _is_logits(spec, contract)), None
+        (names.index(spec.name) for spec in contract.outputs if is_logits(spec, contract)), None
     )
     given = _Comparison(session, source, scores)
     for index, sizes in enumerate(shapes):
@@ -79,7 +80,16 @@ def measure_drift(
             limit=default[1] if limit is None else limit,
         )
     sampled = _Comparison(session, source, scores)
-    written = _written(source, specs, contract, scores, shapes[0].seq)
+    written = sampled_text(
+        source,
+        specs,
+        contract,
+        scores,
+        rows=SAMPLED_ROWS,
+        longest=shapes[0].seq,
+        flops=SAMPLING_FLOPS,
+        seed=SEED,
+    )
     if written is not None:
         sampled.add([written], written.numel())
     return DriftReport(
@@ -136,38 +146,6 @@ class _Comparison:
         return float(np.concatenate(self._divergences).max())
 
 
-def _written(
-    source: Source,
-    specs: Sequence[InputSpec],
-    contract: Contract,
-    scores: int,
-    longest: int,
-) -> torch.Tensor | None:
-    """Ids that the module in fp32 samples itself, each row from a first token of its own.
-
-    The module has no cache here, so that a text of n tokens takes n passes: it is as long as
-    SAMPLING_FLOPS allow. None: the ids are not all it takes, or it does not score every position.
-    """
-    spec = specs[0]
-    if len(specs) > 1 or spec.kind != "ids" or spec.vocab_size is None:
-        return None
-    if "seq" not in contract.outputs[scores].axes or contract.min_seq_len > 1:
-        return None
-    parameters = sum(p.numel() for p in source.parameters())
-    length = min(longest, math.isqrt(int(SAMPLING_FLOPS / (parameters * SAMPLED_ROWS))) + 1)
-    batched = "batch" in spec.axes.values()
-    rows = SAMPLED_ROWS if batched else 1
-    generator = torch.Generator().manual_seed(SEED)
-    ids = torch.randint(spec.vocab_size, (rows, 1), generator=generator)
-    while True:
-        given = (ids if batched else ids[0]).to(spec.example.dtype)
-        if ids.shape[1] >= length:
-            return given
-        logits = source.run([given])[scores].reshape(rows, ids.shape[1], -1)
-        odds = logits[:, -1].double().softmax(-1)
-        ids = torch.cat((ids, torch.multinomial(odds, 1, generator=generator)), 1)
-
-
 def _widened(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs]
 
@@ -181,11 +159,6 @@ def _divergence(expected: Array, got: Array) -> Array:
 def _log_softmax(scores: Array) -> Array:
     shifted = scores - scores.max(-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
-
-
-def _is_logits(spec: TensorSpec, contract: Contract) -> bool:
-    sizes = {item.vocab_size for item in contract.inputs if item.vocab_size is not None}
-    return spec.name == "logits" and spec.axes[-1] in sizes
 
 
 def _shapes(budget: Budget, contract: Contract) -> list[CallSizes]:

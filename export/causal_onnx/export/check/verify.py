@@ -8,13 +8,15 @@ from pathlib import Path
 from torch import nn
 
 from causal_onnx.export.capture.isolation import isolated, with_callers_threads
+from causal_onnx.export.captures import farthest, simplified, valid_captures
 from causal_onnx.export.check.parity import Session, compare
-from causal_onnx.export.precision.choose import PRECISIONS, grid_for
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.precision.choose import PRECISIONS, coding_of_record
 from causal_onnx.export.precision.rounding import round_module
 from causal_onnx.export.report import ParityReport, Progress
 from causal_onnx.export.source.inputs import Input
 from causal_onnx.export.source.module import Axes, Example
-from causal_onnx.export.subject import prepare
+from causal_onnx.export.subject import Subject, prepare
 from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
@@ -44,11 +46,13 @@ def verify(
         ArtifactError: The file has no contract or is damaged.
         DeviceError: The file is in bfloat16, which the CPU cannot run.
         ValueError: Module and contract differ in their inputs or outputs.
+        ExportError: The weights were rounded by "gptq", and the module cannot be captured.
     """
     path = Path(path)
     model = load(path)
     contract = model.contract
     tell = progress or (lambda step, fraction: None)
+    found = (model.certificate or {}).get("quantisation") or {}
     with isolated():
         subject = prepare(
             module,
@@ -60,12 +64,10 @@ def verify(
             target=contract.form,
             precision=contract.precision if contract.precision in PRECISIONS else "fp32",
             opset=contract.opset,
+            coding=coding_of_record(contract.precision, contract.form, contract.opset or 0, found),
         )
         _refuse_another_interface(contract, subject.contract)
-        grid = grid_for(contract.precision, contract.form, contract.opset or 0)
-        if grid is not None:
-            found = (model.certificate or {}).get("quantisation") or {}
-            round_module(subject.reference.module, found.get("axes", {}), grid)
+        subject = _rounded(subject, found.get("axes", {}))
         session = Session(path, contract)
         with with_callers_threads():
             return compare(
@@ -75,6 +77,21 @@ def verify(
                 contract,
                 lambda i, n: tell("compare", i / n),
             )
+
+
+def _rounded(subject: Subject, axes: Mapping[str, int]) -> Subject:
+    """The subject with a reference whose weights are rounded as the file's are."""
+    coding = subject.coding
+    if coding is None:
+        return subject
+    if coding.rounding == "nearest":
+        round_module(subject.reference.module, axes, coding)
+        return subject
+    # What the weights are multiplied by shows in a captured graph.
+    errors: list[ExportError] = []
+    for capture, within in valid_captures(subject, errors):
+        return simplified(capture, within)[1]
+    raise farthest(errors)
 
 
 def _refuse_another_interface(contract: Contract, expected: Contract) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,9 @@ def export_checkpoint(
     cache: bool | None = None,
     target: str = "ort",
     precision: str = "fp32",
+    block_size: int | None = None,
+    rounding: str = "nearest",
+    keep: Mapping[str, str] | None = None,
     opset: int | None = None,
     max_seq_len: int | None = None,
     max_drift: float | None = None,
@@ -60,6 +64,9 @@ def export_checkpoint(
         cache: As for `export`. None: for a folder, which is for generating text.
         target: As for `export`.
         precision: As for `export`.
+        block_size: As for `export`.
+        rounding: As for `export`.
+        keep: As for `export`.
         opset: As for `export`.
         max_seq_len: As for `export`.
         max_drift: As for `export`.
@@ -83,6 +90,9 @@ def export_checkpoint(
     check_options(
         target=target,
         precision=precision,
+        block_size=block_size,
+        rounding=rounding,
+        keep=keep,
         opset=opset,
         max_seq_len=max_seq_len,
         max_drift=max_drift,
@@ -108,6 +118,9 @@ def export_checkpoint(
                 cache=is_folder if cache is None else cache,
                 target=target,
                 precision=precision,
+                block_size=block_size,
+                rounding=rounding,
+                keep=keep,
                 opset=opset,
                 max_seq_len=max_seq_len,
                 max_drift=max_drift,

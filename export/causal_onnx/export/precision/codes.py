@@ -9,6 +9,8 @@ https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +19,7 @@ from causal_onnx.export.graph.weights import Use, find_uses
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.precision.grid import SMALLEST_ELEMENTS, Coded, Grid, code, decode
 
-__all__ = ["CONTRIB", "FAST_LEVEL", "quantise", "set_accuracy_level"]
+__all__ = ["CONTRIB", "FAST_LEVEL", "quantise", "replace_node", "set_accuracy_level"]
 
 CONTRIB = "com.microsoft"
 
@@ -25,8 +27,8 @@ EXACT_LEVEL, FAST_LEVEL = 0, 4
 """Of MatMulNBits: products in fp32, or of activations that are rounded to 8 bits in blocks, too."""
 
 
-def quantise(model: ir.Model, target: str, grid: Grid) -> int:
-    """Replace stored matrices that lie on the grid by their codes; returns how many uses there are.
+def quantise(model: ir.Model, target: str, grids: Sequence[Grid]) -> int:
+    """Replace stored matrices that lie on a grid by their codes; returns how many uses there are.
 
     What lies on no grid stays; what does is the same to the last bit when it is decoded.
     """
@@ -35,14 +37,14 @@ def quantise(model: ir.Model, target: str, grid: Grid) -> int:
     for use in find_uses(model):
         key = id(use.weight) * 2 + use.axis
         if key not in coded:
-            coded[key] = _coded(use, grid)
+            coded[key] = next((c for grid in grids if (c := _coded(use, grid))), None)
         found = coded[key]
         if found is None:
             continue
         owner = use.node.graph
         assert isinstance(owner, ir.Graph)
         write = Writer(owner, use.node, model.graph)
-        if target == "ort":
+        if target == "ort" and not grids[0].per_row:
             model.opset_imports[CONTRIB] = 1
             result = _contrib_lookup(write, use, found) if use.is_lookup else None
             result = result or _contrib_product(write, use, found)
@@ -52,7 +54,7 @@ def quantise(model: ir.Model, target: str, grid: Grid) -> int:
             use.node.replace_input_with(1, _standard_weight(write, use, found))
             result = None
         if result is not None:
-            _replace(use.node, result)
+            replace_node(use.node, result)
         count += 1
     return count
 
@@ -102,7 +104,7 @@ def _contrib_lookup(write: Writer, use: Use, coded: Coded) -> ir.Value:
     """GatherBlockQuantized, from the copy that a tied head multiplies by."""
     packed, scales = _packed(write, coded)
     shape = write.array(np.array([coded.codes.shape[0], -1], np.int64))
-    return write(
+    rows = write(
         "GatherBlockQuantized",
         write("Reshape", packed, shape),
         use.node.inputs[1],
@@ -113,15 +115,18 @@ def _contrib_lookup(write: Writer, use: Use, coded: Coded) -> ir.Value:
         bits=coded.bits,
         block_size=coded.block,
     )
+    width = coded.codes.shape[1]
+    if width % coded.block == 0:
+        return rows
+    return write("Slice", rows, write.ints(0), write.ints(width), write.ints(-1))
 
 
 def _packed(write: Writer, coded: Coded) -> tuple[ir.Value, ir.Value]:
     """(rows, blocks, bytes of a block) of unsigned codes, the lower half first, and the scales."""
-    shifted = (coded.codes.astype(np.int16) + (1 << coded.bits - 1)).astype(np.uint8)
+    shifted = (coded.in_blocks.astype(np.int16) + (1 << coded.bits - 1)).astype(np.uint8)
     if coded.bits == 4:
-        shifted = np.bitwise_or(shifted[:, 0::2], shifted[:, 1::2] << 4, dtype=np.uint8)
-    rows, blocks = coded.scales.shape
-    return write.array(shifted.reshape(rows, blocks, -1)), write.array(coded.scales)
+        shifted = np.bitwise_or(shifted[..., 0::2], shifted[..., 1::2] << 4, dtype=np.uint8)
+    return write.array(shifted), write.array(coded.scales)
 
 
 def _standard_weight(write: Writer, use: Use, coded: Coded) -> ir.Value:
@@ -157,7 +162,7 @@ def _flag(node: ir.Node, name: str) -> bool:
     return attribute is not None and bool(attribute.as_int())
 
 
-def _replace(node: ir.Node, result: ir.Value) -> None:
+def replace_node(node: ir.Node, result: ir.Value) -> None:
     """Give the users of `node` another value, under the same name."""
     old = node.outputs[0]
     result.type, result.shape = old.type, old.shape

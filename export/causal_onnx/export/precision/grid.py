@@ -14,19 +14,30 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "BLOCK_SIZES",
+    "CODES",
     "OLDEST_BLOCKS_OPSET",
     "SMALLEST_ELEMENTS",
+    "SMALLEST_SCALE",
+    "WIDEST_ROW",
     "Coded",
     "Grid",
     "code",
     "decode",
     "round_to_grid",
+    "shortened",
 ]
 
 Floats = npt.NDArray[np.float32]
 
 OLDEST_BLOCKS_OPSET = 21
 """From here on DequantizeLinear has blocks, and ONNX has 4-bit integers."""
+
+BLOCK_SIZES = (128, 64, 32, 16)
+"""What onnxruntime's kernels take and multiply fast by: powers of 2; they refuse less than 16."""
+
+WIDEST_ROW = 1 << 16
+"""Sums of so many products of codes, 255 by 127 at most, stay below 2^31."""
 
 SMALLEST_SCALE = 1e-30
 """Blocks of smaller numbers become zero: their products would be denormal."""
@@ -36,23 +47,40 @@ SMALLEST_ELEMENTS = 1 << 8
 """Weights of fewer elements stay: the nodes that unpack them are no smaller."""
 
 
+CODES = {4: (-8, 7), 8: (-127, 127)}
+"""Bits -> the smallest and the largest code."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grid:
     """How weights are rounded."""
 
     bits: int
     per_row: bool = False
-    """One scale for a whole row, where the operator set knows no blocks."""
+    """One scale for a whole row: of what the operator set, or an integer product, takes no more."""
+    block_size: int = 32
+    """The most neighbours that share a scale; one of `BLOCK_SIZES`."""
+    may_end_early: bool = False
+    """A row's last block may hold fewer than the others."""
+    widest: int | None = None
+    """The longest row; None: any."""
 
     def block(self, width: int) -> int | None:
         """The numbers that share a scale in a row of `width`, or None: not rounded.
 
-        32, or 16 where 32 does not divide the width: less than 16, or blocks that end early, are
-        refused by onnxruntime's kernels.
+        `block_size`, or the largest of its halves down to 16 that divides the width. Where blocks
+        may end early, 4 whole ones and a part of one are taken as well: what a short block wastes
+        is then less than what its half would cost.
         """
         if self.per_row:
-            return width
-        return next((block for block in (32, 16) if width % block == 0), None)
+            return width if self.widest is None or width <= self.widest else None
+        halves = [size for size in BLOCK_SIZES if size <= self.block_size]
+        return next((size for size in halves if self._divides(size, width)), None)
+
+    def _divides(self, block: int, width: int) -> bool:
+        if width % block == 0:
+            return True
+        return self.may_end_early and width > 4 * block and width % BLOCK_SIZES[-1] == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +92,13 @@ class Coded:
     scales: Floats
     """(rows, blocks); may be negative."""
     bits: int
+    block: int
+    """Neighbours of one row that share a scale; the last of a row may be fewer."""
 
     @property
-    def block(self) -> int:
-        """Neighbours of one row that share a scale."""
-        return int(self.codes.shape[1] // self.scales.shape[1])
+    def in_blocks(self) -> npt.NDArray[np.int8]:
+        """(rows, blocks, block): the codes, and 0 behind the end of a row."""
+        return _in_blocks(self.codes, self.block)
 
 
 def code(matrix: Floats, *, bits: int, block: int) -> Coded:
@@ -83,7 +113,7 @@ def code(matrix: Floats, *, bits: int, block: int) -> Coded:
     Args:
         matrix: (rows, width), finite.
         bits: 8 or 4.
-        block: Divides `width`.
+        block: Numbers that share a scale; the last block of a row may be shorter.
 
     Raises:
         ValueError: `bits` or `block` does not fit.
@@ -91,31 +121,32 @@ def code(matrix: Floats, *, bits: int, block: int) -> Coded:
     rows, width = matrix.shape
     if bits not in (4, 8):
         raise ValueError(f"bits must be 4 or 8, got {bits}")
-    if block < 1 or width % block:
-        raise ValueError(f"block ({block}) must divide the width of the matrix ({width})")
-    parts = np.ascontiguousarray(matrix, np.float32).reshape(rows, width // block, block)
+    if block < 1:
+        raise ValueError(f"block must be at least 1, got {block}")
+    parts = _in_blocks(np.ascontiguousarray(matrix, np.float32), block)
     if bits == 8:
         top = np.abs(parts).max(axis=-1)
-        scales = _shortened(top / np.float32(127))
-        low, high = -127, 127
+        scales = shortened(top / np.float32(127))
     else:
         place = np.abs(parts).argmax(axis=-1)[..., None]
         top = np.take_along_axis(parts, place, axis=-1)[..., 0]
-        scales = _shortened(top / np.float32(-8))
-        low, high = -8, 7
+        scales = shortened(top / np.float32(-8))
+    low, high = CODES[bits]
     is_empty = np.abs(scales) < SMALLEST_SCALE
     scales = np.where(is_empty, np.float32(1), scales)
     ratio = np.where(is_empty[..., None], np.float32(0), parts / scales[..., None])
     codes = np.clip(np.rint(ratio), low, high).astype(np.int8)
-    return Coded(codes=codes.reshape(rows, width), scales=scales, bits=bits)
+    codes = np.ascontiguousarray(codes.reshape(rows, -1)[:, :width])
+    return Coded(codes=codes, scales=scales, bits=bits, block=block)
 
 
 def decode(coded: Coded) -> Floats:
     """The matrix that the codes stand for; exact."""
     rows, width = coded.codes.shape
-    parts = coded.codes.reshape(rows, -1, coded.block).astype(np.float32)
+    parts = coded.in_blocks.astype(np.float32)
     # A code of 0 and a negative scale would be -0.
-    return (parts * coded.scales[..., None] + np.float32(0)).reshape(rows, width)
+    whole = (parts * coded.scales[..., None] + np.float32(0)).reshape(rows, -1)
+    return np.ascontiguousarray(whole[:, :width])
 
 
 def round_to_grid(matrix: Floats, *, bits: int, block: int) -> Floats:
@@ -123,7 +154,14 @@ def round_to_grid(matrix: Floats, *, bits: int, block: int) -> Floats:
     return decode(code(matrix, bits=bits, block=block))
 
 
-def _shortened(values: npt.NDArray[Any]) -> Floats:
+def _in_blocks(matrix: npt.NDArray[Any], block: int) -> npt.NDArray[Any]:
+    """(rows, blocks, block), with zeros behind the end of a row."""
+    rows, width = matrix.shape
+    padded = np.pad(matrix, ((0, 0), (0, -width % block))) if width % block else matrix
+    return padded.reshape(rows, -1, block)
+
+
+def shortened(values: npt.NDArray[Any]) -> Floats:
     """The nearest float32 of 16 significant bits."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return ((bits + np.uint32(0x80)) & np.uint32(0xFFFFFF00)).view(np.float32)

@@ -7,8 +7,9 @@ the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import fnmatch
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,12 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from causal_onnx.export.graph.weights import find_uses
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.graph.weights import Use, find_uses
+from causal_onnx.export.precision.carry import Moment, joined, round_carrying
+from causal_onnx.export.precision.choose import Coding
 from causal_onnx.export.precision.grid import SMALLEST_ELEMENTS, Grid, round_to_grid
+from causal_onnx.export.precision.moments import Moments
 
 __all__ = ["Rounded", "round_module", "round_weights"]
 
@@ -35,30 +40,36 @@ class Rounded:
     """Name of the parameter -> the axis along which its blocks run."""
     kept: tuple[str, ...]
     """What was looked up or multiplied by and stays as it is, with the reason."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """How, where the caller chose: the size of blocks, the rounding, what was left wider."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"axes": dict(self.axes), "kept": list(self.kept)}
+        return {"axes": dict(self.axes), "kept": list(self.kept), **self.options}
 
 
-def round_weights(model: ir.Model, module: nn.Module, grid: Grid) -> Rounded:
+def round_weights(
+    model: ir.Model, module: nn.Module, coding: Coding, moments: Moments | None = None
+) -> Rounded:
     """Round the weights of `model` and the parameters of `module` that they are, in place.
 
     A weight is a stored 2-D matrix that activations are multiplied by, or whose rows ids look up.
     It stays as it is if it is small, if no block divides it, if it is no parameter (nor rows of
-    one), or if one use sums over its rows and another over its columns.
+    one), if it is to be kept, or if one use sums over its rows and another over its columns.
+
+    Args:
+        model: The graph.
+        module: Whose parameters it holds.
+        coding: How each is rounded.
+        moments: What the weights are multiplied by, to carry errors on; None: to the nearest.
+
+    Raises:
+        ExportError: A pattern of what to keep fits no weight.
     """
-    parameters = {
-        name: value
-        for name, value in module.named_parameters()
-        if value.ndim == 2 and value.dtype == torch.float32
-    }
-    owners = {
-        id(value): (value, owner)
-        for value in model.graph.initializers.values()
-        if (owner := _owner(value, parameters)) is not None
-    }
+    owners, places = _weights(model, module)
+    parameters = dict(module.named_parameters())
     wanted: dict[str, set[int]] = {}
     kept = []
+    seen: dict[str, list[Moment | None]] = {}
     for use in find_uses(model):
         label = use.node.name or use.node.op_type
         if id(use.weight) not in owners:
@@ -67,18 +78,25 @@ def round_weights(model: ir.Model, module: nn.Module, grid: Grid) -> Rounded:
             reason = _TOO_SMALL if is_small else "not a parameter of the module"
             kept.append(f"the weight of {label}: {reason}")
             continue
-        name, is_transposed, _ = owners[id(use.weight)][1]
+        name, is_transposed, _ = places[id(use.weight)]
         wanted.setdefault(name, set()).add(use.axis ^ is_transposed)
+        if moments is not None:
+            seen.setdefault(name, []).append(_moment(use, moments))
+    _refuse_idle_patterns(coding, wanted)
     axes = {}
     for name, found in wanted.items():
         axis = min(found)
-        reason = _reason(parameters[name], axis, grid) if len(found) == 1 else "used along both"
+        grid = coding.grid_of(name)
+        reason = "used along both" if len(found) > 1 else "asked for"
+        if len(found) == 1 and grid is not None:
+            reason = _reason(parameters[name], axis, grid)
         if reason:
             kept.append(f"{name}: {reason}")
         else:
             axes[name] = axis
-    round_module(module, axes, grid)
-    for value, (name, is_transposed, start) in owners.values():
+    round_module(module, axes, coding, seen if moments is not None else None)
+    for key, value in owners.items():
+        name, is_transposed, start = places[key]
         if name in axes:
             array = parameters[name].detach().numpy()
             rows = array.T if is_transposed else array
@@ -86,28 +104,93 @@ def round_weights(model: ir.Model, module: nn.Module, grid: Grid) -> Rounded:
             # A view: the module's rounded weights are the graph's, in the same memory.
             part = rows[start : start + int(value.shape[0])]  # type: ignore[arg-type]
             value.const_value = ir.tensor(part, name=value.name)
-    return Rounded(axes=dict(sorted(axes.items())), kept=tuple(sorted(set(kept))))
+    return Rounded(
+        axes=dict(sorted(axes.items())),
+        kept=tuple(sorted(set(kept))),
+        options=_options(coding, wanted),
+    )
 
 
-def round_module(module: nn.Module, axes: Mapping[str, int], grid: Grid) -> None:
-    """Round the named parameters of `module`, blocks along the named axes.
+def _weights(model: ir.Model, module: nn.Module) -> tuple[dict[int, ir.Value], dict[int, Owner]]:
+    """The stored matrices that are parameters of the module, and where in it they stand."""
+    parameters = {
+        name: value
+        for name, value in module.named_parameters()
+        if value.ndim == 2 and value.dtype == torch.float32
+    }
+    owners, places = {}, {}
+    for value in model.graph.initializers.values():
+        place = _owner(value, parameters)
+        if place is not None:
+            owners[id(value)], places[id(value)] = value, place
+    return owners, places
+
+
+def _moment(use: Use, moments: Moments) -> Moment | None:
+    """Of what the weight is multiplied by; None: it is looked up, or that was not seen."""
+    source = use.node.inputs[0]
+    return None if use.is_lookup or source is None else moments.get(source.name or "")
+
+
+def _refuse_idle_patterns(coding: Coding, names: Collection[str]) -> None:
+    """Raise where something was to be kept that is not there: the caller means another name."""
+    for pattern, _ in coding.keep:
+        if not fnmatch.filter(names, pattern):
+            raise ExportError(
+                f"keep has the pattern {pattern!r}, and no weight has such a name; they are "
+                f"{', '.join(sorted(names))}"
+            )
+
+
+def _options(coding: Coding, names: Collection[str]) -> dict[str, Any]:
+    """What differs from a rounding that nobody chose anything of."""
+    found: dict[str, Any] = {}
+    if coding.grid.block_size != Grid(bits=coding.grid.bits).block_size:
+        found["block_size"] = coding.grid.block_size
+    if coding.rounding != "nearest":
+        found["rounding"] = coding.rounding
+    if coding.keep:
+        grids = {name: coding.grid_of(name) for name in sorted(names)}
+        found["wider"] = {n: g.bits if g else 32 for n, g in grids.items() if g != coding.grid}
+    return found
+
+
+def round_module(
+    module: nn.Module,
+    axes: Mapping[str, int],
+    coding: Coding,
+    moments: Mapping[str, Sequence[Moment | None]] | None = None,
+) -> None:
+    """Round the named parameters in place, blocks along the named axes.
+
+    Args:
+        module: The module.
+        axes: Name -> axis.
+        coding: How each is rounded.
+        moments: Name -> of each use what the parameter is multiplied by (None: rows are looked up);
+            errors are then carried on. None: to the nearest.
 
     Raises:
         ValueError: The module has no such parameter, or none of that shape.
     """
     parameters = dict(module.named_parameters())
     for name, axis in axes.items():
-        value = parameters.get(name)
+        value, grid = parameters.get(name), coding.grid_of(name)
         reason = "there is no such 2-D parameter"
-        if value is not None and value.ndim == 2:
+        if grid is None:
+            reason = "it is to be kept"
+        elif value is not None and value.ndim == 2:
             reason = _reason(value, axis, grid)
-        if value is None or reason:
+        if value is None or grid is None or reason:
             raise ValueError(f"the parameter {name!r} cannot be rounded: {reason}")
         matrix = value.detach().float().numpy()
-        rows = matrix if axis == 1 else matrix.T
+        rows = np.ascontiguousarray(matrix if axis == 1 else matrix.T)
         block = grid.block(rows.shape[1])
         assert block is not None
-        rounded = round_to_grid(np.ascontiguousarray(rows), bits=grid.bits, block=block)
+        if moments is None:
+            rounded = round_to_grid(rows, bits=grid.bits, block=block)
+        else:
+            rounded = round_carrying(rows, joined(moments[name]), bits=grid.bits, block=block)
         # In memory of its own: copies of a module share that of its weights.
         value.data = torch.from_numpy(rounded if axis == 1 else rounded.T.copy()).to(value.dtype)
 
@@ -116,8 +199,11 @@ def _reason(value: torch.Tensor, axis: int, grid: Grid) -> str:
     """Why a parameter stays as it is, or ""."""
     if value.numel() < SMALLEST_ELEMENTS:
         return _TOO_SMALL
-    if grid.block(value.shape[axis]) is None:
-        return f"its width {value.shape[axis]} is not a multiple of 16"
+    width = value.shape[axis]
+    if grid.block(width) is None:
+        if grid.per_row:
+            return f"its width {width} is more than {grid.widest}"
+        return f"its width {width} is not a multiple of 16"
     if not bool(torch.isfinite(value).all()):
         return "it holds numbers that are not finite"
     return ""

@@ -1,0 +1,100 @@
+"""What the weights of a graph are multiplied by, on text that the module writes itself."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from causal_onnx.export.analysis.session import plain_session
+from causal_onnx.export.graph.weights import find_uses
+from causal_onnx.export.outcome import ask_onnxruntime
+from causal_onnx.export.precision.carry import Moment
+from causal_onnx.export.source.arrays import to_numpy
+from causal_onnx.export.source.budget import Budget
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
+from causal_onnx.export.source.module import Source
+from causal_onnx.export.source.sampling import is_logits, sampled_text
+from causal_onnx.runtime.contract import Contract
+
+__all__ = ["Moments", "measure_moments"]
+
+Moments = Mapping[str, Moment]
+"""Name of a value that a weight is multiplied by -> its moment."""
+
+ROWS, LONGEST = 32, 128
+"""Texts, and the tokens of one."""
+FLOPS = 1e12
+"""What writing them may cost: a minute at worst."""
+SEED = 5
+"""Not that of the drift's text: what is fitted to a text is not measured on it."""
+
+
+def measure_moments(
+    model: ir.Model, source: Source, specs: Sequence[InputSpec], contract: Contract
+) -> Moments:
+    """Run the graph in fp32 and add up x x^T of all that is multiplied by a stored matrix.
+
+    A language model reads text that it samples itself, in fp32; other modules, and those that take
+    more than ids, get inputs like their example. One thread, so that equal modules give equal sums.
+
+    Args:
+        model: The captured graph, before anything is rounded; left as it is.
+        source: The module in fp32.
+        specs: Its inputs.
+        contract: Of the module, without a cache.
+
+    Raises:
+        SessionError: onnxruntime does not run the graph.
+    """
+    copy = model.clone()
+    watched: dict[str, ir.Value] = {}
+    for use in find_uses(copy):
+        value = use.node.inputs[0]
+        if not use.is_lookup and value is not None and value.name and use.node.graph is copy.graph:
+            watched[value.name] = value
+    given = {value.name: index for index, value in enumerate(copy.graph.inputs)}
+    asked = [name for name in watched if name not in given]
+    for name in asked:
+        if not watched[name].is_graph_output():
+            watched[name].shape = None
+            copy.graph.outputs.append(watched[name])
+    sums: dict[str, Tensor] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "m.onnx"
+        ir.save(copy, path, external_data="m.data")
+        session = ask_onnxruntime(plain_session, str(path))
+        for inputs in _texts(source, specs, contract):
+            arrays = [to_numpy(x) for x in inputs]
+            feed = {spec.name: x for spec, x in zip(contract.inputs, arrays, strict=True)}
+            values = dict(zip(asked, ask_onnxruntime(session.run, asked, feed), strict=True))
+            values |= {name: arrays[given[name]] for name in watched if name in given}
+            for name, value in values.items():
+                rows = torch.from_numpy(np.ascontiguousarray(value).reshape(-1, value.shape[-1]))
+                moment = rows.T @ rows
+                sums[name] = sums[name] + moment if name in sums else moment
+    return sums
+
+
+def _texts(
+    source: Source, specs: Sequence[InputSpec], contract: Contract
+) -> Sequence[Sequence[Tensor]]:
+    """Inputs of single calls."""
+    longest = max(contract.min_seq_len, min(LONGEST, contract.max_seq_len or LONGEST))
+    scores = next((i for i, s in enumerate(contract.outputs) if is_logits(s, contract)), None)
+    if scores is not None:
+        ids = sampled_text(
+            source, specs, contract, scores, rows=ROWS, longest=longest, flops=FLOPS, seed=SEED
+        )
+        if ids is not None:
+            return [[ids[i : i + 1]] for i in range(len(ids))] if ids.ndim > 1 else [[ids]]
+    allows = Budget(source, specs).allows
+    while longest > contract.min_seq_len and not allows(CallSizes(batch=1, seq=longest)):
+        longest = max(contract.min_seq_len, longest // 2)
+    sizes = CallSizes(batch=1, seq=longest)
+    return [make_inputs(specs, sizes, seed=SEED + index) for index in range(ROWS)]
