@@ -160,6 +160,29 @@ def test_timings_say_what_each_step_took(
         assert [row[0] for row in rows] == [*expected, "all"]
 
 
+def test_weights_of_few_bits_by_choice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", f"{TARGET}:wide", "-o", "m.onnx", "--precision", "int4"]
+    options = ["--block-size", "64", "--rounding", "gptq", "--keep", "q_proj*=int8"]
+    assert main([*arguments, *options]) == 0
+    said = capsys.readouterr().out
+    assert "2 weights in 4 bits, 1 in 8, in blocks of 64, rounded by gptq" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["q_proj"], "--keep takes PATTERN=PRECISION, such as 'lm_head*=int8', got 'q_proj'"),
+        (["q*=int8", "--keep", "q*=fp32"], "--keep names 'q*' twice"),
+    ],
+)
+def test_what_is_kept_needs_a_precision(
+    options: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", f"{TARGET}:wide", "-o", "m.onnx", "--precision", "int4"]
+    assert main([*arguments, "--keep", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_more_drift_than_allowed_is_a_finding(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from causal_onnx.runtime import __version__
+from causal_onnx.runtime.artifact.protobuf import field_bytes
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.errors import CausalOnnxError
 from causal_onnx.runtime.model import load
@@ -280,18 +281,19 @@ def _matrix_product() -> bytes:
     """The ONNX model y = x x, encoded by hand, since the package onnx may not be installed."""
 
     def tensor(name: str) -> bytes:
-        shape = _field(1, _field(2, "batch")) + _field(1, _field(1, 2))
-        return _field(1, name) + _field(2, _field(1, _field(1, 1) + _field(2, shape)))
+        shape = field_bytes(1, field_bytes(2, "batch")) + field_bytes(1, field_bytes(1, 2))
+        return field_bytes(1, name) + field_bytes(
+            2, field_bytes(1, field_bytes(1, 1) + field_bytes(2, shape))
+        )
 
-    node = _field(1, "x") + _field(1, "x") + _field(2, "y") + _field(4, "MatMul")
-    graph = _field(1, node) + _field(2, "g") + _field(11, tensor("x")) + _field(12, tensor("y"))
-    opset = _field(1, "") + _field(2, 20)
-    return _field(1, 10) + _field(7, graph) + _field(8, opset)
-
-
-def _field(number: int, value: int | str | bytes) -> bytes:
-    """One field of a protobuf message; every number and length here is below 128, one byte."""
-    if isinstance(value, int):
-        return bytes([number << 3, value])
-    payload = value.encode() if isinstance(value, str) else value
-    return bytes([number << 3 | 2, len(payload)]) + payload
+    node = (
+        field_bytes(1, "x") + field_bytes(1, "x") + field_bytes(2, "y") + field_bytes(4, "MatMul")
+    )
+    graph = (
+        field_bytes(1, node)
+        + field_bytes(2, "g")
+        + field_bytes(11, tensor("x"))
+        + field_bytes(12, tensor("y"))
+    )
+    opset = field_bytes(1, "") + field_bytes(2, 20)
+    return field_bytes(1, 10) + field_bytes(7, graph) + field_bytes(8, opset)

@@ -10,16 +10,11 @@ import pytest
 from causal_onnx.export import ExportError, export, verify
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
 from causal_onnx.runtime import load
+from tests.export.real import STORIES, reference
 
 
 def decoder(seed: int = 0) -> DecoderLM:
     return DecoderLM(tiny_llama_config(), seed=seed)
-
-
-def drift(path: Path, **options: object) -> float:
-    report = export(decoder(), path, precision="int4", **options)  # type: ignore[arg-type]
-    assert report.drift is not None
-    return report.drift.drift
 
 
 def block_sizes(path: Path) -> set[int]:
@@ -27,9 +22,22 @@ def block_sizes(path: Path) -> set[int]:
     return {a.i for node in nodes for a in node.attribute if a.name == "block_size"}
 
 
-def test_a_language_model_drifts_less_by_gptq(tmp_path: Path) -> None:
+def test_a_trained_model_drifts_no_more_in_blocks_of_128_by_gptq_than_of_32_by_rounding(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("transformers")
+    nearest, fitted = (
+        export(reference(STORIES), tmp_path / "m.onnx", precision="int4", **options).drift
+        for options in ({}, {"block_size": 128, "rounding": "gptq"})
+    )
+    assert nearest is not None
+    assert fitted is not None
+    assert (fitted.sampled_mean_kl or 1.0) < (nearest.sampled_mean_kl or 0.0)
+
+
+def test_the_file_says_how_it_was_rounded_and_is_verified_so(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    assert drift(path, rounding="gptq") < 0.8 * drift(tmp_path / "nearest.onnx")
+    export(decoder(), path, precision="int4", rounding="gptq")
     certificate = load(path).certificate
     assert certificate is not None
     assert certificate["quantisation"]["rounding"] == "gptq"
@@ -40,7 +48,7 @@ def test_a_language_model_drifts_less_by_gptq(tmp_path: Path) -> None:
 
 def test_the_same_module_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
-        drift(tmp_path / name, rounding="gptq", block_size=64)
+        export(decoder(), tmp_path / name, precision="int4", rounding="gptq", block_size=64)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
@@ -48,7 +56,7 @@ def test_a_module_of_features_is_fitted_to_inputs_like_its_example(tmp_path: Pat
     module = CausalMechanismV1(64, 64, 12, seed=0)
     report = export(module, tmp_path / "m.onnx", precision="int4", rounding="gptq")
     assert report.quantisation is not None
-    assert report.quantisation.parity.max_error < 1e-6
+    assert report.quantisation.parity.max_error < 3e-6
     assert verify(module, tmp_path / "m.onnx").passed
 
 
@@ -62,7 +70,7 @@ def test_blocks_by_choice(target: str, width: int, size: int, tmp_path: Path) ->
     report = export(module, path, precision="int4", block_size=128, target=target)
     assert block_sizes(path) == {size}
     assert report.quantisation is not None
-    assert report.quantisation.parity.max_error < 1e-6
+    assert report.quantisation.parity.max_error < 3e-6
     assert "in blocks of 128" in report.quantisation.summary()
     assert load(path).selftest().passed
     assert verify(module, path).passed

@@ -15,7 +15,9 @@ from causal_onnx.export import attest, export, verify
 from causal_onnx.export.precision.choose import coding_for
 from causal_onnx.export.precision.grid import Grid, round_to_grid
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
-from causal_onnx.runtime import load
+from causal_onnx.runtime import DeviceError, load
+from causal_onnx.runtime.session import integer_products
+from causal_onnx.runtime.session.integer_products import exact_product_settings
 
 WIDTH = 64
 
@@ -172,6 +174,18 @@ def test_rows_whose_sums_would_not_fit_stay() -> None:
     assert coding.grid.block(1 << 16) == 1 << 16
     assert coding.grid.block((1 << 16) + 1) is None
     assert Grid(bits=8, per_row=True).block((1 << 16) + 1) == (1 << 16) + 1
+
+
+def test_a_processor_that_cuts_sums_off_does_not_load_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = exported(tmp_path / "m.onnx")
+    export(attention(), tmp_path / "int8.onnx", precision="int8")
+    exact_product_settings.cache_clear()
+    monkeypatch.setattr(integer_products, "_is_exact", lambda settings: False)
+    with pytest.raises(DeviceError, match="would give wrong numbers here"):
+        load(path)
+    assert load(tmp_path / "int8.onnx").selftest().passed
 
 
 def test_blocks_are_refused(tmp_path: Path) -> None:

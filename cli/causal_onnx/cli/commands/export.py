@@ -31,6 +31,7 @@ EPILOG = """\
 examples:
   causal-onnx export ./checkpoint -o model/
   causal-onnx export ./checkpoint --adapter ./lora --precision int8 -o model/
+  causal-onnx export ./checkpoint --precision int4 --block-size 128 --rounding gptq -o model/
   causal-onnx export out/ckpt.pt -o model/
   causal-onnx export mypackage.model:build -o model.onnx
   causal-onnx export train.py:GPT --arg bias=false --example 2,16:int64 -o gpt.onnx
@@ -100,7 +101,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", dest="form", default="ort", help="ort (default), portable or tiled"
     )
     parser.add_argument(
-        "--precision", default="fp32", help="fp32 (default), fp16, bf16, or weights in int8 or int4"
+        "--precision",
+        default="fp32",
+        help="fp32 (default), fp16, bf16, weights in int8 or int4, or w8a8: weights in 8 bits, "
+        "multiplied in integers",
+    )
+    few = parser.add_argument_group("weights of few bits")
+    few.add_argument(
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="weights that share a scale: 32 (default), 64 or 128; larger is faster and coarser",
+    )
+    few.add_argument(
+        "--rounding",
+        default="nearest",
+        help="nearest (default), or gptq: errors are made up for, on text that the model writes",
+    )
+    few.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="PATTERN=PRECISION",
+        help="weights to keep in fp32, or beside int4 in int8, by name, such as "
+        "'lm_head*=int8' (repeatable)",
     )
     parser.add_argument(
         "--max-drift",
@@ -198,6 +222,9 @@ class _Settings(TypedDict):
 
     target: str
     precision: str
+    block_size: int | None
+    rounding: str
+    keep: dict[str, str]
     opset: int | None
     max_seq_len: int | None
     max_drift: float | None
@@ -209,6 +236,9 @@ def _settings(args: argparse.Namespace, tell: Progress) -> _Settings:
     return _Settings(
         target=args.form,
         precision=args.precision,
+        block_size=args.block_size,
+        rounding=args.rounding,
+        keep=_kept(args.keep),
         opset=args.opset,
         max_seq_len=args.max_seq_len,
         max_drift=args.max_drift,
@@ -247,6 +277,25 @@ def _export_module(
         cache=bool(args.cache),
         **_settings(args, tell),
     )
+
+
+def _kept(texts: list[str]) -> dict[str, str]:
+    """Patterns of names, and the precision of each.
+
+    Raises:
+        UsageError: One has no precision, or stands there twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        pattern, sign, precision = text.rpartition("=")
+        if not sign or not pattern:
+            raise UsageError(
+                f"--keep takes PATTERN=PRECISION, such as 'lm_head*=int8', got {text!r}"
+            )
+        if pattern in found:
+            raise UsageError(f"--keep names {pattern!r} twice")
+        found[pattern] = precision
+    return found
 
 
 def _print_report(

@@ -17,7 +17,7 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.lower import switching_lengths
 from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxruntime
 from causal_onnx.export.passes.length_limit import limit_name
-from causal_onnx.export.precision.choose import CODED_BITS, FullPrecision
+from causal_onnx.export.precision.choose import CODED_BITS, INTEGER_PRODUCTS, FullPrecision
 from causal_onnx.export.report import ParityCase, ParityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
@@ -27,6 +27,7 @@ from causal_onnx.export.source.outputs import dtype_name
 from causal_onnx.runtime import Model
 from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
+from causal_onnx.runtime.session.integer_products import exact_product_settings
 
 __all__ = [
     "Session",
@@ -67,6 +68,8 @@ class Session:
             threads: Of onnxruntime. None: as many as it takes by itself.
         """
         settings = {"session.qdq_matmulnbits_accuracy_level": "0"} if exact else {}
+        if contract.precision == INTEGER_PRODUCTS:
+            settings |= exact_product_settings()
         try:
             self._session = ask_onnxruntime(
                 plain_session, str(path), threads=threads or 0, settings=settings

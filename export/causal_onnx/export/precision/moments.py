@@ -72,7 +72,9 @@ def measure_moments(
         for inputs in _texts(source, specs, contract):
             arrays = [to_numpy(x) for x in inputs]
             feed = {spec.name: x for spec, x in zip(contract.inputs, arrays, strict=True)}
-            values = dict(zip(asked, ask_onnxruntime(session.run, asked, feed), strict=True))
+            # Asked for nothing, onnxruntime gives everything.
+            found = ask_onnxruntime(session.run, asked, feed) if asked else []
+            values = dict(zip(asked, found, strict=True))
             values |= {name: arrays[given[name]] for name in watched if name in given}
             for name, value in values.items():
                 rows = torch.from_numpy(np.ascontiguousarray(value).reshape(-1, value.shape[-1]))

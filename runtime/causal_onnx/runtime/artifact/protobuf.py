@@ -18,6 +18,7 @@ __all__ = [
     "VARINT",
     "WindowedFile",
     "WireError",
+    "field_bytes",
     "fields",
     "messages",
     "signed",
@@ -149,6 +150,14 @@ def varint_bytes(value: int) -> bytes:
         parts.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*parts, value])
+
+
+def field_bytes(number: int, value: int | str | bytes) -> bytes:
+    """One field of a message: a number as a varint, a text or bytes with their length before."""
+    if isinstance(value, int):
+        return varint_bytes(number << 3 | VARINT) + varint_bytes(value)
+    payload = value.encode() if isinstance(value, str) else value
+    return varint_bytes(number << 3 | LENGTH_DELIMITED) + varint_bytes(len(payload)) + payload
 
 
 def messages(source: WindowedFile, start: int, end: int, field: int) -> Iterator[tuple[int, int]]:

@@ -23,6 +23,7 @@ from causal_onnx.runtime.session.device import (
     parse_device,
 )
 from causal_onnx.runtime.session.huge_pages import on_huge_pages
+from causal_onnx.runtime.session.integer_products import PRECISION, exact_product_settings
 from causal_onnx.runtime.session.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.session.threads import available_cores
 
@@ -169,6 +170,10 @@ def _create(
         "session.set_denormal_as_zero", str(int(settings.flush_denormals))
     )
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    contract = artifact.contract
+    if device.kind == "cpu" and contract is not None and contract.precision == PRECISION:
+        for key, value in exact_product_settings().items():
+            options.add_session_config_entry(key, value)
     # Else the name's ending or the first bytes choose another parser.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     providers: list[Any] = ["CPUExecutionProvider"]
