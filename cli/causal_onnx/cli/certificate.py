@@ -157,12 +157,16 @@ def read_certificate(document: Mapping[str, Any] | None) -> StoredCertificate | 
             cache=None if cache is None else _cache(cache),
             precision=tuple(
                 (label, str(document[key]["summary"]))
-                for label, key in (("weights", "quantisation"), ("drift", "drift"))
+                for label, key in _SUMMARIES
                 if document.get(key) is not None
             ),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"the certificate in the file is damaged: {error!r}") from error
+
+
+_SUMMARIES = (("weights", "quantisation"), ("drift", "drift"), ("bits", "bits"))
+"""Label -> the section of the certificate that says it on one line."""
 
 
 def _proof(document: Mapping[str, Any]) -> GraphProof:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from causal_onnx.export.pipeline import export
     from causal_onnx.export.proof.certificate import Certificate
     from causal_onnx.export.report import (
+        BitsCase,
+        BitsReport,
         CacheCase,
         CacheReport,
         CausalityCase,
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from causal_onnx.export.source.inputs import Input
 
 __all__ = [
+    "BitsCase",
+    "BitsReport",
     "CacheCase",
     "CacheReport",
     "CausalityCase",

@@ -48,6 +48,7 @@ def export(
     opset: int | None = None,
     max_seq_len: int | None = None,
     max_drift: float | None = None,
+    same_bits: bool = False,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -90,6 +91,9 @@ def export(
             nats of the next token for language models, else the relative error. None: 0.01 and
             0.02 for "fp16", 0.1 and 0.1 for "bf16", 0.05 and 0.1 for "int8" and "w8a8", 0.5 and
             0.5 for "int4".
+        same_bits: Look for which calls a row's bits are the same whatever is computed beside it:
+            batches of 1 to 8 rows, prompts in pieces, rows of different lengths, threads. The
+            report and the file then say what was seen, with this onnxruntime on this processor.
         replace: Put the new folder in the place of a model's folder that is there; a file always
             takes the place of an older one.
         progress: Called with (step, fraction done).
@@ -126,6 +130,7 @@ def export(
             opset=opset,
             max_seq_len=max_seq_len,
             max_drift=max_drift,
+            same_bits=same_bits,
             progress=progress,
         )
 
@@ -150,6 +155,7 @@ def _export_file(
     opset: int | None,
     max_seq_len: int | None,
     max_drift: float | None,
+    same_bits: bool,
     progress: Progress | None,
 ) -> ExportReport:
     opset, coding = check_options(
@@ -163,6 +169,8 @@ def _export_file(
         max_drift=max_drift,
     )
     check_file(path)
+    if same_bits and precision == "bf16":
+        raise ValueError("same_bits runs the file, and bfloat16 runs on CUDA alone")
     tell = progress or (lambda step, fraction: None)
     with isolated():
         tell("probe", 0.0)
@@ -179,6 +187,7 @@ def _export_file(
             max_drift=max_drift,
             coding=coding,
         )
+        subject = dataclasses.replace(subject, asks_for_bits=same_bits)
         leak = perturb_source(subject.reference.fresh(), subject.specs, subject.contract)
         errors: list[ExportError] = []
         tell("capture", 0.0)

@@ -13,6 +13,8 @@ from causal_onnx.runtime.artifact.golden import json_number
 from causal_onnx.runtime.contract import Contract, describe_all
 
 __all__ = [
+    "BitsCase",
+    "BitsReport",
     "CacheCase",
     "CacheReport",
     "CausalityCase",
@@ -284,6 +286,48 @@ class CacheReport:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BitsCase:
+    """One question about bits: calls that compute the same rows in different company."""
+
+    question: str
+    compared: int
+    """Pairs of calls."""
+    differing: tuple[str, ...]
+    """Of these the ones whose bits differ."""
+
+    @property
+    def is_same(self) -> bool:
+        return self.compared > 0 and not self.differing
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BitsReport:
+    """For which calls a row's bits do not depend on what else is computed."""
+
+    cases: tuple[BitsCase, ...]
+    onnxruntime: str
+    """The version that computed them."""
+
+    def summary(self) -> str:
+        """What was seen, on one line."""
+        same = [case.question for case in self.cases if case.is_same]
+        other = [
+            f"{case.question} ({', '.join(dict.fromkeys(case.differing))})"
+            for case in self.cases
+            if not case.is_same
+        ]
+        compared = sum(case.compared for case in self.cases)
+        return (
+            f"bits, by {compared} pairs of calls in onnxruntime {self.onnxruntime}: the same for "
+            f"{'; '.join(same) or 'nothing'}; others for {'; '.join(other) or 'nothing'}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        cases = [{**asdict(case), "is_same": case.is_same} for case in self.cases]
+        return {"cases": cases, "onnxruntime": self.onnxruntime, "summary": self.summary()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QuantisationReport:
     """Which weights are stored in few bits, and that nothing else changed."""
 
@@ -432,6 +476,8 @@ class ExportReport:
     """None: no weights of few bits."""
     drift: DriftReport | None = None
     """None: exported in the module's own precision."""
+    bits: BitsReport | None = None
+    """None: `same_bits` was not asked for."""
     trained_len: int | None = None
     """The positions that the module was trained on, by its configuration; the limit of the file,
     unless another was asked for. None: it does not say."""
@@ -471,7 +517,7 @@ class ExportReport:
             f"  {self.causality.summary()}",
             *(
                 f"  {part.summary()}"
-                for part in (self.cache, self.quantisation, self.drift)
+                for part in (self.cache, self.quantisation, self.drift, self.bits)
                 if part is not None
             ),
             f"  equal to PyTorch at {compared} shapes, largest error "
@@ -500,6 +546,7 @@ class ExportReport:
             "quantisation": self.quantisation.to_dict() if self.quantisation else None,
             "drift": self.drift.to_dict() if self.drift else None,
             "assumed": list(self.assumed),
+            "bits": self.bits.to_dict() if self.bits else None,
             "warnings": list(self.warnings),
             "fallbacks": [asdict(fallback) for fallback in self.fallbacks],
         }

@@ -52,6 +52,8 @@ class Subject:
     rounded: Rounded | None = None
     """The weights that `reference` and the captured graph hold rounded."""
     max_drift: float | None = None
+    asks_for_bits: bool = False
+    """Look for which calls a row's bits depend on what else is computed."""
     specs: tuple[InputSpec, ...]
     observed: Observed
     contract: Contract

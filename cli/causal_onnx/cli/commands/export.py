@@ -133,6 +133,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how far a lower precision may be from fp32: mean KL in nats for language models, "
         "else the relative error (default: by precision)",
     )
+    parser.add_argument(
+        "--same-bits",
+        action="store_true",
+        help="look for which calls a row's bits are the same whatever is computed beside it, and "
+        "say so in the report and the file",
+    )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: by target)")
     parser.add_argument(
         "--max-seq-len",
@@ -228,6 +234,7 @@ class _Settings(TypedDict):
     opset: int | None
     max_seq_len: int | None
     max_drift: float | None
+    same_bits: bool
     replace: bool
     progress: Progress
 
@@ -242,6 +249,7 @@ def _settings(args: argparse.Namespace, tell: Progress) -> _Settings:
         opset=args.opset,
         max_seq_len=args.max_seq_len,
         max_drift=args.max_drift,
+        same_bits=args.same_bits,
         replace=args.replace,
         progress=tell,
     )

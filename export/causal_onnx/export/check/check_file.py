@@ -17,6 +17,7 @@ from causal_onnx.export.check.drift import measure_drift
 from causal_onnx.export.check.expected import Expected
 from causal_onnx.export.check.goldens import record_goldens
 from causal_onnx.export.check.parity import Session, compare, compare_unbatched
+from causal_onnx.export.check.same_bits import compare_bits
 from causal_onnx.export.errors import CausalityError, DriftError, ExportError, ParityError
 from causal_onnx.export.forms import Form
 from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
@@ -26,6 +27,7 @@ from causal_onnx.export.precision.choose import CODED_BITS, INTEGER_PRODUCTS
 from causal_onnx.export.precision.codes import FAST_LEVEL, set_accuracy_level
 from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.export.report import (
+    BitsReport,
     CacheReport,
     CausalityReport,
     DriftReport,
@@ -68,6 +70,7 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
         drift = _check_drift(draft, session, parity)
         causality = _check_by_perturbing(draft, session)
         del session  # which holds the weights; the file is loaded once more
+        bits = compare_bits(place, subject.specs, draft.ran) if subject.asks_for_bits else None
         certificate = _check_by_proof(draft, causality)
         described = describe_source(subject.module)
         found = _Found(
@@ -77,6 +80,7 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
             cache=cached,
             quantisation=quantisation,
             drift=drift,
+            bits=bits,
         )
         size = _write_whole(draft, found, source_document(described))
         _refuse_changed(subject)
@@ -90,6 +94,7 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
         cache=cached,
         quantisation=quantisation,
         drift=drift,
+        bits=bits,
         trained_len=subject.trained_len,
         assumed=tuple(text for spec in subject.specs if (text := spec.assumption) is not None),
         source=described,
@@ -154,6 +159,7 @@ class _Found:
     cache: CacheReport | None
     quantisation: QuantisationReport | None
     drift: DriftReport | None
+    bits: BitsReport | None
 
     def to_json(self) -> str:
         document = {
@@ -164,6 +170,8 @@ class _Found:
             "quantisation": self.quantisation.to_record() if self.quantisation else None,
             "drift": self.drift.to_record() if self.drift else None,
         }
+        if self.bits is not None:
+            document["bits"] = self.bits.to_dict()
         return json.dumps(document, sort_keys=True, separators=(",", ":"))
 
 

@@ -46,6 +46,7 @@ def export_checkpoint(
     opset: int | None = None,
     max_seq_len: int | None = None,
     max_drift: float | None = None,
+    same_bits: bool = False,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -70,6 +71,7 @@ def export_checkpoint(
         opset: As for `export`.
         max_seq_len: As for `export`.
         max_drift: As for `export`.
+        same_bits: As for `export`.
         replace: Put the new folder in the place of a model's folder that is there.
         progress: Called with (step, fraction done).
 
@@ -124,6 +126,7 @@ def export_checkpoint(
                 opset=opset,
                 max_seq_len=max_seq_len,
                 max_drift=max_drift,
+                same_bits=same_bits,
                 progress=progress,
             )
         return _warned(report, opened.warnings)
