@@ -13,7 +13,7 @@ THIN := .venv-thin/bin
 # What `make check` runs of the tests: the parts that need seconds.
 FAST := tests/*.py tests/models tests/runtime tests/cli tests/export/analysis tests/export/graph \
 	tests/export/source
-SOURCES := export models runtime cli tests tools examples bench
+SOURCES := export models runtime serve cli tests tools examples bench
 
 # One thread per test process: two of them with a pool each are slower than without.
 # Tests never reach for the network; this makes a library that tries fail at once.
@@ -104,4 +104,4 @@ lock: setup  ## Resolve requirements*.in into the lock files (the only target th
 clean:  ## Remove both environments, caches and everything built
 	rm -rf .venv .venv-thin build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf examples/*/node_modules examples/*/dist
-	find export models runtime cli tests tools examples bench -name __pycache__ -prune -exec rm -rf {} +
+	find export models runtime serve cli tests tools examples bench -name __pycache__ -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> export -> models, runtime; and the runtime stays thin."""
+"""Imports point one way: cli -> export -> models, runtime; serve -> runtime, which stays thin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from causal_onnx import export
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOTS = ("models", "export", "runtime", "cli")
+ROOTS = ("models", "export", "runtime", "serve", "cli")
 
 HEAVY = {"torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "rich", "transformers"}
 
@@ -46,7 +46,7 @@ def is_below(name: str, *packages: str) -> bool:
 
 
 def refuse_in_models(source: str) -> list[str]:
-    others = ("causal_onnx.export", "causal_onnx.runtime", "causal_onnx.cli")
+    others = tuple(f"causal_onnx.{root}" for root in ROOTS if root != "models")
     return [name for name in imports_of(source) if is_below(name, *others)]
 
 
@@ -60,11 +60,23 @@ def refuse_in_runtime(source: str) -> list[str]:
 
 
 def refuse_in_export(source: str) -> list[str]:
-    return [name for name in imports_of(source) if is_below(name, "causal_onnx.cli")]
+    above = ("causal_onnx.cli", "causal_onnx.serve")
+    return [name for name in imports_of(source) if is_below(name, *above)]
+
+
+def refuse_in_serve(source: str) -> list[str]:
+    """What needs PyTorch, or stands above; its own libraries are those of the extra `serve`."""
+    allowed = {*sys.stdlib_module_names, "numpy", "starlette", "uvicorn"}
+    own = ("causal_onnx.runtime", "causal_onnx.serve")
+    return [
+        name
+        for name in imports_of(source)
+        if name.partition(".")[0] not in allowed and not is_below(name, *own)
+    ]
 
 
 def refuse_in_cli(source: str) -> list[str]:
-    heavy = ("causal_onnx.export", "causal_onnx.models", *HEAVY)
+    heavy = ("causal_onnx.export", "causal_onnx.models", "causal_onnx.serve", *HEAVY)
     return [name for name in imports_of(source, lazy=False) if is_below(name, *heavy)]
 
 
@@ -72,6 +84,7 @@ RULES: dict[str, Callable[[str], list[str]]] = {
     "models/causal_onnx/models": refuse_in_models,
     "runtime/causal_onnx/runtime": refuse_in_runtime,
     "export/causal_onnx/export": refuse_in_export,
+    "serve/causal_onnx/serve": refuse_in_serve,
     "cli/causal_onnx/cli": refuse_in_cli,
 }
 
@@ -98,6 +111,10 @@ def test_imports_point_one_way(folder: str) -> None:
         (refuse_in_runtime, "import causal_onnx.models", ["causal_onnx.models"]),
         (refuse_in_runtime, "from ..models import x", ["..models"]),
         (refuse_in_export, "import causal_onnx.cli.main", ["causal_onnx.cli.main"]),
+        (refuse_in_export, "from causal_onnx.serve import Engine", ["causal_onnx.serve.Engine"]),
+        (refuse_in_serve, "def f():\n    import torch", ["torch"]),
+        (refuse_in_serve, "import causal_onnx.cli.main", ["causal_onnx.cli.main"]),
+        (refuse_in_cli, "from causal_onnx.serve import Engine", ["causal_onnx.serve.Engine"]),
         (refuse_in_cli, "class A:\n    import torch", ["torch"]),
         (refuse_in_cli, "from causal_onnx.export import export", ["causal_onnx.export.export"]),
     ],
@@ -114,6 +131,7 @@ def test_each_rule_refuses_what_it_should(
         (refuse_in_models, "import torch, causal_onnx.models.mask"),
         (refuse_in_runtime, "import json, numpy.typing\nfrom onnxruntime import OrtValue"),
         (refuse_in_export, "from causal_onnx.runtime import load\nimport torch"),
+        (refuse_in_serve, "import numpy\nfrom starlette.routing import Route"),
         (refuse_in_cli, "def f():\n    import torch"),
         (refuse_in_cli, "if TYPE_CHECKING:\n    import torch"),
     ],
@@ -144,6 +162,9 @@ ORDER = {
         analysis proof report errors outcome graph attention attestation adoption passes cache lower
         torch_patches source capture precision write subject captures forms check
         folder arguments pipeline checkpoint __init__
+    """,
+    "serve": """
+        errors options engine registry service web operate openai app server __init__
     """,
 }
 """The folders and files of each root. An import points to the same entry or to one before it."""

@@ -25,6 +25,11 @@ PUBLIC = {
         RunError Sampling SelfTestCase SelfTestReport Speculation Stream TensorSpec Tokenizer
         TrialLimits UnsafeFileError __version__ load read_artifact verify_bundle write_bundle
     """,
+    "causal_onnx.serve": """
+        BadRequestError BusyError Engine EngineOptions EngineState Generation NotServedError
+        Registry RequestError Score ServeOptions ServedModel Server Token UnavailableError
+        create_app open_models
+    """,
 }
 NEEDS_TORCH = {"causal_onnx.models", "causal_onnx.export"}
 
@@ -33,6 +38,9 @@ NEEDS_TORCH = {"causal_onnx.models", "causal_onnx.export"}
 def package(request: pytest.FixtureRequest) -> str:
     if request.param in NEEDS_TORCH:
         pytest.importorskip("torch", reason=f"{request.param} needs PyTorch")
+    if request.param == "causal_onnx.serve":
+        pytest.importorskip("starlette", reason="serving needs the extra `serve`")
+        pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
     return str(request.param)
 
 

@@ -22,6 +22,7 @@ from causal_onnx.cli.commands import (
     report,
     run,
     selftest,
+    serve,
     verify_bundle,
 )
 from causal_onnx.cli.errors import UsageError
@@ -33,6 +34,7 @@ COMMANDS = (
     run,
     generate,
     chat,
+    serve,
     inspect,
     selftest,
     report,

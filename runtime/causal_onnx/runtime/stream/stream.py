@@ -95,6 +95,21 @@ class Stream:
         self._repeated: RepeatedStep | None = None
         """Where the last call read one position per row, and the next may do the same."""
 
+    @classmethod
+    def on(cls, model: Runner, cache: KVCache, lengths: Array, *, capacity: int) -> Stream:
+        """A stream of rows that have read `lengths` positions, which `cache` holds in buffers.
+
+        Args:
+            model: Whose cache it is.
+            cache: All of it in buffers, with room for `capacity` positions, which are written to.
+            lengths: (batch,), int64.
+            capacity: Positions that each row may have.
+        """
+        stream = cls(model, batch=len(lengths), capacity=capacity)
+        stream._cache = cache
+        stream._read = Read(lengths, {})
+        return stream
+
     @property
     def lengths(self) -> tuple[int, ...]:
         """How many positions each row has read."""

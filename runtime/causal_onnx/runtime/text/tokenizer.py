@@ -95,6 +95,18 @@ class Tokenizer:
         with _errors_of_library(f"{self.path} cannot decode {len(ids)} ids"):
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def token_text(self, token: int) -> str:
+        """The text of one id as it stands within a text, or the name of a special token; bytes that
+        make no character by themselves become U+FFFD.
+
+        Raises:
+            ValueError: The tokenizer fails on it.
+        """
+        once = self.decode([token])
+        # Many decoders drop a space at the beginning of a text: the second one has it.
+        text = self.decode([token, token])[len(once) :]
+        return text or str(self._tokenizer.id_to_token(token) or "")
+
     def stream(self, *, after: Sequence[int] = ()) -> TextStream:
         """For the text of ids that come one by one; it never splits a character.
 

@@ -1,0 +1,35 @@
+"""Serve models over HTTP, or answer many requests at once without it."""
+
+from causal_onnx.serve.app import create_app
+from causal_onnx.serve.engine.engine import Engine, EngineOptions, EngineState
+from causal_onnx.serve.engine.generation import Generation, Score, Token
+from causal_onnx.serve.errors import (
+    BadRequestError,
+    BusyError,
+    NotServedError,
+    RequestError,
+    UnavailableError,
+)
+from causal_onnx.serve.options import ServeOptions
+from causal_onnx.serve.registry import Registry, ServedModel, open_models
+from causal_onnx.serve.server import Server
+
+__all__ = [
+    "BadRequestError",
+    "BusyError",
+    "Engine",
+    "EngineOptions",
+    "EngineState",
+    "Generation",
+    "NotServedError",
+    "Registry",
+    "RequestError",
+    "Score",
+    "ServeOptions",
+    "ServedModel",
+    "Server",
+    "Token",
+    "UnavailableError",
+    "create_app",
+    "open_models",
+]

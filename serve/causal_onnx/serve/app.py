@@ -1,0 +1,68 @@
+"""The web application: models in, an ASGI app out, for uvicorn and whatever else runs such."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ExceptionHandler
+
+from causal_onnx.runtime import Model
+from causal_onnx.serve.errors import NotServedError, RequestError
+from causal_onnx.serve.openai import routes as openai
+from causal_onnx.serve.openai.answers import error_answer
+from causal_onnx.serve.operate import health
+from causal_onnx.serve.options import ServeOptions
+from causal_onnx.serve.registry import Registry, ServedModel
+from causal_onnx.serve.service import Service
+
+__all__ = ["create_app"]
+
+
+def create_app(
+    models: Registry | Mapping[str, Model], options: ServeOptions | None = None
+) -> Starlette:
+    """The application that serves models.
+
+    Args:
+        models: A registry, which whoever made it closes; or loaded models by name, whose engines
+            end with the application.
+        options: How requests are taken.
+
+    Returns:
+        An ASGI application; `app.state.service` is the `Service` that its routes share.
+
+    Raises:
+        ValueError: A model cannot be called so.
+    """
+    if not isinstance(models, Registry):
+        models = Registry([ServedModel.of(name, model) for name, model in models.items()])
+    app = Starlette(
+        routes=[*health.ROUTES, *openai.ROUTES],
+        exception_handlers={HTTPException: _as_exception_handler()},
+    )
+    app.state.service = Service(models, options or ServeOptions())
+    return app
+
+
+def _as_exception_handler() -> ExceptionHandler:
+    """What Starlette itself refuses: unknown paths, and methods that a path does not take."""
+
+    async def handler(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        what = f"{request.method} {request.url.path}"
+        known: RequestError
+        if error.status_code == NotServedError.status:
+            known = NotServedError(f"there is no {what} here", code="unknown_url")
+        else:
+            known = RequestError(f"{what}: {error.detail}")
+        response = error_answer(known)
+        response.status_code = error.status_code
+        for name, value in (error.headers or {}).items():
+            response.headers[name] = value
+        return response
+
+    return handler

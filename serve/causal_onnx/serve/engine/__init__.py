@@ -1,0 +1,1 @@
+"""Requests to one model: queued, batched and answered, with or without HTTP."""

@@ -1,0 +1,536 @@
+"""Continuous batching: sequences join and leave a running batch, prompts are read in between."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from causal_onnx.runtime.generation.continuation import GrowingSequence
+from causal_onnx.runtime.generation.plan import check_model, make_plan, prompt_ids
+from causal_onnx.runtime.generation.prompt import feed
+from causal_onnx.runtime.generation.sampling import log_softmax
+from causal_onnx.runtime.request.whole_numbers import whole_number
+from causal_onnx.serve.engine.generation import Generation, Score, Token
+from causal_onnx.serve.engine.rows import open_rows
+from causal_onnx.serve.errors import BadRequestError, BusyError, UnavailableError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from causal_onnx.runtime import Constraint, Model, Sampling, Stream
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["Engine", "EngineOptions", "EngineState"]
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT = 4096
+"""Positions of a sequence, for models that know no limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How much an engine does at once."""
+
+    sequences: int = 8
+    """The most that are decoded together, the one whose prompt is read included."""
+    context: int | None = None
+    """Positions that a sequence may have; None: as many as the model takes, or 4096."""
+    chunk: int = 64
+    """Positions of a prompt that are read between two steps of decoding."""
+    queue: int = 64
+    """Requests that may wait."""
+    cache_positions: int | None = None
+    """Positions that all running sequences may have together; None: `sequences` times `context`."""
+
+    def __post_init__(self) -> None:
+        for name in ("sequences", "chunk", "queue"):
+            whole_number(name, getattr(self, name))
+        for name in ("context", "cache_positions"):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineState:
+    """What an engine is doing."""
+
+    running: int
+    """Requests of which some sequence is read or decoded."""
+    waiting: int
+    positions: int
+    """Of the cache, that running requests may come to need."""
+    most_positions: int
+    is_open: bool
+    """Whether it takes requests."""
+
+
+class _Running:
+    """One sequence that is decoded."""
+
+    __slots__ = ("generation", "growing", "index", "length")
+
+    def __init__(self, generation: Generation, index: int) -> None:
+        self.generation, self.index = generation, index
+        self.growing: GrowingSequence = generation.sequences[index]
+        self.length = len(generation.prompt)
+
+
+class Engine:
+    """Answers requests to one language model, many at once, on a thread of its own.
+
+        with Engine(load("model/")) as engine:
+            for token in engine.submit("Once upon a time", max_new_tokens=100):
+                print(token.text, end="")
+
+    What a request becomes depends on nothing but the request: the same prompt, options and seed
+    give the same bits alone and in any company. Prompts are read one by one, always in the same
+    chunks; decoding calls have only such numbers of rows as were seen to give equal bits when the
+    engine started (`Engine.batch_sizes`).
+    """
+
+    def __init__(self, model: Model, *, options: EngineOptions | None = None) -> None:
+        """Make room for the cache and start.
+
+        Raises:
+            ValueError: The model is no language model with a cache, or an option does not fit it.
+        """
+        check_model(model)
+        options = options or EngineOptions()
+        limit = model.contract.max_seq_len
+        context = options.context or limit or DEFAULT_CONTEXT
+        if limit is not None and context > limit:
+            raise ValueError(f"context must be at most the model's {limit}, got {context}")
+        self.model, self.options = model, options
+        self.context = context
+        """Positions that a sequence may have."""
+        self._rows = open_rows(model, count=options.sequences, capacity=context)
+        self._most_positions = options.cache_positions or options.sequences * context
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[int, int, Generation]] = []
+        """A heap: the highest priority first, then who came first."""
+        self._count = 0
+        self._is_open = True
+        self._is_ending = False
+        # What follows belongs to the engine's thread.
+        self._reading: Generation | None = None
+        self._prompt: Stream | None = None
+        self._running: list[_Running] = []
+        self._positions: dict[Generation, int] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+        self._thread = threading.Thread(target=self._run, name="causal-onnx-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """How many rows a decoding call may have; 1 alone: sequences are decoded in turn."""
+        return self._rows.sizes
+
+    @property
+    def state(self) -> EngineState:
+        """What it is doing now."""
+        with self._changed:
+            held = dict(self._positions)
+            return EngineState(
+                running=len(held),
+                waiting=len(self._waiting),
+                positions=sum(held.values()),
+                most_positions=self._most_positions,
+                is_open=self._is_open,
+            )
+
+    def submit(
+        self,
+        prompt: Sequence[int] | str,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Collection[int | str] | str = (),
+        seed: int | None = None,
+        constraint: Constraint | None = None,
+        n: int = 1,
+        top_logprobs: int = 0,
+        score_prompt: bool = False,
+        priority: int = 0,
+        joins_prompt: bool = True,
+    ) -> Generation:
+        """Take up a request. It may be called from any thread.
+
+        Args:
+            prompt: As for `Model.tokens`.
+            max_new_tokens: As for `Model.tokens`; 0, with `score_prompt`: nothing is written.
+            sampling: As for `Model.tokens`.
+            stop: As for `Model.tokens`.
+            seed: As for `Model.tokens`; None: one that is drawn, see `Generation.seed`. The
+                random numbers of continuation i are those of `default_rng([seed, i])`.
+            constraint: As for `Model.tokens`.
+            n: Continuations of the prompt, which is read once.
+            top_logprobs: How many of the most likely ids to name at each place.
+            score_prompt: Give the probabilities of the prompt's own ids, too.
+            priority: Larger ones are taken up first.
+            joins_prompt: Whether the text continues that of the prompt, or begins anew.
+
+        Raises:
+            ValueError: An argument does not fit.
+            BadRequestError: There is never room for it.
+            BusyError: As many requests wait as may.
+            UnavailableError: The engine ends.
+            ImportError: Text or a constraint needs the extra `text`.
+        """
+        generation = self.prepare(
+            prompt,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            seed=seed,
+            constraint=constraint,
+            n=n,
+            top_logprobs=top_logprobs,
+            score_prompt=score_prompt,
+            priority=priority,
+            joins_prompt=joins_prompt,
+        )
+        self.enqueue([generation])
+        return generation
+
+    def prepare(
+        self,
+        prompt: Sequence[int] | str,
+        *,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Collection[int | str] | str = (),
+        seed: int | None = None,
+        constraint: Constraint | None = None,
+        n: int = 1,
+        top_logprobs: int = 0,
+        score_prompt: bool = False,
+        priority: int = 0,
+        joins_prompt: bool = True,
+    ) -> Generation:
+        """Check a request as `submit` does, without taking it up: that is for `enqueue`.
+
+        Compiling a constraint may take a second.
+        """
+        only_scores = score_prompt and max_new_tokens == 0
+        plan = make_plan(
+            self.model,
+            max_new_tokens=1 if only_scores else max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            constraint=constraint,
+            reader=None,
+            needs_text=isinstance(prompt, str),
+            joins_prompt=joins_prompt,
+        )
+        (ids,) = prompt_ids(self.model, [prompt])
+        n = whole_number("n", n, most=1024)
+        top_logprobs = whole_number("top_logprobs", top_logprobs, least=0)
+        priority = whole_number("priority", priority, least=-(1 << 31), most=1 << 31)
+        if seed is None:
+            seed = secrets.randbits(32)
+        seed = whole_number("seed", seed, least=0, wanted="an integer of at least 0, or None")
+        generation = Generation(
+            ids,
+            plan,
+            [GrowingSequence(ids, plan, np.random.default_rng([seed, i])) for i in range(n)],
+            seed=seed,
+            top_logprobs=top_logprobs,
+            priority=priority,
+            scores_prompt=score_prompt,
+            only_scores=only_scores,
+        )
+        self._check_size(generation)
+        return generation
+
+    def enqueue(self, generations: Sequence[Generation]) -> None:
+        """Take up what `prepare` made, all of it or nothing.
+
+        Raises:
+            BusyError: As many requests wait as may.
+            UnavailableError: The engine ends.
+        """
+        with self._changed:
+            if not self._is_open:
+                raise UnavailableError("the server is shutting down; ask another one")
+            if len(self._waiting) >= self.options.queue:
+                raise BusyError(
+                    f"{len(self._waiting)} requests wait for this model, and no more may; come "
+                    "again later"
+                )
+            for generation in generations:
+                generation.called_by(self._wake)
+                self._count += 1
+                item = (-generation.priority, self._count, generation)
+                heapq.heappush(self._waiting, item)
+            self._changed.notify_all()
+
+    def close(self, *, drain_s: float = 0.0) -> None:
+        """Take no more requests, finish those that are there, and end.
+
+        Args:
+            drain_s: How long they may take; what is left then is cancelled.
+        """
+        with self._changed:
+            self._is_open = False
+            self._is_ending = True
+            self._changed.notify_all()
+        self._thread.join(timeout=drain_s)
+        with self._changed:
+            left = [*(item[2] for item in self._waiting), *self._positions]
+        for generation in left:
+            generation.cancel()
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_size(self, generation: Generation) -> None:
+        """Refuse what there is never room for."""
+        count, n = len(generation.prompt), len(generation.sequences)
+        if count > self.context:
+            raise BadRequestError(
+                f"the prompt has {count} ids, and this server takes {self.context} positions a "
+                "sequence; shorten it",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if n > self._rows.count:
+            raise BadRequestError(
+                f"n is {n}, and this server continues {self._rows.count} sequences at once",
+                param="n",
+            )
+        needed = self._needed(generation)
+        if needed > self._most_positions:
+            raise BadRequestError(
+                f"the request may come to need {needed} positions of the cache, which has "
+                f"{self._most_positions}; ask for fewer new tokens or continuations",
+                param="max_tokens",
+            )
+
+    def _needed(self, generation: Generation) -> int:
+        """Positions of the cache that a request may come to need."""
+        new = 0 if generation.only_scores else generation.plan.max_new_tokens
+        each = min(len(generation.prompt) + new, self.context)
+        return each * len(generation.sequences)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while self._wait():
+                self._drop_cancelled()
+                self._admit()
+                self._read_chunk()
+                self._decode()
+                self._deliver()
+        except BaseException as error:  # whoever waits must not wait for ever
+            log.exception("the engine of %s failed", self.model.runner.artifact.name)
+            self._fail_all(error)
+
+    def _wait(self) -> bool:
+        """Wait for something to do; False where the end has come."""
+        with self._changed:
+            while not (self._waiting or self._positions):
+                if self._is_ending:
+                    return False
+                self._changed.wait()
+            return True
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            gone = [item[2] for item in self._waiting if item[2].is_cancelled]
+            if gone:
+                self._waiting = [item for item in self._waiting if not item[2].is_cancelled]
+                heapq.heapify(self._waiting)
+        for generation in gone:
+            self._end(generation)
+        if self._reading is not None and self._reading.is_cancelled:
+            self._end(self._reading)
+        for generation in [item.generation for item in self._running]:
+            if generation.is_cancelled:
+                self._end(generation)
+
+    def _admit(self) -> None:
+        """Take up the next request where there is room for all that it may need."""
+        if self._reading is not None:
+            return
+        with self._changed:
+            if not self._waiting:
+                return
+            generation = self._waiting[0][2]
+            needed = self._needed(generation)
+            has_rows = self._rows.running + len(generation.sequences) <= self._rows.count
+            if not has_rows or sum(self._positions.values()) + needed > self._most_positions:
+                return
+            heapq.heappop(self._waiting)
+            self._positions[generation] = needed
+        generation.times.started = time.monotonic()
+        self._reading, self._prompt = generation, self._rows.begin()
+
+    def _read_chunk(self) -> None:
+        """Read the next positions of the prompt that is being read."""
+        generation, stream = self._reading, self._prompt
+        if generation is None or stream is None:
+            return
+        start = stream.lengths[0]
+        # Always the same chunks: they decide the last bits.
+        stop = min(start - start % self.options.chunk + self.options.chunk, len(generation.prompt))
+        ids = np.array([generation.prompt[start:stop]], np.int64)
+        try:
+            logits = feed(stream, ids, last_only=not generation.scores_prompt)[0]
+            if generation.scores_prompt:
+                self._score(generation, start, logits)
+            if stop < len(generation.prompt):
+                return
+            self._join(generation, logits[-1])
+        except Exception as error:
+            self._failed(generation, error)
+
+    def _score(self, generation: Generation, start: int, logits: Array) -> None:
+        """Note how likely the ids of the prompt were, whose logits (seq, vocab) came."""
+        prompt, scores = generation.prompt, generation.prompt_scores
+        if not scores:
+            scores.append(Score(prompt[0], None))
+        table = log_softmax(logits)
+        for place, row in enumerate(table[: len(prompt) - 1 - start], start=start + 1):
+            scores.append(_score(prompt[place], row, generation.top_logprobs))
+
+    def _join(self, generation: Generation, logits: Array) -> None:
+        """Choose the first tokens after a prompt that was read, and go on with those that do."""
+        if generation.only_scores:
+            self._end(generation)
+            return
+        begun = [_Running(generation, index) for index in range(len(generation.sequences))]
+        self._rows.join(len(begun))
+        self._reading = self._prompt = None
+        self._running += begun
+        for item in begun:
+            self._choose(item, logits)
+        self._leave()
+
+    def _decode(self) -> None:
+        """One step of all running sequences."""
+        if not self._running:
+            return
+        try:
+            logits = self._rows.step([item.growing.ids[-1] for item in self._running])
+        except Exception as error:
+            for generation in {item.generation for item in self._running}:
+                self._failed(generation, error)
+            return
+        for place, item in enumerate(tuple(self._running)):
+            item.length += 1
+            self._choose(item, logits[place])
+        self._leave()
+
+    def _choose(self, item: _Running, logits: Array) -> None:
+        """The next token of one sequence."""
+        generation, growing = item.generation, item.growing
+        if growing.finish is not None:  # what it belongs to failed in this very step
+            return
+        try:
+            choice = growing.choose(logits, is_last=item.length >= self.context)
+            top: tuple[tuple[int, float], ...] = ()
+            if generation.top_logprobs:
+                top = _score(choice.id, log_softmax(logits), generation.top_logprobs).top
+        except Exception as error:
+            # A request that cannot go on, such as by a schema that the vocabulary cannot write.
+            self._end_with(generation, error)
+            return
+        score = Score(choice.id, choice.logprob, top)
+        self._tell(generation.post(Token(item.index, score, choice.text, growing.finish)))
+
+    def _leave(self) -> None:
+        """Free the rows of sequences that have ended."""
+        for place in range(len(self._running) - 1, -1, -1):
+            if self._running[place].growing.finish is not None:
+                self._free(place)
+        going = {item.generation for item in self._running}
+        for generation in [item for item in self._positions if item not in going]:
+            if generation is not self._reading:
+                self._end(generation)
+
+    def _free(self, place: int) -> None:
+        self._rows.leave(place)
+        last = self._running.pop()
+        if place < len(self._running):
+            self._running[place] = last
+
+    def _failed(self, generation: Generation, error: Exception) -> None:
+        log.error("a request to %s failed: %s", self.model.runner.artifact.name, error)
+        self._end_with(generation, error)
+        self._end(generation, error)
+
+    def _end_with(self, generation: Generation, error: Exception) -> None:
+        """Say that a request ends with an error; its rows are freed by the next `_leave`."""
+        if not generation.is_done:
+            self._tell(generation.end(error))
+
+    def _end(self, generation: Generation, error: Exception | None = None) -> None:
+        """Free all that a request has, and say that nothing follows."""
+        if self._reading is generation:
+            self._rows.abandon()
+            self._reading = self._prompt = None
+        for place in range(len(self._running) - 1, -1, -1):
+            if self._running[place].generation is generation:
+                self._free(place)
+        with self._changed:
+            self._positions.pop(generation, None)
+        if not generation.is_done:
+            self._tell(generation.end(error))
+
+    def _fail_all(self, error: BaseException) -> None:
+        with self._changed:
+            self._is_open = False
+            left = [*(item[2] for item in self._waiting), *self._positions]
+            self._waiting.clear()
+            self._positions.clear()
+        for generation in left:
+            if not generation.is_done:
+                self._tell(generation.end(UnavailableError(f"the model failed: {error}")))
+        self._deliver()
+
+    def _tell(self, waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None:
+            self._waiters.append(waiter)
+
+    def _deliver(self) -> None:
+        """Wake all who wait in event loops, once a step."""
+        waiters, self._waiters = self._waiters, []
+        for loop in {waiter.get_loop() for waiter in waiters}:
+            mine = [waiter for waiter in waiters if waiter.get_loop() is loop]
+            try:
+                loop.call_soon_threadsafe(_set_all, mine)
+            except RuntimeError:  # the loop is closed: nobody waits there any more
+                log.debug("an event loop ended before its requests")
+
+
+def _set_all(waiters: Sequence[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
+def _score(token: int, logprobs: Array, top: int) -> Score:
+    """Of a token by log-probabilities (vocab,); of equally likely ids the smaller ones first."""
+    count = min(top, len(logprobs))
+    best = np.argsort(-logprobs, kind="stable")[:count] if count else ()
+    return Score(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best))

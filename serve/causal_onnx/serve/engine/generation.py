@@ -1,0 +1,214 @@
+"""A request to a language model as its caller sees it: tokens as they come, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from causal_onnx.runtime.generation.continuation import GrowingSequence, Plan
+
+if TYPE_CHECKING:
+    from causal_onnx.runtime import Continuation
+
+__all__ = ["Generation", "Score", "Times", "Token"]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a token was, and which would have been more so."""
+
+    id: int
+    logprob: float | None
+    """Natural logarithm of its probability; None for the first of a prompt."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely ids with theirs, as many as were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that was chosen."""
+
+    index: int
+    """Of the `n` continuations, which this belongs to."""
+    score: Score
+    text: str | None
+    """What of the text is certain with it; see `causal_onnx.runtime.Choice.text`."""
+    finish: str | None
+    """Why the continuation ends with it, as `Continuation.finish` says; None: it goes on."""
+
+
+@dataclass(slots=True)
+class Times:
+    """When things happened to a request, by `time.monotonic()`."""
+
+    queued: float = field(default_factory=time.monotonic)
+    started: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+
+
+class Generation:
+    """What a request to an engine becomes; made by `Engine.submit`.
+
+    Iterate over it for tokens, in a thread (`for`) or an event loop (`async for`), or take all at
+    once by `results()` or `await wait()`. Whoever no longer wants it says so by `cancel()`; leaving
+    a `with` or `async with` block does.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        plan: Plan,
+        sequences: Sequence[GrowingSequence],
+        *,
+        seed: int,
+        top_logprobs: int,
+        priority: int,
+        scores_prompt: bool,
+        only_scores: bool,
+    ) -> None:
+        self.prompt = tuple(prompt)
+        """The ids that are continued."""
+        self.plan, self.sequences = plan, tuple(sequences)
+        self.seed = seed
+        """With which the same request gives the same tokens again."""
+        self.top_logprobs, self.priority = top_logprobs, priority
+        self.scores_prompt, self.only_scores = scores_prompt, only_scores
+        self.prompt_scores: list[Score] = []
+        """Of each id of the prompt, once it was read, where they were asked for."""
+        self.cached_tokens = 0
+        """Positions of the prompt that were found read."""
+        self.times = Times()
+        self.is_cancelled = False
+        self._error: Exception | None = None
+        self._is_done = False
+        self._tokens: deque[Token] = deque()
+        self._changed = threading.Condition()
+        self._waiter: asyncio.Future[None] | None = None
+        self._wake_engine: Callable[[], None] = lambda: None
+
+    # What the caller does.
+
+    def cancel(self) -> None:
+        """End it where it is: no step is taken for it any more but the one that is being taken."""
+        self.is_cancelled = True
+        self._wake_engine()
+
+    def __iter__(self) -> Iterator[Token]:
+        while (token := self._next()) is not None:
+            yield token
+
+    async def __aiter__(self) -> AsyncIterator[Token]:
+        while True:
+            for token in await self.arrived():
+                yield token
+            if self._is_over():
+                return
+
+    async def arrived(self) -> list[Token]:
+        """All tokens that came since the last call, waiting for one; none once it has ended.
+
+        Raises:
+            Exception: What ended it, if it was no token.
+        """
+        while True:
+            with self._changed:
+                if self._tokens or self._is_done:
+                    return self._taken()
+                loop = asyncio.get_running_loop()
+                waiter = self._waiter = loop.create_future()
+            await waiter
+
+    def results(self) -> list[Continuation]:
+        """Wait for the end, and give the `n` continuations.
+
+        Raises:
+            Exception: What ended it, if it was no token.
+        """
+        for _ in self:
+            pass
+        return self._continuations()
+
+    async def wait(self) -> list[Continuation]:
+        """Like `results`, in an event loop; whoever stops waiting cancels it."""
+        try:
+            async for _ in self:
+                pass
+        finally:
+            if not self._is_over():
+                self.cancel()
+        return self._continuations()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+    async def __aenter__(self) -> Generation:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cancel()
+
+    # What the engine does, from its thread.
+
+    def called_by(self, wake: Callable[[], None]) -> None:
+        """Let `cancel` wake whoever should see it."""
+        self._wake_engine = wake
+
+    def post(self, token: Token) -> asyncio.Future[None] | None:
+        """Hand over a token; who waits for it in an event loop, and must be woken there."""
+        with self._changed:
+            if self.times.first_token is None:
+                self.times.first_token = time.monotonic()
+            self._tokens.append(token)
+            return self._woken()
+
+    def end(self, error: Exception | None = None) -> asyncio.Future[None] | None:
+        """Say that nothing follows; who waits for that in an event loop."""
+        with self._changed:
+            self.times.ended = time.monotonic()
+            self._error, self._is_done = error, True
+            for sequence in self.sequences:
+                sequence.interrupt()  # unless it has ended
+            return self._woken()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing follows any more."""
+        return self._is_done
+
+    def _woken(self) -> asyncio.Future[None] | None:
+        self._changed.notify_all()
+        waiter, self._waiter = self._waiter, None
+        return waiter
+
+    def _next(self) -> Token | None:
+        with self._changed:
+            while not (self._tokens or self._is_done):
+                self._changed.wait()
+            if self._tokens:
+                return self._tokens.popleft()
+            if self._error is not None:
+                raise self._error
+            return None
+
+    def _taken(self) -> list[Token]:
+        found = list(self._tokens)
+        self._tokens.clear()
+        if not found and self._error is not None:
+            raise self._error
+        return found
+
+    def _is_over(self) -> bool:
+        with self._changed:
+            return self._is_done and not self._tokens and self._error is None
+
+    def _continuations(self) -> list[Continuation]:
+        return [] if self.only_scores else [item.continuation() for item in self.sequences]

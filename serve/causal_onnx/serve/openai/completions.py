@@ -1,0 +1,230 @@
+"""`POST /v1/completions`: continue texts or ids."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from causal_onnx.runtime.errors import CausalOnnxError
+from causal_onnx.serve.engine.generation import Generation, Token
+from causal_onnx.serve.errors import BadRequestError, RequestError
+from causal_onnx.serve.openai.answers import DONE, FINISH, answer, error_data, event, usage_of
+from causal_onnx.serve.openai.fields import Fields
+from causal_onnx.serve.openai.running import arrivals, engine_of, finish_all, prepare_aside
+from causal_onnx.serve.openai.sampling import Choosing, read_choosing
+from causal_onnx.serve.openai.tokens import completion_logprobs
+from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.service import service_of
+from causal_onnx.serve.web import EventStream, read_object, while_connected
+
+__all__ = ["completions"]
+
+MOST_LOGPROBS = 5
+NEW_TOKENS = 16
+"""As OpenAI has it where nobody says how many."""
+
+UNSUPPORTED = {
+    "suffix": "texts are continued here, and gaps are not filled",
+    "best_of": "ask for n continuations",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """A request, read."""
+
+    prompts: tuple[str | list[int], ...]
+    max_tokens: int
+    choosing: Choosing
+    logprobs: int | None
+    echo: bool
+    stream: bool
+    with_usage: bool
+    with_ids: bool
+
+
+async def completions(request: Request) -> Response:
+    """Continue each prompt `n` times."""
+    service = service_of(request)
+    options = service.options
+    body = await read_object(request, most=options.max_body_bytes, timeout_s=options.body_timeout_s)
+    service.check_open()
+    fields = Fields(body)
+    served = service.models.find(fields.required_text("model"))
+    engine = engine_of(served)
+    asked = _read(fields, served, most_prompts=options.most_prompts)
+    generations = await prepare_aside(lambda: _prepare(asked, served))
+    engine.enqueue(generations)
+    writer = _Writer(served, asked, generations)
+    if asked.stream:
+        return EventStream(writer.events(), ping_s=options.ping_s)
+    return answer(await while_connected(request, writer.whole()))
+
+
+def _read(fields: Fields, served: ServedModel, *, most_prompts: int) -> _Asked:
+    stream = fields.flag("stream")
+    stream_options = fields.object("stream_options")
+    if stream_options is not None and not stream:
+        raise fields.error("stream_options", "is for a stream: say stream=true")
+    streaming = Fields(stream_options or {}, where="stream_options.")
+    best_of = fields.any("best_of")
+    fields.text("user")  # it changes nothing
+    asked = _Asked(
+        prompts=_prompts(fields, most_prompts),
+        max_tokens=_max_tokens(fields),
+        choosing=read_choosing(fields, served),
+        logprobs=fields.whole("logprobs", most=MOST_LOGPROBS),
+        echo=fields.flag("echo"),
+        stream=stream,
+        with_usage=streaming.flag("include_usage"),
+        with_ids=fields.flag("return_token_ids") or served.tokenizer is None,
+    )
+    if best_of is not None and best_of != asked.choosing.n:
+        raise fields.error("best_of", f"is not supported: {UNSUPPORTED['best_of']}")
+    if asked.max_tokens == 0 and not asked.echo:
+        raise fields.error("max_tokens", "must be at least 1, or 0 together with echo")
+    streaming.end({})
+    fields.end(UNSUPPORTED)
+    return asked
+
+
+def _max_tokens(fields: Fields) -> int:
+    found = fields.whole("max_tokens")
+    return NEW_TOKENS if found is None else found
+
+
+def _prompts(fields: Fields, most: int) -> tuple[str | list[int], ...]:
+    """A text, texts, ids, or lists of ids."""
+    given = fields.any("prompt")
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given, list) and given:
+        if all(type(item) is int for item in given):
+            return (given,)
+        if len(given) > most:
+            raise fields.error(
+                "prompt", f"holds {len(given)} prompts, and at most {most} are taken"
+            )
+        is_texts = all(isinstance(item, str) for item in given)
+        is_ids = all(
+            isinstance(item, list) and item and all(type(token) is int for token in item)
+            for item in given
+        )
+        if is_texts or is_ids:
+            return tuple(given)
+    raise fields.error("prompt", "must be a text, a list of ids, or a list of one kind of these")
+
+
+def _prepare(asked: _Asked, served: ServedModel) -> list[Generation]:
+    engine, choosing = engine_of(served), asked.choosing
+    return [
+        engine.prepare(
+            prompt,
+            max_new_tokens=asked.max_tokens,
+            sampling=choosing.sampling,
+            stop=choosing.stop,
+            seed=choosing.seed,
+            n=choosing.n,
+            top_logprobs=asked.logprobs or 0,
+            score_prompt=asked.echo and (asked.logprobs is not None or asked.max_tokens == 0),
+            priority=choosing.priority,
+        )
+        for prompt in asked.prompts
+    ]
+
+
+class _Writer:
+    """Writes what becomes of a request."""
+
+    def __init__(
+        self, served: ServedModel, asked: _Asked, generations: Sequence[Generation]
+    ) -> None:
+        self._asked, self._generations = asked, generations
+        self._tokenizer = served.tokenizer
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": served.name,
+        }
+        self._offsets = [[0] * len(item.sequences) for item in generations]
+
+    async def whole(self) -> dict[str, Any]:
+        """All in one answer."""
+        tokens = await finish_all(self._generations)
+        choices = [
+            self._choice(
+                place, index, [t for t in tokens[place] if t.index == index], is_first=True
+            )
+            for place, generation in enumerate(self._generations)
+            for index in range(len(generation.sequences))
+        ]
+        return {**self._head, "choices": choices, "usage": usage_of(self._generations)}
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Piece by piece."""
+        begun: set[tuple[int, int]] = set()
+        usage = {"usage": None} if self._asked.with_usage else {}
+        try:
+            async for place, tokens in arrivals(self._generations):
+                index = tokens[0].index
+                is_first = (place, index) not in begun
+                begun.add((place, index))
+                choice = self._choice(place, index, tokens, is_first=is_first)
+                if choice["text"] or choice["finish_reason"] or choice["logprobs"] or is_first:
+                    yield event({**self._head, "choices": [choice], **usage})
+            for place, generation in enumerate(self._generations):
+                if generation.only_scores:
+                    for index in range(len(generation.sequences)):
+                        choice = self._choice(place, index, [], is_first=True)
+                        yield event({**self._head, "choices": [choice], **usage})
+            if self._asked.with_usage:
+                total = usage_of(self._generations)
+                yield event({**self._head, "choices": [], "usage": total})
+        except (CausalOnnxError, ValueError) as error:
+            known = error if isinstance(error, RequestError) else BadRequestError(str(error))
+            yield event(error_data(known))
+        yield DONE
+
+    def _choice(
+        self, place: int, index: int, tokens: Sequence[Token], *, is_first: bool
+    ) -> dict[str, Any]:
+        """What came of one continuation; with the prompt before it, where that is asked for."""
+        asked, generation = self._asked, self._generations[place]
+        text = "".join(token.text or "" for token in tokens)
+        scores = [token.score for token in tokens]
+        ids = [token.score.id for token in tokens]
+        if is_first and asked.echo:
+            text = self._prompt_text(place) + text
+            scores = [*generation.prompt_scores, *scores]
+        logprobs = None
+        if asked.logprobs is not None:
+            offset = self._offsets[place][index]
+            logprobs = completion_logprobs(scores, self._tokenizer, offset=offset)
+            self._offsets[place][index] += sum(map(len, logprobs["tokens"]))
+        finish = tokens[-1].finish if tokens else None
+        if generation.only_scores:
+            finish = "length"
+        choice: dict[str, Any] = {
+            "index": place * asked.choosing.n + index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": None if finish is None else FINISH[finish],
+        }
+        if asked.with_ids:
+            choice["token_ids"] = ids
+            if is_first:
+                choice["prompt_token_ids"] = list(generation.prompt)
+        return choice
+
+    def _prompt_text(self, place: int) -> str:
+        prompt = self._asked.prompts[place]
+        if isinstance(prompt, str):
+            return prompt
+        return "" if self._tokenizer is None else self._tokenizer.decode(prompt)

@@ -1,0 +1,95 @@
+"""Take up the generations of a request, and follow them together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import groupby
+from typing import TypeVar
+
+from causal_onnx.serve.engine.engine import Engine
+from causal_onnx.serve.engine.generation import Generation, Token
+from causal_onnx.serve.errors import BadRequestError
+from causal_onnx.serve.registry import ServedModel
+
+__all__ = ["arrivals", "engine_of", "finish_all", "prepare_aside"]
+
+T = TypeVar("T")
+
+
+def engine_of(served: ServedModel) -> Engine:
+    """What continues prompts.
+
+    Raises:
+        BadRequestError: The model is no language model with a cache.
+    """
+    if served.engine is None:
+        raise BadRequestError(
+            f"{served.name} is no language model with a cache, so it continues no prompts",
+            param="model",
+        )
+    return served.engine
+
+
+async def prepare_aside(prepare: Callable[[], T]) -> T:
+    """Tokenise, compile and check on another thread, so that others are answered meanwhile."""
+    return await asyncio.to_thread(prepare)
+
+
+async def finish_all(generations: Sequence[Generation]) -> list[list[Token]]:
+    """All tokens of each, once all have ended; whoever stops waiting cancels them."""
+    try:
+        return [[token async for token in generation] for generation in generations]
+    finally:
+        _cancel(generations)
+
+
+async def arrivals(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, list[Token]]]:
+    """(which generation, tokens of one of its continuations) as they come; whoever takes no more
+    cancels them."""
+    try:
+        if len(generations) == 1:
+            async for group in _groups(generations[0]):
+                yield 0, group
+            return
+        queue: asyncio.Queue[tuple[int, list[Token]] | Exception | None] = asyncio.Queue()
+
+        async def follow(place: int) -> None:
+            try:
+                async for group in _groups(generations[place]):
+                    queue.put_nowait((place, group))
+                queue.put_nowait(None)
+            except Exception as error:
+                queue.put_nowait(error)
+
+        tasks = [asyncio.ensure_future(follow(place)) for place in range(len(generations))]
+        try:
+            ended = 0
+            while ended < len(tasks):
+                item = await queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    ended += 1
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+    finally:
+        _cancel(generations)
+
+
+async def _groups(generation: Generation) -> AsyncIterator[list[Token]]:
+    """Tokens that came together, those of one continuation next to each other."""
+    while tokens := await generation.arrived():
+        if len(tokens) > 1:
+            tokens.sort(key=lambda token: token.index)
+        for _, group in groupby(tokens, key=lambda token: token.index):
+            yield list(group)
+
+
+def _cancel(generations: Sequence[Generation]) -> None:
+    for generation in generations:
+        if not generation.is_done:
+            generation.cancel()

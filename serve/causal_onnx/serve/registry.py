@@ -1,0 +1,221 @@
+"""The models that a server serves, by name."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from causal_onnx.runtime import load, verify_bundle
+from causal_onnx.runtime.artifact.folder import MODEL
+from causal_onnx.runtime.bundle.manifest import CONTRACT
+from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.generation.plan import check_model
+from causal_onnx.runtime.text.chat_template import ChatTemplate
+from causal_onnx.serve.engine.engine import Engine, EngineOptions
+from causal_onnx.serve.errors import NotServedError
+
+if TYPE_CHECKING:
+    from causal_onnx.runtime import Contract, Model, Tokenizer
+
+__all__ = ["Registry", "ServedModel", "open_models", "split_name"]
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A model that is served."""
+
+    name: str
+    """What clients call it."""
+    model: Model
+    engine: Engine | None
+    """What continues prompts; None where it is no language model with a cache."""
+    template: ChatTemplate | None = None
+    """What writes a chat as a prompt; None where its folder has none."""
+    path: Path | None = None
+    """The folder or the file, where it was loaded from one."""
+    created: int = field(default_factory=lambda: int(time.time()))
+    """When it was taken up, in seconds since 1970."""
+
+    @property
+    def contract(self) -> Contract:
+        """What the model takes and gives."""
+        return self.model.contract
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What turns text into ids; None where it takes ids alone."""
+        try:
+            return self.model.tokenizer
+        except ImportError:  # it lies there, and nothing here can read it
+            return None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        model: Model,
+        *,
+        engine_options: EngineOptions | None = None,
+        path: Path | None = None,
+    ) -> ServedModel:
+        """Start what answers requests to a model.
+
+        Raises:
+            ValueError: The name cannot stand in a path, or an option does not fit the model.
+            ArtifactError: A file beside the tokenizer is damaged.
+        """
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"{name!r} cannot be the name of a model: use letters, digits, '.', '_', ':' and "
+                "'-', such as NAME=path/to/model"
+            )
+        engine = template = None
+        try:
+            check_model(model)
+        except ValueError:  # tensors in, tensors out
+            pass
+        else:
+            model.default_sampling  # noqa: B018 - a damaged file is found now, and not by a client
+            engine = Engine(model, options=engine_options)
+        served = cls(name=name, model=model, engine=engine, path=path)
+        if engine is not None and served.tokenizer is not None:
+            template = ChatTemplate.of_folder(served.tokenizer.path.parent)
+        return cls(name=name, model=model, engine=engine, template=template, path=path)
+
+    def close(self, *, drain_s: float = 0.0) -> None:
+        """Take no more requests, and end what is there after `drain_s` seconds at most."""
+        if self.engine is not None:
+            self.engine.close(drain_s=drain_s)
+
+
+class Registry(Mapping[str, ServedModel]):
+    """The served models by name, in the order in which they were added."""
+
+    def __init__(self, models: Sequence[ServedModel] = ()) -> None:
+        self._lock = threading.Lock()
+        self._models: dict[str, ServedModel] = {}
+        for served in models:
+            self.add(served)
+
+    def __getitem__(self, name: str) -> ServedModel:
+        return self._models[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._models))
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def find(self, name: str) -> ServedModel:
+        """The model of a name.
+
+        Raises:
+            NotServedError: There is none.
+        """
+        served = self._models.get(name)
+        if served is None:
+            raise NotServedError(
+                f"there is no model {name!r} here; there are {', '.join(self) or 'none'}",
+                param="model",
+                code="model_not_found",
+            )
+        return served
+
+    def add(self, served: ServedModel) -> None:
+        """Serve one more.
+
+        Raises:
+            ValueError: There is one of that name.
+        """
+        with self._lock:
+            if served.name in self._models:
+                raise ValueError(
+                    f"two models are called {served.name!r}; give one another name: NAME=path"
+                )
+            self._models = {**self._models, served.name: served}
+
+    def remove(self, name: str, *, drain_s: float = 0.0) -> None:
+        """Serve it no more; what it is doing may take `drain_s` seconds.
+
+        Raises:
+            NotServedError: There is none of that name.
+        """
+        served = self.find(name)
+        with self._lock:
+            self._models = {key: item for key, item in self._models.items() if key != name}
+        served.close(drain_s=drain_s)
+
+    def close(self, *, drain_s: float = 0.0) -> None:
+        """End all of them."""
+        until = time.monotonic() + drain_s
+        for served in self.values():
+            served.close(drain_s=max(0.0, until - time.monotonic()))
+
+
+def split_name(text: str) -> tuple[str, Path]:
+    """Read `NAME=path`, or a path, whose last part is then the name.
+
+    Raises:
+        ValueError: There is no path in it.
+    """
+    name, equals, rest = text.partition("=")
+    is_named = bool(equals) and NAME.fullmatch(name) is not None
+    path = Path(rest if is_named else text)
+    if not str(path).strip(".") and not is_named:
+        path = path.resolve()
+    place = path.resolve() if path.name in ("", "..") else path
+    return (name if is_named else place.name.removesuffix(".onnx")), path
+
+
+def open_models(
+    places: Sequence[str],
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    trusted: bool = False,
+    engine_options: EngineOptions | None = None,
+) -> Registry:
+    """Load folders and files, and start what answers requests to them.
+
+    Args:
+        places: Each a path, or `NAME=path`.
+        device: As for `load`.
+        threads: As for `load`.
+        trusted: As for `load`.
+        engine_options: Of each engine.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ArtifactError: A file cannot be loaded, or a bundle is not what its contract.json says.
+        ValueError: Two have one name, or an option does not fit.
+        DeviceError: The device cannot be used.
+    """
+    registry = Registry()
+    try:
+        for place in places:
+            name, path = split_name(place)
+            if path.is_dir() and (path / CONTRACT).is_file():
+                _check_bundle(path, device=device, threads=threads)
+            model = load(path, device=device, threads=threads, trusted=trusted)
+            registry.add(ServedModel.of(name, model, engine_options=engine_options, path=path))
+    except BaseException:
+        registry.close()
+        raise
+    return registry
+
+
+def _check_bundle(folder: Path, *, device: str, threads: int | None) -> None:
+    report = verify_bundle(folder, device=device, threads=threads)
+    if not report.passed:
+        first = report.findings[0] if report.findings else f"{MODEL} was not run"
+        raise ArtifactError(
+            f"{folder} is not served: it is not what its {CONTRACT} says ({first}). "
+            f"See causal-onnx verify-bundle {folder}"
+        )

@@ -1,0 +1,48 @@
+"""What the routes of all protocols share: the models, the options, and whether it goes on."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from causal_onnx.serve.errors import UnavailableError
+from causal_onnx.serve.options import ServeOptions
+from causal_onnx.serve.registry import Registry
+
+__all__ = ["Service", "service_of"]
+
+
+class Service:
+    """The state of one server."""
+
+    def __init__(self, models: Registry, options: ServeOptions) -> None:
+        self.models, self.options = models, options
+        self.is_draining = False
+        """Whether no new work is taken, because the server is about to end."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes work, for all of its models."""
+        return not self.is_draining and all(
+            served.engine is None or served.engine.state.is_open for served in self.models.values()
+        )
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is waiting or being answered by an engine."""
+        states = [s.engine.state for s in self.models.values() if s.engine is not None]
+        return not any(state.running or state.waiting for state in states)
+
+    def check_open(self) -> None:
+        """Raise where no new work is taken.
+
+        Raises:
+            UnavailableError: The server is about to end.
+        """
+        if self.is_draining:
+            raise UnavailableError("the server is shutting down; ask another one")
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request came to."""
+    service: Service = request.app.state.service
+    return service

@@ -1,0 +1,55 @@
+"""A model whose rows share buffers, and a server on a free port of this machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette", reason="serving needs the extra `serve`")
+pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
+
+STORIES = Path(__file__).parent.parent / "data" / "real" / "baby105"
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    "{% if tools %}{{ 'tools: ' + tools | map(attribute='function.name') | join(' ') + '\n' }}"
+    "{% endif %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a trained checkpoint becomes: 105 characters, 256 positions."""
+    pytest.importorskip("torch", reason="a checkpoint is exported with PyTorch")
+    from causal_onnx.export import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("served") / "stories"
+    export_checkpoint(STORIES, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chatty(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a chat template, and no manifest that this would contradict."""
+    folder = tmp_path_factory.mktemp("served") / "chatty"
+    shutil.copytree(stories, folder, ignore=shutil.ignore_patterns("contract.json"))
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def address(stories: Path, chatty: Path) -> Iterator[str]:
+    """Where a server with these models, and with fixtures, listens."""
+    from causal_onnx.serve import ServeOptions, open_models
+    from tests.serve.serving import served
+
+    fixtures = Path(__file__).parent.parent / "runtime" / "fixtures"
+    places = [str(stories), str(chatty), str(fixtures / "language.onnx")]
+    models = open_models([*places, str(fixtures / "small.onnx")], threads=1)
+    with served(models, ServeOptions(ping_s=60)) as found:
+        yield found
+    assert json.dumps(list(models)) == '["stories", "chatty", "language", "small"]'

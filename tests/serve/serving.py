@@ -1,0 +1,48 @@
+"""Run a server in this process, and send it what no client library would."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from causal_onnx.serve import Registry, ServeOptions, Server, create_app
+from causal_onnx.serve.server import bound_socket
+
+
+@contextlib.contextmanager
+def served(models: Registry, options: ServeOptions | None = None) -> Iterator[str]:
+    """The address of a server that runs on a thread; the models end with it."""
+    with running(models, options) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def running(models: Registry, options: ServeOptions | None = None) -> Iterator[tuple[str, Server]]:
+    """The same, with the server itself."""
+    server = Server(create_app(models, options))
+    listening = threading.Event()
+    server.config.callback_notify = None
+    with contextlib.closing(bound_socket("127.0.0.1", 0)) as socket:
+        address = f"http://127.0.0.1:{socket.getsockname()[1]}"
+        socket.listen()  # connections wait from now on
+        thread = threading.Thread(target=lambda: (listening.set(), server.run([socket])))
+        thread.start()
+        listening.wait()
+        try:
+            yield address, server
+        finally:
+            server.should_exit = True
+            thread.join()
+            models.close()
+
+
+def post(address: str, path: str, body: Any) -> tuple[int, Any]:
+    """The status and the JSON of an answer."""
+    import httpx
+
+    content = body if isinstance(body, bytes) else None
+    given = None if isinstance(body, bytes) else body
+    answer = httpx.post(f"{address}{path}", content=content, json=given, timeout=60)
+    return answer.status_code, answer.json()
