@@ -203,7 +203,7 @@ def test_every_command_of_the_runtime_needs_numpy_and_onnxruntime_alone(tmp_path
         "generate": [model, "--ids", "1,2"],
         "chat": [model],
     }
-    needing_more = {"export", "attest", "adopt", "completion"}
+    needing_more = {"export", "attest", "adopt", "completion", "serve"}
     assert {name_of(module) for module in COMMANDS} == lines.keys() | needing_more
     for name, arguments in lines.items():
         command = [sys.executable, "-c", BLOCKED, name, *arguments]

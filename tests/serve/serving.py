@@ -22,14 +22,10 @@ def served(models: Registry, options: ServeOptions | None = None) -> Iterator[st
 def running(models: Registry, options: ServeOptions | None = None) -> Iterator[tuple[str, Server]]:
     """The same, with the server itself."""
     server = Server(create_app(models, options))
-    listening = threading.Event()
-    server.config.callback_notify = None
     with contextlib.closing(bound_socket("127.0.0.1", 0)) as socket:
         address = f"http://127.0.0.1:{socket.getsockname()[1]}"
-        socket.listen()  # connections wait from now on
-        thread = threading.Thread(target=lambda: (listening.set(), server.run([socket])))
+        thread = threading.Thread(target=server.run, args=([socket],))
         thread.start()
-        listening.wait()
         try:
             yield address, server
         finally:

@@ -18,6 +18,7 @@ __all__ = ["Server", "bound_socket"]
 log = logging.getLogger(__name__)
 
 MOST_HEADER_BYTES = 32 << 10
+BACKLOG = 2048
 CLOSING_S = 5
 """How long answers that are being written may take once nothing runs any more."""
 
@@ -81,6 +82,7 @@ def bound_socket(host: str, port: int) -> socket.socket:
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
+        found.listen(BACKLOG)  # whoever comes before the application runs waits
     except OSError as error:
         found.close()
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error

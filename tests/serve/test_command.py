@@ -1,0 +1,109 @@
+"""`causal-onnx serve` as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.artifacts import fixture
+
+START = "from causal_onnx.cli.main import main; import sys; sys.exit(main())"
+
+
+@contextmanager
+def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, "serve", *arguments, "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def lines_until_curl(process: subprocess.Popen[str]) -> list[str]:
+    assert process.stdout is not None
+    found = []
+    while not found or not found[-1].startswith("try: "):
+        found.append(process.stdout.readline())
+        assert found[-1], process.communicate()[1]
+    return found
+
+
+def test_it_says_what_it_serves_and_the_curl_line_works(stories: Path) -> None:
+    places = [f"tales={stories}", str(fixture("language")), str(fixture("small"))]
+    with command(*places, "--threads", "1") as process:
+        *models, listening, curl = lines_until_curl(process)
+        done = subprocess.run(
+            ["sh", "-c", curl.removeprefix("try: ")], capture_output=True, text=True, check=True
+        )
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert models == [
+        "tales: text, 256 positions, on cpu, 1 thread, up to 8 together\n",
+        "language: token ids, 400 positions, on cpu, 1 thread, one after the other\n",
+        "small: tensors, on cpu, 1 thread\n",
+    ]
+    assert re.fullmatch(r"listening on http://127\.0\.0\.1:\d+\n", listening)
+    assert json.loads(done.stdout)["choices"][0]["text"] == ", there was a little girl named "
+
+
+def test_a_running_stream_ends_in_order_after_sigterm(stories: Path) -> None:
+    import httpx
+
+    asked = {"model": "stories", "prompt": "Once", "max_tokens": 200, "stream": True}
+    with command(str(stories), "--threads", "1") as process:
+        *_, listening, _ = lines_until_curl(process)
+        address = listening.split()[-1]
+        with httpx.stream("POST", f"{address}/v1/completions", json=asked, timeout=60) as answer:
+            lines = answer.iter_lines()
+            first = next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [first, *lines]
+        assert process.wait(timeout=60) == 0
+    assert [line for line in rest if line][-1] == "data: [DONE]"
+    assert sum(line.startswith("data: {") for line in rest) > 100
+
+
+def test_a_bundle_that_was_changed_is_not_served(stories: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stories"
+    shutil.copytree(stories, folder)
+    (folder / "README.md").write_text("changed")
+    with command(str(folder)) as process:
+        said = process.communicate()[1]
+        assert process.returncode == 1
+    assert "is not served: it is not what its contract.json says (README.md was changed" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{small}", "{small}"], "two models are called 'small'; give one another name"),
+        (["missing.onnx"], "there is no file missing.onnx"),
+        (["{small}", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1:0"),
+        (["{small}", "--sequences", "0"], "sequences must be an integer of at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_line(arguments, message: str) -> None:
+    filled = [item.format(small=fixture("small")) for item in arguments]
+    with command(*filled) as process:
+        said = process.communicate()[1]
+    assert process.returncode == 1
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1
