@@ -155,3 +155,23 @@ def test_a_request_that_cannot_go_on_ends_alone(engine: Engine) -> None:
     with pytest.raises(ValueError, match="no token is allowed"):
         engine.submit("Once", sampling=nothing).results()
     assert [len(found.ids) for found in other.results()] == [30]
+
+
+def test_what_was_read_of_a_prompt_is_used_again_with_the_same_bits(model: Model) -> None:
+    prompts = [[1, *range(3, 40), 5, i] for i in range(4)]
+    options = EngineOptions(sequences=2, chunk=8)
+    with Engine(model, options=options) as engine:
+        begun = [engine.submit(prompt, max_new_tokens=20) for prompt in prompts]
+        found = [generation.results() for generation in begun]
+    with Engine(model, options=EngineOptions(chunk=8, prefix_positions=0)) as engine:
+        fresh = [engine.submit(prompt, max_new_tokens=20).results() for prompt in prompts]
+    assert [generation.cached_tokens for generation in begun] == [0, 32, 32, 32]
+    assert found == fresh
+
+
+def test_scores_of_a_prompt_are_read_anew(engine: Engine) -> None:
+    prompt = list(range(3, 30))
+    engine.submit(prompt, max_new_tokens=1).results()
+    scored = engine.submit(prompt, max_new_tokens=1, score_prompt=True)
+    scored.results()
+    assert (scored.cached_tokens, len(scored.prompt_scores)) == (0, 27)

@@ -146,10 +146,47 @@ class PrefixCache:
                 done = len(known[row]) + len(windows[row]) + 1
                 if has_window and stream.lengths[row] == done * size <= len(prompt):
                     windows[row].append(blocks.windows(model.contract, stream, row))
-        with self._lock:
-            for row, prompt in enumerate(prompts):
-                self._insert(stream, row, prompt, windows[row], len(known[row]))
+        for row, prompt in enumerate(prompts):
+            self.keep(prompt, stream, row=row, known=len(known[row]), windows=windows[row])
         return stream, prefill.logits
+
+    def find(self, prompt: Sequence[int]) -> list[blocks.Block]:
+        """The blocks that a prompt begins with, for those who read the rest by themselves.
+
+        `cache_blocks.join` makes of them what a stream takes over; at least one id is left to read.
+
+        Args:
+            prompt: Of at least one id.
+        """
+        with self._lock:
+            path = self._walk(prompt)
+            self._prompts += 1
+            self._hits += bool(path)
+            self._asked += len(prompt)
+            self._found += len(path) * self._block
+        return [node.block for node in path]
+
+    def keep(
+        self,
+        prompt: Sequence[int],
+        stream: Stream,
+        *,
+        row: int = 0,
+        known: int = 0,
+        windows: Sequence[blocks.Block] = (),
+    ) -> None:
+        """Keep the whole blocks of a prompt that a row of a stream has read.
+
+        Args:
+            prompt: The ids.
+            stream: What has read them.
+            row: Of the stream.
+            known: How many blocks `find` gave.
+            windows: `cache_blocks.windows` at the end of each block after those, where the model's
+                cache has any.
+        """
+        with self._lock:
+            self._insert(stream, row, prompt, windows, known)
 
     def _walk(self, prompt: Sequence[int]) -> list[_Node]:
         """The blocks that a prompt begins with; at least one id is left to read."""

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from causal_onnx.runtime import PrefixCache
 from causal_onnx.runtime.generation.continuation import GrowingSequence
 from causal_onnx.runtime.generation.plan import check_model, make_plan, prompt_ids
 from causal_onnx.runtime.generation.prompt import feed
 from causal_onnx.runtime.generation.sampling import log_softmax
 from causal_onnx.runtime.request.whole_numbers import whole_number
+from causal_onnx.runtime.stream import cache_blocks
 from causal_onnx.serve.engine.generation import Generation, Score, Token
 from causal_onnx.serve.engine.rows import open_rows
 from causal_onnx.serve.errors import BadRequestError, BusyError, UnavailableError
@@ -52,13 +54,16 @@ class EngineOptions:
     """Requests that may wait."""
     cache_positions: int | None = None
     """Positions that all running sequences may have together; None: `sequences` times `context`."""
+    prefix_positions: int | None = None
+    """Positions of prompts to keep for others that begin alike, in blocks of `chunk`; None:
+    `sequences` times `context`; 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("sequences", "chunk", "queue"):
             whole_number(name, getattr(self, name))
-        for name in ("context", "cache_positions"):
+        for name, least in (("context", 1), ("cache_positions", 1), ("prefix_positions", 0)):
             if getattr(self, name) is not None:
-                whole_number(name, getattr(self, name))
+                whole_number(name, getattr(self, name), least=least)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +121,14 @@ class Engine:
         """Positions that a sequence may have."""
         self._rows = open_rows(model, count=options.sequences, capacity=context)
         self._most_positions = options.cache_positions or options.sequences * context
+        kept = options.prefix_positions
+        kept = options.sequences * context if kept is None else kept
+        self.prefixes = (
+            PrefixCache(model, capacity_positions=kept, block=options.chunk)
+            if kept >= options.chunk
+            else None
+        )
+        """What was read of prompts, for others that begin alike; None where nothing is kept."""
         self._changed = threading.Condition()
         self._waiting: list[tuple[int, int, Generation]] = []
         """A heap: the highest priority first, then who came first."""
@@ -125,6 +138,9 @@ class Engine:
         # What follows belongs to the engine's thread.
         self._reading: Generation | None = None
         self._prompt: Stream | None = None
+        self._known = 0
+        """Blocks of the prompt that were found read."""
+        self._windows: list[cache_blocks.Block] = []
         self._running: list[_Running] = []
         self._positions: dict[Generation, int] = {}
         self._waiters: list[asyncio.Future[None]] = []
@@ -384,6 +400,19 @@ class Engine:
             self._positions[generation] = needed
         generation.times.started = time.monotonic()
         self._reading, self._prompt = generation, self._rows.begin()
+        self._known, self._windows = 0, []
+        if self.prefixes is not None and not generation.scores_prompt:
+            self._take_known(generation, self._prompt, self.prefixes)
+
+    def _take_known(self, generation: Generation, stream: Stream, prefixes: PrefixCache) -> None:
+        """Let a stream have read what was kept of a prompt.
+
+        Blocks are chunks, so what is kept has the bits that reading it again would give.
+        """
+        known, size = prefixes.find(generation.prompt), self.options.chunk
+        if known:
+            stream.take_over(*cache_blocks.join(self.model.contract, [known], size))
+        self._known, generation.cached_tokens = len(known), len(known) * size
 
     def _read_chunk(self) -> None:
         """Read the next positions of the prompt that is being read."""
@@ -398,11 +427,22 @@ class Engine:
             logits = feed(stream, ids, last_only=not generation.scores_prompt)[0]
             if generation.scores_prompt:
                 self._score(generation, start, logits)
+            self._keep(generation, stream, stop)
             if stop < len(generation.prompt):
                 return
             self._join(generation, logits[-1])
         except Exception as error:
             self._failed(generation, error)
+
+    def _keep(self, generation: Generation, stream: Stream, stop: int) -> None:
+        """Keep what was read, for other prompts; a window at the end of each block."""
+        if self.prefixes is None or generation.scores_prompt:
+            return
+        contract = self.model.contract
+        if cache_blocks.has_window(contract) and stop % self.options.chunk == 0:
+            self._windows.append(cache_blocks.windows(contract, stream, 0))
+        if stop == len(generation.prompt):
+            self.prefixes.keep(generation.prompt, stream, known=self._known, windows=self._windows)
 
     def _score(self, generation: Generation, start: int, logits: Array) -> None:
         """Note how likely the ids of the prompt were, whose logits (seq, vocab) came."""
