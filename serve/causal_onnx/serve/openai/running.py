@@ -7,14 +7,32 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import groupby
 from typing import TypeVar
 
+from starlette.requests import Request
+
 from causal_onnx.serve.engine.engine import Engine
 from causal_onnx.serve.engine.generation import Generation, Token
 from causal_onnx.serve.errors import BadRequestError
+from causal_onnx.serve.openai.fields import Fields
 from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.service import Service, service_of
+from causal_onnx.serve.web import read_object
 
-__all__ = ["arrivals", "engine_of", "finish_all", "prepare_aside"]
+__all__ = ["arrivals", "engine_of", "finish_all", "prepare_aside", "read_request"]
 
 T = TypeVar("T")
+
+
+async def read_request(request: Request) -> tuple[Service, Fields]:
+    """The service that a request came to, and the fields of its body.
+
+    Raises:
+        RequestError: The body is too large, or no JSON object, or the server takes no work.
+    """
+    service = service_of(request)
+    options = service.options
+    body = await read_object(request, most=options.max_body_bytes, timeout_s=options.body_timeout_s)
+    service.check_open()
+    return service, Fields(body)
 
 
 def engine_of(served: ServedModel) -> Engine:
