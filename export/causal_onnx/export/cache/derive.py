@@ -1,8 +1,9 @@
-"""Derive a KV cache from a graph that knows of none.
+"""Derive a cache from a graph that knows of none.
 
-Each attention core gets past keys and values in and present ones out. Everything else must treat
-each position by itself; what only positions decide (rotary tables, position embeddings, biases) is
-computed for past and new positions together, and each row uses the entries of its new positions.
+Each attention core gets past keys and values in and present ones out, and whatever else mixes
+positions the state that it needs (`sites.py`). What only positions decide (rotary tables, position
+embeddings, biases) is computed for past and new positions together, and each row uses the entries
+of its new positions.
 
 The rows of a call may stand at different positions. `attention_mask` says which positions of each
 row are tokens; a row's position is the number of its tokens so far, and slot p of its cache holds
@@ -11,11 +12,12 @@ position p (docs/cache.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from causal_onnx.export.attention.canonical import CanonicalCore, bias_of
 from causal_onnx.export.attention.notes import note, notes_of
@@ -24,12 +26,15 @@ from causal_onnx.export.cache.lengths import MASK, Lengths, write_lengths
 from causal_onnx.export.cache.refusals import (
     named,
     refuse_mixing,
+    refuse_nothing_kept,
     refuse_odd_cores,
     refuse_shared_inputs,
 )
 from causal_onnx.export.cache.row_lookup import plan_rows, write_rows
+from causal_onnx.export.cache.sites import cut_at_states, living
+from causal_onnx.export.cache.states import State, states_of, write_states
 from causal_onnx.export.errors import NotSupportedError
-from causal_onnx.export.graph.edit import constant
+from causal_onnx.export.graph.edit import constant, copy_output
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.position_region import PositionRegion, same_prefix, seq_axes
 from causal_onnx.runtime.contract import SLOT_AXES, TensorSpec
@@ -82,7 +87,7 @@ def derive_cache(
     Args:
         model: With all attention in canonical form.
         cores: Its cores.
-        others: Attention that could not be rewritten, with the reason.
+        others: Attention that could not be rewritten, with the reason; it keeps all its inputs.
         max_seq_len: The longest sequence, past included.
         ragged: Rows of one call may stand at different positions, and a window's cache keeps only
             what the window needs. Otherwise neither.
@@ -93,25 +98,33 @@ def derive_cache(
     Raises:
         RaggedError: It can only be derived with `ragged=False`. The model is then unusable, as it
             is after the others.
-        NotSupportedError: Something besides the cores mixes positions, or a function of positions
-            is not the same for a prefix; names the node.
+        NotSupportedError: Positions mix in a way that is not causal, or a function of positions is
+            not the same for a prefix; names the node.
     """
-    refuse_odd_cores(cores, others)
+    refuse_odd_cores(cores)
     graph = model.graph
     cut = _cut_at_cores(graph, cores)
-    layouts = Layouts(model, max_seq_len)
-    refuse_mixing(layouts, cores, others)
+    roots = [core.node for core in cores]
+    sites, spans = cut_at_states(model, roots, others, max_seq_len)
+    layouts, alive = spans.layouts, living(graph, roots)
+    refuse_mixing(spans, alive, cores, others)
+    refuse_nothing_kept(cores, sites, others)
     if ragged:
         refuse_shared_inputs(layouts.signature)
     note_projections(layouts, cores, max_seq_len)
-    edges = list(_position_edges(layouts, cores))
+    edges = list(_position_edges(layouts, cores, alive))
+    states = states_of(sites, ragged=ragged)
     bounds = [_bound(core, max_seq_len) if ragged else None for core in cores]
     pasts = [_pasts(index, core, bounds[index]) for index, core in enumerate(cores)]
-    lengths = write_lengths(graph, layouts.signature, aligned=None if ragged else pasts[0][0])
+    first = [*(past for past, _ in pasts), *(state.past for own in states for state in own)][0]
+    lengths = write_lengths(graph, layouts.signature, aligned=None if ragged else first)
     for edge in edges:
         _shift(graph, layouts, edge, lengths)
     _rejoin(graph, cores, cut, pasts=pasts, bounds=bounds, lengths=lengths)
-    return _tensors(cores, pasts, bounds, lengths)
+    if sites:
+        write_states(graph, sites, states, lengths)
+        common.RemoveUnusedNodesPass()(model)  # what was written again
+    return _with_states(_tensors(cores, pasts, bounds, lengths), states)
 
 
 def _bound(core: CanonicalCore, max_seq_len: int | None) -> int | None:
@@ -135,23 +148,12 @@ def _cut_at_cores(graph: ir.Graph, cores: Sequence[CanonicalCore]) -> list[ir.Va
             name=f"core_{index}", shape=shape, type=ir.TensorType(ir.DataType.FLOAT)
         )
         if core.node.outputs[0].is_graph_output():
-            _copy_output(graph, core.node.outputs[0])
+            copy_output(graph, core.node.outputs[0])
         core.node.outputs[0].replace_all_uses_with(stand_in)
         graph.inputs.append(stand_in)
         cut.append(stand_in)
         graph.remove(core.node, safe=False)
     return cut
-
-
-def _copy_output(graph: ir.Graph, value: ir.Value) -> None:
-    """Give a copy of `value` in its place, under its name: what a core computes is then read."""
-    copy = ir.node("Identity", [value]).outputs[0]
-    copy.type, copy.shape = value.type, value.shape
-    copy.name, value.name = value.name, f"{value.name}_inside"
-    graph.outputs[list(graph.outputs).index(value)] = copy
-    producer = copy.producer()
-    assert producer is not None
-    graph.append(producer)
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,11 @@ class _Edge:
     is_bias: bool
 
 
-def _position_edges(layouts: Layouts, cores: Sequence[CanonicalCore]) -> Iterator[_Edge]:
+def _position_edges(
+    layouts: Layouts, cores: Sequence[CanonicalCore], alive: Set[ir.Node]
+) -> Iterator[_Edge]:
     for node in layouts.model.graph:
-        if node.op_type in ("Shape", "Size"):
+        if node.op_type in ("Shape", "Size") or node not in alive:
             continue
         if not any(layouts.is_tainted(output) for output in node.outputs):
             continue
@@ -344,3 +348,15 @@ def _tensors(
         row_past=lengths.row_past,
         row_total=lengths.row_total,
     )
+
+
+def _with_states(derived: DerivedCache, states: Sequence[Sequence[State]]) -> DerivedCache:
+    past, present, bounded = list(derived.past), list(derived.present), list(derived.bounded)
+    for state in (state for own in states for state in own):
+        before, after = ("past_seq", "total_seq") if state.bounded is None else SLOT_AXES
+        dtype = (state.past.dtype or ir.DataType.FLOAT).numpy().name
+        for specs, kind, slots in ((past, "past", before), (present, "present", after)):
+            axes = (state.batch, 1, slots, state.width)
+            specs.append(TensorSpec(name=f"{kind}_{state.name}", dtype=dtype, axes=axes))
+        bounded.append(state.bounded)
+    return replace(derived, past=tuple(past), present=tuple(present), bounded=tuple(bounded))

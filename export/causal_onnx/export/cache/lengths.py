@@ -10,10 +10,13 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.signature import InputAxes, Signature
 from causal_onnx.export.graph.edit import constant
 
-__all__ = ["MASK", "Lengths", "write_lengths"]
+__all__ = ["MASK", "STAND_IN", "Lengths", "write_lengths"]
 
 MASK = "attention_mask"
 """The input that says which positions of each row are tokens, named as everyone does."""
+
+STAND_IN = "core_"
+"""How the names of graph inputs begin that stand in the place of what is cut out."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def write_lengths(graph: ir.Graph, signature: Signature, *, aligned: ir.Value | 
         aligned: Past keys: all rows have as many positions as those. None: the mask says it.
     """
     spec: InputAxes = next(
-        s for s in signature.inputs if "seq" in s.axes and not s.name.startswith("core_")
+        s for s in signature.inputs if "seq" in s.axes and not s.name.startswith(STAND_IN)
     )
     tokens = next(value for value in graph.inputs if value.name == spec.name)
     axis = spec.axes.index("seq")

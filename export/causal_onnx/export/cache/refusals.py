@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import NONE, Elements, view
-from causal_onnx.export.analysis.interpret import Run, input_elements, run
-from causal_onnx.export.analysis.signature import Signature, Sizes
+from causal_onnx.export.analysis.signature import Signature
 from causal_onnx.export.attention.canonical import CanonicalCore
 from causal_onnx.export.cache.lengths import MASK
 from causal_onnx.export.cache.row_lookup import RaggedError
+from causal_onnx.export.cache.spans import Spans, picks_positions
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.facts import Layouts
 
-__all__ = ["ALL_POSITIONS", "named", "refuse_mixing", "refuse_odd_cores", "refuse_shared_inputs"]
+__all__ = [
+    "ALL_POSITIONS",
+    "named",
+    "refuse_mixing",
+    "refuse_nothing_kept",
+    "refuse_odd_axes",
+    "refuse_odd_cores",
+    "refuse_shared_inputs",
+]
 
 ALL_POSITIONS = (
     "Return the logits of all positions: a file with a cache then offers last_only, which computes "
@@ -25,19 +32,31 @@ ALL_POSITIONS = (
 )
 
 
-def refuse_odd_cores(cores: Sequence[CanonicalCore], others: Mapping[ir.Node, str]) -> None:
+def refuse_nothing_kept(
+    cores: Sequence[CanonicalCore], sites: Sequence[object], others: Mapping[ir.Node, str]
+) -> None:
+    """There must be something that goes from call to call.
+
+    Raises:
+        NotSupportedError: Nothing mixes positions.
+    """
+    if cores or sites:
+        return
+    node, reason = next(iter(others.items()), (None, "there is no softmax over scores"))
+    place = "" if node is None else f"{node.op_type} {named(node)}: "
+    raise NotSupportedError(
+        "no cache can be derived: no attention was recognised, and nothing else mixes positions "
+        f"({place}{reason}). Write it as softmax(q k^T * scale + mask) v, and return no attention "
+        "weights"
+    )
+
+
+def refuse_odd_cores(cores: Sequence[CanonicalCore]) -> None:
     """Every attention must be plainly causal, with a mask that only positions decide.
 
     Raises:
-        NotSupportedError: One is not, or none was recognised.
+        NotSupportedError: One is not.
     """
-    if not cores:
-        node, reason = next(iter(others.items()), (None, "there is no softmax over scores"))
-        place = "" if node is None else f"{node.op_type} {named(node)}: "
-        raise NotSupportedError(
-            f"no cache can be derived: no attention was recognised ({place}{reason}). Write it as "
-            "softmax(q k^T * scale + mask) v, and return no attention weights"
-        )
     for core in cores:
         if core.has_data_mask:
             raise NotSupportedError(
@@ -68,54 +87,59 @@ def refuse_shared_inputs(signature: Signature) -> None:
             )
 
 
+def refuse_odd_axes(layouts: Layouts, roots: Sequence[ir.Node]) -> None:
+    """Queries, keys and values must have one entry for each position.
+
+    Raises:
+        NotSupportedError: One has not.
+    """
+    for node in roots:
+        for value in node.inputs[:3]:
+            assert value is not None
+            if sum(axis.is_seq for axis in layouts.axes(value)) != 1:
+                raise NotSupportedError(
+                    f"no cache can be derived: {value.name}, which the attention {named(node)} "
+                    "reads, does not have one axis of positions"
+                )
+
+
 def refuse_mixing(
-    layouts: Layouts, cores: Sequence[CanonicalCore], others: Mapping[ir.Node, str]
+    spans: Spans,
+    alive: Set[ir.Node],
+    cores: Sequence[CanonicalCore],
+    others: Mapping[ir.Node, str],
 ) -> None:
     """Every element must depend on one position alone: the last it depends on is the first.
+
+    Args:
+        spans: Of what is left beside the cores and what has a state of its own.
+        alive: The nodes that matter.
+        cores: All attention that was cut out.
+        others: What was not recognised.
 
     Raises:
         NotSupportedError: One depends on several, or on another than its own; names the node.
     """
-    sizes = layouts.sizes[0]
-    first_positions = _reversed_run(layouts, sizes)
+    layouts = spans.layouts
     for node in layouts.model.graph:
-        if _picks_positions(layouts, node):
+        if node not in alive:
+            continue
+        if picks_positions(layouts, node):
             raise NotSupportedError(
                 f"no cache can be derived: {node.op_type} {named(node)} picks positions by their "
                 "number, and a step has only the new ones"
             )
-        for output in node.outputs:
-            last = layouts.base.values.get(output)
-            low = first_positions.values.get(output)
-            if not isinstance(last, Elements) or not isinstance(low, Elements):
-                continue
-            ends = view(last.reach, last.shape)
-            starts = sizes.seq - 1 - view(low.reach, low.shape)
-            depends = ends != NONE
-            if bool((ends[depends] != starts[depends]).any()):
-                hint = _unrecognised(layouts, node, others)
-                raise NotSupportedError(
-                    f"no cache can be derived: {node.op_type} {named(node)} mixes positions "
-                    f"outside the attention that was recognised{hint}"
-                )
+        if any(spans.mixes(output) for output in node.outputs):
+            hint = _unrecognised(layouts, node, others)
+            raise NotSupportedError(
+                f"no cache can be derived: {node.op_type} {named(node)} mixes positions outside "
+                f"the attention that was recognised, and not each with earlier ones alone{hint}"
+            )
     for core in cores:
         for value in core.node.inputs[:3]:
             _refuse_shift(layouts, value, core.node)
     for value in layouts.model.graph.outputs:
         _refuse_shift(layouts, value, value.producer())
-
-
-def _picks_positions(layouts: Layouts, node: ir.Node) -> bool:
-    """Whether the node reads data along the sequence by numbers that come from positions."""
-    if node.op_type not in ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"):
-        return False
-    data, numbers = node.inputs[0], node.inputs[1]
-    if data is None or numbers is None or not isinstance(layouts.base.values.get(data), Elements):
-        return False
-    axes = layouts.axes(data)
-    axis = attr(node, "axis", 0)
-    along = axes if node.op_type.endswith("ND") else axes[axis : axis + 1 or None]
-    return any(item.is_seq for item in along) and any(x.is_seq for x in layouts.axes(numbers))
 
 
 def _unrecognised(layouts: Layouts, mixing: ir.Node, others: Mapping[ir.Node, str]) -> str:
@@ -148,16 +172,6 @@ def _refuse_shift(layouts: Layouts, value: ir.Value | None, node: ir.Node | None
         raise NotSupportedError(
             f"no cache can be derived: {value.name} of {named(node)} is shifted along the sequence"
         )
-
-
-def _reversed_run(layouts: Layouts, sizes: Sizes) -> Run:
-    """The analysis with positions counted from the end: it finds the first, not the last."""
-    inputs = {}
-    for spec in layouts.signature.inputs:
-        elements = input_elements(spec, sizes)
-        reach = np.where(elements.reach == NONE, NONE, sizes.seq - 1 - elements.reach)
-        inputs[spec.name] = Elements(elements.shape, reach.astype(np.int32))
-    return run(layouts.model, layouts.signature, sizes, layouts.constants, inputs=inputs)
 
 
 def named(node: ir.Node | None) -> str:

@@ -22,6 +22,7 @@ from torch.fx.experimental import _config as _fx_config
 
 from causal_onnx.export.capture.grown_buffers import grows, without_caches
 from causal_onnx.export.capture.guards import Domain, read_domain
+from causal_onnx.export.capture.running import write_running
 from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, free_axes, make_inputs
@@ -172,6 +173,7 @@ def attempts(
             yield error.at(min(stage, error.stage))
             continue
         del program, twin  # while the graph is proved, they would hold what no one needs
+        write_running(model)
         _name_axes(model, specs, observed.output_names)
         yield Capture(model=model, domain=domain, way=name)
 

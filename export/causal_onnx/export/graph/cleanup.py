@@ -29,11 +29,23 @@ def tidy(model: ir.Model) -> None:
     """Drop what nothing uses, and compute nothing twice."""
     common.CommonSubexpressionEliminationPass()(model)
     common.IdentityEliminationPass()(model)
+    _tell_results_apart(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.NameFixPass()(model)
     model.producer_name, model.producer_version = "causal-onnx", None
     model.graph.name = "main"
+
+
+def _tell_results_apart(model: ir.Model) -> None:
+    """Give each output of a body a value of its own: of one that is two, onnxruntime makes one."""
+    for body in model.graph.subgraphs():
+        for index, value in enumerate(body.outputs):
+            if value in body.outputs[:index]:
+                copy = ir.node("Identity", [value])
+                copy.outputs[0].type, copy.outputs[0].shape = value.type, value.shape
+                body.append(copy)
+                body.outputs[index] = copy.outputs[0]
 
 
 def _place(node: ir.Node) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["constant", "constant_value", "insert_before_uses"]
+__all__ = ["constant", "constant_value", "copy_output", "insert_before_uses"]
 
 
 def constant(graph: ir.Graph, array: npt.NDArray[Any], name: str | None = None) -> ir.Value:
@@ -63,3 +63,14 @@ def insert_before_uses(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node
         graph.insert_before(first, nodes)
     for node, index in users:
         node.replace_input_with(index, replacement)
+
+
+def copy_output(graph: ir.Graph, value: ir.Value) -> None:
+    """Give a copy of an output of the graph in its place, under its name; `value` is then read."""
+    copy = ir.node("Identity", [value]).outputs[0]
+    copy.type, copy.shape = value.type, value.shape
+    copy.name, value.name = value.name, f"{value.name}_inside"
+    graph.outputs[list(graph.outputs).index(value)] = copy
+    producer = copy.producer()
+    assert producer is not None
+    graph.append(producer)

@@ -19,7 +19,7 @@ from causal_onnx.export.graph.bfloat16 import make_twin
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.outcome import SessionError, ask_onnxruntime
 
-__all__ = ["PositionRegion", "same_prefix", "seq_axes"]
+__all__ = ["PositionRegion", "same_prefix", "seq_axes", "shape_at", "shape_for_total"]
 
 Array = npt.NDArray[Any]
 
@@ -82,7 +82,7 @@ class PositionRegion:
         known: dict[ir.Value, ir.Value] = {}
         graph = ir.Graph([], [], nodes=[], opset_imports=dict(self._layouts.model.opset_imports))
         for node in self.shapes:
-            array = self._shape_at(node, batch, seq)
+            array = shape_at(self._layouts, node, batch, seq)
             known[node.outputs[0]] = _initializer(graph, array, f"shape_{len(known)}")
         last = self._copy_into(graph, known)
         graph.outputs.append(last)
@@ -111,39 +111,10 @@ class PositionRegion:
         """
         known: dict[ir.Value, ir.Value] = {}
         for node in self.shapes:
-            known[node.outputs[0]] = self._shape_for_total(graph, before, node, seq, total)
-        return self._copy_into(graph, known, before)
-
-    def _shape_at(self, node: ir.Node, batch: int, seq: int) -> Array:
-        source = node.inputs[0]
-        assert source is not None
-        sizes = [axis.size(batch, seq) for axis in self._layouts.axes(source)]
-        if node.op_type == "Size":
-            return np.array(int(np.prod(sizes)), np.int64)
-        return np.array(sizes[_span(node)], np.int64)
-
-    def _shape_for_total(
-        self, graph: ir.Graph, before: ir.Node, node: ir.Node, seq: ir.Value, total: ir.Value
-    ) -> ir.Value:
-        source = node.inputs[0]
-        assert source is not None
-        axes = self._layouts.axes(source)
-        axes = axes[_span(node)] if node.op_type == "Shape" else axes
-        if not any(axis.seqs for axis in axes):
-            return node.outputs[0]
-        if node.op_type == "Size" or any(axis.seqs > 1 for axis in axes):
-            raise NotSupportedError(
-                f"{node.op_type} {node.name!r} merges the positions with other axes"
+            known[node.outputs[0]] = shape_for_total(
+                self._layouts, graph, before, node, seq=seq, total=total
             )
-        if len(axes) == 1 and axes[0].is_seq:
-            return total
-        # (shape // seq) * total on the axes that count positions, shape on the others.
-        grows = _initializer(graph, np.array([bool(a.seqs) for a in axes]), f"{node.name}_grows")
-        counts = ir.node("Div", [node.outputs[0], seq])
-        scaled = ir.node("Mul", [counts.outputs[0], total])
-        chosen = ir.node("Where", [grows, scaled.outputs[0], node.outputs[0]])
-        graph.insert_before(before, [counts, scaled, chosen])
-        return chosen.outputs[0]
+        return self._copy_into(graph, known, before)
 
     def _copy_into(
         self, graph: ir.Graph, known: dict[ir.Value, ir.Value], before: ir.Node | None = None
@@ -178,6 +149,59 @@ class PositionRegion:
             else:
                 graph.append(twin)
         return known[self.value]
+
+
+def shape_at(layouts: Layouts, node: ir.Node, batch: int, seq: int) -> Array:
+    """What `node`, a `Shape` or a `Size`, gives at `batch` and `seq`."""
+    source = node.inputs[0]
+    assert source is not None
+    sizes = [axis.size(batch, seq) for axis in layouts.axes(source)]
+    if node.op_type == "Size":
+        return np.array(int(np.prod(sizes)), np.int64)
+    return np.array(sizes[_span(node)], np.int64)
+
+
+def shape_for_total(
+    layouts: Layouts,
+    graph: ir.Graph,
+    before: ir.Node,
+    node: ir.Node,
+    *,
+    seq: ir.Value,
+    total: ir.Value,
+) -> ir.Value:
+    """Write what `node`, a `Shape` or a `Size`, gives with `total` positions instead of `seq`.
+
+    Args:
+        layouts: Of the graph.
+        graph: The graph under construction.
+        before: Where the new nodes go.
+        node: Of a value of that many positions.
+        seq: int64 (1,), the number of new positions.
+        total: int64 (1,).
+
+    Raises:
+        NotSupportedError: The positions are merged with another axis.
+    """
+    source = node.inputs[0]
+    assert source is not None
+    axes = layouts.axes(source)
+    axes = axes[_span(node)] if node.op_type == "Shape" else axes
+    if not any(axis.seqs for axis in axes):
+        return node.outputs[0]
+    if node.op_type == "Size" or any(axis.seqs > 1 for axis in axes):
+        raise NotSupportedError(
+            f"{node.op_type} {node.name!r} merges the positions with other axes"
+        )
+    if len(axes) == 1 and axes[0].is_seq:
+        return total
+    # (shape // seq) * total on the axes that count positions, shape on the others.
+    grows = _initializer(graph, np.array([bool(a.seqs) for a in axes]), f"{node.name}_grows")
+    counts = ir.node("Div", [node.outputs[0], seq])
+    scaled = ir.node("Mul", [counts.outputs[0], total])
+    chosen = ir.node("Where", [grows, scaled.outputs[0], node.outputs[0]])
+    graph.insert_before(before, [counts, scaled, chosen])
+    return chosen.outputs[0]
 
 
 def seq_axes(layouts: Layouts, value: ir.Value) -> list[int]:

@@ -1,14 +1,15 @@
-"""Subgraphs of a core's form: two branches of an If, the body of a Loop."""
+"""Graphs inside of nodes: two branches of an If, the body of a Loop or a Scan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import onnx_ir as ir
 
 from causal_onnx.export.graph.writer import Writer
 
-__all__ = ["choose", "name_inside", "repeat"]
+__all__ = ["attributes_for", "choose", "name_inside", "outer_values", "repeat"]
 
 
 def choose(
@@ -67,3 +68,37 @@ def name_inside(graph: ir.Graph, stem: str) -> None:
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     for index, value in enumerate(values):
         value.name = f"{stem}_{index}"
+
+
+def outer_values(node: ir.Node) -> list[ir.Value]:
+    """What the graphs inside of `node` read of the graphs around them, each once."""
+    bodies = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    found: dict[ir.Value, None] = {}
+    own: set[ir.Value] = set()
+    for body in bodies:
+        for graph in (body, *body.subgraphs()):
+            own.update(graph.inputs, graph.initializers.values())
+        for inside in body.all_nodes():
+            own.update(inside.outputs)
+            found.update((value, None) for value in inside.inputs if value is not None)
+        found.update((value, None) for value in body.outputs)
+    return [value for value in found if value not in own]
+
+
+def attributes_for(node: ir.Node, known: Mapping[ir.Value, ir.Value]) -> dict[str, Any]:
+    """The attributes for a copy of `node`, with graphs of its own that read what `known` says."""
+    found: dict[str, Any] = {}
+    for attribute in node.attributes.values():
+        found[attribute.name] = attribute.value
+        if attribute.type != ir.AttributeType.GRAPH:
+            continue
+        body = attribute.as_graph().clone(allow_outer_scope_values=True)
+        for inside in body.all_nodes():
+            for index, value in enumerate(inside.inputs):
+                if value in known:
+                    inside.replace_input_with(index, known[value])
+        for index, value in enumerate(body.outputs):
+            if value in known:
+                body.outputs[index] = known[value]
+        found[attribute.name] = body
+    return found

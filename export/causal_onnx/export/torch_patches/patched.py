@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from causal_onnx.export.outcome import handed_over
-from causal_onnx.export.torch_patches import attention, flex_attention, tensor_operators
+from causal_onnx.export.torch_patches import (
+    attention,
+    flex_attention,
+    recurrences,
+    tensor_operators,
+)
 from causal_onnx.export.torch_patches.replace import attribute_replaced, functions_replaced
 
 __all__ = ["patched"]
@@ -37,6 +42,7 @@ def patched(*, zero_masked_rows: bool, module: torch.nn.Module | None = None) ->
         *attention.replacements(zero_masked_rows=zero_masked_rows),
         *flex_attention.replacements(),
         *tensor_operators.replacements(),
+        *recurrences.replacements(),
         # ConversionError: aten._transformer_encoder_layer_fwd - the fused inference path.
         (torch.backends.mha.get_fastpath_enabled, lambda: False),
     ]
@@ -45,8 +51,11 @@ def patched(*, zero_masked_rows: bool, module: torch.nn.Module | None = None) ->
         enter(functions_replaced(functions))
         if module is not None:
             enter(_lengths_kept(module))
-        for name, method in tensor_operators.methods().items():
+        for name, method in (tensor_operators.methods() | recurrences.methods()).items():
             enter(attribute_replaced(Tensor, name, method))
+        layers, own = recurrences.layers()
+        for name, function in own.items():
+            enter(attribute_replaced(layers, name, function))
         # TypeError: unhashable type: non-nested SymInt - caches keyed by the length.
         enter(attribute_replaced(torch.SymInt, "__hash__", lambda s: hash(str(s.node.expr))))
         enter(

@@ -49,7 +49,12 @@ MAX_BRANCHES = 4
 MAX_RANK = 16
 """Axes of a value. Modules have 3 to 6; many kernels have fixed room for some more."""
 
-GRAPHS = {"If": {"then_branch", "else_branch"}, "Loop": {"body"}, "SequenceMap": {"body"}}
+GRAPHS = {
+    "If": {"then_branch", "else_branch"},
+    "Loop": {"body"},
+    "Scan": {"body"},
+    "SequenceMap": {"body"},
+}
 """Control flow, read here and not by a rule -> the graphs that it has."""
 
 
@@ -263,6 +268,8 @@ class GraphChecker:
             results = self._branches(node, graphs, scope)
         elif op_type == "Loop" and graphs:
             results = self._loop(node, message, graphs["body"], scope)
+        elif op_type == "Scan" and graphs:
+            results = self._scan(node, graphs["body"], scope)
         else:
             rule = ALLOWED[domain, op_type]
             if rule.check is not None:
@@ -375,6 +382,57 @@ class GraphChecker:
         if any(found is None or found.exact != [1] for found in conditions):
             count = between((0,), high_of(count))  # it may end before all steps are done
         return [Value(value.dtype, (count, *value.shape)) for value in outputs[1:]]
+
+    def _scan(self, node: Node, body: Message, scope: _Scope) -> list[Value]:
+        """A Scan goes through tensors of one length, and carries states of unchanging shape."""
+        if scope.in_loop:
+            node.refuse("is a loop in a loop")
+        count = node.number("num_scan_inputs")
+        carried = len(node.inputs) - count
+        given = [node.input(index) for index in range(len(node.inputs))]
+        names = [value.get("name", "") for value in body.get("input", [])]
+        if count < 1 or carried < 0 or len(names) != len(given):
+            node.refuse(f"has {len(names)} inputs in its body for {len(given)} of its own")
+        states, scanned = given[:carried], given[carried:]
+        axes = node.several("scan_input_axes") or [0] * count
+        if len(axes) != count:
+            node.refuse(f"has {len(axes)} axes for {count} scanned inputs")
+        lengths, items = [], []
+        for value, number in zip(scanned, axes, strict=True):
+            rank = len(value.shape)
+            if not -rank <= number < rank:
+                node.refuse(f"goes along the axis {number} of a tensor of {rank} axes")
+            place = number % rank
+            lengths.append(value.shape[place])
+            shape = (*value.shape[:place], *value.shape[place + 1 :])
+            items.append(Value(value.dtype, shape))
+        most = self._limits.max_loop_steps
+        if any(extent(length) > most for length in lengths):
+            node.refuse(
+                f"may run more than {most} times", "raise it: limits=Limits(max_loop_steps=...)"
+            )
+        inner = self._inner(node, scope, times=max(map(extent, lengths)), in_loop=True)
+        kept = [Value(value.dtype, value.shape) for value in states]
+        for name, value in zip(names, [*kept, *items], strict=True):
+            self._define(inner, name, value, where=node.where)
+        outputs = self.check(body, inner)
+        if len(outputs) < carried:
+            node.refuse(f"has a body with {len(outputs)} outputs, expected {carried} and more")
+        for before, after in zip(kept, outputs, strict=False):
+            if (before.dtype, before.shape) != (after.dtype, after.shape):
+                node.refuse("carries a state whose type or shape changes from step to step")
+        places = node.several("scan_output_axes") or [0] * (len(outputs) - carried)
+        if len(places) != len(outputs) - carried:
+            node.refuse(f"has {len(places)} axes for {len(outputs) - carried} stacked outputs")
+        stacked = []
+        for value, number in zip(outputs[carried:], places, strict=True):
+            rank = len(value.shape) + 1
+            if not -rank <= number < rank:
+                node.refuse(f"stacks along the axis {number} of a tensor of {rank} axes")
+            place = number % rank
+            shape = (*value.shape[:place], lengths[0], *value.shape[place:])
+            stacked.append(Value(value.dtype, shape))
+        return [*kept, *stacked]
 
 
 def _versions(opsets: Sequence[Message]) -> dict[str, int]:

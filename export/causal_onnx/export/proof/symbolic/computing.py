@@ -502,6 +502,25 @@ def conv(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequen
     return [out]
 
 
+@rule("MaxPool", "AveragePool", "LpPool")
+def pool(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """A window along each axis after the channels."""
+    first = tensor(inputs, 0)
+    if attr(node, "ceil_mode", 0) or attr(node, "auto_pad", "NOTSET") not in ("NOTSET", ""):
+        raise OpenError("its padding is not fixed")
+    kernel = list(attr(node, "kernel_shape"))
+    rank = len(kernel)
+    strides = list(attr(node, "strides") or [1] * rank)
+    dilations = list(attr(node, "dilations") or [1] * rank)
+    pads = list(attr(node, "pads") or [0] * (2 * rank))
+    for i, (size, dilation) in enumerate(zip(kernel, dilations, strict=True)):
+        extent = dilation * (size - 1)
+        last = (extent - pads[i], strides[i])
+        first = _window(ctx.space, first, 2 + i, last, pads[i] + pads[rank + i] - extent - 1)
+    out = replace(first, value=UNKNOWN, ints=None)
+    return [out] * len(node.outputs)
+
+
 def _live_taps(
     weight: Expression, kernel: Sequence[int]
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:

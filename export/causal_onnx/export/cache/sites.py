@@ -1,0 +1,256 @@
+"""Where a graph mixes positions outside attention, and what of the past is needed there.
+
+Three answers, best first, each found by evaluating the part of the graph by itself:
+
+- *window*: the last inputs. A convolution, a shift of tokens, a pool: the result does not change
+  when what lies farther back is cut off.
+- *running*: the last result. A cumulative sum, product or maximum: the result goes on as it would
+  have if the last result had been the first input.
+- *inputs*: all inputs. Any other causal function of the past, computed again with each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from causal_onnx.export.analysis.elements import Array
+from causal_onnx.export.cache.lengths import STAND_IN
+from causal_onnx.export.cache.refusals import named, refuse_odd_axes
+from causal_onnx.export.cache.region import Region, find_region
+from causal_onnx.export.cache.spans import BATCH, Spans, own_axis, picks_positions
+from causal_onnx.export.errors import NotSupportedError
+from causal_onnx.export.graph.edit import copy_output
+from causal_onnx.export.graph.facts import Layouts
+from causal_onnx.export.graph.subgraphs import outer_values
+
+__all__ = ["INPUTS", "RUNNING", "WINDOW", "StateSite", "cut_at_states", "living"]
+
+WINDOW, RUNNING, INPUTS = "window", "running", "inputs"
+
+_SEEDS = (0, 1)
+_STARTS = 16
+"""Places at which the past is cut off, one after the other: some functions go by even and odd."""
+_TOLERANCES = {"float16": 2e-2, "float32": 1e-4, "float64": 1e-9}
+
+
+@dataclass(frozen=True)
+class StateSite:
+    """A part of the graph that needs a state."""
+
+    region: Region
+    stand_in: ir.Value
+    """A graph input in the place of its output, until it is written again."""
+    kind: str
+    kept: int | None
+    """The most positions that the state holds; None: all."""
+
+    @property
+    def node(self) -> ir.Node:
+        """By which messages name it."""
+        return self.region.node
+
+
+def cut_at_states(
+    model: ir.Model,
+    roots: Sequence[ir.Node],
+    others: Mapping[ir.Node, str],
+    max_seq_len: int | None,
+) -> tuple[list[StateSite], Spans]:
+    """Put a graph input in the place of every value in which positions have mixed causally.
+
+    Args:
+        model: Of which attention is cut out; changed in place.
+        roots: What was cut out; its inputs count as read.
+        others: Attention that was not recognised, with the reason.
+        max_seq_len: The longest sequence.
+
+    Returns:
+        The sites, each after those that it reads; and the analysis of what is left.
+
+    Raises:
+        NotSupportedError: A site cannot be evaluated by itself, or earlier results change as the
+            sequence grows; names the node.
+    """
+    sites: list[StateSite] = []
+    while True:
+        layouts = Layouts(model, max_seq_len)
+        spans = Spans(layouts, max_seq_len=max_seq_len)
+        if not sites:
+            refuse_odd_axes(layouts, roots)
+        found = _first_mixed(spans, living(model.graph, roots))
+        if not found:
+            return sites, spans
+        regions = [find_region(spans, output) for output in found]
+        kinds = [_kind(region, spans, others, max_seq_len) for region in regions]
+        for region, (kind, kept) in zip(regions, kinds, strict=True):
+            stand_in = _cut(model.graph, layouts, region.output, len(sites))
+            sites.append(StateSite(region, stand_in, kind, kept))
+
+
+def living(graph: ir.Graph, roots: Sequence[ir.Node]) -> set[ir.Node]:
+    """The nodes that lead to an output of the graph, or to one of `roots`."""
+    found: set[ir.Node] = set()
+    stack = [*graph.outputs, *(value for node in roots for value in node.inputs)]
+    while stack:
+        value = stack.pop()
+        node = None if value is None else value.producer()
+        if node is not None and node not in found:
+            found.add(node)
+            stack.extend([*node.inputs, *outer_values(node)])
+    return found
+
+
+def _first_mixed(spans: Spans, alive: set[ir.Node]) -> list[ir.Value]:
+    """Values with positions of their own that look back, none of which leads to another."""
+    found: list[ir.Value] = []
+    after: set[ir.Value] = set()
+    for node in spans.layouts.model.graph:
+        if node not in alive:
+            continue
+        if any(value in after for value in (*node.inputs, *outer_values(node))):
+            after.update(node.outputs)
+            continue
+        picks = picks_positions(spans.layouts, node)
+        for value in node.outputs:
+            is_read = bool(value.uses()) or value.is_graph_output()
+            if not is_read or not spans.layouts.is_tainted(value):
+                continue
+            reach = spans.reach_back(value)
+            if reach is None or reach[1] > 0 or spans.is_free(value):
+                continue
+            if reach[0] > 0 or picks:
+                found.append(value)
+                after.update(node.outputs)
+                break
+    return found
+
+
+def _cut(graph: ir.Graph, layouts: Layouts, value: ir.Value, index: int) -> ir.Value:
+    labels = {(1, 0): "batch", (0, 1): "seq"}
+    shape = [labels.get((axis.batches, axis.seqs), axis.count) for axis in layouts.axes(value)]
+    stand_in = ir.Value(name=f"{STAND_IN}state_{index}", shape=ir.Shape(shape), type=value.type)
+    if value.is_graph_output():
+        copy_output(graph, value)
+    value.replace_all_uses_with(stand_in)
+    graph.inputs.append(stand_in)
+    return stand_in
+
+
+def _kind(
+    region: Region, spans: Spans, others: Mapping[ir.Node, str], max_seq_len: int | None
+) -> tuple[str, int | None]:
+    """What the state of a region is, and how many positions of it there are at most."""
+    reach = spans.reach_back(region.output)
+    assert reach is not None
+    seq, back = spans.sizes.seq, reach[0]
+    whole = [_Trial(region, seq, seed) for seed in _SEEDS]
+    if not all(trial.keeps_rows_apart() for trial in whole):
+        raise NotSupportedError(
+            f"no cache can be derived: {region.node.op_type} {named(region.node)} mixes the rows "
+            "of a batch, or picks them by what they hold"
+        )
+    if not all(trial.is_prefix_stable() for trial in whole):
+        raise NotSupportedError(
+            f"no cache can be derived: what {region.node.op_type} {named(region.node)} gives for "
+            "earlier positions changes with the total length"
+            + "".join(f" ({others[node]})" for node in region.nodes if node in others)
+        )
+    is_bounded = back < seq - 1 and _stays(region, back, max_seq_len)
+    if is_bounded and all(trial.goes_on_from(back) for trial in whole):
+        return WINDOW, back
+    if all(trial.goes_on_from_result() for trial in whole):
+        return RUNNING, 1
+    return INPUTS, None
+
+
+def _stays(region: Region, back: int, max_seq_len: int | None) -> bool:
+    """Whether the region looks no farther back in a longer sequence."""
+    longer = Spans(region.layouts, max_seq_len=max_seq_len, more=back + 4)
+    reach = longer.reach_back(region.output)
+    return reach is not None and reach[0] == back
+
+
+class _Trial:
+    """A region evaluated on random numbers, and then on parts of them."""
+
+    def __init__(self, region: Region, seq: int, seed: int):
+        self.region, self.seq = region, seq
+        self.arrays = region.samples(seq, seed)
+        self.axes = [own_axis(region.layouts, value) for value in region.sources]
+        axis = own_axis(region.layouts, region.output)
+        assert axis is not None
+        self.axis: int = axis
+        self.whole = region.evaluate(seq, self.arrays)
+
+    def keeps_rows_apart(self) -> bool:
+        """Whether other data in one row of the batch leaves the others alone."""
+        layouts = self.region.layouts
+        if not layouts.signature.has_batch:
+            return True
+        other = []
+        for value, array in zip(self.region.sources, self.arrays, strict=False):
+            row = [slice(None)] * array.ndim
+            row[layouts.axes(value).index(BATCH)] = slice(1, None)
+            changed = array.copy()
+            changed[tuple(row)] = array.dtype.type(1) - array[tuple(row)]
+            other.append(changed)
+        again = self.region.evaluate(self.seq, [*other, *self.arrays[len(other) :]])
+        axis = layouts.axes(self.region.output).index(BATCH)
+        return _are_close(again.take([0], axis), self.whole.take([0], axis))
+
+    def is_prefix_stable(self) -> bool:
+        part = self.region.evaluate(self.seq - 1, self._between(0, self.seq - 1))
+        return self._equal(part, 0, self.seq - 1)
+
+    def goes_on_from(self, back: int) -> bool:
+        """Whether the last `back` inputs are all that is needed, wherever that is."""
+        for start in range(max(1, self.seq - _STARTS), self.seq):
+            first = max(start - back, 0)
+            part = self.region.evaluate(self.seq - first, self._between(first, self.seq))
+            rest = part.take(range(start - first, part.shape[self.axis]), self.axis)
+            if not self._equal(rest, start, self.seq):
+                return False
+        return True
+
+    def goes_on_from_result(self) -> bool:
+        """Whether the last result, in the place of the first input, is all that is needed."""
+        layouts, sources = self.region.layouts, self.region.sources
+        output = self.region.output
+        if len(sources) != 1 or layouts.axes(sources[0]) != layouts.axes(output):
+            return False
+        (source, *free) = self.arrays
+        if source.dtype != self.whole.dtype or source.shape != self.whole.shape:
+            return False
+        for start in (1, self.seq // 2, self.seq - 1):
+            last = self.whole.take(range(start - 1, start), self.axis)
+            rest = source.take(range(start, self.seq), self.axis)
+            given = np.concatenate([last, rest], self.axis)
+            part = self.region.evaluate(given.shape[self.axis], [given, *free])
+            if not self._equal(part, start - 1, self.seq):
+                return False
+        return True
+
+    def _between(self, start: int, stop: int) -> list[Array]:
+        """The inputs of these positions."""
+        count = len(self.axes)
+        parts = [
+            x.take(range(start, stop), axis)
+            for x, axis in zip(self.arrays[:count], self.axes, strict=True)
+        ]
+        return [*parts, *self.arrays[count:]]
+
+    def _equal(self, part: Array, start: int, stop: int) -> bool:
+        return _are_close(part, self.whole.take(range(start, stop), self.axis))
+
+
+def _are_close(part: Array, wanted: Array) -> bool:
+    if part.shape != wanted.shape or part.dtype.kind != "f":
+        return part.shape == wanted.shape and bool((part == wanted).all())
+    finite = wanted[np.isfinite(wanted)]
+    scale = float(np.abs(finite).max(initial=1e-3))
+    tolerance = _TOLERANCES.get(part.dtype.name, 1e-4) * scale
+    return bool(np.allclose(part, wanted, rtol=0, atol=tolerance, equal_nan=True))

@@ -1,0 +1,253 @@
+"""Write the parts of a graph that mix positions outside attention again, each with its state.
+
+The state of a row goes in front of its new positions, and the part of the graph is written again
+for all of them; the results of the new positions go on. That is right because of what was found of
+the part (`sites.py`): where only the last inputs matter, those are in front; where the last result
+is enough, it stands for the input that led to it.
+
+A state is four axes, (batch, 1, slots, width), with one slot for each position, as keys and values
+have them: empty at first, and in a row of few positions its first slots are in use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from causal_onnx.export.cache.lengths import Lengths
+from causal_onnx.export.cache.sites import RUNNING, StateSite
+from causal_onnx.export.cache.spans import BATCH, own_axis
+from causal_onnx.export.errors import NotSupportedError
+from causal_onnx.export.graph.writer import Writer
+
+__all__ = ["SiteWriter", "State", "states_of", "write_states"]
+
+
+@dataclass(frozen=True)
+class State:
+    """One tensor that goes from call to call."""
+
+    name: str
+    """After `past_` or `present_`."""
+    past: ir.Value
+    bounded: int | None
+    batch: str | int
+    width: int
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a value of (batch, seq, ...) axes, in any order, lies in a state."""
+
+    order: tuple[int, ...]
+    """Its axes as (batch, seq, the others); without a batch (seq, the others)."""
+    has_batch: bool
+    rest: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        return int(np.prod(self.rest))
+
+    @property
+    def seq(self) -> int:
+        """The axis of positions."""
+        return self.order[self.has_batch]
+
+    def flat(self, write: Writer, value: ir.Value) -> ir.Value:
+        """(batch, seq, width), with a batch of 1 where the value has none."""
+        if self.order != tuple(sorted(self.order)):
+            value = write("Transpose", value, perm=self.order)
+        if not self.has_batch:
+            value = write("Unsqueeze", value, write.ints(0))
+        if len(self.rest) == 1:
+            return value
+        return write("Reshape", value, write.ints(0, 0, self.width))
+
+    def whole(self, write: Writer, flat: ir.Value) -> ir.Value:
+        """The value again."""
+        if len(self.rest) != 1:
+            flat = write("Reshape", flat, write.ints(0, 0, *self.rest))
+        if not self.has_batch:
+            flat = write("Squeeze", flat, write.ints(0))
+        if self.order == tuple(sorted(self.order)):
+            return flat
+        return write("Transpose", flat, perm=[int(a) for a in np.argsort(self.order)])
+
+
+def _layout(site: StateSite, value: ir.Value) -> _Layout:
+    layouts = site.region.layouts
+    axes, seq = layouts.axes(value), own_axis(layouts, value)
+    assert seq is not None
+    batch = [index for index, axis in enumerate(axes) if axis == BATCH]
+    rest = [index for index in range(len(axes)) if index != seq and index not in batch]
+    return _Layout((*batch, seq, *rest), bool(batch), tuple(axes[index].count for index in rest))
+
+
+def _kept(site: StateSite) -> list[ir.Value]:
+    """The values whose last positions are the state."""
+    if site.kept == 0:
+        return []
+    return [site.region.output] if site.kind == RUNNING else list(site.region.sources)
+
+
+def states_of(sites: list[StateSite], *, ragged: bool) -> list[list[State]]:
+    """The states of each site.
+
+    Args:
+        sites: In the order of the graph.
+        ragged: As in `derive_cache`; otherwise nothing is bounded.
+
+    Raises:
+        NotSupportedError: The type of a value is not known.
+    """
+    found, count = [], 0
+    for site in sites:
+        own = []
+        for value in _kept(site):
+            if value.dtype is None:
+                raise NotSupportedError(
+                    f"no cache can be derived: the type of {value.name} is not known"
+                )
+            layout, bounded = _layout(site, value), site.kept if ragged else None
+            slots = "past_seq" if bounded is None else f"past_slots_{bounded}"
+            batch = "batch" if layout.has_batch else 1
+            name = f"state.{count}.{site.kind}"
+            past = ir.Value(
+                name=f"past_{name}",
+                shape=ir.Shape([batch, 1, slots, layout.width]),
+                type=value.type,
+            )
+            own.append(State(name, past, bounded, batch, layout.width))
+            count += 1
+        found.append(own)
+    return found
+
+
+def write_states(
+    graph: ir.Graph, sites: list[StateSite], states: list[list[State]], lengths: Lengths
+) -> None:
+    """Put the sites back, now with a past and a present."""
+    again: dict[ir.Value, ir.Value] = {}
+    for site, own in zip(sites, states, strict=True):
+        graph.inputs.remove(site.stand_in)
+        graph.inputs.extend(state.past for state in own)
+        users = {use.node for use in site.stand_in.uses()}
+        first = next(node for node in graph if node in users)
+        write = Writer(graph, first, core=site.node)
+        result = SiteWriter(write, first, site, own, lengths=lengths, again=again).result()
+        result.type = site.stand_in.type
+        site.stand_in.replace_all_uses_with(result)
+        again[site.stand_in] = result
+
+
+class SiteWriter:
+    """Writes one site again."""
+
+    def __init__(
+        self,
+        write: Writer,
+        before: ir.Node,
+        site: StateSite,
+        states: list[State],
+        *,
+        lengths: Lengths,
+        again: dict[ir.Value, ir.Value],
+    ):
+        self.write, self.before, self.site, self.states = write, before, site, states
+        self.lengths, self.again = lengths, again
+        kept, past = site.kept, lengths.past_seq
+        if kept is not None:
+            past = write("Min", past, write.ints(kept))
+        self.slots = past
+        """(1,), how many slots of each state are put in front."""
+        self.total = write("Add", past, lengths.seq)
+        self.held = self.slots
+        """(batch,), how many of them the row uses; or (1,), where all rows are equally long."""
+        if lengths.row_past is not None:
+            self.held = (
+                lengths.row_past if kept is None else write("Min", lengths.row_past, self.slots)
+            )
+
+    def result(self) -> ir.Value:
+        """Write it all; the value that takes the place of the output."""
+        write, region = self.write, self.site.region
+        is_running = self.site.kind == RUNNING
+        output = _layout(self.site, region.output)
+        known: dict[ir.Value, ir.Value] = {}
+        joined = []
+        for index, source in enumerate(region.sources):
+            now = self.again.get(source, source)
+            layout = _layout(self.site, source)
+            flat = layout.flat(write, now)
+            if self.states:
+                flat = self.joined(self.states[index], flat)
+            joined.append(flat)
+            known[now] = layout.whole(write, flat)
+            known[now].type = source.type
+        known |= region.lengths(write.graph, self.before, self.lengths.seq, self.total)
+        again = region.write(write.graph, self.before, known)
+        if not self.states:
+            return again
+        whole = output.flat(write, again)
+        for state, flat in zip(self.states, [whole] if is_running else joined, strict=True):
+            self.give(state, flat)
+        return output.whole(write, self.new_ones(whole))
+
+    def joined(self, state: State, new: ir.Value) -> ir.Value:
+        """(batch, slots + seq, width): each row's past, and its new positions right behind it."""
+        write, lengths = self.write, self.lengths
+        past = write("Squeeze", state.past, write.ints(1))
+        if lengths.row_past is None:
+            if self.site.kept is not None:
+                start = write("Sub", lengths.past_seq, self.slots)
+                past = write("Slice", past, start, lengths.past_seq, write.ints(1))
+            return write("Concat", past, new, axis=1)
+        both = write("Concat", past, new, axis=1)
+        return write("ScatterND", both, self.index(self.places()), new)
+
+    def places(self) -> ir.Value:
+        """(batch, seq), where the new positions of each row lie among the joined ones."""
+        write = self.write
+        steps = write("Range", write.scalar(0), write("Squeeze", self.lengths.seq), write.scalar(1))
+        return write("Add", write("Unsqueeze", self.held, write.ints(1)), steps)
+
+    def index(self, slots: ir.Value) -> ir.Value:
+        """(batch, count, 2): the entries [row, slot] for `slots`, (batch, count)."""
+        write = self.write
+        shape = write("Concat", write("Shape", slots), write.ints(1), axis=0)
+        batch = write("Squeeze", write("Shape", slots, start=0, end=1))
+        rows = write("Range", write.scalar(0), batch, write.scalar(1))
+        rows = write("Expand", write("Unsqueeze", rows, write.ints(1, 2)), shape)
+        return write("Concat", rows, write("Unsqueeze", slots, write.ints(2)), axis=2)
+
+    def new_ones(self, whole: ir.Value) -> ir.Value:
+        """Of the joined positions the new ones of each row."""
+        write = self.write
+        if self.lengths.row_past is None:
+            return write("Slice", whole, self.slots, self.total, write.ints(1))
+        return write("GatherND", whole, self.index(self.places()))
+
+    def give(self, state: State, whole: ir.Value) -> None:
+        """Make the state for the next call an output of the graph."""
+        write, lengths, kept = self.write, self.lengths, state.bounded
+        if lengths.row_past is None:
+            new = whole
+            if self.site.kept is not None:
+                new = write("Slice", whole, self.slots, self.total, write.ints(1))
+                new = write("Concat", write("Squeeze", state.past, write.ints(1)), new, axis=1)
+            whole = new
+        elif kept is not None:
+            assert lengths.row_total is not None
+            count = write("Min", self.total, write.ints(kept))
+            start = write("Max", write("Sub", lengths.row_past, self.slots), write.ints(0))
+            then = write("Max", write("Sub", lengths.row_total, count), write.ints(0))
+            shift = write("Unsqueeze", write("Sub", then, start), write.ints(1))
+            steps = write("Range", write.scalar(0), write("Squeeze", count), write.scalar(1))
+            whole = write("GatherND", whole, self.index(write("Add", shift, steps)))
+        present = write("Unsqueeze", whole, write.ints(1))
+        slots = "total_seq" if kept is None else f"present_slots_{kept}"
+        present.name, present.type = f"present_{state.name}", state.past.type
+        present.shape = ir.Shape([state.batch, 1, slots, state.width])
+        write.graph.outputs.append(present)

@@ -1,0 +1,304 @@
+"""The state of whatever mixes positions causally outside attention, and what is refused one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name the field uses
+from torch import Tensor, nn
+
+from causal_onnx.export import ExportError, export
+from causal_onnx.export.cache import states
+from causal_onnx.export.errors import RewriteError
+from causal_onnx.export.graph.writer import Writer
+from causal_onnx.runtime import Model, load
+from causal_onnx.runtime.stream.stream import Stream
+from tests.export.modules import Head
+from tests.export.quick import quick_export
+
+WIDTH = 16
+
+
+class Made(nn.Module):
+    """A linear layer after what a function makes of (batch, seq, width) and a convolution."""
+
+    def __init__(self, mix: Callable[[Tensor, nn.Conv1d], Tensor], conv: nn.Conv1d | None = None):
+        super().__init__()
+        self.mix, self.conv = mix, conv or nn.Conv1d(WIDTH, WIDTH, 3)
+        self.out = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.mix(x, self.conv))
+
+
+def conv1d(kernel: int, *, dilation: int = 1, groups: int = 1, crop: bool = False) -> nn.Conv1d:
+    padding = (kernel - 1) * dilation if crop else 0
+    return nn.Conv1d(WIDTH, WIDTH, kernel, dilation=dilation, groups=groups, padding=padding)
+
+
+def padded_left(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    before = conv.dilation[0] * (conv.kernel_size[0] - 1)
+    return conv(F.pad(x.mT, (before, 0))).mT
+
+
+def cropped(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    return conv(x.mT)[..., : x.shape[1]].mT
+
+
+def shifted(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return 0.3 * x + 0.7 * F.pad(x, (0, 0, 2, 0))[:, : x.shape[1]]
+
+
+def joined_shift(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return x - torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+
+
+def pooled(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return F.avg_pool1d(F.pad(x.mT, (4, 0)), 5, 1).mT
+
+
+def counted_mean(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return x.cumsum(1) / torch.arange(1, x.shape[1] + 1).unsqueeze(-1)
+
+
+def by_triangle(x: Tensor, _: nn.Conv1d) -> Tensor:
+    n = x.shape[1]
+    allowed = torch.tril(torch.ones(n, n)).to(x)
+    return (allowed / allowed.sum(-1, keepdim=True)) @ x
+
+
+def picked_by_number(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return x.index_select(1, torch.arange(x.shape[1]))
+
+
+def symmetric(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    return conv(F.pad(x.mT, (1, 1))).mT
+
+
+def reversed_sum(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return x.flip(1).cumsum(1).flip(1)
+
+
+def mean_of_all(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return x - x.mean(1, keepdim=True)
+
+
+def normalised_over_time(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return (x - x.mean(1, keepdim=True)) * (x.square().mean(1, keepdim=True) + 1e-3).rsqrt()
+
+
+def share_of_the_length(x: Tensor, _: nn.Conv1d) -> Tensor:
+    n = x.shape[1]
+    return (torch.tril(torch.ones(n, n)) / n) @ x
+
+
+class Hybrid(nn.Module):
+    """A convolution on q, k and v, attention, and a shift behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.conv = nn.Conv1d(3 * WIDTH, 3 * WIDTH, 4, groups=3 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.conv(F.pad(self.qkv(x).mT, (3, 0))).mT
+        q, k, v = mixed.unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        return y + F.pad(y, (0, 0, 1, -1))
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int | None]]] = {
+    "convolution": (
+        lambda: Made(padded_left, conv1d(4)),
+        {"past_state.0.window": 3},
+    ),
+    "depthwise, dilated": (
+        lambda: Made(padded_left, conv1d(3, dilation=6, groups=WIDTH)),
+        {"past_state.0.window": 12},
+    ),
+    "padded and cropped": (
+        lambda: Made(cropped, conv1d(3, dilation=2, groups=4, crop=True)),
+        {"past_state.0.window": 4},
+    ),
+    "shift": (lambda: Made(shifted), {"past_state.0.window": 2}),
+    "shift by joining": (lambda: Made(joined_shift), {"past_state.0.window": 1}),
+    "pool": (lambda: Made(pooled), {"past_state.0.window": 4}),
+    "running mean": (lambda: Made(counted_mean), {"past_state.0.running": 1}),
+    "any causal function": (lambda: Made(by_triangle), {"past_state.0.inputs": None}),
+    "picked by number, before attention": (
+        lambda: nn.Sequential(Made(picked_by_number), Head(WIDTH, seed=0)),
+        {"past_key_values.0.key": None, "past_key_values.0.value": None},
+    ),
+    "around attention": (
+        Hybrid,
+        {
+            "past_key_values.0.key": None,
+            "past_key_values.0.value": None,
+            "past_state.0.window": 3,
+            "past_state.1.window": 1,
+        },
+    ),
+}
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return CASES[name][0]().eval()
+
+
+def tokens(batch: int, seq: int) -> Tensor:
+    return torch.randn(batch, seq, WIDTH, generator=torch.Generator().manual_seed(seq))
+
+
+def wanted(module: nn.Module, x: Tensor) -> np.ndarray:
+    """The module's output in float64."""
+    with torch.no_grad():
+        found: np.ndarray = module.double()(x.double()).numpy()
+    module.float()
+    return found
+
+
+def fed(stream: Stream, x: np.ndarray, cuts: list[int]) -> np.ndarray:
+    return np.concatenate([stream(x[:, a:b]) for a, b in pairwise(cuts)], 1)
+
+
+def opened(name: str, folder: Path) -> tuple[nn.Module, Model]:
+    module = made(name)
+    quick_export(module, folder / "m.onnx", example=tokens(2, 5), cache=True)
+    return module, load(folder / "m.onnx", threads=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_chunks_steps_ragged_rows_and_forks_equal_float64(name: str, tmp_path: Path) -> None:
+    module, model = opened(name, tmp_path)
+    assert {pair.past: pair.bounded for pair in model.contract.cache} == CASES[name][1]
+    x = tokens(2, 45)
+    expected = wanted(module, x)
+    for cuts in ([0, 45], [*range(30), 45], [0, 7, 8, 40, 41, 45]):
+        got = fed(model.stream(batch=2), x.numpy(), cuts)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6)
+    stream = model.stream(batch=2)
+    fed(stream, x[:, :20].numpy(), [0, 20])
+    twin = stream.fork()
+    fed(stream, x[:, :9].numpy(), [0, 2, 9])  # what the other reads must not reach this one
+    got = fed(twin, x[:, 20:].numpy(), [0, 1, 25])
+    np.testing.assert_allclose(got, expected[:, 20:], rtol=0, atol=2e-6)
+    stream = model.stream(batch=2)
+    first = stream(x[:, :10].numpy(), lengths=[10, 1])
+    second = stream(x[:, 1:16].numpy(), lengths=[0, 15])
+    np.testing.assert_allclose(first[0], expected[0, :10], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(second[1], expected[1, 1:16], rtol=0, atol=2e-6)
+    third = stream(torch.stack([x[0, 10:12], x[1, 16:18]]).numpy())
+    both = np.stack([expected[0, 10:12], expected[1, 16:18]])
+    np.testing.assert_allclose(third, both, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["depthwise, dilated", "running mean", "any causal function"])
+def test_the_file_is_proved_and_a_saved_stream_goes_on(name: str, tmp_path: Path) -> None:
+    module = made(name)
+    report = export(module, tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+    assert report.cache is not None
+    assert report.cache.passed
+    assert report.certificate is not None
+    assert report.certificate.every_length
+    model, x = load(tmp_path / "m.onnx", threads=1), tokens(1, 30)
+    stream = model.stream()
+    stream(x[:, :17].numpy())
+    stream.save(tmp_path / "stream")
+    again = model.restore(tmp_path / "stream")
+    got = fed(again, x[:, 17:].numpy(), [0, 1, 13])
+    np.testing.assert_allclose(got, wanted(module, x)[:, 17:], rtol=0, atol=2e-6)
+
+
+def test_a_state_that_forgot_what_it_needs_is_not_rewound(tmp_path: Path) -> None:
+    _, model = opened("running mean", tmp_path)
+    stream = model.stream()
+    stream(tokens(1, 5).numpy())
+    with pytest.raises(ValueError, match=r"past_state\.0\.running.*fork\(\) the stream"):
+        stream.rewind(3)
+
+
+def the_write(monkeypatch: pytest.MonkeyPatch, part: str, change: Callable[..., ir.Value]) -> None:
+    """Let `change` have the last word on what a part of the writing gives."""
+    made = getattr(states.SiteWriter, part)
+    monkeypatch.setattr(
+        states.SiteWriter,
+        part,
+        lambda self, *given: change(self.write, made(self, *given), *given),
+    )
+
+
+def one_short(write: Writer, joined: ir.Value, *_: object) -> ir.Value:
+    """The oldest position of the state is lost."""
+    first = write("Slice", joined, write.ints(0), write.ints(1), write.ints(1))
+    rest = write("Slice", joined, write.ints(1), write.ints(1 << 40), write.ints(1))
+    return write("Concat", write("Mul", first, write.number(0.0, first)), rest, axis=1)
+
+
+def one_late(write: Writer, new: ir.Value, *_: object) -> ir.Value:
+    return write("Concat", *(write("Slice", new, *ends, write.ints(1)) for ends in (
+        (write.ints(0), write.ints(1)), (write.ints(0), write.ints(-1)))), axis=1)  # fmt: skip
+
+
+def reset(write: Writer, joined: ir.Value, state: states.State, new: ir.Value) -> ir.Value:
+    gone = write("Mul", state.past, write.number(0.0, new))
+    return write("Concat", write("Squeeze", gone, write.ints(1)), new, axis=1)
+
+
+def decayed_twice(write: Writer, joined: ir.Value, *_: object) -> ir.Value:
+    first = write("Slice", joined, write.ints(0), write.ints(1), write.ints(1))
+    rest = write("Slice", joined, write.ints(1), write.ints(1 << 40), write.ints(1))
+    return write("Concat", write("Mul", first, write.number(0.9, first)), rest, axis=1)
+
+
+def padding_enters(write: Writer, joined: ir.Value, state: states.State, new: ir.Value) -> ir.Value:
+    """New positions stand behind all slots, not right behind those that the row uses."""
+    return write("Concat", write("Squeeze", state.past, write.ints(1)), new, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "change"),
+    [
+        ("convolution", "joined", one_short),
+        ("convolution", "new_ones", one_late),
+        ("running mean", "joined", reset),
+        ("running mean", "joined", decayed_twice),
+        ("shift", "joined", padding_enters),
+        ("any causal function", "joined", reset),
+    ],
+)
+def test_a_wrong_state_is_found_before_a_file_appears(
+    name: str,
+    part: str,
+    change: Callable[..., ir.Value],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    the_write(monkeypatch, part, change)
+    with pytest.raises(RewriteError, match=r"cache: .* is off|causal"):
+        export(made(name), tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        (symmetric, "Conv"),
+        (reversed_sum, "NOT causal"),
+        (mean_of_all, "ReduceMean"),
+        (normalised_over_time, "NOT causal.*ReduceMean"),
+        (share_of_the_length, "MatMul .*changes with the total length"),
+    ],
+)
+def test_what_looks_ahead_or_counts_the_length_is_refused(
+    mix: Callable[[Tensor, nn.Conv1d], Tensor], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export(Made(mix).eval(), tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+    assert list(tmp_path.iterdir()) == []
