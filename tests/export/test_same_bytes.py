@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -105,6 +106,13 @@ def test_an_export_multiplies_in_full_precision() -> None:
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_an_export_looks_for_unreachable_cycles_less_often_and_its_caller_as_before() -> None:
+    before = gc.get_threshold()
+    with isolated():
+        assert gc.get_threshold()[0] > 10 * before[0]
+    assert gc.get_threshold() == before
 
 
 def test_the_file_keeps_the_shapes_and_the_tolerance_and_no_measured_error(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -11,6 +12,10 @@ import numpy as np
 import torch
 
 __all__ = ["isolated", "with_callers_threads"]
+
+_SELDOM = (100_000, 20, 100)
+"""When Python looks for unreachable cycles: tracing makes millions of objects that stay, and a
+seventh of an export went into looking at them again and again."""
 
 _callers_threads: ContextVar[int | None] = ContextVar("threads of PyTorch outside", default=None)
 
@@ -22,12 +27,14 @@ def isolated() -> Iterator[None]:
     Inside: no gradients, no inference mode (its tensors cannot be traced), no autocast (a graph of
     an fp32 module would be fp16 in parts), tensors on the CPU, products in full precision, and one
     thread: PyTorch splits a sum by the number of its threads, so the last bits of golden vectors,
-    of filled buffers and of measured figures, which stand in the file, would depend on it. The
-    random states of PyTorch, numpy and Python are put back on leaving: a module may draw from any
-    of them when it is called.
+    of filled buffers and of measured figures, which stand in the file, would depend on it. Python
+    looks for unreachable cycles less often. The random states of PyTorch, numpy and Python are put
+    back on leaving: a module may draw from any of them when it is called.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with contextlib.ExitStack() as stack:
+        stack.callback(gc.set_threshold, *gc.get_threshold())
+        gc.set_threshold(*_SELDOM)
         stack.callback(random.setstate, python_state)
         stack.callback(np.random.set_state, numpy_state)
         stack.enter_context(torch.random.fork_rng(devices=[]))
