@@ -8,7 +8,18 @@ from typing import Any, Literal
 
 from bench.sizes import ModelSizes
 
-__all__ = ["BATCH", "TINY", "WORKS", "Batch", "Work", "as_small_as", "work_of"]
+__all__ = [
+    "BATCH",
+    "PEERLESS",
+    "PRECISIONS",
+    "TINY",
+    "WORKS",
+    "Batch",
+    "Work",
+    "as_small_as",
+    "options_of",
+    "work_of",
+]
 
 TINY = ModelSizes(
     name="tiny",
@@ -21,6 +32,19 @@ TINY = ModelSizes(
     max_seq_len=256,
 )
 """Computes next to nothing, so that what is around the graph shows."""
+
+
+PRECISIONS = ("fp32", "int4", "int4-128", "w8a8")
+"""What is measured on the CPU. "int4-128" is int4 in blocks of 128; w8a8 has no peer of its own."""
+
+PEERLESS = ("w8a8",)
+"""Precisions that the builder has not: they are set beside all others."""
+
+
+def options_of(precision: str) -> dict[str, Any]:
+    """The arguments of our `export`."""
+    name, _, block_size = precision.partition("-")
+    return {"precision": name, **({"block_size": int(block_size)} if block_size else {})}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)

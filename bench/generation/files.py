@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bench.client import ROOT
+from bench.generation.cases import PEERLESS, options_of
 from bench.generation.eager import MODEL
 from bench.generation.ours import ours_name
 from bench.make import MODULE_ARTIFACT, MODULE_WEIGHTS, job
@@ -29,7 +30,8 @@ DONE = ".done"
 """In a folder whose files are all there."""
 
 INT4 = ("accuracy_level=4", "block_size=32")
-"""What our own int4 files have; both are the builder's defaults for the CPU."""
+"""What our own int4 files have; both are the builder's defaults for the CPU. A precision that names
+other blocks has those."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,10 +97,15 @@ def make_files(
     saved = peers / MODEL
     _once(saved, note, lambda: job("model", folder=str(saved), sizes=asdict(sizes)))
     for precision in precisions:
-        quantised = INT4 if precision == "int4" else ()
+        if precision in PEERLESS:
+            continue
+        name, _, size = precision.partition("-")
+        quantised = INT4 if name == "int4" else ()
+        if size:
+            quantised = (*quantised[:1], f"block_size={size}")
         for runtime, extra in (("genai", ()), ("tuned", ("prune_lm_head=true",))):
             built = peers / f"{runtime}-{precision}"
-            _once(built, note, partial(builder, saved, built, precision, (*quantised, *extra)))
+            _once(built, note, partial(builder, saved, built, name, (*quantised, *extra)))
     own = folder / f"ours-{source_digest()}"
     _forget_older(folder, own)
     ours = own / f"{sizes.name}-{provider}"
@@ -141,7 +148,7 @@ def _artifact(
         model=str(model),
         path=str(path),
         max_seq_len=sizes.max_seq_len,
-        precision=precision,
+        options=options_of(precision),
         target=target,
     )
 

@@ -11,7 +11,7 @@ from bench import subject
 from bench.agreement import check_agreement, check_tokens
 from bench.crew import Starts
 from bench.figures import Figure
-from bench.generation.cases import BATCH, TINY, WORKS, Batch, Work
+from bench.generation.cases import BATCH, PRECISIONS, TINY, WORKS, Batch, Work
 from bench.generation.files import Files, make_files
 from bench.generation.graphs import describe_graph
 from bench.generation.ours import ours_name
@@ -49,8 +49,8 @@ class Plan:
     works: Sequence[Work] = WORKS
     batch: Batch = BATCH
     threads: Sequence[int] = (1, 2)
-    precisions: Sequence[str] = ("fp32", "int4")
-    subjects: Sequence[Subject] = field(default_factory=lambda: subjects_for(("fp32", "int4")))
+    precisions: Sequence[str] = PRECISIONS
+    subjects: Sequence[Subject] = field(default_factory=lambda: subjects_for(PRECISIONS))
     sets: int = 3
     """Sets of fresh processes that each measure all works."""
     policy: RoundPolicy = field(default_factory=RoundPolicy)
@@ -198,15 +198,17 @@ class Runner:
         """Logits by their scale; tokens to the last one, but only where nothing is rounded."""
         precisions = {one.name: one.precision for one in self.plan.subjects}
         for reference, names in agreeing(self.plan.subjects).items():
-            tolerance = TOLERANCES.get(precisions[reference], LOW_TOLERANCE)
             for name in names:
+                is_alike = precisions[reference] == precisions[name]
+                bound = TOLERANCES.get(precisions[reference], LOW_TOLERANCE)
+                tolerance = bound if is_alike else LOW_TOLERANCE
                 got, expected = outputs[name], outputs[reference]
                 if work.kind == "prefill":
                     error = check_agreement(
                         name, got, expected, tolerance=tolerance, where=str(work)
                     )
                     self.errors[name] = max(error, self.errors.get(name, 0.0))
-                elif precisions[reference] == "fp32":
+                elif is_alike and precisions[name] == "fp32":
                     check_tokens(name, got, expected, where=str(work))
 
 
@@ -214,10 +216,10 @@ def _graphs(plan: Plan, files: Files) -> dict[str, str]:
     """What the int4 files hold."""
     found = {}
     for one in plan.subjects:
-        if one.precision == "int4":
+        if one.precision.startswith("int4"):
             built = one.options.get("built")
             path = (
-                files.ours / ours_name("int4")
+                files.ours / ours_name(one.precision)
                 if built is None
                 else files.peers / built / "model.onnx"
             )

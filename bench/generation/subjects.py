@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench import subject
+from bench.generation.cases import PEERLESS, options_of
 
 __all__ = ["Subject", "agreeing", "subjects_for"]
 
@@ -43,7 +44,9 @@ def subjects_for(
     """
     found = []
     for precision in precisions:
-        found += [_ours(precision, device), _genai(precision), _tuned(precision)]
+        found.append(_ours(precision, device))
+        if precision not in PEERLESS:
+            found += [_genai(precision), _tuned(precision)]
     for one in found:
         if one.runtime != "ours":
             one.options.update(genai or {})
@@ -54,16 +57,21 @@ def agreeing(subjects: Iterable[Subject]) -> dict[str, tuple[str, ...]]:
     """Reference -> the subjects whose logits must be its own.
 
     PyTorch where it runs at that precision; else the builder's graph as it comes, whose weights lie
-    on nearly the grid of ours.
+    on nearly the grid of ours; PyTorch at its first precision where there is no peer.
     """
+    subjects = list(subjects)
+    wide = next((one for one in subjects if one.runtime == "eager"), None)
     by_precision: dict[str, list[Subject]] = {}
     for one in subjects:
         by_precision.setdefault(one.precision, []).append(one)
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for group in by_precision.values():
         order = ("eager", "genai", "tuned", "ours")
         first = min(group, key=lambda one: order.index(one.runtime))
-        found[first.name] = tuple(one.name for one in group if one is not first)
+        if first.precision in PEERLESS and wide is not None:
+            first = wide
+        others = tuple(one.name for one in group if one is not first)
+        found[first.name] = found.get(first.name, ()) + others
     return found
 
 
@@ -72,10 +80,19 @@ def _ours(precision: str, device: str) -> Subject:
         name=f"ours-{precision}",
         factory="bench.generation.ours:generation",
         title=f"causal-onnx {precision}",
-        about=f'`export(model, path, cache=True, precision="{precision}")`, `load(path, '
-        "threads=...)`, `model.stream()`; prompts with `last_only=True`",
+        about=f"`export(model, path, cache=True, {_said(precision)})`, `load(path, threads=...)`, "
+        "`model.stream()`; prompts with `last_only=True`",
         options={"precision": precision, "device": device},
     )
+
+
+def _said(precision: str) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options_of(precision).items())
+
+
+def _built(precision: str) -> str:
+    name, _, size = precision.partition("-")
+    return f"-p {name}" + (f" --extra_options block_size={size}" if size else "")
 
 
 def _genai(precision: str) -> Subject:
@@ -83,7 +100,7 @@ def _genai(precision: str) -> Subject:
         name=f"genai-{precision}",
         factory="bench.generation.genai:generation",
         title=f"onnxruntime-genai {precision}",
-        about=f"built with `-p {precision}`, `intra_op_num_threads` set, past and present one "
+        about=f"built with `{_built(precision)}`, `intra_op_num_threads` set, past and present one "
         "buffer; `Generator.append_tokens` and `generate_next_token`",
         options={"built": f"genai-{precision}"},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bench.figures import Figure
+from bench.generation.cases import PEERLESS
 from bench.generation.overhead import BARE, OVERHEAD, STREAM
 from bench.generation.overhead import ROW as STEP
 from bench.generation.section import Section
@@ -85,9 +86,12 @@ def _works(section: Section) -> str:
 
 
 def _faster(section: Section, figure: Figure, own: str) -> str:
-    """Against the same precision, and against PyTorch at any."""
+    """Against the same precision, and against PyTorch at any; without a peer, against all."""
     runtime, _, precision = figure.subject.partition("-")
-    if runtime == "ours" or (runtime != "eager" and precision != own.removeprefix("ours-")):
+    mine_at = own.removeprefix("ours-")
+    if figure.subject == own or (mine_at not in PEERLESS and runtime == "ours"):
+        return ""
+    if mine_at not in PEERLESS and runtime != "eager" and precision != mine_at:
         return ""
     mine = section.find(figure.row, own, figure.threads)
     if mine is None or figure.subject not in mine.better:

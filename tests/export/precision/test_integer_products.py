@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import attest, export, verify
+from causal_onnx.export import DriftError, attest, export, verify
 from causal_onnx.export.precision.choose import coding_for
 from causal_onnx.export.precision.grid import Grid, round_to_grid
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
@@ -191,3 +191,21 @@ def test_a_processor_that_cuts_sums_off_does_not_load_it(
 def test_blocks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'w8a8' with target 'ort' has one scale for each row"):
         exported(tmp_path / "m.onnx", block_size=64)
+
+
+class Sharp(nn.Module):
+    """Attention whose scores are so large that the rounding of activations decides them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = attention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        spread = torch.linspace(0, 4, WIDTH).exp()
+        return self.inner(x * spread)
+
+
+def test_more_rounding_than_a_module_bears_is_called_drift(tmp_path: Path) -> None:
+    with pytest.raises(DriftError, match=r"with activations rounded too, .* wider by keep="):
+        exported(tmp_path / "m.onnx", Sharp(), example=features(2, 6), max_drift=10.0)
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -241,12 +242,29 @@ def _check_parity(draft: _Draft, session: Session) -> ParityReport:
         if contract.unbatched and parity.passed:
             model = load(draft.path, huge_pages=False)
             parity = compare_unbatched(model, subject.reference.fresh(), subject.specs, parity)
+    if contract.precision in CODED_BITS and _is_rounding(parity):
+        drift = _measured_drift(draft, session)
+        raise DriftError(
+            f"{subject.name} in {contract.precision}: with activations rounded too, results are "
+            f"off by {parity.max_error:.1e} of their scale, more than {parity.tolerance:g}; "
+            f"{drift.summary()}; no file was written. Take a wider precision, or leave weights "
+            "wider by keep=",
+            parity,
+            drift,
+        )
     if not parity.passed:
         raise ParityError(
             f"the graph disagrees with {subject.name}; no file was written\n{parity.to_table()}",
             parity,
         )
     return parity
+
+
+def _is_rounding(parity: ParityReport) -> bool:
+    """Whether numbers alone differ in a file of coded weights: with activations left alone it was
+    equal, so that their rounding did it."""
+    errors = [case.error for case in parity.cases if not case.passed]
+    return bool(errors) and all(map(math.isfinite, errors))
 
 
 def _check_cache(draft: _Draft, session: Session, parity: ParityReport) -> CacheReport:
@@ -272,8 +290,7 @@ def _check_drift(draft: _Draft, session: Session, parity: ParityReport) -> Drift
     if subject.full is None:
         return None
     draft.tell("drift", 0.0)
-    full = subject.full.fresh()
-    drift = measure_drift(session, full, subject.specs, contract, subject.max_drift)
+    drift = _measured_drift(draft, session)
     if not drift.passed:
         raise DriftError(
             f"{subject.name} in {contract.precision}: {drift.summary()}; no file was written",
@@ -281,6 +298,13 @@ def _check_drift(draft: _Draft, session: Session, parity: ParityReport) -> Drift
             drift,
         )
     return drift
+
+
+def _measured_drift(draft: _Draft, session: Session) -> DriftReport:
+    subject = draft.subject
+    assert subject.full is not None
+    full, contract = subject.full.fresh(), draft.form.contract
+    return measure_drift(session, full, subject.specs, contract, subject.max_drift)
 
 
 def _check_by_perturbing(draft: _Draft, session: Session) -> CausalityReport:

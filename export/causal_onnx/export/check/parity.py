@@ -47,6 +47,9 @@ CODED_TOLERANCE = 5e-2
 blocks: a step is 1/127 of a block's largest, half a percent of a product's scale, and products
 follow each other. Without that the graph is compared as tightly as one in fp32 (pipeline.py)."""
 
+INTEGER_TOLERANCE = 1e-1
+"""Where whole rows of activations share one scale, steps are about twice as large."""
+
 BATCHES = (1, 2, 5)
 LARGEST_DISTANCE = 30
 """How many tolerances the artifact may be from PyTorch where PyTorch itself is as far from float64:
@@ -141,6 +144,8 @@ class Session:
 
 def tolerance_for(contract: Contract, source: Source) -> float:
     """The tolerance of the least precise floating-point input, output or weight."""
+    if contract.precision == INTEGER_PRODUCTS:
+        return INTEGER_TOLERANCE
     if contract.precision in CODED_BITS:
         return CODED_TOLERANCE
     dtypes = [spec.dtype for spec in (*contract.inputs, *contract.outputs)]
