@@ -44,6 +44,8 @@ FORMS = {
     "tiled": {"target": "tiled"},
     "int8": {"precision": "int8", "cache": True},
     "int4": {"precision": "int4"},
+    "gptq": {"precision": "int4", "rounding": "gptq", "block_size": 64},
+    "w8a8": {"precision": "w8a8", "cache": True},
     "fp16": {"precision": "fp16"},
 }
 names = list(FORMS)

@@ -386,6 +386,13 @@ def test_triton_config_escapes_names_and_knows_every_type() -> None:
     assert r'name: "a\042b\134" data_type: TYPE_BF16 dims: [ -1, -1, 3 ]' in text
 
 
+def test_the_readme_of_integer_products_names_the_option_that_they_need() -> None:
+    spec = TensorSpec(name="x", dtype="float32", axes=("batch", "seq", 4))
+    contract = Contract(inputs=(spec,), outputs=(replace(spec, name="y"),), precision="w8a8")
+    assert b"`session.x64quantprecision` is `1`" in bundle_readme(contract, [])
+    assert b"x64quantprecision" not in bundle_readme(replace(contract, precision="int8"), [])
+
+
 def test_the_readmes_python_runs(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from causal_onnx.runtime.artifact.folder import MODEL
 from causal_onnx.runtime.contract import Contract, TensorSpec, describe_all
 from causal_onnx.runtime.generation.plan import is_language_model
+from causal_onnx.runtime.session.integer_products import PRECISION
 
 __all__ = ["bundle_readme"]
 
@@ -93,6 +94,13 @@ def _files(files: Sequence[str]) -> list[str]:
     return lines
 
 
+_INTEGER_PRODUCTS = """\
+It multiplies in integers. On an x86 processor without VNNI onnxruntime cuts their sums off, unless
+the session option `session.x64quantprecision` is `1` (slower where it is not needed). `load` sees
+to that; in the ways below it is yours to set.
+"""
+
+
 def _text(contract: Contract, files: Sequence[str]) -> list[str]:
     """How a language model with its tokenizer continues text."""
     if "tokenizer.json" not in files or not is_language_model(contract):
@@ -134,6 +142,7 @@ def _running(contract: Contract, files: Sequence[str]) -> list[str]:
         f"outputs = model.run({arrays})",
         f'print(outputs["{output.name}"].shape)',
         "```\n",
+        *([_INTEGER_PRODUCTS] if contract.precision == PRECISION else []),
         "## Python with onnxruntime alone\n",
         "```python",
         "import numpy as np",
