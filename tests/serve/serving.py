@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from causal_onnx.serve import Registry, ServeOptions, Server, create_app
@@ -12,16 +13,18 @@ from causal_onnx.serve.server import bound_socket
 
 
 @contextlib.contextmanager
-def served(models: Registry, options: ServeOptions | None = None) -> Iterator[str]:
+def served(models: Registry, options: ServeOptions | None = None, **tls: Path) -> Iterator[str]:
     """The address of a server that runs on a thread; the models end with it."""
-    with running(models, options) as (address, _):
+    with running(models, options, **tls) as (address, _):
         yield address
 
 
 @contextlib.contextmanager
-def running(models: Registry, options: ServeOptions | None = None) -> Iterator[tuple[str, Server]]:
+def running(
+    models: Registry, options: ServeOptions | None = None, **tls: Path
+) -> Iterator[tuple[str, Server]]:
     """The same, with the server itself."""
-    server = Server(create_app(models, options))
+    server = Server(create_app(models, options), **tls)
     with contextlib.closing(bound_socket("127.0.0.1", 0)) as socket:
         address = f"http://127.0.0.1:{socket.getsockname()[1]}"
         thread = threading.Thread(target=server.run, args=([socket],))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler
@@ -14,7 +16,8 @@ from causal_onnx.runtime import Model
 from causal_onnx.serve.errors import NotServedError, RequestError
 from causal_onnx.serve.openai import routes as openai
 from causal_onnx.serve.openai.answers import error_answer
-from causal_onnx.serve.operate import health
+from causal_onnx.serve.operate import health, metrics
+from causal_onnx.serve.operate.gate import Gate
 from causal_onnx.serve.options import ServeOptions
 from causal_onnx.serve.registry import Registry, ServedModel
 from causal_onnx.serve.service import Service
@@ -40,12 +43,30 @@ def create_app(
     """
     if not isinstance(models, Registry):
         models = Registry([ServedModel.of(name, model) for name, model in models.items()])
+    options = options or ServeOptions()
+    middleware = [Middleware(Gate, keys=options.keys, error_of=_error_of)]
+    if options.cors_origins:
+        middleware.insert(
+            0,  # a page asks first whether it may ask, without a key
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(options.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type"],
+            ),
+        )
     app = Starlette(
-        routes=[*health.ROUTES, *openai.ROUTES],
+        routes=[*health.ROUTES, *metrics.ROUTES, *openai.ROUTES],
+        middleware=middleware,
         exception_handlers={HTTPException: _as_exception_handler()},
     )
-    app.state.service = Service(models, options or ServeOptions())
+    app.state.service = Service(models, options)
     return app
+
+
+def _error_of(path: str, error: RequestError) -> Response:
+    """An error in the form of the protocol that a path belongs to."""
+    return error_answer(error)
 
 
 def _as_exception_handler() -> ExceptionHandler:
@@ -59,7 +80,7 @@ def _as_exception_handler() -> ExceptionHandler:
             known = NotServedError(f"there is no {what} here", code="unknown_url")
         else:
             known = RequestError(f"{what}: {error.detail}")
-        response = error_answer(known)
+        response = _error_of(request.url.path, known)
         response.status_code = error.status_code
         for name, value in (error.headers or {}).items():
             response.headers[name] = value

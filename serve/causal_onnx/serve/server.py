@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
 import time
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from causal_onnx.serve.service import Service
 
@@ -23,19 +26,66 @@ CLOSING_S = 5
 """How long answers that are being written may take once nothing runs any more."""
 
 
+class _Protocol(H11Protocol):
+    """HTTP/1.1 where headers must come in time: a client that sends them bit by bit is dropped."""
+
+    header_timeout_s = 20.0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._end_timer()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_timer()
+        super().connection_lost(exc)
+
+    def _expect_headers(self) -> None:
+        self._end_timer()
+        self._timer = self.loop.call_later(self.header_timeout_s, self.transport.close)
+
+    def _end_timer(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+
+
 class Server(uvicorn.Server):
     """A server that drains: after SIGTERM it takes no new work, and ends when what it has is done.
 
     `/health/ready` says 503 then, so that nobody sends more. A second signal ends it at once.
     """
 
-    def __init__(self, app: Starlette) -> None:
-        """Take an application that `create_app` made."""
+    def __init__(
+        self, app: Starlette, *, certificate: Path | None = None, private_key: Path | None = None
+    ) -> None:
+        """Take an application that `create_app` made.
+
+        Args:
+            app: What answers.
+            certificate: A file with a certificate, and those that vouch for it, for TLS.
+            private_key: Its key; None: it is in the same file.
+        """
         self._service: Service = app.state.service
         self._ends_at: float | None = None
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=type(
+                "Protocol",
+                (_Protocol,),
+                {"header_timeout_s": self._service.options.header_timeout_s},
+            ),
+            ssl_certfile=certificate,
+            ssl_keyfile=private_key,
             ws="none",
             lifespan="off",
             log_config=None,

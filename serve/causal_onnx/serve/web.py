@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -131,51 +131,65 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], *, ping_s: float) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], *, ping_s: float, reader_timeout_s: float
+    ) -> None:
         """Take what to send.
 
         Args:
             events: Whole events, `data: ...` and an empty line. Where the client goes, it is
                 closed.
             ping_s: Seconds without an event until a comment is sent.
+            reader_timeout_s: Seconds that a client may leave unread what was sent.
         """
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._ping_s = events, ping_s
+        self._events, self._ping_s, self._timeout_s = events, ping_s, reader_timeout_s
         self._sent = 0.0
+        self._is_sending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         self._sent = time.monotonic()
-        tasks = [
-            asyncio.ensure_future(self._send_events(send)),
+        events = asyncio.ensure_future(self._send_events(send))
+        # Either ends it: the client goes, or reads nothing.
+        ends = [
             asyncio.ensure_future(_disconnect(receive)),
+            asyncio.ensure_future(self._watch(send)),
         ]
-        pings = asyncio.ensure_future(self._ping(send))
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            pings.cancel()
-            if tasks[0].done():
-                tasks[0].result()
+            await asyncio.wait([events, *ends], return_when=asyncio.FIRST_COMPLETED)
+            if events.done():
+                events.result()
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            for task in (*tasks, pings):
+            for task in (events, *ends):
                 task.cancel()
-            await asyncio.gather(*tasks, pings, return_exceptions=True)
+            await asyncio.gather(events, *ends, return_exceptions=True)
 
     async def _send_events(self, send: Send) -> None:
         events = self._events
         try:
             async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-                self._sent = time.monotonic()
+                await self._send(send, event)
         finally:
-            if hasattr(events, "aclose"):
+            if isinstance(events, AsyncGenerator):
                 await events.aclose()
 
-    async def _ping(self, send: Send) -> None:
+    async def _send(self, send: Send, event: bytes) -> None:
+        self._is_sending = True
+        await send({"type": "http.response.body", "body": event, "more_body": True})
+        self._sent, self._is_sending = time.monotonic(), False
+
+    async def _watch(self, send: Send) -> None:
+        """Send comments where nothing was sent for a while; end where the client reads nothing."""
+        step = min(self._ping_s, self._timeout_s)
         while True:
-            await asyncio.sleep(max(0.0, self._sent + self._ping_s - time.monotonic()))
-            if time.monotonic() - self._sent >= self._ping_s:
-                await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
-                self._sent = time.monotonic()
+            silent = time.monotonic() - self._sent
+            await asyncio.sleep(max(step - silent, step / 4))
+            silent = time.monotonic() - self._sent
+            if self._is_sending and silent >= self._timeout_s:
+                log.info("a client left a stream unread for %g s", self._timeout_s)
+                return
+            if not self._is_sending and silent >= self._ping_s:
+                await self._send(send, b": ping\n\n")

@@ -9,9 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
+from causal_onnx.cli.errors import UsageError
 from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
 
 if TYPE_CHECKING:
@@ -55,6 +60,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     batching.add_argument(
         "--queue", type=int, default=64, metavar="N", help="requests that may wait (default: 64)"
     )
+    batching.add_argument(
+        "--prefix-positions",
+        type=int,
+        metavar="N",
+        help="positions of prompts to keep for others that begin alike (0: none)",
+    )
+    access = parser.add_argument_group("access")
+    access.add_argument(
+        "--keys", type=Path, metavar="FILE", help="a file of hashed keys (docs/serving.md)"
+    )
+    access.add_argument(
+        "--tls-certificate", type=Path, metavar="FILE", help="serve HTTPS with this certificate"
+    )
+    access.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key")
+    access.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="an origin whose pages may ask (repeatable)",
+    )
+    parser.add_argument(
+        "--vllm-metrics", action="store_true", help="metrics under the prefix vllm: too"
+    )
     parser.add_argument(
         "--drain",
         type=float,
@@ -73,13 +102,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for package in ("starlette", "uvicorn"):
         import_extra(package, extra="serve", purpose="serving")
     from causal_onnx.serve import EngineOptions, ServeOptions, Server, create_app, open_models
+    from causal_onnx.serve.keys import read_keys
     from causal_onnx.serve.server import bound_socket
 
+    if args.tls_key is not None and args.tls_certificate is None:
+        raise UsageError("--tls-key needs --tls-certificate")
     engines = EngineOptions(
-        sequences=args.sequences, context=args.context, chunk=args.chunk, queue=args.queue
+        sequences=args.sequences,
+        context=args.context,
+        chunk=args.chunk,
+        queue=args.queue,
+        prefix_positions=args.prefix_positions,
     )
-    options = ServeOptions(drain_s=args.drain)
+    options = ServeOptions(
+        drain_s=args.drain,
+        keys=() if args.keys is None else read_keys(args.keys),
+        cors_origins=tuple(args.cors_origin),
+        vllm_metrics=args.vllm_metrics,
+    )
     with contextlib.closing(bound_socket(args.host, args.port)) as socket:
+        if not options.keys and not _is_own(args.host):
+            console.note(f"warning: others reach {args.host}, and no key is needed (--keys)")
         models = open_models(
             args.models,
             device=args.device,
@@ -89,13 +132,41 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
         with contextlib.closing(models):
             host = f"[{args.host}]" if ":" in args.host else args.host
-            address = f"http://{host}:{socket.getsockname()[1]}"
+            scheme = "http" if args.tls_certificate is None else "https"
+            address = f"{scheme}://{host}:{socket.getsockname()[1]}"
             for served in models.values():
                 console.print(_described(served))
             console.print(f"listening on {address}")
             console.print(_curl(address, next(iter(models.values()))))
-            Server(create_app(models, options)).run(sockets=[socket])
+            server = Server(
+                create_app(models, options),
+                certificate=args.tls_certificate,
+                private_key=args.tls_key,
+            )
+            with _requests_on_stderr():
+                server.run(sockets=[socket])
     return 0
+
+
+def _is_own(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+@contextlib.contextmanager
+def _requests_on_stderr() -> Iterator[None]:
+    """Write a line for each request."""
+    log = logging.getLogger("causal_onnx.serve.requests")
+    handler, before = logging.StreamHandler(sys.stderr), (log.level, log.propagate)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.level, log.propagate = before
 
 
 def _described(served: ServedModel) -> str:

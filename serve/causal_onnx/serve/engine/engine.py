@@ -22,6 +22,7 @@ from causal_onnx.runtime.generation.sampling import log_softmax
 from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.stream import cache_blocks
 from causal_onnx.serve.engine.generation import Generation, Score, Token
+from causal_onnx.serve.engine.record import EngineRecord
 from causal_onnx.serve.engine.rows import open_rows
 from causal_onnx.serve.errors import BadRequestError, BusyError, UnavailableError
 
@@ -121,6 +122,8 @@ class Engine:
         """Positions that a sequence may have."""
         self._rows = open_rows(model, count=options.sequences, capacity=context)
         self._most_positions = options.cache_positions or options.sequences * context
+        self.record = EngineRecord()
+        """What it has done so far."""
         kept = options.prefix_positions
         kept = options.sequences * context if kept is None else kept
         self.prefixes = (
@@ -402,7 +405,10 @@ class Engine:
         self._reading, self._prompt = generation, self._rows.begin()
         self._known, self._windows = 0, []
         if self.prefixes is not None and not generation.scores_prompt:
-            self._take_known(generation, self._prompt, self.prefixes)
+            try:
+                self._take_known(generation, self._prompt, self.prefixes)
+            except Exception as error:
+                self._failed(generation, error)
 
     def _take_known(self, generation: Generation, stream: Stream, prefixes: PrefixCache) -> None:
         """Let a stream have read what was kept of a prompt.
@@ -521,8 +527,7 @@ class Engine:
 
     def _end_with(self, generation: Generation, error: Exception) -> None:
         """Say that a request ends with an error; its rows are freed by the next `_leave`."""
-        if not generation.is_done:
-            self._tell(generation.end(error))
+        self._finish(generation, error)
 
     def _end(self, generation: Generation, error: Exception | None = None) -> None:
         """Free all that a request has, and say that nothing follows."""
@@ -534,8 +539,7 @@ class Engine:
                 self._free(place)
         with self._changed:
             self._positions.pop(generation, None)
-        if not generation.is_done:
-            self._tell(generation.end(error))
+        self._finish(generation, error)
 
     def _fail_all(self, error: BaseException) -> None:
         with self._changed:
@@ -544,9 +548,14 @@ class Engine:
             self._waiting.clear()
             self._positions.clear()
         for generation in left:
-            if not generation.is_done:
-                self._tell(generation.end(UnavailableError(f"the model failed: {error}")))
+            self._finish(generation, UnavailableError(f"the model failed: {error}"))
         self._deliver()
+
+    def _finish(self, generation: Generation, error: Exception | None) -> None:
+        """Say that nothing follows, once."""
+        if not generation.is_done:
+            self._tell(generation.end(error))
+            self.record.add(generation, is_error=error is not None)
 
     def _tell(self, waiter: asyncio.Future[None] | None) -> None:
         if waiter is not None:

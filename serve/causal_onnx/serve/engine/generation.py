@@ -48,7 +48,8 @@ class Times:
 
     queued: float = field(default_factory=time.monotonic)
     started: float | None = None
-    first_token: float | None = None
+    tokens: list[float] = field(default_factory=list)
+    """Of each token, whichever continuation it belongs to."""
     ended: float | None = None
 
 
@@ -165,8 +166,7 @@ class Generation:
     def post(self, token: Token) -> asyncio.Future[None] | None:
         """Hand over a token; who waits for it in an event loop, and must be woken there."""
         with self._changed:
-            if self.times.first_token is None:
-                self.times.first_token = time.monotonic()
+            self.times.tokens.append(time.monotonic())
             self._tokens.append(token)
             return self._woken()
 

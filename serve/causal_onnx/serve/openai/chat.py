@@ -24,6 +24,7 @@ from causal_onnx.serve.openai.running import (
     finish_all,
     prepare_aside,
     read_request,
+    take_up,
 )
 from causal_onnx.serve.openai.sampling import Choosing, read_choosing
 from causal_onnx.serve.openai.stream import Streaming, event_stream, read_streaming
@@ -70,7 +71,7 @@ async def chat_completions(request: Request) -> Response:
     engine = engine_of(served)
     asked = _read(fields, served)
     generation = await prepare_aside(lambda: _prepare(asked, served))
-    engine.enqueue([generation])
+    take_up(request, engine, [generation])
     writer = _Writer(served, asked, generation)
     if asked.streaming.is_wanted:
         return event_stream(writer.events(), service=service)

@@ -22,6 +22,7 @@ from causal_onnx.serve.openai.running import (
     finish_all,
     prepare_aside,
     read_request,
+    take_up,
 )
 from causal_onnx.serve.openai.sampling import Choosing, read_choosing
 from causal_onnx.serve.openai.stream import Streaming, event_stream, read_streaming
@@ -62,7 +63,7 @@ async def completions(request: Request) -> Response:
     engine = engine_of(served)
     asked = _read(fields, served, most_prompts=service.options.most_prompts)
     generations = await prepare_aside(lambda: _prepare(asked, served))
-    engine.enqueue(generations)
+    take_up(request, engine, generations)
     writer = _Writer(served, asked, generations)
     if asked.streaming.is_wanted:
         return event_stream(writer.events(), service=service)

@@ -13,11 +13,12 @@ from causal_onnx.serve.engine.engine import Engine
 from causal_onnx.serve.engine.generation import Generation, Token
 from causal_onnx.serve.errors import BadRequestError
 from causal_onnx.serve.openai.fields import Fields
+from causal_onnx.serve.operate.gate import GENERATIONS
 from causal_onnx.serve.registry import ServedModel
 from causal_onnx.serve.service import Service, service_of
 from causal_onnx.serve.web import read_object
 
-__all__ = ["arrivals", "engine_of", "finish_all", "prepare_aside", "read_request"]
+__all__ = ["arrivals", "engine_of", "finish_all", "prepare_aside", "read_request", "take_up"]
 
 T = TypeVar("T")
 
@@ -33,6 +34,17 @@ async def read_request(request: Request) -> tuple[Service, Fields]:
     body = await read_object(request, most=options.max_body_bytes, timeout_s=options.body_timeout_s)
     service.check_open()
     return service, Fields(body)
+
+
+def take_up(request: Request, engine: Engine, generations: Sequence[Generation]) -> None:
+    """Let an engine have what was prepared, and the request's record name it.
+
+    Raises:
+        BusyError: As many requests wait as may.
+        UnavailableError: The engine ends.
+    """
+    engine.enqueue(generations)
+    request.scope[GENERATIONS] += generations
 
 
 def engine_of(served: ServedModel) -> Engine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,10 @@ def read_streaming(fields: Fields) -> Streaming:
 
 def event_stream(events: AsyncIterator[dict[str, Any]], *, service: Service) -> EventStream:
     """An answer of these events; what goes wrong meanwhile is an event too."""
-    return EventStream(_written(events), ping_s=service.options.ping_s)
+    options = service.options
+    return EventStream(
+        _written(events), ping_s=options.ping_s, reader_timeout_s=options.reader_timeout_s
+    )
 
 
 async def _written(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
@@ -54,6 +57,6 @@ async def _written(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes
         known = error if isinstance(error, RequestError) else BadRequestError(str(error))
         yield event(error_data(known))
     finally:
-        if hasattr(events, "aclose"):
+        if isinstance(events, AsyncGenerator):
             await events.aclose()
     yield DONE

@@ -1,1 +1,1 @@
-"""What operators need: health."""
+"""What operators need: health, metrics, keys and limits, the log of requests."""

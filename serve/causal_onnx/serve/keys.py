@@ -1,0 +1,137 @@
+"""Who may ask: keys, kept as hashes, each with its limits."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from causal_onnx.runtime.errors import ArtifactError
+from causal_onnx.runtime.json_text import read_json_object
+from causal_onnx.runtime.request.whole_numbers import whole_number
+from causal_onnx.serve.errors import BusyError
+
+__all__ = ["ApiKey", "Quota", "find_key", "new_key", "read_keys"]
+
+HASH = re.compile(r"[0-9a-f]{64}")
+MINUTE_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiKey:
+    """A key that clients may have."""
+
+    name: str
+    """Whose it is, as logs say it."""
+    sha256: str
+    """Of the key, in hexadecimal digits; the key itself is kept nowhere."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Of prompts and answers together."""
+    concurrent: int | None = None
+    """Requests at once."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"a key needs a name, got {self.name!r}")
+        if not isinstance(self.sha256, str) or not HASH.fullmatch(self.sha256):
+            raise ValueError(f"the key of {self.name} needs its sha256, 64 hexadecimal digits")
+        for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
+            if getattr(self, name) is not None:
+                whole_number(f"{name} of {self.name}", getattr(self, name))
+
+
+def new_key() -> tuple[str, str]:
+    """A key that nobody guesses, and its hash."""
+    key = f"sk-{secrets.token_urlsafe(32)}"
+    return key, hashlib.sha256(key.encode()).hexdigest()
+
+
+def read_keys(path: Path) -> tuple[ApiKey, ...]:
+    """The keys in a file: `{"keys": [{"name": "alice", "sha256": "..."}, ...]}`.
+
+    Raises:
+        OSError: It cannot be read.
+        ArtifactError: It holds something else.
+    """
+    data = read_json_object(path)
+    items = data.pop("keys", None)
+    if data or not isinstance(items, list) or not items:
+        raise ArtifactError(f'{path} must hold {{"keys": [{{"name": ..., "sha256": ...}}, ...]}}')
+    try:
+        keys = tuple(ApiKey(**item) for item in items)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    for field in ("name", "sha256"):
+        if len({getattr(key, field) for key in keys}) < len(keys):
+            raise ArtifactError(f"{path}: two keys have the same {field}")
+    return keys
+
+
+def find_key(keys: Sequence[ApiKey], given: str) -> ApiKey | None:
+    """The key that a client has; it takes as long whichever it is, and where it is none."""
+    digest, found = hashlib.sha256(given.encode("utf-8", "surrogateescape")).hexdigest(), None
+    for key in keys:
+        if hmac.compare_digest(key.sha256, digest):
+            found = key
+    return found
+
+
+class Quota:
+    """What one key has used of its limits; for an event loop, not for threads."""
+
+    def __init__(self, key: ApiKey) -> None:
+        self._key = key
+        self._running = 0
+        # So much may be used at once, and comes back within a minute.
+        self._left = {
+            "requests": _most(key.requests_per_minute),
+            "tokens": _most(key.tokens_per_minute),
+        }
+        self._most = dict(self._left)
+        self._seen = time.monotonic()
+
+    def begin(self) -> None:
+        """Take up a request.
+
+        Raises:
+            BusyError: A limit is reached; it says when to come again.
+        """
+        self._refill()
+        key = self._key
+        if key.concurrent is not None and self._running >= key.concurrent:
+            raise self._refusal(f"{self._running} requests of this key run, and no more may", 1)
+        for kind, least in (("requests", 1.0), ("tokens", 0.0)):
+            # Tokens are known afterwards: what was used beyond the limit must come back first.
+            if self._left[kind] < least:
+                wait = (least - self._left[kind]) / self._most[kind] * MINUTE_S
+                raise self._refusal(
+                    f"this key may use {self._most[kind]:g} {kind} a minute", int(wait) + 1
+                )
+        self._left["requests"] -= 1
+        self._running += 1
+
+    def end(self, tokens: int) -> None:
+        """A request has ended, which used so many tokens."""
+        self._running -= 1
+        self._left["tokens"] -= tokens
+
+    def _refill(self) -> None:
+        now = time.monotonic()
+        share, self._seen = (now - self._seen) / MINUTE_S, now
+        for kind, most in self._most.items():
+            self._left[kind] = min(most, self._left[kind] + share * most)
+
+    def _refusal(self, message: str, wait_s: int) -> BusyError:
+        error = BusyError(f"{message}; come again in {wait_s} s", code="rate_limit_exceeded")
+        error.retry_after_s = wait_s
+        return error
+
+
+def _most(limit: int | None) -> float:
+    return float("inf") if limit is None else float(limit)

@@ -1,0 +1,140 @@
+"""What stands before all routes: keys, limits, request ids, and the log of requests."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from causal_onnx.serve.engine.generation import Generation
+from causal_onnx.serve.errors import ForbiddenKeyError, RequestError
+from causal_onnx.serve.keys import ApiKey, Quota, find_key
+
+__all__ = ["GENERATIONS", "Gate"]
+
+log = logging.getLogger("causal_onnx.serve.requests")
+
+GENERATIONS = "causal_onnx.generations"
+"""Where a request's scope holds what it had taken up."""
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+OPEN = ("/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+"""Paths that need no key: probes have none."""
+
+
+class Gate:
+    """An ASGI application before another one.
+
+    Each answer has a request id, the client's own where it sent `X-Request-Id`. Each request is a
+    line of JSON in the log `causal_onnx.serve.requests`, without anything of its texts.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        keys: tuple[ApiKey, ...],
+        error_of: Callable[[str, RequestError], Response],
+    ) -> None:
+        """Stand before `app`.
+
+        Args:
+            app: What answers.
+            keys: Those that are taken; none: everyone may ask.
+            error_of: Writes an error in the form of the protocol of a path.
+        """
+        self._app, self._keys, self._error_of = app, keys, error_of
+        self._quotas = {key.name: Quota(key) for key in keys}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get(b"x-request-id", "")
+        identity = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
+        began, status, quota, name = time.monotonic(), 0, None, None
+        generations: list[Generation] = []
+        scope[GENERATIONS] = generations
+
+        async def tagged(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                pairs = [*message.get("headers", ()), (b"x-request-id", identity.encode())]
+                message = {**message, "headers": pairs}
+            await send(message)
+
+        try:
+            try:
+                if self._keys and scope["path"] not in OPEN:
+                    key = self._key(headers)
+                    name, wanted = key.name, self._quotas[key.name]
+                    wanted.begin()
+                    quota = wanted
+            except RequestError as error:
+                await self._error_of(scope["path"], error)(scope, receive, tagged)
+            else:
+                await self._app(scope, receive, tagged)
+        finally:
+            if quota is not None:
+                quota.end(sum(_tokens(item) for item in generations))
+            _write(
+                scope,
+                identity=identity,
+                name=name,
+                status=status,
+                seconds=time.monotonic() - began,
+                generations=generations,
+            )
+
+    def _key(self, headers: dict[bytes, str]) -> ApiKey:
+        kind, _, given = headers.get(b"authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not given:
+            raise ForbiddenKeyError(
+                "a key is needed: the header Authorization: Bearer KEY", code="missing_api_key"
+            )
+        key = find_key(self._keys, given.strip())
+        if key is None:
+            raise ForbiddenKeyError("this key is not known here", code="invalid_api_key")
+        return key
+
+
+def _tokens(generation: Generation) -> int:
+    written = 0 if generation.only_scores else sum(len(s.ids) for s in generation.sequences)
+    return written + (len(generation.prompt) if generation.times.started is not None else 0)
+
+
+def _write(
+    scope: Scope,
+    *,
+    identity: str,
+    name: str | None,
+    status: int,
+    seconds: float,
+    generations: list[Generation],
+) -> None:
+    if not log.isEnabledFor(logging.INFO):
+        return
+    line: dict[str, Any] = {
+        "request": identity,
+        "key": name,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status,
+        "ms": round(seconds * 1000, 1),
+    }
+    if generations:
+        line["prompt_tokens"] = sum(len(item.prompt) for item in generations)
+        line["cached_tokens"] = sum(item.cached_tokens for item in generations)
+        line["generation_tokens"] = sum(len(s.ids) for item in generations for s in item.sequences)
+        line["finish"] = sorted({s.finish or "running" for g in generations for s in g.sequences})
+    log.info("%s", json.dumps(line))

@@ -1,0 +1,116 @@
+"""What Prometheus reads: `/metrics`, under the names that vLLM uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from causal_onnx.serve.engine.engine import Engine
+from causal_onnx.serve.engine.record import EngineRecord, Histogram
+from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.service import service_of
+
+__all__ = ["ROUTES", "metrics_text"]
+
+PREFIX, ALIAS = "causal_onnx:", "vllm:"
+
+REASONS = {
+    "stop": "stop",
+    "complete": "stop",
+    "length": "length",
+    "limit": "length",
+    "interrupted": "abort",
+    "error": "error",
+}
+"""`Continuation.finish` -> `finished_reason`."""
+
+GAUGES: dict[str, tuple[str, Callable[[Engine], float]]] = {
+    "num_requests_running": ("Requests that are read or decoded.", lambda e: e.state.running),
+    "num_requests_waiting": ("Requests in the queue.", lambda e: e.state.waiting),
+    "kv_cache_usage_perc": (
+        "Share of the cache's positions that running requests may come to need.",
+        lambda e: e.state.positions / e.state.most_positions,
+    ),
+}
+COUNTERS: dict[str, tuple[str, Callable[[EngineRecord], float]]] = {
+    "prompt_tokens_total": ("Tokens of prompts.", lambda r: r.prompt_tokens),
+    "generation_tokens_total": ("Tokens that were written.", lambda r: r.generation_tokens),
+    "prefix_cache_queries_total": ("Tokens that were looked for.", lambda r: r.prompt_tokens),
+    "prefix_cache_hits_total": ("Tokens that were found read.", lambda r: r.cached_tokens),
+}
+HISTOGRAMS: dict[str, tuple[str, Callable[[EngineRecord], Histogram]]] = {
+    "time_to_first_token_seconds": ("From queue to token.", lambda r: r.time_to_first_token),
+    "inter_token_latency_seconds": ("Between tokens.", lambda r: r.inter_token),
+    "e2e_request_latency_seconds": ("From queue to end.", lambda r: r.whole),
+    "request_queue_time_seconds": ("In the queue.", lambda r: r.queued),
+    "request_prefill_time_seconds": ("Reading the prompt.", lambda r: r.prefill),
+    "request_decode_time_seconds": ("After the first token.", lambda r: r.decode),
+    "request_prompt_tokens": ("Length of prompts.", lambda r: r.prompt_length),
+    "request_generation_tokens": ("Length of continuations.", lambda r: r.generation_length),
+}
+
+
+def metrics_text(models: list[ServedModel], *, prefix: str = PREFIX) -> str:
+    """All metrics, in Prometheus' text format."""
+    return "".join(f"{line}\n" for line in _lines(models, prefix))
+
+
+def _lines(models: list[ServedModel], prefix: str) -> Iterator[str]:
+    engines = [(served.name, served.engine) for served in models if served.engine is not None]
+    for name, (meaning, value) in GAUGES.items():
+        yield from _head(prefix + name, meaning, "gauge")
+        for model, engine in engines:
+            yield f'{prefix}{name}{{model_name="{model}"}} {value(engine):g}'
+    for name, (meaning, count) in COUNTERS.items():
+        yield from _head(prefix + name, meaning, "counter")
+        for model, engine in engines:
+            with engine.record.lock:
+                yield f'{prefix}{name}{{model_name="{model}"}} {count(engine.record)}'
+    name = f"{prefix}request_success_total"
+    yield from _head(name, "Continuations by how they ended.", "counter")
+    for model, engine in engines:
+        with engine.record.lock:
+            ended = dict(engine.record.finished)
+        for reason in dict.fromkeys(REASONS.values()):
+            count_of = sum(ended.get(finish, 0) for finish in REASONS if REASONS[finish] == reason)
+            yield f'{name}{{model_name="{model}",finished_reason="{reason}"}} {count_of}'
+    for name, (meaning, histogram) in HISTOGRAMS.items():
+        yield from _head(prefix + name, meaning, "histogram")
+        for model, engine in engines:
+            with engine.record.lock:
+                found = histogram(engine.record)
+                counts, total = list(found.counts), found.total
+            yield from _histogram(prefix + name, model, found.bounds, counts, total)
+
+
+def _head(name: str, meaning: str, kind: str) -> Iterator[str]:
+    yield f"# HELP {name} {meaning}"
+    yield f"# TYPE {name} {kind}"
+
+
+def _histogram(
+    name: str, model: str, bounds: tuple[float, ...], counts: list[int], total: float
+) -> Iterator[str]:
+    below = 0
+    for bound, count in zip((*bounds, float("inf")), counts, strict=True):
+        below += count
+        edge = "+Inf" if bound == float("inf") else f"{bound:g}"
+        yield f'{name}_bucket{{model_name="{model}",le="{edge}"}} {below}'
+    yield f'{name}_sum{{model_name="{model}"}} {total:.9g}'
+    yield f'{name}_count{{model_name="{model}"}} {below}'
+
+
+async def metrics(request: Request) -> Response:
+    """All metrics; under vLLM's prefix too, where the operator asks for it."""
+    service = service_of(request)
+    models = list(service.models.values())
+    text = metrics_text(models)
+    if service.options.vllm_metrics:
+        text += metrics_text(models, prefix=ALIAS)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+ROUTES = [Route("/metrics", metrics)]
