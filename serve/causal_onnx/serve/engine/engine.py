@@ -146,7 +146,8 @@ class Engine:
         self._windows: list[cache_blocks.Block] = []
         self._running: list[_Running] = []
         self._positions: dict[Generation, int] = {}
-        self._waiters: list[asyncio.Future[None]] = []
+        self._changed_ones: dict[Generation, None] = {}
+        """Those to which something happened in this step."""
         self._thread = threading.Thread(target=self._run, name="causal-onnx-engine", daemon=True)
         self._thread.start()
 
@@ -502,7 +503,8 @@ class Engine:
             self._end_with(generation, error)
             return
         score = Score(choice.id, choice.logprob, top)
-        self._tell(generation.post(Token(item.index, score, choice.text, growing.finish)))
+        generation.post(Token(item.index, score, choice.text, growing.finish))
+        self._changed_ones[generation] = None
 
     def _leave(self) -> None:
         """Free the rows of sequences that have ended."""
@@ -554,16 +556,14 @@ class Engine:
     def _finish(self, generation: Generation, error: Exception | None) -> None:
         """Say that nothing follows, once."""
         if not generation.is_done:
-            self._tell(generation.end(error))
+            generation.end(error)
+            self._changed_ones[generation] = None
             self.record.add(generation, is_error=error is not None)
 
-    def _tell(self, waiter: asyncio.Future[None] | None) -> None:
-        if waiter is not None:
-            self._waiters.append(waiter)
-
     def _deliver(self) -> None:
-        """Wake all who wait in event loops, once a step."""
-        waiters, self._waiters = self._waiters, []
+        """Wake all who wait, once a step: each time, Python may go on in another thread."""
+        changed, self._changed_ones = self._changed_ones, {}
+        waiters = [waiter for item in changed if (waiter := item.wake()) is not None]
         for loop in {waiter.get_loop() for waiter in waiters}:
             mine = [waiter for waiter in waiters if waiter.get_loop() is loop]
             try:

@@ -163,31 +163,31 @@ class Generation:
         """Let `cancel` wake whoever should see it."""
         self._wake_engine = wake
 
-    def post(self, token: Token) -> asyncio.Future[None] | None:
-        """Hand over a token; who waits for it in an event loop, and must be woken there."""
+    def post(self, token: Token) -> None:
+        """Hand over a token; whoever waits for it is woken by `wake`."""
         with self._changed:
             self.times.tokens.append(time.monotonic())
             self._tokens.append(token)
-            return self._woken()
 
-    def end(self, error: Exception | None = None) -> asyncio.Future[None] | None:
-        """Say that nothing follows; who waits for that in an event loop."""
+    def end(self, error: Exception | None = None) -> None:
+        """Say that nothing follows; whoever waits for that is woken by `wake`."""
         with self._changed:
             self.times.ended = time.monotonic()
             self._error, self._is_done = error, True
             for sequence in self.sequences:
                 sequence.interrupt()  # unless it has ended
-            return self._woken()
+
+    def wake(self) -> asyncio.Future[None] | None:
+        """Wake the threads that wait; who waits in an event loop, and must be woken there."""
+        with self._changed:
+            self._changed.notify_all()
+            waiter, self._waiter = self._waiter, None
+            return waiter
 
     @property
     def is_done(self) -> bool:
         """Whether nothing follows any more."""
         return self._is_done
-
-    def _woken(self) -> asyncio.Future[None] | None:
-        self._changed.notify_all()
-        waiter, self._waiter = self._waiter, None
-        return waiter
 
     def _next(self) -> Token | None:
         with self._changed:
