@@ -27,8 +27,8 @@ PUBLIC = {
     """,
     "causal_onnx.serve": """
         BadRequestError BusyError Engine EngineOptions EngineState Generation NotServedError
-        Registry RequestError Score ServeOptions ServedModel Server Token UnavailableError
-        create_app open_models
+        Registry RequestError Score ServeOptions ServedModel Server TensorEngine TensorOptions
+        Token UnavailableError create_app open_models
     """,
 }
 NEEDS_TORCH = {"causal_onnx.models", "causal_onnx.export"}

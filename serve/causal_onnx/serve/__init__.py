@@ -3,6 +3,7 @@
 from causal_onnx.serve.app import create_app
 from causal_onnx.serve.engine.engine import Engine, EngineOptions, EngineState
 from causal_onnx.serve.engine.generation import Generation, Score, Token
+from causal_onnx.serve.engine.tensors import TensorEngine, TensorOptions
 from causal_onnx.serve.errors import (
     BadRequestError,
     BusyError,
@@ -28,6 +29,8 @@ __all__ = [
     "ServeOptions",
     "ServedModel",
     "Server",
+    "TensorEngine",
+    "TensorOptions",
     "Token",
     "UnavailableError",
     "create_app",

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.generation.plan import check_model
 from causal_onnx.runtime.text.chat_template import ChatTemplate
 from causal_onnx.serve.engine.engine import Engine, EngineOptions
+from causal_onnx.serve.engine.tensors import TensorEngine
 from causal_onnx.serve.errors import NotServedError
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class ServedModel:
     name: str
     """What clients call it."""
     model: Model
+    tensors: TensorEngine
+    """What answers requests of tensors."""
     engine: Engine | None
     """What continues prompts; None where it is no language model with a cache."""
     template: ChatTemplate | None = None
@@ -76,7 +79,7 @@ class ServedModel:
                 f"{name!r} cannot be the name of a model: use letters, digits, '.', '_', ':' and "
                 "'-', such as NAME=path/to/model"
             )
-        engine = template = None
+        engine = None
         try:
             check_model(model)
         except ValueError:  # tensors in, tensors out
@@ -84,15 +87,23 @@ class ServedModel:
         else:
             model.default_sampling  # noqa: B018 - a damaged file is found now, and not by a client
             engine = Engine(model, options=engine_options)
-        served = cls(name=name, model=model, engine=engine, path=path)
-        if engine is not None and served.tokenizer is not None:
-            template = ChatTemplate.of_folder(served.tokenizer.path.parent)
-        return cls(name=name, model=model, engine=engine, template=template, path=path)
+        served = cls(name=name, model=model, tensors=TensorEngine(model), engine=engine, path=path)
+        if engine is None or served.tokenizer is None:
+            return served
+        return replace(served, template=ChatTemplate.of_folder(served.tokenizer.path.parent))
 
     def close(self, *, drain_s: float = 0.0) -> None:
         """Take no more requests, and end what is there after `drain_s` seconds at most."""
+        until = time.monotonic() + drain_s
         if self.engine is not None:
             self.engine.close(drain_s=drain_s)
+        self.tensors.close(drain_s=max(0.0, until - time.monotonic()))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits or runs."""
+        state = None if self.engine is None else self.engine.state
+        return not (self.tensors.pending or (state and (state.running or state.waiting)))
 
 
 class Registry(Mapping[str, ServedModel]):

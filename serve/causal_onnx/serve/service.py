@@ -28,9 +28,8 @@ class Service:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is waiting or being answered by an engine."""
-        states = [s.engine.state for s in self.models.values() if s.engine is not None]
-        return not any(state.running or state.waiting for state in states)
+        """Whether no request waits for a model, or is answered by one."""
+        return all(served.is_idle for served in self.models.values())
 
     def check_open(self) -> None:
         """Raise where no new work is taken.

@@ -21,6 +21,7 @@ from causal_onnx.serve.openai.running import (
     engine_of,
     finish_all,
     prepare_aside,
+    read_prompts,
     read_request,
     take_up,
 )
@@ -74,7 +75,7 @@ def _read(fields: Fields, served: ServedModel, *, most_prompts: int) -> _Asked:
     best_of = fields.any("best_of")
     fields.text("user")  # it changes nothing
     asked = _Asked(
-        prompts=_prompts(fields, most_prompts),
+        prompts=read_prompts(fields, "prompt", most=most_prompts),
         max_tokens=_max_tokens(fields),
         choosing=read_choosing(fields, served),
         logprobs=fields.whole("logprobs", most=MOST_LOGPROBS),
@@ -94,28 +95,6 @@ def _read(fields: Fields, served: ServedModel, *, most_prompts: int) -> _Asked:
 def _max_tokens(fields: Fields) -> int:
     found = fields.whole("max_tokens")
     return NEW_TOKENS if found is None else found
-
-
-def _prompts(fields: Fields, most: int) -> tuple[str | list[int], ...]:
-    """A text, texts, ids, or lists of ids."""
-    given = fields.any("prompt")
-    if isinstance(given, str):
-        return (given,)
-    if isinstance(given, list) and given:
-        if all(type(item) is int for item in given):
-            return (given,)
-        if len(given) > most:
-            raise fields.error(
-                "prompt", f"holds {len(given)} prompts, and at most {most} are taken"
-            )
-        is_texts = all(isinstance(item, str) for item in given)
-        is_ids = all(
-            isinstance(item, list) and item and all(type(token) is int for token in item)
-            for item in given
-        )
-        if is_texts or is_ids:
-            return tuple(given)
-    raise fields.error("prompt", "must be a text, a list of ids, or a list of one kind of these")
 
 
 def _prepare(asked: _Asked, served: ServedModel) -> list[Generation]:

@@ -9,6 +9,7 @@ from starlette.routing import Route
 from causal_onnx.serve.openai.answers import answer, error_answer
 from causal_onnx.serve.openai.chat import chat_completions
 from causal_onnx.serve.openai.completions import completions
+from causal_onnx.serve.openai.embeddings import embeddings
 from causal_onnx.serve.openai.texts import apply_template, detokenize, tokenize
 from causal_onnx.serve.registry import ServedModel
 from causal_onnx.serve.service import service_of
@@ -50,6 +51,7 @@ ROUTES = [
         ("GET", "/v1/models/{name}", one_model),
         ("POST", "/v1/completions", completions),
         ("POST", "/v1/chat/completions", chat_completions),
+        ("POST", "/v1/embeddings", embeddings),
         ("POST", "/tokenize", tokenize),
         ("POST", "/detokenize", detokenize),
         ("POST", "/apply-template", apply_template),

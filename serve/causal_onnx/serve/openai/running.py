@@ -18,7 +18,15 @@ from causal_onnx.serve.registry import ServedModel
 from causal_onnx.serve.service import Service, service_of
 from causal_onnx.serve.web import read_object
 
-__all__ = ["arrivals", "engine_of", "finish_all", "prepare_aside", "read_request", "take_up"]
+__all__ = [
+    "arrivals",
+    "engine_of",
+    "finish_all",
+    "prepare_aside",
+    "read_prompts",
+    "read_request",
+    "take_up",
+]
 
 T = TypeVar("T")
 
@@ -34,6 +42,32 @@ async def read_request(request: Request) -> tuple[Service, Fields]:
     body = await read_object(request, most=options.max_body_bytes, timeout_s=options.body_timeout_s)
     service.check_open()
     return service, Fields(body)
+
+
+def read_prompts(fields: Fields, name: str, *, most: int) -> tuple[str | list[int], ...]:
+    """A text, texts, ids, or lists of ids.
+
+    Raises:
+        BadRequestError: It is something else, or holds more than `most`.
+    """
+    given = fields.any(name)
+    if isinstance(given, str):
+        return (given,)
+    if isinstance(given, list) and given:
+        if all(type(item) is int for item in given):
+            return (given,)
+        if len(given) > most:
+            raise fields.error(
+                "prompt", f"holds {len(given)} prompts, and at most {most} are taken"
+            )
+        is_texts = all(isinstance(item, str) for item in given)
+        is_ids = all(
+            isinstance(item, list) and item and all(type(token) is int for token in item)
+            for item in given
+        )
+        if is_texts or is_ids:
+            return tuple(given)
+    raise fields.error(name, "must be a text, a list of ids, or a list of one kind of these")
 
 
 def take_up(request: Request, engine: Engine, generations: Sequence[Generation]) -> None:

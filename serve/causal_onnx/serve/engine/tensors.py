@@ -1,0 +1,253 @@
+"""Dynamic batching: requests that come together are one call, where that has the bits of each."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from causal_onnx.runtime.request.whole_numbers import whole_number
+from causal_onnx.serve.errors import BusyError, UnavailableError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from causal_onnx.runtime import Model
+
+    Array = npt.NDArray[Any]
+
+__all__ = ["TensorEngine", "TensorOptions"]
+
+log = logging.getLogger(__name__)
+
+MOST_KNOWN = 4096
+"""Kinds of calls whose bits are remembered."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorOptions:
+    """How much is done at once."""
+
+    rows: int = 32
+    """The most of one call that is made of several requests."""
+    queue: int = 256
+    """Requests that may wait."""
+
+    def __post_init__(self) -> None:
+        whole_number("rows", self.rows)
+        whole_number("queue", self.queue)
+
+
+@dataclass(eq=False, slots=True)
+class _Request:
+    feeds: Mapping[str, Array]
+    unbatched: bool
+    rows: int
+    kind: tuple[object, ...]
+    """What requests of one call have in common: names, dtypes and shapes but for the rows."""
+    future: Future[dict[str, Array]]
+
+
+class TensorEngine:
+    """Answers requests of tensors to one model, on a thread of its own.
+
+    Requests of the same shapes that wait together become one call, if such a call was seen to give
+    each of them the bits that it has alone: the first time, both are run and compared, and the
+    answers are those of the calls alone. So the answer to a request does not depend on the load.
+    """
+
+    def __init__(self, model: Model, *, options: TensorOptions | None = None) -> None:
+        """Start."""
+        self.model, self.options = model, options or TensorOptions()
+        contract = model.contract
+        self._outputs = {spec.name: spec for spec in contract.outputs}
+        self._inputs = {spec.name: spec for spec in contract.inputs}
+        self._batches = all(
+            spec.axis_of("batch") is not None for spec in (*contract.inputs, *contract.outputs)
+        )
+        self._changed = threading.Condition()
+        self._waiting: deque[_Request] = deque()
+        self._running = 0
+        self._is_open = True
+        self._equal: OrderedDict[tuple[object, ...], bool] = OrderedDict()
+        """A kind of request and the rows of each -> whether together they have their own bits."""
+        self.calls = 0
+        """Of the model, so far."""
+        self._thread = threading.Thread(target=self._run, name="causal-onnx-tensors", daemon=True)
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or run."""
+        with self._changed:
+            return len(self._waiting) + self._running
+
+    def submit(self, inputs: Mapping[str, npt.ArrayLike]) -> Future[dict[str, Array]]:
+        """Take up a request; `asyncio.wrap_future` lets an event loop wait for it.
+
+        Args:
+            inputs: By name, as for `Model.run`.
+
+        Returns:
+            What gives the outputs by name. Cancelling it takes back a request that still waits.
+
+        Raises:
+            ValueError: The inputs are not what the contract allows.
+            BusyError: As many requests wait as may.
+            UnavailableError: The engine ends.
+        """
+        request = self.model.runner.checker.check((), inputs)
+        rows = self._rows(request.feeds)
+        item = _Request(request.feeds, request.unbatched, rows, self._kind(request.feeds), Future())
+        with self._changed:
+            if not self._is_open:
+                raise UnavailableError("the server is shutting down; ask another one")
+            if len(self._waiting) >= self.options.queue:
+                raise BusyError(
+                    f"{len(self._waiting)} requests wait for this model, and no more may; come "
+                    "again later"
+                )
+            self._waiting.append(item)
+            self._changed.notify_all()
+        return item.future
+
+    def close(self, *, drain_s: float = 0.0) -> None:
+        """Take no more requests, finish those that are there, and end.
+
+        Args:
+            drain_s: How long they may take; those that still wait then are cancelled.
+        """
+        with self._changed:
+            self._is_open = False
+            self._changed.notify_all()
+        self._thread.join(timeout=drain_s)
+        with self._changed:
+            left = list(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
+        for item in left:
+            item.future.cancel()
+        self._thread.join()
+
+    def __enter__(self) -> TensorEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _rows(self, feeds: Mapping[str, Array]) -> int:
+        for name, array in feeds.items():
+            spec = self._inputs.get(name)
+            axis = None if spec is None else spec.axis_of("batch")
+            if axis is not None:
+                return int(array.shape[axis])
+        return 1
+
+    def _kind(self, feeds: Mapping[str, Array]) -> tuple[object, ...]:
+        kind: list[object] = []
+        for name in sorted(feeds):
+            array, spec = feeds[name], self._inputs.get(name)
+            axis = None if spec is None else spec.axis_of("batch")
+            shape = tuple(size for place, size in enumerate(array.shape) if place != axis)
+            kind.append((name, array.dtype.str, shape, axis is None))
+        return tuple(kind)
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        while items := self._next():
+            try:
+                answers = self._answers(items)
+            except Exception as error:
+                log.error("a request to %s failed: %s", self.model.runner.artifact.name, error)
+                for item in items:
+                    item.future.set_exception(error)
+            else:
+                for item, answer in zip(items, answers, strict=True):
+                    item.future.set_result(answer)
+            with self._changed:
+                self._running = 0
+
+    def _next(self) -> list[_Request]:
+        """The requests of the next call; none at the end."""
+        with self._changed:
+            while True:
+                while not self._waiting:
+                    if not self._is_open:
+                        return []
+                    self._changed.wait()
+                first, kept, rows = self._waiting[0], deque[_Request](), 0
+                items: list[_Request] = []
+                for item in self._waiting:
+                    fits = not items or (
+                        self._batches
+                        and item.kind == first.kind
+                        and rows + item.rows <= self.options.rows
+                    )
+                    if not fits:
+                        kept.append(item)
+                    elif item.future.set_running_or_notify_cancel():
+                        items.append(item)
+                        rows += item.rows
+                self._waiting = kept
+                if items:
+                    self._running = len(items)
+                    return items
+
+    def _answers(self, items: Sequence[_Request]) -> list[dict[str, Array]]:
+        if len(items) == 1:
+            return [self._answer(items[0], self._call(items[0].feeds))]
+        key = (items[0].kind, tuple(item.rows for item in items))
+        if self._equal.get(key):
+            self._equal.move_to_end(key)
+            return [
+                self._answer(item, found)
+                for item, found in zip(items, self._together(items), strict=True)
+            ]
+        alone = [self._call(item.feeds) for item in items]
+        if key not in self._equal:
+            together = self._together(items)
+            self._equal[key] = all(
+                one[name].tobytes() == other[name].tobytes()
+                for one, other in zip(alone, together, strict=True)
+                for name in one
+            )
+            if len(self._equal) > MOST_KNOWN:
+                self._equal.popitem(last=False)
+        return [self._answer(item, found) for item, found in zip(items, alone, strict=True)]
+
+    def _together(self, items: Sequence[_Request]) -> list[dict[str, Array]]:
+        """The outputs of one call for all, in parts."""
+        feeds = {}
+        for name, array in items[0].feeds.items():
+            spec = self._inputs.get(name)
+            axis = None if spec is None else spec.axis_of("batch")
+            parts = [item.feeds[name] for item in items]
+            feeds[name] = array if axis is None else np.concatenate(parts, axis)
+        outputs = self._call(feeds)
+        ends = np.cumsum([item.rows for item in items])[:-1].tolist()
+        split = {
+            name: np.split(value, ends, self._outputs[name].axes.index("batch"))
+            for name, value in outputs.items()
+        }
+        return [{name: parts[i] for name, parts in split.items()} for i in range(len(items))]
+
+    def _call(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        self.calls += 1
+        return self.model.runner.run_step(feeds)
+
+    def _answer(self, item: _Request, outputs: dict[str, Array]) -> dict[str, Array]:
+        if not item.unbatched:
+            return {name: np.ascontiguousarray(value) for name, value in outputs.items()}
+        return {
+            name: value
+            if (axis := self._outputs[name].axis_of("batch")) is None
+            else value.squeeze(axis)
+            for name, value in outputs.items()
+        }
