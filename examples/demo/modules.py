@@ -32,7 +32,7 @@ SHARES = {
     "compare": (0.5, 0.9),
     "causality": (0.9, 0.95),
     "proof": (0.95, 1.0),
-    "done": (1.0, 1.0),
+    "write": (1.0, 1.0),
 }
 """Where each step of an export lies on its progress bar, by the time it takes."""
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from causal_onnx.cli.console import Console, json_text, plain_table, printable
+from causal_onnx.cli.estimate import Estimate
 
 
 class Terminal(io.StringIO):
@@ -59,6 +60,23 @@ def test_progress_shows_the_step_and_clears_itself(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("use_rich", [True, False])
+def test_a_terminal_shows_how_far_all_steps_are_and_what_is_left(
+    use_rich: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if use_rich:
+        pytest.importorskip("rich")
+    err = Terminal()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    estimate = Estimate({"capture": 300.0, "compare": 300.0})
+    with Console(use_rich=use_rich).progress(estimate) as tell:
+        tell("compare", 0.5)
+    assert "about 2 min left" in err.getvalue()
+    assert ("75% of all" in err.getvalue()) is not use_rich
+    assert estimate.share_done == pytest.approx(0.75, abs=0.01)
+
+
 def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
     with Console().progress() as tell:
         tell("compare", 0.5)
@@ -68,8 +86,8 @@ def test_progress_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str
 def test_a_line_a_step_is_printed_where_it_is_asked_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with Console().progress(lines=True) as tell:
-        for step, fraction in (("probe", 0.0), ("compare", 0.1), ("compare", 0.5), ("done", 1.0)):
+    with Console().progress(Estimate({})) as tell:
+        for step, fraction in (("probe", 0.0), ("compare", 0.1), ("compare", 0.5)):
             tell(step, fraction)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(" s  ")[1] for line in lines] == ["probe", "compare", "done"]

@@ -150,7 +150,7 @@ def test_timings_say_what_each_step_took(
     arguments = ["export", f"{TARGET}:attention", "-o", "m.onnx", "--timings"]
     assert main([*arguments, *(["--json"] if as_json else [])]) == 0
     out = capsys.readouterr().out
-    expected = ["import", "probe", "capture", "compare", "causality", "proof", "done"]
+    expected = ["import", "probe", "capture", "compare", "causality", "proof", "write"]
     if as_json:
         steps = json.loads(out)["timings"]
         assert [step["step"] for step in steps] == expected

@@ -13,7 +13,10 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from causal_onnx.cli.estimate import Estimate
 
 __all__ = ["Console", "Progress", "json_text", "plain_table", "printable"]
 
@@ -102,19 +105,25 @@ class Console:
         RichConsole(file=sys.stdout).print(table)
 
     @contextlib.contextmanager
-    def progress(self, *, lines: bool = False) -> Iterator[Progress]:
+    def progress(self, estimate: Estimate | None = None) -> Iterator[Progress]:
         """Show how far a long step is, on stderr.
 
         Args:
-            lines: Print a line a step where that is no terminal, else nothing.
+            estimate: Of all steps: a terminal shows how far they are together and how long the
+                rest takes, and where there is none, each step is a line. None: the step alone is
+                shown, and that in a terminal only.
         """
         if not self._is_terminal(sys.stderr):
-            yield _line_progress(sys.stderr) if lines else lambda step, fraction: None
+            if estimate is None:
+                yield lambda step, fraction: None
+            else:
+                with _line_progress(sys.stderr) as tell:
+                    yield tell
         elif self._rich(sys.stderr):
-            with _rich_progress() as tell:
+            with _rich_progress(estimate) as tell:
                 yield tell
         else:
-            with _plain_progress(sys.stderr) as tell:
+            with _plain_progress(sys.stderr, estimate) as tell:
                 yield tell
 
     def _rich(self, stream: TextIO) -> bool:
@@ -169,10 +178,12 @@ def _finite(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _rich_progress() -> Iterator[Progress]:
+def _rich_progress(estimate: Estimate | None) -> Iterator[Progress]:
     from rich.console import Console as RichConsole
     from rich.progress import (
         BarColumn,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -180,15 +191,29 @@ def _rich_progress() -> Iterator[Progress]:
     from rich.progress import (
         Progress as RichProgress,
     )
+    from rich.text import Text
 
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), *times)
+    class Left(ProgressColumn):
+        """Drawn ten times a second, so that it goes on within a step that says nothing."""
+
+        def render(self, task: Task) -> Text:
+            assert estimate is not None
+            task.completed = estimate.share_done
+            return Text(str(estimate))
+
+    shown = TextColumn("{task.description:<12}")
+    left = (TextColumn("left"), TimeRemainingColumn()) if estimate is None else (Left(),)
+    columns = (shown, BarColumn(), TimeElapsedColumn(), *left)
     console = RichConsole(file=sys.stderr)
     with RichProgress(*columns, console=console, transient=True) as bar:
         task, current = bar.add_task("", total=1.0), ""
 
         def tell(step: str, fraction: float) -> None:
             nonlocal current
+            if estimate is not None:
+                estimate.tell(step, fraction)
+                bar.update(task, description=step)
+                return
             if step != current:  # what is left is left of the step
                 current = step
                 bar.reset(task, description=step)
@@ -197,26 +222,34 @@ def _rich_progress() -> Iterator[Progress]:
         yield tell
 
 
-def _line_progress(stream: TextIO) -> Progress:
-    """A line for each step as it begins, with the seconds since the first."""
+@contextlib.contextmanager
+def _line_progress(stream: TextIO) -> Iterator[Progress]:
+    """A line for each step as it begins, and one at the end, with the seconds since the first."""
     started, current = time.monotonic(), ""
+
+    def line(text: str) -> None:
+        print(f"{time.monotonic() - started:6.1f} s  {text}", file=stream, flush=True)
 
     def tell(step: str, fraction: float) -> None:
         nonlocal current
         if step != current:
             current = step
-            print(f"{time.monotonic() - started:6.1f} s  {step}", file=stream, flush=True)
+            line(step)
 
-    return tell
+    yield tell
+    line("done")
 
 
 @contextlib.contextmanager
-def _plain_progress(stream: TextIO) -> Iterator[Progress]:
+def _plain_progress(stream: TextIO, estimate: Estimate | None) -> Iterator[Progress]:
     longest = 0
 
     def tell(step: str, fraction: float) -> None:
         nonlocal longest
         line = f"{step} {fraction:.0%}" if 0 < fraction < 1 else step
+        if estimate is not None:
+            estimate.tell(step, fraction)
+            line = f"{step}, {estimate.share_done:.0%} of all, {estimate}"
         stream.write(f"\r{line:<{longest}}")
         stream.flush()
         longest = max(longest, len(line))

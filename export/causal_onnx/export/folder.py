@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from causal_onnx.export.report import ExportReport
+from causal_onnx.export.report import ExportReport, Progress
 from causal_onnx.runtime import write_bundle
 from causal_onnx.runtime.artifact.drafts import check_target, draft_folder
 from causal_onnx.runtime.artifact.folder import MODEL
@@ -39,6 +39,7 @@ def export_into(
     checkpoint: Path | None = None,
     replaces: bool = False,
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> ExportReport:
     """Let `write` export to a file that nobody sees yet, and make a model's folder of it.
 
@@ -49,6 +50,7 @@ def export_into(
         checkpoint: As for `write_bundle`.
         replaces: As `replace` of `write_bundle`.
         device: As for `write_bundle`.
+        progress: Called with ("folder", fraction done), once the file is exported.
 
     Returns:
         The report of `write`, with the path of the model in the folder.
@@ -59,6 +61,8 @@ def export_into(
         # Not in the draft itself, which is locked: whoever writes a file locks its folder.
         file = draft / "file" / MODEL
         report = write(file)
+        tell = progress or (lambda step, fraction: None)
+        tell("folder", 0.0)
         write_bundle(
             file,
             folder,
@@ -67,6 +71,7 @@ def export_into(
             replace=replaces,
             device=device,
         )
+        tell("folder", 1.0)
     return replace(report, path=folder / MODEL)
 
 

@@ -136,7 +136,9 @@ def export(
 
     if path.suffix == FILE_SUFFIX:
         return write(path)
-    return export_into(path, write, replaces=replace, device=device_of(precision))
+    return export_into(
+        path, write, replaces=replace, device=device_of(precision), progress=progress
+    )
 
 
 def _export_file(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
+from causal_onnx.cli.estimate import Estimate, expected_seconds, size_of_checkpoint
 from causal_onnx.cli.factory import importable, make_module, parse_arguments, split_target
 from causal_onnx.cli.options import parse_axes
 from causal_onnx.cli.timings import StepTime, StepTimes, timings_table
@@ -180,7 +181,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "`fixed` for an input without batch and seq"
         )
     failure: ParityError | CausalityError | None = None
-    with console.progress(lines=True) as shown:
+    estimate = Estimate(_expected(args, size_of_checkpoint(Path(args.target))))
+    with console.progress(estimate) as shown:
         tell: StepTimes | Progress = StepTimes(shown) if args.timings else shown
         try:
             if named is None:
@@ -189,6 +191,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 with importable(named[0]):
                     tell("import", 0.0)
                     module = make_module(*named, arguments)
+                    estimate.expect(_expected(args, _size_of_module(module)))
                     report = _export_module(module, axes, args, tell)
         except (ParityError, CausalityError) as error:
             failure = error
@@ -200,6 +203,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     _print_failure(failure, console, as_json=args.json)
     # The table went to stdout; what is left for stderr is the verdict.
     raise CommandError(str(failure).partition("\n")[0]) from failure
+
+
+def _expected(args: argparse.Namespace, size_bytes: int) -> dict[str, float]:
+    is_folder = args.output.suffix != ".onnx"
+    cache = (is_folder and _is_checkpoint(args)) if args.cache is None else args.cache
+    drift = args.precision != "fp32"
+    return expected_seconds(size_bytes, cache=cache, drift=drift, folder=is_folder)
+
+
+def _size_of_module(module: nn.Module) -> int:
+    tensors = {id(x): x for x in (*module.parameters(), *module.buffers())}
+    return sum(x.numel() * x.element_size() for x in tensors.values())
 
 
 def _is_checkpoint(args: argparse.Namespace) -> bool:

@@ -83,9 +83,10 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
             drift=drift,
             bits=bits,
         )
+        tell("write", 0.0)
         size = _write_whole(draft, found, source_document(described))
         _refuse_changed(subject)
-    tell("done", 1.0)
+    tell("write", 1.0)
     return ExportReport(
         path=path,
         contract=form.contract,

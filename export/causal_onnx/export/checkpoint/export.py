@@ -145,6 +145,7 @@ def export_checkpoint(
             checkpoint=opened.folder,
             replaces=replace,
             device=device,
+            progress=progress,
         )
 
 
