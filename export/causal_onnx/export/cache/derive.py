@@ -105,7 +105,7 @@ def derive_cache(
     graph = model.graph
     cut = _cut_at_cores(graph, cores)
     roots = [core.node for core in cores]
-    sites, spans = cut_at_states(model, roots, others, max_seq_len)
+    sites, spans = cut_at_states(model, roots, others, max_seq_len=max_seq_len, ragged=ragged)
     layouts, alive = spans.layouts, living(graph, roots)
     refuse_mixing(spans, alive, cores, others)
     refuse_nothing_kept(cores, sites, others)

@@ -1,11 +1,13 @@
 """Where a graph mixes positions outside attention, and what of the past is needed there.
 
-Three answers, best first, each found by evaluating the part of the graph by itself:
+Four answers, the third seen at its operator, the others found by evaluating the part of the graph
+by itself; the best that is right is taken:
 
 - *window*: the last inputs. A convolution, a shift of tokens, a pool: the result does not change
   when what lies farther back is cut off.
 - *running*: the last result. A cumulative sum, product or maximum: the result goes on as it would
   have if the last result had been the first input.
+- *carried*: what a recurrent layer carries from step to step.
 - *inputs*: all inputs. Any other causal function of the past, computed again with each call.
 """
 
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Array
 from causal_onnx.export.cache.lengths import STAND_IN
 from causal_onnx.export.cache.refusals import named, refuse_odd_axes
@@ -27,9 +30,9 @@ from causal_onnx.export.graph.edit import copy_output
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.subgraphs import outer_values
 
-__all__ = ["INPUTS", "RUNNING", "WINDOW", "StateSite", "cut_at_states", "living"]
+__all__ = ["CARRIED", "INPUTS", "RUNNING", "WINDOW", "StateSite", "cut_at_states", "living"]
 
-WINDOW, RUNNING, INPUTS = "window", "running", "inputs"
+WINDOW, RUNNING, CARRIED, INPUTS = "window", "running", "carried", "inputs"
 
 _SEEDS = (0, 1)
 _STARTS = 16
@@ -58,7 +61,9 @@ def cut_at_states(
     model: ir.Model,
     roots: Sequence[ir.Node],
     others: Mapping[ir.Node, str],
+    *,
     max_seq_len: int | None,
+    ragged: bool,
 ) -> tuple[list[StateSite], Spans]:
     """Put a graph input in the place of every value in which positions have mixed causally.
 
@@ -67,6 +72,7 @@ def cut_at_states(
         roots: What was cut out; its inputs count as read.
         others: Attention that was not recognised, with the reason.
         max_seq_len: The longest sequence.
+        ragged: As in `derive_cache`.
 
     Returns:
         The sites, each after those that it reads; and the analysis of what is left.
@@ -85,7 +91,10 @@ def cut_at_states(
         if not found:
             return sites, spans
         regions = [find_region(spans, output) for output in found]
-        kinds = [_kind(region, spans, others, max_seq_len) for region in regions]
+        kinds = [
+            _kind(region, spans, others, max_seq_len=max_seq_len, ragged=ragged)
+            for region in regions
+        ]
         for region, (kind, kept) in zip(regions, kinds, strict=True):
             stand_in = _cut(model.graph, layouts, region.output, len(sites))
             sites.append(StateSite(region, stand_in, kind, kept))
@@ -141,7 +150,12 @@ def _cut(graph: ir.Graph, layouts: Layouts, value: ir.Value, index: int) -> ir.V
 
 
 def _kind(
-    region: Region, spans: Spans, others: Mapping[ir.Node, str], max_seq_len: int | None
+    region: Region,
+    spans: Spans,
+    others: Mapping[ir.Node, str],
+    *,
+    max_seq_len: int | None,
+    ragged: bool,
 ) -> tuple[str, int | None]:
     """What the state of a region is, and how many positions of it there are at most."""
     reach = spans.reach_back(region.output)
@@ -162,6 +176,8 @@ def _kind(
     is_bounded = back < seq - 1 and _stays(region, back, max_seq_len)
     if is_bounded and all(trial.goes_on_from(back) for trial in whole):
         return WINDOW, back
+    if ragged and _is_carried(region):
+        return CARRIED, 1
     if all(trial.goes_on_from_result() for trial in whole):
         return RUNNING, 1
     return INPUTS, None
@@ -172,6 +188,21 @@ def _stays(region: Region, back: int, max_seq_len: int | None) -> bool:
     longer = Spans(region.layouts, max_seq_len=max_seq_len, more=back + 4)
     reach = longer.reach_back(region.output)
     return reach is not None and reach[0] == back
+
+
+def _is_carried(region: Region) -> bool:
+    """Whether the output is that of a recurrent layer, and nothing but its input has positions."""
+    node = region.node
+    first = None if node.domain or node.op_type not in ("RNN", "GRU", "LSTM") else node.inputs[0]
+    plain = {"direction": "forward", "layout": 0}
+    return (
+        first is not None
+        and node.outputs[0] is region.output
+        and all(attr(node, name, usual) == usual for name, usual in plain.items())
+        and (len(node.inputs) < 5 or node.inputs[4] is None)
+        and len(region.sources) == 1
+        and own_axis(region.layouts, first) == 0
+    )
 
 
 class _Trial:

@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.cache.lengths import Lengths
-from causal_onnx.export.cache.sites import RUNNING, StateSite
+from causal_onnx.export.cache.refusals import named
+from causal_onnx.export.cache.sites import CARRIED, RUNNING, StateSite
 from causal_onnx.export.cache.spans import BATCH, own_axis
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.writer import Writer
@@ -85,11 +86,17 @@ def _layout(site: StateSite, value: ir.Value) -> _Layout:
     return _Layout((*batch, seq, *rest), bool(batch), tuple(axes[index].count for index in rest))
 
 
-def _kept(site: StateSite) -> list[ir.Value]:
-    """The values whose last positions are the state."""
+def _kept(site: StateSite) -> list[tuple[str, _Layout, ir.TypeProtocol | None]]:
+    """What the state is: for each tensor its kind, how its values lie, and their type."""
+    output, sources = site.region.output, site.region.sources
     if site.kept == 0:
         return []
-    return [site.region.output] if site.kind == RUNNING else list(site.region.sources)
+    if site.kind == CARRIED:
+        names = ("hidden", "cell") if site.node.op_type == "LSTM" else ("hidden",)
+        layout = _layout(site, output)  # the other axes are directions, one, and the width
+        return [(name, layout, output.type) for name in names]
+    values = [output] if site.kind == RUNNING else sources
+    return [(site.kind, _layout(site, value), value.type) for value in values]
 
 
 def states_of(sites: list[StateSite], *, ragged: bool) -> list[list[State]]:
@@ -105,19 +112,18 @@ def states_of(sites: list[StateSite], *, ragged: bool) -> list[list[State]]:
     found, count = [], 0
     for site in sites:
         own = []
-        for value in _kept(site):
-            if value.dtype is None:
+        for kind, layout, type_ in _kept(site):
+            if type_ is None:
                 raise NotSupportedError(
-                    f"no cache can be derived: the type of {value.name} is not known"
+                    f"no cache can be derived: the type of what {site.node.op_type} "
+                    f"{named(site.node)} reads is not known"
                 )
-            layout, bounded = _layout(site, value), site.kept if ragged else None
+            bounded = site.kept if ragged else None
             slots = "past_seq" if bounded is None else f"past_slots_{bounded}"
             batch = "batch" if layout.has_batch else 1
-            name = f"state.{count}.{site.kind}"
+            name = f"state.{count}.{kind}"
             past = ir.Value(
-                name=f"past_{name}",
-                shape=ir.Shape([batch, 1, slots, layout.width]),
-                type=value.type,
+                name=f"past_{name}", shape=ir.Shape([batch, 1, slots, layout.width]), type=type_
             )
             own.append(State(name, past, bounded, batch, layout.width))
             count += 1
@@ -136,7 +142,8 @@ def write_states(
         users = {use.node for use in site.stand_in.uses()}
         first = next(node for node in graph if node in users)
         write = Writer(graph, first, core=site.node)
-        result = SiteWriter(write, first, site, own, lengths=lengths, again=again).result()
+        writer = _LayerWriter if site.kind == CARRIED else SiteWriter
+        result = writer(write, first, site, own, lengths=lengths, again=again).result()
         result.type = site.stand_in.type
         site.stand_in.replace_all_uses_with(result)
         again[site.stand_in] = result
@@ -246,8 +253,58 @@ class SiteWriter:
             shift = write("Unsqueeze", write("Sub", then, start), write.ints(1))
             steps = write("Range", write.scalar(0), write("Squeeze", count), write.scalar(1))
             whole = write("GatherND", whole, self.index(write("Add", shift, steps)))
-        present = write("Unsqueeze", whole, write.ints(1))
-        slots = "total_seq" if kept is None else f"present_slots_{kept}"
+        self.name(state, write("Unsqueeze", whole, write.ints(1)))
+
+    def name(self, state: State, present: ir.Value) -> None:
+        """Make `present`, (batch, 1, slots, width), an output of the graph."""
+        bounded = state.bounded
+        slots = "total_seq" if bounded is None else f"present_slots_{bounded}"
         present.name, present.type = f"present_{state.name}", state.past.type
         present.shape = ir.Shape([state.batch, 1, slots, state.width])
-        write.graph.outputs.append(present)
+        self.write.graph.outputs.append(present)
+
+
+class _LayerWriter(SiteWriter):
+    """Writes one recurrent layer again: it begins with what it carried out of the last call."""
+
+    def result(self) -> ir.Value:
+        """Write it all; the value that takes the place of the output."""
+        region, lengths = self.site.region, self.lengths
+        assert lengths.row_past is not None
+        assert lengths.row_total is not None
+        now = self.again.get(region.sources[0], region.sources[0])
+        known = region.lengths(self.write.graph, self.before, lengths.seq, lengths.seq)
+        result = region.write(self.write.graph, self.before, {**known, now: now})
+        layer = result.producer()
+        assert layer is not None
+        self.write = write = Writer(self.write.graph, layer, core=self.site.node)
+        new = write("Sub", lengths.row_total, lengths.row_past)
+        # A row's padding comes last: the layer stops before it, and gives what it carries there.
+        inputs = [*layer.inputs, *[None] * 7][:7]
+        inputs[4] = write("Cast", new, to=int(ir.DataType.INT32))
+        inputs[4].type = ir.TensorType(ir.DataType.INT32)
+        starts = [self.start(state, inputs[place]) for place, state in enumerate(self.states, 5)]
+        inputs[5 : 5 + len(starts)] = starts
+        names = {a.name: a.value for a in layer.attributes.values()}
+        twin = write.node(layer.op_type, inputs[: 5 + len(starts)], names, 1 + len(starts))
+        self.write = write = Writer(self.write.graph, self.before, core=self.site.node)
+        is_still = write("Unsqueeze", write("Equal", new, write.scalar(0)), write.ints(0, 2))
+        for state, start, last in zip(self.states, starts, twin.outputs[1:], strict=True):
+            last.type = start.type = state.past.type
+            carried = write("Where", is_still, start, last)  # (1, batch, width)
+            moved = write("Transpose", carried, perm=(1, 0, 2))
+            self.name(state, write("Unsqueeze", moved, write.ints(1)))
+        return twin.outputs[0]
+
+    def start(self, state: State, first: ir.Value | None) -> ir.Value:
+        """(1, batch, width): what each row carries, or `first` where it has read nothing."""
+        write = self.write
+        past = write("Squeeze", state.past, write.ints(1))
+        if first is None:
+            shape = write("Concat", write("Shape", self.held), write.ints(1, state.width), axis=0)
+            begin = write("Expand", write.number(0.0, state.past), shape)
+        else:
+            begin = write("Transpose", first, perm=(1, 0, 2))
+        both = write("Concat", begin, past, axis=1)  # (batch, 1 + slots, width)
+        own = write("GatherND", both, self.index(write("Unsqueeze", self.held, write.ints(1))))
+        return write("Transpose", own, perm=(1, 0, 2))

@@ -285,7 +285,10 @@ def recurrent(node: Node) -> list[Value]:
     both = 2 if mode == b"bidirectional" else 1
     if mode not in (b"forward", b"reverse", b"bidirectional") or node.number("layout", 0):
         node.refuse("has a direction or a layout that exports do not have")
-    if any(name in node.attributes for name in ("activations", "activation_alpha", "clip")):
+    own = {"activation_alpha", "activation_beta", "clip"}
+    if node.op_type != "RNN":
+        own.add("activations")  # of a plain RNN there are two, and onnxruntime checks the name
+    if own & node.attributes.keys():
         node.refuse("has functions of its own")
     width = value.shape[2]
     if weight.shape != (both, gates * hidden, width) or hidden < 1:
@@ -294,8 +297,8 @@ def recurrent(node: Node) -> list[Value]:
         node.refuse(f"has recurrent weights that are not ({both}, {gates * hidden}, {hidden})")
     if node.has(3) and node.input(3).shape != (both, 2 * gates * hidden):
         node.refuse(f"has biases that are not ({both}, {2 * gates * hidden})")
-    if node.has(4):
-        node.refuse("has lengths of rows, which onnxruntime does not check")
+    if node.has(4) and node.ranked(4, 1).dtype != INT32:  # the kernel checks its shape and values
+        node.refuse("has lengths of rows that are not int32")
     seq, batch = value.shape[:2]
     for index in (5, 6):
         if node.has(index):
