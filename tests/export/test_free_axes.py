@@ -142,3 +142,15 @@ def test_a_name_that_reads_as_one_of_ours_is_no_free_axis(
 ) -> None:
     with pytest.raises(ValueError, match=f"got '{name}' for axis 1{meant}"):
         made(Decoder(), tmp_path, torch.randn(3, 5, DIM), axes=[BATCHED, {0: "batch", 1: name}])
+
+
+def test_a_derived_cache_reads_the_memory_in_every_step(tmp_path: Path) -> None:
+    module = Decoder()
+    report = made(module, tmp_path, torch.randn(3, 5, DIM), cache=True)
+    assert report.cache is not None
+    assert report.cache.passed
+    x, memory = torch.randn(2, 6, DIM), torch.randn(2, 11, DIM)
+    stream = load(tmp_path / "m.onnx").stream(batch=2)
+    steps = [stream(x[:, t : t + 1].numpy(), memory.numpy()) for t in range(6)]
+    expected = module(x, memory).detach().numpy()
+    np.testing.assert_allclose(np.concatenate(steps, 1), expected, rtol=0, atol=1e-5)

@@ -10,7 +10,7 @@ from torch import nn
 from causal_onnx.export.cache.lengths import MASK
 from causal_onnx.export.cache.refusals import ALL_POSITIONS
 from causal_onnx.export.capture.capture import capture_sizes
-from causal_onnx.export.errors import ExportError
+from causal_onnx.export.errors import ExportError, NotSupportedError
 from causal_onnx.export.precision.choose import Coding, in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
@@ -111,6 +111,8 @@ def prepare(
     probe.refuse_random(source.fresh(), specs, sizes)
     other = other_sizes(source.fresh(), specs, sizes, fixed_seq)
     outputs = describe_outputs(source.fresh(), specs, sizes, other, fixed_seq)
+    if cache:
+        _refuse_own_cache(module, specs, outputs)
     tokens = special_tokens(module, specs)
     warnings = [*opened.warnings, *lengths.warnings, *tokens.warnings]
     if not any(spec.axis_of("seq") is not None for spec in outputs):
@@ -152,6 +154,25 @@ def prepare(
         trained_len=trained,
         warnings=tuple(warnings),
     )
+
+
+def _refuse_own_cache(
+    module: nn.Module, specs: Sequence[InputSpec], outputs: Sequence[TensorSpec]
+) -> None:
+    """A cache is derived for a module that has none.
+
+    Raises:
+        NotSupportedError: It takes past positions, and returns all of them.
+    """
+    past = [spec.name for spec in specs if "past_seq" in spec.axes.values()]
+    present = [spec.name for spec in outputs if spec.axis_of("total_seq") is not None]
+    if past:
+        raise NotSupportedError(
+            f"{type(module).__name__} has a cache already: it takes {', '.join(past)}"
+            + (f" and returns {', '.join(present)}" if present else "")
+            + ". Export it without cache=True. The file then streams by it: start with a past of "
+            "no positions, and give each call what the one before returned"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

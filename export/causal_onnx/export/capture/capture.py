@@ -40,6 +40,7 @@ OLDEST_OPSET, NEWEST_OPSET = 18, 25
 
 PLAIN = "without the exporter's optimizer"
 """It drops `+ 1e-9` as if it were nothing: log(p + 1e-9) gives NaN at 0 (onnxscript 0.7)."""
+STRICT = "strict"
 WARM = "with filled buffers"
 WARM_LENGTH = 4096
 """Where buffers that grow on demand are filled to, if the module has no limit of its own."""
@@ -150,7 +151,7 @@ def attempts(
         (PLAIN, lambda s, x: _trace(s, axes, x, opset)),
         ("emptied caches", lambda s, x: _trace(without_caches(s, specs, sizes), axes, x, opset)),
         ("replayed conditions", lambda s, x: _trace_replaying(s, axes, x, opset)),
-        ("strict", lambda s, x: _trace_strict(s, axes, x)),
+        (STRICT, lambda s, x: _trace_strict(s, axes, x)),
         (WARM, lambda s, x: _trace(_filled(s, specs, sizes, longest), axes, x, opset)),
     ]
     for name, trace in ways:
@@ -169,8 +170,10 @@ def attempts(
                 if isinstance(model, Refusal):
                     raise _explained(model.error, source, sized, program)
         except ExportError as error:
-            # The domain is read before the translation, which is what takes time.
-            yield error.at(min(stage, error.stage))
+            # The domain is read before the translation, which is what takes time. Strict mode is
+            # without the replacements, so what its translation lacks is no news of the module.
+            most = Stage.TRACE if name == STRICT else stage
+            yield error.at(min(most, stage, error.stage))
             continue
         del program, twin  # while the graph is proved, they would hold what no one needs
         write_running(model)
@@ -426,6 +429,15 @@ _BARE = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeEr
 
 _REMEDIES = (
     (
+        "numbers",
+        r"Could not extract specialized integer from data-dependent|\.numpy\(\) is not supported"
+        r"|\.tolist\(\)|_local_scalar_dense|item\(\)",
+        "values of a tensor become Python numbers here (.item(), .tolist(), .numpy()), others in "
+        "every call. To route tokens, run every expert on all of them and add up what "
+        "each gives, weighed by its gate, which is 0 for the others; for lengths, compare "
+        "torch.arange with the tensor",
+    ),
+    (
         "length",
         r"specializ|inferred a static shape|Constraints violated",
         "a Python loop over positions or a number taken from the example fixes the length; build "
@@ -433,7 +445,7 @@ _REMEDIES = (
     ),
     (
         "data",
-        r"data-dependent|Could not guard|Could not extract|item\(\)",
+        r"data-dependent|Could not guard",
         "the code branches on the values of a tensor; express the choice with torch.where",
     ),
     (

@@ -14,7 +14,13 @@ from causal_onnx.export.check.parity import Session
 from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.report import CacheCase
 from causal_onnx.export.source.arrays import Array, to_numpy
-from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
+from causal_onnx.export.source.inputs import (
+    FREE_SIZES,
+    CallSizes,
+    InputSpec,
+    free_axes,
+    make_inputs,
+)
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import Contract
@@ -107,8 +113,10 @@ def _error(
     plan: _Plan,
 ) -> float:
     """The largest error of a row's tokens; infinite where padding gives no finite number."""
+    # Rows that share a call have one size of every free axis.
+    free = tuple((axis, FREE_SIZES[0]) for axis in free_axes(specs))
     inputs = [
-        make_inputs(specs, CallSizes(batch=1, seq=max(n, 1)), seed=7 * b + n)
+        make_inputs(specs, CallSizes(batch=1, seq=max(n, 1), free=free), seed=7 * b + n)
         for b, n in enumerate(plan.lengths)
     ]
     rows = [[to_numpy(x) for x in row] for row in inputs]
