@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from causal_onnx.export.passes import opset17
 from causal_onnx.export.precision.choose import PRECISIONS, Coding, coding_for, default_opset
 from causal_onnx.runtime.artifact.drafts import check_target
 
-__all__ = ["OPSETS", "check_file", "check_options"]
+__all__ = ["OPSETS", "check_file", "check_options", "read_causal"]
 
 OPSETS = {"ort": 24, "portable": 20, "tiled": 20}
 """Default opset per target. 24 writes SDPA as one `Attention` node, which onnxruntime >= 1.28 (all
@@ -54,6 +55,27 @@ def check_options(
     if max_drift is not None and precision == "fp32":
         raise ValueError("max_drift is for a lower precision; fp32 is compared within 1e-5 anyway")
     return opset, coding
+
+
+def read_causal(causal: str, *, cache: bool) -> int | None:
+    """How many positions of a block see each other; None: each sees itself and earlier ones.
+
+    Raises:
+        ValueError: `causal` says neither, or a cache is asked for beside blocks.
+    """
+    if causal == "positions":
+        return None
+    found = re.fullmatch(r"blocks of ([1-9][0-9]*)", causal) if isinstance(causal, str) else None
+    if found is None or int(found[1]) < 2:
+        raise ValueError(
+            f"causal is 'positions', or 'blocks of N' with N of at least 2, got {causal!r}"
+        )
+    if cache:
+        raise ValueError(
+            f"cache=True is for modules that are causal by positions; with causal={causal!r} a "
+            "position changes as the rest of its block follows"
+        )
+    return int(found[1])
 
 
 def check_file(path: Path) -> None:

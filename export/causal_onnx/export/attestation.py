@@ -303,6 +303,9 @@ def _certificate(
     static_seconds: float,
 ) -> Certificate:
     verdict, reason = proof.verdict, proof.reason
+    if verdict == "causal" and signature.block > 1:
+        block = f"the end of its block of {signature.block}"
+        reason = f"every output at position t depends on inputs up to {block}"
     if verdict == "causal" and signature.free_axes:
         reason += f", whatever stands in {' and '.join(signature.free_axes)}"
     if verdict != "not_causal" and check.leaks:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from causal_onnx.export.arguments import check_file, check_options
+from causal_onnx.export.arguments import check_file, check_options, read_causal
 from causal_onnx.export.capture.capture import Capture
 from causal_onnx.export.capture.isolation import isolated
 from causal_onnx.export.captures import farthest, simplified, valid_captures
@@ -39,6 +39,7 @@ def export(
     example: Example | None = None,
     axes: Axes | None = None,
     inputs: Mapping[str, Input] | None = None,
+    causal: str = "positions",
     cache: bool = False,
     target: str = "ort",
     precision: str = "fp32",
@@ -67,6 +68,8 @@ def export(
             (batch, seq, features), float 2-D (seq, features).
         inputs: What some of the inputs stand for, by name, where that is to be said instead of
             found out: {"timestamps": Input(kind="values", range=(0, 1 << 31))}.
+        causal: "positions": an output depends on inputs up to its own position. "blocks of N": up
+            to the end of its own block of N positions, of which the first begins at position 0.
         cache: Derive a KV cache: the file takes `past_key_values.{i}.key` and `.value` and gives
             `present.{i}.key` and `.value`, and serves prefill and decoding alike.
         target: "ort" (onnxruntime), "portable" (any ONNX runtime) or "tiled" (any, in blocks of
@@ -113,6 +116,7 @@ def export(
         FileExistsError: The folder is there, and not empty or a model's folder to replace.
     """
     path = Path(path)
+    causal_block = read_causal(causal, cache=cache)
 
     def write(file: Path) -> ExportReport:
         return _export_file(
@@ -121,6 +125,7 @@ def export(
             example=example,
             axes=axes,
             inputs=inputs,
+            causal_block=causal_block,
             cache=cache,
             target=target,
             precision=precision,
@@ -148,6 +153,7 @@ def _export_file(
     example: Example | None,
     axes: Axes | None,
     inputs: Mapping[str, Input] | None,
+    causal_block: int | None,
     cache: bool,
     target: str,
     precision: str,
@@ -188,6 +194,7 @@ def _export_file(
             opset=opset,
             max_drift=max_drift,
             coding=coding,
+            causal_block=causal_block,
         )
         subject = dataclasses.replace(subject, asks_for_bits=same_bits)
         leak = perturb_source(subject.reference.fresh(), subject.specs, subject.contract)

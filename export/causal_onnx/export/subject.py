@@ -88,6 +88,7 @@ def prepare(
     opset: int | None,
     max_drift: float | None = None,
     coding: Coding | None = None,
+    causal_block: int | None = None,
 ) -> Subject:
     """Open the module and learn from calling it what the contract must say.
 
@@ -139,6 +140,7 @@ def prepare(
             outputs=outputs,
             max_seq_len=lengths.limit,
             free_axes=opened.free_axes,
+            causal_block=causal_block,
             min_seq_len=fixed_seq or 1,
             unbatched=probe.takes_unbatched(source.fresh(), specs, sizes),
             form=target,

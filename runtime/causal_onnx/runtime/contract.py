@@ -279,6 +279,9 @@ class Contract:
     size that is not sliced)."""
     unbatched: bool = False
     """The source takes inputs without the batch axis too; the runtime then adds and removes it."""
+    causal_block: int | None = None
+    """Causal are blocks of so many positions: an output depends on inputs up to the end of its own
+    block. None: up to its own position."""
     free_axes: tuple[FreeAxis, ...] = ()
     """The symbolic axes beside `AXIS_NAMES` and `SLOT_AXES`."""
     form: str = "portable"
@@ -324,7 +327,7 @@ class Contract:
             names = [spec.name for spec in specs]
             if len(set(names)) != len(names):
                 raise ValueError(f"{kind} names must differ, got {', '.join(names)}")
-        for field in ("max_seq_len", "min_seq_len", "opset"):
+        for field in ("max_seq_len", "min_seq_len", "opset", "causal_block"):
             value = getattr(self, field)
             if value is None and field != "min_seq_len":
                 continue
@@ -507,7 +510,15 @@ class Contract:
 
 
 _LATER_OF_TENSORS = ("kind", "value_range")
-_LATER = ("eos_token_ids", "bos_token_id", "pad_token_id", "computed", "ragged", "free_axes")
+_LATER = (
+    "eos_token_ids",
+    "bos_token_id",
+    "pad_token_id",
+    "computed",
+    "ragged",
+    "free_axes",
+    "causal_block",
+)
 
 
 def read_document(text: str, *, what: str) -> dict[str, Any]:

@@ -92,16 +92,21 @@ def default_grid(
         other = tuple((name, OTHER_SIZE) for name in signature.symbols)
     batch = 2
     if signature.fixed_seq is not None:
-        return [Sizes(batch=batch, seq=signature.fixed_seq, other=other)]
+        return [Sizes(batch=batch, seq=signature.fixed_seq, other=other, block=signature.block)]
     limit = signature.max_seq_len
     wanted = [n for n in (lengths or LENGTHS) if limit is None or n <= limit]
     grid = []
+    if signature.block > 1:  # some that end within a block, and some at its end
+        more = {n * signature.block + k for n in (1, 2, 3) for k in (-1, 0, 1)}
+        wanted = sorted({*wanted, *(n for n in more if n > 0 and (limit is None or n <= limit))})
     # Beyond what a bounded cache keeps, too.
     beyond = [bound + 2 for bound in signature.slot_bounds if bound <= MAX_LONGER]
     for past in (*PASTS, *beyond) if signature.has_past else (0,):
         for n in wanted if past == 0 else wanted[:4]:
             if limit is None or past + n <= limit:
-                grid.append(Sizes(batch=batch, seq=n, past_seq=past, other=other))
+                grid.append(
+                    Sizes(batch=batch, seq=n, past_seq=past, other=other, block=signature.block)
+                )
     return grid
 
 

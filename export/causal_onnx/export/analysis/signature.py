@@ -41,6 +41,8 @@ class Sizes:
     past_seq: int = 0
     other: tuple[tuple[str, int], ...] = ()
     """Sizes of axes that are neither."""
+    block: int = 1
+    """So many positions see each other; 1: each sees itself and earlier ones."""
 
     @property
     def total_seq(self) -> int:
@@ -114,6 +116,8 @@ class Signature:
     """The graph's own names of its axes -> ours."""
     row_mask: str | None = None
     """The input by which the rows of a derived cache find their place (`Contract.mask`)."""
+    block: int = 1
+    """How many positions see each other, blocks of them being causal (`Contract.causal_block`)."""
     free_axes: tuple[str, ...] = ()
     """Those of `symbols` that the contract lists."""
     fixed_seq: int | None = None
@@ -273,6 +277,7 @@ def read_signature(
         row_mask=None if contract is None else contract.mask,
         symbols=tuple(symbols),
         free_axes=free,
+        block=1 if contract is None else contract.causal_block or 1,
         names=aliases,
     )
 

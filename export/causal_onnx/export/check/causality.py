@@ -56,7 +56,7 @@ def perturb(
     cases = [
         _case(run, source, specs, axes=axes, sizes=sizes, cut=cut)
         for sizes in _shapes(budget or Budget(source, specs), specs, contract)
-        for cut in _cuts(sizes)
+        for cut in _cuts(sizes, contract)
     ]
     # A source that rounds by the future (it masks after the softmax, say) need not do so at the
     # very cut where the graph does.
@@ -86,10 +86,11 @@ def perturb_source(
     """
     axes = [spec.axis_of("seq") for spec in contract.outputs]
     rounding = max(ROUNDING, tolerance_for(contract, source))
-    limit = contract.max_seq_len or max(SHORT_LENGTHS)
-    lengths = sorted({min(max(n, contract.min_seq_len), limit) for n in SHORT_LENGTHS} - {1})
+    wanted = _with_block(SHORT_LENGTHS, contract)
+    limit = contract.max_seq_len or max(wanted)
+    lengths = sorted({min(max(n, contract.min_seq_len), limit) for n in wanted} - {1})
     for sizes in (CallSizes(batch=1, seq=n) for n in lengths):
-        for cut in _cuts(sizes):
+        for cut in _cuts(sizes, contract):
             case = ask(
                 _case,
                 lambda inputs: [to_numpy(x) for x in source.run(inputs)],
@@ -106,12 +107,22 @@ def perturb_source(
     return None
 
 
-def _cuts(sizes: CallSizes) -> list[int]:
-    return sorted({1, sizes.seq // 2, sizes.seq - 1} - {0})
+def _cuts(sizes: CallSizes, contract: Contract) -> list[int]:
+    """Where blocks are causal, their ends, counted from the first position."""
+    block = contract.causal_block or 1
+    wanted = (max(1, block - sizes.past), sizes.seq // 2, sizes.seq - 1)
+    cuts = {(n + sizes.past) // block * block - sizes.past for n in wanted}
+    return sorted(n for n in cuts if 0 < n < sizes.seq)
+
+
+def _with_block(lengths: Sequence[int], contract: Contract) -> list[int]:
+    """`lengths`, and where blocks are causal some of two blocks and more."""
+    block = contract.causal_block
+    return [*lengths, *([] if block is None else [2 * block, 2 * block + 1, 3 * block - 1])]
 
 
 def _shapes(budget: Budget, specs: Sequence[InputSpec], contract: Contract) -> list[CallSizes]:
-    wanted = [2, 3, 7, 17, 33, 257, *switching_lengths(contract.form)]
+    wanted = _with_block((2, 3, 7, 17, 33, 257, *switching_lengths(contract.form)), contract)
     least, limit = contract.min_seq_len, contract.max_seq_len or max(wanted)
     lengths = sorted({min(max(n, least), limit) for n in wanted} - {1})
     shapes = [CallSizes(batch=2, seq=n) for n in lengths]

@@ -51,11 +51,17 @@ class OutputVerdict:
 
 
 def places(size: int, sizes: Sizes) -> Places:
-    """The positions that the entries of a position axis stand for.
+    """The positions up to which the entries of a position axis may see: those they stand for.
 
-    The axis ends at the last position: (seq), (total_seq), or a cache cropped to a window.
+    The axis ends at the last position: (seq), (total_seq), or a cache cropped to a window. Where
+    blocks are causal, an entry may see up to the end of its block.
     """
-    return np.arange(size) + (sizes.total_seq - size)
+    return _ends(np.arange(size) + (sizes.total_seq - size), sizes)
+
+
+def _ends(place: Places, sizes: Sizes) -> Places:
+    """The last position of the block that each position is in."""
+    return place // sizes.block * sizes.block + (sizes.block - 1)
 
 
 def _merged(size: int, sizes: Sizes) -> Iterator[Places]:
@@ -66,7 +72,7 @@ def _merged(size: int, sizes: Sizes) -> Iterator[Places]:
             for inner in range(1, rest + 1):
                 if rest % inner == 0:
                     step = np.arange(size) // inner % length
-                    yield step + (sizes.total_seq - length)
+                    yield _ends(step + (sizes.total_seq - length), sizes)
 
 
 def _violation(tensor: Elements, place: npt.NDArray[np.int64]) -> tuple[int, ...] | None:
@@ -108,7 +114,7 @@ def is_causal_somehow(value: Abstract, sizes: Sizes, *, flipped: bool = True) ->
         if sizes.seq < size < sizes.total_seq or size > sizes.total_seq:
             # A cropped past, or positions with something appended in front or behind.
             readings.append((axis, _along(places(size, sizes), axis, rank)))
-            readings.append((axis, _along(np.arange(size), axis, rank)))
+            readings.append((axis, _along(_ends(np.arange(size), sizes), axis, rank)))
     if any(_violation(value, place) is None for _, place in readings):
         return True
     return any(

@@ -210,8 +210,9 @@ def _prefix_change(
     axes: Mapping[str, Sequence[int]],
 ) -> float | None:
     """The change of the outputs when the last third of the sequence is left out."""
-    less = replace(sizes, seq=max(1, sizes.seq - max(1, sizes.seq // 3)))
-    if less.seq == sizes.seq:
+    length = max(1, sizes.seq - max(1, sizes.seq // 3)) // sizes.block * sizes.block
+    less = replace(sizes, seq=length)
+    if less.seq in (0, sizes.seq):
         return None
     shorter = {}
     for spec in specs:
@@ -239,12 +240,12 @@ def _prefix_change(
 
 
 def cuts_at(sizes: Sizes) -> list[int]:
-    """Absolute positions: all of a short sequence, a few of a long one."""
+    """Absolute positions, ends of blocks: all of a short sequence, a few of a long one."""
     first, total = sizes.past_seq, sizes.total_seq
     if total <= ALL_CUTS:
-        return list(range(1, total))
+        return list(range(sizes.block, total, sizes.block))
     cuts = {first // 2, first, first + 1, (first + total + 1) // 2, total - 1}
-    return sorted(cut for cut in cuts if 0 < cut < total)
+    return sorted(cut for cut in {n // sizes.block * sizes.block for n in cuts} if 0 < cut < total)
 
 
 def changed_input(
