@@ -165,6 +165,8 @@ def _refuse_shift(layouts: Layouts, value: ir.Value | None, node: ir.Node | None
     assert value is not None
     elements = layouts.base.values.get(value)
     axes = [i for i, axis in enumerate(layouts.axes(value)) if axis.is_seq]
+    if isinstance(elements, Elements) and not axes and bool((elements.reach == NONE).all()):
+        return  # of no position: what comes from a memory is the same in every step
     if not isinstance(elements, Elements) or len(axes) != 1:
         hint = f". {ALL_POSITIONS}" if value.name == "logits" and not axes else ""
         raise NotSupportedError(
