@@ -15,9 +15,9 @@ PUBLIC = {
         tiny_gpt2_config tiny_llama_config
     """,
     "causal_onnx.export": """
-        CacheCase CacheReport CausalityCase CausalityError CausalityReport Certificate DriftError
-        DriftReport ExportError ExportReport Input ParityCase ParityError ParityReport
-        QuantisationReport adopt attest export export_checkpoint verify
+        BitsCase BitsReport CacheCase CacheReport CausalityCase CausalityError CausalityReport
+        Certificate DriftError DriftReport ExportError ExportReport Input ParityCase ParityError
+        ParityReport QuantisationReport adopt attest export export_checkpoint verify
     """,
     "causal_onnx.runtime": """
         Artifact ArtifactError BundleReport CausalOnnxError Chat Choice Constraint Continuation
