@@ -62,6 +62,7 @@ def address(stories: Path, chatty: Path, talker: Path) -> Iterator[str]:
 
     fixtures = Path(__file__).parent.parent / "runtime" / "fixtures"
     places = [str(stories), str(chatty), str(talker), str(fixtures / "language.onnx")]
-    models = open_models([*places, str(fixtures / "small.onnx")], threads=1)
+    others = [str(fixtures / f"{name}.onnx") for name in ("small", "decoder")]
+    models = open_models([*places, *others], threads=1)
     with served(models, ServeOptions(ping_s=60)) as found:
         yield found

@@ -35,6 +35,18 @@ def test_a_stream_is_the_same_in_pieces(address: str) -> None:
     assert all(event["usage"] is None for event in events)
 
 
+def test_ids_stream_as_they_come_without_a_tokenizer(address: str) -> None:
+    import httpx
+
+    asked = {"model": "language", "prompt": [5, 3], "max_tokens": 9}
+    (whole,) = post(address, PATH, asked)[1]["choices"]
+    lines = httpx.post(address + PATH, json={**asked, "stream": True}, timeout=60).text
+    events = [json.loads(line[6:]) for line in lines.split("\n") if line.startswith("data: {")]
+    ids = [token for event in events for token in event["choices"][0]["token_ids"]]
+    assert ids == whole["token_ids"]
+    assert events[0]["choices"][0]["prompt_token_ids"] == [5, 3]
+
+
 @pytest.mark.parametrize(
     ("changed", "param"),
     [
@@ -75,7 +87,9 @@ def test_what_is_no_json_object_is_refused(address: str, body: bytes) -> None:
 def test_an_unknown_model_is_named_with_those_there_are(address: str) -> None:
     status, found = post(address, PATH, {**ASKED, "model": "gpt"})
     assert (status, found["error"]["code"]) == (404, "model_not_found")
-    assert "there are stories, chatty, talker, language, small" in found["error"]["message"]
+    assert (
+        "there are stories, chatty, talker, language, small, decoder" in found["error"]["message"]
+    )
 
 
 def test_a_model_of_tensors_continues_nothing(address: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 openai = pytest.importorskip("openai", reason="the client that judges the server")
 pytest.importorskip("llguidance", reason="constraints need the extra `text`")
 
-MODELS = ["stories", "chatty", "talker", "language", "small"]
+MODELS = ["stories", "chatty", "talker", "language", "small", "decoder"]
 HELLO = [{"role": "user", "content": "Once upon a time"}]
 TOOL = {
     "type": "function",

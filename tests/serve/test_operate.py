@@ -21,7 +21,7 @@ from causal_onnx.runtime import load
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.serve import BusyError, EngineOptions, Registry, ServedModel, ServeOptions
 from causal_onnx.serve.keys import ApiKey, Quota, find_key, new_key, read_keys
-from causal_onnx.serve.server import Server
+from causal_onnx.serve.server import Server, bound_socket
 from tests.runtime.artifacts import fixture
 from tests.serve.serving import post, running, served
 
@@ -266,3 +266,9 @@ def test_a_method_that_a_path_has_not_is_refused(method: str) -> None:
         found = httpx.request(method, f"{address}/v1/completions")
     assert (found.status_code, found.headers["allow"]) == (405, "POST")
     assert found.json()["error"]["message"].startswith(f"{method} /v1/completions")
+
+
+def test_answers_are_sent_at_once() -> None:
+    """asyncio switches Nagle's algorithm off for sockets that it knows for TCP, and no others."""
+    with bound_socket("127.0.0.1", 0) as listening:
+        assert listening.proto == socket.IPPROTO_TCP

@@ -29,7 +29,9 @@ DONE = b"data: [DONE]\n\n"
 
 
 def _bytes(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    # What clients send, and errors repeat, may hold halves of characters.
+    return text.encode("utf-8", "replace")
 
 
 def answer(data: Mapping[str, Any], *, status: int = 200) -> Response:

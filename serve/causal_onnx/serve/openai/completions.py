@@ -153,7 +153,8 @@ class _Writer:
             is_first = (place, index) not in begun
             begun.add((place, index))
             choice = self._choice(place, index, tokens, is_first=is_first)
-            if choice["text"] or choice["finish_reason"] or choice["logprobs"] or is_first:
+            says_something = choice["text"] or choice["finish_reason"] or choice["logprobs"]
+            if says_something or is_first or self._asked.with_ids:
                 yield {**self._head, "choices": [choice], **usage}
         for place, generation in enumerate(self._generations):
             for index in range(len(generation.sequences) if generation.only_scores else 0):
