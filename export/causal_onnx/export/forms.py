@@ -36,9 +36,10 @@ class Form:
     model: ir.Model
     contract: Contract
     left: tuple[Fallback, ...] = ()
-    """Attention that stays as captured."""
+    """Attention that stays as captured, and what has no smaller state than all its inputs."""
 
 
+_AGAIN = "all its inputs are kept, and what it gives is computed from them again with each call"
 _REWRITTEN, _RAGGED = "attention rewritten", "cache for rows of different lengths"
 _CONSEQUENCES = {
     _REWRITTEN: "attention is written as captured",
@@ -101,13 +102,15 @@ def _rewritten(
     ragged: bool = False,
 ) -> Form:
     """Write attention anew, for the target, with a cache or without; changes `model`."""
+    again: list[Fallback] = []
     fuse(model, contract.form, contract.max_seq_len)
-    cores, others = canonicalise(model, contract.max_seq_len)
+    cores, others = canonicalise(model, contract.max_seq_len, for_cache=cache)
     if cache:
         derived = derive_cache(
             model, cores, others, max_seq_len=contract.max_seq_len, ragged=ragged
         )
         contract = _with_cache(contract, derived, shared_pasts(model, contract.form))
+        again += [Fallback(form=f"the state of {node}", reason=_AGAIN) for node in derived.again]
         last = offer_last_only(model, contract, derived.row_past, derived.row_total)
         contract = replace(contract, last_only=last)
     left = tuple(
@@ -116,7 +119,7 @@ def _rewritten(
     )
     lower(model, contract.form, contract.max_seq_len)
     _finish(model, contract, grids)
-    return Form(name=name, model=model, contract=contract, left=left)
+    return Form(name=name, model=model, contract=contract, left=(*left, *again))
 
 
 def _with_cache(contract: Contract, derived: DerivedCache, shared: frozenset[str]) -> Contract:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from causal_onnx.export import ExportError, export
 from causal_onnx.export.cache import states
-from causal_onnx.export.errors import RewriteError
+from causal_onnx.export.errors import CausalityError, RewriteError
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.runtime import Model, load
 from causal_onnx.runtime.stream.stream import Stream
-from tests.export.modules import Head
+from tests.export.modules import Head, future
 from tests.export.quick import quick_export
 
 WIDTH = 16
@@ -77,6 +77,50 @@ def picked_by_number(x: Tensor, _: nn.Conv1d) -> Tensor:
     return x.index_select(1, torch.arange(x.shape[1]))
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer of PyTorch's; `first`: positions come before the batch."""
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = x if self.layer.batch_first else x.transpose(0, 1)
+        found = self.layer(given)[0]
+        return found if self.layer.batch_first else found.transpose(0, 1)
+
+
+def summed_in_logarithms(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return (3 * x).logcumsumexp(1)
+
+
+def product(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return (x.sigmoid() + 0.5).cumprod(1)
+
+
+def largest_and_least(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return torch.cummax(x, 1).values + torch.cummin(x, dim=1)[0]
+
+
+def where_the_largest_is(x: Tensor, _: nn.Conv1d) -> Tensor:
+    return torch.cummax(x.round(), 1).indices.to(x)
+
+
+def talking_heads(x: Tensor, conv: nn.Conv1d) -> Tensor:
+    """Attention whose weights are mixed over the heads: none that is recognised."""
+    q, k, v = (t.unflatten(-1, (4, 4)).transpose(1, 2) for t in (x, x.cos(), x.sin()))
+    weights = (q @ k.mT).masked_fill(future(x.shape[1]), -torch.inf).softmax(-1)
+    mixed = torch.einsum("bhij,hg->bgij", weights, conv.weight[:4, :4, 0].to(x))
+    return (mixed @ v).transpose(1, 2).flatten(2)
+
+
+def biased_by_tokens(x: Tensor, _: nn.Conv1d) -> Tensor:
+    """Attention that forgets: the tokens between two positions decide a bias."""
+    decay = x[..., 0].sigmoid().log().cumsum(1)
+    bias = (decay.unsqueeze(2) - decay.unsqueeze(1)).masked_fill(future(x.shape[1]), -torch.inf)
+    return F.scaled_dot_product_attention(x, x.cos(), x.sin(), attn_mask=bias)
+
+
 def symmetric(x: Tensor, conv: nn.Conv1d) -> Tensor:
     return conv(F.pad(x.mT, (1, 1))).mT
 
@@ -96,6 +140,19 @@ def normalised_over_time(x: Tensor, _: nn.Conv1d) -> Tensor:
 def share_of_the_length(x: Tensor, _: nn.Conv1d) -> Tensor:
     n = x.shape[1]
     return (torch.tril(torch.ones(n, n)) / n) @ x
+
+
+class Placed(nn.Module):
+    """Learned positions in front of a shift and a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.conv = nn.Embedding(64, WIDTH), conv1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return padded_left(
+            joined_shift(x + self.places(torch.arange(x.shape[1])), self.conv), self.conv
+        )
 
 
 class Hybrid(nn.Module):
@@ -130,11 +187,39 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int | None]]] = {
     "shift by joining": (lambda: Made(joined_shift), {"past_state.0.window": 1}),
     "pool": (lambda: Made(pooled), {"past_state.0.window": 4}),
     "running mean": (lambda: Made(counted_mean), {"past_state.0.running": 1}),
+    "LSTM": (
+        lambda: Recurrent(nn.LSTM(WIDTH, WIDTH, batch_first=True)),
+        {"past_state.0.hidden": 1, "past_state.1.cell": 1},
+    ),
+    "GRU of two layers": (
+        lambda: Recurrent(nn.GRU(WIDTH, WIDTH, num_layers=2)),
+        {"past_state.0.hidden": 1, "past_state.1.hidden": 1},
+    ),
+    "plain RNN without biases": (
+        lambda: Recurrent(nn.RNN(WIDTH, WIDTH, nonlinearity="relu", bias=False)),
+        {"past_state.0.hidden": 1},
+    ),
+    "sum of exponentials": (lambda: Made(summed_in_logarithms), {"past_state.0.running": 1}),
+    "product": (lambda: Made(product), {"past_state.0.running": 1}),
+    "extremes": (
+        lambda: Made(largest_and_least),
+        {"past_state.0.running": 1, "past_state.1.running": 1},
+    ),
+    "place of the largest": (lambda: Made(where_the_largest_is), {"past_state.0.inputs": None}),
+    "talking heads": (
+        lambda: Made(talking_heads),
+        {f"past_state.{i}.inputs": None for i in range(3)},
+    ),
+    "biased by tokens": (
+        lambda: Made(biased_by_tokens),
+        {"past_state.0.running": 1, **{f"past_state.{i}.inputs": None for i in range(1, 5)}},
+    ),
     "any causal function": (lambda: Made(by_triangle), {"past_state.0.inputs": None}),
     "picked by number, before attention": (
         lambda: nn.Sequential(Made(picked_by_number), Head(WIDTH, seed=0)),
         {"past_key_values.0.key": None, "past_key_values.0.value": None},
     ),
+    "behind positions": (Placed, {"past_state.0.window": 1, "past_state.1.window": 3}),
     "around attention": (
         Hybrid,
         {
@@ -199,7 +284,9 @@ def test_chunks_steps_ragged_rows_and_forks_equal_float64(name: str, tmp_path: P
     np.testing.assert_allclose(third, both, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["depthwise, dilated", "running mean", "any causal function"])
+@pytest.mark.parametrize(
+    "name", ["depthwise, dilated", "sum of exponentials", "any causal function", "LSTM", "pool"]
+)
 def test_the_file_is_proved_and_a_saved_stream_goes_on(name: str, tmp_path: Path) -> None:
     module = made(name)
     report = export(module, tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
@@ -214,6 +301,29 @@ def test_the_file_is_proved_and_a_saved_stream_goes_on(name: str, tmp_path: Path
     again = model.restore(tmp_path / "stream")
     got = fed(again, x[:, 17:].numpy(), [0, 1, 13])
     np.testing.assert_allclose(got, wanted(module, x)[:, 17:], rtol=0, atol=2e-6)
+
+
+def test_a_small_term_survives_a_large_one_that_comes_later(tmp_path: Path) -> None:
+    module = Made(summed_in_logarithms).eval()
+    model = quick_export(module, tmp_path / "m.onnx", example=tokens(2, 5))
+    x = tokens(1, 300) - 40
+    x[:, 290:] += 80
+    np.testing.assert_allclose(model(x.numpy()), wanted(module, x), rtol=1e-5, atol=1e-4)
+
+
+def test_a_recurrence_in_both_directions_is_refused(tmp_path: Path) -> None:
+    module = Recurrent(nn.GRU(WIDTH, WIDTH, bidirectional=True)).eval()
+    with pytest.raises(CausalityError, match="NOT causal"):
+        export(module, tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+
+
+def test_what_needs_all_inputs_again_is_said(tmp_path: Path) -> None:
+    report = export(
+        made("any causal function"), tmp_path / "m.onnx", example=tokens(2, 5), cache=True
+    )
+    (fallback,) = report.fallbacks
+    assert fallback.form.startswith("the state of MatMul")
+    assert "computed from them again with each call" in fallback.reason
 
 
 def test_a_state_that_forgot_what_it_needs_is_not_rewound(tmp_path: Path) -> None:

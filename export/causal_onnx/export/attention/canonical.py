@@ -90,9 +90,15 @@ def is_canonical(node: ir.Node) -> bool:
 
 
 def canonicalise(
-    model: ir.Model, max_seq_len: int | None = None
+    model: ir.Model, max_seq_len: int | None = None, *, for_cache: bool = False
 ) -> tuple[list[CanonicalCore], dict[ir.Node, str]]:
     """Rewrite every core that can be, in place.
+
+    Args:
+        model: The graph.
+        max_seq_len: The longest sequence.
+        for_cache: Leave a core as it is whose scores data change, too: its cache is more than keys
+            and values.
 
     Returns:
         The cores in graph order, and for each attention left as it is the reason.
@@ -110,6 +116,8 @@ def canonicalise(
         try:
             _refuse_unfit(analysis, found)
             _refuse_changing(analysis, found)
+            if for_cache and not all(term.known for term in found.terms):
+                raise UnsupportedError("what is added to the scores depends on data")
             # Of all before any is rewritten: masks are evaluated by running the graph as captured.
             fit.append((found, *footprint_by_positions(analysis, found)))
         except UnsupportedError as reason:

@@ -31,7 +31,7 @@ from causal_onnx.export.cache.refusals import (
     refuse_shared_inputs,
 )
 from causal_onnx.export.cache.row_lookup import plan_rows, write_rows
-from causal_onnx.export.cache.sites import cut_at_states, living
+from causal_onnx.export.cache.sites import INPUTS, cut_at_states, living
 from causal_onnx.export.cache.states import State, states_of, write_states
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.edit import constant, copy_output
@@ -66,6 +66,8 @@ class DerivedCache:
     present: tuple[TensorSpec, ...]
     bounded: tuple[int | None, ...]
     """For each past: the most positions that it holds; None: all."""
+    again: tuple[str, ...] = ()
+    """The nodes, by name, of which all inputs are kept and what they give computed again."""
     mask: TensorSpec | None
     """Says which positions are tokens; None: the rows of a call all stand at one position."""
     row_past: ir.Value | None = None
@@ -106,7 +108,7 @@ def derive_cache(
     cut = _cut_at_cores(graph, cores)
     roots = [core.node for core in cores]
     sites, spans = cut_at_states(model, roots, others, max_seq_len=max_seq_len, ragged=ragged)
-    layouts, alive = spans.layouts, living(graph, roots)
+    layouts, alive = spans.layouts, living(graph, roots, sites)
     refuse_mixing(spans, alive, cores, others)
     refuse_nothing_kept(cores, sites, others)
     if ragged:
@@ -124,7 +126,9 @@ def derive_cache(
     if sites:
         write_states(graph, sites, states, lengths)
         common.RemoveUnusedNodesPass()(model)  # what was written again
-    return _with_states(_tensors(cores, pasts, bounds, lengths), states)
+    derived = _with_states(_tensors(cores, pasts, bounds, lengths), states)
+    again = [s.node for s in sites if s.kind == INPUTS]
+    return replace(derived, again=tuple(f"{node.op_type} {named(node)}" for node in again))
 
 
 def _bound(core: CanonicalCore, max_seq_len: int | None) -> int | None:

@@ -58,8 +58,8 @@ class Region:
         graph: ir.Graph,
         before: ir.Node | None,
         known: Mapping[ir.Value, ir.Value],
-    ) -> ir.Value:
-        """Copy the nodes; returns the copy of the output.
+    ) -> dict[ir.Value, ir.Value]:
+        """Copy the nodes; returns for each value its copy.
 
         Args:
             graph: Where the copies go.
@@ -84,7 +84,7 @@ class Region:
                 graph.append(twin)
             else:
                 graph.insert_before(before, twin)
-        return found[self.output]
+        return found
 
     def lengths(
         self, graph: ir.Graph, before: ir.Node, seq: ir.Value, total: ir.Value
@@ -127,7 +127,7 @@ class Region:
                         const_value=array,
                     )
                     graph.register_initializer(known[value])
-        result = self.write(graph, None, known)
+        result = self.write(graph, None, known)[self.output]
         result.name = "region_output"
         graph.outputs.append(result)
         serialized = ir.to_proto(make_twin(ir.Model(graph, ir_version=10))).SerializeToString()

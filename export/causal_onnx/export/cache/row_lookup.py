@@ -17,9 +17,9 @@ from causal_onnx.export.graph.facts import Axis, Layouts
 from causal_onnx.export.graph.position_region import Array
 from causal_onnx.export.graph.writer import Writer
 
-__all__ = ["RaggedError", "RowPlan", "plan_rows", "write_rows"]
+__all__ = ["BROADCASTING", "RaggedError", "RowPlan", "plan_rows", "write_rows"]
 
-_BROADCASTING = frozenset(
+BROADCASTING = frozenset(
     {
         "Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Mean", "Sum", "Where", "And", "Or",
         "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "PRelu", "BitwiseAnd",
@@ -66,7 +66,7 @@ def plan_rows(
     rank = len(layouts.axes(value))
     if reader.domain == "causal_onnx":  # the bias of a core: (batch, heads, seq, total_seq)
         axes: tuple[Axis, ...] = (Axis(1, 1, 0), Axis(0), Axis(1, 0, 1), Axis(0))
-    elif reader.op_type in _BROADCASTING or reader.op_type == "Concat":
+    elif reader.op_type in BROADCASTING or reader.op_type == "Concat":
         axes = layouts.axes(reader.outputs[0])
     else:
         raise _no_place(value, reader, "it does not work entry by entry")

@@ -22,8 +22,10 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Array
 from causal_onnx.export.cache.lengths import STAND_IN
+from causal_onnx.export.cache.new_rows import NewRows
 from causal_onnx.export.cache.refusals import named, refuse_odd_axes
 from causal_onnx.export.cache.region import Region, find_region
+from causal_onnx.export.cache.row_lookup import RaggedError
 from causal_onnx.export.cache.spans import BATCH, Spans, own_axis, picks_positions
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.edit import copy_output
@@ -50,6 +52,8 @@ class StateSite:
     kind: str
     kept: int | None
     """The most positions that the state holds; None: all."""
+    rows: NewRows | None = None
+    """Of a site that is computed again from all inputs: what of it is needed."""
 
     @property
     def node(self) -> ir.Node:
@@ -87,7 +91,7 @@ def cut_at_states(
         spans = Spans(layouts, max_seq_len=max_seq_len)
         if not sites:
             refuse_odd_axes(layouts, roots)
-        found = _first_mixed(spans, living(model.graph, roots))
+        found = _first_mixed(spans, living(model.graph, roots, sites))
         if not found:
             return sites, spans
         regions = [find_region(spans, output) for output in found]
@@ -97,13 +101,15 @@ def cut_at_states(
         ]
         for region, (kind, kept) in zip(regions, kinds, strict=True):
             stand_in = _cut(model.graph, layouts, region.output, len(sites))
-            sites.append(StateSite(region, stand_in, kind, kept))
+            rows = _rows(region, ragged=ragged) if kind == INPUTS else None
+            sites.append(StateSite(region, stand_in, kind, kept, rows))
 
 
-def living(graph: ir.Graph, roots: Sequence[ir.Node]) -> set[ir.Node]:
-    """The nodes that lead to an output of the graph, or to one of `roots`."""
+def living(graph: ir.Graph, roots: Sequence[ir.Node], sites: Sequence[StateSite]) -> set[ir.Node]:
+    """The nodes that lead to an output of the graph, to one of `roots`, or into a site."""
     found: set[ir.Node] = set()
     stack = [*graph.outputs, *(value for node in roots for value in node.inputs)]
+    stack += [x for site in sites for x in (*site.region.sources, *site.region.free)]
     while stack:
         value = stack.pop()
         node = None if value is None else value.producer()
@@ -190,6 +196,13 @@ def _stays(region: Region, back: int, max_seq_len: int | None) -> bool:
     return reach is not None and reach[0] == back
 
 
+def _rows(region: Region, *, ragged: bool) -> NewRows | None:
+    try:
+        return NewRows(region, ragged=ragged)
+    except RaggedError:
+        return None
+
+
 def _is_carried(region: Region) -> bool:
     """Whether the output is that of a recurrent layer, and nothing but its input has positions."""
     node = region.node
@@ -227,7 +240,8 @@ class _Trial:
             row = [slice(None)] * array.ndim
             row[layouts.axes(value).index(BATCH)] = slice(1, None)
             changed = array.copy()
-            changed[tuple(row)] = array.dtype.type(1) - array[tuple(row)]
+            part = array[tuple(row)]
+            changed[tuple(row)] = ~part if part.dtype.kind == "b" else 1 - part
             other.append(changed)
         again = self.region.evaluate(self.seq, [*other, *self.arrays[len(other) :]])
         axis = layouts.axes(self.region.output).index(BATCH)

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.cache.lengths import Lengths
 from causal_onnx.export.cache.refusals import named
+from causal_onnx.export.cache.row_lookup import write_rows
 from causal_onnx.export.cache.sites import CARRIED, RUNNING, StateSite
 from causal_onnx.export.cache.spans import BATCH, own_axis
 from causal_onnx.export.errors import NotSupportedError
@@ -88,15 +89,21 @@ def _layout(site: StateSite, value: ir.Value) -> _Layout:
 
 def _kept(site: StateSite) -> list[tuple[str, _Layout, ir.TypeProtocol | None]]:
     """What the state is: for each tensor its kind, how its values lie, and their type."""
-    output, sources = site.region.output, site.region.sources
+    output = site.region.output
     if site.kept == 0:
         return []
     if site.kind == CARRIED:
         names = ("hidden", "cell") if site.node.op_type == "LSTM" else ("hidden",)
         layout = _layout(site, output)  # the other axes are directions, one, and the width
         return [(name, layout, output.type) for name in names]
-    values = [output] if site.kind == RUNNING else sources
+    values = [output] if site.kind == RUNNING else _stored(site)
     return [(site.kind, _layout(site, value), value.type) for value in values]
+
+
+def _stored(site: StateSite) -> list[ir.Value]:
+    """The sources whose positions are the state."""
+    sources = site.region.sources
+    return [x for x in sources if site.rows is None or x in site.rows.needed]
 
 
 def states_of(sites: list[StateSite], *, ragged: bool) -> list[list[State]]:
@@ -180,27 +187,61 @@ class SiteWriter:
     def result(self) -> ir.Value:
         """Write it all; the value that takes the place of the output."""
         write, region = self.write, self.site.region
-        is_running = self.site.kind == RUNNING
-        output = _layout(self.site, region.output)
+        states = iter(self.states)
+        stored = [] if self.site.kept == 0 else _stored(self.site)
         known: dict[ir.Value, ir.Value] = {}
+        new: dict[ir.Value, ir.Value] = {}
         joined = []
-        for index, source in enumerate(region.sources):
+        for source in region.sources:
             now = self.again.get(source, source)
+            new[now] = now
             layout = _layout(self.site, source)
             flat = layout.flat(write, now)
-            if self.states:
-                flat = self.joined(self.states[index], flat)
+            if source in stored:
+                flat = self.joined(next(states), flat)
             joined.append(flat)
             known[now] = layout.whole(write, flat)
             known[now].type = source.type
         known |= region.lengths(write.graph, self.before, self.lengths.seq, self.total)
         again = region.write(write.graph, self.before, known)
         if not self.states:
-            return again
-        whole = output.flat(write, again)
-        for state, flat in zip(self.states, [whole] if is_running else joined, strict=True):
+            return again[region.output]
+        output = _layout(self.site, region.output)
+        if self.site.rows is None:
+            whole = output.flat(write, again[region.output])
+            result = output.whole(write, self.new_ones(whole))
+        else:
+            result = self.site.rows.write(write.graph, self.before, again, new, self.selected)
+        given = (
+            [whole]
+            if self.site.kind == RUNNING
+            else [
+                flat
+                for source, flat in zip(region.sources, joined, strict=True)
+                if source in stored
+            ]
+        )
+        for state, flat in zip(self.states, given, strict=True):
             self.give(state, flat)
-        return output.whole(write, self.new_ones(whole))
+        return result
+
+    def selected(self, value: ir.Value, whole: ir.Value, axis: int, reader: ir.Node) -> ir.Value:
+        """The new positions of each row of a value of the region that has all."""
+        write, rows, positions = self.write, self.site.rows, self.lengths.positions
+        if positions is None:
+            return write("Slice", whole, self.slots, self.total, write.ints(axis))
+        assert rows is not None
+        plan = rows.plans.get((value, reader))
+        if plan is not None:
+            return write_rows(write.graph, self.before, whole, plan, positions)
+        axes = self.site.region.layouts.axes(value)
+        if BATCH not in axes:
+            return write("Gather", whole, write("Squeeze", positions, write.ints(0)), axis=axis)
+        lead = (axes.index(BATCH), axis)
+        order = (*lead, *(n for n in range(len(axes)) if n not in lead))
+        found = write("Transpose", whole, perm=order)
+        found = write("GatherND", found, self.index(self.places()))
+        return write("Transpose", found, perm=[int(n) for n in np.argsort(order)])
 
     def joined(self, state: State, new: ir.Value) -> ir.Value:
         """(batch, slots + seq, width): each row's past, and its new positions right behind it."""
@@ -274,7 +315,8 @@ class _LayerWriter(SiteWriter):
         assert lengths.row_total is not None
         now = self.again.get(region.sources[0], region.sources[0])
         known = region.lengths(self.write.graph, self.before, lengths.seq, lengths.seq)
-        result = region.write(self.write.graph, self.before, {**known, now: now})
+        copies = region.write(self.write.graph, self.before, {**known, now: now})
+        result = copies[region.output]
         layer = result.producer()
         assert layer is not None
         self.write = write = Writer(self.write.graph, layer, core=self.site.node)

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Known
+from causal_onnx.export.proof.judge import reads
 from causal_onnx.export.proof.symbolic.arranging import axis_of, counted
 from causal_onnx.export.proof.symbolic.expression import (
     UNKNOWN,
@@ -587,8 +588,10 @@ def recurrent(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
     first = tensor(inputs, 0)
     if attr(node, "direction", "forward") != "forward":
         raise OpenError("it runs backwards as well")
-    if any(part is not None and part.terms for part in inputs[1:]):
-        raise OpenError("its state or lengths depend on data")
+    start: list[Term] = []
+    for part in inputs[1:]:
+        if part is not None:
+            start += space.eliminate(part.terms, part.variables(), ())
     time = 1 if attr(node, "layout", 0) else 0
     flat = _reduced(space, first, [2], dead="", keep=False)
     for term in flat.terms:
@@ -598,7 +601,7 @@ def recurrent(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
                 raise OpenError("positions run backwards")
     hidden = space.axis(Poly.of(attr(node, "hidden_size")))
     one: tuple[str, ...] = ()
-    terms = tuple(Term(term.reach) for term in flat.terms)
+    terms = (*(Term(term.reach) for term in flat.terms), *start)
     if time:
         axes = (flat.axes[0], flat.axes[1], one, hidden)
         end_axes = (flat.axes[0], one, hidden)
@@ -609,6 +612,47 @@ def recurrent(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
     last = space.eliminate(terms, gone, ())
     end = Symbolic(end_axes, last)
     return [Symbolic(axes, terms), end, end][: len(node.outputs)]
+
+
+@rule("Scan")
+def scan(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
+    """Each step sees the entries up to its own, and what was there at the beginning."""
+    space, body, count = ctx.space, attr(node, "body"), attr(node, "num_scan_inputs")
+    for name in ("scan_input_directions", "scan_output_directions"):
+        if any(attr(node, name) or ()):
+            raise OpenError("it runs backwards")
+    given = [tensor(inputs, index) for index in range(len(inputs))]
+    states, scanned = given[: len(given) - count], given[len(given) - count :]
+    axes = list(attr(node, "scan_input_axes") or [0] * count)
+    (length,) = {space.size(t.axes[a % t.rank]) for t, a in zip(scanned, axes, strict=True)}
+    step = space.axis(length)
+    terms: list[Term] = []
+    outside = [ctx.lookup(value) for value in reads(node) if value not in node.inputs]
+    for part in (*states, *outside):
+        if part is not None:
+            terms += space.eliminate(part.terms, part.variables(), ())
+    for part, axis in zip(scanned, axes, strict=True):
+        one, index = space.single(part, axis % part.rank)
+        others = one.variables() - index.variables()
+        for term in space.eliminate(one.terms, others, [one.axes[axis % part.rank]]):
+            for name in index.variables() & term.variables():
+                parts = term.reach.split(name)
+                if parts is None or not space.nonnegative(parts[0]):
+                    raise OpenError("positions run backwards")
+            moved = {name: symbol(step[0]) for name in index.variables()} if step else {}
+            terms.append(Term(term.subs(moved).reach))
+    items = [
+        Symbolic((*part.axes[: axis % part.rank], *part.axes[axis % part.rank + 1 :]))
+        for part, axis in zip(scanned, axes, strict=True)
+    ]
+    found = ctx.run_graph(body, [*(Symbolic(part.axes) for part in states), *items])
+    last = space.eliminate(terms, set(step), ())
+    ends = [Symbolic(part.axes, last) for part in states]
+    places = list(attr(node, "scan_output_axes") or [0] * (len(found) - len(states)))
+    for part, place in zip(found[len(states) :], places, strict=True):
+        at = place % (part.rank + 1)
+        ends.append(Symbolic((*part.axes[:at], step, *part.axes[at:]), tuple(terms)))
+    return ends
 
 
 @rule("RandomNormal", "RandomUniform")

@@ -77,7 +77,9 @@ class Prover:
         self.unseen: set[ir.Value] = set()
         """What comes from branches that no run entered: the runs are no evidence for it."""
         context_opsets = dict(analysis.model.opset_imports)
-        self.context = SymbolicContext(self.space, context_opsets, self.subgraph, self.dtype)
+        self.context = SymbolicContext(
+            self.space, context_opsets, self.subgraph, self.lookup, self.dtype
+        )
         self.evidence = Evidence(_evidence(analysis), _symbols(analysis))
 
     def follow(self) -> tuple[ir.Node, str] | None:
@@ -177,7 +179,9 @@ class Prover:
         self.values[value] = found
         return found
 
-    def subgraph(self, graph: ir.Graph) -> list[Symbolic]:
+    def subgraph(self, graph: ir.Graph, inputs: Sequence[Symbolic] = ()) -> list[Symbolic]:
+        if inputs:
+            self.values.update(zip(graph.inputs, inputs, strict=True))
         self.graph(graph)
         found = [self.lookup(value) for value in graph.outputs]
         return [value for value in found if value is not None]

@@ -22,8 +22,10 @@ class SymbolicContext:
 
     space: Space
     opsets: Mapping[str, int]
-    run_graph: Callable[[ir.Graph], list[Symbolic]]
-    """Follows a subgraph, for a branch that is surely taken."""
+    run_graph: Callable[..., list[Symbolic]]
+    """Follows a subgraph, with what its inputs are, if it has some."""
+    lookup: Callable[[ir.Value], Given]
+    """What is known of a value of the graphs around."""
     dtype: Callable[[ir.Value], ir.DataType | None] = lambda value: value.dtype
     """The type of a value, as declared or as evaluated."""
 
