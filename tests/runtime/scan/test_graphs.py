@@ -6,6 +6,7 @@ import itertools
 import struct
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 
 from causal_onnx.runtime import Limits, UnsafeFileError, load
@@ -31,6 +32,7 @@ SEQ = node("Shape", ["x"], ["seq"], integer("start", 1), integer("end", 2))
 COUNT = node("Squeeze", ["seq"], ["count"])
 EMPTY = node("Slice", ["x", "none", "none"], ["empty"])
 NONE = tensor("none", 0)
+ONE = tensor("one", 1)
 CONTRIB_DOMAIN = "com.microsoft"
 
 
@@ -66,6 +68,25 @@ def loop(
     last = [node("Identity", ["going"], ["on"]), node("Identity", [result], ["out"])]
     body = graph([*nodes, *last], inputs=inputs, outputs=outputs)
     return node("Loop", [count, "true", *carried], ["stacked"], subgraph("body", body))
+
+
+def scanned(*nodes: bytes, axis: int = 1) -> list[bytes]:
+    """A Scan over x that carries the sum of what it has seen; `nodes` make `sum` of s and item."""
+    inner = nodes or (node("Add", ["s", "item"], ["sum"]),)
+    last = node("Identity", ["sum"], ["each"])
+    body = graph(
+        [*inner, last],
+        inputs=[value("s", "batch", 4), value("item", "batch", 4)],
+        outputs=[value("sum", "batch", 4), value("each", "batch", 4)],
+    )
+    start = node("ReduceMin", ["x", "one"], ["start"], integer("keepdims", 0))
+    attributes = [
+        integer("num_scan_inputs", 1),
+        ints("scan_input_axes", axis),
+        ints("scan_output_axes", 1),
+        subgraph("body", body),
+    ]
+    return [start, node("Scan", ["start", "x"], ["end", "all"], *attributes)]
 
 
 def old(*nodes: bytes, opset: int = 20, ir_version: int = 10) -> bytes:
@@ -286,9 +307,27 @@ LOOPS = {
         ),
         "operations, with every open axis",
     ),
-    "Scan": (
+    "a Scan without a scanned input": (
         model(node("Scan", ["x"], ["z"], subgraph("body", graph([])))),
-        "none of the operators",
+        "lacks the attribute 'num_scan_inputs'",
+    ),
+    "a Scan whose body takes another number": (
+        model(
+            node("Scan", ["x"], ["z"], integer("num_scan_inputs", 1), subgraph("body", graph([])))
+        ),
+        "has 0 inputs in its body for 1 of its own",
+    ),
+    "a Scan along an axis that is not there": (
+        model(*scanned(axis=3), tensors=[ONE]),
+        "goes along the axis 3 of a tensor of 3 axes",
+    ),
+    "a Scan with a state that grows": (
+        model(*scanned(node("Concat", ["s", "s"], ["sum"], integer("axis", 0))), tensors=[ONE]),
+        "a state whose type or shape changes",
+    ),
+    "a Scan in a loop": (
+        model(SEQ, COUNT, loop(*scanned(), result="all"), tensors=[TRUE, ONE]),
+        "is a loop in a loop",
     ),
 }
 
@@ -501,6 +540,10 @@ HARMLESS = {
 @pytest.mark.parametrize("content", HARMLESS.values(), ids=HARMLESS.keys())
 def test_what_is_known_not_to_harm_passes(content: bytes) -> None:
     load(content)
+
+
+def test_a_scan_that_carries_a_state_of_one_shape_runs() -> None:
+    load(model(*scanned(), tensors=[ONE]))(np.ones((2, 3, 4), np.float32))
 
 
 def test_limits_raise_what_a_file_may_take() -> None:

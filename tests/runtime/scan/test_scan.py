@@ -92,7 +92,7 @@ REFUSED = {
     "overload": (model(node("Relu", ["x"], ["z"]) + field(8, "other")), "local function"),
     "scan": (
         model(node("Scan", ["x"], ["z"], subgraph("body", graph([])))),
-        "Scan. is none of the operators that exports have",
+        "lacks the attribute 'num_scan_inputs'",
     ),
     "graph in another operator": (
         model(node("Relu", ["x"], ["z"], subgraph("body", graph([])))),
