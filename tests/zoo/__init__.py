@@ -15,6 +15,7 @@ from .own_caches import ENTRIES as _OWN_CACHES
 from .padding import ENTRIES as _PADDING
 from .positions import ENTRIES as _POSITIONS
 from .scans import ENTRIES as _SCANS
+from .states import ENTRIES as _STATES
 from .whole import ENTRIES as _WHOLE
 from .windows import ENTRIES as _WINDOWS
 
@@ -41,6 +42,7 @@ ZOO: tuple[ZooEntry, ...] = (
     *_OWN_CACHES,
     *_DTYPES,
     *_SCANS,
+    *_STATES,
     *_WHOLE,
     *_HUGGINGFACE,
 )

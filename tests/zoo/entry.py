@@ -89,7 +89,7 @@ class ZooEntry:
     """How far the outputs at a shorter length are from the same positions at a longer one,
     relative to the output's scale; matmuls of other sizes round differently."""
     cacheable: bool = True
-    """A KV cache can sensibly be derived: causal attention cores, everything else token-wise."""
+    """A cache can sensibly be derived: each output follows from the positions up to its own."""
     footprint: str = "causal"
     """What the attention cores are declared to see: "causal", "window:<w>" (itself and w - 1
     before), "other", or several joined by " / "."""

@@ -722,7 +722,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             "block_auto_adjust_ff_dim": False,
         },
         style="gated short convolutions and attention in turn",
-        cacheable=False,
         tags=_tags("scan"),
     ),
     Architecture(

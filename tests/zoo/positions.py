@@ -693,7 +693,6 @@ class TemperatureTuning(Plain):
     inputs=features(16),
     origin="a causal depthwise convolution as position embedding, left padding",
     tags=("scan",),
-    cacheable=False,
 )
 class ConvPositions(Plain):
     def __init__(self):

@@ -33,7 +33,6 @@ class Qkv(nn.Module):
 @scans.add(
     "scan_linear_attention_cumsum",
     inputs=features(16),
-    cacheable=False,
     origin="linear attention: running sums of k v^T and of k, elu + 1",
 )
 class LinearCumsum(Qkv):
@@ -101,7 +100,6 @@ class RetentionLoop(Retention):
 @scans.add(
     "scan_token_shift",
     inputs=features(16),
-    cacheable=False,
     origin="RWKV's token shift by nn.ZeroPad2d((0, 0, 1, -1)) around attention",
 )
 class TokenShift(Qkv):
@@ -117,7 +115,6 @@ class TokenShift(Qkv):
 @scans.add(
     "scan_half_channels_shifted",
     inputs=features(16),
-    cacheable=False,
     origin="half of the features taken from the position before, by split, pad and cat",
 )
 class HalfShift(Qkv):
@@ -182,7 +179,6 @@ class AftFull(nn.Module):
     inputs=features(16),
     limit=24,
     footprint="other",
-    cacheable=False,
     origin="a causal gated MLP: a learned position matrix cut by tril",
 )
 class SpatialGating(nn.Module):
@@ -203,7 +199,6 @@ class SpatialGating(nn.Module):
 @scans.add(
     "scan_conv_left_padded",
     inputs=features(16),
-    cacheable=False,
     origin="a depthwise convolution with F.pad on the left, before attention",
 )
 class ConvLeft(Qkv):
@@ -219,7 +214,6 @@ class ConvLeft(Qkv):
 @scans.add(
     "scan_conv_padded_and_cut",
     inputs=features(16),
-    cacheable=False,
     origin="a convolution padded on both sides, its last outputs cut off (Mamba's conv1d)",
 )
 class ConvCut(Qkv):
@@ -236,7 +230,6 @@ class ConvCut(Qkv):
 @scans.add(
     "scan_conv_dilated_stack",
     inputs=features(8),
-    cacheable=False,
     origin="a temporal convolutional network: dilations 1, 2, 4 with a chomp",
 )
 class DilatedStack(nn.Module):
@@ -254,7 +247,6 @@ class DilatedStack(nn.Module):
 @scans.add(
     "scan_cumulative_mean",
     inputs=features(16),
-    cacheable=False,
     origin="the mean of the past: cumsum over a count",
 )
 class CumulativeMean(Qkv):
@@ -300,7 +292,6 @@ class UniformSoftmax(nn.Module):
     "scan_running_maximum",
     inputs=features(16),
     footprint="other",
-    cacheable=False,
     origin="cummax over time as a feature",
 )
 class RunningMaximum(Qkv):
@@ -311,7 +302,6 @@ class RunningMaximum(Qkv):
 @scans.add(
     "scan_gru_then_attention",
     inputs=features(16),
-    cacheable=False,
     origin="a GRU under a causal attention layer",
 )
 class GruAttention(Qkv):
@@ -327,7 +317,6 @@ class GruAttention(Qkv):
 @scans.add(
     "scan_lstm_seq_first",
     inputs=seq_first(12),
-    cacheable=False,
     origin="an LSTM language model's core, (seq, batch, dim)",
 )
 class LstmCore(nn.Module):
@@ -343,7 +332,6 @@ class LstmCore(nn.Module):
 @scans.add(
     "scan_toeplitz_kernel",
     inputs=features(8),
-    cacheable=False,
     footprint="other",
     origin="a diagonal state-space layer as a lower-triangular Toeplitz matrix",
 )
@@ -412,7 +400,6 @@ class SelectiveLoop(nn.Module):
     "scan_decay_by_cumsum",
     inputs=features(8),
     footprint="other",
-    cacheable=False,
     origin="gated linear attention: decays as differences of a running log sum",
 )
 class DecayByCumsum(nn.Module):
@@ -432,7 +419,6 @@ class DecayByCumsum(nn.Module):
     "scan_forgetting_attention",
     inputs=features(16),
     footprint="other",
-    cacheable=False,
     origin="softmax attention with a data-dependent forget bias from a running sum",
 )
 class ForgettingAttention(Qkv):
@@ -452,7 +438,6 @@ class ForgettingAttention(Qkv):
     "scan_stick_breaking",
     inputs=features(16),
     footprint="other",
-    cacheable=False,
     origin="stick-breaking attention: sigmoids and a reversed running sum along the keys",
 )
 class StickBreaking(Qkv):
@@ -500,7 +485,6 @@ class ReluSquared(Qkv):
     "scan_online_normaliser",
     inputs=features(16),
     footprint="other",
-    cacheable=False,
     origin="a causal standardisation: running mean and variance by cumsum",
 )
 class OnlineNorm(Qkv):
@@ -531,7 +515,6 @@ class ReversedTwice(Qkv):
 @tricky.add(
     "tricky_roll_by_one_zeroed",
     inputs=features(16),
-    cacheable=False,
     origin="torch.roll by +1 whose wrapped row is multiplied by 0",
 )
 class RollZeroed(Qkv):
@@ -609,7 +592,6 @@ class GlobalConstants(Qkv):
     "tricky_chunks_with_past",
     inputs=features(16),
     footprint="causal",
-    cacheable=False,
     origin="queries in blocks of 4 by reshape, each against all keys, future masked",
 )
 class BlockQueries(Qkv):
@@ -673,7 +655,6 @@ class BatchNormEval(Qkv):
 @tricky.add(
     "tricky_nearest_upsample_shifted",
     inputs=features(16),
-    cacheable=False,
     origin="pairs pooled, repeated back and shifted by a whole pair, so nothing leaks",
 )
 class PooledShifted(Qkv):

@@ -588,7 +588,6 @@ def _trajectories() -> Inputs:
     inputs=_trajectories(),
     limit=10,
     origin="a decision transformer: return, state and action interleaved into one sequence",
-    cacheable=False,
 )
 class InterleavedModalities(nn.Module):
     def __init__(self, dim=16, max_len=10):

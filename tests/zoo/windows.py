@@ -133,7 +133,6 @@ class Chunked(Windowed):
     "win_block_local_reshape",
     inputs=features(16),
     footprint="other",
-    cacheable=False,
     origin="block-local attention: padded to blocks of 4, a reshape, causal inside each block",
 )
 class BlockLocal(Windowed):
@@ -171,7 +170,6 @@ class BlockMultiple(Windowed):
     "win_look_back_one_block",
     inputs=features(16),
     footprint="other",
-    cacheable=False,
     origin="local attention: each block of 4 and the block before it, concatenated keys",
 )
 class LookBack(Windowed):
@@ -193,7 +191,6 @@ class LookBack(Windowed):
     "win_unfold_keys",
     inputs=features(16),
     footprint="window:5",
-    cacheable=False,
     origin="keys and values padded on the left and unfolded: scores are (batch, seq, window)",
 )
 class UnfoldKeys(Windowed):

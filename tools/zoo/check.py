@@ -63,10 +63,14 @@ PASTS = (0, 1, 5)
 LEAK_BATCH = 2
 MASKED_PAST = 3
 MASK = "attention_mask"
+PASTS_BEGIN, PRESENTS_BEGIN = ("past_key_values.", "past_state."), ("present.", "present_state.")
 PAST_DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
 }
 
 
@@ -165,13 +169,15 @@ class File:
         options.log_severity_level = 4  # what goes wrong reaches us as an exception
         self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs = self._session.get_inputs()
-        self.past = [item for item in inputs if item.name.startswith("past_key_values.")]
+        self.past = [item for item in inputs if item.name.startswith(PASTS_BEGIN)]
         self.inputs = [item for item in inputs if item not in self.past]
         masks = [item for item in self.inputs if item.name == MASK] if self.past else []
         self.mask = masks[0] if masks else None
         """The mask that comes with a derived cache; the source knows nothing of it."""
         names = [item.name for item in self._session.get_outputs()]
-        self.present = [name for name in names if name.startswith("present.")] if self.past else []
+        self.present = (
+            [name for name in names if name.startswith(PRESENTS_BEGIN)] if self.past else []
+        )
         self.outputs = [name for name in names if name not in self.present]
         self.batch_axes = [
             list(item.shape).index("batch") if "batch" in item.shape else None

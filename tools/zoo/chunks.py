@@ -28,7 +28,7 @@ def check_chunks(path: Path, reference: Reference) -> Finding:
     except Exception as error:
         return Finding(status="unloadable", reason=short(error))
     if not file.past:
-        return Finding(status="fails", reason="the file has no past_key_values inputs")
+        return Finding(status="fails", reason="the file has no inputs of a past")
     top = entry.limit if entry.limit is not None else WITHOUT_LIMIT
     has_batch = any("batch" in axes.values() for axes in entry.axes)
     worst, shapes = 0.0, 0
