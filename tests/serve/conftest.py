@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("starlette", reason="serving needs the extra `serve`")
-pytest.importorskip("uvicorn", reason="serving needs the extra `serve`")
+MISSING = [name for name in ("starlette", "uvicorn", "httpx") if find_spec(name) is None]
 
 STORIES = Path(__file__).parent.parent / "data" / "real" / "baby105"
 
@@ -18,6 +18,19 @@ TEMPLATE = (
     "{% if tools %}{{ 'tools: ' + tools | map(attribute='function.name') | join(' ') + '\n' }}"
     "{% endif %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
+
+
+class WithoutServer(pytest.Module):
+    """Tests of which none can run here: not even what they import is there."""
+
+    def collect(self) -> list[pytest.Item]:
+        pytest.skip(f"serving needs {', '.join(MISSING)}", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> pytest.Module | None:
+    return WithoutServer.from_parent(parent, path=module_path) if MISSING else None
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +56,8 @@ def chatty(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights that can write every byte, and so JSON too."""
+    for name in ("tokenizers", "jinja2", "llguidance"):
+        pytest.importorskip(name, reason="text needs the extra `text`")
     from tests.runtime.artifacts import fixture
     from tests.runtime.language import write_tokenizer
 

@@ -580,6 +580,9 @@ def _set_all(waiters: Sequence[asyncio.Future[None]]) -> None:
 
 def _score(token: int, logprobs: Array, top: int) -> Score:
     """Of a token by log-probabilities (vocab,); of equally likely ids the smaller ones first."""
-    count = min(top, len(logprobs))
-    best = np.argsort(-logprobs, kind="stable")[:count] if count else ()
+    count, best = min(top, len(logprobs)), np.zeros(0, np.int64)
+    if count:
+        # A vocabulary is large: only those that may be among the first are sorted.
+        likely = np.flatnonzero(logprobs >= np.partition(logprobs, -count)[-count])
+        best = likely[np.argsort(-logprobs[likely], kind="stable")][:count]
     return Score(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best))

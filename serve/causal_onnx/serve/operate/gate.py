@@ -85,6 +85,9 @@ class Gate:
             else:
                 await self._app(scope, receive, tagged)
         finally:
+            for item in generations:  # whatever ended the answer, nobody reads on
+                if not item.is_done:
+                    item.cancel()
             if quota is not None:
                 quota.end(sum(_tokens(item) for item in generations))
             _write(
