@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -175,3 +176,32 @@ def test_scores_of_a_prompt_are_read_anew(engine: Engine) -> None:
     scored = engine.submit(prompt, max_new_tokens=1, score_prompt=True)
     scored.results()
     assert (scored.cached_tokens, len(scored.prompt_scores)) == (0, 27)
+
+
+def replayed(engine: Engine, count: int) -> tuple[int, int]:
+    """How many requests were repeated with the same result, and with another."""
+    record, turn = engine.record, threading.Event()
+    while record.replays_equal + record.replays_different < count:
+        turn.wait(0.01)
+    return record.replays_equal, record.replays_different
+
+
+def test_requests_are_repeated_when_there_is_nothing_else_to_do(model: Model) -> None:
+    with Engine(model, options=EngineOptions(sequences=3, replays=True)) as engine:
+        options = {"max_new_tokens": 9, "sampling": HOT, "top_logprobs": 1}
+        begun = [engine.submit([1, 5, i], n=1 + i % 2, **options) for i in range(3, 8)]
+        assert all(generation.results() for generation in begun)
+        assert replayed(engine, 5) == (5, 0)
+        assert engine.record.finished["length"] == 8
+
+
+def test_a_request_that_becomes_something_else_is_counted_and_named(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Engine(model, options=EngineOptions(replays=True)) as engine:
+        generation = engine.prepare([1, 5], max_new_tokens=9, sampling=HOT, seed=3)
+        generation.seed = 4  # what is repeated then is another request
+        engine.enqueue([generation])
+        generation.results()
+        assert replayed(engine, 1) == (0, 1)
+    assert "a request of 2 ids with seed 4" in caplog.text

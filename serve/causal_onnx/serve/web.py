@@ -132,7 +132,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncIterator[bytes], *, ping_s: float, reader_timeout_s: float
+        self, events: AsyncIterator[bytes], *, ping_s: float, reader_timeout_s: float = 60.0
     ) -> None:
         """Take what to send.
 

@@ -66,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="positions of prompts to keep for others that begin alike (0: none)",
     )
+    batching.add_argument(
+        "--replays",
+        action="store_true",
+        help="repeat requests when idle, and count those that become something else",
+    )
     access = parser.add_argument_group("access")
     access.add_argument(
         "--keys", type=Path, metavar="FILE", help="a file of hashed keys (docs/serving.md)"
@@ -113,6 +118,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         chunk=args.chunk,
         queue=args.queue,
         prefix_positions=args.prefix_positions,
+        replays=args.replays,
     )
     options = ServeOptions(
         drain_s=args.drain,

@@ -8,6 +8,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime import PrefixCache
-from causal_onnx.runtime.generation.continuation import GrowingSequence
+from causal_onnx.runtime.generation.continuation import GrowingSequence, Plan
 from causal_onnx.runtime.generation.plan import check_model, make_plan, prompt_ids
 from causal_onnx.runtime.generation.prompt import feed
 from causal_onnx.runtime.generation.sampling import log_softmax
@@ -36,6 +37,12 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineOptions", "EngineState"]
 
 log = logging.getLogger(__name__)
+
+LEAST_PRIORITY = -(1 << 31)
+"""Of what is repeated; requests have larger ones."""
+
+MOST_REPLAYS = 16
+"""Requests that are kept to be repeated, the last ones."""
 
 DEFAULT_CONTEXT = 4096
 """Positions of a sequence, for models that know no limit."""
@@ -58,6 +65,10 @@ class EngineOptions:
     prefix_positions: int | None = None
     """Positions of prompts to keep for others that begin alike, in blocks of `chunk`; None:
     `sequences` times `context`; 0: none."""
+
+    replays: bool = False
+    """Whether requests are repeated when there is nothing else to do, to count those of which
+    something else comes then (`EngineRecord.replays_different`); it takes processor time."""
 
     def __post_init__(self) -> None:
         for name in ("sequences", "chunk", "queue"):
@@ -146,6 +157,7 @@ class Engine:
         self._windows: list[cache_blocks.Block] = []
         self._running: list[_Running] = []
         self._positions: dict[Generation, int] = {}
+        self._to_replay: deque[Generation] = deque(maxlen=MOST_REPLAYS)
         self._changed_ones: dict[Generation, None] = {}
         """Those to which something happened in this step."""
         self._thread = threading.Thread(target=self._run, name="causal-onnx-engine", daemon=True)
@@ -256,14 +268,16 @@ class Engine:
         (ids,) = prompt_ids(self.model, [prompt])
         n = whole_number("n", n, most=1024)
         top_logprobs = whole_number("top_logprobs", top_logprobs, least=0)
-        priority = whole_number("priority", priority, least=-(1 << 31), most=1 << 31)
+        priority = whole_number(
+            "priority", priority, least=LEAST_PRIORITY + 1, most=-LEAST_PRIORITY
+        )
         if seed is None:
             seed = secrets.randbits(32)
         seed = whole_number("seed", seed, least=0, wanted="an integer of at least 0, or None")
         generation = Generation(
             ids,
             plan,
-            [GrowingSequence(ids, plan, np.random.default_rng([seed, i])) for i in range(n)],
+            _sequences(ids, plan, seed, n),
             seed=seed,
             top_logprobs=top_logprobs,
             priority=priority,
@@ -289,11 +303,13 @@ class Engine:
                     "again later"
                 )
             for generation in generations:
-                generation.called_by(self._wake)
-                self._count += 1
-                item = (-generation.priority, self._count, generation)
-                heapq.heappush(self._waiting, item)
+                self._push(generation)
             self._changed.notify_all()
+
+    def _push(self, generation: Generation) -> None:
+        generation.called_by(self._wake)
+        self._count += 1
+        heapq.heappush(self._waiting, (-generation.priority, self._count, generation))
 
     def close(self, *, drain_s: float = 0.0) -> None:
         """Take no more requests, finish those that are there, and end.
@@ -371,8 +387,26 @@ class Engine:
             while not (self._waiting or self._positions):
                 if self._is_ending:
                     return False
-                self._changed.wait()
+                if self._to_replay:
+                    self._push(self._replay_of(self._to_replay.popleft()))
+                else:
+                    self._changed.wait()
             return True
+
+    def _replay_of(self, generation: Generation) -> Generation:
+        """The same request again."""
+        prompt, plan, seed = generation.prompt, generation.plan, generation.seed
+        return Generation(
+            prompt,
+            plan,
+            _sequences(prompt, plan, seed, len(generation.sequences)),
+            seed=seed,
+            top_logprobs=generation.top_logprobs,
+            priority=LEAST_PRIORITY,
+            scores_prompt=generation.scores_prompt,
+            only_scores=generation.only_scores,
+            replay_of=generation,
+        )
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -558,7 +592,27 @@ class Engine:
         if not generation.is_done:
             generation.end(error)
             self._changed_ones[generation] = None
-            self.record.add(generation, is_error=error is not None)
+            if generation.replay_of is None:
+                self.record.add(generation, is_error=error is not None)
+            self._follow_up(generation, error)
+
+    def _follow_up(self, generation: Generation, error: Exception | None) -> None:
+        """Compare a repeated request with the first, or keep one to be repeated."""
+        first = generation.replay_of
+        if not self.options.replays or error is not None or generation.is_cancelled:
+            return
+        if first is None:
+            self._to_replay.append(generation)
+            return
+        is_same = generation.became_the_same(first)
+        self.record.add_replay(is_same=is_same)
+        if not is_same:
+            log.error(
+                "a request of %d ids with seed %d to %s became something else when it was repeated",
+                len(first.prompt),
+                first.seed,
+                self.model.runner.artifact.name,
+            )
 
     def _deliver(self) -> None:
         """Wake all who wait, once a step: each time, Python may go on in another thread."""
@@ -570,6 +624,11 @@ class Engine:
                 loop.call_soon_threadsafe(_set_all, mine)
             except RuntimeError:  # the loop is closed: nobody waits there any more
                 log.debug("an event loop ended before its requests")
+
+
+def _sequences(prompt: Sequence[int], plan: Plan, seed: int, n: int) -> list[GrowingSequence]:
+    """The continuations of a request, still empty, each with random numbers of its own."""
+    return [GrowingSequence(prompt, plan, np.random.default_rng([seed, i])) for i in range(n)]
 
 
 def _set_all(waiters: Sequence[asyncio.Future[None]]) -> None:

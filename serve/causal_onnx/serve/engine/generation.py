@@ -72,7 +72,9 @@ class Generation:
         priority: int,
         scores_prompt: bool,
         only_scores: bool,
+        replay_of: Generation | None = None,
     ) -> None:
+        """Take a request that was checked."""
         self.prompt = tuple(prompt)
         """The ids that are continued."""
         self.plan, self.sequences = plan, tuple(sequences)
@@ -80,6 +82,8 @@ class Generation:
         """With which the same request gives the same tokens again."""
         self.top_logprobs, self.priority = top_logprobs, priority
         self.scores_prompt, self.only_scores = scores_prompt, only_scores
+        self.replay_of = replay_of
+        """What this repeats, to see whether the same comes of it."""
         self.prompt_scores: list[Score] = []
         """Of each id of the prompt, once it was read, where they were asked for."""
         self.cached_tokens = 0
@@ -183,6 +187,13 @@ class Generation:
             self._changed.notify_all()
             waiter, self._waiter = self._waiter, None
             return waiter
+
+    def became_the_same(self, other: Generation) -> bool:
+        """Whether two that have ended gave the same tokens, with the same probabilities."""
+        return (
+            self.prompt_scores == other.prompt_scores
+            and self._continuations() == other._continuations()
+        )
 
     @property
     def is_done(self) -> bool:

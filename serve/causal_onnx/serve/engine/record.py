@@ -57,6 +57,8 @@ class EngineRecord:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.prompt_tokens = self.generation_tokens = self.cached_tokens = 0
+        self.replays_equal = self.replays_different = 0
+        """Requests that were repeated, by whether the same came of them."""
         self.finished: Counter[str] = Counter()
         """Continuations by how they ended, as `Continuation.finish` says, or "error"."""
         self.time_to_first_token = Histogram(SECONDS)
@@ -67,6 +69,12 @@ class EngineRecord:
         self.decode = Histogram(SECONDS)
         self.prompt_length = Histogram(COUNTS)
         self.generation_length = Histogram(COUNTS)
+
+    def add_replay(self, *, is_same: bool) -> None:
+        """Count a request that was repeated."""
+        with self.lock:
+            self.replays_equal += is_same
+            self.replays_different += not is_same
 
     def add(self, generation: Generation, *, is_error: bool) -> None:
         """Count a request that has ended."""

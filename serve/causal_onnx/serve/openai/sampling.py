@@ -59,7 +59,7 @@ def read_choosing(fields: Fields, served: ServedModel) -> Choosing:
         stop=_stops(fields),
         seed=None if seed is None else seed % (1 << 64),
         n=fields.whole("n", least=1, most=128, default=1) or 1,
-        priority=fields.whole("priority", least=-(1 << 31), default=0) or 0,
+        priority=fields.whole("priority", least=1 - (1 << 31), default=0) or 0,
     )
 
 

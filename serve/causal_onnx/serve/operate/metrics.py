@@ -40,6 +40,11 @@ COUNTERS: dict[str, tuple[str, Callable[[EngineRecord], float]]] = {
     "generation_tokens_total": ("Tokens that were written.", lambda r: r.generation_tokens),
     "prefix_cache_queries_total": ("Tokens that were looked for.", lambda r: r.prompt_tokens),
     "prefix_cache_hits_total": ("Tokens that were found read.", lambda r: r.cached_tokens),
+    "replays_equal_total": ("Repeated requests that became the same.", lambda r: r.replays_equal),
+    "replays_different_total": (
+        "Repeated requests that became something else.",
+        lambda r: r.replays_different,
+    ),
 }
 HISTOGRAMS: dict[str, tuple[str, Callable[[EngineRecord], Histogram]]] = {
     "time_to_first_token_seconds": ("From queue to token.", lambda r: r.time_to_first_token),
