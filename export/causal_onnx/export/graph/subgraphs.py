@@ -95,7 +95,7 @@ def attributes_for(node: ir.Node, known: Mapping[ir.Value, ir.Value]) -> dict[st
         body = attribute.as_graph().clone(allow_outer_scope_values=True)
         for inside in body.all_nodes():
             for index, value in enumerate(inside.inputs):
-                if value in known:
+                if value is not None and value in known:
                     inside.replace_input_with(index, known[value])
         for index, value in enumerate(body.outputs):
             if value in known:
