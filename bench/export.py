@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.child is not None:
         print(json.dumps(_in_child(json.loads(arguments.child))))
         return 0
-    chosen = QUICK if arguments.quick else ROWS
+    chosen: tuple[Subject, ...] = QUICK if arguments.quick else ROWS
     if arguments.only:
         chosen = tuple(s for s in ROWS if any(text in s.name for text in arguments.only))
     is_whole = not arguments.quick and not arguments.only
@@ -211,7 +211,10 @@ def to_markdown(section: CostSection) -> str:
         "",
         *table(
             ("model", "processor time, s", "wall, s", "peak memory, MB", "times its weights"),
-            (_cells(row, asked.get(row.name)) for row in section.rows),
+            (
+                _cells(row, asked.get(row.name, Subject(name="", config=("", {}))))
+                for row in section.rows
+            ),
             left=1,
         ),
         "",
@@ -252,16 +255,15 @@ def to_markdown(section: CostSection) -> str:
     return "\n".join([*lines, *(["", busy] if busy else [])])
 
 
-def _cells(row: ExportRow, subject: Subject | None) -> Iterator[str]:
+def _cells(row: ExportRow, asked: Subject) -> list[str]:
     times = row.peak_bytes / row.weights_bytes
-    yield row.name
-    yield _against(row.processor_s, subject and subject.processor_s, "{:.1f}")
-    yield f"{row.wall_s:.0f}"
-    yield _against(row.peak_bytes / MB, subject and subject.peak_mb, "{:.0f}")
-    if subject is None or subject.is_tiny:
-        yield "-"
-    else:
-        yield _against(times, subject.times_weights, "{:.1f}")
+    return [
+        row.name,
+        _against(row.processor_s, asked.processor_s, "{:.1f}"),
+        f"{row.wall_s:.0f}",
+        _against(row.peak_bytes / MB, asked.peak_mb, "{:.0f}"),
+        "-" if asked.is_tiny else _against(times, asked.times_weights, "{:.1f}"),
+    ]
 
 
 def _against(found: float, asked: float | None, form: str) -> str:
@@ -351,7 +353,8 @@ def _made(config: Sequence[Any]) -> Any:
 
     torch.manual_seed(0)
     kind, given = config
-    return transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**given))
+    make: Any = transformers.AutoModelForCausalLM.from_config
+    return make(getattr(transformers, kind)(**given))
 
 
 def _export(

@@ -17,7 +17,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from google.protobuf.message import Message
 from torch import nn
 
 from causal_onnx.runtime.artifact.drafts import draft_folder, locked, sync
@@ -175,7 +174,7 @@ def _without_numbers(
                 offset=None,
                 length=None,
                 dtype=tensor.dtype,
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=tensor.name or "",
                 doc_string=tensor.doc_string,
                 metadata_props=dict(tensor.metadata_props),
@@ -198,7 +197,10 @@ def _numbers(tensor: ir.TensorProtocol) -> Any:
     return np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
 
 
-def _parted(message: Message, field: str) -> tuple[bytes, bytes]:
+_Message = onnx.ModelProto | onnx.GraphProto | onnx.TensorProto
+
+
+def _parted(message: _Message, field: str) -> tuple[bytes, bytes]:
     """The serialised fields of `message` before `field` and after it, by number."""
     number = message.DESCRIPTOR.fields_by_name[field].number
     before, after = type(message)(), type(message)()
@@ -212,7 +214,7 @@ def _parted(message: Message, field: str) -> tuple[bytes, bytes]:
     return before.SerializeToString(deterministic=True), after.SerializeToString(deterministic=True)
 
 
-def _header(message: Message, field: str, length: int) -> bytes:
+def _header(message: _Message, field: str, length: int) -> bytes:
     """What stands before the `length` bytes of a field: its number and kind, and the length."""
     return _varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | 2) + _varint(length)
 

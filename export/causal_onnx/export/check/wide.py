@@ -46,24 +46,24 @@ def _on_demand(twin: Source) -> Source:
 class _Widened(Tensor):
     """A tensor that operators see in float64."""
 
-    narrow: Tensor
+    stored: Tensor
 
     @staticmethod
-    def __new__(cls, narrow: Tensor) -> _Widened:
-        made: _Widened = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+    def __new__(cls, stored: Tensor) -> _Widened:
+        made: _Widened = torch.Tensor._make_wrapper_subclass(
             cls,
-            narrow.shape,
-            strides=narrow.stride(),
-            storage_offset=narrow.storage_offset(),
+            stored.shape,
+            strides=stored.stride(),
+            storage_offset=stored.storage_offset(),
             dtype=torch.float64,
-            device=narrow.device,
+            device=stored.device,
             requires_grad=False,
         )
-        made.narrow = narrow.detach()
+        made.stored = stored.detach()
         return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Any,
         types: Any,
@@ -71,6 +71,6 @@ class _Widened(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         args, kwargs = tree_map_only(
-            _Widened, lambda given: given.narrow.double(), (args, kwargs or {})
+            _Widened, lambda given: given.stored.double(), (args, kwargs or {})
         )
         return func(*args, **kwargs)
