@@ -99,6 +99,8 @@ def test_a_bundle_that_was_changed_is_not_served(stories: Path, tmp_path: Path) 
         (["{small}", "{small}"], "two models are called 'small'; give one another name"),
         (["missing.onnx"], "there is no file missing.onnx"),
         (["{small}", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1:0"),
+        (["{small}", "--keys", "missing.json"], "No such file or directory: 'missing.json'"),
+        (["{small}", "--tls-key", "key.pem"], "--tls-key needs --tls-certificate"),
         (["{small}", "--sequences", "0"], "sequences must be an integer of at least 1, got 0"),
     ],
 )
@@ -106,7 +108,7 @@ def test_what_cannot_be_served_is_said_in_one_line(arguments, message: str) -> N
     filled = [item.format(small=fixture("small")) for item in arguments]
     with command(*filled) as process:
         said = process.communicate()[1]
-    assert process.returncode == 1
+    assert process.returncode == (2 if "--tls-key" in arguments else 1)
     assert said.startswith("error: ")
     assert message in said
     assert said.count("\n") == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ExceptionHandler
+from starlette.types import ExceptionHandler, Lifespan
 
 from causal_onnx.runtime import Model
 from causal_onnx.serve.errors import NotServedError, RequestError
@@ -32,7 +34,7 @@ def create_app(
 
     Args:
         models: A registry, which whoever made it closes; or loaded models by name, whose engines
-            end with the application.
+            end with the application (by the ASGI event of its shutdown).
         options: How requests are taken.
 
     Returns:
@@ -41,9 +43,11 @@ def create_app(
     Raises:
         ValueError: A model cannot be called so.
     """
+    options = options or ServeOptions()
+    lifespan = None
     if not isinstance(models, Registry):
         models = Registry([ServedModel.of(name, model) for name, model in models.items()])
-    options = options or ServeOptions()
+        lifespan = _closing(models, drain_s=options.drain_s)
     middleware = [Middleware(Gate, keys=options.keys, error_of=_error_of)]
     if options.cors_origins:
         middleware.insert(
@@ -58,10 +62,22 @@ def create_app(
     app = Starlette(
         routes=[*health.ROUTES, *metrics.ROUTES, *openai.ROUTES],
         middleware=middleware,
+        lifespan=lifespan,
         exception_handlers={HTTPException: _as_exception_handler()},
     )
     app.state.service = Service(models, options)
     return app
+
+
+def _closing(models: Registry, *, drain_s: float) -> Lifespan[Starlette]:
+    """Let the engines of models end with an application."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(models.close, drain_s=drain_s)
+
+    return lifespan
 
 
 def _error_of(path: str, error: RequestError) -> Response:
