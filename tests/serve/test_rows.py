@@ -58,6 +58,18 @@ def test_rows_that_differ_within_a_call_are_found(
     assert equal_sizes(model, count=4, capacity=64) == (1,)
 
 
+def test_a_call_that_differs_where_rows_are_equally_long_is_found(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def feed(stream, ids, lengths=None, *, last_only=False):
+        found = FEED(stream, ids, lengths, last_only=last_only)
+        differs = len(ids) > 1 and len(set(stream.lengths)) == 1
+        return found + np.float32(1e-3 * differs)
+
+    monkeypatch.setattr(rows, "feed", feed)
+    assert equal_sizes(model, count=4, capacity=200) == (1,)
+
+
 def test_where_no_numbers_agree_sequences_are_decoded_in_turn(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,3 +68,4 @@ class UnavailableError(RequestError):
     """The server ends, or the model failed."""
 
     status = 503
+    retry_after_s = 5

@@ -533,8 +533,9 @@ class Engine:
             if generation.top_logprobs:
                 top = _score(choice.id, log_softmax(logits), generation.top_logprobs).top
         except Exception as error:
-            # A request that cannot go on, such as by a schema that the vocabulary cannot write.
-            self._end_with(generation, error)
+            # A request that cannot go on, such as by a schema that the vocabulary cannot write;
+            # its rows are freed by the next `_leave`.
+            self._finish(generation, error)
             return
         score = Score(choice.id, choice.logprob, top)
         generation.post(Token(item.index, score, choice.text, growing.finish))
@@ -558,12 +559,7 @@ class Engine:
 
     def _failed(self, generation: Generation, error: Exception) -> None:
         log.error("a request to %s failed: %s", self.model.runner.artifact.name, error)
-        self._end_with(generation, error)
         self._end(generation, error)
-
-    def _end_with(self, generation: Generation, error: Exception) -> None:
-        """Say that a request ends with an error; its rows are freed by the next `_leave`."""
-        self._finish(generation, error)
 
     def _end(self, generation: Generation, error: Exception | None = None) -> None:
         """Free all that a request has, and say that nothing follows."""

@@ -56,6 +56,10 @@ class Rows(Protocol):
         ...
 
 
+PROBED = 150, 67
+"""Positions of the two sequences by which the bits of calls are compared."""
+
+
 def open_rows(model: Model, *, count: int, capacity: int) -> Rows:
     """Rows for up to `count` sequences of up to `capacity` positions.
 
@@ -72,12 +76,13 @@ def open_rows(model: Model, *, count: int, capacity: int) -> Rows:
 def equal_sizes(model: Model, *, count: int, capacity: int) -> tuple[int, ...]:
     """The numbers of rows, up to `count`, whose decoding calls have the same bits on this machine.
 
-    A kernel may go another way for one row, or for an odd one. It is seen by decoding two sequences
-    of different lengths, in turn in all rows, with each number of rows. Where no number agrees with
-    all others, the largest set that agrees within itself is it.
+    A kernel may go another way for one row, for an odd one, or where all rows are equally long. It
+    is seen by decoding two sequences of different lengths, in turn in all rows and each in all of
+    them, with each number of rows. Where not all numbers agree, the largest set that agrees within
+    itself is it.
     """
     pool = RowPool(model.runner, rows=count + 2, capacity=capacity)
-    lengths = [min(5, capacity - 1), min(3, capacity - 1)]
+    lengths = [min(length, capacity - 1) for length in PROBED]
     random = np.random.default_rng(0)
     for row, length in enumerate(lengths):
         if length:
@@ -86,8 +91,8 @@ def equal_sizes(model: Model, *, count: int, capacity: int) -> tuple[int, ...]:
     found: dict[tuple[bytes, bytes], list[int]] = {}
     for size in range(1, count + 1):
         bits: list[set[bytes]] = [set(), set()]
-        for first in range(2):
-            kinds = [(first + row) % 2 for row in range(size)]
+        for first, step in ((0, 1), (1, 1), (0, 0), (1, 0)):
+            kinds = [(first + step * row) % 2 for row in range(size)]
             for row, kind in enumerate(kinds):
                 pool.copy(count + kind, row, lengths[kind])
             stream = pool.stream(0, [lengths[kind] for kind in kinds])

@@ -24,8 +24,16 @@ async def ready(request: Request) -> Response:
     )
 
 
+async def health(request: Request) -> Response:
+    """The same as clients of llama.cpp ask it."""
+    is_ready = service_of(request).is_ready
+    return JSONResponse(
+        {"status": "ok" if is_ready else "unavailable"}, status_code=200 if is_ready else 503
+    )
+
+
 ROUTES = [
     Route("/health/live", live),
     Route("/health/ready", ready),
-    Route("/health", ready),
+    Route("/health", health),
 ]
