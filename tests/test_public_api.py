@@ -22,8 +22,9 @@ PUBLIC = {
     "causal_onnx.runtime": """
         Artifact ArtifactError BundleReport CausalOnnxError Chat Choice Constraint Continuation
         Contract DeviceError DraftModel Limits Model PrefixCache PrefixStats Profile PromptLookup
-        RunError Sampling SelfTestCase SelfTestReport Speculation Stream TensorSpec Tokenizer
-        TrialLimits UnsafeFileError __version__ load read_artifact verify_bundle write_bundle
+        Reply RunError Sampling SelfTestCase SelfTestReport Speculation Stream TensorSpec Tokenizer
+        ToolCall TrialLimits UnsafeFileError __version__ load read_artifact verify_bundle
+        write_bundle
     """,
     "causal_onnx.serve": """
         BadRequestError BusyError Engine EngineOptions EngineState Generation NotServedError

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from causal_onnx.runtime import Tokenizer
 from causal_onnx.runtime.text.chat_template import ChatTemplate
+from causal_onnx.runtime.text.tool_calls import form_of, names_of, read_calls
 from tests.runtime.language import write_llama_tokenizer
 
 FOLDER = Path(__file__).with_name("chat_templates")
@@ -299,3 +300,39 @@ def theirs_or_error(folder: Path, messages: Any) -> str | Exception:
         return theirs(folder, messages)
     except Exception as error:
         return error
+
+
+FORMS = {
+    "command_r_tools": None,
+    "deepseek_r1": None,
+    "granite": None,
+    "llama31_tools": "llama3",
+    "mistral_v3_tools": "mistral",
+    "phi4_mini": None,
+    "qwen25": "hermes",
+    "qwen3": "hermes",
+    "smollm3": "hermes",
+}
+"""Templates that show tools -> in which form their models call them."""
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_form_of_calls_is_known_by_the_template(name: str) -> None:
+    assert form_of((FOLDER / f"{name}.jinja").read_text(encoding="utf-8")) == FORMS[name]
+
+
+@pytest.mark.parametrize("name", ["llama31_tools", "mistral_v3_tools", "qwen25", "qwen3"])
+def test_calls_that_a_template_writes_are_read_again(name: str, folder: Path) -> None:
+    use(folder, name)
+    shown: dict[str, Any] = {"tools": [WEATHER], "variables": {"date_string": "1 May 2025"}}
+    asked = said("user: The weather in Zürich?")
+    count = 1 if name == "llama31_tools" else 2
+    called = {"role": "assistant", "content": "", "tool_calls": CALLS * count}
+    prompt = str(ours(folder, asked, add_generation_prompt=True, **shown))
+    whole = str(ours(folder, [*asked, called], **shown))
+    assert whole.startswith(prompt)
+    form = FORMS[name]
+    assert form is not None
+    content, found = read_calls(whole[len(prompt) :], form, names_of([WEATHER]))
+    assert [(call.name, call.arguments) for call in found] == [tuple(CALL.values())] * count
+    assert content in ("", "<think>\n\n</think>")

@@ -13,7 +13,7 @@ from causal_onnx.runtime.errors import (
     RunError,
     UnsafeFileError,
 )
-from causal_onnx.runtime.generation.chat import Chat
+from causal_onnx.runtime.generation.chat import Chat, Reply
 from causal_onnx.runtime.generation.constraint import Constraint
 from causal_onnx.runtime.generation.continuation import Continuation, Speculation
 from causal_onnx.runtime.generation.prefix_cache import PrefixCache, PrefixStats
@@ -24,6 +24,7 @@ from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.session.trial import TrialLimits
 from causal_onnx.runtime.stream.stream import Stream
 from causal_onnx.runtime.text.tokenizer import Tokenizer
+from causal_onnx.runtime.text.tool_calls import ToolCall
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.bundle import BundleReport, verify_bundle, write_bundle
@@ -64,6 +65,7 @@ __all__ = [
     "PrefixStats",
     "Profile",
     "PromptLookup",
+    "Reply",
     "RunError",
     "Sampling",
     "SelfTestCase",
@@ -72,6 +74,7 @@ __all__ = [
     "Stream",
     "TensorSpec",
     "Tokenizer",
+    "ToolCall",
     "TrialLimits",
     "UnsafeFileError",
     "__version__",

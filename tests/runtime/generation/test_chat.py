@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,17 @@ from causal_onnx.runtime import (
     ArtifactError,
     Chat,
     Constraint,
+    Continuation,
     Model,
     PrefixCache,
+    Reply,
     Sampling,
     Stream,
+    ToolCall,
     load,
 )
+from causal_onnx.runtime.generation import chat as chatting
+from causal_onnx.runtime.generation.continuation import GrowingSequence
 from causal_onnx.runtime.text.chat_template import ChatTemplate
 from tests.runtime.artifacts import fixture
 from tests.runtime.language import CONTEXT, language_model, write_llama_tokenizer, write_tokenizer
@@ -63,10 +70,15 @@ def rendered(model: Model, messages: list[dict[str, Any]], **options: Any) -> li
     return model.tokenizer.encode(text, add_special_tokens=False)
 
 
+def continuation(reply: Reply) -> Continuation:
+    """What a reply has of any continuation."""
+    return Continuation(**{item.name: getattr(reply, item.name) for item in fields(Continuation)})
+
+
 def test_a_reply_is_the_continuation_of_the_rendered_conversation(model: Model) -> None:
     options = {"max_new_tokens": 20, "sampling": HOT, "seed": 1}
     found = model.chat(HELLO, **options)
-    assert found == model.generate(rendered(model, HELLO), **options)
+    assert continuation(found) == model.generate(rendered(model, HELLO), **options)
     assert found.text == model.tokenizer.decode(found.ids)
     assert (len(found.ids), found.finish) == (20, "length")
 
@@ -217,7 +229,7 @@ def test_a_reply_that_was_begun_goes_on(model: Model) -> None:
     found = model.chat(messages, max_new_tokens=9)
     prompt = rendered(model, messages, add_generation_prompt=False, continue_final_message=True)
     assert model.tokenizer.decode(prompt).endswith("assistant: Well")
-    assert found == model.generate(prompt, max_new_tokens=9)
+    assert continuation(found) == model.generate(prompt, max_new_tokens=9)
 
 
 def test_a_conversation_has_a_reply_that_was_begun_as_one_message(model: Model) -> None:
@@ -324,3 +336,95 @@ def test_the_extra_is_asked_for(model: Model, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(ImportError, match=r"a chat template needs the package jinja2: pip .*text"):
         model.chat(HELLO, template="{{ messages[0].content }} and something new")
+
+
+WITH_CALLS = (
+    "{% for m in messages %}{{ m.role }}:{{ m.content }}{% for call in m.tool_calls or [] %}"
+    "<tool_call>{{ call.function | tojson }}#{{ call.id }}{% endfor %}\n{% endfor %}"
+)
+TOOLS = [{"type": "function", "function": {"name": "age"}}]
+OF_ANN = '<tool_call>{"name": "age", "arguments": {"x": "é"}}</tool_call>'
+
+
+def saying(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let replies be this text."""
+    make = chatting.make_plan
+    forced = {"constraint": Constraint.regex(re.escape(text)), "sampling": Sampling()}
+    monkeypatch.setattr(chatting, "make_plan", lambda *a, **k: make(*a, **{**k, **forced}))
+
+
+def test_calls_of_tools_are_found_and_kept_as_calls(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance", reason="constraints need the extra `text`")
+    saying(f"x\n{OF_ANN}", monkeypatch)
+    talk = Chat(model, template=WITH_CALLS, tools=TOOLS)
+    for number in range(2):
+        reply = talk.send("how old?")
+        assert (reply.content, reply.text) == ("x", f"x\n{OF_ANN}")
+        assert reply.tool_calls == (ToolCall(name="age", arguments={"x": "é"}),)
+        assert (reply.tool_format, reply.tool_problem) == ("hermes", None)
+        called = {"name": "age", "arguments": {"x": "é"}}
+        call = {"type": "function", "id": f"call0000{number}", "function": called}
+        said = {"role": "assistant", "content": "x", "tool_calls": [call]}
+        assert talk.messages[-1] == said
+        talk.messages.append({"role": "tool", "content": "7"})
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "problem"),
+    [
+        (TEMPLATE, OF_ANN, "shows no form of calls that is known, .* known are <tool_call>"),
+        (WITH_CALLS, OF_ANN[:-14], "a call is no JSON"),
+    ],
+)
+def test_a_call_that_cannot_be_read_stays_in_the_text_and_is_said(
+    template: str, text: str, problem: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance", reason="constraints need the extra `text`")
+    saying(text, monkeypatch)
+    talk = Chat(model, template=template, tools=TOOLS)
+    reply = talk.send("how old?")
+    assert reply.tool_calls == ()
+    assert re.search(problem, reply.tool_problem)
+    assert (reply.content, talk.messages[-1]) == (text, {"role": "assistant", "content": text})
+
+
+def test_without_tools_nothing_is_taken_for_a_call(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance", reason="constraints need the extra `text`")
+    saying(OF_ANN, monkeypatch)
+    reply = model.chat(HELLO, template=WITH_CALLS)
+    assert (reply.content, reply.tool_calls, reply.tool_problem) == (OF_ANN, (), None)
+
+
+def test_a_template_that_does_not_write_the_calls_gets_them_as_text(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llguidance", reason="constraints need the extra `text`")
+    saying(OF_ANN, monkeypatch)
+    forgetful = "{% for m in messages %}{{ m.content }}{# <tool_call> #}{% endfor %}"
+    talk = Chat(model, template=forgetful, tools=TOOLS)
+    assert talk.send("how old?").tool_calls
+    assert talk.messages[-1] == {"role": "assistant", "content": OF_ANN}
+
+
+def test_marks_that_are_special_tokens_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenizers import Tokenizer
+
+    folder = write_folder(tmp_path, template=WITH_CALLS.replace("<tool_call>", "[TOOL_CALLS]"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["[TOOL_CALLS]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    mark = tokenizer.token_to_id("[TOOL_CALLS]")
+    text = ' [{"name": "age", "arguments": {}, "id": "123456789"}]'
+    ids = (mark, *tokenizer.encode(text, add_special_tokens=False).ids, 1)
+    said = Continuation(ids=ids, logprobs=(0.0,) * len(ids), finish="stop", text=text)
+    monkeypatch.setattr(GrowingSequence, "continuation", lambda _: said)
+    reply = load(folder).chat(HELLO, tools=TOOLS, max_new_tokens=1)
+    assert reply.tool_calls == (ToolCall(name="age", arguments={}, id="123456789"),)
+    assert (reply.content, reply.tool_format) == ("", "mistral")
+    assert reply.message()["tool_calls"][0]["id"] == "123456789"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from causal_onnx.runtime.generation.continuation import Continuation, GrowingSequence
@@ -18,6 +18,7 @@ from causal_onnx.runtime.generation.plan import (
     required_tokenizer,
 )
 from causal_onnx.runtime.text.chat_template import ChatTemplate, Message, plain_message
+from causal_onnx.runtime.text.tool_calls import FORMS, ToolCall, form_of, names_of, read_calls
 
 if TYPE_CHECKING:
     from causal_onnx.runtime.generation.constraint import Constraint
@@ -27,10 +28,46 @@ if TYPE_CHECKING:
     from causal_onnx.runtime.generation.sampling import Choice, Sampling
     from causal_onnx.runtime.text.tokenizer import Tokenizer
 
-__all__ = ["Chat", "PromptWriter", "chat", "continues"]
+__all__ = ["Chat", "PromptWriter", "Reply", "chat", "continues"]
 
 ROOM = 256
 """Ids that should be left for a reply, where messages are left out to make room."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply(Continuation):
+    """What a model wrote in a conversation."""
+
+    content: str = ""
+    """The text without the calls of tools; all of it where there are none."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """The functions that it calls, in order."""
+    tool_format: str | None = None
+    """In which form calls are looked for: "hermes", "llama3" or "mistral". None: there are no
+    tools, or their template shows another form."""
+    tool_problem: str | None = None
+    """Why calls may stand in the text that are not in `tool_calls`: the form is not known, or one
+    is damaged."""
+
+    def message(self, *, first_call: int = 0) -> dict[str, Any]:
+        """The reply as a message of the conversation, as templates and other libraries take it.
+
+        Args:
+            first_call: How many calls the conversation has before; calls to which the model gave
+                no id are numbered from here.
+        """
+        if not self.tool_calls:
+            return {"role": "assistant", "content": self.text or ""}
+        calls = [
+            {
+                "type": "function",
+                # Of nine letters and digits, which is what Mistral's templates take.
+                "id": call.id or f"call{number:05d}",
+                "function": {"name": call.name, "arguments": dict(call.arguments)},
+            }
+            for number, call in enumerate(self.tool_calls, first_call)
+        ]
+        return {"role": "assistant", "content": self.content, "tool_calls": calls}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +99,7 @@ def chat(
     seed: int | None = None,
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
-) -> Continuation:
+) -> Reply:
     """Reply to a conversation. `Chat` holds one over several turns, and gives replies in pieces.
 
     Args:
@@ -71,7 +108,8 @@ def chat(
             be a list of parts `{"type": "text", "text": "Hello"}`. If the last message is the
             assistant's, the reply continues it.
         tools: Functions that the model may call, each as a JSON schema; the template shows them to
-            it. A call comes as part of the reply's text, in the form of the model's family.
+            it. Calls are found in the reply (`Reply.tool_calls`) where the template shows a form
+            that is known: Hermes', Llama 3.1's or Mistral's.
         documents: What the model may quote, where the template knows documents.
         template: A chat template in jinja2's language, in place of the one beside the tokenizer.
         variables: What else the template knows, such as `{"enable_thinking": False}`.
@@ -85,7 +123,7 @@ def chat(
         prefix_cache: As for `tokens`: for conversations that begin alike.
 
     Returns:
-        The reply: text, ids, log-probabilities, and why it ended.
+        The reply: text, calls of tools, ids, log-probabilities, and why it ended.
 
     Raises:
         ValueError: There is no tokenizer or no chat template, the template does not take these
@@ -104,10 +142,11 @@ def chat(
         seed=seed,
         constraint=constraint,
     )
-    sequence, choices = _Replier(model, options).reply(messages, prefix_cache)
+    replier = _Replier(model, options)
+    sequence, choices = replier.reply(messages, prefix_cache)
     for _ in choices:
         pass
-    return sequence.continuation()
+    return replier.read(sequence.continuation())
 
 
 class Chat:
@@ -168,7 +207,7 @@ class Chat:
         )
         self.messages: list[Message] = []
         """The conversation so far; it may be changed between turns."""
-        self.reply: Continuation | None = None
+        self.reply: Reply | None = None
         """The last reply."""
         self._system = system
         self._replier = _Replier(model, options)
@@ -190,7 +229,7 @@ class Chat:
             [] if self._system is None else [{"role": "system", "content": self._system}]
         )
 
-    def send(self, message: str | Message | Sequence[Message]) -> Continuation:
+    def send(self, message: str | Message | Sequence[Message]) -> Reply:
         """Say something and get the whole reply.
 
         Args:
@@ -242,9 +281,9 @@ class Chat:
         finally:
             if sequence.ids:
                 sequence.interrupt()
-                self.reply = sequence.continuation()
+                self.reply = self._replier.read(sequence.continuation())
                 self._kept.wrote(self.reply.ids)
-                self.messages += _with_reply(new, self.reply.text or "")
+                self.messages += self._replier.with_reply(self.messages, new, self.reply)
 
 
 class _Replier:
@@ -262,6 +301,7 @@ class _Replier:
                 "template=Path('chat_template.jinja').read_text(), or continue texts with "
                 "model.generate"
             )
+        self._template = template
         self._writer = PromptWriter(
             self._tokenizer,
             template,
@@ -318,6 +358,58 @@ class _Replier:
             if count + min(ROOM, limit // 4) <= limit:
                 return f"without messages[{first}:{start}], the oldest, it has {count}"
         return "its last message alone is too long, with what the template puts around it"
+
+    def read(self, continuation: Continuation) -> Reply:
+        """The reply with the calls that are in it."""
+        found: dict[str, Any] = {
+            f.name: getattr(continuation, f.name) for f in fields(Continuation)
+        }
+        tools, text = self._options.tools, continuation.text or ""
+        if tools is None:
+            return Reply(**found, content=text)
+        form = form_of(self._template.source(has_tools=True))
+        if form is None:
+            problem = (
+                "the chat template shows no form of calls that is known, so that they are left in "
+                f"the text; known are {', '.join(FORMS.values())}"
+            )
+            return Reply(**found, content=text, tool_problem=problem)
+        # Marks of calls may be special tokens, which the text leaves out.
+        whole = self._tokenizer.decode(continuation.ids, special_tokens=True)
+        try:
+            content, calls = read_calls(whole, form, names_of(tools))
+        except ValueError as error:
+            return Reply(**found, content=text, tool_format=form, tool_problem=str(error))
+        return Reply(
+            **found, content=content if calls else text, tool_calls=calls, tool_format=form
+        )
+
+    def with_reply(
+        self, before: Sequence[Message], new: Sequence[Message], reply: Reply
+    ) -> list[Message]:
+        """Messages with a reply behind them, or at the end of the one that begins it."""
+        if new and new[-1].get("role") == "assistant":
+            begun = _joined(dict(new[-1]), len(new) - 1)
+            return [*new[:-1], {**begun, "content": begun["content"] + (reply.text or "")}]
+        earlier = [message.get("tool_calls") for message in (*before, *new)]
+        count = sum(len(calls) for calls in earlier if isinstance(calls, list))
+        message = reply.message(first_call=count)
+        if reply.tool_calls and not self._renders([*before, *new, message], reply):
+            message = {"role": "assistant", "content": reply.text or ""}
+        return [*new, message]
+
+    def _renders(self, messages: Sequence[Message], reply: Reply) -> bool:
+        """Whether the template writes the calls of a reply: some take one, or none."""
+        try:
+            text = self._template.render(
+                messages,
+                tools=self._options.tools,
+                documents=self._options.documents,
+                variables=self._options.variables,
+            )
+        except ValueError:
+            return False
+        return all(call.name in text for call in reply.tool_calls)
 
 
 class PromptWriter:
@@ -386,14 +478,6 @@ class PromptWriter:
 def continues(messages: Sequence[dict[str, Any]]) -> bool:
     """Whether the last message is a reply that was begun."""
     return bool(messages) and messages[-1].get("role") == "assistant"
-
-
-def _with_reply(new: Sequence[Message], text: str) -> list[Message]:
-    """Messages with a reply behind them, or at the end of the one that begins it."""
-    if new and new[-1].get("role") == "assistant":
-        begun = _joined(dict(new[-1]), len(new) - 1)
-        return [*new[:-1], {**begun, "content": begun["content"] + text}]
-    return [*new, {"role": "assistant", "content": text}]
 
 
 def _joined(message: dict[str, Any], place: int) -> dict[str, Any]:

@@ -81,6 +81,14 @@ class ChatTemplate:
             return None
         return cls(sources, tokens=tokens, where=f"the chat template of {folder}")
 
+    def source(self, *, has_tools: bool) -> str:
+        """The template, in jinja2's language, that conversations with or without tools take.
+
+        Raises:
+            ValueError: There are several, and none is the default.
+        """
+        return self._sources[self._name(has_tools)]
+
     def render(
         self,
         messages: Sequence[Message],

@@ -86,14 +86,18 @@ class Tokenizer:
             encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
             return list(encoding.ids)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens; bytes that make no character become U+FFFD.
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """The text of ids; bytes that make no character become U+FFFD.
+
+        Args:
+            ids: Of tokens.
+            special_tokens: Write those out, instead of leaving them out.
 
         Raises:
             ValueError: The tokenizer fails on them.
         """
         with _errors_of_library(f"{self.path} cannot decode {len(ids)} ids"):
-            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special_tokens))
 
     def token_text(self, token: int) -> str:
         """The text of one id as it stands within a text, or the name of a special token; bytes that
