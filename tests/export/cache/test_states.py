@@ -212,7 +212,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int | None]]] = {
     ),
     "biased by tokens": (
         lambda: Made(biased_by_tokens),
-        {"past_state.0.running": 1, **{f"past_state.{i}.inputs": None for i in range(1, 6)}},
+        {"past_state.0.running": 1, **{f"past_state.{i}.inputs": None for i in range(1, 5)}},
     ),
     "any causal function": (lambda: Made(by_triangle), {"past_state.0.inputs": None}),
     "picked by number, before attention": (

@@ -58,6 +58,9 @@ class NewRows:
         assert axis is not None
         self._axis: int = axis
         self._plan(region.output, axis)
+        for node in region.nodes:
+            if node.op_type in ("Shape", "Size") and node.inputs[0] is not None:
+                self._full[node.inputs[0]] = None  # the lengths are those of all positions
         self.needed = self._sources()
         """The sources of which all positions are needed."""
 
@@ -115,21 +118,31 @@ class NewRows:
         first = shapes[0]
         if first is None:
             return None
-        if node.op_type in _ONE_BY_ONE:
-            return {0: axis}
+        is_along = node.op_type == "Softmax" and attr(node, "axis", -1) % rank == axis
+        if node.op_type in (*_ONE_BY_ONE, "Softmax"):
+            return None if is_along else {0: axis}
         if node.op_type in BROADCASTING and node.op_type not in ("Mean", "Sum", "PRelu"):
             places = {i: broadcast(i, rank - len(s)) for i, s in enumerate(shapes) if s is not None}
             return {i: place for i, place in places.items() if place is not None}
-        if node.op_type == "Softmax":
-            return None if attr(node, "axis", -1) % rank == axis else {0: axis}
         if node.op_type == "MatMul":
             return self._of_product(shapes, axis, rank)
+        if node.op_type == "Attention" and rank == 4 and axis == 2:
+            place = broadcast(3, rank - len(shapes[3])) if len(shapes) > 3 and shapes[3] else None
+            return self._of_attention(node, place)
         if node.op_type == "Transpose":
             order = attr(node, "perm") or list(range(rank))[::-1]
             return {0: order[axis]}
         if node.op_type in ("Unsqueeze", "Squeeze"):
             return self._of_reshaped(node, axis, max(rank, len(first)))
         return None
+
+    @staticmethod
+    def _of_attention(node: ir.Node, mask: int | None) -> dict[int, int] | None:
+        """Of the queries, and of the mask where it has a row for each."""
+        others = any(operand is not None for operand in node.inputs[4:])
+        if others or attr(node, "is_causal", 0):
+            return None
+        return {0: 2} if mask is None else {0: 2, 3: mask}
 
     @staticmethod
     def _of_product(

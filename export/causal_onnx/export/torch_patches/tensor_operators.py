@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -15,6 +16,7 @@ __all__ = ["methods", "replacements"]
 
 _original_chunk = torch.chunk
 _original_exp = torch.exp
+_original_max_pool1d = F.max_pool1d
 _original_get_item = Tensor.__getitem__
 _original_multiply = Tensor.__mul__
 _original_set_item = Tensor.__setitem__
@@ -27,6 +29,8 @@ def replacements() -> list[tuple[Any, Callable[..., Any]]]:
         (torch.exp, _exp),
         (torch.hstack, _hstack),
         (torch.vstack, _vstack),
+        (torch.max_pool1d, _max_pool1d),
+        (F.max_pool1d, _max_pool1d),
         (torch.triu_indices, _triu_indices),
         (torch.tril_indices, _tril_indices),
         (torch.chunk, _chunk),
@@ -45,6 +49,26 @@ def methods() -> dict[str, Callable[..., Any]]:
         "chunk": _chunk,
         "split": _split,
     }
+
+
+def _max_pool1d(  # noqa: PLR0917 - the signature of what it replaces
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    """`max_pool1d` by way of two axes: "Constraints violated", a shape is asked for its size."""
+    if return_indices:
+        given = (kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        return handed_over(_original_max_pool1d, input, *given)
+    one = [n[0] if isinstance(n, tuple | list) else n for n in (kernel_size, padding, dilation)]
+    kernel, before, apart = one
+    step = (stride[0] if isinstance(stride, tuple | list) else stride) or kernel
+    pairs = ((kernel, 1), (step, 1), (before, 0), (apart, 1))
+    return torch.max_pool2d(input.unsqueeze(-1), *pairs, ceil_mode).squeeze(-1)
 
 
 def _triu_indices(
