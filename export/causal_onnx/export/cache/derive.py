@@ -7,7 +7,7 @@ of its new positions.
 
 The rows of a call may stand at different positions. `attention_mask` says which positions of each
 row are tokens; a row's position is the number of its tokens so far, and slot p of its cache holds
-position p (docs/cache.md).
+position p (docs/state.md).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A padding mask that a module takes itself: found by calling, then filled in.
 
-A derived cache has an `attention_mask` of its own (docs/cache.md). A module's input that does
+A derived cache has an `attention_mask` of its own (docs/state.md). A module's input that does
 nothing else than hide padding is therefore set to "keep" everywhere, and no longer an input.
 """
 
