@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -237,9 +237,10 @@ class InputSpec:
         kept = pool[(pool != hide) & ~_later(*pool.shape[-2:])]
         mask = torch.full(shape, hide, dtype=self.example.dtype).movedim((queries, keys), (-2, -1))
         drawn = kept[torch.randint(kept.numel(), mask.shape, generator=generator)]
-        own = ~_later(*mask.shape[-2:]) & _later(*mask.shape[-2:], ahead=-1)
+        later = _later(mask.shape[-2], mask.shape[-1])
+        own = _later(mask.shape[-2], mask.shape[-1], ahead=-1) & ~later
         seen = own | (torch.rand(mask.shape, generator=generator) < 0.8)
-        mask.copy_(torch.where(seen & ~_later(*mask.shape[-2:]), drawn, mask))
+        mask.copy_(torch.where(seen & ~later, drawn, mask))
         return mask.movedim((-2, -1), (queries, keys)).contiguous()
 
     def _mask(self, shape: tuple[int, ...], padding: Padding) -> Tensor:
@@ -411,12 +412,12 @@ def _as_said(spec: InputSpec, said: Input) -> InputSpec:
             )
         return replace(spec, is_declared=True, reason="declared")
     spec = replace(spec, is_declared=True, reason="declared", mask_values=None)
-    if kind == "keep_mask" or kind == "hide_mask":  # noqa: PLR1714 - for the type checker
+    if kind in ("keep_mask", "hide_mask"):
         return replace(spec, kind="mask", mask_values=_declared_values(example, kind))
     if kind == "ids":
         rows = None if said.range is None else int(said.range[1])
         return replace(spec, kind="ids", vocab_size=rows)
-    return replace(spec, kind=kind, value_range=said.range)
+    return replace(spec, kind=cast("Kind", kind), value_range=said.range)
 
 
 def _declared_values(example: Tensor, kind: str) -> tuple[float | bool, float | bool]:
@@ -555,16 +556,18 @@ def _with_pairs(spec: InputSpec) -> InputSpec:
     queries, keys = pairs.shape[-2:]
     if keys < queries or queries < 2:
         return spec
-    hidden = pairs[_later(queries, keys).expand(pairs.shape)].unique()
+    hidden = set(pairs[_later(queries, keys).expand(pairs.shape)].tolist())
     own = pairs[..., torch.arange(queries), torch.arange(queries) + keys - queries]
-    if hidden.numel() != 1 or bool((own == hidden).any()):
+    if len(hidden) != 1:
         return spec
-    hide = hidden.item()
+    hide = hidden.pop()
+    if bool((own == hide).any()):
+        return spec
     is_bias = example.is_floating_point() and hide <= -1e4
-    kept = pairs[pairs != hide].unique()
-    if not is_bias and (kept.numel() != 1 or {hide, kept.item()} != {0, 1}):
+    kept = set(pairs[pairs != hide].tolist())
+    if not is_bias and (len(kept) != 1 or {hide, *kept} != {0, 1}):
         return spec
-    values = (0.0, hide) if is_bias else (kept.item(), hide)
+    values = (0.0, hide) if is_bias else (kept.pop(), hide)
     return replace(spec, kind="pairs", mask_values=values, reason="the example is one")
 
 

@@ -110,9 +110,9 @@ class _Watching(TorchFunctionMode):
         self._watched = watched
         self._is_drawn = is_drawn
         self._origins: MutableMapping[Tensor, frozenset[int]]
-        self._origins = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self._origins = WeakIdKeyDictionary()
         """Tensor -> the watched inputs that it comes from."""
-        self._data: MutableMapping[Tensor, bool] = WeakIdKeyDictionary()  # type: ignore[no-untyped-call]
+        self._data: MutableMapping[Tensor, bool] = WeakIdKeyDictionary()
         """Tensor -> True: it comes from any input."""
         self._lengths = {n for x in inputs for n in x.shape}
         for x in inputs:

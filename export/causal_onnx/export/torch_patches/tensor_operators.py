@@ -97,10 +97,10 @@ def _chunk(input: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
     if not isinstance(length, torch.SymInt):
         return handed_over(_original_chunk, input, chunks, dim)  # type: ignore[no-any-return]
     if statically_known_true(length % chunks == 0):
-        return handed_over(_original_split, input, [length // chunks] * chunks, dim)  # type: ignore[no-any-return]
+        return handed_over(_original_split, input, [length // chunks] * chunks, dim)
     size = (length + chunks - 1) // chunks
     sizes = [size] * (chunks - 1)
-    return handed_over(_original_split, input, [*sizes, length - size * (chunks - 1)], dim)  # type: ignore[no-any-return]
+    return handed_over(_original_split, input, [*sizes, length - size * (chunks - 1)], dim)
 
 
 def _split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> Sequence[Tensor]:
