@@ -55,13 +55,13 @@ def test_links_that_leave_the_site_go_to_the_repository(site: Path) -> None:
 
 
 def test_the_reference_has_every_command_and_public_name(site: Path) -> None:
-    from causal_onnx import export, models, runtime
+    from causal_onnx import export, models, runtime, serve
     from causal_onnx.cli.parser import COMMANDS
 
     cli = (site / "reference/cli.html").read_text(encoding="utf-8")
     names = [one.__name__.rpartition(".")[2].replace("_", "-") for one in COMMANDS]
     assert [name for name in names if f'id="{name}"' not in cli] == []
-    for package in (export, models, runtime):
+    for package in (export, models, runtime, serve):
         page = site / f"reference/{package.__name__.rpartition('.')[2]}.html"
         text = page.read_text(encoding="utf-8")
         public = set(package.__all__) - {"__version__"}
