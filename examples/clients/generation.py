@@ -27,7 +27,7 @@ class Generated:
     """Ids from the first on that are those of causal-onnx."""
     count: int = COUNT
     text_is_right: bool = False
-    """It decoded them with the tokenizer of the bundle."""
+    """It decoded prompt and continuation to the one text that they are."""
     ms_per_token: float = 0.0
     untested: str = ""
     problem: str = ""
@@ -38,15 +38,18 @@ class Generated:
 
 
 def generate(client: Client, bundle: Path, *, install: bool, count: int = COUNT) -> Generated:
-    """Have the client add `count` ids to `PROMPT`, a text over bytes, greedily.
+    """Have the client add `count` ids to `PROMPT`, greedily.
 
     Args:
         client: Its command takes a bundle, a JSON list of ids and a number.
-        bundle: Of a language model over bytes.
+        bundle: Of a language model, with its tokenizer.
         install: Fetch what is missing.
         count: How many ids are added.
     """
-    prompt = list(PROMPT.encode())
+    model = load(bundle)
+    tokenizer = model.tokenizer
+    assert tokenizer is not None
+    prompt = tokenizer.encode(PROMPT)
     try:
         command = [*client.prepare(install), str(bundle), json.dumps(prompt), str(count)]
     except MissingError as error:
@@ -61,10 +64,10 @@ def generate(client: Client, bundle: Path, *, install: bool, count: int = COUNT)
     said = last_line(done.stdout)
     if done.returncode or "ids" not in said:
         return Generated(name=client.name, count=count, problem=done.stderr.strip()[-500:])
-    expected = load(bundle / "model.onnx").generate(prompt, max_new_tokens=count).ids
+    expected = model.generate(prompt, max_new_tokens=count).ids
     pairs = list(zip(said["ids"], expected, strict=False))
     equal = next((i for i, (got, want) in enumerate(pairs) if got != want), len(pairs))
-    text = bytes([*prompt, *expected]).decode("utf-8", "replace")
+    text = tokenizer.decode([*prompt, *expected])
     return Generated(
         name=client.name,
         runtime=str(said["runtime"]),

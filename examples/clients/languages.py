@@ -180,7 +180,13 @@ def prepare_transformersjs(install: bool) -> Sequence[str]:
     return [_need("node"), str(folder / "dist" / "main.js")]
 
 
+def prepare_node_generate(install: bool) -> Sequence[str]:
+    """The client in Node, with a tokenizer in JavaScript."""
+    return [_need("node"), str(Path(prepare_node(install)[-1]).with_name("generate.js"))]
+
+
 GENERATORS = (
+    Client(name="Node, text", prepare=prepare_node_generate),
     Client(
         name="onnxruntime-genai",
         prepare=prepare_genai,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.cli import main as cli
-from causal_onnx.export import export_checkpoint
+from causal_onnx.export import adopt
 from causal_onnx.runtime import load, verify_bundle
 from examples.bundles import BLOCK, PREFIX, SERVED, byte_characters
 from examples.clients.__main__ import fresh_text, generation_table, main, table
@@ -20,6 +20,7 @@ from examples.clients.client import Client, MissingError, Outcome, find_problem,
 from examples.clients.fresh import COMMANDS, Fresh, run_every_command
 from examples.clients.generation import PROMPT, generate
 from examples.clients.languages import CLIENTS, GENERATORS
+from tests.runtime.foreign.files import unpack
 
 # WebGPU in software takes a minute: `make examples` runs it.
 QUICK = [client for client in CLIENTS if "WebGPU" not in client.name and not client.prefix]
@@ -48,19 +49,38 @@ def test_a_client_repeats_every_bundle(client: Client, bundles: list[Path]) -> N
     assert outcome.runtime.startswith("onnxruntime")
 
 
-@pytest.fixture(scope="module")
-def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that a trained checkpoint becomes."""
-    folder = tmp_path_factory.mktemp("stories") / "model"
-    export_checkpoint(Path(__file__).parent.parent / "data" / "real" / "baby105", folder)
-    return folder
-
-
 @pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
 def test_a_client_takes_the_folder_that_a_checkpoint_becomes(client: Client, stories: Path) -> None:
     outcome = run_or_skip(client, [stories])
     assert outcome.problems == ()
     assert outcome.passed == 1
+
+
+@pytest.fixture(scope="module")
+def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a decoder of another exporter becomes, with its weights in a second file."""
+    place = tmp_path_factory.mktemp("adopted")
+    adopt(unpack("genai-llama", place), place / "model")
+    assert (place / "model" / "model.onnx.data").is_file()
+    return place / "model"
+
+
+@pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
+def test_a_client_takes_an_adopted_folder_with_weights_beside_the_model(
+    client: Client, adopted: Path
+) -> None:
+    outcome = run_or_skip(client, [adopted])
+    assert outcome.problems == ()
+    assert outcome.passed == 1
+
+
+@pytest.mark.parametrize("client", GENERATORS, ids=lambda client: client.name)
+def test_the_text_of_a_checkpoint_is_one_at_the_joint(client: Client, stories: Path) -> None:
+    found = generate(client, stories, install=False, count=12)
+    if found.untested:
+        pytest.skip(found.untested)
+    assert (found.problem, found.equal) == ("", 12)
+    assert found.text_is_right
 
 
 @pytest.mark.parametrize(

@@ -21,18 +21,29 @@ from examples.clients.languages import prepare_browser
 LAYERS, HEADS, LIMIT = 1, 4, 64
 
 
-@pytest.fixture
-def bundles(bundle_folder: Path) -> Path:
+BROWSER = Path(__file__).parents[2] / "examples" / "browser"
+
+
+@pytest.fixture(scope="module")
+def built() -> None:
     try:
         prepare_browser("wasm", False)
     except MissingError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def bundles(built: None, bundle_folder: Path) -> Path:
     return bundle_folder
 
 
 def use_page(bundles: Path, screenshots: Path) -> dict[str, Any]:
-    script = Path(__file__).parents[2] / "examples" / "browser" / "check.mjs"
-    command = ["node", str(script), str(bundles), str(screenshots)]
+    return checked("check.mjs", bundles, screenshots)
+
+
+def checked(script: str, *arguments: Path | str) -> dict[str, Any]:
+    """What a script that uses a page found."""
+    command = ["node", str(BROWSER / script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
@@ -72,6 +83,23 @@ def test_weights_above_the_diagonal_show(bundles: Path, tmp_path: Path) -> None:
     assert found["stated"] == LAYERS * HEADS * 22 * 21 // 2
     # All but the cell that is marked.
     assert found["pixels"]["above"] >= 22 * 21 // 2 - 1
+
+
+def test_a_page_continues_a_text_with_the_folder_of_a_checkpoint(
+    built: None, stories: Path
+) -> None:
+    found = checked("check-continue.mjs", stories, "The dog")
+    model = load(stories, threads=1)
+    assert found["complaints"] == []
+    assert found["requestsWhenReady"] == 0
+    assert found["text"] == "The dog" + str(model.generate("The dog").text)
+
+
+def test_a_page_says_what_a_folder_lacks(built: None, stories: Path, tmp_path: Path) -> None:
+    shutil.copytree(stories, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    found = checked("check-continue.mjs", tmp_path / "model", "The dog")
+    assert "tokenizer.json: 404" in found["status"]
 
 
 def looking_everywhere() -> onnx.ModelProto:

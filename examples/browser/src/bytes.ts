@@ -20,13 +20,3 @@ export function nameOf(byte: number): string {
   if (byte === 0x0a) return "line break";
   return byte > 0x20 && byte < 0x7f ? `“${String.fromCharCode(byte)}”` : `byte ${byte}`;
 }
-
-/** Draw an id from softmax(logits / temperature); the likeliest at 0. */
-export function choose(logits: Float32Array, temperature: number, uniform: number): number {
-  const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
-  if (temperature === 0) return logits.indexOf(most);
-  const weights = logits.map((logit) => Math.exp((logit - most) / temperature));
-  let left = uniform * weights.reduce((a, b) => a + b, 0);
-  const found = weights.findIndex((weight) => (left -= weight) < 0);
-  return found < 0 ? logits.indexOf(most) : found;
-}

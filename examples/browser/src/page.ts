@@ -2,7 +2,8 @@
 
 import type * as Ort from "onnxruntime-common";
 import { Stream, type Bundle } from "../../node/src/bundle.js";
-import { choose, labelOf, makeIds, nameOf } from "./bytes.js";
+import { choose } from "../../node/src/choose.js";
+import { labelOf, makeIds, nameOf } from "./bytes.js";
 import { hasWebGpu, loadBundle, openRuntime, type Provider } from "./load.js";
 import { AttentionMaps, drawLarge, drawSmall, type Colours, type Frame } from "./maps.js";
 

@@ -24,6 +24,8 @@ export interface Contract {
   readonly cache: readonly { past: string; present: string }[];
   readonly mask: string | null;
   readonly max_seq_len: number | null;
+  /** Ids that end a text; left out where none is known. */
+  readonly eos_token_ids?: readonly number[];
 }
 
 /** A model that takes what its contract allows. */

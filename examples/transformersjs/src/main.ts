@@ -68,7 +68,7 @@ process.stdout.write(
   JSON.stringify({
     runtime: `transformers.js ${env.version}`,
     ids: all.slice(prompt.length),
-    text: tokenizer.decode(all),
+    text: tokenizer.decode(all, { skip_special_tokens: true }),
     ms_per_token: took / Number(count),
   }) + "\n",
 );
