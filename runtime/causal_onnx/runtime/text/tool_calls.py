@@ -31,6 +31,7 @@ TAG = "<|python_tag|>"
 
 _END = re.compile(r"(\s|<[^<>\s]*>)*")
 """What may stand behind the last call: special tokens that end a reply."""
+_SPACE = re.compile(r"\s*")
 _NAME = re.compile(r"\s*([\w.-]+)\s*")
 
 _decoder = json.JSONDecoder()
@@ -156,7 +157,8 @@ def _bare(text: str, names: Collection[str]) -> tuple[str, tuple[ToolCall, ...]]
 
 def _skip(text: str, place: int) -> int:
     """The first place from here on that is no white space."""
-    return len(text) - len(text[place:].lstrip())
+    found = _SPACE.match(text, place)
+    return place if found is None else found.end()
 
 
 def _object(text: str, place: int) -> tuple[Any, int]:
