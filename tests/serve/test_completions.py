@@ -64,7 +64,9 @@ def test_ids_stream_as_they_come_without_a_tokenizer(address: str) -> None:
         ({"best_of": 2}, "best_of"),
         ({"suffix": "end"}, "suffix"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+        ({"stop": "x" * 1001}, "stop"),
         ({"logit_bias": {"105": 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
         ({"stream_options": {}}, "stream_options"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
         ({"unheard_of": 1}, "unheard_of"),
@@ -82,6 +84,13 @@ def test_what_is_no_json_object_is_refused(address: str, body: bytes) -> None:
     status, found = post(address, PATH, body)
     assert status == 400
     assert found["error"]["message"].startswith("the body ")
+
+
+@pytest.mark.parametrize("ids", [[105], [-1], [3, 2**40]])
+def test_ids_that_the_model_has_not_are_refused(address: str, ids: list[int]) -> None:
+    status, found = post(address, PATH, {**ASKED, "prompt": ids})
+    assert (status, found["error"]["param"]) == (400, "prompt")
+    assert f"the id {ids[-1]}, and the model's lie in [0, 105)" in found["error"]["message"]
 
 
 def test_an_unknown_model_is_named_with_those_there_are(address: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from causal_onnx.runtime import PrefixCache
 from causal_onnx.runtime.generation.continuation import GrowingSequence, Plan
-from causal_onnx.runtime.generation.plan import check_model, make_plan, prompt_ids
+from causal_onnx.runtime.generation.plan import check_model, make_plan, prompt_ids, vocab_size
 from causal_onnx.runtime.generation.prompt import feed
 from causal_onnx.runtime.generation.sampling import log_softmax
 from causal_onnx.runtime.request.whole_numbers import whole_number
@@ -133,6 +133,8 @@ class Engine:
         """Positions that a sequence may have."""
         self._rows = open_rows(model, count=options.sequences, capacity=context)
         self._most_positions = options.cache_positions or options.sequences * context
+        vocabs = [spec.vocab_size for spec in model.contract.inputs if spec.vocab_size is not None]
+        self._vocab = min([*vocabs, vocab_size(model)])
         self.record = EngineRecord()
         """What it has done so far."""
         kept = options.prefix_positions
@@ -214,7 +216,7 @@ class Engine:
 
         Raises:
             ValueError: An argument does not fit.
-            BadRequestError: There is never room for it.
+            BadRequestError: An id is not the model's, or there is never room for it.
             BusyError: As many requests wait as may.
             UnavailableError: The engine ends.
             ImportError: Text or a constraint needs the extra `text`.
@@ -266,6 +268,12 @@ class Engine:
             joins_prompt=joins_prompt,
         )
         (ids,) = prompt_ids(self.model, [prompt])
+        wrong = next((token for token in ids if not 0 <= token < self._vocab), None)
+        if wrong is not None:
+            raise BadRequestError(
+                f"the prompt holds the id {wrong}, and the model's lie in [0, {self._vocab})",
+                param="prompt",
+            )
         n = whole_number("n", n, most=1024)
         top_logprobs = whole_number("top_logprobs", top_logprobs, least=0)
         priority = whole_number(

@@ -14,6 +14,10 @@ from causal_onnx.serve.registry import ServedModel
 __all__ = ["Choosing", "read_choosing"]
 
 MOST_STOPS = 4
+MOST_STOP_TEXT = 1000
+"""Characters of a stop text: each token is compared with it."""
+MOST_BIASES = 1024
+"""Ids of `logit_bias`: each is added in Python, at each token."""
 NEVER = -100
 """A bias with which OpenAI says that a token is never chosen."""
 
@@ -69,10 +73,12 @@ def _stops(fields: Fields) -> tuple[str, ...]:
     if (
         not isinstance(found, list)
         or len(found) > MOST_STOPS
-        or not all(isinstance(item, str) and item for item in found)
+        or not all(isinstance(item, str) and 0 < len(item) <= MOST_STOP_TEXT for item in found)
     ):
         raise fields.error(
-            "stop", f"must be a text that is not empty, or up to {MOST_STOPS}, got {value!r}"
+            "stop",
+            f"must be a text of 1 to {MOST_STOP_TEXT} characters, or up to {MOST_STOPS} of them, "
+            f"got {str(value)[:60]!r}",
         )
     return tuple(found)
 
@@ -81,6 +87,8 @@ def _biases(fields: Fields, served: ServedModel) -> dict[int, float] | None:
     given = fields.object("logit_bias")
     if given is None:
         return None
+    if len(given) > MOST_BIASES:
+        raise fields.error("logit_bias", f"holds {len(given)} ids; at most {MOST_BIASES} are taken")
     vocab, found = vocab_size(served.model), {}
     for name, bias in given.items():
         is_id = name.isascii() and name.isdigit() and len(name) <= 9 and int(name) < vocab
