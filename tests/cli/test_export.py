@@ -37,6 +37,22 @@ class RunningMean(nn.Module):
         return x.cumsum(1) / counts * scale
 
 
+class Timed(nn.Module):
+    """Adds a time to each position."""
+
+    def forward(self, x, times):
+        return x.cumsum(1) + times[..., None]
+
+
+class Pairs(nn.Module):
+    """The mean of two positions, for both."""
+
+    def forward(self, x):
+        place = torch.arange(x.shape[1])
+        same = (place // 2 == place[:, None] // 2).to(x.dtype)
+        return same / same.sum(1, keepdim=True) @ x
+
+
 class Mean(nn.Module):
     """Not causal."""
 
@@ -126,6 +142,20 @@ def test_inputs_are_described_by_shape_file_and_axes(folder: Path) -> None:
     np.savez("in.npz", x=np.ones((1, 7, 3), np.float32), scale=np.array([2.0], np.float32))
     assert main(["run", "m.onnx", "in.npz", "-o", "y.npy"]) == 0
     np.testing.assert_allclose(np.load("y.npy"), np.full((1, 7, 3), 2.0), rtol=1e-6)
+
+
+def test_what_an_input_stands_for_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--example", "2,4,3", "--example", "2,4:int64", "--input", "times=values:-5:1000"]
+    assert main(["export", f"{TARGET}:Timed", "-o", "m.onnx", *arguments]) == 0
+    assert "times: int64 (batch, seq), values in [-5, 1000)" in capsys.readouterr().out
+
+
+def test_blocks_that_are_causal_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["export", f"{TARGET}:Pairs", "-o", "m.onnx", "--example", "2,4,3"]
+    assert main(arguments) == 1
+    assert main([*arguments, "--causal", "blocks of 2", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["contract"]["causal_block"] == 2
 
 
 def test_a_module_that_is_not_causal_is_refused(
@@ -255,6 +285,16 @@ def test_a_missing_source_is_said_before_pytorch_is_imported(
             "2 --axes for 1 --example",
         ),
         ([f"{TARGET}:ready", "--target", "abacus"], 1, "got 'abacus'"),
+        ([f"{TARGET}:ready", "--input", "x"], 2, "--input takes name=kind or name=kind:low:high"),
+        ([f"{TARGET}:ready", "--input", "x=values:1"], 2, "got 'x=values:1'"),
+        ([f"{TARGET}:ready", "--input", "x=values:a:b"], 2, "got 'x=values:a:b'"),
+        ([f"{TARGET}:ready", "--input", "x=banana"], 2, "--input: kind must be one of features,"),
+        (
+            [f"{TARGET}:ready", "--input", "x=ids", "--input", "x=ids"],
+            2,
+            "--input names x twice",
+        ),
+        ([f"{TARGET}:ready", "--causal", "blocks"], 1, "causal is 'positions', or 'blocks of N'"),
     ],
 )
 def test_wrong_requests_are_named(

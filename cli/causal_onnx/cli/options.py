@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ __all__ = [
     "add_sampling_arguments",
     "add_trusted_argument",
     "parse_axes",
+    "parse_inputs",
     "parse_lengths",
     "sampling_of",
 ]
@@ -92,6 +94,34 @@ def parse_axes(text: str) -> dict[int, str]:
             raise UsageError(f"--axes names axis {axis} twice in {text!r}")
         axes[axis] = label
     return axes
+
+
+def parse_inputs(texts: Sequence[str]) -> dict[str, tuple[str, tuple[float, float] | None]]:
+    """Read every `name=kind` or `name=kind:low:high`, a range that ends before `high`.
+
+    Returns:
+        Name of the input -> (kind, range).
+
+    Raises:
+        UsageError: One cannot be read, or an input is named twice.
+    """
+    found: dict[str, tuple[str, tuple[float, float] | None]] = {}
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        kind, *numbers = rest.split(":")
+        try:
+            bounds = [float(number) if "." in number else int(number) for number in numbers]
+        except ValueError:
+            bounds = [0]
+        if not equals or not name or not kind or len(bounds) not in (0, 2):
+            raise UsageError(
+                "--input takes name=kind or name=kind:low:high, such as labels=ids or "
+                f"times=values:0:1000; got {text!r}"
+            )
+        if name in found:
+            raise UsageError(f"--input names {name} twice")
+        found[name] = kind, (bounds[0], bounds[1]) if bounds else None
+    return found
 
 
 def parse_lengths(text: str) -> list[int]:

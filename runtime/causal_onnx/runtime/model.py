@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,18 +219,26 @@ class Model:
         """
         return self.runner.run(self.runner.checker, inputs, named)
 
-    def stream(self, *, batch: int = 1, capacity: int | None = None) -> Stream:
+    def stream(
+        self,
+        *,
+        batch: int = 1,
+        capacity: int | None = None,
+        inputs: Mapping[str, npt.ArrayLike] | None = None,
+    ) -> Stream:
         """Start `batch` sequences that are read chunk by chunk; for models with a KV cache.
 
         Args:
             batch: How many.
             capacity: Positions that each may have; their room is taken at once. None: as many as
                 the model allows, and the room doubles when it is needed.
+            inputs: What stays for all calls, by name, and is not given to them: a memory, a label,
+                a source text; of `batch` rows, or of one that all share.
 
         Raises:
-            ValueError: The model has no cache, or `batch` or `capacity` does not fit it.
+            ValueError: The model has no cache, or `batch`, `capacity` or `inputs` do not fit it.
         """
-        return Stream(self.runner, batch=batch, capacity=capacity)
+        return Stream(self.runner, batch=batch, capacity=capacity, inputs=inputs)
 
     def restore(self, path: str | os.PathLike[str]) -> Stream:
         """Take up a stream that `Stream.save` wrote.

@@ -17,7 +17,7 @@ from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
 from causal_onnx.cli.estimate import Estimate, expected_seconds, size_of_checkpoint
 from causal_onnx.cli.factory import importable, make_module, parse_arguments, split_target
-from causal_onnx.cli.options import parse_axes
+from causal_onnx.cli.options import parse_axes, parse_inputs
 from causal_onnx.cli.timings import StepTime, StepTimes, timings_table
 
 if TYPE_CHECKING:
@@ -89,8 +89,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="AXIS=NAME,...",
-        help="which axes of an input are batch and seq, such as 0=batch,1=seq, or fixed; one per "
-        "input; guessed from rank and dtype where missing",
+        help="which axes of an input are batch and seq, such as 0=batch,1=seq, or a name of your "
+        "own for an axis of any other size, or fixed; one per input; guessed from rank and dtype "
+        "where missing",
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=KIND[:LOW:HIGH]",
+        help="what an input stands for, where it is not to be found out: features, ids, values, "
+        "flags, lengths, positions, keep_mask, hide_mask, causal_mask, causal_hide_mask, "
+        "causal_bias or fixed, and its valid values, HIGH left out (repeatable)",
+    )
+    parser.add_argument(
+        "--causal",
+        default="positions",
+        metavar="HOW",
+        help="positions (default), or 'blocks of N': an output may depend on its whole block",
     )
     parser.add_argument(
         "--cache",
@@ -230,11 +246,13 @@ def _is_checkpoint(args: argparse.Namespace) -> bool:
             option = "--trust-remote-code" if args.adapter is None else "--adapter"
             raise UsageError(f"{option} is for a checkpoint, and {args.target} is none")
         return False
-    for option in ("arg", "example", "axes"):
+    for option in ("arg", "example", "axes", "input"):
         if getattr(args, option):
             raise UsageError(f"--{option} is for a module, and {args.target} is a checkpoint")
     if not path.exists():
         raise CommandError(f"there is no checkpoint {path}")
+    if args.causal != "positions":
+        raise UsageError(f"--causal is for a module, and {args.target} is a checkpoint")
     return True
 
 
@@ -290,13 +308,23 @@ def _export_module(
     tell: Progress,
 ) -> ExportReport:
     from causal_onnx.cli.examples import make_example
-    from causal_onnx.export import export
+    from causal_onnx.export import Input, export
 
+    declared = parse_inputs(args.input)
+    try:
+        inputs = {
+            name: Input(kind=kind, range=bounds)  # type: ignore[arg-type]  # checked by Input
+            for name, (kind, bounds) in declared.items()
+        }
+    except ValueError as error:
+        raise UsageError(f"--input: {error}") from error
     return export(
         module,
         args.output,
         example=make_example(args.example, module) if args.example else None,
         axes=axes,
+        inputs=inputs or None,
+        causal=args.causal,
         cache=bool(args.cache),
         **_settings(args, tell),
     )

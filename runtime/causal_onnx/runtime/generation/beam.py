@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from causal_onnx.runtime.generation.continuation import Continuation, Plan
+from causal_onnx.runtime.generation.language_model import conditioned
 from causal_onnx.runtime.generation.plan import make_plan, prompt_ids
 from causal_onnx.runtime.generation.prompt import feed, start
 from causal_onnx.runtime.generation.sampling import log_softmax
@@ -49,6 +50,7 @@ def beam_search(
     early_stopping: bool | str = False,
     stop: Collection[int] = (),
     prefix_cache: PrefixCache | None = None,
+    inputs: Mapping[str, npt.ArrayLike] | None = None,
 ) -> list[Continuation]:
     """Search for the continuations with the largest score.
 
@@ -70,6 +72,7 @@ def beam_search(
             above 0.
         stop: Ids that end a continuation, besides those that end a text by the tokenizer's files.
         prefix_cache: As for `tokens`.
+        inputs: As for `tokens`.
 
     Returns:
         Up to `beams` continuations, the best first.
@@ -83,6 +86,7 @@ def beam_search(
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     if isinstance(stop, str) or any(isinstance(item, str) for item in stop):
         raise TypeError(f"a beam search stops at ids only, not at texts; got stop={stop!r}")
+    model = conditioned(model, inputs)
     plan = make_plan(
         model,
         max_new_tokens=max_new_tokens,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from causal_onnx.runtime.generation.continuation import Continuation, GrowingSequence, Plan
+from causal_onnx.runtime.generation.language_model import conditioned
 from causal_onnx.runtime.generation.plan import make_plan, prompt_ids
 from causal_onnx.runtime.generation.prompt import feed, start
 from causal_onnx.runtime.generation.sampling import Choice, Sampling
@@ -20,6 +21,8 @@ from causal_onnx.runtime.generation.speculate import (
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from causal_onnx.runtime.generation.constraint import Constraint
     from causal_onnx.runtime.generation.language_model import LanguageModel
     from causal_onnx.runtime.generation.prefix_cache import PrefixCache
@@ -38,6 +41,7 @@ def tokens(
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
     draft: PromptLookup | DraftModel | LanguageModel | None = None,
+    inputs: Mapping[str, npt.ArrayLike] | None = None,
 ) -> Iterator[Choice]:
     """Continue a prompt, yielding each token as soon as it is chosen.
 
@@ -59,11 +63,14 @@ def tokens(
         draft: Guess tokens ahead, by `PromptLookup()` or a smaller model with the same ids, and
             have several judged in one call. Greedy continuations are the same with and without, up
             to the rounding of logits; random ones have the same distribution.
+        inputs: What the model takes beside the ids and stays for the whole continuation, by name:
+            a source text, a memory, a label; of one row.
 
     Raises:
         ValueError: The model is no language model with a cache, or an argument does not fit.
         ImportError: Text or a constraint needs the extra `text`.
     """
+    model = conditioned(model, inputs)
     plan = make_plan(
         model,
         max_new_tokens=max_new_tokens,
@@ -91,6 +98,7 @@ def generate(
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
     draft: PromptLookup | DraftModel | LanguageModel | None = None,
+    inputs: Mapping[str, npt.ArrayLike] | None = None,
 ) -> Continuation:
     """Continue a prompt to its end.
 
@@ -104,11 +112,13 @@ def generate(
         constraint: As for `tokens`.
         prefix_cache: As for `tokens`.
         draft: As for `tokens`; `Continuation.speculation` says what it saved.
+        inputs: As for `tokens`.
 
     Raises:
         ValueError: As for `tokens`.
         ImportError: As for `tokens`.
     """
+    model = conditioned(model, inputs)
     plan = make_plan(
         model,
         max_new_tokens=max_new_tokens,
@@ -139,6 +149,7 @@ def generate_batch(
     seed: int | None = None,
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
+    inputs: Mapping[str, npt.ArrayLike] | None = None,
 ) -> list[Continuation]:
     """Continue several prompts together; sequences that have ended leave the batch.
 
@@ -156,6 +167,7 @@ def generate_batch(
         seed: As for `tokens`.
         constraint: As for `tokens`, for each sequence.
         prefix_cache: As for `tokens`.
+        inputs: As for `tokens`; of one row that all prompts share, or of one for each.
 
     Returns:
         len(prompts) * n, those of one prompt next to each other.
@@ -167,6 +179,7 @@ def generate_batch(
     if isinstance(prompts, str):
         raise TypeError(f"prompts must be a list of prompts, got the text {prompts!r}")
     n = whole_number("n", n, most=MOST_ROWS, wanted="a positive integer")
+    model = conditioned(model, inputs)
     plan = make_plan(
         model,
         max_new_tokens=max_new_tokens,

@@ -18,6 +18,7 @@ from causal_onnx.runtime.session.device_memory import on_host
 from causal_onnx.runtime.stream.binding import Binding
 from causal_onnx.runtime.stream.kv_cache import KVCache, Read, token_mask
 from causal_onnx.runtime.stream.repeated_step import RepeatedStep
+from causal_onnx.runtime.stream.staying import staying_inputs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,11 +45,20 @@ class Stream:
     where it cannot know, and refuses any further use with a RuntimeError that says so.
     """
 
-    def __init__(self, model: Runner, *, batch: int = 1, capacity: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Runner,
+        *,
+        batch: int = 1,
+        capacity: int | None = None,
+        inputs: Mapping[str, npt.ArrayLike] | None = None,
+    ) -> None:
         """Start `batch` empty sequences with room for `capacity` positions each.
 
+        `inputs` are given to every call.
+
         Raises:
-            ValueError: The model has no cache, or `batch` or `capacity` does not fit it.
+            ValueError: The model has no cache, or `batch`, `capacity` or `inputs` do not fit it.
         """
         contract = model.contract
         if not contract.cache:
@@ -74,7 +84,9 @@ class Stream:
         # What a caller gives is checked; what the stream makes itself is right.
         self._own = contract.without_cache()
         self._checker = model.checker_of(self._own, batch=batch)
-        self._may_repeat = not model.options.check_finite
+        self._staying = staying_inputs(self._own, inputs or {}, batch)
+        self._moving = [spec.name for spec in self._own.inputs if spec.name not in self._staying]
+        self._may_repeat = not model.options.check_finite and not self._staying
         self._outputs = {spec.name: spec for spec in self._own.outputs}
         self._only = self._own.outputs[0].name if len(self._outputs) == 1 else None
         self._pasts = {pair.present: pair.past for pair in contract.cache}
@@ -186,6 +198,8 @@ class Stream:
     ) -> dict[str, Array]:
         """Any call."""
         contract, read = self._model.contract, self._read
+        if self._staying:
+            inputs, named = (), self._with_staying(inputs, named)
         request = self._checker.check(inputs, named)
         feeds = request.feeds
         seq = self._new_positions(feeds)
@@ -222,6 +236,22 @@ class Stream:
         self._read = read
         self._binding, self._repeated = binding, repeated
         return outputs
+
+    def _with_staying(
+        self, inputs: Sequence[npt.ArrayLike], named: Mapping[str, npt.ArrayLike]
+    ) -> dict[str, npt.ArrayLike]:
+        """All inputs of a call by name, those that stay among them."""
+        if len(inputs) > len(self._moving):
+            raise ValueError(
+                f"got {len(inputs)} positional inputs, expected at most {len(self._moving)}: "
+                f"{', '.join(self._moving)} (beside what stays, {', '.join(self._staying)})"
+            )
+        given = dict(zip(self._moving, inputs, strict=False))
+        for name in named:
+            if name in given or name in self._staying:
+                how = "when the stream was started" if name in self._staying else "by position"
+                raise ValueError(f"input {name!r} was given {how}, and now by name")
+        return {**given, **named, **self._staying}
 
     def _made_up(self, read: Read, new: Array, seq: int) -> dict[str, Array]:
         """The mask and the computed inputs of a call."""
@@ -260,7 +290,13 @@ class Stream:
         Where the graph takes no chunk there, one position after the other.
         """
         read, batch = self._read, len(new)
-        sizes = {"batch": batch, "seq": 1 if last_only else seq}
+        sizes = {
+            axis: size
+            for spec in self._own.inputs
+            for axis, size in zip(spec.axes, feeds[spec.name].shape, strict=True)
+            if isinstance(axis, str)
+        }
+        sizes |= {"batch": batch, "seq": 1 if last_only else seq}
         outputs = {
             name: np.zeros(spec.shape(sizes), spec.host_dtype)
             for name, spec in self._outputs.items()
@@ -330,7 +366,7 @@ class Stream:
     def fork(self) -> Stream:
         """Another stream that has read the same, and goes on by itself."""
         with self.reading() as (read, held):
-            twin = Stream(self._model, batch=len(read.lengths), capacity=self._capacity)
+            twin = self._twin(np.arange(len(read.lengths)))
             twin.take_over(read.lengths, held)
         return twin
 
@@ -344,9 +380,18 @@ class Stream:
         with self.reading() as (read, _):
             if (chosen < 0).any() or (chosen >= len(read.lengths)).any():
                 raise ValueError(f"rows are 0 to {len(read.lengths) - 1}, got {_listed(chosen)}")
-            twin = Stream(self._model, batch=len(chosen), capacity=self._capacity)
+            twin = self._twin(chosen)
             twin.take_over(read.lengths[chosen], self._cache.rows(chosen, read))
         return twin
+
+    def _twin(self, rows: Array) -> Stream:
+        """An empty stream of these rows, with their inputs that stay."""
+        specs = {spec.name: spec for spec in self._own.inputs}
+        staying = {}
+        for name, value in self._staying.items():
+            axis = specs[name].axis_of("batch")
+            staying[name] = value if axis is None else value.take(rows, axis)
+        return Stream(self._model, batch=len(rows), capacity=self._capacity, inputs=staying)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[tuple[Read, Mapping[str, Array]]]:
@@ -385,7 +430,8 @@ class Stream:
         """Write what was read so far, to be taken up by `Model.restore`, in another process too.
 
         The file is written whole or not at all, whoever else writes there at the same time, and
-        carries a hash of its content.
+        carries a hash of its content. Inputs that stay are not in it: the stream that is taken up
+        asks for them in every call.
 
         Raises:
             OSError: The place is not writable, or there is no room.
