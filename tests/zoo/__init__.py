@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .attention import ENTRIES as _ATTENTION
+from .beside import ENTRIES as _BESIDE
 from .dtypes import ENTRIES as _DTYPES
 from .entry import ZooEntry, output_tensors
 from .graph_mutants import GRAPH_MUTANTS, GraphMutant
@@ -39,6 +40,7 @@ ZOO: tuple[ZooEntry, ...] = (
     *_WINDOWS,
     *_PADDING,
     *_GUARDS,
+    *_BESIDE,
     *_OWN_CACHES,
     *_DTYPES,
     *_SCANS,

@@ -29,8 +29,7 @@ __all__ = [
     "with_padding_mask",
 ]
 
-AXIS_NAMES = ("batch", "seq", "past_seq", "total_seq")
-ROLES = ("tokens", "mask", "positions", "lengths", "past")
+ROLES = ("tokens", "mask", "positions", "lengths", "past", "given")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +43,8 @@ class Inputs:
     """One {axis: name} per input; an axis that is not named has a fixed size."""
     roles: tuple[str, ...]
     """One of `ROLES` per input: only "tokens" are data of which a causal output t may depend on
-    positions <= t alone; the rest say which tokens count, where they stand, or what came before."""
+    positions <= t alone; the rest say which tokens count, where they stand, what came before, or
+    are given to all positions (a label, a memory, the caller's mask)."""
 
     def __post_init__(self) -> None:
         if len(self.axes) != len(self.roles):
@@ -54,8 +54,8 @@ class Inputs:
                 raise ValueError(f"a role is one of {', '.join(ROLES)}, got {role!r}")
         for axes in self.axes:
             for name in axes.values():
-                if name not in AXIS_NAMES:
-                    raise ValueError(f"an axis is one of {', '.join(AXIS_NAMES)}, got {name!r}")
+                if not name.isidentifier():
+                    raise ValueError(f"the name of an axis is an identifier, got {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
