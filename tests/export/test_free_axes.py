@@ -154,3 +154,26 @@ def test_a_derived_cache_reads_the_memory_in_every_step(tmp_path: Path) -> None:
     steps = [stream(x[:, t : t + 1].numpy(), memory.numpy()) for t in range(6)]
     expected = module(x, memory).detach().numpy()
     np.testing.assert_allclose(np.concatenate(steps, 1), expected, rtol=0, atol=1e-5)
+
+
+def test_a_memory_that_stays_is_given_once(tmp_path: Path) -> None:
+    module = Decoder()
+    made(module, tmp_path, torch.randn(3, 5, DIM), cache=True)
+    x, memory = torch.randn(2, 6, DIM), torch.randn(2, 11, DIM)
+    stream = load(tmp_path / "m.onnx").stream(batch=2, inputs={"memory": memory.numpy()})
+    first = stream(x[:, :2].numpy())
+    swapped = stream.select([1, 0])  # each row takes its memory along
+    rest = swapped(x[[1, 0], 2:].numpy())[[1, 0]]
+    expected = module(x, memory).detach().numpy()
+    np.testing.assert_allclose(np.concatenate([first, rest], 1), expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(stream.fork()(x[:, 2:].numpy()), stream(x[:, 2:].numpy()))
+
+
+def test_what_stays_is_not_given_again(tmp_path: Path) -> None:
+    made(Decoder(), tmp_path, torch.randn(3, 5, DIM), cache=True)
+    x, memory = np.zeros((1, 2, DIM), np.float32), np.zeros((1, 4, DIM), np.float32)
+    stream = load(tmp_path / "m.onnx").stream(inputs={"memory": memory})
+    with pytest.raises(ValueError, match=r"at most 1: x .beside what stays, memory"):
+        stream(x, memory)
+    with pytest.raises(ValueError, match="'memory' was given when the stream was started"):
+        stream(x, memory=memory)

@@ -49,9 +49,9 @@ class Written(Fused):
             later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
             scores = scores.masked_fill(later, -torch.inf)
         elif mask is not None and mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask.squeeze(), -torch.inf)
+            scores = scores.masked_fill(~mask, -torch.inf)
         elif mask is not None:
-            scores = scores + mask.squeeze()
+            scores = scores + mask
         return self.out(scores.softmax(-1) @ v)
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 from torch import Tensor, nn
 
+from .beside import MEMORY, PAIRS, Fused, Masked, Remembering, bias, given, memory
 from .entry import Inputs, features, ids, seeded, with_padding_mask
 from .own_caches import DIM, HEAD_DIM, Cached, past_kv
 
@@ -1136,6 +1137,43 @@ class SwitchesPath(Good):
     def forward(self, x):
         y = super().forward(x)
         return y * 2 if x.size(1) > 7 else y
+
+
+@alone(
+    "leak_memory_of_itself",
+    Fused,
+    inputs=given(memory, axes=[MEMORY]),
+    breaks="cross",
+    origin="the decoder's own positions are appended to the memory",
+)
+class MemoryOfItself(Remembering):
+    def forward(self, x, memory):
+        x = x + self.attend(self.norm(x))
+        return x + self.cross(x, memory=torch.cat([memory, x], 1))
+
+
+@alone(
+    "leak_given_mask_one_off",
+    Fused,
+    inputs=given(bias, axes=[PAIRS]),
+    breaks="attend",
+    origin="the caller's causal mask, rolled by one key",
+)
+class GivenMaskOneOff(Masked):
+    def forward(self, x, mask):
+        return super().forward(x, mask.roll(1, -1))
+
+
+@alone(
+    "leak_given_mask_softened",
+    Fused,
+    inputs=given(bias, axes=[PAIRS]),
+    breaks="attend",
+    origin="the caller's -inf is clamped to a small number",
+)
+class GivenMaskSoftened(Masked):
+    def forward(self, x, mask):
+        return super().forward(x, mask.clamp(min=-4.0))
 
 
 MUTANTS: tuple[Mutant, ...] = tuple(_mutants)
