@@ -226,7 +226,7 @@ KINDS: Sequence[tuple[str, type[Beside], Inputs, str, dict[str, object]]] = (
         {"footprint": "causal / full"},
     ),
     ("memory_mean", Averaged, given(memory, axes=[MEMORY]), "pooled conditioning", {}),
-    ("doubled", Doubled, given(axes=[]), "classifier-free guidance", {}),
+    ("doubled", Doubled, given(axes=[]), "classifier-free guidance", NO_CACHE),
 )
 
 for _kind, _make, _inputs, _origin, _rest in KINDS:

@@ -92,7 +92,7 @@ class ZooEntry:
     """A cache can sensibly be derived: each output follows from the positions up to its own."""
     footprint: str = "causal"
     """What the attention cores are declared to see: "causal", "window:<w>" (itself and w - 1
-    before), "other", or several joined by " / "."""
+    before), "full" (a memory), "other", or several joined by " / "."""
     warns: str | None = None
     """Start of a warning that the source itself gives in eager."""
     fully_masked_rows: bool = False

@@ -26,6 +26,7 @@ from causal_onnx.export.capture.kept import reusing_captures
 from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.export.proof.symbolic.implication import logging_implications
+from causal_onnx.runtime.contract import AXIS_NAMES
 from tests.zoo import GRAPH_MUTANTS, GRAPHS, MUTANTS, ZooEntry, entry
 from tests.zoo.mutants import Mutant
 from tests.zoo.probes import Sizes, Subject, make_inputs, takes_past
@@ -207,7 +208,7 @@ def footprint_fits(declared: str, found: list[str]) -> bool | None:
     wanted = set()
     for part in declared.split(" / "):
         kind, _, width = part.partition(":")
-        wanted.add(f"causal window {width}" if kind == "window" else "causal")
+        wanted.add({"window": f"causal window {width}", "full": "full"}.get(kind, "causal"))
     # Behind it stands how positions bias the scores: "causal, ALiBi".
     seen = set()
     for text in found:
@@ -280,7 +281,10 @@ def _axes_by_name(item: Subject, path: Path) -> dict[str, dict[int, str]]:
     names = [i.name for i in File(path).inputs]
     if len(names) != len(item.axes):
         return {}
-    return {name: dict(axes) for name, axes in zip(names, item.axes, strict=True)}
+    return {
+        name: {axis: word for axis, word in axes.items() if word in AXIS_NAMES}
+        for name, axes in zip(names, item.axes, strict=True)
+    }
 
 
 def run_graph(name: str, work: Path) -> dict[str, Any]:
