@@ -7,7 +7,7 @@ at the new positions only; where that leads back to a source, no state of the so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -146,7 +146,7 @@ class NewRows:
 
     @staticmethod
     def _of_product(
-        shapes: list[tuple[object, ...] | None], axis: int, rank: int
+        shapes: Sequence[tuple[object, ...] | None], axis: int, rank: int
     ) -> dict[int, int] | None:
         a, b = shapes[0], shapes[1]
         if a is None or b is None or len(a) < 2 or len(b) < 2:

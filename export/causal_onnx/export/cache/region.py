@@ -119,12 +119,12 @@ class Region:
         for node in self.nodes:
             for value in _read(node):
                 if value not in known and value.const_value is not None:
-                    array = value.const_value
+                    stored = value.const_value
                     known[value] = ir.Value(
                         name=f"weight_{len(graph.initializers)}",
-                        shape=array.shape if isinstance(array.shape, ir.Shape) else None,
-                        type=ir.TensorType(array.dtype),
-                        const_value=array,
+                        shape=stored.shape if isinstance(stored.shape, ir.Shape) else None,
+                        type=ir.TensorType(stored.dtype),
+                        const_value=stored,
                     )
                     graph.register_initializer(known[value])
         result = self.write(graph, None, known)[self.output]

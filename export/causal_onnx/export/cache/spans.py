@@ -136,7 +136,8 @@ def _extent(layouts: Layouts, node: ir.Node) -> int:
         kernel: Sequence[int] = attr(node, "kernel_shape") or _kernel(layouts, node)
         dilations = attr(node, "dilations") or [1] * len(kernel)
         pads = attr(node, "pads") or [0]
-        return max(*(d * (k - 1) for d, k in zip(dilations, kernel, strict=True)), *pads)
+        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        return max(int(n) for n in (*reach, *pads))
     if node.op_type not in ("Pad", "Slice"):
         return 0
     axes = layouts.axes(source)

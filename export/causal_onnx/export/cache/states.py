@@ -323,8 +323,8 @@ class _LayerWriter(SiteWriter):
         new = write("Sub", lengths.row_total, lengths.row_past)
         # A row's padding comes last: the layer stops before it, and gives what it carries there.
         inputs = [*layer.inputs, *[None] * 7][:7]
-        inputs[4] = write("Cast", new, to=int(ir.DataType.INT32))
-        inputs[4].type = ir.TensorType(ir.DataType.INT32)
+        inputs[4] = counts = write("Cast", new, to=int(ir.DataType.INT32))
+        counts.type = ir.TensorType(ir.DataType.INT32)
         starts = [self.start(state, inputs[place]) for place, state in enumerate(self.states, 5)]
         inputs[5 : 5 + len(starts)] = starts
         names = {a.name: a.value for a in layer.attributes.values()}

@@ -25,7 +25,7 @@ RUNNING = "Running"
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "Tanh": (0,), "Relu": (0,)}
 """Kind of layer -> for each gate in ONNX's order its number in PyTorch's."""
 
-_VF = torch._VF  # type: ignore[attr-defined]
+_VF = torch._VF
 
 
 class _Extreme(NamedTuple):
