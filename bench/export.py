@@ -181,6 +181,8 @@ class CostSection(Section):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and write; 0 done, 1 an export failed, 2 wrong usage."""
     arguments = _parser().parse_args(argv)
+    if not resident.is_supported():
+        raise RuntimeError("the peak of memory can be read on Linux alone: run the bench there")
     if arguments.child is not None:
         print(json.dumps(_in_child(json.loads(arguments.child))))
         return 0

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="the bench exports models of transformers")
 
+from bench import resident
 from bench.client import WorkerError
 from bench.export import (
     ROWS,
@@ -74,6 +75,7 @@ def test_an_export_that_fails_is_named() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not resident.is_supported(), reason="the system does not tell the peak")
 def test_an_export_takes_no_more_than_four_times_the_weights() -> None:
     found = measure(SMALL)
     assert 230e6 < found.weights_bytes < 235e6
