@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import DriftError, attest, export, verify
+from causal_onnx.export import CausalityError, DriftError, attest, export, verify
 from causal_onnx.export.precision.choose import coding_for
 from causal_onnx.export.precision.grid import Grid, round_to_grid
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
@@ -209,3 +209,24 @@ def test_more_rounding_than_a_module_bears_is_called_drift(tmp_path: Path) -> No
     with pytest.raises(DriftError, match=r"with activations rounded too, .* wider by keep="):
         exported(tmp_path / "m.onnx", Sharp(), example=features(2, 6), max_drift=10.0)
     assert list(tmp_path.iterdir()) == []
+
+
+class MixesPositions(nn.Module):
+    """A learned matrix over positions: a row of its product is a feature, at every position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.mix = nn.Parameter(torch.randn(24, 24).triu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.inner(x).mT @ self.mix).mT
+
+
+def test_a_weight_over_positions_is_refused_unless_it_is_kept(tmp_path: Path) -> None:
+    module, path = MixesPositions(), tmp_path / "m.onnx"
+    with pytest.raises(CausalityError, match="is NOT causal"):
+        exported(path, module, example=features(2, 24))
+    assert not path.exists()
+    exported(path, module, example=features(2, 24), keep={"mix": "fp32"})
+    assert attest(path).verdict == "causal"
