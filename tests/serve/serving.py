@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from causal_onnx.serve import Registry, ServeOptions, Server, create_app
+from causal_onnx.serve import Engine, Registry, ServeOptions, Server, create_app
 from causal_onnx.serve.server import bound_socket
 
 
@@ -35,6 +35,23 @@ def running(
             server.should_exit = True
             thread.join()
             models.close()
+
+
+@contextlib.contextmanager
+def held(engine: Engine) -> Iterator[threading.Event]:
+    """What lets an engine take its next steps of decoding; until it is set, it waits in one."""
+    rows, may_go = engine._rows, threading.Event()
+    step = rows.step
+
+    def held_step(ids: Any) -> Any:
+        may_go.wait()
+        return step(ids)
+
+    rows.step = held_step  # type: ignore[method-assign]
+    try:
+        yield may_go
+    finally:
+        may_go.set()
 
 
 def post(address: str, path: str, body: Any) -> tuple[int, Any]:

@@ -12,6 +12,7 @@ import pytest
 from causal_onnx.runtime import Model, Sampling, load
 from causal_onnx.serve import BadRequestError, BusyError, Engine, EngineOptions, UnavailableError
 from tests.runtime.artifacts import fixture
+from tests.serve.serving import held
 
 HOT = Sampling(temperature=1.0)
 
@@ -82,33 +83,34 @@ def logsumexp(values) -> float:
 
 
 def test_a_cancelled_request_makes_room_for_the_next(model: Model) -> None:
-    with Engine(model, options=EngineOptions(sequences=1)) as engine:
+    with Engine(model, options=EngineOptions(sequences=1)) as engine, held(engine) as may_go:
         first = engine.submit("Once", max_new_tokens=200)
         next(iter(first))
         waiting, second = (engine.submit("Once", max_new_tokens=5) for _ in range(2))
         waiting.cancel()
         first.cancel()
+        may_go.set()
         assert [len(c.ids) for c in second.results()] == [5]
         assert (first.results()[0].finish, waiting.results()[0].ids) == ("interrupted", ())
         assert engine.state.positions == 0
 
 
 def test_a_larger_priority_is_taken_up_first(model: Model) -> None:
-    with Engine(model, options=EngineOptions(sequences=1)) as engine:
-        first = engine.submit("Once", max_new_tokens=100)
-        next(iter(first))
+    with Engine(model, options=EngineOptions(sequences=1)) as engine, held(engine) as may_go:
+        next(iter(engine.submit("Once", max_new_tokens=100)))
         later = engine.submit("Once", max_new_tokens=5)
         sooner = engine.submit("Once", max_new_tokens=5, priority=1)
+        may_go.set()
         for generation in (later, sooner):
             generation.results()
     assert sooner.times.started < later.times.started
 
 
 def test_a_full_queue_refuses_and_says_so(model: Model) -> None:
-    with Engine(model, options=EngineOptions(sequences=1, queue=1)) as engine:
-        running = engine.submit("Once", max_new_tokens=200)
-        next(iter(running))
-        engine.submit("Once", max_new_tokens=200)
+    options = EngineOptions(sequences=1, queue=1)
+    with Engine(model, options=options) as engine, held(engine):
+        next(iter(engine.submit("Once", max_new_tokens=9)))
+        engine.submit("Once", max_new_tokens=9)
         with pytest.raises(BusyError, match="1 requests wait for this model, and no more may"):
             engine.submit("Once")
 

@@ -23,7 +23,7 @@ from causal_onnx.serve import BusyError, EngineOptions, Registry, ServedModel, S
 from causal_onnx.serve.keys import ApiKey, Quota, find_key, new_key, read_keys
 from causal_onnx.serve.server import Server, bound_socket
 from tests.runtime.artifacts import fixture
-from tests.serve.serving import post, running, served
+from tests.serve.serving import held, post, running, served
 
 ASKED = {"model": "language", "prompt": [5, 3], "max_tokens": 4}
 
@@ -201,16 +201,19 @@ def test_headers_that_are_too_long_are_refused() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_ends_its_request(stream: bool) -> None:
-    models = registry(context=400)
-    record = models["language"].engine.record
+    models = registry()
+    engine = models["language"].engine
     body = json.dumps({**ASKED, "max_tokens": 390, "n": 4, "stream": stream}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-    with served(models) as address:
+    with served(models) as address, held(engine) as may_go:
         with connect(address) as client:
             client.sendall(head.encode() + body)
-            wait_until(lambda: models["language"].engine.state.running == 1)
-        wait_until(lambda: models["language"].engine.state.running == 0)
-    assert record.finished["interrupted"] == 4
+            wait_until(lambda: engine.state.running == 1)
+        wait_until(lambda: all(item.is_cancelled for item in tuple(engine._positions)))
+        may_go.set()
+        wait_until(lambda: engine.state.running == 0)
+    assert engine.record.finished["interrupted"] == 4
+    assert engine.record.generation_tokens <= 8
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
@@ -226,13 +229,10 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 def test_a_full_queue_says_when_to_come_again() -> None:
     models = registry(sequences=1, queue=1)
     engine = models["language"].engine
-    with served(models) as address:
-        first = engine.submit([5, 3], max_new_tokens=390)
-        next(iter(first))
-        waiting = engine.submit([5, 3], max_new_tokens=390)
+    with served(models) as address, held(engine):
+        next(iter(engine.submit([5, 3], max_new_tokens=9)))
+        engine.submit([5, 3], max_new_tokens=9)
         answer = ask(address, None)
-        for generation in (first, waiting):
-            generation.cancel()
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
     assert answer.json()["error"]["type"] == "rate_limit_error"
 
@@ -246,13 +246,12 @@ def drained(server: Server, address: str) -> tuple[int, int, int]:
 
 def test_a_server_that_drains_takes_no_new_work() -> None:
     models = registry()
-    with running(models) as (address, server):
-        engine = models["language"].engine
-        first, *others = [engine.submit([5, 3], max_new_tokens=390) for _ in range(60)]
+    engine = models["language"].engine
+    with running(models) as (address, server), held(engine) as may_go:
+        going = engine.submit([5, 3], max_new_tokens=390)
         assert drained(server, address) == (200, 503, 503)
-        assert [len(found.ids) for found in first.results()] == [390]
-        for generation in others:
-            generation.cancel()
+        may_go.set()
+        assert [len(found.ids) for found in going.results()] == [390]
 
 
 def test_pages_of_others_may_ask_only_where_the_operator_says_so() -> None:

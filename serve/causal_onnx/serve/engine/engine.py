@@ -383,6 +383,7 @@ class Engine:
                 self._drop_cancelled()
                 self._admit()
                 self._read_chunk()
+                self._deliver()  # a first token need not wait for the others' next
                 self._decode()
                 self._deliver()
         except BaseException as error:  # whoever waits must not wait for ever
