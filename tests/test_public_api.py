@@ -27,9 +27,10 @@ PUBLIC = {
         write_bundle
     """,
     "causal_onnx.serve": """
-        BadRequestError BusyError Engine EngineOptions EngineState Generation NotServedError
-        Registry RequestError Score ServeOptions ServedModel Server TensorEngine TensorOptions
-        Token UnavailableError create_app open_models
+        BadRequestError BusyError Engine EngineOptions EngineState Generation GrpcServer
+        NotServedError Registry RequestError Score SequenceEngine SequenceOptions SequenceStep
+        ServeOptions ServedModel Server TensorEngine TensorOptions Token UnavailableError
+        create_app open_models
     """,
 }
 NEEDS_TORCH = {"causal_onnx.models", "causal_onnx.export"}

@@ -16,6 +16,8 @@ from starlette.types import ExceptionHandler, Lifespan
 
 from causal_onnx.runtime import Model
 from causal_onnx.serve.errors import NotServedError, RequestError
+from causal_onnx.serve.inference_protocol import answers as inference_answers
+from causal_onnx.serve.inference_protocol import routes as inference_protocol
 from causal_onnx.serve.openai import routes as openai
 from causal_onnx.serve.openai.answers import error_answer
 from causal_onnx.serve.operate import health, metrics
@@ -48,7 +50,10 @@ def create_app(
     if not isinstance(models, Registry):
         models = Registry([ServedModel.of(name, model) for name, model in models.items()])
         lifespan = _closing(models, drain_s=options.drain_s)
-    middleware = [Middleware(Gate, keys=options.keys, error_of=_error_of)]
+    service = Service(models, options)
+    middleware = [
+        Middleware(Gate, keys=options.keys, quotas=service.quotas, error_of=_error_of),
+    ]
     if options.cors_origins:
         middleware.insert(
             0,  # a page asks first whether it may ask, without a key
@@ -60,12 +65,12 @@ def create_app(
             ),
         )
     app = Starlette(
-        routes=[*health.ROUTES, *metrics.ROUTES, *openai.ROUTES],
+        routes=[*health.ROUTES, *metrics.ROUTES, *openai.ROUTES, *inference_protocol.ROUTES],
         middleware=middleware,
         lifespan=lifespan,
         exception_handlers={HTTPException: _as_exception_handler()},
     )
-    app.state.service = Service(models, options)
+    app.state.service = service
     return app
 
 
@@ -82,6 +87,8 @@ def _closing(models: Registry, *, drain_s: float) -> Lifespan[Starlette]:
 
 def _error_of(path: str, error: RequestError) -> Response:
     """An error in the form of the protocol that a path belongs to."""
+    if path == inference_protocol.PREFIX or path.startswith(f"{inference_protocol.PREFIX}/"):
+        return inference_answers.error_answer(error)
     return error_answer(error)
 
 

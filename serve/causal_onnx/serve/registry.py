@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,14 @@ from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.generation.plan import check_model
 from causal_onnx.runtime.text.chat_template import ChatTemplate
 from causal_onnx.serve.engine.engine import Engine, EngineOptions
+from causal_onnx.serve.engine.sequences import SequenceEngine
 from causal_onnx.serve.engine.tensors import TensorEngine
 from causal_onnx.serve.errors import NotServedError
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import Contract, Model, Tokenizer
 
-__all__ = ["Registry", "ServedModel", "open_models", "split_name"]
+__all__ = ["ModelSource", "Registry", "ServedModel", "open_models", "split_name"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
@@ -39,6 +40,8 @@ class ServedModel:
     """What answers requests of tensors."""
     engine: Engine | None
     """What continues prompts; None where it is no language model with a cache."""
+    sequences: SequenceEngine | None = None
+    """What keeps the caches of clients between their requests; None where it has no cache."""
     template: ChatTemplate | None = None
     """What writes a chat as a prompt; None where its folder has none."""
     path: Path | None = None
@@ -87,7 +90,14 @@ class ServedModel:
         else:
             model.default_sampling  # noqa: B018 - a damaged file is found now, and not by a client
             engine = Engine(model, options=engine_options)
-        served = cls(name=name, model=model, tensors=TensorEngine(model), engine=engine, path=path)
+        served = cls(
+            name=name,
+            model=model,
+            tensors=TensorEngine(model),
+            engine=engine,
+            sequences=SequenceEngine(model) if model.contract.cache else None,
+            path=path,
+        )
         if engine is None or served.tokenizer is None:
             return served
         return replace(served, template=ChatTemplate.of_folder(served.tokenizer.path.parent))
@@ -97,20 +107,63 @@ class ServedModel:
         until = time.monotonic() + drain_s
         if self.engine is not None:
             self.engine.close(drain_s=drain_s)
+        if self.sequences is not None:
+            self.sequences.close(drain_s=max(0.0, until - time.monotonic()))
         self.tensors.close(drain_s=max(0.0, until - time.monotonic()))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it takes work."""
+        return self.engine is None or self.engine.state.is_open
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits or runs."""
         state = None if self.engine is None else self.engine.state
-        return not (self.tensors.pending or (state and (state.running or state.waiting)))
+        kept = self.sequences is not None and self.sequences.pending
+        return not (self.tensors.pending or kept or (state and (state.running or state.waiting)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """Where models may come from while a server runs."""
+
+    given: Mapping[str, Path]
+    """Those that it was started with, by name."""
+    root: Path | None
+    """A folder: what lies in it may be loaded too, each by the name of its folder or file."""
+    open: Callable[[str, Path], ServedModel]
+
+    def find(self, name: str) -> Path | None:
+        """The place of a model; None where none of that name may be loaded."""
+        if name in self.given or self.root is None or not NAME.fullmatch(name):
+            return self.given.get(name)
+        root = self.root.resolve()
+        for place, file in ((name, root / name / MODEL), (f"{name}.onnx", root / f"{name}.onnx")):
+            if file.is_file() and file.resolve().is_relative_to(root):  # no link leads out of it
+                return root / place
+        return None
+
+    def names(self) -> list[str]:
+        """All that may be loaded."""
+        found = dict.fromkeys(self.given)
+        if self.root is not None and self.root.is_dir():
+            for path in sorted(self.root.iterdir()):
+                name = path.name.removesuffix(".onnx")
+                if self.find(name) is not None:
+                    found[name] = None
+        return list(found)
 
 
 class Registry(Mapping[str, ServedModel]):
     """The served models by name, in the order in which they were added."""
 
-    def __init__(self, models: Sequence[ServedModel] = ()) -> None:
-        self._lock = threading.Lock()
+    def __init__(
+        self, models: Sequence[ServedModel] = (), *, source: ModelSource | None = None
+    ) -> None:
+        self.source = source
+        """Where others may come from; None: what is here is all."""
+        self._lock, self._loading = threading.Lock(), threading.Lock()
         self._models: dict[str, ServedModel] = {}
         for served in models:
             self.add(served)
@@ -163,6 +216,30 @@ class Registry(Mapping[str, ServedModel]):
             self._models = {key: item for key, item in self._models.items() if key != name}
         served.close(drain_s=drain_s)
 
+    def load(self, name: str, *, drain_s: float = 0.0) -> None:
+        """Serve a model of the source; one that is served is loaded anew, and then replaced.
+
+        Raises:
+            NotServedError: None of that name may be loaded.
+            ArtifactError: It cannot be loaded, or is a bundle that does not verify.
+        """
+        source = self.source
+        path = None if source is None else source.find(name)
+        if source is None or path is None:
+            known = ", ".join(source.names()) if source else ""
+            raise NotServedError(
+                f"{name!r} may not be loaded here; what may be is {known or 'nothing'}",
+                param="model",
+                code="model_not_found",
+            )
+        with self._loading:  # one at a time: each takes memory
+            served = source.open(name, path)
+            with self._lock:
+                before = self._models.get(name)
+                self._models = {**self._models, name: served}
+        if before is not None:
+            before.close(drain_s=drain_s)
+
     def close(self, *, drain_s: float = 0.0) -> None:
         """End all of them."""
         until = time.monotonic() + drain_s
@@ -192,6 +269,7 @@ def open_models(
     threads: int | None = None,
     trusted: bool = False,
     engine_options: EngineOptions | None = None,
+    repository: Path | None = None,
 ) -> Registry:
     """Load folders and files, and start what answers requests to them.
 
@@ -201,6 +279,7 @@ def open_models(
         threads: As for `load`.
         trusted: As for `load`.
         engine_options: Of each engine.
+        repository: A folder whose models clients may load while the server runs.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -208,14 +287,21 @@ def open_models(
         ValueError: Two have one name, or an option does not fit.
         DeviceError: The device cannot be used.
     """
-    registry = Registry()
+
+    def open_model(name: str, path: Path) -> ServedModel:
+        if path.is_dir() and (path / CONTRACT).is_file():
+            _check_bundle(path, device=device, threads=threads)
+        # With `cast`, because the protocols check dtypes, and bfloat16 comes as float32.
+        model = load(path, device=device, threads=threads, trusted=trusted, cast=True)
+        return ServedModel.of(name, model, engine_options=engine_options, path=path)
+
+    if repository is not None and not repository.is_dir():
+        raise FileNotFoundError(f"there is no folder {repository}")
+    given = [split_name(place) for place in places]
+    registry = Registry(source=ModelSource(given=dict(given), root=repository, open=open_model))
     try:
-        for place in places:
-            name, path = split_name(place)
-            if path.is_dir() and (path / CONTRACT).is_file():
-                _check_bundle(path, device=device, threads=threads)
-            model = load(path, device=device, threads=threads, trusted=trusted)
-            registry.add(ServedModel.of(name, model, engine_options=engine_options, path=path))
+        for name, path in given:
+            registry.add(open_model(name, path))
     except BaseException:
         registry.close()
         raise

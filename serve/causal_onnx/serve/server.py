@@ -14,6 +14,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from causal_onnx.serve.inference_protocol.grpc_server import GrpcServer
 from causal_onnx.serve.service import Service
 
 __all__ = ["Server", "bound_socket"]
@@ -66,7 +67,12 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, app: Starlette, *, certificate: Path | None = None, private_key: Path | None = None
+        self,
+        app: Starlette,
+        *,
+        certificate: Path | None = None,
+        private_key: Path | None = None,
+        grpc: GrpcServer | None = None,
     ) -> None:
         """Take an application that `create_app` made.
 
@@ -74,8 +80,10 @@ class Server(uvicorn.Server):
             app: What answers.
             certificate: A file with a certificate, and those that vouch for it, for TLS.
             private_key: Its key; None: it is in the same file.
+            grpc: What answers over gRPC too, as long as this server runs.
         """
         self._service: Service = app.state.service
+        self._grpc = grpc
         self._ends_at: float | None = None
         config = uvicorn.Config(
             app,
@@ -95,6 +103,18 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=CLOSING_S,
         )
         super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen."""
+        if self._grpc is not None:
+            await self._grpc.start()
+        await super().startup(sockets=sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen no more, and let answers that are being written end."""
+        if self._grpc is not None:
+            await self._grpc.stop(0 if self.force_exit else CLOSING_S)
+        await super().shutdown(sockets=sockets)
 
     def drain(self) -> None:
         """Take no new work, and end when there is none left, or after `ServeOptions.drain_s`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 
 from causal_onnx.serve.errors import UnavailableError
+from causal_onnx.serve.keys import Quota
 from causal_onnx.serve.options import ServeOptions
 from causal_onnx.serve.registry import Registry
 
@@ -16,15 +17,15 @@ class Service:
 
     def __init__(self, models: Registry, options: ServeOptions) -> None:
         self.models, self.options = models, options
+        self.quotas = {key.name: Quota(key) for key in options.keys}
+        """The name of each key -> what was used of its limits."""
         self.is_draining = False
         """Whether no new work is taken, because the server is about to end."""
 
     @property
     def is_ready(self) -> bool:
         """Whether it takes work, for all of its models."""
-        return not self.is_draining and all(
-            served.engine is None or served.engine.state.is_open for served in self.models.values()
-        )
+        return not self.is_draining and all(served.is_open for served in self.models.values())
 
     @property
     def is_idle(self) -> bool:

@@ -43,6 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=int, default=8000, metavar="N", help="default: 8000; 0: a free one"
     )
+    parser.add_argument(
+        "--grpc-port",
+        type=int,
+        metavar="N",
+        help="serve the Open Inference Protocol over gRPC too (extra grpc); 0: a free port",
+    )
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        metavar="FOLDER",
+        help="a folder whose models clients may load and unload while the server runs",
+    )
     batching = parser.add_argument_group("batching, for each model")
     batching.add_argument(
         "--sequences", type=int, default=8, metavar="N", help="decoded together (default: 8)"
@@ -106,7 +118,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     for package in ("starlette", "uvicorn"):
         import_extra(package, extra="serve", purpose="serving")
-    from causal_onnx.serve import EngineOptions, ServeOptions, Server, create_app, open_models
+    if args.grpc_port is not None:
+        import_extra("grpc", extra="grpc", purpose="serving over gRPC")
+    from causal_onnx.serve import (
+        EngineOptions,
+        GrpcServer,
+        ServeOptions,
+        Server,
+        create_app,
+        open_models,
+    )
     from causal_onnx.serve.keys import read_keys
     from causal_onnx.serve.server import bound_socket
 
@@ -135,6 +156,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             threads=args.threads,
             trusted=args.trusted,
             engine_options=engines,
+            repository=args.repository,
         )
         with contextlib.closing(models):
             host = f"[{args.host}]" if ":" in args.host else args.host
@@ -144,11 +166,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 console.print(_described(served))
             console.print(f"listening on {address}")
             console.print(_curl(address, next(iter(models.values()))))
-            server = Server(
-                create_app(models, options),
-                certificate=args.tls_certificate,
-                private_key=args.tls_key,
-            )
+            app = create_app(models, options)
+            tls: dict[str, Path | None] = {}
+            if args.tls_certificate is not None:
+                tls = {"certificate": args.tls_certificate, "private_key": args.tls_key}
+            grpc = None
+            if args.grpc_port is not None:
+                grpc = GrpcServer(
+                    app.state.service,
+                    host=args.host,
+                    port=args.grpc_port,
+                    on_start=lambda port: console.print(f"gRPC on {host}:{port}"),
+                    **tls,
+                )
+            server = Server(app, grpc=grpc, **tls)
             with _requests_on_stderr():
                 server.run(sockets=[socket])
     return 0

@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -17,7 +17,7 @@ from causal_onnx.serve.engine.generation import Generation
 from causal_onnx.serve.errors import ForbiddenKeyError, RequestError
 from causal_onnx.serve.keys import ApiKey, Quota, find_key
 
-__all__ = ["GENERATIONS", "Gate"]
+__all__ = ["GENERATIONS", "Gate", "find_given_key", "log_request", "tokens_of"]
 
 log = logging.getLogger("causal_onnx.serve.requests")
 
@@ -42,6 +42,7 @@ class Gate:
         app: ASGIApp,
         *,
         keys: tuple[ApiKey, ...],
+        quotas: Mapping[str, Quota],
         error_of: Callable[[str, RequestError], Response],
     ) -> None:
         """Stand before `app`.
@@ -49,10 +50,11 @@ class Gate:
         Args:
             app: What answers.
             keys: Those that are taken; none: everyone may ask.
+            quotas: The name of each -> what was used of its limits, here and elsewhere.
             error_of: Writes an error in the form of the protocol of a path.
         """
         self._app, self._keys, self._error_of = app, keys, error_of
-        self._quotas = {key.name: Quota(key) for key in keys}
+        self._quotas = quotas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,7 +78,7 @@ class Gate:
         try:
             try:
                 if self._keys and scope["path"] not in OPEN:
-                    key = self._key(headers)
+                    key = find_given_key(self._keys, headers.get(b"authorization", ""))
                     name, wanted = key.name, self._quotas[key.name]
                     wanted.begin()
                     quota = wanted
@@ -89,9 +91,10 @@ class Gate:
                 if not item.is_done:
                     item.cancel()
             if quota is not None:
-                quota.end(sum(_tokens(item) for item in generations))
-            _write(
-                scope,
+                quota.end(sum(tokens_of(item) for item in generations))
+            log_request(
+                scope["method"],
+                scope["path"],
                 identity=identity,
                 name=name,
                 status=status,
@@ -99,25 +102,33 @@ class Gate:
                 generations=generations,
             )
 
-    def _key(self, headers: dict[bytes, str]) -> ApiKey:
-        kind, _, given = headers.get(b"authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not given:
-            raise ForbiddenKeyError(
-                "a key is needed: the header Authorization: Bearer KEY", code="missing_api_key"
-            )
-        key = find_key(self._keys, given.strip())
-        if key is None:
-            raise ForbiddenKeyError("this key is not known here", code="invalid_api_key")
-        return key
+
+def find_given_key(keys: tuple[ApiKey, ...], authorization: str) -> ApiKey:
+    """The key in a header `Authorization`.
+
+    Raises:
+        ForbiddenKeyError: There is none, or it is not known.
+    """
+    kind, _, given = authorization.partition(" ")
+    if kind.lower() != "bearer" or not given:
+        raise ForbiddenKeyError(
+            "a key is needed: the header Authorization: Bearer KEY", code="missing_api_key"
+        )
+    key = find_key(keys, given.strip())
+    if key is None:
+        raise ForbiddenKeyError("this key is not known here", code="invalid_api_key")
+    return key
 
 
-def _tokens(generation: Generation) -> int:
+def tokens_of(generation: Generation) -> int:
+    """How many tokens a request has used of its key's."""
     written = 0 if generation.only_scores else sum(len(s.ids) for s in generation.sequences)
     return written + (len(generation.prompt) if generation.times.started is not None else 0)
 
 
-def _write(
-    scope: Scope,
+def log_request(
+    method: str,
+    path: str,
     *,
     identity: str,
     name: str | None,
@@ -125,13 +136,14 @@ def _write(
     seconds: float,
     generations: list[Generation],
 ) -> None:
+    """Write the line of a request."""
     if not log.isEnabledFor(logging.INFO):
         return
     line: dict[str, Any] = {
         "request": identity,
         "key": name,
-        "method": scope["method"],
-        "path": scope["path"],
+        "method": method,
+        "path": path,
         "status": status,
         "ms": round(seconds * 1000, 1),
     }
