@@ -215,8 +215,10 @@ def test_every_command_of_the_runtime_needs_numpy_and_onnxruntime_alone(tmp_path
 
 
 def test_export_without_pytorch_says_what_to_install(tmp_path: Path) -> None:
+    target = tmp_path / "own.py"
+    target.write_text("import torch\n")
     done = subprocess.run(
-        [sys.executable, "-c", BLOCKED, "export", "a.b:c", "-o", str(tmp_path / "m.onnx")],
+        [sys.executable, "-c", BLOCKED, "export", f"{target}:make", "-o", str(tmp_path / "m.onnx")],
         capture_output=True,
         text=True,
         check=False,
