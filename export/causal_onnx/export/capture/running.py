@@ -31,7 +31,7 @@ def write_running(model: ir.Model) -> None:
         place = write("Expand", write.scalar(-1), shape)
         wants_places = bool(node.outputs[1].uses()) or node.outputs[1].is_graph_output()
         states = [least, place, write.scalar(0)] if wants_places else [least]
-        body = _body(write, steps, x, kind, wants_places=wants_places)
+        body = _body(write, steps, x, axis, kind=kind, wants_places=wants_places)
         count = 2 if wants_places else 1
         scan = write.node(
             "Scan",
@@ -95,8 +95,9 @@ def _body(
     write: Writer,
     step: Callable[[Writer, ir.Value, ir.Value], ir.Value],
     x: ir.Value,
-    kind: str,
+    axis: int,
     *,
+    kind: str,
     wants_places: bool,
 ) -> ir.Graph:
     outer = write.graph
@@ -120,5 +121,14 @@ def _body(
     for copy, item in zip(copies, results, strict=False):
         copy.type = item.type
     graph.outputs.extend([*results, *copies])
+    # onnxruntime asks for the ranks, and finds them by itself where it knows that of x alone.
+    assert x.shape is not None
+    rest = [n if isinstance(n, int) else None for i, n in enumerate(x.shape) if i != axis]
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape = ir.Shape(rest)
+    for value in graph.inputs[2:3] if wants_places else ():
+        value.shape = ir.Shape([])
+    for value in graph.outputs[2:3] if wants_places else ():
+        value.shape = ir.Shape([])
     name_inside(graph, f"{x.name}_{kind}")
     return graph
