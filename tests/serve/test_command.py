@@ -63,6 +63,17 @@ def test_it_says_what_it_serves_and_the_curl_line_works(stories: Path) -> None:
     assert json.loads(done.stdout)["choices"][0]["text"] == ", there was a little girl named "
 
 
+def test_it_serves_over_grpc_beside_http() -> None:
+    client_of = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient")
+    with command(str(fixture("small")), "--grpc-port", "0", "--threads", "1") as process:
+        lines_until_curl(process)
+        found = re.fullmatch(r"gRPC on (127\.0\.0\.1:\d+)\n", process.stdout.readline())
+        with client_of.InferenceServerClient(found[1]) as client:
+            assert client.is_model_ready("small")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+
+
 def test_a_running_stream_ends_in_order_after_sigterm(stories: Path) -> None:
     import httpx
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -18,6 +20,7 @@ from tests.serve.serving import served
 http = pytest.importorskip("tritonclient.http", reason="needs tritonclient")
 from tritonclient.utils import InferenceServerException  # noqa: E402
 
+PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 NAMES = ("small", "decoder", "half", "bfloat16", "cached", "seq_first", "grouped_query", "language")
 WIRE = {"float32": "FP32", "float16": "FP16", "int64": "INT64", "bfloat16": "BF16", "bool": "BOOL"}
 
@@ -201,6 +204,23 @@ def test_each_extension_that_is_listed_has_tests(client) -> None:
     tensors = {"binary_tensor_data", "parameters", "model_configuration"}
     others = {"sequence", "model_repository", "generate"}  # in files of those names
     assert set(client.get_server_metadata()["extensions"]) == tensors | others
+
+
+def test_the_client_of_the_page_runs(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    section = PAGE.partition("## Tensors")[2]
+    code = section.partition("```python\n")[2].partition("```")[0]
+    code = code.replace("127.0.0.1:8000", address.removeprefix("http://"))
+    exec(code.replace('"model"', '"language"'), {})
+    assert capsys.readouterr().out == "(1, 3, 280)\n"
+
+
+def test_the_paths_of_the_page_are_there(address: str) -> None:
+    table = PAGE.partition("## Tensors")[2].partition("| path | what |")[2].partition("\n\n")[0]
+    found = re.findall(r"`(GET|POST) (/[^`]+)`", table)
+    assert len(found) == 6
+    for method, path in found:
+        answer = httpx.request(method, address + path.replace("NAME", "language"))
+        assert answer.status_code in (200, 400), path
 
 
 X = {"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
