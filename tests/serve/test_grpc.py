@@ -239,6 +239,10 @@ def test_a_key_is_needed_where_there_are_keys(models) -> None:
         assert client.is_server_ready()
         with pytest.raises(InferenceServerException, match="a key is needed"):
             client.infer("small", inputs)
+        with grpc.insecure_channel(address) as channel:
+            stream = channel.stream_stream(f"/{grpc_messages.SERVICE}/ModelStreamInfer")
+            with pytest.raises(grpc.RpcError, match="a key is needed"):
+                next(stream(iter(())))
         with pytest.raises(InferenceServerException, match="this key is not known here"):
             client.infer("small", inputs, headers={"authorization": "Bearer sk-2"})
         client.infer("small", inputs, headers={"authorization": "Bearer sk-1"})

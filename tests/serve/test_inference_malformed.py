@@ -32,7 +32,7 @@ GENERATE = {
     "input_ids": [5, 3],
     "parameters": {"max_tokens": 2, "temperature": 0.5, "seed": 1, "stop": ["x"]},
 }
-INDEX = {"ready": True}
+INDEX = {"ready": True, "own": [1, {"x": 2}]}
 
 
 @pytest.fixture(scope="module")

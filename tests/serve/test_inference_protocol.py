@@ -160,6 +160,12 @@ def test_only_the_outputs_that_are_asked_for_come_with_id_and_parameters(client,
     assert (answer["model_name"], answer["model_version"]) == ("cached", "1")
 
 
+def test_an_empty_cache_may_be_given(client, models) -> None:
+    given = {"input_ids": np.array([[3, 1, 4]]), "past": np.zeros((1, 0, 6), np.float32)}
+    result = client.infer("language", triton_inputs(models["language"], given))
+    assert same(result, models["language"].run(given["input_ids"]))
+
+
 def test_an_input_without_the_batch_axis_comes_back_so(client, models) -> None:
     given = {"input_ids": np.array([3, 1, 4])}
     result = client.infer("decoder", triton_inputs(models["decoder"], given))

@@ -30,7 +30,7 @@ from causal_onnx.serve.inference_protocol.grpc_tensors import (
 )
 from causal_onnx.serve.inference_protocol.repository import index, load_model, unload_model
 from causal_onnx.serve.inference_protocol.tensors import find_model, infer
-from causal_onnx.serve.keys import Quota
+from causal_onnx.serve.keys import ApiKey, Quota
 from causal_onnx.serve.openai.running import prepare_aside
 from causal_onnx.serve.operate.gate import find_given_key, log_request, tokens_of
 from causal_onnx.serve.service import Service
@@ -175,9 +175,8 @@ class GrpcServer:
         options = self._service.options
         if not options.keys or name in OPEN:
             return _Call(name, None, None)
-        given = dict(context.invocation_metadata() or ()).get("authorization", "")
         try:
-            key = find_given_key(options.keys, given if isinstance(given, str) else "")
+            key = self._key(context)
             quota = self._service.quotas[key.name]
             quota.begin()
         except RequestError as error:
@@ -185,6 +184,14 @@ class GrpcServer:
             call.end()
             raise
         return _Call(name, key.name, quota)
+
+    def _key(self, context: Any) -> ApiKey:
+        given = dict(context.invocation_metadata() or ()).get("authorization", "")
+        return find_given_key(self._service.options.keys, given if isinstance(given, str) else "")
+
+    async def _abort(self, context: Any, error: RequestError) -> None:
+        code = getattr(self._grpc.StatusCode, CODES.get(error.status, "INTERNAL"))
+        await context.abort(code, str(error)[:MOST_MESSAGE])
 
     def _unary(
         self, name: str, handler: Callable[[Any, _Call], Awaitable[Any]]
@@ -206,8 +213,7 @@ class GrpcServer:
                     call.end()
             except RequestError as error:
                 refused = error
-            code = getattr(self._grpc.StatusCode, CODES.get(refused.status, "INTERNAL"))
-            await context.abort(code, str(refused)[:MOST_MESSAGE])
+            await self._abort(context, refused)
             raise AssertionError("abort raises")
 
         return answer
@@ -216,6 +222,11 @@ class GrpcServer:
         """Requests one after the other, each with as many answers as it has; errors are answers."""
         request_class = message_class("ModelInferRequest")
         response_class = message_class("ModelStreamInferResponse")
+        if self._service.options.keys:
+            try:  # a stream that says nothing is open, too
+                self._key(context)
+            except RequestError as error:
+                await self._abort(context, error)
         async for raw in requests:
             identity = ""
             try:
