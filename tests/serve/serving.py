@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from causal_onnx.serve import Engine, Registry, ServeOptions, Server, create_app
 from causal_onnx.serve.server import bound_socket
@@ -62,3 +65,18 @@ def post(address: str, path: str, body: Any) -> tuple[int, Any]:
     given = None if isinstance(body, bytes) else body
     answer = httpx.post(f"{address}{path}", content=content, json=given, timeout=60)
     return answer.status_code, answer.json()
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1, and its key."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    try:
+        subprocess.run(
+            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject,
+             "-keyout", str(key), "-out", str(certificate)],
+            check=True, capture_output=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("openssl, which makes a certificate, is not installed")
+    return certificate, key

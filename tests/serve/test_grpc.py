@@ -19,6 +19,7 @@ from causal_onnx.serve.inference_protocol.grpc_server import GrpcServer
 from causal_onnx.serve.keys import ApiKey
 from causal_onnx.serve.server import bound_socket
 from tests.runtime.artifacts import fixture
+from tests.serve.serving import self_signed
 from tests.serve.test_inference_protocol import WIRE, arrays, same
 from tests.serve.test_sequences import chunks
 
@@ -31,11 +32,11 @@ NAMES = ("small", "decoder", "half", "bfloat16", "cached", "language")
 
 
 @contextlib.contextmanager
-def grpc_served(models, options: ServeOptions | None = None):
+def grpc_served(models, options: ServeOptions | None = None, **tls):
     """The address of a server over gRPC, beside one over HTTP."""
     app, started = create_app(models, options), threading.Event()
-    calls = GrpcServer(app.state.service, port=0, on_start=lambda port: started.set())
-    server = Server(app, grpc=calls)
+    calls = GrpcServer(app.state.service, port=0, on_start=lambda port: started.set(), **tls)
+    server = Server(app, grpc=calls, **tls)
     with contextlib.closing(bound_socket("127.0.0.1", 0)) as socket:
         thread = threading.Thread(target=server.run, args=([socket],))
         thread.start()
@@ -248,6 +249,17 @@ def test_a_key_is_needed_where_there_are_keys(models) -> None:
         client.infer("small", inputs, headers={"authorization": "Bearer sk-1"})
         with pytest.raises(InferenceServerException, match="1 requests a minute; come again"):
             client.infer("small", inputs, headers={"authorization": "Bearer sk-1"})
+
+
+def test_a_certificate_is_used(tmp_path) -> None:
+    certificate, key = self_signed(tmp_path)
+    models = open_models([str(fixture("small"))], threads=1)
+    tls = {"ssl": True, "root_certificates": str(certificate)}
+    with (
+        grpc_served(models, certificate=certificate, private_key=key) as address,
+        client_of.InferenceServerClient(address, **tls) as client,
+    ):
+        assert client.is_server_ready()
 
 
 def test_a_port_that_is_taken_is_said(address: str) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import re
 import zlib
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
 
 from causal_onnx.runtime import Model, load
-from causal_onnx.serve import ServeOptions, open_models
+from causal_onnx.serve import Registry, ServeOptions, UnavailableError, open_models
+from causal_onnx.serve.inference_protocol.tensors import TensorRequest, infer
+from causal_onnx.serve.service import Service
 from tests.runtime.artifacts import fixture
 from tests.serve.serving import served
 
@@ -331,3 +336,23 @@ def test_the_client_raises_what_the_server_says(client, models) -> None:
     given = {"x": np.ones((1, 1, 4), np.float32)}
     with pytest.raises(InferenceServerException, match="expected rank 2"):
         client.infer("small", triton_inputs(models["small"], given))
+
+
+def ask_without_answer(models, future: Future):
+    """Ask a model whose engine answers by this."""
+    engine = SimpleNamespace(submit=lambda inputs: future)
+    model = SimpleNamespace(contract=models["small"].contract, tensors=engine, name="small")
+    asked = TensorRequest(id="", inputs={}, requested=[], parameters={"timeout": 1})
+    return asyncio.run(infer(Service(Registry(), ServeOptions()), model, asked))
+
+
+def test_a_timeout_in_microseconds_is_kept(models) -> None:
+    with pytest.raises(UnavailableError, match="not answered within its timeout of 1e-06 s"):
+        ask_without_answer(models, Future())
+
+
+def test_a_request_to_a_model_that_is_taken_away_is_told(models) -> None:
+    future: Future = Future()
+    future.cancel()
+    with pytest.raises(UnavailableError, match="the model is being taken away"):
+        ask_without_answer(models, future)

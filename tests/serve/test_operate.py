@@ -8,7 +8,6 @@ import logging
 import re
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from causal_onnx.serve import BusyError, EngineOptions, Registry, ServedModel, S
 from causal_onnx.serve.keys import ApiKey, Quota, find_key, new_key, read_keys
 from causal_onnx.serve.server import Server, bound_socket
 from tests.runtime.artifacts import fixture
-from tests.serve.serving import held, post, running, served
+from tests.serve.serving import held, post, running, self_signed, served
 
 ASKED = {"model": "language", "prompt": [5, 3], "max_tokens": 4}
 
@@ -266,16 +265,7 @@ def test_pages_of_others_may_ask_only_where_the_operator_says_so() -> None:
 
 
 def test_https_is_served_with_a_certificate(tmp_path: Path) -> None:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    try:
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject,
-             "-keyout", str(key), "-out", str(certificate)],
-            check=True, capture_output=True,
-        )  # fmt: skip
-    except FileNotFoundError:
-        pytest.skip("openssl, which makes a certificate, is not installed")
+    certificate, key = self_signed(tmp_path)
     trusting = ssl.create_default_context(cafile=str(certificate))
     with served(registry(), certificate=certificate, private_key=key) as address:
         found = httpx.get(f"{address.replace('http', 'https')}/v1/models", verify=trusting)
