@@ -157,7 +157,7 @@ def test_the_thin_extras_run_all_but_what_reads_graphs(
 @pytest.mark.parametrize(
     ("missing", "command", "extra"),
     [
-        ("torch", ["export", "m:n", "-o", "m.onnx"], "export"),
+        ("torch", ["export", "json:loads", "-o", "m.onnx"], "export"),
         ("onnx", ["attest", "{model}"], "attest"),
         ("onnx_ir", ["attest", "{model}"], "attest"),
         ("onnx", ["adopt", "{model}", "-o", "a"], "attest"),
