@@ -116,8 +116,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Serve until a signal ends it."""
     from causal_onnx.runtime.text.extras import import_extra
 
-    for package in ("starlette", "uvicorn"):
-        import_extra(package, extra="serve", purpose="serving")
+    import_extra("starlette", extra="serve", purpose="serving")
+    import_extra("uvicorn", extra="serve", purpose="serving")
     if args.grpc_port is not None:
         import_extra("grpc", extra="grpc", purpose="serving over gRPC")
     from causal_onnx.serve import (

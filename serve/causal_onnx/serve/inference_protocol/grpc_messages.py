@@ -92,17 +92,11 @@ def message_class(name: str) -> Any:
 
 @functools.cache
 def _classes() -> dict[str, Any]:
-    import_extra("grpc", extra="grpc", purpose="serving over gRPC")
-    protobuf = import_extra("google.protobuf", extra="grpc", purpose="serving over gRPC")
-    pb = import_extra(
-        f"{protobuf.__name__}.descriptor_pb2", extra="grpc", purpose="serving over gRPC"
-    )
-    pool = import_extra(
-        f"{protobuf.__name__}.descriptor_pool", extra="grpc", purpose="serving over gRPC"
-    )
-    factory = import_extra(
-        f"{protobuf.__name__}.message_factory", extra="grpc", purpose="serving over gRPC"
-    )
+    purpose = "serving over gRPC"
+    import_extra("grpc", extra="grpc", purpose=purpose)
+    pb = import_extra("google.protobuf.descriptor_pb2", extra="grpc", purpose=purpose)
+    pool = import_extra("google.protobuf.descriptor_pool", extra="grpc", purpose=purpose)
+    factory = import_extra("google.protobuf.message_factory", extra="grpc", purpose=purpose)
     file = pb.FileDescriptorProto(
         name="causal_onnx/inference.proto", package=PACKAGE, syntax="proto3"
     )
