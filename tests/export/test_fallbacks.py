@@ -142,8 +142,8 @@ def spoil_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let attention be rewritten with another scale than it has."""
     canonicalise = forms.canonicalise
 
-    def spoilt(*args: object) -> object:
-        cores, others = canonicalise(*args)  # type: ignore[arg-type]
+    def spoilt(*args: object, **named: object) -> object:
+        cores, others = canonicalise(*args, **named)  # type: ignore[arg-type]
         for core in cores:
             scale = core.node.attributes["scale"].as_float()
             core.node.attributes["scale"] = ir.AttrFloat32("scale", scale * 1.5)
