@@ -196,11 +196,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
             f"{len(axes)} --axes for {len(args.example)} --example; give one per input, "
             "`fixed` for an input without batch and seq"
         )
-    failure: ParityError | CausalityError | None = None
     estimate = Estimate(_expected(args, size_of_checkpoint(Path(args.target))))
-    with console.progress(estimate) as shown:
-        tell: StepTimes | Progress = StepTimes(shown) if args.timings else shown
-        try:
+    times: StepTimes | None = None
+    try:
+        with console.progress(estimate) as shown:
+            tell: Progress = shown
+            if args.timings:
+                tell = times = StepTimes(shown)
             if named is None:
                 report = _export_checkpoint(args, tell)
             else:
@@ -209,16 +211,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
                     module = make_module(*named, arguments)
                     estimate.expect(_expected(args, _size_of_module(module)))
                     report = _export_module(module, axes, args, tell)
-        except (ParityError, CausalityError) as error:
-            failure = error
     # Not before: what is printed while the progress bar is up mixes with it.
-    steps = tell.finish() if isinstance(tell, StepTimes) else ()
-    if failure is None:
-        _print_report(report, steps, console, as_json=args.json)
-        return 0
-    _print_failure(failure, console, as_json=args.json)
-    # The table went to stdout; what is left for stderr is the verdict.
-    raise CommandError(str(failure).partition("\n")[0]) from failure
+    except (ParityError, CausalityError) as error:
+        _print_failure(error, console, as_json=args.json)
+        # The table went to stdout; what is left for stderr is the verdict.
+        raise CommandError(str(error).partition("\n")[0]) from error
+    _print_report(report, () if times is None else times.finish(), console, as_json=args.json)
+    return 0
 
 
 def _expected(args: argparse.Namespace, size_bytes: int) -> dict[str, float]:
