@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .entry import Family, features, seq_first, unbatched
 
-states = Family("scan", "state")
+states = Family("scan")
 
 DIM = 16
 
@@ -221,7 +221,7 @@ _MODULES: dict[str, tuple[Callable[[Mixed, Tensor], Tensor], Parts, str]] = {
     "conv_3_grouped": (padded, _conv(3, groups=4), "a grouped causal convolution"),
     "conv_3_dilated": (padded, _conv(3, dilation=5), "a layer of WaveNet"),
     "conv_cropped": (cropped, _conv(4, crop=True), "padded on both sides, the end cut off"),
-    "conv_cropped_dilated": (cropped, _conv(2, dilation=9, crop=True), "the same, dilated"),
+    "conv_cropped_dilated": (cropped, _conv(2, dilation=4, crop=True), "the same, dilated"),
     "conv_two_axes": (
         convolved_in_two_axes,
         lambda: {"conv": nn.Conv2d(1, 1, 3)},
@@ -262,8 +262,32 @@ _MODULES: dict[str, tuple[Callable[[Mixed, Tensor], Tensor], Parts, str]] = {
     "block_local": (block_local, _gate, "attention within blocks of four"),
 }
 
+_FOOTPRINTS = {
+    "conv_2": "window:2",
+    "conv_4_depthwise": "window:4",
+    "conv_3_grouped": "window:3",
+    "conv_3_dilated": "other",
+    "conv_cropped": "window:4",
+    "conv_cropped_dilated": "other",
+    "conv_two_axes": "window:3",
+    "shift": "window:2",
+    "shift_half": "other",
+    "shift_joined": "window:2",
+    "shift_rolled": "other",
+    "pool_mean": "window:4",
+    "pool_max": "window:4",
+    "unfold": "other",
+    "block_local": "other",
+}
+"""Of those that do not see all positions up to their own."""
+
+
+def _declared(name: str) -> dict[str, str]:
+    return {"footprint": _FOOTPRINTS.get(name, "causal")}
+
+
 for _name, (_mix, _parts, _origin) in _MODULES.items():
-    states.add(f"state_{_name}", inputs=features(DIM), origin=_origin)(
+    states.add(f"state_{_name}", inputs=features(DIM), origin=_origin, **_declared(_name))(
         lambda mix=_mix, parts=_parts: Mixed(mix, **parts())
     )
 
@@ -292,8 +316,11 @@ class Turned(nn.Module):
 for _name in ("conv_4_depthwise", "shift", "running_sum", "lstm", "retention"):
     _mix, _parts, _origin = _MODULES[_name]
     for _kind, _inputs in (("seq_first", seq_first(DIM)), ("unbatched", unbatched(DIM))):
-        states.add(f"state_{_kind}_{_name}", inputs=_inputs, origin=f"{_origin}, {_kind}")(
-            lambda mix=_mix, parts=_parts: Turned(mix, parts)
-        )
+        states.add(
+            f"state_{_kind}_{_name}",
+            inputs=_inputs,
+            origin=f"{_origin}, {_kind}",
+            **_declared(_name),
+        )(lambda mix=_mix, parts=_parts: Turned(mix, parts))
 
 ENTRIES = tuple(states.entries)
