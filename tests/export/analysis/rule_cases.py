@@ -215,7 +215,7 @@ ALONG = [
          "[2], pads = [3, 0], dilations = [3], group = 4> (t, f) y = Transpose <perm = [0, 2, 1]> "
          "(c)", f=rng.standard_normal((4, 1, 2)).astype(np.float32)),
     good("max_pool_causal", "t = Transpose <perm = [0, 2, 1]> (x) c = MaxPool <kernel_shape = [2], "
-         "pads = [1, 0]> (t) y = Transpose <perm = [0, 2, 1]> (c)", measured=True),
+         "pads = [1, 0]> (t) y = Transpose <perm = [0, 2, 1]> (c)"),
     bad("average_pool_centred", "t = Transpose <perm = [0, 2, 1]> (x) c = AveragePool "
         "<kernel_shape = [3], pads = [1, 1]> (t) y = Transpose <perm = [0, 2, 1]> (c)",
         "AveragePool"),
@@ -329,7 +329,7 @@ SCAN = """
     y = Transpose <perm = [1, 0, 2]> (all)
 """
 CONTROL = [
-    good("scan", SCAN.format(attributes=""), measured=True),
+    good("scan", SCAN.format(attributes="")),
     bad("scan_backwards", SCAN.format(
         attributes=", scan_input_directions = [1], scan_output_directions = [1]"), "Scan"),
     good("loop_of_fixed_trips", "n = Constant <value_int = 3> () c = Constant <value = bool "

@@ -10,14 +10,14 @@ from causal_onnx.runtime.scan.rules.table import ALLOWED
 
 from .rule_cases import CASES, Case
 
-CONTROL = {"scan", "scan_backwards", "loop_of_fixed_trips"}
+CONTROL = {"loop_of_fixed_trips"}
 """Control flow that no export has."""
 
 
 def is_listed(case: Case) -> bool:
     """Whether the list has all operators; the analysis knows some of other tools."""
     nodes = [(node.domain, node.op_type) for node in case.model().graph.node]
-    read_by_the_checker = {("", "If"), ("", "Loop"), ("", "SequenceMap")}
+    read_by_the_checker = {("", "If"), ("", "Loop"), ("", "Scan"), ("", "SequenceMap")}
     return all(node in ALLOWED or node in read_by_the_checker for node in nodes)
 
 

@@ -180,10 +180,12 @@ class Prover:
         return found
 
     def subgraph(self, graph: ir.Graph, inputs: Sequence[Symbolic] = ()) -> list[Symbolic]:
-        if inputs:
-            self.values.update(zip(graph.inputs, inputs, strict=True))
+        before = set(self.values)
+        self.values.update(zip(graph.inputs, inputs, strict=bool(inputs)))
         self.graph(graph)
         found = [self.lookup(value) for value in graph.outputs]
+        if inputs:  # what is found inside holds for these inputs, and not for every step
+            self.values = {v: known for v, known in self.values.items() if v in before}
         return [value for value in found if value is not None]
 
     def graph(self, graph: ir.Graph) -> None:
