@@ -91,7 +91,7 @@ def test_the_command_of_the_demo_cannot_import_pytorch(capfd: pytest.CaptureFixt
         "-m",
         "examples.demo.without_torch",
         "export",
-        "a.b:c",
+        "json:loads",
         "-o",
         "m.onnx",
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from causal_onnx.cli import main as cli
+from causal_onnx.cli import parser as cli
 from causal_onnx.export import adopt
 from causal_onnx.runtime import load, verify_bundle
 from examples.bundles import BLOCK, PREFIX, SERVED, byte_characters
