@@ -164,7 +164,7 @@ ORDER = {
         folder arguments pipeline checkpoint __init__
     """,
     "serve": """
-        errors keys options engine registry service web operate openai
+        errors keys options engine registry service web operate requests openai
         inference_protocol app server __init__
     """,
 }

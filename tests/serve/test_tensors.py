@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.runtime import Model, load
+from causal_onnx.runtime.errors import RunError
 from causal_onnx.serve import BusyError, TensorEngine, TensorOptions, UnavailableError
 from tests.runtime.artifacts import fixture
 
@@ -71,6 +72,25 @@ def test_a_call_whose_bits_differ_is_never_made_for_several() -> None:
             found = ask_together(engine, requests)
             expected = [engine.model(request) + 1 for request in requests]
             assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_a_request_that_fails_costs_its_neighbours_nothing() -> None:
+    class Fragile(Held):
+        def _call(self, feeds):
+            if (feeds["input_ids"] == 10).any():
+                raise RunError("no such id")
+            return super()._call(feeds)
+
+    good, bad = np.full((1, 5), 3), np.full((1, 5), 10)
+    with Fragile(model_of("decoder")) as engine:
+        engine.hold()
+        futures = [engine.submit({"input_ids": request}) for request in (good, bad, good)]
+        engine.let_go()
+        expected = engine.model(good)
+        for future in (futures[0], futures[2]):
+            assert np.array_equal(future.result()["y"], expected)
+        with pytest.raises(RunError, match="no such id"):
+            futures[1].result()
 
 
 def test_an_input_without_the_batch_axis_comes_back_so() -> None:

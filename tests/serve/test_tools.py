@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from causal_onnx.serve.openai.fields import Fields
 from causal_onnx.serve.openai.tools import CallReader, read_tools
+from causal_onnx.serve.requests.fields import Fields
 
 TOOLS = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}

@@ -23,9 +23,10 @@ from causal_onnx.runtime.generation.sampling import log_softmax
 from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.stream import cache_blocks
 from causal_onnx.serve.engine.generation import Generation, Score, Token
+from causal_onnx.serve.engine.queued import check_admission
 from causal_onnx.serve.engine.record import EngineRecord
 from causal_onnx.serve.engine.rows import open_rows
-from causal_onnx.serve.errors import BadRequestError, BusyError, UnavailableError
+from causal_onnx.serve.errors import BadRequestError, UnavailableError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -303,13 +304,9 @@ class Engine:
             UnavailableError: The engine ends.
         """
         with self._changed:
-            if not self._is_open:
-                raise UnavailableError("the server is shutting down; ask another one")
-            if len(self._waiting) >= self.options.queue:
-                raise BusyError(
-                    f"{len(self._waiting)} requests wait for this model, and no more may; come "
-                    "again later"
-                )
+            check_admission(
+                is_open=self._is_open, waiting=len(self._waiting), most=self.options.queue
+            )
             for generation in generations:
                 self._push(generation)
             self._changed.notify_all()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.request.whole_numbers import whole_number
-from causal_onnx.serve.errors import BadRequestError, BusyError, UnavailableError
+from causal_onnx.serve.engine.queued import QueuedEngine
+from causal_onnx.serve.errors import BadRequestError, BusyError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -76,7 +76,7 @@ class _Sequence:
         return len(lengths) * max(lengths)
 
 
-class SequenceEngine:
+class SequenceEngine(QueuedEngine[_Request]):
     """Keeps the streams of one model, and answers their requests on a thread of its own.
 
     Requests are taken in the order in which they come, so those of one sequence never overtake
@@ -92,21 +92,11 @@ class SequenceEngine:
         if not model.contract.cache:
             raise ValueError("this model has no KV cache, so it keeps no sequences")
         self.model, self.options = model, options or SequenceOptions()
+        super().__init__(queue=self.options.queue, thread_name="causal-onnx-sequences")
         self._own = model.contract.without_cache()
-        self._changed = threading.Condition()
-        self._waiting: deque[_Request] = deque()
-        self._running = 0
-        self._is_open = True
         # The least recently used first; it belongs to the engine's thread, but for its length.
         self._sequences: OrderedDict[int | str, _Sequence] = OrderedDict()
-        self._thread = threading.Thread(target=self._run, name="causal-onnx-sequences", daemon=True)
-        self._thread.start()
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait or run."""
-        with self._changed:
-            return len(self._waiting) + self._running
+        self._begin()
 
     @property
     def held(self) -> int:
@@ -132,41 +122,8 @@ class SequenceEngine:
             UnavailableError: The engine ends.
         """
         item = _Request(step, inputs, Future())
-        with self._changed:
-            if not self._is_open:
-                raise UnavailableError("the server is shutting down; ask another one")
-            if len(self._waiting) >= self.options.queue:
-                raise BusyError(
-                    f"{len(self._waiting)} requests wait for this model, and no more may; come "
-                    "again later"
-                )
-            self._waiting.append(item)
-            self._changed.notify_all()
+        self._enqueue(item)
         return item.future
-
-    def close(self, *, drain_s: float = 0.0) -> None:
-        """Take no more requests, finish those that are there, and end.
-
-        Args:
-            drain_s: How long they may take; those that still wait then are cancelled.
-        """
-        with self._changed:
-            self._is_open = False
-            self._changed.notify_all()
-        self._thread.join(timeout=drain_s)
-        with self._changed:
-            left = list(self._waiting)
-            self._waiting.clear()
-            self._changed.notify_all()
-        for item in left:
-            item.future.cancel()
-        self._thread.join()
-
-    def __enter__(self) -> SequenceEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # The engine's thread.
 

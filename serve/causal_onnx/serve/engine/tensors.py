@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from causal_onnx.runtime.request.whole_numbers import whole_number
-from causal_onnx.serve.errors import BusyError, UnavailableError
+from causal_onnx.serve.engine.queued import QueuedEngine
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -54,7 +53,7 @@ class _Request:
     future: Future[dict[str, Array]]
 
 
-class TensorEngine:
+class TensorEngine(QueuedEngine[_Request]):
     """Answers requests of tensors to one model, on a thread of its own.
 
     Requests of the same shapes that wait together become one call, if such a call was seen to give
@@ -65,28 +64,18 @@ class TensorEngine:
     def __init__(self, model: Model, *, options: TensorOptions | None = None) -> None:
         """Start."""
         self.model, self.options = model, options or TensorOptions()
+        super().__init__(queue=self.options.queue, thread_name="causal-onnx-tensors")
         contract = model.contract
         self._outputs = {spec.name: spec for spec in contract.outputs}
         self._inputs = {spec.name: spec for spec in contract.inputs}
         self._batches = all(
             spec.axis_of("batch") is not None for spec in (*contract.inputs, *contract.outputs)
         )
-        self._changed = threading.Condition()
-        self._waiting: deque[_Request] = deque()
-        self._running = 0
-        self._is_open = True
         self._equal: OrderedDict[tuple[object, ...], bool] = OrderedDict()
         """A kind of request and the rows of each -> whether together they have their own bits."""
         self.calls = 0
         """Of the model, so far."""
-        self._thread = threading.Thread(target=self._run, name="causal-onnx-tensors", daemon=True)
-        self._thread.start()
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait or run."""
-        with self._changed:
-            return len(self._waiting) + self._running
+        self._begin()
 
     def submit(self, inputs: Mapping[str, npt.ArrayLike]) -> Future[dict[str, Array]]:
         """Take up a request; `asyncio.wrap_future` lets an event loop wait for it.
@@ -105,41 +94,8 @@ class TensorEngine:
         request = self.model.runner.checker.check((), inputs)
         rows = self._rows(request.feeds)
         item = _Request(request.feeds, request.unbatched, rows, self._kind(request.feeds), Future())
-        with self._changed:
-            if not self._is_open:
-                raise UnavailableError("the server is shutting down; ask another one")
-            if len(self._waiting) >= self.options.queue:
-                raise BusyError(
-                    f"{len(self._waiting)} requests wait for this model, and no more may; come "
-                    "again later"
-                )
-            self._waiting.append(item)
-            self._changed.notify_all()
+        self._enqueue(item)
         return item.future
-
-    def close(self, *, drain_s: float = 0.0) -> None:
-        """Take no more requests, finish those that are there, and end.
-
-        Args:
-            drain_s: How long they may take; those that still wait then are cancelled.
-        """
-        with self._changed:
-            self._is_open = False
-            self._changed.notify_all()
-        self._thread.join(timeout=drain_s)
-        with self._changed:
-            left = list(self._waiting)
-            self._waiting.clear()
-            self._changed.notify_all()
-        for item in left:
-            item.future.cancel()
-        self._thread.join()
-
-    def __enter__(self) -> TensorEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _rows(self, feeds: Mapping[str, Array]) -> int:
         for name, array in feeds.items():
@@ -162,17 +118,23 @@ class TensorEngine:
 
     def _run(self) -> None:
         while items := self._next():
-            try:
-                answers = self._answers(items)
-            except Exception as error:
-                log.error("a request to %s failed: %s", self.model.runner.artifact.name, error)
-                for item in items:
-                    item.future.set_exception(error)
-            else:
-                for item, answer in zip(items, answers, strict=True):
-                    item.future.set_result(answer)
+            self._settle(items)
             with self._changed:
                 self._running = 0
+
+    def _settle(self, items: Sequence[_Request]) -> None:
+        try:
+            answers = self._answers(items)
+        except Exception as error:
+            if len(items) > 1:  # what one of them cannot have must not cost the others theirs
+                for item in items:
+                    self._settle([item])
+                return
+            log.error("a request to %s failed: %s", self.model.runner.artifact.name, error)
+            items[0].future.set_exception(error)
+            return
+        for item, answer in zip(items, answers, strict=True):
+            item.future.set_result(answer)
 
     def _next(self) -> list[_Request]:
         """The requests of the next call; none at the end."""

@@ -16,11 +16,10 @@ from causal_onnx.serve.errors import BadRequestError, RequestError
 from causal_onnx.serve.inference_protocol.answers import answer, event
 from causal_onnx.serve.inference_protocol.http_tensors import decompressed, parse_object
 from causal_onnx.serve.inference_protocol.tensors import VERSION, find_model
-from causal_onnx.serve.openai.answers import FINISH
-from causal_onnx.serve.openai.fields import Fields
-from causal_onnx.serve.openai.running import arrivals, engine_of, prepare_aside, take_up
-from causal_onnx.serve.openai.sampling import read_choosing
 from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.requests.fields import Fields
+from causal_onnx.serve.requests.running import FINISH, arrivals, engine_of, prepare_aside, take_up
+from causal_onnx.serve.requests.sampling import read_choosing
 from causal_onnx.serve.service import service_of
 from causal_onnx.serve.web import EventStream, read_body, while_connected
 

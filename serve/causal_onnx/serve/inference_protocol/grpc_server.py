@@ -31,8 +31,8 @@ from causal_onnx.serve.inference_protocol.grpc_tensors import (
 from causal_onnx.serve.inference_protocol.repository import index, load_model, unload_model
 from causal_onnx.serve.inference_protocol.tensors import find_model, infer
 from causal_onnx.serve.keys import ApiKey, Quota
-from causal_onnx.serve.openai.running import prepare_aside
 from causal_onnx.serve.operate.gate import find_given_key, log_request, tokens_of
+from causal_onnx.serve.requests.running import prepare_aside
 from causal_onnx.serve.service import Service
 
 __all__ = ["GrpcServer"]

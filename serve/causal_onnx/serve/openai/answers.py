@@ -11,7 +11,7 @@ from starlette.responses import Response
 from causal_onnx.serve.engine.generation import Generation
 from causal_onnx.serve.errors import RequestError
 
-__all__ = ["DONE", "FINISH", "answer", "error_answer", "error_data", "event", "usage_of"]
+__all__ = ["DONE", "answer", "error_answer", "error_data", "event", "usage_of"]
 
 TYPES = {
     400: "invalid_request_error",
@@ -21,9 +21,6 @@ TYPES = {
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
-
-FINISH = {"stop": "stop", "complete": "stop", "length": "length", "limit": "length"}
-"""`Continuation.finish` -> `finish_reason`."""
 
 DONE = b"data: [DONE]\n\n"
 

@@ -13,10 +13,14 @@ from starlette.responses import Response
 
 from causal_onnx.runtime import Constraint
 from causal_onnx.serve.engine.generation import Generation, Token
-from causal_onnx.serve.openai.answers import FINISH, answer, usage_of
+from causal_onnx.serve.openai.answers import answer, usage_of
 from causal_onnx.serve.openai.constraints import read_constraint
-from causal_onnx.serve.openai.fields import Fields
-from causal_onnx.serve.openai.running import (
+from causal_onnx.serve.openai.stream import Streaming, event_stream, read_streaming
+from causal_onnx.serve.openai.tokens import completion_logprobs
+from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.requests.fields import Fields
+from causal_onnx.serve.requests.running import (
+    FINISH,
     arrivals,
     engine_of,
     finish_all,
@@ -25,10 +29,7 @@ from causal_onnx.serve.openai.running import (
     read_request,
     take_up,
 )
-from causal_onnx.serve.openai.sampling import Choosing, read_choosing
-from causal_onnx.serve.openai.stream import Streaming, event_stream, read_streaming
-from causal_onnx.serve.openai.tokens import completion_logprobs
-from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.requests.sampling import Choosing, read_choosing
 from causal_onnx.serve.web import while_connected
 
 __all__ = ["completions"]

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from causal_onnx.runtime import Constraint
-from causal_onnx.serve.openai.fields import Fields
+from causal_onnx.serve.requests.fields import Fields
 
 __all__ = ["read_constraint"]
 

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.serve.errors import BadRequestError
 from causal_onnx.serve.openai.answers import answer
-from causal_onnx.serve.openai.running import prepare_aside, read_prompts, read_request
 from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.requests.running import prepare_aside, read_prompts, read_request
 from causal_onnx.serve.web import while_connected
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from causal_onnx.runtime.generation.chat import PromptWriter
 from causal_onnx.runtime.json_text import read_json
 from causal_onnx.runtime.text.chat_template import plain_message
 from causal_onnx.serve.errors import BadRequestError
-from causal_onnx.serve.openai.fields import Fields
 from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.requests.fields import Fields
 
 __all__ = ["read_messages", "writer_of"]
 

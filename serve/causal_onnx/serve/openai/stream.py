@@ -9,7 +9,7 @@ from typing import Any
 from causal_onnx.runtime.errors import CausalOnnxError
 from causal_onnx.serve.errors import BadRequestError, RequestError
 from causal_onnx.serve.openai.answers import DONE, error_data, event
-from causal_onnx.serve.openai.fields import Fields
+from causal_onnx.serve.requests.fields import Fields
 from causal_onnx.serve.service import Service
 from causal_onnx.serve.web import EventStream
 

@@ -13,12 +13,12 @@ from starlette.responses import Response
 from causal_onnx.runtime import Tokenizer
 from causal_onnx.serve.errors import BadRequestError
 from causal_onnx.serve.openai.answers import answer
-from causal_onnx.serve.openai.fields import Fields
 from causal_onnx.serve.openai.messages import read_messages, writer_of
-from causal_onnx.serve.openai.running import prepare_aside, read_request
 from causal_onnx.serve.openai.tokens import text_of
 from causal_onnx.serve.openai.tools import read_tools
 from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.requests.fields import Fields
+from causal_onnx.serve.requests.running import prepare_aside, read_request
 from causal_onnx.serve.service import Service
 
 __all__ = ["apply_template", "detokenize", "tokenize"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from causal_onnx.runtime import Constraint
 from causal_onnx.runtime.json_text import read_json
-from causal_onnx.serve.openai.fields import Fields
+from causal_onnx.serve.requests.fields import Fields
 
 __all__ = ["CallReader", "Tools", "read_tools"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from causal_onnx.runtime import Sampling
 from causal_onnx.runtime.generation.plan import vocab_size
-from causal_onnx.serve.openai.fields import Fields
 from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.requests.fields import Fields
 
 __all__ = ["Choosing", "read_choosing"]
 

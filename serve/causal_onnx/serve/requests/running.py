@@ -12,13 +12,14 @@ from starlette.requests import Request
 from causal_onnx.serve.engine.engine import Engine
 from causal_onnx.serve.engine.generation import Generation, Token
 from causal_onnx.serve.errors import BadRequestError
-from causal_onnx.serve.openai.fields import Fields
 from causal_onnx.serve.operate.gate import GENERATIONS
 from causal_onnx.serve.registry import ServedModel
+from causal_onnx.serve.requests.fields import Fields
 from causal_onnx.serve.service import Service, service_of
 from causal_onnx.serve.web import read_object
 
 __all__ = [
+    "FINISH",
     "arrivals",
     "engine_of",
     "finish_all",
@@ -27,6 +28,9 @@ __all__ = [
     "read_request",
     "take_up",
 ]
+
+FINISH = {"stop": "stop", "complete": "stop", "length": "length", "limit": "length"}
+"""`Continuation.finish` -> `finish_reason`."""
 
 T = TypeVar("T")
 
