@@ -28,6 +28,7 @@ def check_options(
     opset: int | None,
     max_seq_len: int | None,
     max_drift: float | None,
+    same_bits: bool,
 ) -> tuple[int, Coding | None]:
     """Refuse what no module can be exported with.
 
@@ -54,6 +55,8 @@ def check_options(
         raise ValueError(f"max_drift must be positive, got {max_drift}")
     if max_drift is not None and precision == "fp32":
         raise ValueError("max_drift is for a lower precision; fp32 is compared within 1e-5 anyway")
+    if same_bits and precision == "bf16":
+        raise ValueError("same_bits runs the file, and bfloat16 runs on CUDA alone")
     return opset, coding
 
 

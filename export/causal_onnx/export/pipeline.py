@@ -175,10 +175,9 @@ def _export_file(
         opset=opset,
         max_seq_len=max_seq_len,
         max_drift=max_drift,
+        same_bits=same_bits,
     )
     check_file(path)
-    if same_bits and precision == "bf16":
-        raise ValueError("same_bits runs the file, and bfloat16 runs on CUDA alone")
     tell = progress or (lambda step, fraction: None)
     with isolated():
         tell("probe", 0.0)

@@ -23,7 +23,7 @@ from causal_onnx.export.source.module import (
     Example,
     Observed,
     Source,
-    count_writes,
+    mark_weights,
     open_source,
 )
 from causal_onnx.export.source.outputs import describe_outputs, dtype_name
@@ -39,8 +39,8 @@ class Subject:
 
     module: nn.Module
     """The caller's; only looked at."""
-    writes: tuple[int, ...]
-    """Into each of its parameters, when it was opened."""
+    mark: tuple[tuple[int, int], ...]
+    """Of its weights when it was opened."""
     source: Source
     """What is captured."""
     reference: Source
@@ -98,7 +98,7 @@ def prepare(
         ExportError: It is random in eval mode, keeps state, or has no dynamic sequence axis.
         TypeError, ValueError: Arguments that do not fit the module.
     """
-    writes = count_writes(module) if isinstance(module, nn.Module) else ()
+    mark = mark_weights(module) if isinstance(module, nn.Module) else ()
     opened = _open(
         module, example, axes, inputs, cache=cache, precision=precision, max_drift=max_drift
     )
@@ -123,7 +123,7 @@ def prepare(
         )
     return Subject(
         module=module,
-        writes=writes,
+        mark=mark,
         source=source,
         reference=opened.reference,
         full=opened.full,

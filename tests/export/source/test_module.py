@@ -120,13 +120,20 @@ def test_rounding_to_few_bits_leaves_the_module_as_it_is(tmp_path: Path) -> None
     assert torch.equal(module.q.weight, before)
 
 
-def test_weights_that_are_written_into_meanwhile_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "write",
+    [lambda weight: weight.mul_(1.0), lambda weight: weight.data.mul_(1.5)],
+    ids=["counted by PyTorch", "past its count"],
+)
+def test_weights_that_are_written_into_meanwhile_are_refused(
+    write: Callable[[torch.Tensor], object], tmp_path: Path
+) -> None:
     module = Head()
 
     def train(step: str, _: float) -> None:
         if step == "proof":
             with torch.no_grad():
-                module.q.weight.mul_(1.0)
+                write(module.q.weight)
 
     with pytest.raises(ExportError, match="written into while it was exported, so that the file"):
         export(module, tmp_path / "m.onnx", example=example(), progress=train)

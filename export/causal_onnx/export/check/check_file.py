@@ -37,7 +37,7 @@ from causal_onnx.export.report import (
     Progress,
     QuantisationReport,
 )
-from causal_onnx.export.source.module import count_writes
+from causal_onnx.export.source.module import mark_weights
 from causal_onnx.export.subject import Subject
 from causal_onnx.export.write import (
     describe_source,
@@ -348,7 +348,7 @@ def _refuse_changed(subject: Subject) -> None:
     Raises:
         ExportError: Somebody did.
     """
-    if count_writes(subject.module) != subject.writes:
+    if mark_weights(subject.module) != subject.mark:
         raise ExportError(
             f"the weights of {subject.name} were written into while it was exported, so that the "
             "file may hold neither the old nor the new ones; no file was written. Export a copy of "

@@ -98,6 +98,7 @@ def export_checkpoint(
         opset=opset,
         max_seq_len=max_seq_len,
         max_drift=max_drift,
+        same_bits=same_bits,
     )
     if not is_folder:
         check_file(goal)

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,8 @@ __all__ = [
     "Filled",
     "Observed",
     "Source",
-    "count_writes",
     "flatten_outputs",
+    "mark_weights",
     "open_source",
     "tensors_in",
 ]
@@ -245,9 +246,20 @@ def open_source(
     return Source(module, keywords, fixed, keeps_weights=True), specs
 
 
-def count_writes(module: nn.Module) -> tuple[int, ...]:
-    """For each parameter how often PyTorch saw it written into, as far as it counts that."""
-    return tuple(-1 if value.is_inference() else value._version for value in module.parameters())
+def mark_weights(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """What a write into a parameter whose memory copies share changes.
+
+    For each of them PyTorch's count of writes, and a checksum of its bytes: what is written through
+    `.data` is not counted.
+    """
+    return tuple(
+        (value._version, zlib.crc32(_bytes_of(value))) for value in _with_own_memory(module)
+    )
+
+
+def _bytes_of(value: Tensor) -> memoryview:
+    whole = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return whole.numpy().data
 
 
 def _writes_weights(copied: Source, module: nn.Module, inputs: Sequence[Tensor]) -> bool:
@@ -275,20 +287,24 @@ def _shared_weights(module: nn.Module) -> dict[int, Any]:
 
     Left out, and so copied: those that share memory with others already, and special kinds.
     """
+    return {
+        id(value): nn.Parameter(value.detach(), requires_grad=False)
+        for value in _with_own_memory(module)
+    }
+
+
+def _with_own_memory(module: nn.Module) -> list[nn.Parameter]:
     whole = [
         value
         for value in module.parameters()
         if type(value) is nn.Parameter
         and not value.is_inference()
+        and not value.is_meta
         and value.layout == torch.strided
         and value.untyped_storage().nbytes() == value.numel() * value.element_size()
     ]
     places = Counter(value.untyped_storage().data_ptr() for value in whole)
-    return {
-        id(value): nn.Parameter(value.detach(), requires_grad=False)
-        for value in whole
-        if places[value.untyped_storage().data_ptr()] == 1
-    }
+    return [value for value in whole if places[value.untyped_storage().data_ptr()] == 1]
 
 
 def default_example(module: nn.Module) -> Example:
