@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -18,6 +19,7 @@ from causal_onnx.export.capture.kept import captures_of
 from causal_onnx.export.check.blame import changes_as_it_grows
 from causal_onnx.export.errors import NotSupportedError, RewriteError
 from causal_onnx.export.source.module import open_source
+from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from tests.export.modules import Head
 from tests.zoo import MUTANTS, entry
@@ -253,12 +255,13 @@ class SmallTable(nn.Module):
         return self.core(x + self.labels(labels)[:, None])
 
 
-def test_a_limit_that_is_not_the_modules_is_no_defect_of_a_rewrite(tmp_path: Path) -> None:
+def test_a_table_that_rows_are_looked_up_in_bounds_no_length(tmp_path: Path) -> None:
     inputs = (torch.randint(10, (3,)), torch.randn(3, 7, 16))
     axes = [{0: "batch"}, {0: "batch", 1: "seq"}]
-    with pytest.raises(ParityError, match="not refused by the limit of 9") as caught:
-        export(SmallTable().eval(), tmp_path / "m.onnx", example=inputs, axes=axes)
-    assert not isinstance(caught.value, RewriteError)
+    report = export(SmallTable().eval(), tmp_path / "m.onnx", example=inputs, axes=axes)
+    assert report.contract.max_seq_len is None
+    with pytest.raises(ValueError, match="labels"):
+        load(report.path).run(labels=np.array([10]), x=np.zeros((1, 2, 16), np.float32))
 
 
 def test_a_bias_of_data_that_is_written_anew_is_followed_still(tmp_path: Path) -> None:

@@ -215,8 +215,3 @@ def test_a_long_loop_is_not_followed_to_its_end(monkeypatch: pytest.MonkeyPatch)
 def test_the_example_may_be_refused_with_the_modules_own_words(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"does not accept the example .*OwnError: words"):
         export(Raising(OwnError("words")).eval(), tmp_path / "m.onnx", example=example(seq=12))
-
-
-def test_sizes_know_no_other_axis() -> None:
-    with pytest.raises(ValueError, match="axes are batch, seq, past_seq, total_seq, got 'frames'"):
-        CallSizes(batch=1, seq=2).of("frames")

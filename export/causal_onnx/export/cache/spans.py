@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +11,6 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import NONE, Array, Elements, view
 from causal_onnx.export.analysis.interpret import input_elements, run
-from causal_onnx.export.analysis.signature import Sizes
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.facts import Axis, Layouts
 
@@ -49,7 +49,7 @@ class Spans:
         self.layouts = layouts
         base = layouts.sizes[0]
         seq = base.seq + _farthest(layouts) + more
-        self.sizes = Sizes(batch=base.batch, seq=min(seq, max_seq_len or seq))
+        self.sizes = replace(base, seq=min(seq, max_seq_len or seq))
         inputs = {}
         for spec in layouts.signature.inputs:
             elements = input_elements(spec, self.sizes)

@@ -379,12 +379,14 @@ def _explained(
 
 
 def _line_of_node(text: str, program: ExportedProgram) -> str | None:
-    """The user's line that made the node which `text` names."""
+    """The user's line that made the node, or called the operator, which `text` names."""
     named = set(re.findall(r"node '(?:node_)?(\w+)'", text))
-    if not named:
+    operators = {".".join(m) for m in re.findall(r"OpOverload\(op='(.+?)', overload='(\w+)'", text)}
+    if not named and not operators:
         return None
     for graph in (program.graph, program.run_decompositions({}).graph):  # as the translation does
-        traces = (n.meta.get("stack_trace") for n in graph.nodes if n.name in named)
+        found = (n for n in graph.nodes if n.name in named or str(n.target) in operators)
+        traces = (n.meta.get("stack_trace") for n in found)
         line = next((line for trace in traces if trace and (line := quoted_line(trace))), None)
         if line is not None:
             return line
