@@ -36,6 +36,15 @@ text { font: 11px sans-serif; fill: #333 }
 .line.main { stroke-width: 2.5 }
 .spread { stroke-width: 1 }
 """
+DARK = """
+@media (prefers-color-scheme: dark) {
+  text { fill: #c9ccd1 }
+  .grid { stroke: #3a3d42 }
+  .tick, .baseline { stroke: #9a9ea5 }
+  .ours { stroke: #56b4e9; fill: #56b4e9 }
+  .line { fill: none }
+}
+"""
 
 
 def draw(section: Section) -> str:
@@ -74,7 +83,7 @@ def draw(section: Section) -> str:
         *panels,
         width=min(COLUMNS, len(panels)) * WIDTH,
         height=math.ceil(len(panels) / COLUMNS) * HEIGHT + LEGEND,
-        style=STYLE + colors + ".line { fill: none }\n.hollow { fill: #fff }\n",
+        style=f"{STYLE}{colors}.line {{ fill: none }}\n{DARK}",
     )
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from causal_onnx.cli.main import main
+from causal_onnx.cli.mask_picture import mask_picture
 from tests.cli.onnx_file import make_certificate, make_contract, make_golden, write_model
 
 
@@ -59,6 +61,41 @@ def test_the_page_holds_the_proof(tmp_path: Path) -> None:
     assert "✓ Self-test passed here" in page.text
     assert "x: float32 (batch, seq, 3)" in page.text
     assert page.tags.count("circle") == 2  # one point per length
+
+
+def test_the_page_has_a_program_that_runs_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    render(write_model(tmp_path / "m.onnx"))
+    page = (tmp_path / "m.html").read_text(encoding="utf-8")
+    program = re.findall(r"<pre><code>(.*?)</code></pre>", page, re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(html.unescape(program), {})
+    assert capsys.readouterr().out == "y (1, 3, 3)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "seen", "caption"),
+    [
+        ("causal (Attention, 4 heads) x 2", 78, "causal"),
+        ("causal window 2", 23, "causal window 2"),
+        ("causal window 4096 (Attention)", 42, "drawn with 4 positions in place of 4096"),
+        ("causal chunk 4", 30, "causal chunk 4"),
+        ("prefix 3", 81, "prefix 3"),
+        ("full", 144, "full"),
+    ],
+)
+def test_a_mask_pattern_is_drawn(text: str, seen: int, caption: str) -> None:
+    picture = mask_picture(text)
+    assert picture is not None
+    assert picture.count('class="seen"') == seen
+    assert caption in picture
+
+
+@pytest.mark.parametrize("text", ["other", "other, never a later key", "causally", "<causal>"])
+def test_a_pattern_without_a_shape_is_not_drawn(text: str) -> None:
+    assert mask_picture(text) is None
 
 
 def test_the_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:

@@ -140,13 +140,34 @@ class Frame:
         return element("svg", *parts, viewBox=box, role="img", aria_label=label, **attributes)
 
 
+GROUND = """
+.ground { fill: #fff }
+.value { stroke: #fff }
+.hollow { fill: #fff }
+@media (prefers-color-scheme: dark) {
+  .ground { fill: #131416 }
+  .value { stroke: #131416 }
+  .hollow { fill: #131416 }
+}
+"""
+"""Whatever has the colour of the ground, on light and on dark pages."""
+
+
 def document(*parts: Markup, width: float, height: float, style: str) -> str:
-    """A file of its own, white, with nothing in it but shapes and text."""
+    """A file of its own, with nothing in it but shapes and text.
+
+    Args:
+        *parts: What is in it.
+        width: In pixels.
+        height: In pixels.
+        style: CSS; for a dark page it gives `text` and its own classes other colours. The ground,
+            and the halo of text on it, are drawn here.
+    """
     svg = element(
         "svg",
         # Not escaped as text would be: a style holds no words of a file.
-        Markup(f"<style>{style}</style>"),
-        element("rect", width=width, height=height, fill="#fff"),
+        Markup(f"<style>{style}{GROUND}</style>"),
+        element("rect", width=width, height=height, class_="ground"),
         *parts,
         xmlns="http://www.w3.org/2000/svg",
         width=width,

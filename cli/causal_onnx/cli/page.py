@@ -10,6 +10,7 @@ from causal_onnx.cli.certificate import ShapeCase, StoredCertificate
 from causal_onnx.cli.chart import latency_chart
 from causal_onnx.cli.commands.selftest import selftest_table
 from causal_onnx.cli.markup import Markup, element
+from causal_onnx.cli.mask_picture import mask_picture
 from causal_onnx.cli.proof import Proof
 from causal_onnx.runtime import SelfTestReport, __version__
 
@@ -20,13 +21,13 @@ STYLE = """
   color-scheme: light dark;
   --ground: #fbfbfa; --card: #ffffff; --ink: #1c1d1f; --soft: #63666b; --rule: #e3e4e6;
   --good: #1a7f4b; --good-ground: #e3f4ea; --bad: #b3261e; --bad-ground: #fbe6e4;
-  --open: #7a5b00; --open-ground: #f7efd6; --accent: #2f5fd0;
+  --open: #7a5b00; --open-ground: #f7efd6; --accent: #2f5fd0; --shade: #00000038;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #131416; --card: #1b1c1f; --ink: #e8e9eb; --soft: #9a9ea5; --rule: #303237;
     --good: #6fd39b; --good-ground: #16331f; --bad: #ff9a8f; --bad-ground: #431a17;
-    --open: #e2c46a; --open-ground: #362c10; --accent: #8fb0ff;
+    --open: #e2c46a; --open-ground: #362c10; --accent: #8fb0ff; --shade: #ffffff47;
   }
 }
 * { box-sizing: border-box; }
@@ -61,7 +62,17 @@ dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 code, dd, td { font-variant-numeric: tabular-nums; }
 code, .mono { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .9em; }
-.scroll { overflow-x: auto; margin: .5rem 0 0; }
+.scroll {
+  /* A shadow at each side that has more, which the ground covers where there is none. */
+  background:
+    linear-gradient(to right, var(--card) 40%, transparent) left / 3rem 100% no-repeat local,
+    linear-gradient(to left, var(--card) 40%, transparent) right / 3rem 100% no-repeat local,
+    linear-gradient(to right, var(--shade), transparent) left / 1.1rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--shade), transparent) right / 1.1rem 100% no-repeat scroll;
+  overflow-x: auto; margin: .5rem 0 0; scrollbar-width: thin;
+}
+.scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+.scroll::after { content: ""; display: block; height: .35rem; }
 table { border-collapse: separate; border-spacing: 0 2px; font-size: .9375rem; }
 th, td { padding: .35rem .8rem; text-align: left; white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; border-bottom: 1px solid var(--rule); }
@@ -70,6 +81,16 @@ th:first-child, td:first-child { padding-left: 0; }
 td.good, td.bad { border-radius: 7px; }
 td.good + td.good, td.bad + td.bad { border-left: 2px solid var(--card); }
 td.refused { color: var(--soft); }
+pre {
+  overflow-x: auto; margin: .5rem 0; padding: .75rem .9rem; border-radius: 8px;
+  background: var(--ground); border: 1px solid var(--rule);
+}
+.masks { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; margin: .75rem 0; }
+figure { margin: 0; max-width: 11rem; }
+figcaption { color: var(--soft); font-size: .8125rem; }
+figure svg { width: 7.5rem; }
+svg .seen { fill: var(--accent); }
+svg .unseen { fill: none; stroke: var(--rule); }
 svg { display: block; width: 100%; max-width: 38rem; height: auto; margin: .5rem 0; }
 svg text { fill: var(--soft); font-size: 11px; }
 svg .value { fill: var(--ink); stroke: var(--card); stroke-width: 3px; paint-order: stroke; }
@@ -91,6 +112,7 @@ def render(proof: Proof) -> str:
     """The whole page."""
     name = proof.artifact.name
     sections = [
+        _running(proof),
         _contract(proof),
         _causality(proof.certificate),
         _parity(proof.certificate),
@@ -172,10 +194,34 @@ def _verdict(state: bool | None, titles: tuple[str, str, str], text: str) -> Mar
     )
 
 
+def _running(proof: Proof) -> Markup:
+    """A program that runs the file as it is, on zeros of a valid shape."""
+    contract = proof.contract
+    seq = min(max(3, contract.min_seq_len), contract.max_seq_len or 3)
+    sizes = {axis.name: min(3, axis.largest or 3) for axis in contract.free_axes}
+    sizes |= {"batch": 1, "seq": seq, "past_seq": 0, "total_seq": seq}
+    given = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
+    arrays = ", ".join(f"np.zeros({spec.shape(sizes)}, {spec.host_dtype!r})" for spec in given)
+    name = proof.artifact.name.replace("\\", "/").rpartition("/")[2]
+    lines = [
+        "import numpy as np",
+        "from causal_onnx.runtime import load",
+        "",
+        f"model = load({name!r})",
+        f"for name, value in model.run({arrays}).items():",
+        "    print(name, value.shape)",
+    ]
+    return _section(
+        "Run this file",
+        "This needs numpy and onnxruntime, but no PyTorch: pip install 'causal-onnx[cpu]'.",
+        element("pre", element("code", "\n".join(lines))),
+    )
+
+
 def _contract(proof: Proof) -> Markup:
     return _section(
         "Contract",
-        "What the model takes and gives; the runtime checks every request against it.",
+        "What the model takes and returns. The runtime checks every request against it.",
         _pairs([*describe.contract_pairs(proof.contract), *describe.file_pairs(proof.artifact)]),
     )
 
@@ -191,7 +237,7 @@ def _causality(certificate: StoredCertificate | None) -> Markup:
     if certificate is None or (certificate.proof is None and certificate.perturbed_causal is None):
         return _section(title, None, element("p", "The file carries no finding on causality."))
     return _section(
-        title, "Stated by the exporter.", *_proof(certificate), *_perturbation(certificate)
+        title, "Recorded by the exporter.", *_proof(certificate), *_perturbation(certificate)
     )
 
 
@@ -212,11 +258,29 @@ def _proof(certificate: StoredCertificate) -> list[Markup]:
         element("h3", "From the graph"),
         element(
             "p",
-            "Every element was followed to the positions it may depend on.",
+            "For every element of the graph, the proof follows which input positions it may depend "
+            "on.",
             class_="soft small",
         ),
         _pairs(pairs),
+        _masks(proof.cores),
     ]
+
+
+def _masks(cores: Sequence[str]) -> Markup | None:
+    """What each kind of attention may see, where that has a shape."""
+    pictures = [picture for core in cores if (picture := mask_picture(core)) is not None]
+    if not pictures:
+        return None
+    return element(
+        "div",
+        element(
+            "p",
+            "A filled cell: the query in this row may attend to the key in this column.",
+            class_="soft small",
+        ),
+        element("div", *pictures, class_="masks"),
+    )
 
 
 def _perturbation(certificate: StoredCertificate) -> list[Markup]:
@@ -238,13 +302,13 @@ def _perturbation(certificate: StoredCertificate) -> list[Markup]:
                 _cell(f"{moved} of {len(cases)}", "num"),
             )
         )
-    headers = ["length", "result", "cuts", "change before the cut", "changed after it"]
+    headers = ["length", "result", "changed from position", "change before it", "changed after it"]
     return [
         element("h3", "By running it"),
         element(
             "p",
-            "Everything from a cut on was replaced: outputs before the cut must not change, "
-            "outputs after it must.",
+            "All inputs from a position on were replaced. Outputs before that position must not "
+            "change, and outputs after it must.",
             class_="soft small",
         ),
         element("p", certificate.causality_summary),
@@ -264,8 +328,10 @@ def _parity(certificate: StoredCertificate | None) -> Markup:
     notes = [_note(case) for case in certificate.shapes if case.note]
     return _section(
         title,
-        "Stated by the exporter: whether every output is equal within the limit, or by how much it "
-        "differs, relative to that output's scale; longer calls than the limit must be refused.",
+        "Recorded by the exporter: whether every output is equal within the limit, or by how "
+        "much it "
+        "differs, relative to the scale of that output. Calls longer than the limit must be "
+        "refused.",
         element("p", describe.parity_summary(certificate)),
         _table(["length", *headers[1:]], rows, right=range(len(headers))),
         *(element("p", note, class_="soft small") for note in notes),
@@ -301,20 +367,20 @@ def _cache(certificate: StoredCertificate | None) -> Markup | None:
     ]
     return _section(
         "KV cache",
-        "Stated by the exporter. The same sequences fed in pieces through the cache, compared with "
-        "PyTorch's full pass; the largest error relative to the output's scale.",
+        "Recorded by the exporter. The same sequences were fed in chunks through the cache and "
+        "compared with PyTorch's full pass. Errors are relative to the output's scale.",
         element("p", finding.summary),
         _table(headers, rows, right=(2, 3)),
     )
 
 
 def _selftest(proof: Proof) -> Markup:
-    intro = f"Found on this machine, by running the file on {proof.device}."
+    intro = f"Measured on this machine, by running the file on {proof.device}."
     if proof.selftest is None:
         return _section("Self-test", intro, element("p", "There are no golden vectors to replay."))
     return _section(
         "Self-test",
-        f"{intro} Golden vectors are inputs with the outputs that were recorded for them.",
+        f"{intro} Golden vectors are inputs with the outputs that were recorded at the export.",
         _selftest_rows(proof.selftest),
     )
 
@@ -351,7 +417,7 @@ def _latency(proof: Proof) -> Markup:
     points = [(timing.seq, timing.median_ms) for timing in proof.timings]
     return _section(
         "Time of one call",
-        f"Found on this machine, batch 1, on {proof.device}: {proof.machine}.",
+        f"Measured on this machine with batch 1 on {proof.device}: {proof.machine}.",
         latency_chart(points, x_label="sequence length")
         if rows
         else element("p", "Nothing was timed."),
@@ -363,7 +429,9 @@ def _latency(proof: Proof) -> Markup:
 def _footer(proof: Proof) -> Markup:
     return element(
         "footer",
-        element("p", f"Written by causal-onnx {__version__}, {proof.when}. Again, on any machine:"),
+        element(
+            "p", f"Written by causal-onnx {__version__}, {proof.when}. To repeat it on any machine:"
+        ),
         element("p", element("code", f"causal-onnx report {proof.artifact.name} -o report.html")),
     )
 
@@ -393,7 +461,8 @@ def _table(headers: Sequence[str], rows: Sequence[Markup], *, right: Sequence[in
         ),
     )
     table = element("table", element("thead", head), element("tbody", *rows))
-    return element("div", table, class_="scroll")
+    # Whoever scrolls by keyboard has to be able to reach it.
+    return element("div", table, class_="scroll", tabindex=0, role="region", aria_label="table")
 
 
 def _cell(text: str, kind: str | None = None) -> Markup:

@@ -13,10 +13,17 @@ WIDTH, HEIGHT, GAP = 440, 250, 16
 STYLE = """
 text { font: 11px sans-serif; fill: #555 }
 .title { font-size: 13px; font-weight: bold; fill: #222 }
-.value { fill: #222; stroke: #fff; stroke-width: 3px; paint-order: stroke }
+.value { fill: #222; stroke-width: 3px; paint-order: stroke }
 .grid, .tick { stroke: #ddd }
 .line { fill: none; stroke: #2563a8; stroke-width: 2 }
 .dot { fill: #2563a8; stroke: #fff; stroke-width: 2 }
+@media (prefers-color-scheme: dark) {
+  text { fill: #9a9ea5 }
+  .title, .value { fill: #e8e9eb }
+  .grid, .tick { stroke: #3a3d42 }
+  .line { stroke: #8fb0ff }
+  .dot { fill: #8fb0ff; stroke: #131416 }
+}
 """
 
 
