@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-
 from tools.lock import OLDEST
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,8 +2,8 @@
 
 Uses pip's own resolver without installing anything, so it follows whatever index pip is set up
 with, and writes no address of one. It resolves for the oldest Python that the package supports, not
-for the one that runs it: what needs a newer Python could not be installed there. Local version labels such as `+cpu` are dropped, because which
-build of a package is right differs by machine.
+for the one that runs it: what needs a newer Python could not be installed there. Local version
+labels such as `+cpu` are dropped, because which build of a package is right differs by machine.
 """
 
 from __future__ import annotations
