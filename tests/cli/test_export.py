@@ -253,6 +253,7 @@ def test_a_missing_source_is_said_before_pytorch_is_imported(
     ("arguments", "code", "message"),
     [
         (["attention"], 2, "'attention' does not say what to export; write the folder or file"),
+        (["./checkpoint"], 1, "there is no file or folder ./checkpoint"),
         ([f"{TARGET}:"], 2, "does not say what to export"),
         ([f"{TARGET}:attention", "--arg", "x"], 2, "--arg takes key=value, got 'x'"),
         ([f"{TARGET}:attention", "--arg", "a=1", "--arg", "a=2"], 2, "--arg a was given twice"),
