@@ -390,7 +390,7 @@ def test_the_cache_of_a_checkpoint_can_be_left_out(
         (["ckpt.pt", "--axes", "0=batch"], "--axes is for a module, and ckpt.pt is a checkpoint"),
         (["a.b:c", "--adapter", "x"], "--adapter is for a checkpoint, and a.b:c is none"),
         (["a.b:c", "--trust-remote-code"], "--trust-remote-code is for a checkpoint"),
-        (["./nowhere"], "write the folder or file of a checkpoint, or pkg.module:name"),
+        (["nowhere"], "write the folder or file of a checkpoint, or pkg.module:name"),
     ],
 )
 def test_options_of_the_other_kind_are_wrong_usage(
