@@ -92,9 +92,14 @@ def follow(page: Path, folder: Path) -> None:
                 run(*command.replace('"Once upon a time"', "Once").split(), folder=folder)
 
 
-@pytest.mark.parametrize("name", ["module", "gpt"])
-def test_a_tutorial_does_what_it_says(name: str, tmp_path: Path) -> None:
-    follow(ROOT / f"docs/start/{name}.md", tmp_path)
+@pytest.mark.parametrize(
+    "names",
+    [["start/module", "how-to/long-context"], ["start/gpt", "how-to/padding"]],
+    ids=lambda names: "-".join(names).replace("/", "."),
+)
+def test_pages_do_what_they_say(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        follow(ROOT / f"docs/{name}.md", tmp_path)
 
 
 def test_what_the_first_tutorial_breaks_is_refused(tmp_path: Path) -> None:

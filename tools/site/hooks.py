@@ -77,12 +77,8 @@ def command_line() -> str:
     (group,) = (one for one in parser._actions if isinstance(one, argparse._SubParsersAction))
     parts = [
         "# The command line",
-        "Every command takes `--help`. Those with `--json` print one JSON document, and of an "
-        'error the object `{"error": {"type": ..., "message": ...}, "exit_code": ...}`.',
-        "| exit code | meaning |\n|--:|---|\n| 0 | done; `attest`: causal |\n"
-        "| 1 | failed; `attest`: not causal |\n| 2 | wrong usage; `attest`: undecided, too |\n"
-        "| 3 | `attest`: an error, which says nothing about the file |\n"
-        "| 130 | interrupted (Ctrl-C) |\n| 143 | terminated (SIGTERM); drafts are removed |",
+        "Every command takes `--help`. Those with `--json` print one JSON document, also for an "
+        "error. [Errors and exit codes](errors.md) has both in one table.",
     ]
     for name, command in group.choices.items():
         command.formatter_class = _Plain
