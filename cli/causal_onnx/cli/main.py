@@ -75,6 +75,7 @@ HINTS = {
     "TrialLimits(processor_s=": "--processor-s",
     "TrialLimits(wall_s=": "--wall-s",
     "trusted=True": "--trusted",
+    "without prepared": "leave out --prepared",
     "cast=True": "--cast",
     "replace=True": "--replace",
     "trust_remote_code=True": "--trust-remote-code",

@@ -268,6 +268,7 @@ def open_models(
     device: str = "cpu",
     threads: int | None = None,
     trusted: bool = False,
+    prepared: Path | None = None,
     engine_options: EngineOptions | None = None,
     repository: Path | None = None,
 ) -> Registry:
@@ -278,6 +279,7 @@ def open_models(
         device: As for `load`.
         threads: As for `load`.
         trusted: As for `load`.
+        prepared: As for `load`.
         engine_options: Of each engine.
         repository: A folder whose models clients may load while the server runs.
 
@@ -292,7 +294,9 @@ def open_models(
         if path.is_dir() and (path / CONTRACT).is_file():
             _check_bundle(path, device=device, threads=threads)
         # With `cast`, because the protocols check dtypes, and bfloat16 comes as float32.
-        model = load(path, device=device, threads=threads, trusted=trusted, cast=True)
+        model = load(
+            path, device=device, threads=threads, trusted=trusted, prepared=prepared, cast=True
+        )
         return ServedModel.of(name, model, engine_options=engine_options, path=path)
 
     if repository is not None and not repository.is_dir():

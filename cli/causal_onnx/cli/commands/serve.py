@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import UsageError
-from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
+from causal_onnx.cli.options import (
+    add_device_arguments,
+    add_prepared_argument,
+    add_trusted_argument,
+)
 
 if TYPE_CHECKING:
     from causal_onnx.serve import ServedModel
@@ -109,6 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds that running requests may take after SIGTERM (default: 120)",
     )
     add_device_arguments(parser)
+    add_prepared_argument(parser)
     add_trusted_argument(parser)
 
 
@@ -155,6 +160,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             device=args.device,
             threads=args.threads,
             trusted=args.trusted,
+            prepared=args.prepared,
             engine_options=engines,
             repository=args.repository,
         )
