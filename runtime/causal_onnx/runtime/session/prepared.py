@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from causal_onnx.runtime.artifact.drafts import draft_folder, locked, sync
 from causal_onnx.runtime.artifact.held import DESCRIPTORS, identity
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.json_text import read_json
@@ -138,7 +137,10 @@ class PreparedSession:
 
 
 class PreparedFolder:
-    """A folder of prepared sessions, in which only this user writes."""
+    """A folder of prepared sessions, in which only this user writes.
+
+    What is needed to write is imported then: it brings libraries of 4 MB.
+    """
 
     def __init__(self, path: Path) -> None:
         """Take a folder, or make it.
@@ -169,12 +171,16 @@ class PreparedFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Let one process at a time prepare."""
+        from causal_onnx.runtime.artifact.drafts import locked  # noqa: PLC0415
+
         with locked(self._path):
             yield
 
     @contextlib.contextmanager
     def draft(self, recipe: Recipe) -> Iterator[Path]:
         """A new folder to write a session into; kept if `keep` is called inside."""
+        from causal_onnx.runtime.artifact.drafts import draft_folder  # noqa: PLC0415
+
         with draft_folder(self._path / recipe.name) as folder:
             inner = folder / recipe.name
             inner.mkdir(mode=0o700)
@@ -186,6 +192,8 @@ class PreparedFolder:
         Raises:
             ArtifactError: It holds no session.
         """
+        from causal_onnx.runtime.artifact.drafts import sync  # noqa: PLC0415
+
         for item in draft.iterdir():
             sync(item)
         files = {item.name: identity(item.lstat()) for item in draft.iterdir()}
@@ -202,6 +210,8 @@ class PreparedFolder:
 
     def keep(self, draft: Path, recipe: Recipe) -> None:
         """Put a draft in its place, and remove what was kept of the same file as it was before."""
+        from causal_onnx.runtime.artifact.drafts import sync  # noqa: PLC0415
+
         target = self._path / recipe.name
         _remove(target)
         draft.replace(target)
