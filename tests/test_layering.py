@@ -165,7 +165,7 @@ ORDER = {
     """,
     "serve": """
         errors keys options engine registry service web operate requests openai
-        inference_protocol app server __init__
+        inference_protocol openapi app server __init__
     """,
 }
 """The folders and files of each root. An import points to the same entry or to one before it."""

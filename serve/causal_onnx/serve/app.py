@@ -20,6 +20,7 @@ from causal_onnx.serve.inference_protocol import answers as inference_answers
 from causal_onnx.serve.inference_protocol import routes as inference_protocol
 from causal_onnx.serve.openai import routes as openai
 from causal_onnx.serve.openai.answers import error_answer
+from causal_onnx.serve.openapi import document
 from causal_onnx.serve.operate import health, metrics
 from causal_onnx.serve.operate.gate import Gate
 from causal_onnx.serve.options import ServeOptions
@@ -65,7 +66,13 @@ def create_app(
             ),
         )
     app = Starlette(
-        routes=[*health.ROUTES, *metrics.ROUTES, *openai.ROUTES, *inference_protocol.ROUTES],
+        routes=[
+            *health.ROUTES,
+            *metrics.ROUTES,
+            *document.ROUTES,
+            *openai.ROUTES,
+            *inference_protocol.ROUTES,
+        ],
         middleware=middleware,
         lifespan=lifespan,
         exception_handlers={HTTPException: _as_exception_handler()},

@@ -109,7 +109,8 @@ async def repository_index(request: Request) -> Response:
 async def repository_change(request: Request) -> Response:
     """Load a model, or unload it."""
     data, path = await _object(request), request.path_params
-    parameters = data.pop("parameters", None) or {}
+    parameters = data.pop("parameters", None)
+    parameters = {} if parameters is None else parameters
     if not isinstance(parameters, dict):
         raise BadRequestError("parameters must be an object", param="parameters")
     _check_end(data)

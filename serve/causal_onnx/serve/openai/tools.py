@@ -101,7 +101,9 @@ def _wanted(fields: Fields, choice: object, names: Sequence[str]) -> list[str] |
         return list(names)
     function = choice.get("function") if isinstance(choice, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
-    if name not in names:
+    # Compared as a whole, because other fields would ask for something that is not done.
+    whole = {"type": "function", "function": {"name": name}}
+    if choice != whole or name not in names:
         raise fields.error(
             "tool_choice",
             "must be 'none', 'auto', 'required', or {'type': 'function', 'function': {'name': "
