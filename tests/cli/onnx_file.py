@@ -89,7 +89,7 @@ def make_certificate(**changes: Any) -> dict[str, Any]:
             "cases": [{"seq": 2, "cut": 1, **cut}, {"seq": 7, "cut": 3, **cut}],
             "is_causal": True,
             "bit_identical": True,
-            "summary": "causal: 2 cuts, the past stayed bit-identical",
+            "summary": "causal: 2 perturbation points, the past stayed bit-identical",
         },
         "parity": {
             "cases": [

@@ -42,7 +42,7 @@ def test_commands_take_a_file_of_another_exporter_as_it_is(
 ) -> None:
     path = str(unpack("genai-llama", tmp_path))
     assert main(["inspect", path]) == 0
-    assert "contract (none in the file: by its graph" in capsys.readouterr().out
+    assert "contract (derived from the graph" in capsys.readouterr().out
     assert main(["generate", path, "--ids", "1,5,9", "--max-new-tokens", "4", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["ids"]) <= 4
     assert main(["bench", path, "--lengths", "1,4"]) == 0

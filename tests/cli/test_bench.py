@@ -125,7 +125,7 @@ def test_the_plot_has_a_point_for_each_case_and_nothing_that_runs(
         (["--lengths", "0"], 2, "--lengths takes positive numbers"),
         (["--lengths", "1,17"], 1, "takes from 1 to 16 positions, got 17"),
         (["--batch", "0"], 1, "batch must be an integer of at least 1, got 0"),
-        (["--plot", "plot.png"], 2, "--plot takes a .svg file, got 'plot.png'"),
+        (["--plot", "plot.png"], 2, "--plot takes an .svg file, got 'plot.png'"),
         (["--plot", "nowhere/plot.svg"], 2, "there is no folder nowhere to write plot.svg to"),
         (["--device", "tpu"], 1, "device must be"),
         (["--threads", "0"], 1, "threads must be a positive integer"),

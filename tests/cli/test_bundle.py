@@ -28,7 +28,7 @@ def test_a_bundle_is_tried_in_a_process_of_its_own(
     assert main(["bundle", str(model), "-o", str(folder)]) == 0
     assert main(["verify-bundle", str(folder), "--isolated", "--wall-s", "200"]) == 0
     assert main(["verify-bundle", str(folder), "--isolated", "--memory-bytes", "5000000"]) == 1
-    assert "On the command line: --memory-bytes" in capsys.readouterr().err
+    assert "raise the limit: --memory-bytes" in capsys.readouterr().err
     assert main(["verify-bundle", str(folder), "--wall-s", "5"]) == 2
     assert "--wall-s needs --isolated" in capsys.readouterr().err
 

@@ -117,9 +117,9 @@ def test_a_full_context_is_said(
     say(monkeypatch, "x" * 200, "y" * 200)
     assert main(["chat", str(folder), *HOT]) == 1
     said = capsys.readouterr().err
-    assert "(the model's context is full; /reset begins a new conversation)\n" in said
+    assert "(the model's context is full; /reset starts a new conversation)\n" in said
     assert "ids, and the model takes 400; without messages[0:2], the oldest, it has " in said
-    assert said.endswith("; /reset begins a new conversation\n")
+    assert said.endswith("; /reset starts a new conversation\n")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_model_without_a_template_says_what_to_do(
     assert main(["chat", str(folder)]) == 1
     said = capsys.readouterr().err
     assert "a chat needs a chat template" in said
-    assert "--template chat_template.jinja, or causal-onnx generate" in said
+    assert "--template chat_template.jinja, or continue texts with causal-onnx" in said
     say(monkeypatch, "héllo")
     options = ["--template", str(folder / "mine.txt"), "--max-new-tokens", "3"]
     assert main(["chat", str(folder), *options]) == 0
@@ -266,7 +266,7 @@ def test_ctrl_c_stops_the_answer_and_the_chat_goes_on(terminal: Terminal, tmp_pa
 
 
 def test_ctrl_c_twice_in_a_row_ends(terminal: Terminal) -> None:
-    terminal.interrupt_until("(Ctrl-C again ends, as /quit does)")
+    terminal.interrupt_until("(Ctrl-C again ends the chat, like /quit)")
     terminal.until("> ")
     terminal.press("/wrong\n")
     terminal.until("error: there is no command /wrong; /help lists them")

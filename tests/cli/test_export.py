@@ -252,7 +252,7 @@ def test_a_missing_source_is_said_before_pytorch_is_imported(
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["attention"], 2, "'attention' does not say what to export; write the folder or file"),
+        (["attention"], 2, "'attention' does not say what to export; pass the folder or file"),
         (["./checkpoint"], 1, "there is no file or folder ./checkpoint"),
         ([f"{TARGET}:"], 2, "does not say what to export"),
         ([f"{TARGET}:attention", "--arg", "x"], 2, "--arg takes key=value, got 'x'"),
@@ -268,17 +268,17 @@ def test_a_missing_source_is_said_before_pytorch_is_imported(
         (["lacking.py:x"], 1, "importing lacking.py failed: No module named 'no_such_package'"),
         ([f"{TARGET}:attention", "--arg", "bad=1"], 1, "unexpected keyword argument 'bad'"),
         ([f"{TARGET}:failing"], 1, "failing() raised RuntimeError: no weights"),
-        ([f"{TARGET}:number"], 1, "gave an object of type int; expected a torch.nn.Module"),
+        ([f"{TARGET}:number"], 1, "returned an object of type int; expected a torch.nn.Module"),
         ([f"{TARGET}:WIDTH"], 1, "is of type int; expected a torch.nn.Module, or a function"),
-        ([f"{TARGET}:ready", "--arg", "a=1"], 1, "is a module already and takes no --arg (a)"),
-        ([f"{TARGET}:Mean"], 1, "On the command line: --example 2,16,64"),
+        ([f"{TARGET}:ready", "--arg", "a=1"], 1, "is already a module and takes no --arg (a)"),
+        ([f"{TARGET}:Mean"], 1, "pass one: --example 2,8,WIDTH"),
         ([f"{TARGET}:Mean", "--example", "2,x"], 2, "--example takes a shape such as 2,16,64"),
         ([f"{TARGET}:Mean", "--example", "2,3:int65"], 2, "there is no dtype 'int65'"),
         ([f"{TARGET}:Mean", "--example", "no.npy"], 1, "there is no file no.npy"),
         (
             [f"{TARGET}:RunningMean", "--example", "x=2,3,4", "--example", "1"],
             2,
-            "give a name to every --example or to none",
+            "name every --example or none",
         ),
         (
             [f"{TARGET}:Mean", "--example", "2,3,4", "--axes", "batch"],
@@ -300,7 +300,11 @@ def test_a_missing_source_is_said_before_pytorch_is_imported(
             2,
             "--input names x twice",
         ),
-        ([f"{TARGET}:ready", "--causal", "blocks"], 1, "causal is 'positions', or 'blocks of N'"),
+        (
+            [f"{TARGET}:ready", "--causal", "blocks"],
+            1,
+            "causal must be 'positions', or 'blocks of N'",
+        ),
     ],
 )
 def test_wrong_requests_are_named(
@@ -368,7 +372,7 @@ def test_a_checkpoint_becomes_a_folder_that_every_command_takes(
     assert main(["generate", model, *arguments]) == 0
     assert "there was" in capsys.readouterr().out
     assert main(["export", str(STORIES), "-o", model]) == 1
-    assert "On the command line: --replace" in capsys.readouterr().err
+    assert "--replace replaces it" in capsys.readouterr().err
 
 
 def test_the_cache_of_a_checkpoint_can_be_left_out(
@@ -390,7 +394,7 @@ def test_the_cache_of_a_checkpoint_can_be_left_out(
         (["ckpt.pt", "--axes", "0=batch"], "--axes is for a module, and ckpt.pt is a checkpoint"),
         (["a.b:c", "--adapter", "x"], "--adapter is for a checkpoint, and a.b:c is none"),
         (["a.b:c", "--trust-remote-code"], "--trust-remote-code is for a checkpoint"),
-        (["nowhere"], "write the folder or file of a checkpoint, or pkg.module:name"),
+        (["nowhere"], "pass the folder or file of a checkpoint, or pkg.module:name"),
     ],
 )
 def test_options_of_the_other_kind_are_wrong_usage(

@@ -112,7 +112,7 @@ def test_a_schema_and_a_grammar_come_from_files(
         ([], 2, "one of the arguments --prompt --prompt-file --ids is required"),
         (["--ids", "1", "--temperature", "-1"], 1, "temperature must be 0 (greedy) or more"),
         (["--ids", "999"], 1, "999"),
-        (["--prompt", "a"], 1, "On the command line: --tokenizer tokenizer.json, or token ids"),
+        (["--prompt", "a"], 1, "none is beside the model: --tokenizer tokenizer.json"),
         (["--prompt-file", "missing.txt"], 1, "missing.txt"),
     ],
 )

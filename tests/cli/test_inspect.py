@@ -17,7 +17,7 @@ def test_prints_contract_source_and_certificate(
     assert "x: float32 (batch, seq, 3)" in out
     assert "1 to 16" in out
     assert "tests.Cumulative" in out
-    assert "the graph is causal for every length; causal: 2 cuts" in out
+    assert "the graph is causal for every length; causal: 2 perturbation points" in out
     assert "causal (Attention, 4 heads over 2 of 8) x 2" in out
     assert "cache: 2 ways of feeding equal PyTorch's full pass" in out
     assert "equal to PyTorch at 3 shapes: largest error 3.0e-07" in out

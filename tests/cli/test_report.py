@@ -122,7 +122,7 @@ def test_what_a_file_does_not_say_is_shown_as_unknown(tmp_path: Path) -> None:
 def test_text_without_an_output_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(write_model(tmp_path / "m.onnx")), "--lengths", "1,4,16"]) == 0
     out = capsys.readouterr().out
-    assert "stated by the exporter: causality" in out
+    assert "recorded by the exporter: causality" in out
     assert re.search(r"^ *17 +refused +-$", out, re.MULTILINE)
     assert re.search(r"^ *16 +[\d.]+ +[\d.]+ +[\d,]+ +\d+$", out, re.MULTILINE)
 
@@ -152,7 +152,7 @@ def test_default_lengths_end_at_the_limit(
         (["--lengths", "17"], 1, "takes lengths from 1 to 16, asked to time 17"),
         (["--lengths", "0"], 2, "--lengths takes positive numbers"),
         (["--lengths", "a"], 2, "--lengths takes positive numbers"),
-        (["-o", "report.pdf"], 2, "-o takes a .html file"),
+        (["-o", "report.pdf"], 2, "-o takes an .html file"),
     ],
 )
 def test_wrong_requests_are_named(

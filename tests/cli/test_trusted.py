@@ -14,11 +14,11 @@ def test_a_refused_file_is_loaded_where_it_is_trusted(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_model(tmp_path / "m.onnx")
-    path.write_bytes(path.read_bytes() + metadata("author", "a stranger"))
+    path.write_bytes(path.read_bytes() + metadata("author", "somebody"))
     assert main([command, str(path)]) == 1
     said = capsys.readouterr().err
     assert "its metadata has the key 'author', which causal-onnx does not write" in said
-    assert said.endswith("On the command line: --trusted\n")
+    assert "--trusted loads it without this check" in said
     assert main([command, str(path), "--trusted"]) == 0
 
 

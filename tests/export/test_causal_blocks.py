@@ -92,7 +92,7 @@ def test_a_causal_module_is_so_by_blocks_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("causal", "options", "message"),
     [
-        ("blocks", {}, "causal is 'positions', or 'blocks of N'"),
+        ("blocks", {}, "causal must be 'positions', or 'blocks of N'"),
         ("blocks of 1", {}, "with N of at least 2, got 'blocks of 1'"),
         ("blocks of 4", {"cache": True}, "cache=True is for modules that are causal by positions"),
     ],

@@ -76,19 +76,19 @@ def rename_one(folder: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "encoder and decoder": (
         lambda f: edit_config(f, is_encoder_decoder=True, architectures=["T5ForConditional"]),
-        "describes 'T5ForConditional', an encoder with a decoder; what is supported are decoders",
+        "describes 'T5ForConditional', an encoder-decoder; supported are decoders",
     ),
     "masked": (
         lambda f: edit_config(f, model_type="bert", architectures=["BertForMaskedLM"]),
-        "describes 'BertForMaskedLM', no causal language model; what is supported",
+        "describes 'BertForMaskedLM', which is not a causal language model; supported",
     ),
     "classifier": (
         lambda f: edit_config(f, architectures=["LlamaForSequenceClassification"]),
-        "describes 'LlamaForSequenceClassification', no causal language model",
+        "describes 'LlamaForSequenceClassification', which is not a causal language model",
     ),
     "unknown": (
         lambda f: edit_config(f, model_type="mine", architectures=["MineForCausalLM"]),
-        r"of model_type 'mine', which transformers .* has no causal language model for",
+        r"of model_type 'mine', for which transformers .* has no causal language model",
     ),
     "code": (
         lambda f: edit_config(f, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"}),
@@ -129,7 +129,7 @@ def test_weights_that_belong_to_nothing_are_told(tmp_path: Path) -> None:
         metadata={"format": "pt"},
     )
     (said,) = open_huggingface(tmp_path, trust_remote_code=False)[1]
-    assert said.startswith("1 weights in the checkpoint are none of LlamaForCausalLM, such as extr")
+    assert "weights that LlamaForCausalLM does not have (1, such as extra.weight)" in said
 
 
 def test_code_of_the_folder_runs_where_it_is_trusted(
@@ -196,7 +196,7 @@ def test_a_module_becomes_a_folder_too(tmp_path: Path) -> None:
     report = export(module, tmp_path / "model")
     assert report.path == tmp_path / "model" / "model.onnx"
     assert verify_bundle(tmp_path / "model").passed
-    with pytest.raises(FileExistsError, match="holds a bundle already; replace=True replaces it"):
+    with pytest.raises(FileExistsError, match="already holds a bundle; replace=True replaces it"):
         export(module, tmp_path / "model")
     before = (tmp_path / "model" / "model.onnx").read_bytes()
     export(module, tmp_path / "model", replace=True)
@@ -207,7 +207,7 @@ def test_a_module_becomes_a_folder_too(tmp_path: Path) -> None:
 def test_a_folder_in_the_way_is_found_before_the_checkpoint_is_read(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is not empty, and not a bundle"):
+    with pytest.raises(FileExistsError, match="is not empty and not a bundle"):
         export_checkpoint(tmp_path / "nowhere", tmp_path / "model", replace=True)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
         export_checkpoint(tmp_path / "nowhere", tmp_path / "other")
@@ -255,7 +255,7 @@ def test_an_older_tokenizer_is_converted(tmp_path: Path) -> None:
     (tmp_path / "scratch" / "tokenizer.json").unlink()
     place, told = open_tokenizer(tmp_path, tmp_path / "scratch")
     assert place is None
-    assert told[0].startswith("the tokenizer (vocab.json) could not be carried over: ")
+    assert told[0].startswith("the tokenizer (vocab.json) could not be converted: ")
 
 
 def write_adapter(base: Path, folder: Path) -> Any:
@@ -295,12 +295,12 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     write_adapter(base, tmp_path / "lora")
     with pytest.raises(ExportError, match="lora does not fit GPT2LMHeadModel: "):
         export_checkpoint(SORTER, tmp_path / "m.onnx", adapter=tmp_path / "lora")
-    with pytest.raises(ExportError, match=r"base is no PEFT adapter: it has no adapter_config"):
+    with pytest.raises(ExportError, match=r"base is not a PEFT adapter: it has no adapter_config"):
         export_checkpoint(base, tmp_path / "m.onnx", adapter=base)
-    with pytest.raises(ValueError, match=r"lora is an adapter itself; adapter=.* is a second"):
+    with pytest.raises(ValueError, match=r"lora is an adapter itself, and adapter=.* is another"):
         export_checkpoint(tmp_path / "lora", tmp_path / "m.onnx", adapter=tmp_path / "lora")
     shutil.rmtree(base)
-    with pytest.raises(ExportError, match=r"is an adapter of .*base', which is no folder here"):
+    with pytest.raises(ExportError, match=r"is an adapter of .*base', which is not a local folder"):
         export_checkpoint(tmp_path / "lora", tmp_path / "m.onnx")
 
 

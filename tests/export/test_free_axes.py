@@ -130,7 +130,7 @@ def test_a_memory_that_holds_the_decoders_positions_is_refused(tmp_path: Path) -
 
 
 def test_sizes_that_the_module_does_not_take_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="Patches does not take 1 for the axis 'memory': Runtime"):
+    with pytest.raises(ExportError, match="does not accept size 1 of the axis 'memory': Runtime"):
         made(Patches(), tmp_path, torch.randn(3, 16, DIM))
 
 

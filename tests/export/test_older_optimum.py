@@ -119,6 +119,6 @@ def test_a_request_of_several_positions_is_refused(
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_folder_is_made_of_it(kind: str, tmp_path: Path) -> None:
     path = write_older(kind, tmp_path)
-    with pytest.raises(ArtifactError, match=r"one position a call.* runs as it is: load\(path\)"):
+    with pytest.raises(ArtifactError, match=r"one position per call.* runs as it is: load\(path\)"):
         adopt(path, tmp_path / "model")
     assert not (tmp_path / "model").exists()

@@ -174,7 +174,7 @@ def test_a_changed_byte_of_a_saved_stream_is_found(subject: Subject, tmp_path: P
     stream(subject.ids(1, 3))
     stream.save(tmp_path / "state")
     data = bytearray((tmp_path / "state").read_bytes())
-    for place, message in ((len(data) // 2, "damaged"), (0, "no saved stream")):
+    for place, message in ((len(data) // 2, "damaged"), (0, "not a saved stream")):
         changed = bytearray(data)
         changed[place] ^= 1
         (tmp_path / "state").write_bytes(changed)

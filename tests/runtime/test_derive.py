@@ -178,8 +178,8 @@ KEY = "past_key_values.0.key"
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        (signature(cached("bias")), "nothing says what the input bias: float32 .* is"),
-        (signature(cached("encoder_hidden_states")), "decodes what an encoder gives"),
+        (signature(cached("bias")), "nothing says what this input is: bias: float32 .* is"),
+        (signature(cached("encoder_hidden_states")), "decodes the output of an encoder"),
         (signature(cached("inputs_embeds")), "takes embeddings in place of ids"),
         (signature(without="input_ids"), "has no input 'input_ids'; its inputs are attention_mask"),
         (signature(without=KEY), "a past of keys or of values, not of both"),
@@ -200,11 +200,11 @@ KEY = "past_key_values.0.key"
                 outputs=(LOGITS,),
                 grouped={},
             ),
-            r"of a fixed size, at the places write_indices \(mobius --static-cache\); build",
+            r"of a fixed size, at the positions in write_indices \(mobius --static-cache\); build",
         ),
         (
             signature(cached("cache_position", "sequence_length", dtype="int64")),
-            r"at the places cache_position \(a StaticCache of transformers\); export",
+            r"at the positions in cache_position \(a StaticCache of transformers\); export",
         ),
         (
             signature(replace(IDS, dims=("batch_size", 8))),
@@ -235,7 +235,7 @@ KEY = "past_key_values.0.key"
         (signature(rolling=frozenset([KEY])), "keeps a window in an order of its own"),
         (
             GraphSignature(inputs=(IDS, MASK), outputs=(LOGITS, *PRESENTS), grouped={}),
-            r"only begins a sequence: load decoder_model_merged\.onnx",
+            r"only begin a sequence: load decoder_model_merged\.onnx",
         ),
     ],
     ids=range(23),

@@ -193,7 +193,7 @@ def test_a_file_of_another_exporter_has_its_trial_too(tmp_path: Path) -> None:
 
 def test_half_of_a_pair_of_files_is_refused_with_the_other_half_named(tmp_path: Path) -> None:
     path = unpack("merged-llama", tmp_path).with_name("decoder_model.onnx")
-    with pytest.raises(ArtifactError, match="only begins a sequence: load decoder_model_merged"):
+    with pytest.raises(ArtifactError, match="only begin a sequence: load decoder_model_merged"):
         load(path)
 
 
@@ -238,5 +238,7 @@ def test_a_file_of_no_layout_is_refused_with_what_was_looked_for(tmp_path: Path)
         )
         + field(8, DEFAULT)
     )
-    with pytest.raises(ArtifactError, match=r"nothing says what the input x: float32 .*Looked for"):
+    with pytest.raises(
+        ArtifactError, match=r"nothing says what this input is: x: float32 .*Looked for"
+    ):
         load(path)

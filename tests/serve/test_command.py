@@ -101,7 +101,7 @@ def test_a_bundle_that_was_changed_is_not_served(stories: Path, tmp_path: Path) 
     with command(str(folder)) as process:
         said = process.communicate()[1]
         assert process.returncode == 1
-    assert "is not served: it is not what its contract.json says (README.md was changed" in said
+    assert "is not served: it does not match its contract.json (README.md was changed" in said
 
 
 @pytest.mark.parametrize(

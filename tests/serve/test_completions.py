@@ -90,7 +90,7 @@ def test_what_is_no_json_object_is_refused(address: str, body: bytes) -> None:
 def test_ids_that_the_model_has_not_are_refused(address: str, ids: list[int]) -> None:
     status, found = post(address, PATH, {**ASKED, "prompt": ids})
     assert (status, found["error"]["param"]) == (400, "prompt")
-    assert f"the id {ids[-1]}, and the model's lie in [0, 105)" in found["error"]["message"]
+    assert f"the id {ids[-1]}, expected ids in [0, 105)" in found["error"]["message"]
 
 
 def test_an_unknown_model_is_named_with_those_there_are(address: str) -> None:
@@ -104,4 +104,4 @@ def test_an_unknown_model_is_named_with_those_there_are(address: str) -> None:
 def test_a_model_of_tensors_continues_nothing(address: str) -> None:
     status, found = post(address, PATH, {**ASKED, "model": "small"})
     assert (status, found["error"]["param"]) == (400, "model")
-    assert "no language model with a cache" in found["error"]["message"]
+    assert "not a language model with a cache" in found["error"]["message"]

@@ -111,14 +111,14 @@ def test_a_full_queue_refuses_and_says_so(model: Model) -> None:
     with Engine(model, options=options) as engine, held(engine):
         next(iter(engine.submit("Once", max_new_tokens=9)))
         engine.submit("Once", max_new_tokens=9)
-        with pytest.raises(BusyError, match="1 requests wait for this model, and no more may"):
+        with pytest.raises(BusyError, match="1 requests are waiting for this model, which is"):
             engine.submit("Once")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 5}, "n is 5, and this server continues 4 sequences at once"),
+        ({"n": 5}, "n is 5, and this server decodes 4 sequences at once"),
         ({"n": 3, "max_new_tokens": 60}, "need 183 positions of the cache, which has 150"),
     ],
 )
@@ -130,7 +130,7 @@ def test_what_there_is_never_room_for_is_refused(model: Model, options, message:
 
 def test_a_prompt_beyond_the_context_is_refused(model: Model) -> None:
     options = EngineOptions(context=16)
-    message = "the prompt has 17 ids, and this server takes 16 positions a sequence"
+    message = "the prompt has 17 ids, and this server accepts 16 positions per sequence"
     with Engine(model, options=options) as engine:
         with pytest.raises(BadRequestError, match=message):
             engine.submit([1] * 17)

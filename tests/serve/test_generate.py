@@ -62,11 +62,11 @@ def test_ids_are_continued_where_nothing_reads_texts(address: str) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "give text_input, a text, or input_ids, a list of ids"),
+        ({}, "pass either text_input, a text, or input_ids, a list of ids"),
         ({"text_input": "a", "input_ids": [1]}, "one of them"),
         ({"text_input": 1}, "text_input must be a text"),
         ({"input_ids": []}, "must be a list of ids, not empty"),
-        ({"text_input": "a", "odd": 1}, "odd is not known here"),
+        ({"text_input": "a", "odd": 1}, "odd is not supported"),
         ({"text_input": "a", "n": 2}, "n must be 1: one text comes back"),
         ({"text_input": "a", "stream": True}, "ask for generate_stream"),
         ({"text_input": "a", "seed": 1, "parameters": {"seed": 1}}, "seed is given twice"),
@@ -84,4 +84,4 @@ def test_what_is_wrong_with_a_request_is_said(address, body, message: str, kind:
 def test_a_model_of_tensors_continues_nothing() -> None:
     with served(open_models([str(fixture("small"))], threads=1)) as address:
         status, found = post(address, "/v2/models/small/generate", {"text_input": "a"})
-    assert (status, "no language model with a cache" in found["error"]) == (400, True)
+    assert (status, "not a language model with a cache" in found["error"]) == (400, True)

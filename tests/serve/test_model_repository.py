@@ -89,14 +89,14 @@ def test_a_model_that_is_loaded_again_is_read_again(client, root) -> None:
 def test_what_is_not_allowed_is_refused_by_name(address: str, name: str) -> None:
     status, found = post(address, f"/v2/repository/models/{name}/load", {})
     assert status == 404
-    assert found["error"].startswith((f"'{name}' may not be loaded here", "there is no POST"))
+    assert found["error"].startswith((f"'{name}' may not be loaded on this", "there is no POST"))
 
 
 def test_without_a_repository_only_given_models_are_loaded() -> None:
     with served(open_models([str(fixture("small"))], threads=1)) as address:
         status, found = post(address, "/v2/repository/models/decoder/load", {})
     assert status == 404
-    assert found["error"] == "'decoder' may not be loaded here; what may be is small"
+    assert found["error"] == "'decoder' may not be loaded on this server; available are small"
 
 
 def test_a_file_that_cannot_be_loaded_changes_nothing(client, root) -> None:
@@ -111,8 +111,8 @@ def test_a_file_that_cannot_be_loaded_changes_nothing(client, root) -> None:
     [
         ("models/folder/load", {"parameters": {"config": "{}"}}, "'config' is not supported"),
         ("models/folder/load", {"parameters": 1}, "parameters must be an object"),
-        ("models/small/unload", {"parameters": {"odd": 1}}, "'odd' is not known here"),
-        ("models/small/unload", {"odd": 1}, "odd is not known here"),
+        ("models/small/unload", {"parameters": {"odd": 1}}, "'odd' is not supported"),
+        ("models/small/unload", {"odd": 1}, "odd is not supported"),
         ("index", {"ready": 1}, "ready must be true or false"),
     ],
 )

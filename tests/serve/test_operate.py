@@ -78,7 +78,7 @@ def test_what_was_used_comes_back_within_a_minute(monkeypatch: pytest.MonkeyPatc
 def test_requests_at_once_are_limited() -> None:
     quota = Quota(key_of("one", concurrent=1))
     quota.begin()
-    with pytest.raises(BusyError, match="1 requests of this key run, and no more may"):
+    with pytest.raises(BusyError, match="1 requests of this key are running, which is its limit"):
         quota.begin()
     quota.end(0)
     quota.begin()
@@ -152,7 +152,7 @@ def test_a_body_that_is_too_large_is_refused() -> None:
         status, found = post(address, "/v1/completions", {**ASKED, "prompt": [5] * 100})
         chunks = httpx.post(f"{address}/v1/completions", content=iter([b"x" * 90] * 3))
     assert (status, chunks.status_code) == (413, 413)
-    assert "this server takes 100" in found["error"]["message"]
+    assert "this server accepts 100" in found["error"]["message"]
 
 
 def received(client: socket.socket) -> bytes:
@@ -189,7 +189,7 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         got = b""
         while not got.endswith(b"}"):
             got += client.recv(2000)
-    assert b"the body did not come within 0.2 s" in got
+    assert b"the body did not arrive within 0.2 s" in got
 
 
 def test_headers_that_are_too_long_are_refused() -> None:

@@ -122,7 +122,7 @@ def test_a_full_queue_and_an_end_are_said() -> None:
     engine = Held(model_of("decoder"), options=TensorOptions(queue=1))
     engine.hold()
     waiting = engine.submit({"input_ids": ids(1)})
-    with pytest.raises(BusyError, match="1 requests wait for this model"):
+    with pytest.raises(BusyError, match="1 requests are waiting for this model"):
         engine.submit({"input_ids": ids(1)})
     waiting.cancel()
     engine.let_go()

@@ -55,7 +55,7 @@ class Inputs:
         for axes in self.axes:
             for name in axes.values():
                 if not name.isidentifier():
-                    raise ValueError(f"the name of an axis is an identifier, got {name!r}")
+                    raise ValueError(f"the name of an axis must be an identifier, got {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ def read_arrays(path: Path) -> Array | dict[str, Array]:
         with path.open("rb") as file:
             start = file.read(len(NPY_MAGIC))
         if start != NPY_MAGIC and not start.startswith(ZIP_MAGICS):
-            raise ValueError("it does not begin as a numpy file does")
+            raise ValueError("it does not begin like a numpy file")
         # Without pickles: unpickling runs whatever the file says.
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
@@ -43,7 +43,7 @@ def read_arrays(path: Path) -> Array | dict[str, Array]:
     except FileNotFoundError:
         raise CommandError(f"there is no file {path}") from None
     except IsADirectoryError:
-        raise CommandError(f"{path} is a folder; expected a .npy or .npz file") from None
+        raise CommandError(f"{path} is a folder; expected an .npy or .npz file") from None
     except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
         # numpy's own advice on pickles is to load them all the same.
         reason = (

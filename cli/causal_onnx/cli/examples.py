@@ -35,7 +35,7 @@ def make_example(
     """
     named = [_split_name(text) for text in texts]
     if len({name is None for name, _ in named}) > 1:
-        raise UsageError("give a name to every --example or to none")
+        raise UsageError("name every --example or none")
     if len({name for name, _ in named if name}) < sum(name is not None for name, _ in named):
         raise UsageError("two of --example have the same name")
     parameters = list(inspect.signature(module.forward).parameters)
@@ -71,7 +71,7 @@ def _make(text: str, name: str, *, seed: int) -> Tensor:
         shape = []
     if not shape or any(size < 1 for size in shape):
         raise UsageError(
-            f"--example takes a shape such as 2,16,64 or 2,16:int64, or a .npy file; got {text!r}"
+            f"--example takes a shape such as 2,16,64 or 2,16:int64, or an .npy file; got {text!r}"
         )
     dtype = getattr(torch, dtype_text or "float32", None)
     if not isinstance(dtype, torch.dtype):

@@ -34,8 +34,8 @@ def split_target(target: str) -> tuple[str, str]:
         raise CommandError(f"there is no file or folder {target}")
     if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(
-            f"{target!r} does not say what to export; write the folder or file of a checkpoint, or "
-            "pkg.module:name or path/file.py:name, where name is a function or class that gives "
+            f"{target!r} does not say what to export; pass the folder or file of a checkpoint, or "
+            "pkg.module:name or path/file.py:name, where name is a function or class that returns "
             "the module, or the module itself"
         )
     if _is_file(place):
@@ -52,7 +52,7 @@ def split_target(target: str) -> tuple[str, str]:
 def _not_found(name: str) -> CommandError:
     return CommandError(
         f"there is no module {name!r} on the path or in {Path.cwd()}; "
-        "a file is named with its ending: path/file.py:name"
+        "name a file with its suffix: path/file.py:name"
     )
 
 
@@ -110,14 +110,14 @@ def make_module(place: str, name: str, arguments: Mapping[str, Any]) -> nn.Modul
     if isinstance(found, nn.Module):
         if arguments:
             raise CommandError(
-                f"{target} is a module already and takes no --arg ({', '.join(arguments)}); "
+                f"{target} is already a module and takes no --arg ({', '.join(arguments)}); "
                 "name a function or class that makes it"
             )
         return found
     if not callable(found):
         raise CommandError(
             f"{target} is of type {type(found).__name__}; expected a torch.nn.Module, or a "
-            "function or class that gives one"
+            "function or class that returns one"
         )
     try:
         module = found(**arguments)
@@ -128,7 +128,8 @@ def make_module(place: str, name: str, arguments: Mapping[str, Any]) -> nn.Modul
         ) from error
     if not isinstance(module, nn.Module):
         raise CommandError(
-            f"{target} gave an object of type {type(module).__name__}; expected a torch.nn.Module"
+            f"{target} returned an object of type {type(module).__name__}; expected a "
+            "torch.nn.Module"
         )
     return module
 

@@ -38,8 +38,8 @@ class Machine:
         if self.load_before is None or self.load_before < cores / 2:
             return None
         return (
-            f"other work ran on this machine before (load {self.load_before:g}, {cores} cores): "
-            "wall times tell of that too, processor time less"
+            f"other work was running on this machine (load {self.load_before:g}, {cores} cores): "
+            "this affects wall times, and processor times less"
         )
 
 

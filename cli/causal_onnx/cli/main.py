@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from causal_onnx.cli.console import Console, printable
@@ -70,21 +71,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-HINTS = {
-    "TrialLimits(memory_bytes=": "--memory-bytes",
-    "TrialLimits(processor_s=": "--processor-s",
-    "TrialLimits(wall_s=": "--wall-s",
-    "trusted=True": "--trusted",
-    "without prepared": "leave out --prepared",
-    "cast=True": "--cast",
-    "replace=True": "--replace",
-    "trust_remote_code=True": "--trust-remote-code",
-    "adapter=": "--adapter DIR",
-    "tokenizer=": "--tokenizer tokenizer.json, or token ids for generate: --ids",
-    "template=": "--template chat_template.jinja, or causal-onnx generate",
-    "example=": "--example 2,16,64, or 2,16:int64 for ids",
-    "axes=": "--axes 0=batch,1=seq",
-}
+SPELLED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"\b(\w+)=True \((--[\w-]+)\)", r"\2"),  # the library has named both
+    (r"\b(trusted|cast|replace|cache)=True", r"--\1"),
+    (r"\btrust_remote_code=True", "--trust-remote-code"),
+    (
+        r"\bwrite_bundle\('([^']+)', '([^']+)', device='(\w+)'\)",
+        r"causal-onnx bundle \1 -o \2 --device \3",
+    ),
+    (r"\bpath='([^']+)'", r"-o \1"),
+    (r"\badapter='([^']*)'", r"--adapter '\1'"),
+    (r"\b(precision|target|device)='([\w:]+)'", r"--\1 \2"),
+    (r"\bkeep=(?=$|[\s.])", "--keep PATTERN=PRECISION"),
+    (r"\btemplate=Path\('([^']+)'\)\.read_text\(\)", r"--template \1"),
+    (r"\bmodel\.generate\b", "causal-onnx generate"),
+    (r"\bwithout prepared\b", "without --prepared"),
+    (r"\bload\(path, tokenizer='tokenizer\.json'\)", "--tokenizer tokenizer.json"),
+    (
+        r"\bisolated_trial=TrialLimits\((\w+)=\.\.\.\)",
+        lambda found: f"--{found[1].replace('_', '-')}",
+    ),
+    (r"\bexport\(module, path, example=torch\.randn\(2, 8, embed_dim\)\)", "--example 2,8,WIDTH"),
+    (r"\bexport\(module, path, example=torch\.randint\(\d+, \(2, 8\)\)\)", "--example 2,8:int64"),
+    (r"\bexample=torch\.zeros\(\((\d+), (\d+)\), dtype=torch\.int64\)", r"--example \1,\2:int64"),
+    (r"\baxes=\[\{0: 'batch', 1: 'seq'\}\]", "--axes 0=batch,1=seq"),
+    (r"\baxes=\{'(\w+)': \{1: 'seq'\}\}", r"--axes \1:1=seq"),
+)
 """How the remedies that the library names in Python are spelled on the command line."""
 
 
@@ -99,7 +111,7 @@ def _failed(error: Exception, code: int, console: Console, *, as_json: bool) -> 
 
 
 def _message(error: Exception) -> str:
-    """What `error` says, on one line, with what helps on the command line."""
+    """What `error` says, on one line, with remedies as the command line spells them."""
     # Only this project's errors explain themselves; of others the class is half of the message.
     known = isinstance(error, OSError | ValueError | ImportError | UsageError) or type(
         error
@@ -109,9 +121,8 @@ def _message(error: Exception) -> str:
         notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
         said = " ".join(f"{error}{notes}".split())
         text = f"{type(error).__name__}: {said}; --debug shows where"
-    hints = [hint for spelling, hint in HINTS.items() if spelling in text]
-    if hints:
-        text = f"{text.rstrip('.')}. On the command line: {'; '.join(hints)}"
+    for python, spelled in SPELLED:
+        text = re.sub(python, spelled, text)
     return text
 
 

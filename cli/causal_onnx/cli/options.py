@@ -45,15 +45,17 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, default: str) -> None:
     """Declare how tokens are chosen, and `--seed`; `default` says how without them."""
-    sampling = parser.add_argument_group(f"choice of tokens (default: {default})")
+    sampling = parser.add_argument_group(f"how tokens are chosen (default: {default})")
     sampling.add_argument(
-        "--temperature", type=float, metavar="T", help="0: always the most likely"
+        "--temperature", type=float, metavar="T", help="0: always the most likely token"
     )
     sampling.add_argument("--top-k", type=int, metavar="K")
     sampling.add_argument("--top-p", type=float, metavar="P")
     sampling.add_argument("--min-p", type=float, metavar="P")
     sampling.add_argument("--repetition-penalty", type=float, metavar="X")
-    sampling.add_argument("--seed", type=int, metavar="N", help="repeats a run with random choices")
+    sampling.add_argument(
+        "--seed", type=int, metavar="N", help="the seed; the same seed gives the same tokens"
+    )
 
 
 def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
@@ -68,7 +70,7 @@ def add_trusted_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trusted",
         action="store_true",
-        help="load the file without the scan that refuses what could do harm (docs/safety.md)",
+        help="load the file without the scan for harmful content (docs/safety.md)",
     )
 
 

@@ -153,7 +153,7 @@ def _verdicts(proof: Proof) -> Markup:
         _verdict(
             None if selftest is None else selftest.passed,
             ("Self-test passed here", "Self-test failed here", "No self-test"),
-            "the file carries no golden vectors"
+            "the file has no golden vectors"
             if selftest is None
             else f"largest error {selftest.max_error:.1e}, limit {selftest.tolerance:.0e}, "
             f"on {selftest.device}",

@@ -32,7 +32,7 @@ class Proof:
     contract: Contract
     certificate: StoredCertificate | None
     selftest: SelfTestReport | None
-    """None: the file carries no golden vectors."""
+    """None: the file has no golden vectors."""
     timings: tuple[Timing, ...]
     left_out: tuple[str, ...]
     """Lengths that were not timed, each with its reason."""

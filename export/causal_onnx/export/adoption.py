@@ -112,14 +112,14 @@ def adopt(
     artifact = read_artifact(path)
     if artifact.contract is not None:
         raise ArtifactError(
-            f"{path} carries a contract already: causal-onnx wrote it. Make a folder of it: "
+            f"{path} already carries a contract, so causal-onnx wrote it. Make a folder of it: "
             f"causal-onnx bundle {path} -o {target}"
         )
     outer = artifact.derived_contract if contract is None else contract
     if outer.ragged in ("steps", "single"):
         raise ArtifactError(
-            f"{path} reads one position a call behind a past, as optimum wrote its files before "
-            "1.14; a model's folder is for readers that give it several. It runs as it is: "
+            f"{path} takes one position per call after a past, like the files that optimum wrote "
+            "before 1.14; readers of a model's folder pass several. The file runs as it is: "
             "load(path). To adopt it, export the model again with a newer optimum"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def decoder_file(place: Path) -> Path:
         usable = [path for path in usable if path.name != WITH_PAST]
     if len(usable) > 1:
         raise ArtifactError(
-            f"{place} has several decoders, name one: {', '.join(str(path) for path in usable)}"
+            f"{place} has several decoders; name one: {', '.join(str(path) for path in usable)}"
         )
     if not usable:
         raise ArtifactError(
@@ -335,8 +335,8 @@ def _attested(
     if not found.is_causal and not undecided_ok:
         raise ExportError(
             f"{path} is not shown to be causal{at}: {found.reason}; nothing was written. Look at "
-            "it with `causal-onnx attest`; undecided_ok=True (--undecided-ok) takes it all the "
-            "same, and the certificate will say so"
+            "it with `causal-onnx attest`; undecided_ok=True (--undecided-ok) adopts it anyway, "
+            "and the certificate will say so"
         )
     # No times: equal files give equal folders.
     return replace(found, static_seconds=0.0, dynamic=replace(found.dynamic, seconds=0.0))
@@ -423,9 +423,9 @@ def _refuse_difference(path: Path, what: str, errors: Sequence[float], tolerance
     worst = max(errors)
     if not worst <= tolerance:
         raise ExportError(
-            f"{path} does not do what its contract says: {what} give other outputs than one pass "
+            f"{path} does not do what its contract says: {what} and one pass differ "
             f"(error {worst:.1e}, limit {tolerance:.0e}); nothing was written. Check the contract "
-            "with `causal-onnx inspect`, or give your own"
+            "with `causal-onnx inspect`, or pass your own: contract="
         )
 
 

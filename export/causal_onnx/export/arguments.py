@@ -54,9 +54,9 @@ def check_options(
     if max_drift is not None and not max_drift > 0:
         raise ValueError(f"max_drift must be positive, got {max_drift}")
     if max_drift is not None and precision == "fp32":
-        raise ValueError("max_drift is for a lower precision; fp32 is compared within 1e-5 anyway")
+        raise ValueError("max_drift is for a lower precision; fp32 is always compared within 1e-5")
     if same_bits and precision == "bf16":
-        raise ValueError("same_bits runs the file, and bfloat16 runs on CUDA alone")
+        raise ValueError("same_bits runs the file, and bfloat16 runs on CUDA only")
     return opset, coding
 
 
@@ -71,12 +71,12 @@ def read_causal(causal: str, *, cache: bool) -> int | None:
     found = re.fullmatch(r"blocks of ([1-9][0-9]*)", causal) if isinstance(causal, str) else None
     if found is None or int(found[1]) < 2:
         raise ValueError(
-            f"causal is 'positions', or 'blocks of N' with N of at least 2, got {causal!r}"
+            f"causal must be 'positions', or 'blocks of N' with N of at least 2, got {causal!r}"
         )
     if cache:
         raise ValueError(
-            f"cache=True is for modules that are causal by positions; with causal={causal!r} a "
-            "position changes as the rest of its block follows"
+            f"cache=True is for modules that are causal by positions; with causal={causal!r}, a "
+            "position changes as the rest of its block arrives"
         )
     return int(found[1])
 

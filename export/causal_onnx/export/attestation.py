@@ -163,7 +163,7 @@ class _Opened:
         if self._session is None:
             given = self._runnable()
             self._session = (
-                (None, "the model is too large to hand over in memory")
+                (None, "the model is too large to be passed in memory")
                 if given is None
                 else open_session(given, self.providers)
             )
@@ -319,19 +319,20 @@ def _certificate(
     assumptions = [*proof.assumptions]
     guessed = [s.name for s in signature.inputs if s.guessed]
     if guessed:
-        text = f"the position axis of {', '.join(guessed)} was taken by rank, no name says so"
+        names = ", ".join(guessed)
+        text = f"the position axis of {names} was chosen by rank, because no name gives it"
         assumptions.append(Assumption(kind=AssumptionKind.GUESSED_AXIS, text=text))
     runs = [] if proof.analysis is None else proof.analysis.runs
     optional = [] if proof.analysis is None else optional_inputs(proof.analysis.model)
     if optional:
         listed = ", ".join(value.name or "" for value in optional)
-        text = f"optional inputs are left out, and have the values that stand in the file: {listed}"
+        text = f"optional inputs are left out, and have the values that the file stores: {listed}"
         assumptions.append(Assumption(kind=AssumptionKind.OPTIONAL_INPUTS, text=text))
     scope, every_length, open_step = _scope(signature, proof)
     measured = {} if proof.symbolic is None else proof.symbolic.measured
     if every_length and measured:
         names = tuple(node.name or node.op_type for node in measured)
-        text = "these steps act at every length as they do at the lengths tried"
+        text = "these nodes behave at every length as they do at the lengths tried"
         assumptions.append(Assumption(kind=AssumptionKind.MEASURED_STEPS, text=text, nodes=names))
     return Certificate(
         verdict=verdict,
@@ -367,7 +368,7 @@ def _scope(signature: Signature, proof: StaticProof) -> tuple[str, bool, str]:
     if proof.verdict != "causal":
         return some, False, ""
     if signature.fixed_seq is not None:
-        return f"length {signature.fixed_seq}, the only one that the graph takes", True, ""
+        return f"length {signature.fixed_seq}, the only one that the graph accepts", True, ""
     symbolic = proof.symbolic
     if symbolic is None or not symbolic.holds:
         where = None if symbolic is None else symbolic.node

@@ -87,18 +87,18 @@ def _within_domain(capture: Capture, subject: Subject) -> tuple[Subject, bool]:
         if allowed is not None:
             raise ExportError(
                 f"the captured graph is not valid for {axis.name} of {allowed[0] + 1} "
-                f"({allowed[1]}), which {subject.name} itself takes. Remedy: build masks and "
+                f"({allowed[1]}), which {subject.name} itself accepts. Remedy: build masks and "
                 f"positions along {axis.name} from the input's shape, without Python branches on it"
             )
     if capture.is_warm:
         note = (
             f"the module grows buffers on demand; they were filled to {contract.max_seq_len} "
-            "positions and stand in the file"
+            "positions and are stored in the file"
         )
     if note is not None:
         warnings.append(note)
     warnings += [
-        f"PyTorch captured the graph for sizes with {text}; of the others some were compared"
+        f"PyTorch captured the graph for sizes with {text}; some other sizes were compared"
         for text in capture.domain.sampled
     ]
     limit = contract.max_seq_len
@@ -111,9 +111,9 @@ def _said_of(bound: Bound, beyond: probe.Beyond, module: str) -> str:
     """Where the captured graph ends, and what the module does there, in words."""
     place = beyond.error and line_of_error(beyond.error)
     said = {
-        None: f"too dear to ask {module} itself",
-        True: f"{module} itself takes that",
-        False: f"{module} itself does not take that whole"
+        None: f"{module} itself was not called there, because that costs too much",
+        True: f"{module} itself accepts that",
+        False: f"{module} itself crops that"
         if beyond.error is None
         else f"{module} itself raises {short(beyond.error)}" + (f" at {place}" if place else ""),
     }[beyond.takes]
@@ -165,7 +165,7 @@ def simplified(capture: Capture, subject: Subject) -> tuple[ir.Model, Subject]:
     if not rounded.axes:
         raise ExportError(
             f"{subject.name} has no weight to store in {coding.grid.bits} bits: "
-            f"{'; '.join(rounded.kept) or 'it multiplies by none'}"
+            f"{'; '.join(rounded.kept) or 'it multiplies by no weight'}"
         )
     # Which weights are rounded is read off the simplified graph.
     return capture.model.clone(), replace(subject, reference=reference, rounded=rounded)

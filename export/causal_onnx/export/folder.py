@@ -85,8 +85,8 @@ def device_of(precision: str) -> str:
         return "cpu"
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise DeviceError(
-            "the folder of a model is written once its golden vectors were replayed, and bfloat16 "
-            "runs on CUDA alone. Export to a file, path='model.onnx', and write the folder where "
-            "there is a GPU: write_bundle('model.onnx', 'model', device='cuda')"
+            "a model's folder is written only after its golden vectors were replayed, and bfloat16 "
+            "runs on CUDA only. Export to a file, path='model.onnx', and write the folder on a "
+            "machine with a GPU: write_bundle('model.onnx', 'model', device='cuda')"
         )
     return "cuda"

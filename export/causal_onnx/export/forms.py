@@ -39,10 +39,10 @@ class Form:
     """Attention that stays as captured, and what has no smaller state than all its inputs."""
 
 
-_AGAIN = "all its inputs are kept, and what it gives is computed from them again with each call"
+_AGAIN = "all its inputs are kept, and its results are computed from them again in each call"
 _REWRITTEN, _RAGGED = "attention rewritten", "cache for rows of different lengths"
 _CONSEQUENCES = {
-    _REWRITTEN: "attention is written as captured",
+    _REWRITTEN: "attention is left as captured",
     _RAGGED: "rows of one call must be equally long",
 }
 

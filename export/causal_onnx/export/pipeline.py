@@ -233,7 +233,7 @@ def _mask_wanted(subject: Subject) -> str:
         positions = [label for label in spec.axes.values() if label in ("seq", "total_seq")]
         if len(positions) == 2 and spec.kind != "pairs":
             return (
-                f". The input {spec.name!r} in the example lets queries see later keys: give the "
+                f". The input {spec.name!r} in the example lets queries see later keys: pass a "
                 "causal one, and the file is proved for causal ones"
             )
     return ""

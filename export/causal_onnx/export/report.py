@@ -172,7 +172,7 @@ class CausalityCase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CausalityReport:
-    """Causality by perturbation, over lengths and cuts."""
+    """Causality by perturbation, over lengths and perturbation points."""
 
     cases: tuple[CausalityCase, ...]
 
@@ -188,10 +188,11 @@ class CausalityReport:
         """The verdict on one line."""
         if self.is_causal:
             how = "bit-identical" if self.bit_identical else "equal up to the source's own rounding"
-            return f"causal: {len(self.cases)} cuts, the past stayed {how}"
+            points = f"perturbation point{'' if len(self.cases) == 1 else 's'}"
+            return f"causal: {len(self.cases)} {points}, the past stayed {how}"
         bad = next((case for case in self.cases if not case.passed), None)
         if bad is None:
-            return "not shown to be causal: no cut was tested"
+            return "not shown to be causal: no perturbation point was tested"
         if bad.past_error == 0.0:
             return (
                 f"not shown to be causal: at length {bad.seq}, changing positions >= {bad.cut} "
@@ -287,7 +288,7 @@ class CacheReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BitsCase:
-    """One question about bits: calls that compute the same rows in different company."""
+    """One question about bits: calls that compute the same rows beside different others."""
 
     question: str
     compared: int
@@ -318,8 +319,8 @@ class BitsReport:
         ]
         compared = sum(case.compared for case in self.cases)
         return (
-            f"bits, by {compared} pairs of calls in onnxruntime {self.onnxruntime}: the same for "
-            f"{'; '.join(same) or 'nothing'}; others for {'; '.join(other) or 'nothing'}"
+            f"bits, over {compared} pairs of calls in onnxruntime {self.onnxruntime}: the same for "
+            f"{'; '.join(same) or 'nothing'}; different for {'; '.join(other) or 'nothing'}"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -172,8 +172,8 @@ def _refuse_own_cache(
         raise NotSupportedError(
             f"{type(module).__name__} has a cache already: it takes {', '.join(past)}"
             + (f" and returns {', '.join(present)}" if present else "")
-            + ". Export it without cache=True. The file then streams by it: start with a past of "
-            "no positions, and give each call what the one before returned"
+            + ". Export it without cache=True, and stream with its own cache: start with a past of "
+            "no positions, and pass to each call what the one before returned"
         )
 
 
@@ -267,8 +267,8 @@ def _find_lengths(
         limit = max_seq_len
         if trained is not None and limit > trained:
             warnings.append(
-                f"max_seq_len is {limit}, but the module was trained on {trained} positions, as "
-                "its configuration says: beyond them it may write nonsense"
+                f"max_seq_len is {limit}, but its configuration says that the module was trained "
+                f"on {trained} positions: beyond them it may write nonsense"
             )
     elif trained is not None and trained < min(limit or LARGEST_AXIS, LARGEST_AXIS):
         limit = trained

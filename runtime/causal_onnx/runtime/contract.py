@@ -114,18 +114,20 @@ class TensorSpec:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"the name of a tensor must be a text, not empty, got {self.name!r}")
+            raise ValueError(f"the name of a tensor must be a non-empty text, got {self.name!r}")
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"{self.name}: dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}"
             )
         for axis in self.axes:
             if isinstance(axis, bool) or not isinstance(axis, str | int):
-                raise ValueError(f"{self.name}: an axis is a name or a size, got {axis!r}")
+                raise ValueError(f"{self.name}: an axis must be a name or a size, got {axis!r}")
             if isinstance(axis, int) and axis < 1:
                 raise ValueError(f"{self.name}: a fixed axis must be 1 or more, got {axis}")
             if isinstance(axis, str) and not axis.isidentifier():
-                raise ValueError(f"{self.name}: the name of an axis is an identifier, got {axis!r}")
+                raise ValueError(
+                    f"{self.name}: the name of an axis must be an identifier, got {axis!r}"
+                )
         for axis in ("batch", "past_seq", "total_seq", *SLOT_AXES):
             if self.axes.count(axis) > 1:
                 raise ValueError(f"{self.name}: the axis {axis!r} appears twice")
@@ -140,7 +142,7 @@ class TensorSpec:
         if isinstance(vocab, bool) or not isinstance(vocab, int) or vocab < 1:
             raise ValueError(f"{self.name}: vocab_size must be a positive integer, got {vocab!r}")
         if "int" not in self.dtype:
-            raise ValueError(f"{self.name}: ids are integers, but the dtype is {self.dtype}")
+            raise ValueError(f"{self.name}: ids must be integers, but the dtype is {self.dtype}")
 
     def _check_range(self) -> None:
         if self.value_range is None:
@@ -206,7 +208,7 @@ class FreeAxis:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
-            raise ValueError(f"the name of an axis is an identifier, got {self.name!r}")
+            raise ValueError(f"the name of an axis must be an identifier, got {self.name!r}")
         if self.name in (*AXIS_NAMES, *SLOT_AXES):
             raise ValueError(f"a free axis needs a name of its own, got {self.name!r}")
         if self.largest is not None and (type(self.largest) is not int or self.largest < 1):
@@ -433,7 +435,9 @@ class Contract:
         if spec is None or not self.cache:
             raise ValueError(f"the mask {name!r} must be an input of a contract with a cache")
         if spec.dtype not in ("int64", "int32") or spec.axes[1:] != ("total_seq",):
-            raise ValueError(f"a mask is int64 or int32 (batch, total_seq), got {spec.describe()}")
+            raise ValueError(
+                f"a mask must be int64 or int32 (batch, total_seq), got {spec.describe()}"
+            )
 
     @property
     def optional_names(self) -> frozenset[str]:

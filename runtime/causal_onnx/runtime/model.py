@@ -212,8 +212,9 @@ class Model:
         """
         if len(self._results) != 1:
             raise ValueError(
-                f"this model has {len(self._results)} outputs beside its cache "
-                f"({', '.join(self._results)}); call model.run(...), which gives all by name"
+                f"this model has {len(self._results)} outputs besides its cache "
+                f"({', '.join(self._results)}); call model.run(...), which returns all of them "
+                "by name"
             )
         runner = self.runner
         return runner.run(runner.checker, inputs, named, self._results)[self._results[0]]

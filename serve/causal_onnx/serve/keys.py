@@ -105,7 +105,9 @@ class Quota:
         self._refill()
         key = self._key
         if key.concurrent is not None and self._running >= key.concurrent:
-            raise self._refusal(f"{self._running} requests of this key run, and no more may", 1)
+            raise self._refusal(
+                f"{self._running} requests of this key are running, which is its limit", 1
+            )
         for kind, least in (("requests", 1.0), ("tokens", 0.0)):
             # Tokens are known afterwards: what was used beyond the limit must come back first.
             if self._left[kind] < least:

@@ -228,7 +228,7 @@ class Registry(Mapping[str, ServedModel]):
         if source is None or path is None:
             known = ", ".join(source.names()) if source else ""
             raise NotServedError(
-                f"{name!r} may not be loaded here; what may be is {known or 'nothing'}",
+                f"{name!r} may not be loaded on this server; available are {known or 'nothing'}",
                 param="model",
                 code="model_not_found",
             )
@@ -317,6 +317,6 @@ def _check_bundle(folder: Path, *, device: str, threads: int | None) -> None:
     if not report.passed:
         first = report.findings[0] if report.findings else f"{MODEL} was not run"
         raise ArtifactError(
-            f"{folder} is not served: it is not what its {CONTRACT} says ({first}). "
+            f"{folder} is not served: it does not match its {CONTRACT} ({first}). "
             f"See causal-onnx verify-bundle {folder}"
         )

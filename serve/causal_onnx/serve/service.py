@@ -39,7 +39,7 @@ class Service:
             UnavailableError: The server is about to end.
         """
         if self.is_draining:
-            raise UnavailableError("the server is shutting down; ask another one")
+            raise UnavailableError("the server is shutting down; ask another server")
 
 
 def service_of(request: Request) -> Service:

@@ -71,16 +71,18 @@ async def read_body(request: Request, *, most: int, timeout_s: float) -> bytes:
     parts, size = [], 0
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > most:
-        raise TooLargeError(f"the body has {stated} bytes, and this server takes {most}")
+        raise TooLargeError(f"the body has {stated} bytes, and this server accepts {most}")
     try:
         async with asyncio.timeout(timeout_s):
             async for part in request.stream():
                 size += len(part)
                 if size > most:
-                    raise TooLargeError(f"the body has more than the {most} bytes that are taken")
+                    raise TooLargeError(
+                        f"the body has more than {most} bytes, the limit of this server"
+                    )
                 parts.append(part)
     except TimeoutError:
-        raise BadRequestError(f"the body did not come within {timeout_s:g} s") from None
+        raise BadRequestError(f"the body did not arrive within {timeout_s:g} s") from None
     return b"".join(parts)
 
 
@@ -95,7 +97,7 @@ async def read_object(request: Request, *, most: int, timeout_s: float) -> dict[
     try:
         data = read_json(body, max_bytes=most)
     except ValueError as error:
-        raise BadRequestError(f"the body is not JSON that can be taken: {error}") from error
+        raise BadRequestError(f"the body is not JSON that can be read: {error}") from error
     if not isinstance(data, dict):
         raise BadRequestError(f"the body must be a JSON object, got {type(data).__name__}")
     return data

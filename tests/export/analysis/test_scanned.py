@@ -38,5 +38,5 @@ def test_the_graphs_of_the_rules_pass_the_scan(case: Case) -> None:
 )
 def test_operators_that_no_export_has_are_refused_by_name(case: Case) -> None:
     artifact = read_artifact(case.model().SerializeToString())
-    with pytest.raises(ArtifactError, match="is none of the operators"):
+    with pytest.raises(ArtifactError, match="is not one of the operators"):
         scan(artifact, Limits())

@@ -323,7 +323,7 @@ def test_what_needs_all_inputs_again_is_said(tmp_path: Path) -> None:
     )
     (fallback,) = report.fallbacks
     assert fallback.form.startswith("the state of MatMul")
-    assert "computed from them again with each call" in fallback.reason
+    assert "computed from them again in each call" in fallback.reason
 
 
 def test_a_state_that_forgot_what_it_needs_is_not_rewound(tmp_path: Path) -> None:

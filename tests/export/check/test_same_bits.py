@@ -13,9 +13,12 @@ from causal_onnx.export import BitsCase, BitsReport, export
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
 from causal_onnx.runtime import load
 
-BESIDE, PIECES = "a row read beside others of its length", "a prompt in pieces of 2 or more"
-STEP, PROMPT = "a step beside steps of rows of its length", "a prompt beside longer ones"
-RAGGED_STEP, SINGLE = "a step beside steps of longer rows", "steps against a prompt"
+BESIDE, PIECES = (
+    "a sequence prefilled beside others of the same length",
+    "a prompt in chunks of 2 or more",
+)
+STEP, PROMPT = "a step beside steps of sequences of the same length", "a prompt beside longer ones"
+RAGGED_STEP, SINGLE = "a step beside steps of longer sequences", "steps compared with a prompt"
 THREADS = "more threads"
 
 

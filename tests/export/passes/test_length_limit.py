@@ -162,7 +162,7 @@ def test_a_graph_that_is_valid_for_less_than_the_module_is_limited_with_a_warnin
     report = export(Otherwise().eval(), tmp_path / "m.onnx", example=example())
     assert report.contract.max_seq_len == 30
     assert "at most 30 positions: the captured graph is not valid at batch" in report.warnings[0]
-    assert "Otherwise itself takes that" in report.warnings[0]
+    assert "Otherwise itself accepts that" in report.warnings[0]
 
 
 def test_a_limit_that_was_asked_for_is_not_lowered(tmp_path: Path) -> None:

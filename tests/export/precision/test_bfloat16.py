@@ -57,7 +57,7 @@ def test_weights_products_and_outputs_are_bfloat16(tmp_path: Path) -> None:
 def test_the_cpu_refuses_it_and_says_what_to_do(tmp_path: Path) -> None:
     export(CausalMechanismV1(16, 16, 12, seed=0), tmp_path / "m.onnx", precision="bf16")
     with pytest.raises(
-        DeviceError, match="bfloat16, which onnxruntime does on CUDA alone; load it"
+        DeviceError, match="bfloat16, which onnxruntime supports only on CUDA; load it"
     ):
         load(tmp_path / "m.onnx")
 

@@ -1,4 +1,4 @@
-"""What a caller may choose of weights of few bits: blocks, rounding, what is kept wider."""
+"""What a caller may choose for quantised weights: blocks, rounding, what is kept wider."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_weights_are_kept_wider_by_name(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"precision": "int4", "block_size": 48}, "block_size must be one of 32, 64, 128, got 48"),
-        ({"block_size": 64}, "block_size is for weights of few bits .*; precision is 'fp32'"),
-        ({"precision": "fp16", "rounding": "gptq"}, "rounding is for weights of few bits"),
+        ({"block_size": 64}, "block_size is for quantised weights .*; precision is 'fp32'"),
+        ({"precision": "fp16", "rounding": "gptq"}, "rounding is for quantised weights"),
         ({"precision": "int4", "rounding": "up"}, "rounding must be one of nearest, gptq, got"),
         (
             {"precision": "int8", "keep": {"*": "int8"}},
@@ -129,5 +129,5 @@ def test_wrong_requests(options: dict[str, object], message: str, tmp_path: Path
 
 
 def test_a_pattern_that_names_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"keep has the pattern 'tail\*', and no weight has such"):
+    with pytest.raises(ExportError, match=r"the pattern 'tail\*', which matches no weight"):
         export(decoder(), tmp_path / "m.onnx", precision="int4", keep={"tail*": "fp32"})

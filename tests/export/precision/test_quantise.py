@@ -146,7 +146,7 @@ def test_wrong_codes_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return count
 
     monkeypatch.setattr(forms, "quantise", off_by_one)
-    with pytest.raises(ParityError, match="the graph with coded weights disagrees"):
+    with pytest.raises(ParityError, match="the graph with rounded weights disagrees"):
         export(attention(), tmp_path / "m.onnx", precision="int8")
     assert list(tmp_path.iterdir()) == []
 

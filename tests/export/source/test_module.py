@@ -135,6 +135,6 @@ def test_weights_that_are_written_into_meanwhile_are_refused(
             with torch.no_grad():
                 write(module.q.weight)
 
-    with pytest.raises(ExportError, match="written into while it was exported, so that the file"):
+    with pytest.raises(ExportError, match="changed while it was exported, so the file"):
         export(module, tmp_path / "m.onnx", example=example(), progress=train)
     assert list(tmp_path.iterdir()) == []

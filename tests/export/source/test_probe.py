@@ -90,7 +90,7 @@ def test_the_only_length_that_is_taken_is_fixed() -> None:
 
 
 def test_a_batch_that_stands_in_the_code_is_refused() -> None:
-    with pytest.raises(ExportError, match="has its batch size written into it"):
+    with pytest.raises(ExportError, match="has a fixed batch size"):
         refuse_rigid(*opened(lambda m, x: x.view(2, -1, DIM)))
 
 
@@ -124,7 +124,7 @@ def test_a_module_that_looks_up_ids_is_offered_ids() -> None:
 
 def test_features_where_ids_are_wanted_are_told_what_to_be() -> None:
     source, specs = opened(lambda m, x: m.table(x), torch.randn(2, 6))
-    wanted = r"It takes whole numbers as x, such as ids: example=torch.zeros\(\(2, 6\), dtype=t"
+    wanted = r"It takes integers as x, such as ids: example=torch.zeros\(\(2, 6\), dtype=t"
     with pytest.raises(ExportError, match=wanted):
         refuse_broken(source, specs)
 

@@ -29,15 +29,15 @@ def test_integers_of_numpy_become_those_of_python(value: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.9, 2], "rows must be whole numbers, got 1.9 in them"),
+        ([1.9, 2], "rows must be integers, got 1.9 in them"),
         ([True, False], r"got True in them; .* np\.flatnonzero\(mask\)"),
         (np.array([True, False]), r"got True in them; .* np\.flatnonzero\(mask\)"),
         (np.array([1.0, 2.0]), "got 1.0 in them"),
         ([2**70, 1], r"rows must be below 2\*\*63, got 1180591620717411303424 in them"),
         (np.array([2**63, 1], np.uint64), "got 9223372036854775808 in them"),
         (["1", "2"], "got '1' in them"),
-        ("12", "rows must be a list of whole numbers, got '12'"),
-        ({1: 2}, "rows must be a list of whole numbers"),
+        ("12", "rows must be a list of integers, got '12'"),
+        ({1: 2}, "rows must be a list of integers"),
         ([1, 2, 3], r"one number for each of the 2 rows, got \[1, 2, 3\]"),
         (
             np.ones((2, 2), int),

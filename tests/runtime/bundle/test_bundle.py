@@ -107,7 +107,7 @@ def test_a_folder_that_is_pointed_elsewhere_is_read_where_it_was(
 def test_a_bundle_can_be_tried_in_a_process_of_its_own(bundle: Path) -> None:
     assert verify_bundle(bundle, isolated=True).passed
     report = verify_bundle(bundle, isolated=TrialLimits(memory_bytes=1 << 20))
-    assert "in a process of its own" in report.findings[0]
+    assert "in a separate process" in report.findings[0]
     assert report.selftest is None
 
 
@@ -150,7 +150,7 @@ def test_missing_and_extra_files_are_named(bundle: Path) -> None:
     said = findings(bundle)
     assert "test_data_set_1/input_0.pb is missing" in said
     assert "notes.txt does not belong to the bundle" in said
-    assert "linked is no regular file" in said
+    assert "linked is not a regular file" in said
 
 
 def rehashed(bundle: Path, name: str, content: bytes) -> None:
@@ -196,7 +196,7 @@ def test_another_model_with_its_own_hash_is_found(bundle: Path) -> None:
 
 
 def test_a_folder_that_is_no_bundle_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"no bundle: it has no file contract\.json"):
+    with pytest.raises(ArtifactError, match=r"not a bundle: it has no file contract\.json"):
         verify_bundle(tmp_path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         verify_bundle(tmp_path / "nowhere")
@@ -227,7 +227,7 @@ def test_files_without_contract_or_goldens_are_refused(
 
 def test_a_folder_in_use_is_kept(bundle: Path, tmp_path: Path) -> None:
     (bundle / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds a bundle already"):
+    with pytest.raises(FileExistsError, match="already holds a bundle"):
         write_bundle(fixture("one_head"), bundle)
     assert (bundle / "mine.txt").exists()
     write_bundle(fixture("one_head"), bundle, replace=True)
@@ -235,7 +235,7 @@ def test_a_folder_in_use_is_kept(bundle: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="not empty, and not a bundle"):
+    with pytest.raises(FileExistsError, match="not empty and not a bundle"):
         write_bundle(fixture("one_head"), other, replace=True)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["bundle", "other"]
 
@@ -258,7 +258,7 @@ def test_a_tokenizer_beside_the_model_goes_along(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no tokenizer"):
         write_bundle(model, tmp_path / "other", tokenizer=tmp_path / "nowhere.json")
     (tmp_path / "tokenizer.json").write_text("<html>")
-    with pytest.raises(ArtifactError, match="no tokenizer: it is not JSON"):
+    with pytest.raises(ArtifactError, match="not a tokenizer: it is not JSON"):
         write_bundle(model, tmp_path / "other")
 
 

@@ -278,9 +278,9 @@ def test_a_prefix_cache_serves_conversations_that_begin_alike(model: Model) -> N
     ("messages", "kind", "message"),
     [
         ([], ValueError, "at least one message"),
-        ("hello", TypeError, r"messages is a list such as \[{.*}\], got 'hello'"),
-        ({"role": "user"}, TypeError, "messages is a list such as"),
-        (["hello"], TypeError, "a message is such as {'role': 'user', .*}, got hello"),
+        ("hello", TypeError, r"messages must be a list such as \[{.*}\], got 'hello'"),
+        ({"role": "user"}, TypeError, "messages must be a list such as"),
+        (["hello"], TypeError, "a message must be a dict such as {'role': 'user', .*}, got hello"),
         ([{"role": "user", "content": [{"type": "image"}]}], ValueError, "a part of type 'image'"),
         ([{"role": "user", "content": ["a"]}], ValueError, "a part of type 'str'"),
         ([{"role": "user"}], ValueError, "does not take this conversation"),

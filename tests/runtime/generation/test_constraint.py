@@ -143,7 +143,7 @@ def test_what_cannot_be_followed_is_refused(
 def test_what_is_no_schema_is_refused() -> None:
     with pytest.raises(ValueError, match="the JSON schema is not JSON: Expecting"):
         Constraint.json_schema("{a")
-    with pytest.raises(ValueError, match=r"a JSON schema is an object such as \{\}, got 3"):
+    with pytest.raises(ValueError, match=r"a JSON schema must be an object such as \{\}, got 3"):
         Constraint.json_schema("3")
 
 
@@ -204,7 +204,10 @@ def nested(depth: int) -> str:
             lambda: Constraint.json_schema({"properties": {f"p{i}": {} for i in range(5000)}}),
             "has 5003 objects, expected up to 4000",
         ),
-        (lambda: Constraint("poem", "x"), "is made by Constraint.json_schema, .regex or .lark"),
+        (
+            lambda: Constraint("poem", "x"),
+            "make a constraint with Constraint.json_schema, .regex or .lark",
+        ),
     ],
     ids=range(9),
 )

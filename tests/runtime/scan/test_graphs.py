@@ -444,8 +444,8 @@ KILLERS = {
         model(EMPTY, node("ArgMax", ["empty"], ["z"]), tensors=[NONE]),
         "axis 0 may be empty",
     ),
-    "Det": (model(node("Det", ["x"], ["z"])), "Det. is none of the operators that exports have"),
-    "StringConcat": (model(node("StringConcat", ["x", "x"], ["z"])), "is none of the operators"),
+    "Det": (model(node("Det", ["x"], ["z"])), "Det. is not one of the operators that exports have"),
+    "StringConcat": (model(node("StringConcat", ["x", "x"], ["z"])), "is not one of the operators"),
     "a group of 0": (
         model(
             node("Conv", ["i", "w"], ["z"], integer("group", 0)),

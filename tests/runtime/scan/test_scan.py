@@ -87,7 +87,7 @@ REFUSED = {
     ),
     "unlisted contrib operator": (
         model(node("EPContext", ["x"], ["z"], domain="com.microsoft")),
-        "com.microsoft:EPContext. is none of the operators",
+        "com.microsoft:EPContext. is not one of the operators",
     ),
     "overload": (model(node("Relu", ["x"], ["z"]) + field(8, "other")), "local function"),
     "scan": (
@@ -169,7 +169,7 @@ REFUSED = {
     ),
     "unsorted": (
         model(node("Relu", ["later"], ["z"]), node("Relu", ["x"], ["later"])),
-        "reads 'later', which nothing before it computes",
+        "reads 'later', which no earlier node computes",
     ),
     "defined twice": (
         model(node("Relu", ["x"], ["z"]), node("Relu", ["x"], ["z"])),

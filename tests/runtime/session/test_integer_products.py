@@ -67,7 +67,7 @@ def test_where_sums_are_cut_off_the_slower_product_is_asked_for(
 def test_where_that_does_not_help_the_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     on(Clipping(helps=False), monkeypatch)
     with pytest.raises(
-        DeviceError, match=r"cuts sums off at 16 bits .* export with precision='int8'"
+        DeviceError, match=r"saturates sums at 16 bits .* export with precision='int8'"
     ):
         exact_product_settings()
 

@@ -71,7 +71,7 @@ def test_a_model_that_passes_its_trial_is_loaded(name: str, how: dict[str, bool]
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="others do not trap")
 def test_a_file_that_ends_the_process_is_refused_by_its_signal() -> None:
-    with pytest.raises(UnsafeFileError, match=r"in a process of its own it ended with SIGFPE$"):
+    with pytest.raises(UnsafeFileError, match=r"in a separate process it ended with SIGFPE$"):
         load(ends_the_process(), trusted=True, isolated_trial=True, threads=1)
 
 

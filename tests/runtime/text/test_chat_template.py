@@ -146,8 +146,11 @@ def test_each_thread_has_a_bound_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        (["Hello"], "a message is such as {'role': 'user', 'content': 'Hello'}, got Hello"),
-        ([{"content": "a"}], "a message is such as"),
+        (
+            ["Hello"],
+            "a message must be a dict such as {'role': 'user', 'content': 'Hello'}, got Hello",
+        ),
+        ([{"content": "a"}], "a message must be a dict such as"),
         ([{"role": "user", "content": b"a"}], "takes texts, numbers, lists and dicts, got bytes"),
     ],
 )
@@ -168,7 +171,7 @@ def test_what_a_template_says_of_a_conversation_is_passed_on() -> None:
 
 
 def test_a_message_that_is_left_out_cannot_be_continued() -> None:
-    with pytest.raises(ValueError, match="changes the last message, which can therefore not be"):
+    with pytest.raises(ValueError, match="changes the last message, so it cannot be"):
         ChatTemplate("Hello").render(HELLO, continue_final_message=True)
     with pytest.raises(ValueError, match="the last message has no text to continue"):
         ChatTemplate("Hello").render([{"role": "assistant"}], continue_final_message=True)
@@ -179,7 +182,7 @@ def test_a_message_that_is_left_out_cannot_be_continued() -> None:
     [
         ("chat_template.jinja", b"{% if %}", r"cannot be read in line 1: Expected an expression"),
         ("chat_template.jinja", b"{{ x | nothing }}", "cannot be read in line 1: No filter named"),
-        ("chat_template.jinja", b"\xff", "is no text in UTF-8"),
+        ("chat_template.jinja", b"\xff", "is not text in UTF-8"),
         ("chat_template.jinja", b"{{ " + b"(" * 9999, "cannot be read"),
         ("chat_template.jinja", b"x" * (1 << 21), "is larger than 1048576 bytes"),
         ("tokenizer_config.json", b"{", "is not JSON"),

@@ -268,7 +268,7 @@ def test_an_id_beyond_any_vocabulary_is_refused(tmp_path: Path) -> None:
 )
 def test_a_damaged_tokenizer_is_a_clear_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json is no tokenizer: "):
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is not a tokenizer: "):
         Tokenizer(tmp_path)
 
 

@@ -39,12 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--undecided-ok",
         action="store_true",
-        help="take a file of which nothing decides whether it is causal; the certificate says so",
+        help="adopt a file whose causality is undecided; the certificate says so",
     )
     parser.add_argument(
-        "--replace", action="store_true", help="replace the model's folder that is there already"
+        "--replace", action="store_true", help="replace an existing folder of a model"
     )
-    parser.add_argument("--device", default="cpu", help="where the file is run (default: cpu)")
+    parser.add_argument(
+        "--device", default="cpu", help="the device that runs the file (default: cpu)"
+    )
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 

@@ -105,30 +105,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="INPUT:AXIS=NAME,...",
-        help="what the axes of an input are: batch, seq, past_seq, total_seq (repeatable; taken "
-        "from the file where it says so)",
+        help="the axes of an input: batch, seq, past_seq, total_seq (repeatable; default: "
+        "as the file says)",
     )
     parser.add_argument(
-        "--lengths", metavar="N,N,...", help="sequence lengths to follow every element at"
+        "--lengths", metavar="N,N,...", help="sequence lengths at which every element is followed"
     )
-    parser.add_argument(
-        "--static", action="store_true", help="leave out the check by running the file"
-    )
+    parser.add_argument("--static", action="store_true", help="skip the check that runs the file")
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="fail (exit code 1) also where the proof is not for every length, or where early "
+        help="also fail (exit code 1) if the proof is not for every length, or if early "
         "outputs change as the sequence grows",
     )
     parser.add_argument(
         "--github",
         action="store_true",
-        help="annotate the files in a job of GitHub Actions, and write its summary",
+        help="annotate the files in a GitHub Actions job, and write its summary",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="print the certificate as JSON; of several files, an object of them by path",
+        help="print the certificate as JSON; for several files, an object of them by path",
     )
 
 

@@ -40,10 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lengths",
         metavar="N,N,...",
-        help="of a call, or of a prefill and of the past of a step (default: 1, 4, 16, ...)",
+        help="lengths of a call, or of a prefill and a step's past (default: 1, 4, 16, ...)",
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (default: 1)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the times: a .svg file")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the times into an .svg file"
+    )
     add_device_arguments(parser)
     add_trusted_argument(parser)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Measure, draw and print."""
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
     if args.plot is not None and args.plot.suffix != ".svg":
-        raise UsageError(f"--plot takes a .svg file, got {str(args.plot)!r}")
+        raise UsageError(f"--plot takes an .svg file, got {str(args.plot)!r}")
     if args.plot is not None and not args.plot.parent.is_dir():
         raise UsageError(f"there is no folder {args.plot.parent} to write {args.plot.name} to")
     from causal_onnx.cli.bench.run import measure
@@ -126,7 +128,7 @@ def _print(result: BenchResult, console: Console) -> None:
     for reason in result.left_out:
         console.print(f"  not timed: {reason}")
     if result.rates is None:
-        console.heading("what the machine can do is measured on the CPU only")
+        console.heading("the machine's rates are measured on the CPU only")
     else:
         _print_roofline(result, result.rates, console)
     # The longest call, and the step behind the longest past.
@@ -143,7 +145,7 @@ def _print_roofline(result: BenchResult, rates: Rates, console: Console) -> None
     from causal_onnx.cli.describe import size_text
     from causal_onnx.cli.figures import count_text, part_text
 
-    console.heading("against what this machine can do")
+    console.heading("compared with what this machine can do")
     console.pairs(
         [
             ("products", f"{count_text(rates.flops_per_s)}FLOP/s, fp32, 512 x 512"),
@@ -174,6 +176,6 @@ def _print_roofline(result: BenchResult, rates: Rates, console: Console) -> None
     console.table(headers, [row(case) for case in result.cases], numbers=8)
     if any(case.read_bytes < CACHE_BYTES for case in result.cases):
         console.print(
-            f"  what is below {size_text(CACHE_BYTES)} may stay in the processor's caches, which "
-            "are faster than memory"
+            f"  less than {size_text(CACHE_BYTES)} may stay in the processor's caches, which are "
+            "faster than memory"
         )

@@ -37,14 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="the Hugging Face folder that the model was made of: its tokenizer, chat template, "
+        help="the Hugging Face folder that the model was made from: its tokenizer, chat template, "
         "generation settings and licence go along",
     )
+    parser.add_argument("--replace", action="store_true", help="replace an existing bundle")
     parser.add_argument(
-        "--replace", action="store_true", help="replace the bundle that is there already"
-    )
-    parser.add_argument(
-        "--device", default="cpu", help="where the golden vectors are replayed (default: cpu)"
+        "--device", default="cpu", help="the device that replays the golden vectors (default: cpu)"
     )
     parser.add_argument("--json", action="store_true", help="print the files as JSON")
 

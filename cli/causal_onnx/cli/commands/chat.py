@@ -31,11 +31,11 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """\
 in a chat:
-  /reset       begin a new conversation
+  /reset       start a new conversation
   /save FILE   write the conversation as JSON
   /help        show these
-  /quit        end, as the end of the input does
-  Ctrl-C       stop an answer; twice in a row, end
+  /quit        end the chat, like the end of the input
+  Ctrl-C       stop an answer; twice in a row, end the chat
 
 examples:
   causal-onnx chat model/
@@ -47,7 +47,7 @@ COMMANDS = "\n".join(EPILOG.splitlines()[1:6])
 
 ENDINGS = {
     "length": "(ended by --max-new-tokens)",
-    "limit": "(the model's context is full; /reset begins a new conversation)",
+    "limit": "(the model's context is full; /reset starts a new conversation)",
 }
 """What is said of a reply that the model did not end itself."""
 
@@ -55,7 +55,7 @@ ENDINGS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_model_argument(parser)
-    parser.add_argument("--system", metavar="TEXT", help="a message that goes before all others")
+    parser.add_argument("--system", metavar="TEXT", help="a system message before all others")
     parser.add_argument(
         "--template",
         type=Path,
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="the most of a reply (default: 1024, or what the context has left)",
+        help="tokens of a reply at most (default: 1024, or what the context has left)",
     )
     parser.add_argument(
         "--stop",
@@ -132,7 +132,7 @@ def _converse(talk: Chat, console: Console) -> None:
             interrupts += 1
             console.print()
             if interrupts < 2:
-                console.note("(Ctrl-C again ends, as /quit does)")
+                console.note("(Ctrl-C again ends the chat, like /quit)")
             continue
         interrupts = 0
         try:
@@ -173,7 +173,7 @@ def _answer(text: str, talk: Chat, console: Console) -> None:
     try:
         pieces = talk.stream(text)
     except ValueError as error:
-        raise ValueError(f"{error}; /reset begins a new conversation") from error
+        raise ValueError(f"{error}; /reset starts a new conversation") from error
     for piece in pieces:
         console.write(piece)
     console.print()

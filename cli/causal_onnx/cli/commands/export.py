@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "target",
         metavar="CHECKPOINT | pkg.module:name",
         help="a checkpoint: a folder of Hugging Face or nanoGPT, a .safetensors or a .pt file; or "
-        "a function or class that gives the module, or the module itself; also file.py:name",
+        "a function or class that returns the module, or the module itself; also file.py:name",
     )
     parser.add_argument(
         "-o",
@@ -81,8 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME=]SHAPE[:DTYPE]",
-        help="an input by shape, such as 2,16,64 or 2,16:int64, or as a .npy file; one per input; "
-        "not needed where the module says itself what it takes",
+        help="an input by shape, such as 2,16,64 or 2,16:int64, or as an .npy file; one per input; "
+        "not needed if the module itself says what it takes",
     )
     parser.add_argument(
         "--axes",
@@ -98,9 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=KIND[:LOW:HIGH]",
-        help="what an input stands for, where it is not to be found out: features, ids, values, "
+        help="what an input stands for, if it cannot be found out: features, ids, values, "
         "flags, lengths, positions, keep_mask, hide_mask, causal_mask, causal_hide_mask, "
-        "causal_bias or fixed, and its valid values, HIGH left out (repeatable)",
+        "causal_bias or fixed, and its valid values, HIGH excluded (repeatable)",
     )
     parser.add_argument(
         "--causal",
@@ -111,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cache",
         action=argparse.BooleanOptionalAction,
-        help="derive a KV cache: the file takes past keys and values and gives present ones "
+        help="derive a KV cache: the file takes past keys and values and returns present ones "
         "(default: for a checkpoint that is exported to a folder)",
     )
     parser.add_argument(
@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fp32 (default), fp16, bf16, weights in int8 or int4, or w8a8: weights in 8 bits, "
         "multiplied in integers",
     )
-    few = parser.add_argument_group("weights of few bits")
+    few = parser.add_argument_group("quantised weights")
     few.add_argument(
         "--block-size",
         type=int,
@@ -133,14 +133,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     few.add_argument(
         "--rounding",
         default="nearest",
-        help="nearest (default), or gptq: errors are made up for, on text that the model writes",
+        help="nearest (default), or gptq: later weights compensate for the errors of earlier ones",
     )
     few.add_argument(
         "--keep",
         action="append",
         default=[],
         metavar="PATTERN=PRECISION",
-        help="weights to keep in fp32, or beside int4 in int8, by name, such as "
+        help="weights to keep in fp32 (or, with int4, in int8), by name, such as "
         "'lm_head*=int8' (repeatable)",
     )
     parser.add_argument(
@@ -153,8 +153,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--same-bits",
         action="store_true",
-        help="look for which calls a row's bits are the same whatever is computed beside it, and "
-        "say so in the report and the file",
+        help="find the calls in which a sequence gets the same bits in any batch, and record them "
+        "in the report and the file",
     )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: by target)")
     parser.add_argument(
@@ -162,15 +162,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="the longest sequence (default: what the "
-        "model was trained on, where it says so, or else what it takes)",
+        "model was trained on, if it says so, or else what it accepts)",
     )
     parser.add_argument(
-        "--replace", action="store_true", help="replace the folder of a model that is there already"
+        "--replace", action="store_true", help="replace an existing folder of a model"
     )
     parser.add_argument(
         "--timings",
         action="store_true",
-        help="also print what each step took: processor time, wall time, the most memory",
+        help="also print the processor time, wall time and peak memory of each step",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 

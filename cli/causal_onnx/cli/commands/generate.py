@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument(
-        "--prompt-file", type=Path, metavar="FILE", help="a file that holds it; - reads stdin"
+        "--prompt-file", type=Path, metavar="FILE", help="a file that holds the text; - reads stdin"
     )
     prompt.add_argument("--ids", metavar="N,N,...", help="the token ids to continue")
     parser.add_argument(
@@ -53,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens",
         type=int,
         metavar="N",
-        help="the most (default: 1024, or what the context has left)",
+        help="tokens at most (default: 1024, or what the context has left)",
     )
     parser.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help="a text that ends it (repeatable)",
+        help="a text that ends the continuation (repeatable)",
     )
     parser.add_argument(
         "--stop-id",
@@ -68,9 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="N",
-        help="a token id that ends it (repeatable)",
+        help="a token id that ends the continuation (repeatable)",
     )
-    add_sampling_arguments(parser, default="always the most likely")
+    add_sampling_arguments(parser, default="always the most likely token")
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument(
         "--json-schema", type=Path, metavar="FILE", help="write JSON that this schema allows"
@@ -79,10 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--lark", type=Path, metavar="FILE", help="write what this grammar allows")
     draft = parser.add_mutually_exclusive_group()
     draft.add_argument(
-        "--lookup", action="store_true", help="guess ahead what followed the last tokens before"
+        "--lookup",
+        action="store_true",
+        help="guess that what followed the last tokens earlier follows again",
     )
     draft.add_argument(
-        "--draft", type=Path, metavar="MODEL", help="let a smaller model guess ahead"
+        "--draft", type=Path, metavar="MODEL", help="let a smaller model guess several tokens ahead"
     )
     add_device_arguments(parser)
     add_prepared_argument(parser)

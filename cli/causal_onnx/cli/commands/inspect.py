@@ -86,10 +86,12 @@ def _print(artifact: Artifact, certificate: StoredCertificate | None, console: C
             console.print("  none: causal-onnx did not write this file")
             console.note(reason)
         else:
-            console.heading("contract (none in the file: by its graph and the files beside it)")
+            console.heading(
+                "contract (derived from the graph and the files beside it; the file has none)"
+            )
             console.pairs(describe.contract_pairs(derived))
             console.print(
-                "\nmake it a folder with a certificate and golden vectors: causal-onnx adopt "
+                "\nmake a folder with a certificate and golden vectors from it: causal-onnx adopt "
                 f"{artifact.name} -o model/"
             )
         return

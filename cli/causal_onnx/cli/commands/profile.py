@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--past",
         type=int,
         metavar="N",
-        help=f"positions before it, with a cache (default: {USUAL_LENGTH} or what has room if "
+        help=f"positions of the past, with a cache (default: {USUAL_LENGTH} or what has room if "
         "--seq is left out, else 0)",
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="sequences (default: 1)")

@@ -35,7 +35,7 @@ examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_model_argument(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write a .html page")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write an .html page")
     parser.add_argument(
         "--lengths",
         metavar="N,N,...",
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
     if args.output is not None and args.output.suffix not in (".html", ".htm"):
-        raise UsageError(f"-o takes a .html file, got {str(args.output)!r}")
+        raise UsageError(f"-o takes an .html file, got {str(args.output)!r}")
     with console.progress() as tell:
         proof = gather(
             args.model,
@@ -86,7 +86,7 @@ def _complaints(proof: Proof) -> list[str]:
     if certificate is not None and certificate.is_causal is False:
         complaints.append(f"its certificate says not causal: {certificate.verdict_text}")
     if certificate is not None and certificate.is_equal is False:
-        complaints.append("its certificate says that it is not equal to its source")
+        complaints.append("its certificate says that it differs from its source")
     if certificate is not None and certificate.cache is not None and not certificate.cache.passed:
         complaints.append(f"its certificate says {certificate.cache.summary}")
     if proof.selftest is not None and not proof.selftest.passed:
@@ -108,12 +108,12 @@ def _print(proof: Proof, console: Console) -> None:
     if proof.artifact.source:
         console.heading("source")
         console.pairs(describe.source_pairs(proof.artifact.source))
-    console.heading("stated by the exporter: causality")
+    console.heading("recorded by the exporter: causality")
     console.print(f"  {certificate.verdict_text if certificate else 'not stated'}")
     if certificate is not None and certificate.proof is not None:
         console.pairs([("attention", core) for core in certificate.proof.cores])
         console.pairs([("assumed", text) for text in certificate.proof.assumptions])
-    console.heading("stated by the exporter: equality with PyTorch")
+    console.heading("recorded by the exporter: equality with PyTorch")
     if certificate is None or certificate.is_equal is None:
         console.print("  not stated")
     else:
@@ -123,20 +123,20 @@ def _print(proof: Proof, console: Console) -> None:
         for reason in certificate.skipped:
             console.print(f"  not run: {reason}")
     if certificate is not None and certificate.precision:
-        console.heading("stated by the exporter: precision")
+        console.heading("recorded by the exporter: precision")
         console.pairs(certificate.precision)
     if certificate is not None and certificate.cache is not None:
-        console.heading("stated by the exporter: KV cache")
+        console.heading("recorded by the exporter: KV cache")
         console.print(f"  {certificate.cache.summary}")
         headers, rows = describe.cache_table(certificate.cache)
         console.table(headers, rows, numbers=2)
-    console.heading(f"found here ({proof.machine}): self-test on {proof.device}")
+    console.heading(f"measured here ({proof.machine}): self-test on {proof.device}")
     if proof.selftest is None:
-        console.print("  the file carries no golden vectors to replay")
+        console.print("  the file has no golden vectors to replay")
     else:
         headers, rows = selftest_table(proof.selftest)
         console.table(headers, rows, numbers=1)
-    console.heading("found here: time of one call, batch 1")
+    console.heading("measured here: time of one call, batch 1")
     if proof.timings:
         console.table(
             ["seq", "median ms", "fastest ms", "positions/s", "calls"],

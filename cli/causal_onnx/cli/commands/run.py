@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_model_argument(parser)
     parser.add_argument(
-        "inputs", type=Path, nargs="*", metavar="INPUT", help=".npy files in order, or a .npz file"
+        "inputs", type=Path, nargs="*", metavar="INPUT", help=".npy files in order, or an .npz file"
     )
     parser.add_argument(
         "--input",
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cast",
         action="store_true",
-        help="convert inputs of another dtype, such as float64, where no value is lost",
+        help="convert inputs of another dtype, such as float64, if no value is lost",
     )
     add_device_arguments(parser)
     add_prepared_argument(parser)
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     names = [spec.name for spec in model.contract.outputs if spec.name not in present]
     if args.output.suffix == ".npy" and len(names) > 1:
         raise CommandError(
-            f"{args.model} has {len(names)} outputs ({', '.join(names)}), a .npy file holds one; "
+            f"{args.model} has {len(names)} outputs ({', '.join(names)}), an .npy file holds one; "
             f"write them all: -o {args.output.with_suffix('.npz')}"
         )
     _check_names(named, model)
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _check_output(output: Path, sources: list[Path]) -> None:
     if output.suffix not in (".npy", ".npz"):
-        raise UsageError(f"-o takes a .npy or .npz file, got {str(output)!r}")
+        raise UsageError(f"-o takes an .npy or .npz file, got {str(output)!r}")
     for source in sources:
         if output.exists() and source.exists() and output.samefile(source):
             raise UsageError(f"-o {output} would overwrite what is read from it")

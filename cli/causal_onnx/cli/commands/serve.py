@@ -45,7 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address (default: 127.0.0.1)")
     parser.add_argument(
-        "--port", type=int, default=8000, metavar="N", help="default: 8000; 0: a free one"
+        "--port",
+        type=int,
+        default=8000,
+        metavar="N",
+        help="the port (default: 8000; 0: a free one)",
     )
     parser.add_argument(
         "--grpc-port",
@@ -61,7 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     batching = parser.add_argument_group("batching, for each model")
     batching.add_argument(
-        "--sequences", type=int, default=8, metavar="N", help="decoded together (default: 8)"
+        "--sequences",
+        type=int,
+        default=8,
+        metavar="N",
+        help="sequences decoded together (default: 8)",
     )
     batching.add_argument(
         "--context", type=int, metavar="N", help="positions of a sequence (default: the model's)"
@@ -71,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=64,
         metavar="N",
-        help="positions of a prompt that are read between two steps (default: 64)",
+        help="positions of a prompt that are prefilled between two steps (default: 64)",
     )
     batching.add_argument(
         "--queue", type=int, default=64, metavar="N", help="requests that may wait (default: 64)"
@@ -80,12 +88,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefix-positions",
         type=int,
         metavar="N",
-        help="positions of prompts to keep for others that begin alike (0: none)",
+        help="positions of prompts to keep for prompts that begin alike (0: none)",
     )
     batching.add_argument(
         "--replays",
         action="store_true",
-        help="repeat requests when idle, and count those that become something else",
+        help="repeat requests when idle, and count those whose results differ",
     )
     access = parser.add_argument_group("access")
     access.add_argument(
@@ -100,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URL",
-        help="an origin whose pages may ask (repeatable)",
+        help="an origin whose pages are admitted (repeatable)",
     )
     parser.add_argument(
         "--vllm-metrics", action="store_true", help="metrics under the prefix vllm: too"
@@ -154,7 +162,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     with contextlib.closing(bound_socket(args.host, args.port)) as socket:
         if not options.keys and not _is_own(args.host):
-            console.note(f"warning: others reach {args.host}, and no key is needed (--keys)")
+            console.note(
+                f"warning: other machines can reach {args.host}, and no key is required (--keys)"
+            )
         models = open_models(
             args.models,
             device=args.device,

@@ -26,9 +26,9 @@ example:
 """
 
 TRIAL_LIMITS = {
-    "memory_bytes": "memory of that process",
-    "processor_s": "its processor time in seconds",
-    "wall_s": "seconds until it must have ended",
+    "memory_bytes": "memory limit of that process in bytes",
+    "processor_s": "its limit of processor time in seconds",
+    "wall_s": "its time limit in seconds",
 }
 """The options of `TrialLimits`."""
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--isolated",
         action="store_true",
-        help="first load and run the model in a process of its own, with limits",
+        help="first load and run the model in a separate process, with limits",
     )
     for name, meaning in TRIAL_LIMITS.items():
         parser.add_argument(
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         _print(report, console)
     if not report.passed:
         raise CommandError(
-            f"{args.bundle} is not what it should be: {len(report.findings)} findings"
+            f"{args.bundle} does not verify: {len(report.findings)} findings"
             + (f", the first: {report.findings[0]}" if report.findings else "")
         )
     return 0

@@ -21,7 +21,7 @@ class AssumptionKind(StrEnum):
     CAUSAL_MASK = "causal_mask"
     """A mask among the inputs hides every later key from its query."""
     GUESSED_AXIS = "guessed_axis"
-    """Which axis holds the positions was taken by rank."""
+    """Which axis holds the positions was chosen by rank."""
     OPTIONAL_INPUTS = "optional_inputs"
     """Inputs that may be left out are."""
     MEASURED_STEPS = "measured_steps"

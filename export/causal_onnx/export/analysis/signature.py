@@ -76,7 +76,7 @@ class InputAxes:
     axes: tuple[Axis, ...]
     dtype: ir.DataType
     guessed: bool = False
-    """The position axis was taken by rank, no name said so."""
+    """The position axis was chosen by rank, no name said so."""
 
     def shape(self, sizes: Sizes) -> tuple[int, ...]:
         return tuple(sizes.of(axis) for axis in self.axes)

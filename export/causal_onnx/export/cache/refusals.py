@@ -67,7 +67,7 @@ def refuse_odd_cores(cores: Sequence[CanonicalCore]) -> None:
         if core.has_data_mask:
             raise NotSupportedError(
                 f"no cache can be derived: what is added to the scores of {named(core.node)} "
-                "depends on data. Export without a mask of padding as input (rows of different "
+                "depends on data. Export without a padding mask as input (rows of different "
                 "lengths are the cache's own); a bias must come from positions, not from tokens"
             )
         if not core.footprint.never_later:
@@ -132,14 +132,14 @@ def refuse_mixing(
             continue
         if picks_positions(layouts, node):
             raise NotSupportedError(
-                f"no cache can be derived: {node.op_type} {named(node)} picks positions by their "
+                f"no cache can be derived: {node.op_type} {named(node)} selects positions by their "
                 "number, and a step has only the new ones"
             )
         if any(spans.mixes(output) for output in node.outputs):
             hint = _unrecognised(layouts, node, others)
             raise NotSupportedError(
                 f"no cache can be derived: {node.op_type} {named(node)} mixes positions outside "
-                f"the attention that was recognised, and not each with earlier ones alone{hint}"
+                f"the attention that was recognised, and not only with earlier ones{hint}"
             )
     for core in cores:
         for value in core.node.inputs[:3]:

@@ -171,12 +171,12 @@ def _kind(
     if not all(trial.keeps_rows_apart() for trial in whole):
         raise NotSupportedError(
             f"no cache can be derived: {region.node.op_type} {named(region.node)} mixes the rows "
-            "of a batch, or picks them by what they hold"
+            "of a batch, or selects them by their contents"
         )
     if not all(trial.is_prefix_stable() for trial in whole):
         raise NotSupportedError(
-            f"no cache can be derived: what {region.node.op_type} {named(region.node)} gives for "
-            "earlier positions changes with the total length"
+            f"no cache can be derived: what {region.node.op_type} {named(region.node)} computes "
+            "for earlier positions changes with the total length"
             + "".join(f" ({others[node]})" for node in region.nodes if node in others)
         )
     is_bounded = back < seq - 1 and _stays(region, back, max_seq_len)

@@ -123,7 +123,7 @@ def _farthest(layouts: Layouts) -> int:
     if most > FARTHEST:
         raise NotSupportedError(
             f"no cache can be derived: a node looks back {most} positions, more than the "
-            f"{FARTHEST} for which that is analysed"
+            f"{FARTHEST} that are analysed"
         )
     return max(most, min(sum(extents), FARTHEST))
 

@@ -229,8 +229,8 @@ def _refuse_branches(
             for a, b in zip(got, expected, strict=True)
         ):
             raise ExportError(
-                f"{type(source.module).__name__} computes something else when the values of a "
-                f"tensor say so ({place}). Remedy: express the choice with torch.where"
+                f"{type(source.module).__name__} branches on the values of a tensor ({place}), "
+                "and the result depends on it. Remedy: express the choice with torch.where"
             )
 
 
@@ -434,10 +434,10 @@ _REMEDIES = (
         "numbers",
         r"Could not extract specialized integer from data-dependent|\.numpy\(\) is not supported"
         r"|\.tolist\(\)|_local_scalar_dense|item\(\)",
-        "values of a tensor become Python numbers here (.item(), .tolist(), .numpy()), others in "
-        "every call. To route tokens, run every expert on all of them and add up what "
-        "each gives, weighed by its gate, which is 0 for the others; for lengths, compare "
-        "torch.arange with the tensor",
+        "values of a tensor become Python numbers here (.item(), .tolist(), .numpy()), and they "
+        "differ from call to call. To route tokens, run every expert on all tokens and add up "
+        "their outputs, weighted by gates that are 0 for the tokens of other experts; for "
+        "lengths, compare torch.arange with the tensor",
     ),
     (
         "length",

@@ -52,7 +52,7 @@ def without_caches(source: Source, specs: Sequence[InputSpec], sizes: CallSizes)
     names = ", ".join(".".join(place).removeprefix("module.") for place in grown)
     raise ExportError(
         f"the module keeps what it computed for a shorter sequence ({names}) and does not work "
-        "without it; compute it in forward from x.shape"
+        "without that; compute it in forward from x.shape"
     )
 
 

@@ -296,9 +296,9 @@ class _Condition:
             raise ExportError(
                 f"the captured graph is valid only where {text!r} holds, which torch "
                 f"{torch.__version__} recorded and this version of causal-onnx cannot read "
-                f"({error}), so nothing says for which sizes. Remedy: install the PyTorch that it "
-                "is tested with (pip install 'causal-onnx[export]'), and take sizes in forward "
-                "from x.shape alone"
+                f"({error}), so the sizes are unknown. Remedy: install the PyTorch version that "
+                "is tested (pip install 'causal-onnx[export]'), and take sizes in forward from "
+                "x.shape alone"
             ) from error
         self.axes = frozenset(reader.axes)
         self._names = sorted(reader.axes)
@@ -453,7 +453,7 @@ def read_domain(
         raise ExportError(
             f"torch {torch.__version__} does not say for which sizes its captured graph is valid "
             f"(ExportedProgram._guards_code is {type(guards).__name__}, not a list of conditions). "
-            "Remedy: install the PyTorch that this is tested with: pip install "
+            "Remedy: install the PyTorch version that is tested: pip install "
             "'causal-onnx[export]'"
         )
     values = [
@@ -508,9 +508,9 @@ class PyTorchsCheck:
         if not self._calls:
             raise ExportError(
                 f"torch {torch.__version__} writes no check of its guards into an exported program "
-                "(no submodule is called by ExportedProgram.module(check_guards=True)), so nothing "
-                "says for which sizes the graph is valid. Remedy: install the PyTorch that this is "
-                "tested with: pip install 'causal-onnx[export]'"
+                "(no submodule is called by ExportedProgram.module(check_guards=True)), so it is "
+                "unknown for which sizes the graph is valid. Remedy: install the PyTorch version "
+                "that is tested: pip install 'causal-onnx[export]'"
             )
 
     def refusal(self, inputs: Sequence[torch.Tensor]) -> str | None:
@@ -553,5 +553,5 @@ def _compare_readings(
                         f"torch {torch.__version__} and this version of causal-onnx read the "
                         f"guards of the captured graph differently at batch {batch}, seq {seq}: "
                         f"{theirs or 'valid'} against {ours or 'valid'}. Remedy: install the "
-                        "PyTorch that this is tested with: pip install 'causal-onnx[export]'"
+                        "PyTorch version that is tested: pip install 'causal-onnx[export]'"
                     )

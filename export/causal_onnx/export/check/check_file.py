@@ -204,7 +204,7 @@ def _check_codes(
         )
     if not parity.passed:
         raise ParityError(
-            "the graph with coded weights disagrees with PyTorch with the same rounded weights; no "
+            "the graph with rounded weights disagrees with PyTorch with the same weights; no "
             f"file was written\n{parity.to_table()}",
             parity,
         )
@@ -248,8 +248,8 @@ def _check_parity(draft: _Draft, session: Session) -> ParityReport:
         raise DriftError(
             f"{subject.name} in {contract.precision}: with activations rounded too, results are "
             f"off by {parity.max_error:.1e} of their scale, more than {parity.tolerance:g}; "
-            f"{drift.summary()}; no file was written. Take a wider precision, or leave weights "
-            "wider by keep=",
+            f"{drift.summary()}; no file was written. Use a wider precision, or keep some weights "
+            "wider with keep=",
             parity,
             drift,
         )
@@ -350,9 +350,9 @@ def _refuse_changed(subject: Subject) -> None:
     """
     if mark_weights(subject.module) != subject.mark:
         raise ExportError(
-            f"the weights of {subject.name} were written into while it was exported, so that the "
-            "file may hold neither the old nor the new ones; no file was written. Export a copy of "
-            "a module that another thread trains: export(copy.deepcopy(module), ...)"
+            f"the weights of {subject.name} were changed while it was exported, so the file might "
+            "hold neither the old nor the new ones; no file was written. If another thread trains "
+            "the module, export a copy: export(copy.deepcopy(module), ...)"
         )
 
 

@@ -272,8 +272,8 @@ def _case(
     if isinstance(expected, Refusal):
         return case(math.inf, False, f"the source refuses this shape: {expected}")
     if not any(np.isfinite(value).any() for value in expected):
-        text = "PyTorch gives no finite number here, so nothing can be compared; "
-        return case(math.inf, False, text + "pass an example whose values suit the module")
+        text = "PyTorch returns no finite number here, so nothing can be compared; "
+        return case(math.inf, False, text + "pass an example whose values fit the module")
     try:
         got = session([to_numpy(value) for value in inputs])
     except SessionError as error:
@@ -283,11 +283,15 @@ def _case(
             return case(
                 math.inf,
                 False,
-                f"{name} is {value.dtype} {value.shape}, PyTorch gives {wanted.dtype} "
+                f"{name} is {value.dtype} {value.shape}, PyTorch returns {wanted.dtype} "
                 f"{wanted.shape}",
             )
     got, defined = _leave_out_undefined(got, expected) if padding != "none" else (got, 0)
-    text = f"PyTorch gives NaN at {defined} padded places, the file numbers" if defined else ""
+    text = (
+        f"PyTorch returns NaN at {defined} padded places, and the file returns numbers"
+        if defined
+        else ""
+    )
     worst = max(relative_error(g, e) for g, e in zip(got, expected, strict=True))
     if worst <= tolerance:
         return case(worst, True, text)
@@ -367,7 +371,7 @@ def _where(got: Sequence[Array], expected: Sequence[Array], names: Sequence[str]
         gap = np.nan_to_num(np.abs(a.astype(np.float64) - b.astype(np.float64)))
         if gap.size and gap.max() > 0:
             place = tuple(int(n) for n in np.unravel_index(gap.argmax(), gap.shape))
-            return f"{name}{list(place)} is {a[place]!s}, PyTorch gives {b[place]!s}"
+            return f"{name}{list(place)} is {a[place]!s}, PyTorch returns {b[place]!s}"
     return "differs"
 
 

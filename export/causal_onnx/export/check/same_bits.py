@@ -140,17 +140,17 @@ def _questions(feeder: _Feeder) -> Iterator[tuple[str, Iterator[tuple[str, _Call
     n = feeder.length
     whole = [(n,)]
     if feeder.has_batch:
-        yield "a row read beside others of its length", _beside(whole)
+        yield "a sequence prefilled beside others of the same length", _beside(whole)
     if feeder.has_cache and n > 2 * STEPS:
         stepped = [(n - STEPS,), *[(1,)] * STEPS]
-        yield "a prompt in pieces of 2 or more", _pieces(n)
+        yield "a prompt in chunks of 2 or more", _pieces(n)
         if feeder.has_batch:
-            yield "a step beside steps of rows of its length", _beside(stepped)
+            yield "a step beside steps of sequences of the same length", _beside(stepped)
         if feeder.has_batch and feeder.has_mask:
             yield "a prompt beside longer ones", _ragged(n, [])
-            yield "a step beside steps of longer rows", _ragged(n - STEPS, [1] * STEPS)
+            yield "a step beside steps of longer sequences", _ragged(n - STEPS, [1] * STEPS)
         single = [(1,)] * n
-        yield "steps against a prompt", iter([("one row", _alone(single), _alone(whole))])
+        yield "steps compared with a prompt", iter([("one row", _alone(single), _alone(whole))])
         yield "more threads", _threads(feeder, stepped)
     else:
         yield "more threads", _threads(feeder, whole)

@@ -30,8 +30,8 @@ def base_of(adapter: Path) -> Path:
         if isinstance(name, str) and name and place.is_dir():
             return place
     raise ExportError(
-        f"{adapter} is an adapter of {name!r}, which is no folder here. Give the folder of that "
-        f"model, and the adapter as adapter={str(adapter)!r}"
+        f"{adapter} is an adapter of {name!r}, which is not a local folder. Pass the folder of "
+        f"that model, and the adapter as adapter={str(adapter)!r}"
     )
 
 
@@ -47,7 +47,7 @@ def merge_adapter(model: nn.Module, adapter: Path) -> nn.Module:
         ImportError: peft is not installed.
     """
     if not (adapter / ADAPTER_CONFIG).is_file():
-        raise ExportError(f"{adapter} is no PEFT adapter: it has no {ADAPTER_CONFIG}")
+        raise ExportError(f"{adapter} is not a PEFT adapter: it has no {ADAPTER_CONFIG}")
     try:
         import peft  # noqa: PLC0415 - only adapters need it
     except ModuleNotFoundError as error:
@@ -73,11 +73,11 @@ def merge_adapter(model: nn.Module, adapter: Path) -> nn.Module:
             kind = read_config(adapter / ADAPTER_CONFIG).get("peft_type")
             raise ExportError(
                 f"{adapter} is of type {kind!r}, which adds to the input and not to the weights: "
-                "it cannot be merged. LoRA and its relatives can"
+                "it cannot be merged. LoRA adapters and similar ones can"
             )
         merged: Any = ask(handed_over, merge, safe_merge=True)
     if isinstance(merged, Refusal):
         raise ExportError(f"{adapter} cannot be merged: {merged}") from merged.error
     if not isinstance(merged, nn.Module):
-        raise ExportError(f"merging {adapter} gave {type(merged).__name__}, expected a module")
+        raise ExportError(f"merging {adapter} returned {type(merged).__name__}, expected a module")
     return merged.eval()

@@ -169,7 +169,9 @@ def _open(place: Path, *, adapter: Path | None, trust_remote_code: bool) -> _Ope
         raise FileNotFoundError(f"there is no checkpoint {place}")
     if (place / ADAPTER_CONFIG).is_file():
         if adapter is not None:
-            raise ValueError(f"{place} is an adapter itself; adapter={str(adapter)!r} is a second")
+            raise ValueError(
+                f"{place} is an adapter itself, and adapter={str(adapter)!r} is another; pass one"
+            )
         place, adapter = base_of(place), place
     if not _is_huggingface(place):
         if adapter is not None:

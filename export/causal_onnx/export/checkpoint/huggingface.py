@@ -83,13 +83,13 @@ def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Modul
         raise ExportError(f"{folder} cannot be loaded by transformers: {answer}") from answer.error
     model, info = answer
     if not isinstance(model, nn.Module):
-        raise ExportError(f"{folder} gave an object of type {type(model).__name__}, no module")
+        raise ExportError(f"{folder} was loaded as {type(model).__name__}, expected a module")
     missing = sorted(map(str, info.get("missing_keys", ())))
     if missing:
         raise ExportError(
             f"{folder} lacks {len(missing)} weights of {type(model).__name__}, such as "
             f"{', '.join(missing[:MAX_NAMED])}: transformers would fill them with random numbers. "
-            "Give the whole checkpoint"
+            "Pass the whole checkpoint"
         )
     config: Any = model.config
     for name in EXTRA_OUTPUTS:
@@ -100,8 +100,8 @@ def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Modul
     warnings = []
     if unexpected:
         warnings.append(
-            f"{len(unexpected)} weights in the checkpoint are none of {type(model).__name__}, such "
-            f"as {', '.join(unexpected[:MAX_NAMED])}; left out"
+            f"the checkpoint has weights that {type(model).__name__} does not have "
+            f"({len(unexpected)}, such as {', '.join(unexpected[:MAX_NAMED])}); they are left out"
         )
     return model.eval(), warnings
 
@@ -116,7 +116,7 @@ def open_tokenizer(folder: Path, scratch: Path) -> tuple[Path | None, list[str]]
         return folder, []
     older = [name for name in OLDER_TOKENIZERS if (folder / name).is_file()]
     if not older:
-        return None, ["the checkpoint has no tokenizer: the model takes and gives token ids only"]
+        return None, ["the checkpoint has no tokenizer: the model takes and returns token ids only"]
     transformers = _import_transformers()
     with quiet_transformers():
         tokenizer = ask(
@@ -128,8 +128,8 @@ def open_tokenizer(folder: Path, scratch: Path) -> tuple[Path | None, list[str]]
     if isinstance(tokenizer, Refusal) or not (scratch / TOKENIZER).is_file():
         reason = str(tokenizer) if isinstance(tokenizer, Refusal) else f"it has no {TOKENIZER}"
         return None, [
-            f"the tokenizer ({', '.join(older)}) could not be carried over: {reason}. Save it as "
-            f"{TOKENIZER} and export again, or pass --tokenizer to what reads text"
+            f"the tokenizer ({', '.join(older)}) could not be converted: {reason}. Save it as "
+            f"{TOKENIZER} and export again, or pass --tokenizer to the commands that read text"
         ]
     return scratch, []
 
@@ -148,8 +148,8 @@ def _refuse_other_kinds(
         files = sorted(map(str, code.values())) if isinstance(code, Mapping) else [str(code)]
         raise ExportError(
             f"{place} names code of its own in auto_map ({', '.join(files[:MAX_NAMED])}), which is "
-            "not run unless you trust it: trust_remote_code=True. Where transformers knows "
-            f"model_type {data.get('model_type')!r} itself, removing auto_map has it use its own"
+            "not run unless you trust it: trust_remote_code=True. If transformers knows "
+            f"model_type {data.get('model_type')!r}, remove auto_map, and it uses its own code"
         )
     if data.get("quantization_config") is not None:
         raise ExportError(
@@ -160,22 +160,22 @@ def _refuse_other_kinds(
     classes = [name for name in stated if isinstance(name, str)] if isinstance(stated, list) else []
     named = f"{place} describes {classes[0] if classes else data.get('model_type')!r}"
     supported = (
-        "what is supported are decoders that continue a text, classes like LlamaForCausalLM and "
+        "supported are decoders that continue a text, classes like LlamaForCausalLM and "
         "GPT2LMHeadModel"
     )
     if data.get("is_encoder_decoder"):
-        raise ExportError(f"{named}, an encoder with a decoder; {supported}")
+        raise ExportError(f"{named}, an encoder-decoder; {supported}")
     known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     causal = {name for names in known.values() for name in _names(names)}
     if code and trust_remote_code:
         return
     if data.get("model_type") not in known:
         raise ExportError(
-            f"{named} of model_type {data.get('model_type')!r}, which transformers "
-            f"{transformers.__version__} has no causal language model for; {supported}"
+            f"{named} of model_type {data.get('model_type')!r}, for which transformers "
+            f"{transformers.__version__} has no causal language model; {supported}"
         )
     if classes and not causal & set(classes):
-        raise ExportError(f"{named}, no causal language model; {supported}")
+        raise ExportError(f"{named}, which is not a causal language model; {supported}")
     if any(name.endswith("ForConditionalGeneration") for name in classes):
         raise ExportError(f"{named}, which takes more than token ids; {supported}")
 

@@ -99,7 +99,7 @@ def coding_for(
         given = {"block_size": block_size is not None, "rounding": rounding != "nearest"}
         for name in (name for name, is_given in {**given, "keep": bool(keep)}.items() if is_given):
             raise ValueError(
-                f"{name} is for weights of few bits ({', '.join(CODED_BITS)}); "
+                f"{name} is for quantised weights ({', '.join(CODED_BITS)}); "
                 f"precision is {precision!r}"
             )
         return None
@@ -107,7 +107,7 @@ def coding_for(
     if bits == 4 and not has_blocks:
         raise ValueError(
             f"precision 'int4' with target {target!r} needs opset {OLDEST_BLOCKS_OPSET} or newer, "
-            f"which has 4-bit integers; got {opset}. Take precision='int8' or target='ort' there"
+            f"which has 4-bit integers; got {opset}. Use precision='int8' or target='ort' there"
         )
     is_whole = precision == INTEGER_PRODUCTS or not has_blocks
     _check_block_size(block_size, precision, target, is_whole=is_whole)
@@ -218,7 +218,7 @@ def in_precision(
     if precision in CODED_BITS:
         if torch.float64 in dtypes:
             raise ValueError(
-                f"precision {precision!r} is of modules in fp32 or less, this one has float64 "
+                f"precision {precision!r} needs a module in fp32 or less, and this one has float64 "
                 "weights; call module.float() first"
             )
         for narrow_dtype in (torch.float16, torch.bfloat16):

@@ -137,7 +137,7 @@ def _refuse_idle_patterns(coding: Coding, names: Collection[str]) -> None:
     for pattern, _ in coding.keep:
         if not fnmatch.filter(names, pattern):
             raise ExportError(
-                f"keep has the pattern {pattern!r}, and no weight has such a name; they are "
+                f"keep has the pattern {pattern!r}, which matches no weight; the weights are "
                 f"{', '.join(sorted(names))}"
             )
 

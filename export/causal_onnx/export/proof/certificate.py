@@ -207,8 +207,8 @@ class Certificate:
         kept = f"within rounding ({worst_change:.0e})" if worst_change else "bit-identical"
         moved = "" if check.moved else "; but no change of the data moved any output"
         return (
-            f"{len(check.cases)} cuts on {check.provider}, the past stayed {kept}{moved} "
-            f"({check.seconds:.2f} s)"
+            f"{len(check.cases)} perturbation points on {check.provider}, "
+            f"the past stayed {kept}{moved} ({check.seconds:.2f} s)"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def confirm(
                     return _nothing(by_sizes, runs)
     if not taken:
         return Confirmation(
-            confirmed=False, reason=f"{runner.name} does not run it: {runner.refusal}"
+            confirmed=False, reason=f"{runner.name} cannot run it: {runner.refusal}"
         )
     return _nothing(by_sizes, runs)
 

@@ -189,7 +189,7 @@ def perturb(
     skipped = ""
     if not cases:
         reason = refused[0] if refused else "no length has a position to change"
-        skipped = f"the runtime took none of the inputs made for it: {reason}"
+        skipped = f"the runtime accepted none of the inputs made for it: {reason}"
     return DynamicCheck(
         cases=tuple(cases),
         skipped=skipped,

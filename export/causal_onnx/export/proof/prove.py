@@ -124,7 +124,7 @@ def _attempt(
         node = next(iter(refused.values()), None)
         return StaticProof(
             "undecided",
-            f"the graph takes none of the lengths tried ({text})",
+            f"the graph accepts none of the lengths tried ({text})",
             None if node is None else _offence(node, text),
             refused=tuple(refused),
             analysis=analysis,
@@ -230,7 +230,7 @@ def judge_runs(model: ir.Model, runs: list[Run]) -> StaticProof:
     if not picked and not any(v.axes for _, v in verdicts):
         return StaticProof(
             "undecided",
-            "no output has a position axis, so that there is nothing to prove",
+            "no output has a position axis, so there is nothing to prove",
             **common,  # type: ignore[arg-type]
         )
     reason = "every output at position t depends on inputs up to t"

@@ -318,7 +318,7 @@ def describe_inputs(
             if axes is not None and dict(said.axes) != labels:
                 raise ValueError(
                     f"the axes of input {name!r} are {labels} in axes and {dict(said.axes)} in "
-                    "inputs; give them once"
+                    "inputs; name them once"
                 )
             labels = dict(said.axes)  # noqa: PLW2901 - what the caller says counts
         _check_axes(name, example, labels)
@@ -339,7 +339,7 @@ def describe_inputs(
         if not spec.example.numel() and "past_seq" not in spec.axes.values():
             raise ValueError(
                 f"the example of input {spec.name!r} is empty, shape {tuple(spec.example.shape)}; "
-                "give one of at least one row and one position"
+                "pass one with at least one row and one position"
             )
     _check_agreement(specs)
     return tuple(specs)
@@ -403,12 +403,14 @@ def _as_said(spec: InputSpec, said: Input) -> InputSpec:
             f"of kind {kind!r}"
         )
     if kind == "positions" and not {"seq", "total_seq"} & set(spec.axes.values()):
-        raise ValueError(f"inputs[{spec.name!r}]: positions have the axis 'seq' or 'total_seq'")
+        raise ValueError(
+            f"inputs[{spec.name!r}]: positions must have the axis 'seq' or 'total_seq'"
+        )
     if kind in get_args(CausalKind):
         if spec.kind != "pairs" or _causal_kind(spec.mask_values) != kind:
             raise ValueError(
-                f"inputs[{spec.name!r}]: the example is not of kind {kind!r}; it has two axes of "
-                "positions, queries before keys, and one value for every key after its query"
+                f"inputs[{spec.name!r}]: the example is not of kind {kind!r}, which has two axes "
+                "of positions, queries before keys, and one value for every key after its query"
             )
         return replace(spec, is_declared=True, reason="declared")
     spec = replace(spec, is_declared=True, reason="declared", mask_values=None)

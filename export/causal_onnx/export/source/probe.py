@@ -78,7 +78,7 @@ def _ids_wanted(source: Source, specs: Sequence[InputSpec]) -> str:
         if _failure(source.fresh(), examples) is None:
             shape = tuple(spec.example.shape)
             return (
-                f". It takes whole numbers as {spec.name}, such as ids: "
+                f". It takes integers as {spec.name}, such as ids: "
                 f"example=torch.zeros({shape}, dtype=torch.int64)"
             )
     return ""
@@ -139,7 +139,7 @@ def _refuse_fixed_batch(
         moved = [(m, n) for m, n in zip(a.shape, b.shape, strict=False) if m != n]
         if a.ndim != b.ndim or any(pair != (sizes.batch, other) for pair in moved):
             raise ExportError(
-                f"{type(source.module).__name__} has its batch size written into it: an output is "
+                f"{type(source.module).__name__} has a fixed batch size: an output has shape "
                 f"{tuple(a.shape)} for a batch of {sizes.batch} and {tuple(b.shape)} for one of "
                 f"{other}, both of length {sizes.seq}. Take it from the input: "
                 "x.view(x.shape[0], ...)"
@@ -173,16 +173,16 @@ def refuse_random(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) 
         changed = [name for name, value in _snapshot(twin).items() if before.get(name) != value]
         what = f" ({', '.join(changed[:3])} changed)" if changed else ""
         raise ExportError(
-            f"{module} gives another result when it is called again with one input: it keeps "
-            f"state between calls{what}, which a file cannot. Take what is kept as an input and "
-            "return it as an output"
+            f"{module} returns a different result when it is called again with the same input: it "
+            f"keeps state between calls{what}, which a file cannot. Make the state an input and "
+            "an output"
         )
     calls = _RandomCalls()
     with calls:
         _failure(source, inputs)  # some tensor subclasses cannot be made under a dispatch mode
     place = f" ({calls.found[0]})" if calls.found else ""
     raise ExportError(
-        f"{module} is random in eval mode{place}: two calls on one input "
+        f"{module} is random in eval mode{place}: two calls with the same input "
         "differ. Dropout must be off when not training: F.dropout(x, p, self.training), "
         "scaled_dot_product_attention(..., dropout_p=self.p if self.training else 0.0)"
     )
@@ -329,9 +329,9 @@ def find_free_limit(source: Source, specs: Sequence[InputSpec], axis: str) -> in
         error = _failure(source.fresh(), inputs(size))
         if error is not None:
             raise ExportError(
-                f"{type(source.module).__name__} does not take {size} for the axis {axis!r}: "
-                f"{type(error).__name__}: {error}. A file takes every size of a free axis from 1 "
-                f"on; leave {axis!r} out of axes to keep it at the size of the example, or pad "
+                f"{type(source.module).__name__} does not accept size {size} of the axis {axis!r}: "
+                f"{type(error).__name__}: {error}. A file accepts every size of a free axis from "
+                f"1 on; leave {axis!r} out of axes to keep it at the size of the example, or pad "
                 "inside forward"
             ) from error
     known = max(FREE_SIZES)

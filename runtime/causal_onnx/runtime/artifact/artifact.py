@@ -76,8 +76,9 @@ class Artifact:
         except NotDerivedError as error:
             beside = "" if is_path else " (bytes have no config.json beside them)"
             raise ArtifactError(
-                f"{self.name} carries no contract: causal-onnx did not write it, and none follows "
-                f"from its graph{beside}: {error}. Looked for: {LOOKED_FOR}. If you know what it "
+                f"{self.name} carries no contract: causal-onnx did not write it, and none "
+                f"can be derived from its graph{beside}: {error}. Looked for: {LOOKED_FOR}. If "
+                "you know what it "
                 "takes and gives, say so: load(path, contract=Contract(inputs=..., outputs=...))"
             ) from error
 

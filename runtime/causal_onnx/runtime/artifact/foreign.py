@@ -155,7 +155,7 @@ def derive_contract(
         _check(positions, ("int64", "int32"), 2, 3)
         first = (positions.dims or ())[:-2]
         if any(not isinstance(size, int) for size in first):
-            raise NotDerivedError(f"{positions.describe()} has an axis of which nothing is known")
+            raise NotDerivedError(f"{positions.describe()} has an axis that is not known")
         specs[positions_name] = _spec(positions, (*map(int, first), rows, "seq"))  # type: ignore[arg-type]
         # Without a cache there is no mask to count with: the caller gives both.
         if pairs:
@@ -262,7 +262,7 @@ def _pairs(
     kept = [name for name in results if name.startswith("present")]
     if kept and not found:
         raise NotDerivedError(
-            f"it gives a cache ({kept[0]}) and takes none, so that it only begins a sequence: load "
+            f"it returns a cache ({kept[0]}) and takes none, so it can only begin a sequence: load "
             "decoder_model_merged.onnx or decoder_with_past_model.onnx, which lie beside it"
         )
     return {past: present for _, (past, present) in sorted(found.items())}
@@ -272,12 +272,14 @@ def _refuse_fixed_writes(given: Mapping[str, Declared]) -> None:
     """Raise where an input says at which place of a buffer the graph writes."""
     if "write_indices" in given or "nonpad_kv_seqlen" in given:
         raise NotDerivedError(
-            "it writes keys and values into buffers of a fixed size, at the places write_indices "
+            "it writes keys and values into buffers of a fixed size, at the positions in "
+            "write_indices "
             "(mobius --static-cache); build the model without that option"
         )
     if "cache_position" in given:
         raise NotDerivedError(
-            "it writes keys and values into buffers of a fixed size, at the places cache_position "
+            "it writes keys and values into buffers of a fixed size, at the positions in "
+            "cache_position "
             "(a StaticCache of transformers); export the model with a cache that grows"
         )
 
@@ -314,13 +316,13 @@ def _refuse_others(given: Mapping[str, Declared], known: set[str]) -> None:
         if name in known:
             continue
         if name.startswith("encoder_") or ".encoder." in name:
-            raise NotDerivedError(f"it decodes what an encoder gives ({item.describe()})")
+            raise NotDerivedError(f"it decodes the output of an encoder ({item.describe()})")
         if name == "inputs_embeds":
             raise NotDerivedError(
                 f"it takes embeddings in place of ids ({item.describe()}): it is one part of a "
                 "model of several files"
             )
-        raise NotDerivedError(f"nothing says what the input {item.describe()} is")
+        raise NotDerivedError(f"nothing says what this input is: {item.describe()} is")
 
 
 def _logits(

@@ -76,7 +76,7 @@ class Held:
 
         Raises:
             FileNotFoundError: There is no such file.
-            ArtifactError: It is no regular file, or it was written to while it was read.
+            ArtifactError: It is not a regular file, or it was written to while it was read.
         """
         self._stack = contextlib.ExitStack()
         self._folder: int | Path | None = None

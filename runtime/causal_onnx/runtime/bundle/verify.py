@@ -179,7 +179,7 @@ class _Folder:
             file = os.fdopen(os.open(last, flags, dir_fd=parent), "rb", buffering=0)
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
-            raise ArtifactError(f"{self._place / name} is no regular file")
+            raise ArtifactError(f"{self._place / name} is not a regular file")
         return file
 
     def manifest(self) -> bytes:
@@ -187,7 +187,9 @@ class _Folder:
         try:
             file = self.open(CONTRACT)
         except (OSError, ArtifactError) as error:
-            raise ArtifactError(f"{self._place} is no bundle: it has no file {CONTRACT}") from error
+            raise ArtifactError(
+                f"{self._place} is not a bundle: it has no file {CONTRACT}"
+            ) from error
         with file:
             content = file.read(MAX_MANIFEST_BYTES + 1)
         if len(content) > MAX_MANIFEST_BYTES:
@@ -262,7 +264,7 @@ def _listed_files(manifest: bytes, place: Path) -> dict[str, Mapping[str, Any]]:
 def _check_files(place: Path, files: _Folder, listed: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Compare what is there with the list; nothing is opened that the folder does not hold."""
     found, others = files_below(place)
-    findings = [f"{name} is no regular file" for name in others]
+    findings = [f"{name} is not a regular file" for name in others]
     findings += [f"{name} is missing" for name in sorted(set(listed) - set(found) - set(others))]
     findings += [
         f"{name} does not belong to the bundle: {CONTRACT} does not list it"

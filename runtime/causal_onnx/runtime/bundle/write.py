@@ -93,7 +93,7 @@ def write_bundle(
     if artifact.contract is None or artifact.golden is None or not artifact.golden.cases:
         raise ArtifactError(
             f"{artifact.name} carries no {'contract' if artifact.contract is None else 'golden'}"
-            f"{'' if artifact.contract is None else ' vectors'}; a bundle is made of a file that "
+            f"{'' if artifact.contract is None else ' vectors'}; a bundle is made from a file that "
             "causal-onnx exported"
         )
     check_bundle_target(target, replace)
@@ -122,13 +122,13 @@ def check_bundle_target(target: Path, replace: bool) -> None:
         FileExistsError: Something is in the way that is not to be replaced.
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise FileExistsError(f"{target} is in the way: it is not a folder")
+        raise FileExistsError(f"{target} is not a folder; choose another place")
     if not target.is_dir() or not any(target.iterdir()):
         return
     if not (target / CONTRACT).is_file() or not (target / MODEL).is_file():
-        raise FileExistsError(f"{target} is not empty, and not a bundle: choose another folder")
+        raise FileExistsError(f"{target} is not empty and not a bundle; choose another folder")
     if not replace:
-        raise FileExistsError(f"{target} holds a bundle already; replace=True replaces it")
+        raise FileExistsError(f"{target} already holds a bundle; replace=True replaces it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ def _check_tokenizer(path: Path) -> None:
     try:
         json.loads(read_tokenizer(path))
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is no tokenizer: it is not JSON ({error})") from error
+        raise ArtifactError(f"{path} is not a tokenizer: it is not JSON ({error})") from error
 
 
 def _fill(

@@ -317,7 +317,7 @@ class _Replier:
         """A reply that is still empty, and the steps by which it grows."""
         if isinstance(messages, str | Mapping):
             raise TypeError(
-                "messages is a list such as [{'role': 'user', 'content': 'Hello'}], got "
+                "messages must be a list such as [{'role': 'user', 'content': 'Hello'}], got "
                 f"{str(messages)[:80]!r}"
             )
         model, given = self._model, [plain_message(message) for message in messages]
@@ -489,7 +489,7 @@ def _joined(message: dict[str, Any], place: int) -> dict[str, Any]:
         if not (isinstance(part, Mapping) and isinstance(part.get("text"), str)):
             kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
             raise ValueError(
-                f"messages[{place}] has a part of type {kind!r}; a chat takes text alone: "
+                f"messages[{place}] has a part of type {kind!r}; a chat takes only text: "
                 "{'type': 'text', 'text': ...}"
             )
     return {**message, "content": "".join(part["text"] for part in content)}

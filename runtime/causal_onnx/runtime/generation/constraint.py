@@ -98,7 +98,7 @@ class Constraint:
             except ValueError as error:
                 raise ValueError(f"the JSON schema is not JSON: {error}") from error
         if not isinstance(schema, Mapping):
-            raise ValueError(f"a JSON schema is an object such as {{}}, got {schema!r}")
+            raise ValueError(f"a JSON schema must be an object such as {{}}, got {schema!r}")
         if depth_of(schema) > MAX_DEPTH:
             raise ValueError(f"the JSON schema is nested more than {MAX_DEPTH} deep")
         options = {} if whitespace else {"x-guidance": COMPACT}
@@ -119,8 +119,7 @@ class Constraint:
         """Refuse what llguidance would not survive, or take too long over."""
         if self.kind not in (SCHEMA, REGEX, GRAMMAR) or not isinstance(self.source, str):
             raise ValueError(
-                "a constraint is made by Constraint.json_schema, .regex or .lark, got "
-                f"{self.kind!r}"
+                f"make a constraint with Constraint.json_schema, .regex or .lark, got {self.kind!r}"
             )
         if len(self.source) > MAX_SOURCE_BYTES:
             raise ValueError(
@@ -231,7 +230,7 @@ class Guide:
         if _one_line(self._matcher.get_error()) == "NoExtensionBias":
             raise ValueError(
                 f"the constraint asks for {self._wanted_after(self._ids)} after {len(self._ids)} "
-                "tokens, and the model has no token that goes on so"
+                "tokens, and the model has no token that continues so"
             )
         self._check()
         allowed = np.unpackbits(bits, bitorder="little")[: self._vocab_size].astype(np.bool_)

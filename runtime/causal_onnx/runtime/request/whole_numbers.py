@@ -71,7 +71,7 @@ def whole_numbers(name: str, values: object, *, count: int | None = None) -> Arr
     """
     is_array = hasattr(values, "__array__") and hasattr(values, "shape")
     if isinstance(values, str | bytes) or not (isinstance(values, Sequence) or is_array):
-        raise ValueError(f"{name} must be a list of whole numbers, got {shown(values)}")
+        raise ValueError(f"{name} must be a list of integers, got {shown(values)}")
     shape = tuple(values.shape) if is_array else (len(values),)  # type: ignore[attr-defined,arg-type]
     if count is None and (len(shape) != 1 or not 0 < shape[0] <= MOST_NUMBERS):
         raise ValueError(
@@ -91,7 +91,7 @@ def whole_numbers(name: str, values: object, *, count: int | None = None) -> Arr
             remedy = ""
             if isinstance(item, bool | np.bool_):
                 remedy = "; a mask becomes the numbers of its rows by np.flatnonzero(mask)"
-            raise ValueError(f"{name} must be whole numbers, got {shown(item)} in them{remedy}")
+            raise ValueError(f"{name} must be integers, got {shown(item)} in them{remedy}")
         if not -(1 << 63) <= item < 1 << 63:
             raise ValueError(f"{name} must be below 2**63, got {shown(item)} in them")
     return np.array(items, np.int64)

@@ -296,9 +296,9 @@ class GraphChecker:
             )
         rule = ALLOWED.get((domain, op_type))
         if rule is None and (domain or op_type not in GRAPHS):
-            raise Refused(f"{where} is none of the operators that exports have")
+            raise Refused(f"{where} is not one of the operators that exports have")
         if domain not in self._opsets:
-            raise Refused(f"{where} is of an operator set that the file does not import")
+            raise Refused(f"{where} belongs to an operator set that the file does not import")
         if rule is not None and self._opsets[domain] < rule.since and not domain:
             raise Refused(f"{where} is of opset {rule.since}, and the file of an earlier one")
         if node.get("overload") or "device_configurations" in node:
@@ -309,7 +309,7 @@ class GraphChecker:
             return None
         found = scope.find(name)
         if found is None:
-            raise Refused(f"{where} reads {name!r}, which nothing before it computes")
+            raise Refused(f"{where} reads {name!r}, which no earlier node computes")
         return found
 
     def _read_tensors(self, node: Node) -> None:

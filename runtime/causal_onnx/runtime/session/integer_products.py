@@ -45,7 +45,7 @@ def exact_product_settings() -> Mapping[str, str]:
         if _is_exact(settings):
             return settings
     raise DeviceError(
-        "onnxruntime cuts sums off at 16 bits where it multiplies bytes on this processor, so that "
+        "onnxruntime saturates sums at 16 bits when it multiplies bytes on this processor, so that "
         f"a file of precision {PRECISION!r} would give wrong numbers here; export with "
         "precision='int8' or 'int4' for it"
     )

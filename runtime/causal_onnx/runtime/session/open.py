@@ -152,7 +152,8 @@ def _open(
             and contract.precision == "bf16"
         ):
             raise DeviceError(
-                f"{artifact.name} computes in bfloat16, which onnxruntime does on CUDA alone; load "
+                f"{artifact.name} computes in bfloat16, which onnxruntime supports only on "
+                "CUDA; load "
                 "it with device='cuda', or export with precision='fp32' or 'fp16' for the CPU"
             ) from error
         raise _refused(ort, artifact, error, held) from error

@@ -63,7 +63,8 @@ def import_onnxruntime() -> ModuleType:
     # What is left of two wheels after one of them is uninstalled: a folder that still imports.
     if not hasattr(onnxruntime, "InferenceSession"):
         raise ImportError(
-            "onnxruntime is installed incompletely (it has no InferenceSession), as after one of "
+            "onnxruntime is installed incompletely (it has no InferenceSession), perhaps "
+            "because one of "
             "two wheels was uninstalled. Reinstall it: pip install --force-reinstall "
             f"{next(iter(wheels), 'onnxruntime')}"
         )

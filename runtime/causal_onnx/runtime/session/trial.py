@@ -84,7 +84,7 @@ def hold_unjudged(artifact: Artifact, *, copied: bool = True) -> Held:
             except (NotHeldError, OSError) as error:
                 found = error.found if isinstance(error, NotHeldError) else f"and {error.strerror}"
                 raise ArtifactError(
-                    f"{artifact.name} cannot be tried in a process of its own: its weights lie in "
+                    f"{artifact.name} cannot be tried in a separate process: its weights are in "
                     f"{name!r}, {found}. Put the file itself beside the model"
                 ) from error
         undo.pop_all()
@@ -133,7 +133,7 @@ def try_out(
     kind, text = answer["kind"], answer["text"]
     if kind == "memory":
         raise UnsafeFileError(
-            f"{artifact.name} was not loaded: in a process of its own it needed more than {memory} "
+            f"{artifact.name} was not loaded: in a separate process it needed more than {memory} "
             f"bytes of memory ({text}). If that is right for it, {_more('memory_bytes')}"
         )
     if kind != "passed":
@@ -141,7 +141,7 @@ def try_out(
         if kind in known:
             raise known[kind](text)
         raise UnsafeFileError(
-            f"{artifact.name} was not loaded: in a process of its own it failed with {kind}: {text}"
+            f"{artifact.name} was not loaded: in a separate process it failed with {kind}: {text}"
         )
 
 
@@ -180,7 +180,7 @@ def _ended(
     name: str, code: int | None, last: str, limits: TrialLimits, memory: int
 ) -> UnsafeFileError:
     """What the end of a process without an answer means."""
-    start = f"{name} was not loaded: in a process of its own it"
+    start = f"{name} was not loaded: in a separate process it"
     right = "If that is right for it, "
     if code is None:
         return UnsafeFileError(

@@ -83,13 +83,13 @@ def read_saved(
         head = json.loads(first)
         version, fingerprint, digest = head["format"], head["contract"], head["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path} is no saved stream") from error
+        raise ArtifactError(f"{path} is not a saved stream") from error
     if version != SAVED_FORMAT:
         raise ArtifactError(
             f"{path} is of format {version!r}, this version of causal-onnx reads {SAVED_FORMAT}"
         )
     if digest != hashlib.sha256(payload).hexdigest():
-        raise ArtifactError(f"{path} is damaged: its content does not have the hash it states")
+        raise ArtifactError(f"{path} is damaged: its content does not have the hash that it states")
     if fingerprint != _fingerprint(contract):
         raise ArtifactError(f"{path} was saved with a model of another contract than {model}")
     try:

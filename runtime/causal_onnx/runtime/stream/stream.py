@@ -156,8 +156,9 @@ class Stream:
         """
         if self._only is None:
             raise ValueError(
-                f"this model has {len(self._outputs)} outputs beside its cache "
-                f"({', '.join(self._outputs)}); call stream.run(...), which gives all by name"
+                f"this model has {len(self._outputs)} outputs besides its cache "
+                f"({', '.join(self._outputs)}); call stream.run(...), which returns all of them "
+                "by name"
             )
         return self.run(*inputs, lengths=lengths, last_only=last_only, **named)[self._only]
 
@@ -356,7 +357,8 @@ class Stream:
             if pair.bounded is not None and read.used > pair.bounded:
                 raise ValueError(
                     f"cannot rewind: {pair.past!r} keeps the last {pair.bounded} positions only, "
-                    "and earlier ones are gone; fork() the stream before what you may take back"
+                    "and earlier ones are gone; fork() the stream before steps that you may "
+                    "want to undo"
                 )
         # Buffers keep what no row uses any more as room.
         read = self._cache.put(read.others, wanted)
@@ -453,7 +455,7 @@ class Stream:
         """
         if not model.contract.cache:
             raise ArtifactError(
-                f"{model.artifact.name} has no cache, so it takes up no saved stream"
+                f"{model.artifact.name} has no cache, so it cannot restore a saved stream"
             )
         from causal_onnx.runtime.stream import saved  # noqa: PLC0415 - few restore any
 

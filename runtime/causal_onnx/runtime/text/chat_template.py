@@ -120,7 +120,7 @@ class ChatTemplate:
         environment, template = self._ready(self._name(tools is not None))
         given = [plain_message(message) for message in messages]
         if not given:
-            raise ValueError("a conversation has at least one message")
+            raise ValueError("a conversation needs at least one message")
         last = _mark_end(given[-1]) if continue_final_message else ""
         environment.begin()
         try:
@@ -163,9 +163,7 @@ class ChatTemplate:
     def _up_to_mark(self, text: str, last: str) -> str:
         end = text.rfind(TAG.strip())
         if end < 0 or last.strip() not in text:
-            raise ValueError(
-                f"{self._where} changes the last message, which can therefore not be continued"
-            )
+            raise ValueError(f"{self._where} changes the last message, so it cannot be continued")
         keeps_space = text.startswith(TAG, end)
         return text[:end] if keeps_space else text[:end].rstrip()
 
@@ -184,7 +182,8 @@ def plain_message(message: Message) -> dict[str, Any]:
     """
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise TypeError(
-            f"a message is such as {{'role': 'user', 'content': 'Hello'}}, got {str(message)[:80]}"
+            f"a message must be a dict such as {{'role': 'user', 'content': 'Hello'}}, got "
+            f"{str(message)[:80]}"
         )
     found = _plain({name: value for name, value in message.items() if value is not None})
     thought = next((found[name] for name in REASONING if name in found), None)
@@ -272,4 +271,4 @@ def _read_text(path: Path) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ArtifactError(f"{path} is no text in UTF-8: {error}") from error
+        raise ArtifactError(f"{path} is not text in UTF-8: {error}") from error

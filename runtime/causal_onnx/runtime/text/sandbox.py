@@ -83,7 +83,8 @@ def _jinja2() -> Any:
     if found < LEAST_JINJA:
         wanted = ".".join(str(part) for part in LEAST_JINJA)
         raise ImportError(
-            f"a chat template needs jinja2 {wanted} or later, for earlier sandboxes have holes; "
+            f"a chat template needs jinja2 {wanted} or later, because earlier sandboxes have "
+            "holes; "
             f"this is {jinja2.__version__}: pip install 'causal-onnx[text]'",
             name="jinja2",
         )
@@ -144,7 +145,7 @@ def _namespace_class() -> type:
     def _check_name(name: object) -> None:
         if isinstance(name, str) and name.startswith("_"):
             raise jinja2.exceptions.SecurityError(
-                f"a namespace takes no name that begins with an underscore, got {name!r}"
+                f"a name in a namespace must not begin with an underscore, got {name!r}"
             )
 
     return Namespace

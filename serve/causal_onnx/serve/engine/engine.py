@@ -273,7 +273,7 @@ class Engine:
         wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
         if wrong is not None:
             raise BadRequestError(
-                f"the prompt holds the id {wrong}, and the model's lie in [0, {self.vocab_size})",
+                f"the prompt holds the id {wrong}, expected ids in [0, {self.vocab_size})",
                 param="prompt",
             )
         n = whole_number("n", n, most=1024)
@@ -345,14 +345,14 @@ class Engine:
         count, n = len(generation.prompt), len(generation.sequences)
         if count > self.context:
             raise BadRequestError(
-                f"the prompt has {count} ids, and this server takes {self.context} positions a "
+                f"the prompt has {count} ids, and this server accepts {self.context} positions per "
                 "sequence; shorten it",
                 param="prompt",
                 code="context_length_exceeded",
             )
         if n > self._rows.count:
             raise BadRequestError(
-                f"n is {n}, and this server continues {self._rows.count} sequences at once",
+                f"n is {n}, and this server decodes {self._rows.count} sequences at once",
                 param="n",
             )
         needed = self._needed(generation)

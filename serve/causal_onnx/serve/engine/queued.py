@@ -21,10 +21,10 @@ def check_admission(*, is_open: bool, waiting: int, most: int) -> None:
         UnavailableError: The engine ends.
     """
     if not is_open:
-        raise UnavailableError("the server is shutting down; ask another one")
+        raise UnavailableError("the server is shutting down; ask another server")
     if waiting >= most:
         raise BusyError(
-            f"{waiting} requests wait for this model, and no more may; come again later"
+            f"{waiting} requests are waiting for this model, which is the limit; try again later"
         )
 
 

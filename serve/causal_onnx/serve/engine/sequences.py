@@ -173,8 +173,8 @@ class SequenceEngine(QueuedEngine[_Request]):
         if step.starts:
             if known is None and len(self._sequences) >= options.sequences:
                 raise BusyError(
-                    f"{len(self._sequences)} sequences of this model are kept, and no more may be; "
-                    "end one by sequence_end, or come again later"
+                    f"{len(self._sequences)} sequences of this model are kept, which is the limit; "
+                    "end one with sequence_end, or try again later"
                 )
             found = _Sequence(
                 self.model.stream(batch=self._size(inputs, "batch")), time.monotonic()
@@ -182,7 +182,7 @@ class SequenceEngine(QueuedEngine[_Request]):
         elif known is None:
             raise BadRequestError(
                 f"there is no sequence {identity!r} of this model: it has ended, was idle for more "
-                f"than {options.idle_s:g} s, or never began; begin it by sequence_start",
+                f"than {options.idle_s:g} s, or never began; begin it with sequence_start",
                 param="sequence_id",
             )
         else:
@@ -229,5 +229,5 @@ class SequenceEngine(QueuedEngine[_Request]):
         if total > most:
             raise BusyError(
                 f"the sequences of this model would have {total} positions, and {most} are kept; "
-                "end one by sequence_end, or come again later"
+                "end one with sequence_end, or try again later"
             )

@@ -91,7 +91,7 @@ def read_tensors(served: ServedModel, message: Any) -> TensorRequest:
             plain_parameters(item.parameters), where=f"parameters of {spec.name}"
         )
         for left in known:
-            raise input_error(spec.name, f"has {left[:60]!r}, which is not known here")
+            raise input_error(spec.name, f"has {left[:60]!r}, which is not supported")
         if spec.name in inputs:
             raise input_error(spec.name, "is given twice")
         if not raw:
@@ -131,7 +131,9 @@ def _requested(item: Any) -> Requested:
     )
     for left in parameters:
         if left != "binary_data":  # all come as raw bytes
-            raise BadRequestError(f"output {item.name[:60]!r} has {left[:60]!r}, not known here")
+            raise BadRequestError(
+                f"output {item.name[:60]!r} has {left[:60]!r}, which is not supported"
+            )
     return Requested(item.name, parameters)
 
 

@@ -66,11 +66,13 @@ def decompressed(body: bytes, headers: Headers, *, most: int) -> bytes:
     try:
         found = reader.decompress(body, most + 1)
     except zlib.error as error:
-        raise BadRequestError(f"the body is not what {coding} writes: {error}") from error
+        raise BadRequestError(f"the body is not valid {coding}: {error}") from error
     if len(found) > most:
-        raise TooLargeError(f"the body becomes more than the {most} bytes that are taken")
+        raise TooLargeError(
+            f"the decompressed body has more than {most} bytes, the limit of this server"
+        )
     if not reader.eof or reader.unused_data:
-        raise BadRequestError(f"the body is not one whole stream of {coding}")
+        raise BadRequestError(f"the body is not one complete {coding} stream")
     return found
 
 
@@ -85,7 +87,7 @@ def parse_object(body: bytes, *, most: int) -> dict[str, Any]:
     try:
         data = read_json(body, max_bytes=most)
     except ValueError as error:
-        raise BadRequestError(f"the body is not JSON that can be taken: {error}") from error
+        raise BadRequestError(f"the body is not JSON that can be read: {error}") from error
     if not isinstance(data, dict):
         raise BadRequestError(f"the body must be a JSON object, got {type(data).__name__}")
     return data
@@ -118,7 +120,7 @@ def read_tensors(
     parameters = read_parameters(data.pop("parameters", None), where="parameters")
     given, asked = _objects(data, "inputs"), _objects(data, "outputs")
     if data:
-        raise BadRequestError(f"{next(iter(data))[:60]} is not known here; leave it out")
+        raise BadRequestError(f"{next(iter(data))[:60]} is not supported; leave it out")
     inputs: dict[str, Array] = {}
     for item in given:
         name, array, tail = _input(served, item, tail)
@@ -126,7 +128,7 @@ def read_tensors(
             raise input_error(name, "is given twice")
         inputs[name] = array
     if tail:
-        raise BadRequestError(f"{len(tail)} bytes are left behind the data of the inputs")
+        raise BadRequestError(f"{len(tail)} bytes are left over after the data of the inputs")
     all_binary = parameters.get("binary_data_output", False)
     if type(all_binary) is not bool:
         raise BadRequestError("binary_data_output must be true or false")
@@ -162,7 +164,7 @@ def _input(
     parameters = read_parameters(item.pop("parameters", None), where=f"parameters of {spec.name}")
     size = parameters.pop("binary_data_size", None)
     for left in (*item, *parameters):
-        raise input_error(spec.name, f"has {left[:60]!r}, which is not known here; leave it out")
+        raise input_error(spec.name, f"has {left[:60]!r}, which is not supported; leave it out")
     if size is None:
         if not isinstance(values, list):
             raise input_error(spec.name, "needs data: a list of values, or binary_data_size")
@@ -190,7 +192,7 @@ def _requested(item: dict[str, Any]) -> Requested:
     parameters = read_parameters(item.pop("parameters", None), where=where)
     for left in (*item, *(key for key in parameters if key != "binary_data")):
         raise BadRequestError(
-            f"output {name[:60]!r} has {left[:60]!r}, which is not known here; leave it out"
+            f"output {name[:60]!r} has {left[:60]!r}, which is not supported; leave it out"
         )
     if type(parameters.get("binary_data", False)) is not bool:
         raise BadRequestError(f"{where}: binary_data must be true or false")

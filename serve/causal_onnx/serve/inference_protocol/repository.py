@@ -44,7 +44,7 @@ async def load_model(service: Service, name: str, parameters: Mapping[str, Any])
     service.check_open()
     for left in parameters:
         raise BadRequestError(
-            f"parameters: {left[:60]!r} is not supported: a model is loaded as it lies there",
+            f"parameters: {left[:60]!r} is not supported: a model is loaded as it is",
             param="parameters",
         )
     try:
@@ -66,6 +66,6 @@ async def unload_model(service: Service, name: str, parameters: Mapping[str, Any
     """
     for left in parameters:
         if left != "unload_dependents":  # none depends on another
-            raise BadRequestError(f"parameters: {left[:60]!r} is not known here; leave it out")
+            raise BadRequestError(f"parameters: {left[:60]!r} is not supported; leave it out")
     await asyncio.to_thread(service.models.remove, name, drain_s=service.options.drain_s)
     log.info("model %s was unloaded", name)

@@ -130,7 +130,7 @@ async def _object(request: Request) -> dict[str, Any]:
 
 def _check_end(data: dict[str, Any]) -> None:
     for left in data:
-        raise BadRequestError(f"{left[:60]} is not known here; leave it out")
+        raise BadRequestError(f"{left[:60]} is not supported; leave it out")
 
 
 async def _aside(work: Callable[[], T], size_bytes: int) -> T:

@@ -115,7 +115,7 @@ def read_parameters(given: object, *, where: str) -> dict[str, Parameter]:
     for name, value in given.items():
         if type(value) not in (bool, int, float, str):
             raise BadRequestError(
-                f"{where}: {name[:60]!r} must be a truth value, a number or a text, got "
+                f"{where}: {name[:60]!r} must be a boolean, a number or a text, got "
                 f"{str(value)[:60]!r}"
             )
         if name in RESERVED:
@@ -147,10 +147,12 @@ async def infer(service: Service, served: ServedModel, request: TensorRequest) -
     try:
         outputs = await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
     except TimeoutError:
-        raise UnavailableError(f"it was not answered within its timeout of {timeout_s} s") from None
+        raise UnavailableError(
+            f"the request was not answered within its timeout of {timeout_s} s"
+        ) from None
     except (asyncio.CancelledError, CancelledError):
         if future.cancelled() and not _is_cancelled():
-            raise UnavailableError("the model is being taken away; ask another server") from None
+            raise UnavailableError("the model is being unloaded; ask another server") from None
         raise
     return Tensors(
         id=request.id,
@@ -194,7 +196,7 @@ def _sequence(parameters: Mapping[str, Parameter]) -> SequenceStep | None:
     flags = [parameters.get(name, False) for name in ("sequence_start", "sequence_end")]
     if type(identity) not in (int, str) or not all(type(flag) is bool for flag in flags):
         raise BadRequestError(
-            "sequence_id must be a whole number or a text, sequence_start and sequence_end true or "
+            "sequence_id must be an integer or a text, sequence_start and sequence_end true or "
             "false",
             param="sequence_id",
         )
@@ -215,10 +217,12 @@ def _timeout(parameters: Mapping[str, Parameter]) -> float | None:
     """Seconds that a request may take; it comes in microseconds."""
     if parameters.get("priority", 0) != 0:
         raise BadRequestError(
-            "priority is not supported: tensors are taken in the order in which they come",
+            "priority is not supported: tensor requests run in the order of their arrival",
             param="priority",
         )
     given = parameters.get("timeout", 0)
     if type(given) is not int or not 0 <= given < 1 << 63:
-        raise BadRequestError(f"timeout must be whole microseconds, got {given!r}", param="timeout")
+        raise BadRequestError(
+            f"timeout must be an integer of microseconds, got {given!r}", param="timeout"
+        )
     return given / 1e6 or None

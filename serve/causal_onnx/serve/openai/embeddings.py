@@ -64,7 +64,7 @@ async def embeddings(request: Request) -> Response:
     specs = hidden_states(served.contract)
     if specs is None:
         raise BadRequestError(
-            f"{served.name} gives no hidden states, so it embeds no texts", param="model"
+            f"{served.name} returns no hidden states, so it cannot embed texts", param="model"
         )
     given, output = specs
     prompts = read_prompts(fields, "input", most=service.options.most_prompts)
@@ -101,7 +101,9 @@ def _ids(prompt: str | list[int], served: ServedModel) -> list[int]:
     if not isinstance(prompt, str):
         return prompt
     if served.tokenizer is None:
-        raise BadRequestError(f"{served.name} has no tokenizer here: send ids", param="input")
+        raise BadRequestError(
+            f"{served.name} has no tokenizer on this server: send ids", param="input"
+        )
     ids = served.tokenizer.encode(prompt)
     if not ids:
         raise BadRequestError("a text without tokens has no embedding", param="input")

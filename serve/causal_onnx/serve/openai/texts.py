@@ -98,5 +98,5 @@ def _model(service: Service, fields: Fields) -> ServedModel:
 
 def _tokenizer(served: ServedModel) -> Tokenizer:
     if served.tokenizer is None:
-        raise BadRequestError(f"{served.name} has no tokenizer here", param="model")
+        raise BadRequestError(f"{served.name} has no tokenizer on this server", param="model")
     return served.tokenizer

@@ -116,7 +116,7 @@ def find_given_key(keys: tuple[ApiKey, ...], authorization: str) -> ApiKey:
         )
     key = find_key(keys, given.strip())
     if key is None:
-        raise ForbiddenKeyError("this key is not known here", code="invalid_api_key")
+        raise ForbiddenKeyError("this key is not known", code="invalid_api_key")
     return key
 
 

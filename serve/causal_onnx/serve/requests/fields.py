@@ -89,7 +89,7 @@ class Fields:
         for name in self._left:
             if name in unsupported:
                 raise self.error(name, f"is not supported: {unsupported[name]}")
-            raise self.error(name, "is not known here; leave it out")
+            raise self.error(name, "is not supported; leave it out")
 
     def error(self, name: str, what: str) -> BadRequestError:
         """An error about a field."""

@@ -93,7 +93,7 @@ def engine_of(served: ServedModel) -> Engine:
     """
     if served.engine is None:
         raise BadRequestError(
-            f"{served.name} is no language model with a cache, so it continues no prompts",
+            f"{served.name} is not a language model with a cache, so it cannot continue prompts",
             param="model",
         )
     return served.engine

@@ -140,7 +140,7 @@ def gather_rows(ctx: Context, node: ir.Node, data: Tensor, indices: Elements, ax
     if isinstance(data, Elements):
         over = reach_over(data, [axis])
         if int(over.max(initial=NONE)) > NONE:
-            ctx.approximated(node, "the index depends on data, so that any element may be taken")
+            ctx.approximated(node, "the index depends on data, so that any element may be read")
         grown = over.reshape(over.shape[:axis] + (1,) * len(indices.shape) + over.shape[axis + 1 :])
         reach = np.maximum(reach, grown)
     return Elements(shape, reach)
@@ -157,7 +157,7 @@ def gather_elements(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> 
     over = view(reach_over(source, [axis]), _with(source.shape, axis, 1))
     crop = tuple(slice(None) if i == axis else slice(0, n) for i, n in enumerate(indices.shape))
     if isinstance(data, Elements) and not _uniform(source.reach, axis):
-        ctx.approximated(node, "the index depends on data, so that any element may be taken")
+        ctx.approximated(node, "the index depends on data, so that any element may be read")
     return [Elements(indices.shape, compress(np.maximum(indices.reach, over[crop])))]
 
 
@@ -182,7 +182,7 @@ def gather_nd(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequen
     source = lift(data)
     over = reach_over(source, range(batch, batch + depth))
     if int(over.max(initial=NONE)) > NONE:
-        ctx.approximated(node, "the index depends on data, so that any element may be taken")
+        ctx.approximated(node, "the index depends on data, so that any element may be read")
     middle = len(indices.shape) - 1 - batch
     over = over.reshape(over.shape[:batch] + (1,) * middle + over.shape[batch + depth :])
     own = own.reshape(own.shape + (1,) * tail)
