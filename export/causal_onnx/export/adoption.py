@@ -81,30 +81,31 @@ def adopt(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Adopted:
-    """Write a model's folder of a decoder that another exporter wrote.
+    """Make a model's folder from a decoder that another exporter wrote.
 
-    The file is attested, and run: in chunks, and with rows of different lengths, it has to give
-    what one pass over each row gives. Its outputs become the golden vectors of the folder.
+    The file is attested and run: in chunks, and with sequences of different lengths, it must return
+    what one pass over each sequence returns. Its outputs become the golden vectors of the folder.
 
     Args:
         source: The .onnx file, or a folder with one decoder that has a cache (itself or `onnx/`).
         folder: Where the model's folder goes. It appears whole or not at all.
-        contract: What the file takes and gives; None: what follows from its names, sizes and the
+        contract: What the file takes and returns; None: derived from its names, its sizes and the
             config beside it.
         tokenizer: A tokenizer.json, or a folder with one. None: the one beside the file.
-        undecided_ok: Take a file of which neither the proof nor a run decides whether it is causal.
-            The certificate in the folder says so.
-        replace_existing: Put the folder in the place of a model's folder that is there.
-        device: Where the file is run, as for `load`.
+        undecided_ok: Adopt a file whose causality is undecided. The certificate in the folder says
+            so.
+        replace_existing: Replace an existing folder of a model.
+        device: The device that runs the file, as for `load`.
         progress: Called with (stage, done, total), as by `attest`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        FileExistsError: `folder` exists, and is not an empty folder or a bundle to replace.
-        ArtifactError: The file is ours already, or of no layout that is known, or several are
-            there.
-        UnsafeFileError: The file holds what exports do not.
-        ExportError: It is not causal, or not shown to be, or does not do what its contract says.
+        FileExistsError: `folder` exists, and is neither an empty folder nor a bundle to replace.
+        ArtifactError: causal-onnx wrote the file itself, its layout is not known, or there are
+            several files.
+        UnsafeFileError: The file holds something that exports do not.
+        ExportError: The file is not causal, is not shown to be, or does not do what its contract
+            says.
     """
     path, target = decoder_file(Path(source)), Path(folder)
     check_bundle_target(target, replace_existing)  # before minutes of proof

@@ -59,23 +59,23 @@ def attest(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     progress: Progress | None = None,
 ) -> Certificate:
-    """Judge whether the output at position t of a graph depends on inputs up to t alone.
+    """Judge whether the output at position t of a graph depends only on inputs up to t.
 
-    A static proof from the graph, then a check by perturbation in onnxruntime. The verdict is
-    "causal" only where the proof succeeds and the check does not contradict it, and "not_causal"
-    only where a run showed an earlier element that moves when a later position changes. Without
-    either it is "undecided", naming the node at which the proof ends.
+    A static proof from the graph comes first, then a check by perturbation in onnxruntime. The
+    verdict is "causal" only if the proof succeeds and the check does not contradict it. It is
+    "not_causal" only if a run showed an earlier element that moves when a later position changes.
+    Otherwise it is "undecided", and the certificate names the node at which the proof ends.
 
     Args:
         source: An ONNX file of any origin, the folder of a model, or a model in memory.
         axes: What the axes of the inputs are, {input: {axis: name}}, names batch, seq, past_seq and
             total_seq. Without it: the contract in the file, the graph's names, or the rank.
-        max_seq_len: The longest sequence (past included) that the graph is meant for, where the
+        max_seq_len: The longest sequence (past included) that the graph is meant for, if the
             contract in the file does not say; longer ones are left out.
-        lengths: Sequence lengths to follow every element at, instead of the usual ones.
-        dynamic: Whether to run the check by perturbation. Without it only a leak that the proof
+        lengths: Sequence lengths at which every element is followed, instead of the usual ones.
+        dynamic: Whether to run the check by perturbation. Without it, only a leak that the proof
             names is run, to confirm it.
-        providers: Execution providers of onnxruntime for that.
+        providers: Execution providers of onnxruntime for the runs.
         progress: Called with (stage, done, total); stages are "read", "static" (following every
             element), "attention" (recognising it) and "dynamic".
 
@@ -83,7 +83,7 @@ def attest(
         The certificate; `str()` of it is the report.
 
     Raises:
-        ValueError: The file is no ONNX model, or no input has an axis that could be positions.
+        ValueError: The file is not an ONNX model, or no input has an axis that could be positions.
     """
     tell = progress or (lambda stage, done, total: None)
     tell("read", 0, 1)

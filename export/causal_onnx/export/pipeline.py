@@ -56,64 +56,68 @@ def export(
     """Export a causal attention module to one ONNX file, verified before the file appears.
 
     Args:
-        module: Any module with causal self-attention. It is left exactly as it is: a copy in eval
-            mode is exported.
-        path: Where the file goes. Written whole or not at all; an older file stays on failure. A
-            path that does not end in .onnx is a folder: the file with what goes with it, for other
-            languages too (docs/bundle.md).
+        module: Any module with causal self-attention. It is left unchanged: a copy in eval mode is
+            exported.
+        path: The file to write, whole or not at all; an older file stays on failure. A path that
+            does not end in .onnx is a folder for the file and everything that belongs with it,
+            which other languages can use too (docs/bundle.md).
         example: A tensor, a tuple of tensors, or a dict of them by keyword; any sizes will do.
             None: the module has a method `example_input(batch, seq)`, or is a Hugging Face decoder.
         axes: One {axis: name} per input, names "batch" and "seq" ("past_seq", "total_seq" for
             modules with a cache of their own). None: integer 2-D is (batch, seq), float 3-D
             (batch, seq, features), float 2-D (seq, features).
-        inputs: What some of the inputs stand for, by name, where that is to be said instead of
-            found out: {"timestamps": Input(kind="values", range=(0, 1 << 31))}.
-        causal: "positions": an output depends on inputs up to its own position. "blocks of N": up
-            to the end of its own block of N positions, of which the first begins at position 0.
-        cache: Derive a KV cache: the file takes `past_key_values.{i}.key` and `.value` and gives
-            `present.{i}.key` and `.value`, and serves prefill and decoding alike.
+        inputs: What inputs stand for, by name, if it should not be found out by calling the module:
+            {"timestamps": Input(kind="values", range=(0, 1 << 31))}.
+        causal: "positions": an output depends on inputs up to its own position. "blocks of N": it
+            depends on inputs up to the end of its own block of N positions; the first block begins
+            at position 0.
+        cache: Derive a KV cache: the file takes `past_key_values.{i}.key` and `.value` and returns
+            `present.{i}.key` and `.value`, and serves both prefill and decoding.
         target: "ort" (onnxruntime), "portable" (any ONNX runtime) or "tiled" (any, in blocks of
             queries: memory linear in the length).
         precision: "fp32", which leaves a module of another precision as it is (bfloat16 is widened
             to fp32); "fp16": weights, inputs, outputs and computation in half precision, compared
-            with the module in fp32; "bf16": the same in bfloat16, to be run on CUDA, checked here
-            on the CPU step by step in fp32 with each result rounded to bfloat16; "int8" or "int4":
-            weights of few bits, compared with the module of the same rounded weights; "w8a8":
-            weights of 8 bits, multiplied in integers by activations that are rounded to 8 bits row
-            by row (docs/precision.md).
+            with the module in fp32; "bf16": the same in bfloat16, for CUDA, checked here on the
+            CPU node by node in fp32 with each result rounded to bfloat16; "int8" or "int4":
+            quantised weights, compared with the module with the same rounded weights; "w8a8": 8-bit
+            weights, multiplied in integers by activations that are rounded to 8 bits row by row
+            (docs/precision.md).
         block_size: For "int4" and "int8", how many weights share a scale: 32, 64 or 128. None: 32.
-        rounding: For weights of few bits, "nearest"; or "gptq": what a number loses, those behind
-            it make up for, as far as their inputs go together in text that the module samples.
-        keep: For weights of few bits, patterns of parameters' names ("*" is any text) and how they
-            are kept: {"lm_head.*": "fp32"}; of "int4" also "int8".
+        rounding: For quantised weights, "nearest" or "gptq". With "gptq", the weights that follow
+            compensate for the error of a rounded one, as far as their inputs are correlated in text
+            that the module samples.
+        keep: For quantised weights, patterns of parameter names ("*" is any text) and the precision
+            that these parameters keep: {"lm_head.*": "fp32"}; with "int4" also "int8".
         opset: ONNX operator set, 17 to 25. None: 24 for "ort", 20 for the others.
-        max_seq_len: The longest sequence of the file, no longer than the module takes. None: what
-            the module was trained on, by a Hugging Face configuration, or else what it takes, found
-            by its guards and by calling it.
+        max_seq_len: The longest sequence of the file, no longer than the module accepts. None: the
+            length that it was trained on, if a Hugging Face configuration says so, or else the
+            length that it accepts, found from its guards and by calling it.
         max_drift: How far a lower precision may move the results from fp32: mean KL divergence in
             nats of the next token for language models, else the relative error. None: 0.01 and
             0.02 for "fp16", 0.1 and 0.1 for "bf16", 0.05 and 0.1 for "int8" and "w8a8", 0.5 and
             0.5 for "int4".
-        same_bits: Look for which calls a row's bits are the same whatever is computed beside it:
-            batches of 1 to 8 rows, prompts in pieces, rows of different lengths, threads. The
-            report and the file then say what was seen, with this onnxruntime on this processor.
-        replace: Put the new folder in the place of a model's folder that is there; a file always
-            takes the place of an older one.
+        same_bits: Find the calls in which a sequence gets the same bits whatever is computed beside
+            it: batches of 1 to 8 sequences, prompts in chunks, sequences of different lengths,
+            threads. The report and the file record the result, for this onnxruntime on this
+            processor.
+        replace: Replace an existing folder of a model; a file always replaces an older one.
         progress: Called with (step, fraction done).
 
     Returns:
-        What was written and what was found.
+        A report of what was written and what was found.
 
     Raises:
         ExportError: The module cannot be captured, is random in eval mode, or has no dynamic
-            sequence axis; names the line and the remedy.
-        ParityError: The graph disagrees with the module; carries the table. No file appears. A
-            RewriteError among them is a defect of this package: the graph as captured agrees.
+            sequence axis; the message names the line and the remedy.
+        ParityError: The graph disagrees with the module; the error carries the table. No file
+            appears. Its subclass RewriteError is a defect of this package: the graph as captured
+            agrees with the module.
         DriftError: A ParityError: the precision costs more than `max_drift`. No file appears.
-        CausalityError: A later input moves an earlier output; carries the cuts. No file appears.
-        TypeError, ValueError: Arguments that do not fit.
+        CausalityError: A later input moves an earlier output; the error carries the perturbation
+            points. No file appears.
+        TypeError, ValueError: An argument is wrong.
         OSError: The file cannot be written there; the module was not called.
-        FileExistsError: The folder is there, and not empty or a model's folder to replace.
+        FileExistsError: The folder exists, and is neither empty nor a model's folder to replace.
     """
     path = Path(path)
     causal_block = read_causal(causal, cache=cache)

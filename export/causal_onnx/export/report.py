@@ -157,16 +157,16 @@ def _cell(case: ParityCase | None) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CausalityCase:
-    """One cut: inputs from position `cut` on were changed, `outputs[:cut]` compared."""
+    """One perturbation point: inputs from `cut` on were changed, and `outputs[:cut]` compared."""
 
     seq: int
     cut: int
     past_error: float
-    """Largest relative change of outputs before the cut; 0.0 is bit-identical."""
+    """Largest relative change of outputs before that point; 0.0 is bit-identical."""
     source_past_error: float | None
     """The same in the PyTorch source; None: not run, as the artifact was bit-identical."""
     future_moved: bool
-    """Changing the inputs from the cut on changed some output from the cut on."""
+    """Changing the inputs from that point on changed some output from there on."""
     passed: bool
 
 
@@ -330,7 +330,7 @@ class BitsReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantisationReport:
-    """Which weights are stored in few bits, and that nothing else changed."""
+    """Which weights are quantised, and the proof that nothing else changed."""
 
     bits: int
     axes: Mapping[str, int]
@@ -400,7 +400,7 @@ class DriftReport:
     """KL divergence of the next-token distribution from the module's, in nats."""
     max_kl: float | None = None
     argmax_flips: int | None = None
-    """Positions where another token is the likeliest."""
+    """Positions at which another token is the most likely one."""
     sampled_positions: int = 0
     """Of text that the module in fp32 wrote, instead of given text; 0: none was."""
     sampled_mean_kl: float | None = None
@@ -450,7 +450,7 @@ class DriftReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fallback:
-    """A better way of writing the graph that was not taken, as a rewrite does not support it."""
+    """A better way of writing the graph that a rewrite does not support, so it was not used."""
 
     form: str
     """What was not written: for the whole graph "attention rewritten" or "cache for rows of
@@ -470,11 +470,11 @@ class ExportReport:
     parity: ParityReport
     causality: CausalityReport
     certificate: Certificate
-    """The static proof, from the graph that was written."""
+    """The static proof of the graph that was written."""
     cache: CacheReport | None = None
     """None: exported without a cache."""
     quantisation: QuantisationReport | None = None
-    """None: no weights of few bits."""
+    """None: no quantised weights."""
     drift: DriftReport | None = None
     """None: exported in the module's own precision."""
     bits: BitsReport | None = None
@@ -490,7 +490,7 @@ class ExportReport:
     """What inputs were taken to stand for, and why; `inputs` of `export` says otherwise."""
     warnings: tuple[str, ...] = ()
     fallbacks: tuple[Fallback, ...] = ()
-    """What a rewrite does not support, so that a plainer form of it stands in the file."""
+    """What a rewrite does not support, so that the file has it in a plainer form."""
 
     def __str__(self) -> str:
         limit = self.contract.max_seq_len

@@ -53,16 +53,17 @@ def export_checkpoint(
     """Export the causal language model in a checkpoint, verified before anything appears.
 
     Args:
-        checkpoint: A folder of Hugging Face's layout (config.json and safetensors files; needs the
+        checkpoint: A folder in Hugging Face's layout (config.json and safetensors files; needs the
             extra `hf`), a folder with a PEFT adapter of such a model, or whatever
             `causal_onnx.models.load_checkpoint` reads: nanoGPT's folder, a .safetensors or .pt
-            file. It is loaded in fp32; nothing is fetched.
-        path: A path that ends in .onnx is the file to write. Any other is a folder: the model with
-            its tokenizer, chat template, generation settings, licence, certificate and golden
-            vectors (docs/bundle.md), which `load(path)` takes. Whole or not at all.
+            file. It is loaded in fp32; nothing is downloaded.
+        path: A path that ends in .onnx is the file to write. Any other path is a folder for the
+            model with its tokenizer, chat template, generation settings, licence, certificate and
+            golden vectors (docs/bundle.md), which `load(path)` takes. Either is written whole or
+            not at all.
         adapter: A folder with a PEFT adapter, which is merged into the weights (needs peft).
         trust_remote_code: Run the Python files that the checkpoint's config.json names.
-        cache: As for `export`. None: for a folder, which is for generating text.
+        cache: As for `export`. None: True for a folder, which is for generating text.
         target: As for `export`.
         precision: As for `export`.
         block_size: As for `export`.
@@ -72,17 +73,18 @@ def export_checkpoint(
         max_seq_len: As for `export`.
         max_drift: As for `export`.
         same_bits: As for `export`.
-        replace: Put the new folder in the place of a model's folder that is there.
+        replace: Replace an existing folder of a model.
         progress: Called with (step, fraction done).
 
     Returns:
-        What was written and what was found; its `path` is that of the .onnx file.
+        A report of what was written and what was found; its `path` is that of the .onnx file.
 
     Raises:
         FileNotFoundError: There is no such checkpoint, or one of its files is missing.
-        FileExistsError: The folder exists, and is not empty or a model's folder to replace.
+        FileExistsError: The folder exists, and is neither empty nor a model's folder to replace.
         ImportError: transformers or peft is needed and not installed.
-        ExportError, ValueError: It is no checkpoint of a causal language model; or as for `export`.
+        ExportError, ValueError: It is not a checkpoint of a causal language model; or as for
+            `export`.
         ParityError, DriftError, CausalityError: As for `export`.
     """
     place, goal = Path(checkpoint), Path(path)

@@ -19,7 +19,7 @@ VERDICTS = ("causal", "not_causal", "undecided")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Offence:
-    """The first node that mixes positions for good, on a way to an output."""
+    """The first violating node: after it, the order of positions cannot be restored."""
 
     node: str
     op_type: str
@@ -51,12 +51,13 @@ class OutputFinding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CoreFinding:
-    """One attention core: scores, softmax, weighted sum; or the fused operator."""
+    """One attention site: scores, softmax, weighted sum; or the fused operator."""
 
     node: str
     op_type: str
     footprint: str
-    """causal | causal window w | prefix | full | other, with how positions bias the scores."""
+    """The mask pattern, which is the set of keys that a query may see: causal | causal window w |
+    prefix | full | other, with how positions bias the scores."""
     num_heads: int | None = None
     num_kv_heads: int | None = None
     head_dim: int | None = None
@@ -88,7 +89,7 @@ class Certificate:
     """The lengths that the static analysis speaks of: "every length" (within the limits it names),
     or those at which every element was followed."""
     every_length: bool = False
-    """The proof is for every length that the graph takes, not for those tried alone."""
+    """The proof is for every length that the graph accepts, not only for those that were tried."""
     reason: str
     """One sentence."""
     offence: Offence | None = None
@@ -102,7 +103,7 @@ class Certificate:
     open_step: str = ""
     """Where the proof for every length stopped, if it did."""
     refused: tuple[str, ...] = ()
-    """Sizes that the graph does not take, each with the first node that refuses."""
+    """Sizes that the graph does not accept, each with the first node that refuses."""
     length_dependent: tuple[str, ...] = ()
     """Position-only values whose first entries change with the length (this is no leak, but a
     KV cache could not be derived)."""
@@ -113,7 +114,7 @@ class Certificate:
     """Whether a row of the batch depends on that row alone; None: unknown, or no batch axis."""
     deterministic: bool = True
     confirmation: Confirmation | None = None
-    """What running the graph said of the witness of the static pass; None: it found none."""
+    """What running the graph showed about the witness of the static proof; None: it has none."""
     nodes: int = 0
     static_seconds: float = 0.0
     dynamic: DynamicCheck = field(default_factory=DynamicCheck)
@@ -177,7 +178,7 @@ class Certificate:
         return "\n".join(lines)
 
     def core_lines(self) -> list[tuple[str, int]]:
-        """Each kind of attention core in words, and how many there are of it."""
+        """Each kind of attention site in words, and how many there are of it."""
         counts: dict[str, int] = {}
         for core in self.cores:
             heads = ""
@@ -224,7 +225,7 @@ class Certificate:
         """Read what `to_json` wrote.
 
         Raises:
-            ArtifactError: The text is no certificate, or of a newer format.
+            ArtifactError: The text is not a certificate, or is of a newer format.
         """
         data = read_document(text, what="certificate")
         try:
@@ -234,10 +235,10 @@ class Certificate:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Certificate:
-        """Read what `to_dict` gave.
+        """Read what `to_dict` returned.
 
         Raises:
-            ArtifactError: The data is no certificate, or of a newer format.
+            ArtifactError: The data is not a certificate, or is of a newer format.
         """
         return cls.from_json(json.dumps(data))
 
