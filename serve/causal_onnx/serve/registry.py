@@ -55,6 +55,15 @@ class ServedModel:
         return self.model.contract
 
     @property
+    def kind(self) -> str:
+        """What it continues: "chat" (texts too), "text", "ids", or nothing: "tensors"."""
+        if self.engine is None:
+            return "tensors"
+        if self.template is not None:
+            return "chat"
+        return "ids" if self.tokenizer is None else "text"
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """What turns text into ids; None where it takes ids alone."""
         try:

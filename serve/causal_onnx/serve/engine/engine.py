@@ -546,6 +546,8 @@ class Engine:
             return
         score = Score(choice.id, choice.logprob, top)
         generation.post(Token(item.index, score, choice.text, growing.finish))
+        if generation.replay_of is None:
+            self.record.add_token()
         self._changed_ones[generation] = None
 
     def _leave(self) -> None:

@@ -69,10 +69,10 @@ async def chat_completions(request: Request) -> Response:
     """Reply `n` times."""
     service, fields = await read_request(request)
     served = service.models.find(fields.required_text("model"))
-    engine = engine_of(served)
+    engine_of(served)  # before all else: whether it continues prompts
     asked = _read(fields, served)
     generation = await prepare_aside(lambda: _prepare(asked, served))
-    take_up(request, engine, [generation])
+    take_up(request, served, [generation])
     writer = _Writer(served, asked, generation)
     if asked.streaming.is_wanted:
         return event_stream(writer.events(), service=service)
