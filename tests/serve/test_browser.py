@@ -107,7 +107,7 @@ def test_a_person_continues_a_text_and_its_map_grows(
     assert "gives" in found["readings"][0]
     assert "“i” (16) cannot see “m” (17)" in found["readings"][3]
     assert (found["head"], found["headChangesMap"]) == ("Layer 1, head 3", True)
-    assert (found["written40"], found["running"]) == ("40", "0")
+    assert (found["counted"], found["running"]) == (40, "0")
     check_looks(found, tmp_path)
 
 

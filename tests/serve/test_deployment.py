@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tools.image_size import EXTRAS, installed_sizes
 
 from causal_onnx.runtime import __version__
 from tests.serve.deployment import (
@@ -50,7 +52,7 @@ def test_the_dockerfile_keeps_all_rules() -> None:
         ('"--port", "8000"', '"--prot", "8000"', "is not understood"),
         ("EXPOSE 8000", "EXPOSE 80", "it listens on 8000 and exposes 80"),
         ('ENTRYPOINT ["causal-onnx", "serve"]', "ENTRYPOINT causal-onnx serve", "to a shell"),
-        ("COPY runtime runtime", "COPY rumtime rumtime", "there is no rumtime to copy"),
+        ("COPY runtime runtime", "COPY elsewhere runtime", "there is no elsewhere to copy"),
         ("COPY runtime runtime", "ADD runtime runtime", "COPY does less"),
     ],
 )
@@ -171,6 +173,20 @@ def test_the_compose_file_is_of_its_schema() -> None:
     command = ["check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
     file = str(DEPLOY / "compose.yaml")
     subprocess.run([sys.executable, "-m", *command, file], check=True, capture_output=True)
+
+
+def test_the_size_on_the_page_is_what_is_installed_here() -> None:
+    pytest.importorskip("opentelemetry.sdk", reason="one of the extras that are summed")
+    page = (ROOT / "docs" / "serving.md").read_text()
+    stated = int(re.search(r"they take about (\d+) MB", page)[1])
+    sizes = installed_sizes(EXTRAS)
+    assert sum(sizes.values()) / 1e6 == pytest.approx(stated, rel=0.2)
+    assert {"numpy", "onnxruntime", "causal-onnx"} < set(sizes)
+    assert "torch" not in sizes
+
+
+def test_the_size_is_of_what_the_image_installs() -> None:
+    assert f"'.[{','.join(EXTRAS)}]'" in DOCKERFILE
 
 
 def test_all_name_the_image_of_this_version() -> None:
