@@ -73,7 +73,9 @@ def attention_outputs(contract: Contract) -> AttentionOutputs:
 
 def _leading_sizes(spec: TensorSpec) -> tuple[int, ...] | None:
     """The fixed sizes before the two axes of positions; None where they are no such two."""
-    *leading, rows, columns = (None, None, *spec.axes)
+    if len(spec.axes) < 2:
+        return None
+    *leading, rows, columns = spec.axes
     sizes = [axis for axis in leading if isinstance(axis, int)]
     others = [axis for axis in leading if isinstance(axis, str)]
     is_square = (rows, columns) in SQUARES and others == ["batch"] and "float" in spec.dtype
