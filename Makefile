@@ -32,6 +32,10 @@ setup:  ## Make .venv from requirements.lock (the other targets do this themselv
 demo: setup  ## A checkpoint to text; export, prove, train, stream without PyTorch; writes build/demo/report.html
 	@$(BIN)/python -m examples.demo
 
+.PHONY: serve-demo
+serve-demo: setup  ## Serve a trained model without PyTorch, stream from it by OpenAI's client, and a page
+	@$(BIN)/python -m examples.serving
+
 .PHONY: test
 test: lint test-thin test-clients  ## Everything CI runs
 	@echo "== all tests"

@@ -43,7 +43,7 @@ BROUGHT = {
     for extra, texts in PROJECT["optional-dependencies"].items()
 }
 """Extra -> modules that it installs; each bears the name of its package, but for `PACKAGES`."""
-PACKAGES = {"grpc": "grpcio", "google": "protobuf"}
+PACKAGES = {"grpc": "grpcio", "google": "protobuf", "opentelemetry": "opentelemetry_sdk"}
 """Module -> its package, where that has another name."""
 
 BARRED = """

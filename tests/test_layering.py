@@ -164,8 +164,8 @@ ORDER = {
         folder arguments pipeline checkpoint __init__
     """,
     "serve": """
-        errors keys options engine registry service web operate requests openai
-        inference_protocol app server __init__
+        errors keys options engine tracing registry service web operate requests openai
+        inference_protocol openapi page app server __init__
     """,
 }
 """The folders and files of each root. An import points to the same entry or to one before it."""

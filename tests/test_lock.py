@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from tools.lock import OLDEST
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("requirements.lock", "requirements-thin.lock")
@@ -46,6 +49,13 @@ def test_every_package_has_one_exact_version(lock: str) -> None:
 def test_what_is_no_exact_pin_is_refused(line: str) -> None:
     with pytest.raises(AssertionError, match="not an exact pin"):
         pins_of(line)
+
+
+def test_every_package_installs_on_the_oldest_python() -> None:
+    oldest = tomllib.loads(read("pyproject.toml"))["project"]["requires-python"].strip(">=") + ".0"
+    assert oldest == OLDEST
+    needs = {name: metadata(name)["Requires-Python"] or "" for name in pins_of(read(LOCKS[0]))}
+    assert {n: need for n, need in needs.items() if oldest not in SpecifierSet(need)} == {}
 
 
 def test_the_thin_environment_has_the_same_versions_and_no_pytorch() -> None:

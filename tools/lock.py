@@ -1,8 +1,9 @@
 """Resolve requirements*.in into lock files: every package, direct or not, at one exact version.
 
 Uses pip's own resolver without installing anything, so it follows whatever index pip is set up
-with, and writes no address of one. Local version labels such as `+cpu` are dropped, because which
-build of a package is right differs by machine.
+with, and writes no address of one. It resolves for the oldest Python that the package supports, not
+for the one that runs it: what needs a newer Python could not be installed there. Local version
+labels such as `+cpu` are dropped, because which build of a package is right differs by machine.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,13 +25,20 @@ HEADER = """\
 """
 
 
+OLDEST = "3.11.0"
+"""The first release of the oldest Python that pyproject.toml names."""
+
+
 def resolve(source: Path, constraints: Path | None) -> list[str]:
     """Return `name==version` for every package that `source` needs, sorted by name."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
     command += ["--ignore-installed", "--report", "-", "--requirement", str(source)]
+    command += ["--python-version", OLDEST, "--only-binary", ":all:"]
     if constraints is not None:
         command += ["--constraint", str(constraints)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as target:  # pip asks for one with another Python
+        command += ["--target", target]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"pip could not resolve {source.name}:\n{done.stderr.strip()}")
     report = json.loads(done.stdout)

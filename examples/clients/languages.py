@@ -12,7 +12,7 @@ from examples.bundles import PREFIX
 from examples.clients.client import BUILD, ROOT, Client, MissingError, run_tool
 from examples.clients.headers import find_headers, find_library
 
-__all__ = ["CLIENTS", "GENERATORS", "install_python"]
+__all__ = ["CLIENTS", "GENERATORS", "install_python", "need_browser"]
 
 EXAMPLES = ROOT / "examples"
 OPENVINO = "openvino==2026.4.1"
@@ -84,13 +84,23 @@ def prepare_rust(install: bool) -> Sequence[str]:
 
 def prepare_browser(provider: str, install: bool) -> Sequence[str]:
     """Install, compile, and find a browser."""
-    folder = EXAMPLES / "browser"
-    if not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")):
-        raise MissingError("no Chromium is installed")
+    folder = need_browser(install=install)
     _npm_install(EXAMPLES / "node", install)  # its code is shared
-    _npm_install(folder, install)
     run_tool([_need("npm"), "run", "build"], folder=folder, why="the page does not compile")
     return [_need("node"), str(folder / "selftest.mjs"), provider]
+
+
+def need_browser(*, install: bool) -> Path:
+    """The folder of what drives a browser (`browser.mjs`), with its packages.
+
+    Raises:
+        MissingError: There is no browser, or the packages are not there and must not be installed.
+    """
+    if not any(shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")):
+        raise MissingError("no Chromium is installed")
+    folder = EXAMPLES / "browser"
+    _npm_install(folder, install)
+    return folder
 
 
 def _need(name: str) -> str:

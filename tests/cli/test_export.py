@@ -253,6 +253,7 @@ def test_a_missing_source_is_said_before_pytorch_is_imported(
     ("arguments", "code", "message"),
     [
         (["attention"], 2, "'attention' does not say what to export; pass the folder or file"),
+        (["./checkpoint"], 1, "there is no file or folder ./checkpoint"),
         ([f"{TARGET}:"], 2, "does not say what to export"),
         ([f"{TARGET}:attention", "--arg", "x"], 2, "--arg takes key=value, got 'x'"),
         ([f"{TARGET}:attention", "--arg", "a=1", "--arg", "a=2"], 2, "--arg a was given twice"),
@@ -393,7 +394,7 @@ def test_the_cache_of_a_checkpoint_can_be_left_out(
         (["ckpt.pt", "--axes", "0=batch"], "--axes is for a module, and ckpt.pt is a checkpoint"),
         (["a.b:c", "--adapter", "x"], "--adapter is for a checkpoint, and a.b:c is none"),
         (["a.b:c", "--trust-remote-code"], "--trust-remote-code is for a checkpoint"),
-        (["./nowhere"], "pass the folder or file of a checkpoint, or pkg.module:name"),
+        (["nowhere"], "pass the folder or file of a checkpoint, or pkg.module:name"),
     ],
 )
 def test_options_of_the_other_kind_are_wrong_usage(

@@ -45,6 +45,15 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the same trained model, which returns its attention weights too."""
+    pytest.importorskip("transformers", reason="the checkpoint is exported anew")
+    from examples.serving.maps import export_maps
+
+    return export_maps(tmp_path_factory.mktemp("maps") / "maps")
+
+
+@pytest.fixture(scope="session")
 def chatty(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a chat template, and no manifest that this would contradict."""
     folder = tmp_path_factory.mktemp("served") / "chatty"

@@ -30,6 +30,8 @@ def split_target(target: str) -> tuple[str, str]:
             imported.
     """
     place, colon, name = target.rpartition(":")
+    if not colon and Path(target).name != target:  # it has a folder: a path is meant
+        raise CommandError(f"there is no file or folder {target}")
     if not colon or not place or not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(
             f"{target!r} does not say what to export; pass the folder or file of a checkpoint, or "

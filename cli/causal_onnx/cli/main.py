@@ -85,6 +85,7 @@ SPELLED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\bkeep=(?=$|[\s.])", "--keep PATTERN=PRECISION"),
     (r"\btemplate=Path\('([^']+)'\)\.read_text\(\)", r"--template \1"),
     (r"\bmodel\.generate\b", "causal-onnx generate"),
+    (r"\bwithout prepared\b", "without --prepared"),
     (r"\bload\(path, tokenizer='tokenizer\.json'\)", "--tokenizer tokenizer.json"),
     (
         r"\bisolated_trial=TrialLimits\((\w+)=\.\.\.\)",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_device_arguments",
     "add_model_argument",
+    "add_prepared_argument",
     "add_sampling_arguments",
     "add_trusted_argument",
     "parse_axes",
@@ -70,6 +71,17 @@ def add_trusted_argument(parser: argparse.ArgumentParser) -> None:
         "--trusted",
         action="store_true",
         help="load the file without the scan for harmful content (docs/safety.md)",
+    )
+
+
+def add_prepared_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare `--prepared`."""
+    parser.add_argument(
+        "--prepared",
+        type=Path,
+        metavar="FOLDER",
+        help="keep there what onnxruntime makes of the file for this processor, and start from it "
+        "the next time (twice the size of the weights; only you may write there)",
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from causal_onnx.runtime.profile.workload import make_request
+from causal_onnx.runtime.request.example import make_request
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import Contract, Model

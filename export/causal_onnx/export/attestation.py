@@ -331,9 +331,9 @@ def _certificate(
     scope, every_length, open_step = _scope(signature, proof)
     measured = {} if proof.symbolic is None else proof.symbolic.measured
     if every_length and measured:
-        names = tuple(node.name or node.op_type for node in measured)
+        steps = tuple(node.name or node.op_type for node in measured)
         text = "these nodes behave at every length as they do at the lengths tried"
-        assumptions.append(Assumption(kind=AssumptionKind.MEASURED_STEPS, text=text, nodes=names))
+        assumptions.append(Assumption(kind=AssumptionKind.MEASURED_STEPS, text=text, nodes=steps))
     return Certificate(
         verdict=verdict,
         scope=scope,

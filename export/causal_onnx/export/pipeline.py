@@ -10,7 +10,7 @@ from torch import nn
 
 from causal_onnx.export.arguments import check_file, check_options, read_causal
 from causal_onnx.export.capture.capture import Capture
-from causal_onnx.export.capture.isolation import isolated
+from causal_onnx.export.capture.isolation import isolated, release_memory
 from causal_onnx.export.captures import farthest, simplified, valid_captures
 from causal_onnx.export.check.blame import blamed, naming_the_node
 from causal_onnx.export.check.causality import perturb_source
@@ -182,7 +182,16 @@ def _export_file(
         same_bits=same_bits,
     )
     check_file(path)
-    tell = progress or (lambda step, fraction: None)
+    begun = ""
+
+    def tell(step: str, fraction: float) -> None:
+        nonlocal begun
+        if step != begun:
+            begun = step
+            release_memory()
+        if progress is not None:
+            progress(step, fraction)
+
     with isolated():
         tell("probe", 0.0)
         subject = prepare(

@@ -49,6 +49,7 @@ def load(
     trusted: bool = False,
     limits: Limits | None = None,
     isolated_trial: bool | TrialLimits = False,
+    prepared: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load an exported model.
 
@@ -79,9 +80,15 @@ def load(
         isolated_trial: First load the file, replay its golden vectors and call it in a process of
             its own (Linux). Whatever ends that process, or needs more memory or time than
             `TrialLimits`, is an error here. True: `TrialLimits()`.
+        prepared: A folder in which only this user writes. The first load keeps there what
+            onnxruntime made of the file for this processor (twice the size of the weights); each
+            load after it maps that into memory, starts several times sooner, and shares the memory
+            with the other processes that did. Outputs have the same bits. For a file that has
+            changed, another onnxruntime or another processor it is made anew. On the CPU, on Linux.
 
     Raises:
         FileNotFoundError: There is no such file.
+        ValueError: An option is none of these, or `prepared` is a folder where others may write.
         UnsafeFileError: The file holds what exports do not, or more than `limits`, or failed its
             trial.
         ArtifactError: Damaged, foreign, of a newer format, or without a contract.
@@ -101,6 +108,7 @@ def load(
         trusted=trusted,
         limits=limits,
         isolated_trial=isolated_trial,
+        prepared=None if prepared is None else Path(prepared),
     )
     return _load(path, options)
 

@@ -20,9 +20,11 @@ from causal_onnx.serve.inference_protocol import answers as inference_answers
 from causal_onnx.serve.inference_protocol import routes as inference_protocol
 from causal_onnx.serve.openai import routes as openai
 from causal_onnx.serve.openai.answers import error_answer
+from causal_onnx.serve.openapi import document
 from causal_onnx.serve.operate import health, metrics
 from causal_onnx.serve.operate.gate import Gate
 from causal_onnx.serve.options import ServeOptions
+from causal_onnx.serve.page import routes as page
 from causal_onnx.serve.registry import Registry, ServedModel
 from causal_onnx.serve.service import Service
 
@@ -52,7 +54,13 @@ def create_app(
         lifespan = _closing(models, drain_s=options.drain_s)
     service = Service(models, options)
     middleware = [
-        Middleware(Gate, keys=options.keys, quotas=service.quotas, error_of=_error_of),
+        Middleware(
+            Gate,
+            keys=options.keys,
+            quotas=service.quotas,
+            tracing=service.tracing,
+            error_of=_error_of,
+        ),
     ]
     if options.cors_origins:
         middleware.insert(
@@ -64,8 +72,17 @@ def create_app(
                 allow_headers=["authorization", "content-type"],
             ),
         )
+    routes = [
+        *health.ROUTES,
+        *metrics.ROUTES,
+        *document.ROUTES,
+        *openai.ROUTES,
+        *inference_protocol.ROUTES,
+    ]
+    if options.page:
+        routes += page.ROUTES
     app = Starlette(
-        routes=[*health.ROUTES, *metrics.ROUTES, *openai.ROUTES, *inference_protocol.ROUTES],
+        routes=routes,
         middleware=middleware,
         lifespan=lifespan,
         exception_handlers={HTTPException: _as_exception_handler()},

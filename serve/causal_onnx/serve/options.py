@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.serve.keys import ApiKey
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 __all__ = ["ServeOptions"]
 
@@ -32,6 +36,10 @@ class ServeOptions:
     """Keys that are taken; none: everyone may ask."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may ask, such as `"https://example.org"`; none: no page of others."""
+    tracer_provider: TracerProvider | None = None
+    """What makes a span of OpenTelemetry for each request; None: nothing does."""
+    page: bool = True
+    """Whether there is a page at `/`."""
     vllm_metrics: bool = False
     """Whether metrics come under vLLM's prefix, too."""
 

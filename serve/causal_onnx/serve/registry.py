@@ -55,6 +55,15 @@ class ServedModel:
         return self.model.contract
 
     @property
+    def kind(self) -> str:
+        """What it continues: "chat" (texts too), "text", "ids", or nothing: "tensors"."""
+        if self.engine is None:
+            return "tensors"
+        if self.template is not None:
+            return "chat"
+        return "ids" if self.tokenizer is None else "text"
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """What turns text into ids; None where it takes ids alone."""
         try:
@@ -268,6 +277,7 @@ def open_models(
     device: str = "cpu",
     threads: int | None = None,
     trusted: bool = False,
+    prepared: Path | None = None,
     engine_options: EngineOptions | None = None,
     repository: Path | None = None,
 ) -> Registry:
@@ -278,6 +288,7 @@ def open_models(
         device: As for `load`.
         threads: As for `load`.
         trusted: As for `load`.
+        prepared: As for `load`.
         engine_options: Of each engine.
         repository: A folder whose models clients may load while the server runs.
 
@@ -292,7 +303,9 @@ def open_models(
         if path.is_dir() and (path / CONTRACT).is_file():
             _check_bundle(path, device=device, threads=threads)
         # With `cast`, because the protocols check dtypes, and bfloat16 comes as float32.
-        model = load(path, device=device, threads=threads, trusted=trusted, cast=True)
+        model = load(
+            path, device=device, threads=threads, trusted=trusted, prepared=prepared, cast=True
+        )
         return ServedModel.of(name, model, engine_options=engine_options, path=path)
 
     if repository is not None and not repository.is_dir():

@@ -8,6 +8,7 @@ from causal_onnx.serve.errors import UnavailableError
 from causal_onnx.serve.keys import Quota
 from causal_onnx.serve.options import ServeOptions
 from causal_onnx.serve.registry import Registry
+from causal_onnx.serve.tracing import Tracing
 
 __all__ = ["Service", "service_of"]
 
@@ -19,6 +20,9 @@ class Service:
         self.models, self.options = models, options
         self.quotas = {key.name: Quota(key) for key in options.keys}
         """The name of each key -> what was used of its limits."""
+        provider = options.tracer_provider
+        self.tracing = None if provider is None else Tracing(provider)
+        """What makes spans of requests; None: nothing does."""
         self.is_draining = False
         """Whether no new work is taken, because the server is about to end."""
 

@@ -14,7 +14,8 @@ from causal_onnx.runtime.profile.costs import weight_bytes
 from causal_onnx.runtime.profile.events import Event, Tensor, read_runs
 from causal_onnx.runtime.profile.graph import GraphNode, Stored
 from causal_onnx.runtime.profile.products import attended_pairs, product_flops
-from causal_onnx.runtime.profile.workload import Workload, make_request
+from causal_onnx.runtime.profile.workload import Workload
+from causal_onnx.runtime.request.example import make_request
 from tests.runtime.artifacts import fixture
 
 Shape = tuple[int, ...]

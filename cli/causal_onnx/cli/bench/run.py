@@ -15,7 +15,8 @@ from causal_onnx.cli.timing import default_lengths, too_long
 from causal_onnx.runtime import Model, load
 from causal_onnx.runtime.profile import Profile, profile_all
 from causal_onnx.runtime.profile.clock import CallTimes, time_calls
-from causal_onnx.runtime.profile.workload import Workload, check_sizes
+from causal_onnx.runtime.profile.workload import Workload
+from causal_onnx.runtime.request.example import check_sizes
 
 __all__ = ["BenchCase", "BenchResult", "measure"]
 

@@ -18,6 +18,7 @@ from causal_onnx.cli.console import Console
 from causal_onnx.cli.options import (
     add_device_arguments,
     add_model_argument,
+    add_prepared_argument,
     add_sampling_arguments,
     add_trusted_argument,
     sampling_of,
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_sampling_arguments(parser, default="as generation_config.json says")
     add_device_arguments(parser)
+    add_prepared_argument(parser)
     add_trusted_argument(parser)
 
 
@@ -93,6 +95,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         threads=args.threads,
         tokenizer=args.tokenizer,
         trusted=args.trusted,
+        prepared=args.prepared,
     )
     talk = Chat(
         model,

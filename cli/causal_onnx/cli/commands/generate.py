@@ -17,6 +17,7 @@ from causal_onnx.cli.errors import UsageError
 from causal_onnx.cli.options import (
     add_device_arguments,
     add_model_argument,
+    add_prepared_argument,
     add_sampling_arguments,
     add_trusted_argument,
     sampling_of,
@@ -86,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draft", type=Path, metavar="MODEL", help="let a smaller model guess several tokens ahead"
     )
     add_device_arguments(parser)
+    add_prepared_argument(parser)
     add_trusted_argument(parser)
     parser.add_argument(
         "--json", action="store_true", help="print ids, log-probabilities and text as JSON"
@@ -104,6 +106,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         threads=args.threads,
         tokenizer=args.tokenizer,
         trusted=args.trusted,
+        prepared=args.prepared,
     )
     stop = [*args.stop, *args.stop_id]
     draft = _draft(args)

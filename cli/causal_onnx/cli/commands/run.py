@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
-from causal_onnx.cli.options import add_device_arguments, add_model_argument, add_trusted_argument
+from causal_onnx.cli.options import (
+    add_device_arguments,
+    add_model_argument,
+    add_prepared_argument,
+    add_trusted_argument,
+)
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import Model
@@ -55,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="convert inputs of another dtype, such as float64, if no value is lost",
     )
     add_device_arguments(parser)
+    add_prepared_argument(parser)
     add_trusted_argument(parser)
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
@@ -72,6 +78,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         threads=args.threads,
         cast=args.cast,
         trusted=args.trusted,
+        prepared=args.prepared,
     )
     # The cache's outputs are for a next call; a .npz file keeps them, a .npy file does without.
     present = model.contract.present_names

@@ -10,19 +10,27 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import UsageError
-from causal_onnx.cli.options import add_device_arguments, add_trusted_argument
+from causal_onnx.cli.options import (
+    add_device_arguments,
+    add_prepared_argument,
+    add_trusted_argument,
+)
 
 if TYPE_CHECKING:
     from causal_onnx.serve import ServedModel
 
 __all__ = ["EPILOG", "add_arguments", "run"]
+
+KINDS = {"chat": "chat and text", "text": "text", "ids": "token ids"}
+"""`ServedModel.kind` -> what is said of it."""
 
 EPILOG = """\
 examples:
@@ -107,6 +115,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an origin whose pages are admitted (repeatable)",
     )
     parser.add_argument(
+        "--tracing",
+        action="store_true",
+        help="send spans to OpenTelemetry as OTEL_* variables say (extra otel)",
+    )
+    parser.add_argument("--no-page", action="store_true", help="serve no page at /")
+    parser.add_argument(
         "--vllm-metrics", action="store_true", help="metrics under the prefix vllm: too"
     )
     parser.add_argument(
@@ -117,6 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds that running requests may take after SIGTERM (default: 120)",
     )
     add_device_arguments(parser)
+    add_prepared_argument(parser)
     add_trusted_argument(parser)
 
 
@@ -149,10 +164,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         prefix_positions=args.prefix_positions,
         replays=args.replays,
     )
+    provider = _tracer_provider() if args.tracing else None
     options = ServeOptions(
         drain_s=args.drain,
         keys=() if args.keys is None else read_keys(args.keys),
         cors_origins=tuple(args.cors_origin),
+        tracer_provider=provider,
+        page=not args.no_page,
         vllm_metrics=args.vllm_metrics,
     )
     with contextlib.closing(bound_socket(args.host, args.port)) as socket:
@@ -165,6 +183,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             device=args.device,
             threads=args.threads,
             trusted=args.trusted,
+            prepared=args.prepared,
             engine_options=engines,
             repository=args.repository,
         )
@@ -190,9 +209,22 @@ def run(args: argparse.Namespace, console: Console) -> int:
                     **tls,
                 )
             server = Server(app, grpc=grpc, **tls)
-            with _requests_on_stderr():
+            with _requests_on_stderr(), contextlib.ExitStack() as stack:
+                if provider is not None:
+                    stack.callback(provider.shutdown)  # sends what is left
                 server.run(sockets=[socket])
     return 0
+
+
+def _tracer_provider() -> Any:
+    """What sends spans as the environment says."""
+    from causal_onnx.serve.tracing import exporting_provider
+
+    names = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    name = next((name for name in names if os.environ.get(name)), None)
+    if name is not None and os.environ[name] != "http/protobuf":
+        raise UsageError(f"spans are sent as http/protobuf, and {name} is {os.environ[name]!r}")
+    return exporting_provider()
 
 
 def _is_own(host: str) -> bool:
@@ -224,8 +256,9 @@ def _described(served: ServedModel) -> str:
         return f"{served.name}: tensors, on {where}"
     most = engine.batch_sizes[-1]
     batching = f"up to {most} together" if most > 1 else "one after the other"
-    kinds = "chat and text" if served.template else "text" if served.tokenizer else "token ids"
-    return f"{served.name}: {kinds}, {engine.context} positions, on {where}, {batching}"
+    return (
+        f"{served.name}: {KINDS[served.kind]}, {engine.context} positions, on {where}, {batching}"
+    )
 
 
 def _curl(address: str, served: ServedModel) -> str:

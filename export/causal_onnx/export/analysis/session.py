@@ -40,6 +40,7 @@ def plain_session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # errors reach us as exceptions
     options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = False
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(source, options, providers=list(providers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import random
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextvars import ContextVar
 import numpy as np
 import torch
 
-__all__ = ["isolated", "with_callers_threads"]
+__all__ = ["isolated", "release_memory", "with_callers_threads"]
 
 _SELDOM = (100_000, 20, 100)
 """When Python looks for unreachable cycles: tracing makes millions of objects that stay, and a
@@ -28,13 +29,17 @@ def isolated() -> Iterator[None]:
     an fp32 module would be fp16 in parts), tensors on the CPU, products in full precision, and one
     thread: PyTorch splits a sum by the number of its threads, so the last bits of golden vectors,
     of filled buffers and of measured figures, which stand in the file, would depend on it. Python
-    looks for unreachable cycles less often. The random states of PyTorch, numpy and Python are put
-    back on leaving: a module may draw from any of them when it is called.
+    looks for unreachable cycles less often, and only among objects made here. The random states of
+    PyTorch, numpy and Python are put back on leaving: a module may draw from any of them when it is
+    called.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with contextlib.ExitStack() as stack:
         stack.callback(gc.set_threshold, *gc.get_threshold())
         gc.set_threshold(*_SELDOM)
+        if not gc.get_freeze_count():  # else the caller has frozen some, and they would be thawed
+            gc.freeze()
+            stack.callback(gc.unfreeze)
         stack.callback(random.setstate, python_state)
         stack.callback(np.random.set_state, numpy_state)
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -49,6 +54,17 @@ def isolated() -> Iterator[None]:
             # Only then: the context slows down every call, and torch.export sees it.
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+def release_memory() -> None:
+    """Give back to the system what is held no more.
+
+    Traced programs and sessions end in cycles, and glibc keeps what was freed: together as much as
+    the weights once more at some steps.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # other libraries of C keep less, and have no call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

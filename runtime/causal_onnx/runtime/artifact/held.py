@@ -35,7 +35,7 @@ try:
 except ImportError:  # pragma: no cover - Windows: it is asked for where there are descriptors only
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["FOLDER_OPTION", "NO_FOLDER", "Held", "NotHeldError", "identity"]
+__all__ = ["DESCRIPTORS", "FOLDER_OPTION", "NO_FOLDER", "Held", "NotHeldError", "identity"]
 
 DESCRIPTORS = Path("/proc/self/fd")
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
@@ -65,8 +65,14 @@ class _Beside:
 class Held:
     """A model's files; a context that lets go of them at its end."""
 
-    def __init__(self, location: Path | bytes, *, max_bytes: int) -> None:
+    def __init__(self, location: Path | bytes, *, max_bytes: int, copied: bool = True) -> None:
         """Open a model and copy it, unless it is larger than `max_bytes`; see `size`.
+
+        Args:
+            location: The model.
+            max_bytes: The most that is copied.
+            copied: False: it is judged where it lies, and no session is made of it;
+                `check_unchanged` says afterwards whether it was one file all the time.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -77,6 +83,7 @@ class Held:
         """Its descriptor; where a system has none of folders, its path."""
         self._names: dict[str, _Beside] = {}
         self._model: int | bytes = b""
+        self._copied = copied
         self.size = 0
         """Bytes of the .onnx file."""
         with contextlib.ExitStack() as undo:
@@ -104,7 +111,7 @@ class Held:
         self.size = found.st_size
         if self.size > max_bytes:
             return
-        self._model = self._copy(self._file, self.size)
+        self._model = self._copy(self._file, self.size) if self._copied else self._file
         self._identity = identity(found)
         if identity(os.fstat(self._file)) != self._identity:
             raise ArtifactError(
@@ -221,12 +228,12 @@ class Held:
         with contextlib.ExitStack() as leases:
             for beside in self._names.values():
                 leases.enter_context(_writers_waiting(beside.descriptor))
-            self._check_unchanged()
+            self.check_unchanged()
             try:
                 with self._give(options) as source:
                     yield source
             finally:
-                self._check_unchanged()  # which explains an error of onnxruntime's too
+                self.check_unchanged()  # which explains an error of onnxruntime's too
 
     @contextlib.contextmanager
     def _give(self, options: Any) -> Iterator[str | bytes]:
@@ -248,9 +255,17 @@ class Held:
             model = self._relocated(model)
         yield f"{DESCRIPTORS}/{model}"
 
-    def _check_unchanged(self) -> None:
-        for name, beside in self._names.items():
-            if identity(os.fstat(beside.descriptor)) != identity(beside.found):
+    def check_unchanged(self) -> None:
+        """Check that what is not copied is as it was when it was opened.
+
+        Raises:
+            ArtifactError: Something wrote to it.
+        """
+        held = [(name, one.descriptor, identity(one.found)) for name, one in self._names.items()]
+        if not self._copied:
+            held.append(("it", self._file, self._identity))
+        for name, descriptor, before in held:
+            if identity(os.fstat(descriptor)) != before:
                 raise ArtifactError(
                     f"{self._name}: {name} changed while it was being loaded; load it again when "
                     "nothing writes to it"

@@ -17,7 +17,8 @@ from causal_onnx.runtime.profile.costs import NodeCost, Profile, weight_bytes
 from causal_onnx.runtime.profile.events import Event, ProfiledCall, Tensor, read_runs
 from causal_onnx.runtime.profile.graph import GraphNode, Scope, read_graph
 from causal_onnx.runtime.profile.products import product_flops
-from causal_onnx.runtime.profile.workload import Workload, check_sizes
+from causal_onnx.runtime.profile.workload import Workload
+from causal_onnx.runtime.request.example import check_sizes
 from causal_onnx.runtime.request.whole_numbers import whole_number
 
 if TYPE_CHECKING:

@@ -25,13 +25,16 @@ __all__ = ["judge", "scan"]
 KEYS = frozenset((CONTRACT_KEY, SOURCE_KEY, GOLDEN_KEY, CERTIFICATE_KEY))
 
 
-def scan(artifact: Artifact, limits: Limits, contract: Contract | None = None) -> Held:
+def scan(
+    artifact: Artifact, limits: Limits, contract: Contract | None = None, *, copied: bool = True
+) -> Held:
     """Hold the files of a model and judge them.
 
     Args:
         artifact: The model, by its path or as bytes.
         limits: What it may hold.
         contract: What requests will be checked against; None: that of the file.
+        copied: As for `Held`.
 
     Returns:
         The files that were judged, for `open_session`; to be closed after that.
@@ -41,7 +44,9 @@ def scan(artifact: Artifact, limits: Limits, contract: Contract | None = None) -
         UnsafeFileError: It holds something that exports do not, or more than `limits`.
     """
     with contextlib.ExitStack() as undo:
-        held = undo.enter_context(Held(artifact.location, max_bytes=limits.max_file_bytes))
+        held = undo.enter_context(
+            Held(artifact.location, max_bytes=limits.max_file_bytes, copied=copied)
+        )
         judge(held, artifact, limits, contract)
         undo.pop_all()
     return held

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from causal_onnx.runtime.artifact.artifact import Artifact
@@ -25,13 +26,17 @@ from causal_onnx.runtime.session.device import (
 from causal_onnx.runtime.session.huge_pages import on_huge_pages
 from causal_onnx.runtime.session.integer_products import PRECISION, exact_product_settings
 from causal_onnx.runtime.session.ort import first_line, import_onnxruntime, onnxruntime_errors
+from causal_onnx.runtime.session.prepared import PreparedSession, saving_settings
 from causal_onnx.runtime.session.threads import available_cores
 
-__all__ = ["SessionSettings", "open_session"]
+__all__ = ["Lender", "SessionSettings", "computing_settings", "open_session"]
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+Lender = Held | PreparedSession
+"""What holds the files that a session is made of."""
 
 MOST_THREADS = 1 << 16
 
@@ -60,6 +65,8 @@ class SessionSettings:
     """Put the weights on huge pages, where the system has them; the CPU's only."""
     profile_prefix: str | None = None
     """Let onnxruntime time every node, into a file whose path begins so; None: not."""
+    save_to: Path | None = None
+    """A folder to write the session to, with what was made of its weights; None: it is not."""
 
     def __post_init__(self) -> None:
         if self.threads is not None:
@@ -72,7 +79,7 @@ class SessionSettings:
 
 
 def open_session(
-    artifact: Artifact, device: str, settings: SessionSettings, held: Held | None = None
+    artifact: Artifact, device: str, settings: SessionSettings, held: Lender | None = None
 ) -> tuple[Any, Device]:
     """Make the session of `artifact` and say where it runs.
 
@@ -81,7 +88,8 @@ def open_session(
         device: "cpu", "cuda", "cuda:N" or "auto": CUDA where it works, else the CPU with a warning
             in the log.
         settings: Threads, spinning, denormals.
-        held: Its files as they were judged; None: onnxruntime opens them by their names.
+        held: Its files as they were judged, or the session that was made of them before; None:
+            onnxruntime opens them by their names.
 
     Raises:
         DeviceError: The device cannot run this model, or not all of it.
@@ -99,7 +107,21 @@ def open_session(
     return _open(artifact, cpu, settings, held), cpu
 
 
-def _open(artifact: Artifact, device: Device, settings: SessionSettings, held: Held | None) -> Any:
+def computing_settings(
+    artifact: Artifact, device: Device, settings: SessionSettings
+) -> dict[str, str]:
+    """The entries of a session that change what it computes, or by which kernels."""
+    # For the threads of the pool; the calling thread is seen to with every call (denormals.py).
+    found = {"session.set_denormal_as_zero": str(int(settings.flush_denormals))}
+    contract = artifact.contract
+    if device.kind == "cpu" and contract is not None and contract.precision == PRECISION:
+        found.update(exact_product_settings())
+    return found
+
+
+def _open(
+    artifact: Artifact, device: Device, settings: SessionSettings, held: Lender | None
+) -> Any:
     ort = import_onnxruntime()
     offered = ort.get_available_providers()
     if device.provider not in offered:
@@ -108,9 +130,11 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings, held: H
     try:
         # onnxruntime sets the mode for denormals on the thread that makes the first session of a
         # process, and leaves it so. This thread's end takes it away again.
+        # Weights that are mapped from a file lie on the pages that the file has in memory.
+        is_mapped = isinstance(held, PreparedSession)
         with (
             on_huge_pages()
-            if settings.huge_pages and device.kind == "cpu"
+            if settings.huge_pages and device.kind == "cpu" and not is_mapped
             else contextlib.nullcontext()
         ):
             session = _on_own_thread(lambda: _create(ort, artifact, device, settings, held))
@@ -153,7 +177,7 @@ def _open(artifact: Artifact, device: Device, settings: SessionSettings, held: H
 
 
 def _create(
-    ort: Any, artifact: Artifact, device: Device, settings: SessionSettings, held: Held | None
+    ort: Any, artifact: Artifact, device: Device, settings: SessionSettings, held: Lender | None
 ) -> Any:
     options = ort.SessionOptions()
     # Its warnings and errors go to stderr, past Python; what matters comes as an exception.
@@ -166,15 +190,11 @@ def _create(
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     if settings.spinning is None:
         options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
-    # For the threads of the pool; the calling thread is seen to with every call (denormals.py).
-    options.add_session_config_entry(
-        "session.set_denormal_as_zero", str(int(settings.flush_denormals))
-    )
+    for key, value in computing_settings(artifact, device, settings).items():
+        options.add_session_config_entry(key, value)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    contract = artifact.contract
-    if device.kind == "cpu" and contract is not None and contract.precision == PRECISION:
-        for key, value in exact_product_settings().items():
-            options.add_session_config_entry(key, value)
+    if settings.save_to is not None:
+        saving_settings(settings.save_to, options)
     # Else the name's ending or the first bytes choose another parser.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     providers: list[Any] = ["CPUExecutionProvider"]
@@ -193,7 +213,7 @@ def _create(
 
 
 def _source(
-    artifact: Artifact, held: Held | None, options: Any
+    artifact: Artifact, held: Lender | None, options: Any
 ) -> AbstractContextManager[str | bytes]:
     """What onnxruntime reads the model from."""
     if held is not None:
@@ -233,7 +253,7 @@ _REMEDIES = (
 """What onnxruntime's message says -> what to do about it."""
 
 
-def _refused(ort: Any, artifact: Artifact, error: Exception, held: Held | None) -> ArtifactError:
+def _refused(ort: Any, artifact: Artifact, error: Exception, held: Lender | None) -> ArtifactError:
     text = str(error)
     line = first_line(error)
     remedy = next((what for sign, what in _REMEDIES if sign in text), "export it again")

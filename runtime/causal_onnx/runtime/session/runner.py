@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import itertools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,8 @@ import numpy as np
 from causal_onnx.runtime.artifact.artifact import Artifact
 from causal_onnx.runtime.artifact.held import Held
 from causal_onnx.runtime.contract import Contract
-from causal_onnx.runtime.errors import RunError
+from causal_onnx.runtime.errors import ArtifactError, RunError
+from causal_onnx.runtime.request.example import make_request
 from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.scan import Limits, scan
 from causal_onnx.runtime.session import bfloat16
@@ -25,8 +28,14 @@ from causal_onnx.runtime.session.denormals import run_flushed
 from causal_onnx.runtime.session.device import Device
 from causal_onnx.runtime.session.device_memory import DeviceMemory
 from causal_onnx.runtime.session.graph_check import check_signature
-from causal_onnx.runtime.session.open import SessionSettings, open_session
+from causal_onnx.runtime.session.open import (
+    Lender,
+    SessionSettings,
+    computing_settings,
+    open_session,
+)
 from causal_onnx.runtime.session.ort import first_line, import_onnxruntime, onnxruntime_errors
+from causal_onnx.runtime.session.prepared import PreparedFolder, PreparedSession, Recipe
 from causal_onnx.runtime.session.threads import available_cores
 from causal_onnx.runtime.session.trial import TRIED_OPTIONS, TrialLimits, hold_unjudged, try_out
 
@@ -54,8 +63,14 @@ class LoadOptions:
     trusted: bool = False
     limits: Limits | None = None
     isolated_trial: bool | TrialLimits = False
+    prepared: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.prepared is not None and self.device != "cpu":
+            raise ValueError(
+                f"prepared keeps sessions of the CPU, got device={self.device!r}; load with "
+                "device='cpu', or without prepared"
+            )
         if self.contract is not None and not isinstance(self.contract, Contract):
             raise TypeError(f"contract must be a Contract, got {type(self.contract).__name__}")
         if not isinstance(self.trusted, bool):
@@ -68,14 +83,17 @@ class LoadOptions:
             )
         self.settings()
 
-    def settings(self, *, profile_prefix: str | None = None) -> SessionSettings:
+    def settings(
+        self, *, profile_prefix: str | None = None, save_to: Path | None = None
+    ) -> SessionSettings:
         """Those that the session is made with."""
         return SessionSettings(
             threads=self.threads,
             spinning=self.spinning,
             flush_denormals=self.flush_denormals,
-            huge_pages=self.huge_pages,
+            huge_pages=self.huge_pages and save_to is None,
             profile_prefix=profile_prefix,
+            save_to=save_to,
         )
 
 
@@ -134,18 +152,60 @@ class Runner:
             ArtifactError: It is damaged, of a newer format, without a contract and of a layout from
                 which none follows, or has changed.
             DeviceError: The device cannot be used, or not for all of the model.
+            ValueError: A session cannot be kept prepared here, or not of this model.
+            OSError: It cannot be written.
         """
         given = options.contract
         contract = artifact.contract if given is None else given
         if contract is None:
             contract = given = artifact.derived_contract
+        if options.prepared is not None:
+            return cls._open_prepared(artifact, contract, given, options)
         with _files(artifact, options, given) as held:
-            if options.isolated_trial and held is not None:
-                asked = options.isolated_trial
-                limits = TrialLimits() if isinstance(asked, bool) else asked
-                chosen = {name: getattr(options, name) for name in TRIED_OPTIONS}
-                try_out(held, limits, artifact=artifact, contract=given, options=chosen)
+            _try_out(held, artifact, given, options)
             return cls.of_held(artifact, contract, held, options, profile_prefix=profile_prefix)
+
+    @classmethod
+    def _open_prepared(
+        cls, artifact: Artifact, contract: Contract, given: Contract | None, options: LoadOptions
+    ) -> Runner:
+        """Take the session that was kept of these very files, or keep one."""
+        assert options.prepared is not None
+        location = artifact.location
+        if isinstance(location, bytes):
+            raise ValueError("prepared keeps what was made of a file, got bytes; pass a path")
+        folder = PreparedFolder(options.prepared)
+
+        def recipe_of(held: Held) -> Recipe:
+            settings = computing_settings(artifact, Device("cpu"), options.settings())
+            return Recipe.of(location, held.identities, settings)
+
+        if not options.isolated_trial:
+            # No session is made of the file itself, so that it need not be copied to be judged.
+            with _files(artifact, options, given, copied=False) as held:
+                assert held is not None
+                kept = folder.find(recipe_of(held), artifact.name)
+                if kept is not None:
+                    with kept:
+                        runner = cls.of_held(artifact, contract, held, options, source=kept)
+                    held.check_unchanged()
+                    return runner
+        with folder.locked(), _files(artifact, options, given) as held:
+            assert held is not None
+            _try_out(held, artifact, given, options)
+            recipe = recipe_of(held)
+            with contextlib.ExitStack() as stack:
+                kept = folder.find(recipe, artifact.name)  # another process may have made it
+                if kept is not None:
+                    stack.enter_context(kept)
+                    return cls.of_held(artifact, contract, held, options, source=kept)
+                draft = stack.enter_context(folder.draft(recipe))
+                plain = cls.of_held(artifact, contract, held, options, save_to=draft)
+                kept = stack.enter_context(folder.record(draft, recipe, artifact.name))
+                runner = cls.of_held(artifact, contract, held, options, source=kept)
+                _check_same_bits(plain, runner)
+                folder.keep(draft, recipe)
+            return runner
 
     @classmethod
     def of_held(
@@ -156,15 +216,27 @@ class Runner:
         options: LoadOptions,
         *,
         profile_prefix: str | None = None,
+        source: PreparedSession | None = None,
+        save_to: Path | None = None,
     ) -> Runner:
         """Make the session of files that were judged, or, where `held` is None, need not be.
+
+        Args:
+            artifact: The model.
+            contract: What requests are checked against.
+            held: Its files.
+            options: What the caller chose.
+            profile_prefix: As for `open`.
+            source: What was made of these files before, which the session is made of.
+            save_to: As for `SessionSettings`.
 
         Raises:
             ArtifactError: onnxruntime does not accept the model, or it is not the contract's.
             DeviceError: The device cannot be used, or not for all of the model.
         """
-        settings = options.settings(profile_prefix=profile_prefix)
-        session, device = open_session(artifact, options.device, settings, held)
+        settings = options.settings(profile_prefix=profile_prefix, save_to=save_to)
+        lender: Lender | None = held if source is None else source
+        session, device = open_session(artifact, options.device, settings, lender)
         check_signature(session, contract, name=artifact.name)
         return cls(
             artifact=artifact,
@@ -267,7 +339,9 @@ class Runner:
             ArtifactError: The file is gone or has changed.
             DeviceError: The device cannot be used any more.
         """
-        options = replace(self.options, device=str(self.device), isolated_trial=False)
+        options = replace(
+            self.options, device=str(self.device), isolated_trial=False, prepared=None
+        )
         return Runner.open(self.artifact, options, profile_prefix=prefix)
 
     def end_profiling(self) -> Path:
@@ -325,12 +399,59 @@ class Runner:
 
 
 def _files(
-    artifact: Artifact, options: LoadOptions, contract: Contract | None
+    artifact: Artifact, options: LoadOptions, contract: Contract | None, *, copied: bool = True
 ) -> AbstractContextManager[Held] | AbstractContextManager[None]:
-    """The files of a model, judged; None where nobody asked for it."""
+    """The files of a model, judged; None where nobody needs them held."""
     if not options.trusted:
-        return scan(artifact, options.limits or Limits(), contract)
-    return hold_unjudged(artifact) if options.isolated_trial else nullcontext()
+        return scan(artifact, options.limits or Limits(), contract, copied=copied)
+    if options.isolated_trial or options.prepared is not None:
+        return hold_unjudged(artifact, copied=copied)
+    return nullcontext()
+
+
+def _try_out(
+    held: Held | None, artifact: Artifact, contract: Contract | None, options: LoadOptions
+) -> None:
+    """Load the model in a process of its own first, where that was asked for."""
+    asked = options.isolated_trial
+    if asked and held is not None:
+        limits = TrialLimits() if isinstance(asked, bool) else asked
+        chosen = {name: getattr(options, name) for name in TRIED_OPTIONS}
+        try_out(held, limits, artifact=artifact, contract=contract, options=chosen)
+
+
+def _check_same_bits(one: Runner, other: Runner) -> None:
+    """Check that two sessions of one model compute the same, bit by bit.
+
+    Raises:
+        ArtifactError: They do not, or no request could be made up to tell.
+    """
+    name = one.artifact.name
+    remedy = "load it without prepared"
+    for request in _requests(one.contract):
+        try:
+            feeds = one.checker.check((), request).feeds
+            found, expected = other.run_step(feeds), one.run_step(feeds)
+        except (ValueError, RunError) as error:
+            raise ArtifactError(
+                f"{name} cannot be kept prepared: whether the session that onnxruntime writes "
+                f"computes the same could not be seen, since a call failed: {error}; {remedy}"
+            ) from error
+        for key, value in expected.items():
+            if value.tobytes() != found[key].tobytes():
+                raise ArtifactError(
+                    f"{name} cannot be kept prepared: the session that onnxruntime wrote of it "
+                    f"computes other bits of {key!r}; {remedy}"
+                )
+
+
+def _requests(contract: Contract) -> Iterator[dict[str, Array]]:
+    """Calls of one position and of several, of one row and of two, as far as they are allowed."""
+    rows = (1, 2) if any("batch" in spec.axes for spec in contract.inputs) else (1,)
+    least, most = contract.min_seq_len, contract.max_seq_len
+    longest = 1 if contract.ragged == "single" else min(least + 6, most or least + 6)
+    for batch, seq in itertools.product(rows, sorted({least, longest})):
+        yield make_request(contract, batch=batch, seq=seq)
 
 
 def _bfloat16_values(value: Any) -> Array:

@@ -67,14 +67,14 @@ class TrialLimits:
                 raise ValueError(f"{item.name} must be a positive integer, got {value!r}")
 
 
-def hold_unjudged(artifact: Artifact) -> Held:
-    """Hold the files of a model that is loaded without the scan.
+def hold_unjudged(artifact: Artifact, *, copied: bool = True) -> Held:
+    """Hold the files of a model that is loaded without the scan; `copied` is as for `Held`.
 
     Raises:
         ArtifactError: It is damaged, or a file beside it cannot be held.
     """
     with contextlib.ExitStack() as undo:
-        held = undo.enter_context(Held(artifact.location, max_bytes=sys.maxsize))
+        held = undo.enter_context(Held(artifact.location, max_bytes=sys.maxsize, copied=copied))
         held.check_header(artifact)
         for name in read_graph_parts(held.stream, name=artifact.name).data_files:
             try:

@@ -22,7 +22,8 @@ def import_extra(name: str, *, extra: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name:
+        # A package may lie in one that is missing, too.
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise ImportError(
             f"{purpose} needs the package {name}: pip install 'causal-onnx[{extra}]'", name=name

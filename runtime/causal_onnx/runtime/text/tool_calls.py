@@ -14,7 +14,7 @@ from typing import Any
 
 from causal_onnx.runtime.json_text import MAX_DEPTH, depth_of
 
-__all__ = ["FORMS", "ToolCall", "form_of", "names_of", "read_calls"]
+__all__ = ["FORMS", "HERMES", "LLAMA", "MARKS", "ToolCall", "form_of", "names_of", "read_calls"]
 
 HERMES, LLAMA, MISTRAL = "hermes", "llama3", "mistral"
 
@@ -28,6 +28,9 @@ FORMS: Mapping[str, str] = {
 OPEN, CLOSE, THOUGHT = "<tool_call>", "</tool_call>", "</think>"
 LIST, ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
 TAG = "<|python_tag|>"
+
+MARKS: Mapping[str, str] = {HERMES: OPEN, LLAMA: TAG, MISTRAL: LIST}
+"""Name -> what stands before a call; Llama 3.1 writes calls without it, too."""
 
 _END = re.compile(r"(\s|<[^<>\s]*>)*")
 """What may stand behind the last call: special tokens that end a reply."""
@@ -132,21 +135,21 @@ def _listed(text: str, start: int) -> Iterator[ToolCall]:
 
 
 def _bare(text: str, names: Collection[str]) -> tuple[str, tuple[ToolCall, ...]]:
-    """Llama 3.1: the reply is the object, or several with ";" between them."""
+    """Llama 3.1: the reply is the object, a list of them, or several with ";" between them."""
     is_marked = text.lstrip().startswith(TAG)
     place = _skip(text, text.index(TAG) + len(TAG) if is_marked else 0)
-    if not text.startswith("{", place):
+    if not text.startswith(("{", "["), place):
         return text, ()
-    calls = []
+    calls: list[ToolCall] = []
     while True:
         try:
             value, end = _object(text, place)
-            calls.append(_call(value))
+            calls += [_call(item) for item in (value if isinstance(value, list) else [value])]
         except ValueError:
             if calls or is_marked or any(f'"{name}"' in text for name in names):
                 raise
             return text, ()
-        if calls[-1].name not in names:
+        if not calls or any(call.name not in names for call in calls):
             return text, ()
         end = _skip(text, end)
         if not text.startswith(";", end):

@@ -135,7 +135,8 @@ class Engine:
         self._rows = open_rows(model, count=options.sequences, capacity=context)
         self._most_positions = options.cache_positions or options.sequences * context
         vocabs = [spec.vocab_size for spec in model.contract.inputs if spec.vocab_size is not None]
-        self._vocab = min([*vocabs, vocab_size(model)])
+        self.vocab_size = min([*vocabs, vocab_size(model)])
+        """Ids of prompts lie in [0, vocab_size)."""
         self.record = EngineRecord()
         """What it has done so far."""
         kept = options.prefix_positions
@@ -269,10 +270,10 @@ class Engine:
             joins_prompt=joins_prompt,
         )
         (ids,) = prompt_ids(self.model, [prompt])
-        wrong = next((token for token in ids if not 0 <= token < self._vocab), None)
+        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
         if wrong is not None:
             raise BadRequestError(
-                f"the prompt holds the id {wrong}, expected ids in [0, {self._vocab})",
+                f"the prompt holds the id {wrong}, expected ids in [0, {self.vocab_size})",
                 param="prompt",
             )
         n = whole_number("n", n, most=1024)
@@ -545,6 +546,8 @@ class Engine:
             return
         score = Score(choice.id, choice.logprob, top)
         generation.post(Token(item.index, score, choice.text, growing.finish))
+        if generation.replay_of is None:
+            self.record.add_token()
         self._changed_ones[generation] = None
 
     def _leave(self) -> None:

@@ -200,6 +200,11 @@ class Generation:
         """Whether nothing follows any more."""
         return self._is_done
 
+    @property
+    def written_tokens(self) -> int:
+        """How many tokens were written, of all continuations."""
+        return 0 if self.only_scores else sum(len(item.ids) for item in self.sequences)
+
     def _next(self) -> Token | None:
         with self._changed:
             while not (self._tokens or self._is_done):

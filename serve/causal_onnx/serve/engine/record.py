@@ -52,7 +52,10 @@ class Histogram:
 
 
 class EngineRecord:
-    """Counts and histograms of the requests that have ended; read it under `lock`."""
+    """Counts and histograms of the requests that have ended; read it under `lock`.
+
+    `generation_tokens` alone counts as they are written.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -69,6 +72,11 @@ class EngineRecord:
         self.decode = Histogram(SECONDS)
         self.prompt_length = Histogram(COUNTS)
         self.generation_length = Histogram(COUNTS)
+
+    def add_token(self) -> None:
+        """Count a token that was written."""
+        with self.lock:
+            self.generation_tokens += 1
 
     def add_replay(self, *, is_same: bool) -> None:
         """Count a request that was repeated."""
@@ -97,6 +105,5 @@ class EngineRecord:
                 self.inter_token.add(after - before)
             for sequence in generation.sequences:
                 count = 0 if generation.only_scores else len(sequence.ids)
-                self.generation_tokens += count
                 self.generation_length.add(count)
                 self.finished["error" if is_error else sequence.finish or "interrupted"] += 1

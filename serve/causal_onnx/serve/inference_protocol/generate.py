@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from causal_onnx.runtime.errors import CausalOnnxError
-from causal_onnx.serve.engine.engine import Engine
 from causal_onnx.serve.engine.generation import Generation, Token
 from causal_onnx.serve.errors import BadRequestError, RequestError
 from causal_onnx.serve.inference_protocol.answers import answer, event
@@ -32,7 +31,7 @@ NEW_TOKENS = 16
 class Pieces:
     """A request that is continued, and how its answer is written."""
 
-    engine: Engine
+    served: ServedModel
     generation: Generation
     head: Mapping[str, Any]
     with_ids: bool
@@ -101,7 +100,7 @@ def prepare_text(served: ServedModel, data: Mapping[str, Any]) -> Pieces:
     if identity:
         head["id"] = identity
     return Pieces(
-        engine=engine,
+        served=served,
         generation=generation,
         head=head,
         with_ids=text is None or served.tokenizer is None,
@@ -117,7 +116,7 @@ async def _take_up(request: Request) -> Pieces:
     data = parse_object(decompressed(body, request.headers, most=most), most=most)
     service.check_open()
     pieces = await prepare_aside(lambda: prepare_text(served, data))
-    take_up(request, pieces.engine, [pieces.generation])
+    take_up(request, pieces.served, [pieces.generation])
     return pieces
 
 

@@ -32,8 +32,9 @@ from causal_onnx.serve.inference_protocol.repository import index, load_model, u
 from causal_onnx.serve.inference_protocol.tensors import find_model, infer
 from causal_onnx.serve.keys import ApiKey, Quota
 from causal_onnx.serve.operate.gate import find_given_key, log_request, tokens_of
-from causal_onnx.serve.requests.running import prepare_aside
+from causal_onnx.serve.requests.running import engine_of, prepare_aside
 from causal_onnx.serve.service import Service
+from causal_onnx.serve.tracing import RequestSpan
 
 __all__ = ["GrpcServer"]
 
@@ -65,6 +66,8 @@ class _Call:
     name: str
     key: str | None
     quota: Quota | None
+    span: RequestSpan | None = None
+    model: str | None = None
     began: float = field(default_factory=time.monotonic)
     status: int = 200
     generations: list[Generation] = field(default_factory=list)
@@ -80,7 +83,16 @@ class _Call:
             status=self.status,
             seconds=time.monotonic() - self.began,
             generations=self.generations,
+            span=self.span,
         )
+        if self.span is not None:
+            self.span.end(
+                name=None,
+                failed=self.status >= 500,
+                attributes={},
+                model=self.model,
+                generations=self.generations,
+            )
 
 
 class GrpcServer:
@@ -172,22 +184,28 @@ class GrpcServer:
     # What stands before all calls.
 
     def _begin(self, name: str, context: Any) -> _Call:
-        options = self._service.options
+        options, span = self._service.options, self._span(name, context)
         if not options.keys or name in OPEN:
-            return _Call(name, None, None)
+            return _Call(name, None, None, span)
         try:
             key = self._key(context)
             quota = self._service.quotas[key.name]
             quota.begin()
         except RequestError as error:
-            call = _Call(name, None, None, status=error.status)
+            call = _Call(name, None, None, span, status=error.status)
             call.end()
             raise
-        return _Call(name, key.name, quota)
+        return _Call(name, key.name, quota, span)
+
+    def _span(self, name: str, context: Any) -> RequestSpan | None:
+        if self._service.tracing is None or name in OPEN:
+            return None
+        attributes = {"rpc.system": "grpc", "rpc.service": SERVICE, "rpc.method": name}
+        return self._service.tracing.begin(f"{SERVICE}/{name}", _metadata(context), attributes)
 
     def _key(self, context: Any) -> ApiKey:
-        given = dict(context.invocation_metadata() or ()).get("authorization", "")
-        return find_given_key(self._service.options.keys, given if isinstance(given, str) else "")
+        given = _metadata(context).get("authorization", "")
+        return find_given_key(self._service.options.keys, given)
 
     async def _abort(self, context: Any, error: RequestError) -> None:
         code = getattr(self._grpc.StatusCode, CODES.get(error.status, "INTERNAL"))
@@ -250,6 +268,7 @@ class GrpcServer:
 
     async def _answers(self, message: Any, call: _Call) -> AsyncIterator[Any]:
         served = find_model(self._service, message.model_name, message.model_version)
+        call.model = served.name
         if not is_text_request(message):
             tensors = await infer(self._service, served, read_tensors(served, message))
             yield write_tensors(served, tensors, more={"triton_final_response": True})
@@ -257,7 +276,7 @@ class GrpcServer:
         self._service.check_open()
         data = read_text(message)
         pieces = await prepare_aside(lambda: prepare_text(served, data))
-        pieces.engine.enqueue([pieces.generation])
+        engine_of(served).enqueue([pieces.generation])
         call.generations.append(pieces.generation)
         with pieces.generation:
             async for part in pieces.parts():
@@ -303,6 +322,7 @@ class GrpcServer:
 
     async def _infer(self, message: Any, call: _Call) -> Any:
         served = find_model(self._service, message.model_name, message.model_version)
+        call.model = served.name
         tensors = await infer(self._service, served, read_tensors(served, message))
         return write_tensors(served, tensors)
 
@@ -317,6 +337,12 @@ class GrpcServer:
     async def _unload(self, message: Any, call: _Call) -> Any:
         await unload_model(self._service, message.model_name, message.parameters)
         return message_class("RepositoryModelUnloadResponse")()
+
+
+def _metadata(context: Any) -> dict[str, str]:
+    """What came beside a message, as far as it is text."""
+    pairs = context.invocation_metadata() or ()
+    return {name: text for name, text in pairs if isinstance(text, str)}
 
 
 def _parsed(request_class: Any, raw: bytes) -> Any:

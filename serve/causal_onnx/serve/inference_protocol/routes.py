@@ -26,6 +26,7 @@ from causal_onnx.serve.inference_protocol.http_tensors import (
 )
 from causal_onnx.serve.inference_protocol.repository import index, load_model, unload_model
 from causal_onnx.serve.inference_protocol.tensors import find_model, infer
+from causal_onnx.serve.operate.gate import MODEL
 from causal_onnx.serve.registry import ServedModel
 from causal_onnx.serve.service import service_of
 from causal_onnx.serve.web import answering, read_body, while_connected
@@ -59,7 +60,9 @@ async def ready(request: Request) -> Response:
 
 def _model_of(request: Request) -> ServedModel:
     path = request.path_params
-    return find_model(service_of(request), path["model"], path.get("version"))
+    served = find_model(service_of(request), path["model"], path.get("version"))
+    request.scope[MODEL] = served.name
+    return served
 
 
 async def model(request: Request) -> Response:
@@ -109,7 +112,8 @@ async def repository_index(request: Request) -> Response:
 async def repository_change(request: Request) -> Response:
     """Load a model, or unload it."""
     data, path = await _object(request), request.path_params
-    parameters = data.pop("parameters", None) or {}
+    parameters = data.pop("parameters", None)
+    parameters = {} if parameters is None else parameters
     if not isinstance(parameters, dict):
         raise BadRequestError("parameters must be an object", param="parameters")
     _check_end(data)
@@ -136,7 +140,7 @@ async def _aside(work: Callable[[], T], size_bytes: int) -> T:
     return work() if size_bytes < READ_ASIDE else await asyncio.to_thread(work)
 
 
-MODEL = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
+BASES = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
 ROUTES = [
     Route(path, answering(handler, error_of=error_answer), methods=[method])
@@ -146,11 +150,11 @@ ROUTES = [
         ("POST", "/v2/repository/models/{model}/{change}", repository_change),
         ("GET", "/v2/health/live", live),
         ("GET", "/v2/health/ready", ready),
-        *(("GET", base, model) for base in MODEL),
-        *(("GET", f"{base}/config", config) for base in MODEL),
-        *(("GET", f"{base}/ready", model_ready) for base in MODEL),
-        *(("POST", f"{base}/infer", model_infer) for base in MODEL),
-        *(("POST", f"{base}/generate", generate) for base in MODEL),
-        *(("POST", f"{base}/generate_stream", generate_stream) for base in MODEL),
+        *(("GET", base, model) for base in BASES),
+        *(("GET", f"{base}/config", config) for base in BASES),
+        *(("GET", f"{base}/ready", model_ready) for base in BASES),
+        *(("POST", f"{base}/infer", model_infer) for base in BASES),
+        *(("POST", f"{base}/generate", generate) for base in BASES),
+        *(("POST", f"{base}/generate_stream", generate_stream) for base in BASES),
     )
 ]

@@ -64,10 +64,7 @@ def error_answer(error: RequestError) -> Response:
 def usage_of(generations: Sequence[Generation]) -> dict[str, Any]:
     """How many tokens were read and written."""
     prompt = sum(len(item.prompt) for item in generations)
-    written = sum(
-        0 if item.only_scores else sum(len(sequence.ids) for sequence in item.sequences)
-        for item in generations
-    )
+    written = sum(item.written_tokens for item in generations)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,

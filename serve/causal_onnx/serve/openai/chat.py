@@ -13,13 +13,14 @@ from starlette.responses import Response
 
 from causal_onnx.runtime import Constraint
 from causal_onnx.runtime.generation.chat import continues
+from causal_onnx.runtime.text.tool_calls import form_of
 from causal_onnx.serve.engine.generation import Generation, Token
 from causal_onnx.serve.openai.answers import answer, usage_of
 from causal_onnx.serve.openai.constraints import read_constraint
 from causal_onnx.serve.openai.messages import read_messages, writer_of
 from causal_onnx.serve.openai.stream import Streaming, event_stream, read_streaming
 from causal_onnx.serve.openai.tokens import chat_logprobs
-from causal_onnx.serve.openai.tools import CallReader, Tools, read_tools
+from causal_onnx.serve.openai.tools import CallReader, Tools, read_tools, text_with_marks
 from causal_onnx.serve.registry import ServedModel
 from causal_onnx.serve.requests.fields import Fields
 from causal_onnx.serve.requests.running import (
@@ -69,10 +70,10 @@ async def chat_completions(request: Request) -> Response:
     """Reply `n` times."""
     service, fields = await read_request(request)
     served = service.models.find(fields.required_text("model"))
-    engine = engine_of(served)
+    engine_of(served)  # before all else: whether it continues prompts
     asked = _read(fields, served)
     generation = await prepare_aside(lambda: _prepare(asked, served))
-    take_up(request, engine, [generation])
+    take_up(request, served, [generation])
     writer = _Writer(served, asked, generation)
     if asked.streaming.is_wanted:
         return event_stream(writer.events(), service=service)
@@ -150,7 +151,15 @@ class _Writer:
         self._tokenizer = served.tokenizer
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
         self._created, self._model = int(time.time()), served.name
-        self._readers = [CallReader(asked.tools) for _ in generation.sequences]
+        template = served.template
+        form = None if template is None else form_of(template.source(has_tools=True))
+        self._readers = [CallReader(asked.tools, form) for _ in generation.sequences]
+
+    def _text(self, tokens: Sequence[Token]) -> str:
+        """Their text, and the marks of calls where these may come."""
+        if not self._asked.tools.names:
+            return "".join(token.text or "" for token in tokens)
+        return text_with_marks([(t.score.id, t.text or "") for t in tokens], self._tokenizer)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
@@ -170,7 +179,7 @@ class _Writer:
 
     def _message(self, index: int, tokens: Sequence[Token]) -> dict[str, Any]:
         reader = self._readers[index]
-        text = reader.push("".join(token.text or "" for token in tokens))
+        text = reader.push(self._text(tokens))
         rest, calls = reader.end()
         message: dict[str, Any] = {
             "role": "assistant",
@@ -207,7 +216,7 @@ class _Writer:
         async for _, tokens in arrivals([self._generation]):
             index, finish = tokens[0].index, tokens[-1].finish
             reader = self._readers[index]
-            text = reader.push("".join(token.text or "" for token in tokens))
+            text = reader.push(self._text(tokens))
             calls: list[dict[str, Any]] = []
             if finish is not None:
                 rest, calls = reader.end()

@@ -62,10 +62,10 @@ async def completions(request: Request) -> Response:
     """Continue each prompt `n` times."""
     service, fields = await read_request(request)
     served = service.models.find(fields.required_text("model"))
-    engine = engine_of(served)
+    engine_of(served)  # before all else: whether it continues prompts
     asked = _read(fields, served, most_prompts=service.options.most_prompts)
     generations = await prepare_aside(lambda: _prepare(asked, served))
-    take_up(request, engine, generations)
+    take_up(request, served, generations)
     writer = _Writer(served, asked, generations)
     if asked.streaming.is_wanted:
         return event_stream(writer.events(), service=service)

@@ -15,6 +15,8 @@ __all__ = ["read_messages", "writer_of"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
+LISTS = ("tool_calls", "annotations")
+
 UNSUPPORTED = {
     "audio": "messages are texts",
     "function_call": "use tool_calls",
@@ -60,7 +62,10 @@ def _message(given: object, where: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise BadRequestError(f"{where[:-1]} must be an object, got {str(given)[:60]!r}")
     # Clients send back what they got, with empty lists for what there is none of.
-    fields = Fields({name: value for name, value in given.items() if value != []}, where=where)
+    fields = Fields(
+        {name: value for name, value in given.items() if name not in LISTS or value != []},
+        where=where,
+    )
     role = fields.choice("role", *ROLES)
     if role is None:
         raise fields.error("role", f"must be one of {', '.join(ROLES)}")

@@ -7,18 +7,19 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from causal_onnx.runtime import Constraint
-from causal_onnx.runtime.json_text import read_json
+from causal_onnx.runtime.text.tool_calls import HERMES, LLAMA, MARKS, ToolCall, read_calls
+from causal_onnx.serve.openai.tokens import text_of
 from causal_onnx.serve.requests.fields import Fields
 
-__all__ = ["CallReader", "Tools", "read_tools"]
+if TYPE_CHECKING:
+    from causal_onnx.runtime import Tokenizer
+
+__all__ = ["CallReader", "Tools", "read_tools", "text_with_marks"]
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
-"""Around a call, as Hermes, Qwen and others write it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +40,7 @@ def read_tools(fields: Fields) -> Tools:
     """Read `tools`, `tool_choice` and `parallel_tool_calls`.
 
     A call that must come is one JSON object, by a constraint. One that may come is found in the
-    text: between `<tool_call>` tags, or as JSON that is all of the text.
+    text, in the form in which the template shows calls.
 
     Raises:
         BadRequestError: One does not fit.
@@ -101,7 +102,9 @@ def _wanted(fields: Fields, choice: object, names: Sequence[str]) -> list[str] |
         return list(names)
     function = choice.get("function") if isinstance(choice, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
-    if name not in names:
+    # Compared as a whole, because other fields would ask for something that is not done.
+    whole = {"type": "function", "function": {"name": name}}
+    if choice != whole or name not in names:
         raise fields.error(
             "tool_choice",
             "must be 'none', 'auto', 'required', or {'type': 'function', 'function': {'name': "
@@ -123,80 +126,89 @@ def _constraint(names: Sequence[str], parameters: dict[str, dict[str, Any]]) -> 
     return Constraint.json_schema(calls[0] if len(calls) == 1 else {"anyOf": calls})
 
 
+def text_with_marks(pieces: Sequence[tuple[int, str]], tokenizer: Tokenizer | None) -> str:
+    """A text of ids and what each added to it, with the marks of calls that are special tokens.
+
+    Texts leave special tokens out, so a mark is one that added nothing.
+    """
+    marks = MARKS.values()
+
+    def written(token: int, text: str) -> str:
+        name = "" if text else text_of(token, tokenizer)
+        return name if name in marks else text
+
+    return "".join(written(token, text) for token, text in pieces)
+
+
 class CallReader:
     """Finds calls in a text that comes piece by piece, and holds back what may be one."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._is_quiet = not tools.names
-        """Whether nothing is held back, as there is nothing to call."""
+    def __init__(self, tools: Tools, form: str | None) -> None:
+        """Begin with nothing.
+
+        Args:
+            tools: What may be called.
+            form: How the model writes calls, one of the runtime's `FORMS`; None: its template does
+                not show it, and both between `<tool_call>` tags and as all of the text they count.
+        """
+        self._tools, self._form = tools, form
+        self._marks = tuple(MARKS.values()) if form is None else (MARKS[form],)
+        self._is_bare = form in (LLAMA, None)
+        """Whether calls may come without a mark, as all of the text."""
         self._held = ""
         self._has_given = False
 
     def push(self, text: str) -> str:
-        """What of the text is certainly no call."""
-        if self._is_quiet:
+        """What of the text is certainly no call.
+
+        Args:
+            text: The next piece, with the marks of calls written out where they are special tokens.
+        """
+        if not self._tools.names:  # there is nothing to call
             return text
         self._held += text
         start = self._held.lstrip()
-        if self._tools.constraint is not None or (
-            not self._has_given and (not start or start[0] in "{[")
-        ):
+        may_be_bare = self._is_bare and not self._has_given and (not start or start[0] in "{[")
+        if self._tools.constraint is not None or may_be_bare:
             return ""
-        place = self._held.find(OPEN)
-        if place < 0:
-            place = len(self._held) - _overlap(self._held, OPEN)
+        place = min(_place_of(mark, self._held) for mark in self._marks)
         given, self._held = self._held[:place], self._held[place:]
         self._has_given = self._has_given or bool(given)
         return given
 
     def end(self) -> tuple[str, list[dict[str, Any]]]:
-        """The rest of the text, and the calls, as `tool_calls` has them."""
+        """The rest of the text, and the calls, as `tool_calls` has them.
+
+        What is begun as a call and is none, or one of a function that was not shown, is text.
+        """
         held, self._held = self._held, ""
-        if OPEN in held:
-            calls, rest = self._tagged(held)
-        else:
-            calls, rest = self._parsed(held), ""
-        return ("", calls) if calls and not rest.strip() else (rest if calls else held, calls)
-
-    def _tagged(self, text: str) -> tuple[list[dict[str, Any]], str]:
-        """The calls between tags, and what else there is."""
-        before, *parts = text.split(OPEN)
-        calls, rest = [], [before]
-        for part in parts:
-            inside, _, behind = part.partition(CLOSE)
-            found = self._parsed(inside)
-            calls += found
-            rest += [behind] if found else [OPEN + part]
-        return calls, "".join(rest)
-
-    def _parsed(self, text: str) -> list[dict[str, Any]]:
-        """The calls that a text is, as a whole; none where it is something else."""
+        form = self._form
+        if self._tools.constraint is not None:
+            form = LLAMA  # the object alone, as it was constrained
+        elif form is None:
+            form = HERMES if MARKS[HERMES] in held else LLAMA
         try:
-            data = read_json(text.strip()) if text.strip() else None
+            content, calls = read_calls(held, form, self._tools.names)
         except ValueError:
-            return []
-        items = data if isinstance(data, list) else [data]
-        found = []
-        for item in items:
-            if not isinstance(item, dict) or item.get("name") not in self._tools.names:
-                return []
-            arguments = item.get("arguments", item.get("parameters"))
-            if not isinstance(arguments, dict):
-                return []
-            found.append(_call(str(item["name"]), arguments))
-        return found
+            return held, []
+        if not calls or any(call.name not in self._tools.names for call in calls):
+            return held, []
+        return content, [_written(call) for call in calls]
 
 
-def _call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _written(call: ToolCall) -> dict[str, Any]:
+    arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
     return {
-        "id": f"call_{secrets.token_hex(12)}",
+        "id": call.id or f"call_{secrets.token_hex(12)}",
         "type": "function",
-        "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)},
+        "function": {"name": call.name, "arguments": arguments},
     }
 
 
-def _overlap(text: str, mark: str) -> int:
-    """How much of the end of a text may be the beginning of a mark."""
+def _place_of(mark: str, text: str) -> int:
+    """Where a mark begins, or may begin at the end of the text; else the text's length."""
+    place = text.find(mark)
+    if place >= 0:
+        return place
     sizes = range(min(len(mark) - 1, len(text)), 0, -1)
-    return next((size for size in sizes if text.endswith(mark[:size])), 0)
+    return len(text) - next((size for size in sizes if text.endswith(mark[:size])), 0)

@@ -16,18 +16,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from causal_onnx.serve.engine.generation import Generation
 from causal_onnx.serve.errors import ForbiddenKeyError, RequestError
 from causal_onnx.serve.keys import ApiKey, Quota, find_key
+from causal_onnx.serve.tracing import RequestSpan, Tracing
 
-__all__ = ["GENERATIONS", "Gate", "find_given_key", "log_request", "tokens_of"]
+__all__ = ["GENERATIONS", "MODEL", "Gate", "find_given_key", "log_request", "tokens_of"]
 
 log = logging.getLogger("causal_onnx.serve.requests")
 
 GENERATIONS = "causal_onnx.generations"
 """Where a request's scope holds what it had taken up."""
 
+MODEL = "causal_onnx.model"
+"""Where it holds the name of the model that was asked."""
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
-OPEN = ("/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
-"""Paths that need no key: probes have none."""
+OPEN = ("/", "/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+"""Paths that need no key: probes have none, and the page asks for one."""
+
+UNLIMITED = ("/metrics", "/page/models")
+"""Paths that need a key and use nothing of its limits: they say how the server is."""
 
 
 class Gate:
@@ -43,6 +50,7 @@ class Gate:
         *,
         keys: tuple[ApiKey, ...],
         quotas: Mapping[str, Quota],
+        tracing: Tracing | None,
         error_of: Callable[[str, RequestError], Response],
     ) -> None:
         """Stand before `app`.
@@ -51,21 +59,25 @@ class Gate:
             app: What answers.
             keys: Those that are taken; none: everyone may ask.
             quotas: The name of each -> what was used of its limits, here and elsewhere.
+            tracing: What makes a span of each request that asks for work; None: nothing does.
             error_of: Writes an error in the form of the protocol of a path.
         """
         self._app, self._keys, self._error_of = app, keys, error_of
-        self._quotas = quotas
+        self._quotas, self._tracing = quotas, tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        given = headers.get(b"x-request-id", "")
+        headers = {
+            name.decode("latin-1"): text.decode("latin-1") for name, text in scope["headers"]
+        }
+        given = headers.get("x-request-id", "")
         identity = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(12)
         began, status, quota, name = time.monotonic(), 0, None, None
         generations: list[Generation] = []
-        scope[GENERATIONS] = generations
+        scope[GENERATIONS], scope[MODEL] = generations, None
+        span = self._span(scope, headers)
 
         async def tagged(message: Message) -> None:
             nonlocal status
@@ -78,10 +90,11 @@ class Gate:
         try:
             try:
                 if self._keys and scope["path"] not in OPEN:
-                    key = find_given_key(self._keys, headers.get(b"authorization", ""))
+                    key = find_given_key(self._keys, headers.get("authorization", ""))
                     name, wanted = key.name, self._quotas[key.name]
-                    wanted.begin()
-                    quota = wanted
+                    if scope["path"] not in UNLIMITED:
+                        wanted.begin()
+                        quota = wanted
             except RequestError as error:
                 await self._error_of(scope["path"], error)(scope, receive, tagged)
             else:
@@ -100,7 +113,30 @@ class Gate:
                 status=status,
                 seconds=time.monotonic() - began,
                 generations=generations,
+                span=span,
             )
+            if span is not None:
+                route = scope.get("route")
+                span.end(
+                    name=None if route is None else f"{scope['method']} {route.path}",
+                    failed=status >= 500,
+                    attributes={"http.response.status_code": status, "http.request.id": identity},
+                    model=scope[MODEL],
+                    generations=generations,
+                )
+
+    def _span(self, scope: Scope, headers: Mapping[str, str]) -> RequestSpan | None:
+        """The span of a request for work; those that ask how the server is have none."""
+        method, path = scope["method"], scope["path"]
+        if self._tracing is None or path in (*OPEN, *UNLIMITED):
+            return None
+        attributes = {
+            "http.request.method": method,
+            "url.path": path,
+            "url.scheme": scope["scheme"],
+        }
+        # By its method alone: paths are as many as clients like, until one is found to be served.
+        return self._tracing.begin(method, headers, attributes)
 
 
 def find_given_key(keys: tuple[ApiKey, ...], authorization: str) -> ApiKey:
@@ -122,8 +158,9 @@ def find_given_key(keys: tuple[ApiKey, ...], authorization: str) -> ApiKey:
 
 def tokens_of(generation: Generation) -> int:
     """How many tokens a request has used of its key's."""
-    written = 0 if generation.only_scores else sum(len(s.ids) for s in generation.sequences)
-    return written + (len(generation.prompt) if generation.times.started is not None else 0)
+    return generation.written_tokens + (
+        len(generation.prompt) if generation.times.started is not None else 0
+    )
 
 
 def log_request(
@@ -135,6 +172,7 @@ def log_request(
     status: int,
     seconds: float,
     generations: list[Generation],
+    span: RequestSpan | None = None,
 ) -> None:
     """Write the line of a request."""
     if not log.isEnabledFor(logging.INFO):
@@ -147,6 +185,8 @@ def log_request(
         "status": status,
         "ms": round(seconds * 1000, 1),
     }
+    if span is not None:
+        line["trace"] = span.trace_id
     if generations:
         line["prompt_tokens"] = sum(len(item.prompt) for item in generations)
         line["cached_tokens"] = sum(item.cached_tokens for item in generations)

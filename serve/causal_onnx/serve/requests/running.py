@@ -12,7 +12,7 @@ from starlette.requests import Request
 from causal_onnx.serve.engine.engine import Engine
 from causal_onnx.serve.engine.generation import Generation, Token
 from causal_onnx.serve.errors import BadRequestError
-from causal_onnx.serve.operate.gate import GENERATIONS
+from causal_onnx.serve.operate.gate import GENERATIONS, MODEL
 from causal_onnx.serve.registry import ServedModel
 from causal_onnx.serve.requests.fields import Fields
 from causal_onnx.serve.service import Service, service_of
@@ -74,14 +74,15 @@ def read_prompts(fields: Fields, name: str, *, most: int) -> tuple[str | list[in
     raise fields.error(name, "must be a text, a list of ids, or a list of one kind of these")
 
 
-def take_up(request: Request, engine: Engine, generations: Sequence[Generation]) -> None:
-    """Let an engine have what was prepared, and the request's record name it.
+def take_up(request: Request, served: ServedModel, generations: Sequence[Generation]) -> None:
+    """Let a model's engine have what was prepared, and the request's record name it.
 
     Raises:
         BusyError: As many requests wait as may.
         UnavailableError: The engine ends.
     """
-    engine.enqueue(generations)
+    request.scope[MODEL] = served.name
+    engine_of(served).enqueue(generations)
     request.scope[GENERATIONS] += generations
 
 

@@ -69,7 +69,7 @@ def read_choosing(fields: Fields, served: ServedModel) -> Choosing:
 
 def _stops(fields: Fields) -> tuple[str, ...]:
     value = fields.any("stop")
-    found = [value] if isinstance(value, str) else value or []
+    found = [] if value is None else [value] if isinstance(value, str) else value
     if (
         not isinstance(found, list)
         or len(found) > MOST_STOPS
