@@ -192,5 +192,5 @@ class AtOne(Head):
 
 
 def test_a_length_that_the_capture_excludes_is_compared(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"seq 37, batch 2: output.* PyTorch gives"):
+    with pytest.raises(ExportError, match=r"seq 37, batch 2: output.* PyTorch returns"):
         export(AtOne().eval(), tmp_path / "m.onnx", example=example())

@@ -86,7 +86,7 @@ def _complaints(proof: Proof) -> list[str]:
     if certificate is not None and certificate.is_causal is False:
         complaints.append(f"its certificate says not causal: {certificate.verdict_text}")
     if certificate is not None and certificate.is_equal is False:
-        complaints.append("its certificate says that it differs from its source")
+        complaints.append("its certificate says that it is not equal to its source")
     if certificate is not None and certificate.cache is not None and not certificate.cache.passed:
         complaints.append(f"its certificate says {certificate.cache.summary}")
     if proof.selftest is not None and not proof.selftest.passed:
