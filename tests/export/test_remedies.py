@@ -97,7 +97,7 @@ def test_numbers_of_a_tensor_are_named_with_the_line(
     text = refused(module, tmp_path)
     assert line in text
     assert "values of a tensor become Python numbers here" in text
-    assert "run every expert on all of them" in text
+    assert "run every expert on all tokens" in text
 
 
 def test_what_that_refusal_advises_is_exported(tmp_path: Path) -> None:
