@@ -89,10 +89,19 @@ def fields(source: WindowedFile, start: int, end: int) -> Iterator[tuple[int, in
         WireError: The bytes do not follow the format.
     """
     position = start
+    window, base = b"", 0
     while position < end:
-        window, at = source.window(position)
+        at = position - base
+        if at + LONGEST_HEAD > len(window):
+            window, at = source.window(position)
+            base = position - at
         begun = at
-        tag, at = varint(window, at)
+        # Nearly every tag and length is one byte, and a call takes as long as all else here.
+        tag = window[at] if at < len(window) else 0x80
+        if tag < 0x80:
+            at += 1
+        else:
+            tag, at = varint(window, at)
         number, wire_type = tag >> 3, tag & 7
         # Protobuf reads a tag as 32 bits, in 5 bytes.
         if number == 0 or tag >> 32 or at - begun > 5:
@@ -104,7 +113,11 @@ def fields(source: WindowedFile, start: int, end: int) -> Iterator[tuple[int, in
         else:
             if wire_type == LENGTH_DELIMITED:
                 stated = at
-                length, at = varint(window, at)
+                length = window[at] if at < len(window) else 0x80
+                if length < 0x80:
+                    at += 1
+                else:
+                    length, at = varint(window, at)
                 if at - stated > 5:  # as protobuf reads it
                     raise WireError(f"the length of field {number} takes {at - stated} bytes")
             elif wire_type in (FIXED64, FIXED32):
