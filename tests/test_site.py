@@ -42,6 +42,12 @@ def test_every_page_is_built(site: Path) -> None:
     assert pages | {"reference/cli.html", "benchmarks.html", "changelog.html"} <= built
 
 
+def test_the_page_of_the_zoo_has_every_module_and_refusal(site: Path) -> None:
+    page = (site / "zoo.html").read_text(encoding="utf-8")
+    assert page.count("<code>mask_") > 10
+    assert 'id="every-refusal-with-its-reason"' in page
+
+
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     page = (site / "index.html").read_text(encoding="utf-8")
     assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+"', page) == []

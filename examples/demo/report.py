@@ -66,11 +66,11 @@ def _header(findings: Findings) -> Markup:
     exported = [*findings.modules, findings.decoder]
     ours, theirs = findings.without_torch, findings.with_torch
     causal = sum(item.is_causal for item in exported)
-    cuts = sum(len(item.report.causality.cases) for item in exported)
+    points = sum(len(item.report.causality.cases) for item in exported)
     shapes = sum(len(item.report.parity.cases) for item in exported)
     worst = max(item.report.parity.max_error for item in exported)
     tiles = (
-        ("Causal", f"{causal} of {len(exported)}", f"modules, by proof and by {cuts} cuts"),
+        ("Causal", f"{causal} of {len(exported)}", f"modules, by proof and {points} runs"),
         ("Largest error", f"{worst:.0e}", f"of the output's scale, {shapes} shapes"),
         ("First token", _seconds(ours.startup_s), f"PyTorch {_seconds(theirs.startup_s)}"),
         (
@@ -138,8 +138,8 @@ def _streaming(findings: Findings) -> Markup:
             ),
             element(
                 "figcaption",
-                "The prompt in bold, and the model's continuation, byte by byte. So little "
-                "training makes spelling and layout, not sense.",
+                "The prompt is in bold; the model wrote the rest byte by byte. After so little "
+                "training it has learned spelling and layout, but not sense.",
             ),
         ),
         verdict,
@@ -172,15 +172,15 @@ def _attention(maps: AttentionMaps) -> Markup:
     checks = maps.checks
     return element(
         "section",
-        element("h2", "Where the decoder looks"),
+        element("h2", "What the decoder attends to"),
         element(
             "p",
-            "Attention weights over a held-out passage. Each row is one byte being read, each "
-            "column a byte that it may look back at. Choose a head, then a position.",
+            "These are attention weights over a held-out passage. Each row is a byte that is being "
+            "read, and each column is a byte that it may attend to. Choose a head and a position.",
         ),
         _verdict(
             checks.passed,
-            f"Over {checks.seq} bytes, all layers and heads: {checks.summary()}.",
+            f"Over {checks.seq} bytes, in all layers and heads: {checks.summary()}.",
         ),
         library,
         element(
@@ -251,7 +251,11 @@ def _heads(maps: AttentionMaps) -> Markup:
     return element(
         "div",
         element("div", *parts, class_="heads", style=f"--heads: {heads}"),
-        element("p", "Under each: how many bytes back it looks on average.", class_="muted small"),
+        element(
+            "p",
+            "The number under each head says how many bytes back it attends on average.",
+            class_="muted small",
+        ),
         role="group",
         aria_label="Layer and head",
     )
@@ -287,8 +291,8 @@ def _training(training: Training) -> Markup:
             "p",
             f"{training.parameters / 1e3:.0f} thousand parameters, {training.steps:,} steps over "
             f"{training.bytes_read / 1e3:,.0f} kB of the text behind Python's help(). The held-out "
-            f"text is its last tenth, {training.held_out:.2f} bits per byte over all of it; no "
-            "paragraph occurs in both. The curve reads a sample of it.",
+            f"text is its last tenth; its loss is {training.held_out:.2f} bits per byte, and no "
+            "paragraph occurs in both. The curve shows the loss on a sample of it.",
         ),
         element("figure", curve(training.curve, label=label)),
         element(
@@ -315,9 +319,9 @@ def _module(item: Exported) -> Markup:
         ("File", f"{report.path.name}, {report.size_bytes / 1e6:.2f} MB"),
         ("Graph", f"{report.nodes} nodes, opset {report.contract.opset}"),
         ("Takes", "; ".join(spec.describe() for spec in report.contract.inputs)),
-        ("Gives", "; ".join(spec.describe() for spec in report.contract.outputs)),
+        ("Returns", "; ".join(spec.describe() for spec in report.contract.outputs)),
         *(
-            ("Core", f"{text} x {count}" if count > 1 else text)
+            ("Attention", f"{text} x {count}" if count > 1 else text)
             for text, count in report.certificate.core_lines()
         ),
     )
@@ -333,7 +337,7 @@ def _module(item: Exported) -> Markup:
         _verdict(
             report.certificate.is_causal, _sentence(f"Proof: {proof_line(report.certificate)}")
         ),
-        _verdict(report.causality.is_causal, _sentence(f"Trial: {report.causality.summary()}")),
+        _verdict(report.causality.is_causal, _sentence(f"Run: {report.causality.summary()}")),
         _verdict(
             report.parity.passed,
             f"Equal to PyTorch: largest error {report.parity.max_error:.1e} of the output's "
@@ -370,8 +374,8 @@ def _parity(report: ParityReport) -> Markup:
     ]
     heads = ["no batch" if batch is None else f"batch {batch}" for batch in batches]
     return table(
-        "Difference from PyTorch, relative to the output's scale; beyond the limit the file "
-        "refuses",
+        "Difference from PyTorch, relative to the output's scale; the file refuses calls beyond "
+        "its limit",
         ["Length", *heads],
         rows,
     )
@@ -428,8 +432,9 @@ def _causality(report: CausalityReport) -> Markup:
             ]
         )
     return table(
-        "Inputs from the cut on were replaced: outputs before it must stay, the others must move",
-        ("Length", "Cuts at", "Before the cut", "From it on", "Causal"),
+        "Inputs from a position on were replaced: outputs before it must not change, later ones "
+        "must change",
+        ("Length", "Replaced from", "Before it", "From it on", "Causal"),
         rows,
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mkdocs.structure.files import File
+from tools.zoo.data import unpack
 
 from causal_onnx.cli.parser import build_parser
 
@@ -47,8 +48,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point the links of a page to where they lead on the site."""
+    """Point the links of a page to where they lead on the site; the zoo's page gets its tables."""
     place = page.file.src_uri
+    if place == "zoo.md":
+        markdown = f"{markdown}\n{unpack((ROOT / 'docs' / 'zoo.json.gz').read_bytes())}"
     origin = COPIED.get(place, f"docs/{place}")
     return LINK.sub(lambda found: _link(found, origin, place, files, config), markdown)
 

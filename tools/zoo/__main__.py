@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.zoo.data import pack, split
 from tools.zoo.judge import entry_steps, problems
 from tools.zoo.page import judged, render, summary_lines
 from tools.zoo.pool import ROOT, Pool, Task
@@ -127,7 +128,9 @@ def _report(store: Store, keys: dict[str, str], page: Path) -> int:
         if result is not None
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(ZOO, results, versions(), stale), encoding="utf-8")
+    figures, sections = split(render(ZOO, results, versions(), stale))
+    page.write_text(figures, encoding="utf-8")
+    page.with_suffix(".json.gz").write_bytes(pack(sections))
     print("\n".join(summary_lines(ZOO, results)))
     unexpected = [
         f"{item.name}: {text}" for item in ZOO for text in problems(item, results[item.name])
@@ -170,7 +173,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.zoo",
         description="Run every module of tests/zoo through export, attest and plain "
-        "torch.onnx.export, and write docs/zoo.md. Results are kept in build/zoo; what they came "
+        "torch.onnx.export, and write docs/zoo.md and the data of its tables. Results are kept "
+        "in build/zoo; what they came "
         "from unchanged, they are not computed again.",
     )
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="names, e.g. 'mask_*'")

@@ -1,6 +1,7 @@
 // Attention weights of a text, and how they are drawn.
 
 import type { Tensor } from "onnxruntime-common";
+import type { Scale } from "./scale.js";
 
 /** The weights of every layer and head over one text. */
 export class AttentionMaps {
@@ -40,7 +41,7 @@ export class AttentionMaps {
 }
 
 export interface Colours {
-  readonly paper: string;
+  readonly scale: Scale;
   readonly ink: string;
   readonly accent: string;
   /** Of the part above the diagonal. */
@@ -109,19 +110,16 @@ function drawCells(
   context.fillStyle = colours.above;
   context.fillRect(left, top, size, size);
   for (let row = 0; row < maps.length; row++) {
-    context.globalAlpha = 1;
-    context.fillStyle = colours.paper;
+    context.fillStyle = colours.scale.colourOf(0);
     context.fillRect(left, top + row * cell, (row + 1) * cell, cell);
-    context.fillStyle = colours.ink;
     // Drawn up to the last column, not to the diagonal: what is not 0 there must show.
     for (let column = 0; column < maps.length; column++) {
       const weight = maps.at(layer, head, row, column);
       if (weight === 0) continue;
-      context.globalAlpha = Math.sqrt(weight); // small weights are seen too
+      context.fillStyle = colours.scale.colourOf(weight);
       context.fillRect(left + column * cell, top + row * cell, cell, cell);
     }
   }
-  context.globalAlpha = 1;
 }
 
 function drawLabels(

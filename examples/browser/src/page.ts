@@ -6,6 +6,7 @@ import { choose } from "../../node/src/choose.js";
 import { labelOf, makeIds, nameOf } from "./bytes.js";
 import { hasWebGpu, loadBundle, openRuntime, type Provider } from "./load.js";
 import { AttentionMaps, drawLarge, drawSmall, type Colours, type Frame } from "./maps.js";
+import { Scale } from "./scale.js";
 
 const text = element<HTMLTextAreaElement>("text");
 const length = element("length");
@@ -53,7 +54,7 @@ async function update(): Promise<void> {
 async function readText(): Promise<void> {
   const whole = new TextEncoder().encode(text.value);
   const bytes = whole.slice(0, models.most);
-  const cut = whole.length > bytes.length ? `; the first ${models.most} are read` : "";
+  const cut = whole.length > bytes.length ? `; only the first ${models.most} are read` : "";
   length.textContent = `${whole.length} of ${models.most} bytes${cut}`;
   length.classList.toggle("wrong", cut !== "");
   continueButton.disabled = bytes.length === 0 || bytes.length === models.most || !stopped;
@@ -176,7 +177,9 @@ function setStopped(value: boolean): void {
 function coloursOfPage(): Colours {
   const style = getComputedStyle(document.documentElement);
   const colour = (name: string) => style.getPropertyValue(`--${name}`).trim();
-  return { paper: colour("paper"), ink: colour("ink"), accent: colour("accent"), above: colour("above") };
+  const scale = new Scale(colour("least"), colour("most"));
+  element("scale").style.background = scale.gradient();
+  return { scale, ink: colour("ink"), accent: colour("accent"), above: colour("above") };
 }
 
 function showError(error: unknown): void {

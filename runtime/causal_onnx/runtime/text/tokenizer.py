@@ -53,7 +53,7 @@ class Tokenizer:
             raise FileNotFoundError(f"there is no tokenizer {self.path}")
         tokenizers = import_extra("tokenizers", extra="text", purpose="text")
         content = read_tokenizer(self.path).decode("utf-8", errors="replace")
-        with _errors_of_library(f"{self.path} is no tokenizer", ArtifactError):
+        with _errors_of_library(f"{self.path} is not a tokenizer", ArtifactError):
             self._tokenizer = tokenizers.Tokenizer.from_str(content)
             # What a file says of these is for training; a length could fill any memory.
             self._tokenizer.no_padding()
