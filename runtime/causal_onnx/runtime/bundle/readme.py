@@ -174,6 +174,11 @@ def _running(contract: Contract, files: Sequence[str]) -> list[str]:
         "    cp config.pbtxt repository/NAME/",
         f"    cp {MODEL}* repository/NAME/1/",
         "    tritonserver --model-repository repository\n",
+        "Or by its Python backend, with the checks of `causal_onnx.runtime`, where the cache may "
+        "be left out:\n",
+        '    python -c "from causal_onnx.runtime.triton import write_repository; '
+        "write_repository('.', '../repository', name='NAME')\"",
+        "    tritonserver --model-repository ../repository\n",
     ]
     if "genai_config.json" in files:
         parts += [
