@@ -35,6 +35,7 @@ from causal_onnx.runtime.bundle.manifest import (
 from causal_onnx.runtime.bundle.readme import bundle_readme
 from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.bundle.triton_config import triton_config
+from causal_onnx.runtime.bundle.weights import BESIDE_FROM_BYTES, write_beside
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.model import Model, load
@@ -212,10 +213,13 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _copy_model(path: Path, draft: Path) -> GraphParts:
-    """Copy the model, and the files that hold its weights, if there are any."""
-    shutil.copyfile(path, draft / MODEL)
-    with (draft / MODEL).open("rb", buffering=0) as file:
+    """Copy the model, and the files that hold its weights; large ones that it holds go beside."""
+    with path.open("rb", buffering=0) as file:
         parts = read_graph_parts(file, name=str(path))
+    if not parts.data_files and path.stat().st_size >= BESIDE_FROM_BYTES:
+        write_beside(path, draft)
+        return parts
+    shutil.copyfile(path, draft / MODEL)
     for name in parts.data_files:
         if PurePosixPath(name).name != name or "\\" in name or name in (MODEL, "", ".", ".."):
             raise ArtifactError(
