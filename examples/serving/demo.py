@@ -120,8 +120,8 @@ def served(places: Sequence[Path], log: Path, *, port: int = 0) -> Iterator[tupl
             stderr=errors,
             text=True,
         )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         lines = _lines_until_it_listens(process.stdout)
         if not lines:
             raise RuntimeError(f"the server did not start: {log.read_text()[-2000:]}")
@@ -133,6 +133,7 @@ def served(places: Sequence[Path], log: Path, *, port: int = 0) -> Iterator[tupl
     finally:
         process.kill()
         process.wait()
+        process.stdout.close()
 
 
 def _lines_until_it_listens(output: IO[str]) -> list[str]:

@@ -209,7 +209,7 @@ def test_every_command_of_the_runtime_needs_numpy_and_onnxruntime_alone(tmp_path
         command = [sys.executable, "-c", BLOCKED, name, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if name in ("generate", "chat"):
-            assert "needs a language model exported with cache=True" in done.stderr
+            assert "needs a language model exported with --cache" in done.stderr
         else:
             assert done.returncode == 0, f"{name}: {done.stderr}"
 

@@ -248,10 +248,10 @@ def read_signature(
         if given is not None and any(not -len(own) <= axis < len(own) for axis in given):
             raise ValueError(f"axes[{name!r}]: {dict(given)} for a tensor of rank {len(own)}")
         specs.append(_spec(value, own, given, contract, aliases))
-    words = [word for named in (axes or {}).values() for word in named.values()]
+    given_names = [word for named in (axes or {}).values() for word in named.values()]
     listed = () if contract is None else contract.free_axes
-    own_names = [*(axis.name for axis in listed), *(w for w in words if w not in AXIS_NAMES)]
-    free = tuple(dict.fromkeys(own_names))
+    free_names = [*(axis.name for axis in listed), *(w for w in given_names if w not in AXIS_NAMES)]
+    free = tuple(dict.fromkeys(free_names))
     _unify(specs, dims, aliases, free)
     if not any("seq" in spec.axes for spec in specs):
         specs = [_by_rank(spec) for spec in specs]
