@@ -1,7 +1,7 @@
 // The colours of attention weights: equal steps look equally large.
 
 /** How far along the scale a weight lies: small weights, of which most texts have many, are seen too. */
-export function positionOf(weight: number): number {
+export function placeOf(weight: number): number {
   return Math.sqrt(Math.min(Math.max(weight, 0), 1));
 }
 
@@ -20,7 +20,7 @@ export class Scale {
   }
 
   colourOf(weight: number): string {
-    return this.steps[Math.round(positionOf(weight) * Scale.STEPS)]!;
+    return this.steps[Math.round(placeOf(weight) * Scale.STEPS)]!;
   }
 
   /** The scale as a CSS gradient, for a legend. */
