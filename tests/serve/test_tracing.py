@@ -209,7 +209,5 @@ def test_what_is_missing_is_named_with_its_extra(
 
 
 def test_a_package_whose_parent_is_missing_is_named_too() -> None:
-    with pytest.raises(
-        ImportError, match=r"tracing needs the package absent\.part\.of: pip install"
-    ):
+    with pytest.raises(ImportError, match=r"tracing needs the package absent\.part\.of: "):
         import_extra("absent.part.of", extra="otel", purpose="tracing")
