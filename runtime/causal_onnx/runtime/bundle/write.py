@@ -55,6 +55,8 @@ TOKENIZER_FILES = (
 """What tokenizers of Hugging Face's layout consist of; `tokenizer.json` is enough."""
 MORE_TEMPLATES = "additional_chat_templates"
 """A folder of more chat templates, each a .jinja file."""
+FEATURES = "preprocessor_config.json"
+"""How a model's features are made of sound, for whoever makes them."""
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
 """What must go with weights wherever they go."""
 
@@ -151,7 +153,8 @@ def _find_beside(
         place = Path(checkpoint)
         if not place.is_dir():
             raise FileNotFoundError(f"there is no folder {place}")
-        files |= {name: place / name for name in LICENCES if (place / name).is_file()}
+        along = (*LICENCES, FEATURES)
+        files |= {name: place / name for name in along if (place / name).is_file()}
     elif tokenizer is not None:
         place = tokenizer if tokenizer.is_dir() else tokenizer.parent
     else:

@@ -93,10 +93,13 @@ def engine_of(served: ServedModel) -> Engine:
         BadRequestError: The model is no language model with a cache.
     """
     if served.engine is None:
-        raise BadRequestError(
-            f"{served.name} is not a language model with a cache, so it cannot continue prompts",
-            param="model",
-        )
+        reason = "is not a language model with a cache, so it cannot continue prompts"
+        if served.model.start_ids:
+            reason = (
+                "has an encoder, which reads a source beside the prompt, and no request here has "
+                "one; its tensors are served, or call generate(inputs=...) where it is loaded"
+            )
+        raise BadRequestError(f"{served.name} {reason}", param="model")
     return served.engine
 
 
