@@ -84,7 +84,7 @@ def test_text_has_its_tables_and_units(capsys: Captured) -> None:
         "100 GFLOP/s, fp32",
         "1.00 GB/s read",
         "operators: prefill of 8 positions",
-        "operators: decode of 1 position behind 8",
+        "operators: decode of 1 position after 8",
         "may stay in the processor's caches",
     ):
         assert text in out

@@ -254,3 +254,37 @@ def test_sigterm_removes_what_is_half_written(
         main(["inspect", "m.onnx"])
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("python", "spelled"),
+    [
+        ("trusted=True loads it", "--trusted loads it"),
+        ("undecided_ok=True (--undecided-ok) adopts it", "--undecided-ok adopts it"),
+        ("load it with device='cuda:1'", "load it with --device cuda:1"),
+        ("Use precision='int8' there", "Use --precision int8 there"),
+        ("keep some wider with keep=", "keep some wider with --keep PATTERN=PRECISION"),
+        (
+            "raise the limit: isolated_trial=TrialLimits(wall_s=...)",
+            "raise the limit: --wall-s",
+        ),
+        (
+            "pass one: export(module, path, example=torch.randint(50, (2, 8)))",
+            "pass one: --example 2,8:int64",
+        ),
+        ("name it: axes=[{0: 'batch', 1: 'seq'}]", "name it: --axes 0=batch,1=seq"),
+        (
+            "write_bundle('a.onnx', 'a', device='cuda')",
+            "causal-onnx bundle a.onnx -o a --device cuda",
+        ),
+    ],
+)
+def test_remedies_are_those_of_the_command_line(
+    python: str, spelled: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError(python)
+
+    monkeypatch.setattr("causal_onnx.cli.commands.selftest.run", fail)
+    assert main(["selftest", "m.onnx"]) == 1
+    assert capsys.readouterr().err == f"error: {spelled}\n"

@@ -58,7 +58,7 @@ def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
     assert "parity" not in artifact.certificate
     page = (tmp_path / "model" / "README.md").read_text()
     assert "not compared with PyTorch" in page
-    assert "Of rows of different lengths the padding comes first" in page
+    assert "If rows differ in length, padding comes first" in page
     settings = json.loads((tmp_path / "model" / "generation_config.json").read_text())
     assert settings["eos_token_id"] == [2, 3]
     assert artifact.contract is not None

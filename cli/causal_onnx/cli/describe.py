@@ -89,8 +89,8 @@ def _token_pairs(contract: Contract) -> Pairs:
 _READ_ALONE = {
     "packed_steps": " (a stream then reads longer chunks one by one)",
     "none": " (a stream then reads them one by one)",
-    "steps": " (a stream then reads them one by one, and behind a past one position a call)",
-    "single": " (a stream then reads them one by one, one position a call)",
+    "steps": " (a stream then reads them one by one, with one position per call after a past)",
+    "single": " (a stream then reads them one by one, with one position per call)",
 }
 """By `Contract.ragged`."""
 

@@ -62,5 +62,5 @@ def part_text(part: float) -> str:
 def sizes_text(found: Profile) -> str:
     """The sizes of a call in words."""
     rows = "" if found.batch == 1 else f"{found.batch} rows of "
-    behind = f" behind {found.past}" if found.past else ""
-    return f"{rows}{found.seq} position{'' if found.seq == 1 else 's'}{behind}"
+    after = f" after {found.past}" if found.past else ""
+    return f"{rows}{found.seq} position{'' if found.seq == 1 else 's'}{after}"

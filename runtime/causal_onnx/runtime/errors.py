@@ -11,15 +11,15 @@ class CausalOnnxError(Exception):
 
 
 class ArtifactError(CausalOnnxError):
-    """The file is not ours, damaged, or of a newer format."""
+    """The file is not a model of this project, is damaged, or is of a newer format."""
 
 
 class UnsafeFileError(ArtifactError):
-    """The file holds what exports do not, or more than the limits; see docs/safety.md."""
+    """The file holds something that exports do not, or exceeds a limit; see docs/safety.md."""
 
 
 class DeviceError(CausalOnnxError):
-    """The device asked for cannot be used."""
+    """The requested device cannot be used."""
 
 
 class RunError(CausalOnnxError):

@@ -58,42 +58,43 @@ def load(
     Args:
         path: The .onnx file, the folder that holds it as `model.onnx` (docs/bundle.md), or a whole
             model as bytes (without external data).
-        device: "cpu"; "cuda" or "cuda:N", which runs there or raises; "auto", which uses CUDA
+        device: "cpu"; "cuda" or "cuda:N", which runs there or raises; or "auto", which uses CUDA
             where it works and otherwise the CPU, with a warning in the log. `Model.device` says
-            what it is.
+            which device is used.
         threads: Threads of one call; None: one per physical core that this process may use.
         spinning: Whether idle threads wait in a busy loop. None: for 100 us, as fast as True on a
             quiet machine and nearly as sparing as False on a busy one; True: much longer; False:
             never.
-        contract: For a file without one: what it takes and gives. It is checked against the graph,
-            and replaces the contract of a file that has one.
-        cast: Convert inputs of another dtype, float64 to float32 for one. A value that the
-            contract's dtype cannot hold is an error still.
-        check_finite: Refuse NaN and infinity in the inputs; costs a pass over them.
-        flush_denormals: Compute with denormal numbers (below 1e-38) as zero; on x86 up to twice as
-            fast, and the caller's own arithmetic is untouched.
-        huge_pages: Keep the weights on huge pages where Linux has them (on the CPU): a language
-            model decodes up to 1.5 times faster. Loading takes 0.3 ms per MB longer, once.
+        contract: For a file without one: what it takes and returns. It is checked against the
+            graph, and replaces the contract of a file that has one.
+        cast: Convert inputs of another dtype, such as float64 to float32. A value that the
+            contract's dtype cannot hold is still an error.
+        check_finite: Refuse NaN and infinity in the inputs; this costs a pass over them.
+        flush_denormals: Treat denormal numbers (below 1e-38) as zero. On x86 this is up to twice as
+            fast, and the caller's own arithmetic is not affected.
+        huge_pages: Keep the weights on huge pages if Linux has them (on the CPU): a language model
+            then decodes up to 1.5 times as fast. Loading takes 0.3 ms per MB longer.
         tokenizer: A `tokenizer.json`, or the folder that holds one, for text in and out (extra
             `text`). None: the one beside the file, if there is one; see `Model.tokenizer`.
-        trusted: Load the file without the scan that refuses what could harm whoever loads it
-            (docs/safety.md). Nothing else skips that scan.
+        trusted: Load the file without the scan that refuses harmful files (docs/safety.md). Nothing
+            else skips that scan.
         limits: What the scan allows; None: `Limits()`.
-        isolated_trial: First load the file, replay its golden vectors and call it in a process of
-            its own (Linux). Whatever ends that process, or needs more memory or time than
-            `TrialLimits`, is an error here. True: `TrialLimits()`.
-        prepared: A folder in which only this user writes. The first load keeps there what
-            onnxruntime made of the file for this processor (twice the size of the weights); each
-            load after it maps that into memory, starts several times sooner, and shares the memory
-            with the other processes that did. Outputs have the same bits. For a file that has
-            changed, another onnxruntime or another processor it is made anew. On the CPU, on Linux.
+        isolated_trial: First load the file, replay its golden vectors and call it in a separate
+            process (Linux). If that process ends by a signal, or needs more memory or time than
+            `TrialLimits`, that is an error here. True: `TrialLimits()`.
+        prepared: A folder in which only this user writes. The first load stores there the form that
+            onnxruntime makes of the file for this processor (twice the size of the weights). Every
+            later load maps it into memory, starts several times sooner, and shares the memory with
+            other processes that do the same. Outputs have the same bits. It is made again if the
+            file, onnxruntime or the processor has changed. On the CPU, on Linux.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: An option is none of these, or `prepared` is a folder where others may write.
-        UnsafeFileError: The file holds what exports do not, or more than `limits`, or failed its
-            trial.
-        ArtifactError: Damaged, foreign, of a newer format, or without a contract.
+        ValueError: An option has another value, or `prepared` is a folder where others may write.
+        UnsafeFileError: The file holds something that exports do not, exceeds `limits`, or failed
+            its trial.
+        ArtifactError: The file is damaged, of an unknown layout, of a newer format, or has no
+            contract.
         DeviceError: The device cannot be used, or not for all of the model.
         ImportError: onnxruntime is not installed.
     """
@@ -148,7 +149,7 @@ class Model:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What was exported, as the file tells it; empty where it tells nothing."""
+        """What was exported, as the file says; empty if it says nothing."""
         return self.runner.artifact.source
 
     @property
@@ -158,8 +159,8 @@ class Model:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """What turns text into token ids: the one that `load` was told of, or a `tokenizer.json`
-        beside the file; None where there is neither.
+        """What turns text into token ids: the one that was passed to `load`, or a `tokenizer.json`
+        beside the file; None if there is neither.
 
         Raises:
             ArtifactError: It cannot be read.
@@ -176,8 +177,8 @@ class Model:
         """The choice of tokens that `generation_config.json` asks for, beside the tokenizer that
         `load` was given or else beside the file; greedy where it asks for none.
 
-        `chat` uses it. `generate` and the others do not unless it is passed to them: they take the
-        likeliest token, so that the same request has the same result.
+        `chat` uses it. `generate` and the others use it only if it is passed to them: they take the
+        most likely token, so that the same request always has the same result.
 
         Raises:
             ArtifactError: The file is damaged.
@@ -252,7 +253,7 @@ class Model:
         return runner.run(runner.checker, inputs, named, self._results)[self._results[0]]
 
     def run(self, /, *inputs: npt.ArrayLike, **named: npt.ArrayLike) -> dict[str, Array]:
-        """Run the model and give every output by its name; otherwise like calling it.
+        """Run the model and return every output by its name; otherwise like calling it.
 
         Raises:
             ValueError: The inputs are not what the contract allows.
@@ -271,10 +272,11 @@ class Model:
 
         Args:
             batch: How many.
-            capacity: Positions that each may have; their room is taken at once. None: as many as
-                the model allows, and the room doubles when it is needed.
-            inputs: What stays for all calls, by name, and is not given to them: a memory, a label,
-                a source text; of `batch` rows, or of one that all share.
+            capacity: Positions that each may have, allocated at once. None: as many as the model
+                allows, in buffers that double when they are full.
+            inputs: Inputs that are the same in every call, by name, and are not passed to the
+                calls: a memory, a label, a source text. They have `batch` rows, or one row that
+                all share.
 
         Raises:
             ValueError: The model has no cache, or `batch`, `capacity` or `inputs` do not fit it.
@@ -282,11 +284,11 @@ class Model:
         return Stream(self.runner, batch=batch, capacity=capacity, inputs=inputs)
 
     def restore(self, path: str | os.PathLike[str]) -> Stream:
-        """Take up a stream that `Stream.save` wrote.
+        """Restore a stream that `Stream.save` wrote.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ArtifactError: The file is damaged, no saved stream, or of another model.
+            ArtifactError: The file is damaged, is not a saved stream, or is of another model.
         """
         return Stream.restore(self.runner, path)
 
@@ -301,13 +303,13 @@ class Model:
     ) -> Profile:
         """Find out which operators and submodules cost the most, in calls on made-up inputs.
 
-        The calls are timed first, and then made again in a second session, under onnxruntime's
-        profiler: as long as that takes, the model is in memory twice. On CUDA the profiler's times
-        are those of starting kernels.
+        The calls are timed first, and then repeated in a second session under onnxruntime's
+        profiler; meanwhile, the model is in memory twice. On CUDA the profiler's times are those of
+        launching kernels.
 
         Args:
             seq: Positions of one call.
-            past: Positions that it has behind it; for models with a cache.
+            past: Positions of the past before it; for models with a cache.
             batch: Sequences.
             calls: How many to time; None: as many as fit into half a second, 3 to 200.
 
@@ -325,7 +327,7 @@ class Model:
         """Replay the golden vectors in the file, whose outputs PyTorch computed.
 
         Raises:
-            ArtifactError: The file carries none, or not of its own contract.
+            ArtifactError: The file has no golden vectors, or they do not fit its contract.
             RunError: onnxruntime failed.
         """
         artifact = self.runner.artifact

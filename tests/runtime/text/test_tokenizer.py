@@ -187,7 +187,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no tokenizer .*tokenizer\.json"):
         language_model(tokenizer=tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": 3}')
-    with pytest.raises(ArtifactError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(ArtifactError, match=r"tokenizer\.json is not a tokenizer"):
         language_model(tokenizer=tmp_path)
     write_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text("{")

@@ -62,10 +62,10 @@ class Artifact:
 
     @functools.cached_property
     def derived_contract(self) -> Contract:
-        """What a decoder of another exporter takes and gives, by its graph and the files beside it.
+        """What a decoder from another exporter takes and returns; from its graph and its folder.
 
         Raises:
-            ArtifactError: It is of no layout that is known (docs/adopt.md); the message says why.
+            ArtifactError: Its layout is not known (docs/adopt.md); the message says why.
         """
         is_path = isinstance(self.location, Path)
         settings = read_settings(self.location) if isinstance(self.location, Path) else Settings()
@@ -126,7 +126,8 @@ def read_artifact(path: str | os.PathLike[str] | bytes) -> Artifact:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ArtifactError: Empty, damaged, not an ONNX model, or a folder without a model.onnx.
+        ArtifactError: The file is empty, damaged or not an ONNX model, or the folder has no
+            model.onnx.
     """
     if isinstance(path, bytes):
         return Artifact(location=path, header=read_header(io.BytesIO(path), name=name_of(path)))

@@ -14,11 +14,12 @@ __all__ = ["bundle_readme"]
 
 _ABOUT = {
     MODEL: "the model, with all of the following in its metadata",
-    "contract.json": "what it takes and gives, its certificate, and a sha256 of every file",
-    "goldens.json": "inputs with the outputs they must give; arrays are little-endian, in base64",
-    "genai_config.json": "for onnxruntime-genai",
-    "config.pbtxt": "for Triton",
-    "generation_config.json": "ids that begin and end a text, and how tokens are chosen",
+    "contract.json": "what it takes and returns, its certificate, and the sha256 of every file",
+    "goldens.json": "inputs and the outputs that belong to them; arrays are little-endian, in "
+    "base64",
+    "genai_config.json": "the configuration for onnxruntime-genai",
+    "config.pbtxt": "the configuration for Triton",
+    "generation_config.json": "the ids that begin and end a text, and how tokens are chosen",
     "tokenizer.json": "the tokenizer",
     "chat_template.jinja": "how messages become a prompt",
     "preprocessor_config.json": "how features are made of sound",
@@ -26,9 +27,9 @@ _ABOUT = {
 
 
 _RAGGED = {
-    "left": "Of rows of different lengths the padding comes first, in the mask and in the past.",
+    "left": "If rows differ in length, padding comes first, in the mask and in the past.",
     "none": "The rows of a batch must be equally long.",
-    "packed_steps": "Behind a past, a call is of one new position for every row, or of one row.",
+    "packed_steps": "After a past, a call has one new position for every row, or a single row.",
 }
 
 
@@ -71,8 +72,9 @@ def _contract(contract: Contract) -> list[str]:
     lines += [f"| positions | {lengths} |", f"| precision | {contract.precision} |", ""]
     if contract.cache:
         lines += [
-            "At first every past is empty (0 positions), afterwards it is the present of the call",
-            "before. "
+            "In the first call every past is empty (0 positions); afterwards it is the present "
+            "of the",
+            "call before. "
             + (
                 f"`{contract.mask}` is 1 for each position so far, the new ones included.\n"
                 if contract.mask
@@ -90,16 +92,16 @@ def _files(files: Sequence[str]) -> list[str]:
     lines += [f"- `{name}`" for name in others if name != "README.md"]
     lines.append(
         "- `test_data_set_{i}/input_{j}.pb`, `output_{j}.pb`: the golden vectors as ONNX's own test"
-        " runners read them. Outputs that the model keeps in part, or not at all (presents), are"
-        " those of onnxruntime, after it repeated what is kept"
+        " runners read them. Outputs that the model stores in part, or not at all (presents), are"
+        " those of onnxruntime, after it repeated the stored ones"
     )
     return lines
 
 
 _INTEGER_PRODUCTS = """\
-It multiplies in integers. On an x86 processor without VNNI onnxruntime cuts their sums off, unless
-the session option `session.x64quantprecision` is `1` (slower where it is not needed). `load` sees
-to that; in the ways below it is yours to set.
+It multiplies in integers. On an x86 processor without VNNI, onnxruntime saturates their sums unless
+the session option `session.x64quantprecision` is `1` (slower where it is not needed). `load` sets
+it; in the programs below you have to set it.
 """
 
 

@@ -84,21 +84,21 @@ def verify_bundle(
     threads: int | None = None,
     isolated: bool | TrialLimits = False,
 ) -> BundleReport:
-    """Check the hash of every file, that the contract is the model's own, and replay the goldens.
+    """Check every hash, compare the contract with the model's own, and replay the golden vectors.
 
-    A hash protects against damage. Whoever changes a bundle on purpose can change its hashes too:
-    then what the model computes is still compared with the goldens, which are its own.
+    A hash protects against damage. Whoever changes a bundle on purpose can change its hashes too;
+    the model is then still compared with golden vectors, but with those of the changed bundle.
 
     Args:
         folder: The bundle.
         device: Where the model runs, as for `load`.
         threads: As for `load`.
-        isolated: First load and run the model in a process of its own, with limits, as
+        isolated: First load and run the model in a separate process, with limits, as
             `load(..., isolated_trial=...)` does.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ArtifactError: It holds no contract.json that can be read: it is no bundle.
+        ArtifactError: It has no readable contract.json, so it is not a bundle.
         DeviceError: The device cannot be used.
     """
     place = Path(folder)

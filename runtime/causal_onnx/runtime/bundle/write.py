@@ -74,21 +74,21 @@ def write_bundle(
 
     Args:
         model: An exported .onnx file, or the folder of one.
-        folder: Where the bundle goes. It appears whole or not at all.
+        folder: The folder to write. It appears whole or not at all.
         tokenizer: A tokenizer.json, or a folder with one. None: that of `checkpoint`.
-        checkpoint: A folder of Hugging Face's layout, whose tokenizer, chat template, generation
-            settings and licence go along, as far as it has them. None: the folder of the tokenizer,
-            or else of the model.
-        replace: Put the new bundle in the place of a bundle that is there.
-        device: Where the golden vectors are replayed, as for `load`.
+        checkpoint: A folder in Hugging Face's layout, whose tokenizer, chat template, generation
+            settings and licence are copied, as far as it has them. None: the folder of the
+            tokenizer, or else of the model.
+        replace: Replace an existing bundle.
+        device: The device that replays the golden vectors, as for `load`.
 
     Returns:
         The files of the bundle, relative to it, sorted.
 
     Raises:
         FileNotFoundError: There is no such model, tokenizer or checkpoint.
-        FileExistsError: `folder` exists, and is not an empty folder or a bundle to replace.
-        ArtifactError: The model carries no contract or no golden vectors, or does not repeat them.
+        FileExistsError: `folder` exists, and is neither an empty folder nor a bundle to replace.
+        ArtifactError: The model has no contract or no golden vectors, or does not repeat them.
         DeviceError: The device cannot be used.
     """
     path, target = model_file(model), Path(folder)

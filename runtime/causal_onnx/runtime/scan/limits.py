@@ -9,7 +9,7 @@ __all__ = ["Limits", "Refused"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What `load` allows a file that it scans; raise what a file of yours needs."""
+    """What the scan of `load` allows; raise the limits that a file of yours needs."""
 
     max_file_bytes: int = 2 << 30
     """Size of the .onnx file; protobuf itself ends at 2 GiB."""

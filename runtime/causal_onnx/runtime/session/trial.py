@@ -49,7 +49,7 @@ TRIED_OPTIONS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialLimits:
-    """What a model may use while it is tried in a process of its own."""
+    """What a model may use while it is tried in a separate process."""
 
     memory_bytes: int | None = None
     """Private memory of the process (RLIMIT_DATA). None: 2 GiB, and four times the model's size."""

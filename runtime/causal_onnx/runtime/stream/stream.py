@@ -37,8 +37,8 @@ class Stream:
     """Sequences that a cached model reads chunk by chunk; made by `Model.stream`.
 
     The outputs for the positions of a chunk are those that one pass over the whole sequence would
-    give. The rows of a batch may have different lengths. A stream is not for several threads at
-    once, and raises RuntimeError where two use it; its model is.
+    return. The rows of a batch may have different lengths. Only one thread may use a stream at a
+    time, and a second one gets a RuntimeError; the model may be used by several threads.
 
     Whatever ends a call, an interrupt (KeyboardInterrupt) or a lack of memory among them, the
     stream has read all of the chunk or none of it, and `lengths` says which; or it was interrupted
@@ -170,7 +170,7 @@ class Stream:
         last_only: bool = False,
         **named: npt.ArrayLike,
     ) -> dict[str, Array]:
-        """Read the next positions and give every output but the cache by its name.
+        """Read the next positions and return every output but the cache by its name.
 
         Like calling the stream otherwise.
         """
@@ -366,7 +366,7 @@ class Stream:
         self._read = read
 
     def fork(self) -> Stream:
-        """Another stream that has read the same, and goes on by itself."""
+        """Copy the stream: the copy has read the same, and continues by itself."""
         with self.reading() as (read, held):
             twin = self._twin(np.arange(len(read.lengths)))
             twin.take_over(read.lengths, held)
@@ -429,11 +429,11 @@ class Stream:
         self._read = self._cache.put(held, lengths)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what was read so far, to be taken up by `Model.restore`, in another process too.
+        """Write what was read so far; `Model.restore` continues from it, also in another process.
 
         The file is written whole or not at all, whoever else writes there at the same time, and
-        carries a hash of its content. Inputs that stay are not in it: the stream that is taken up
-        asks for them in every call.
+        carries a hash of its content. Inputs that stay are not in it: the restored stream takes
+        them in every call.
 
         Raises:
             OSError: The place is not writable, or there is no room.
