@@ -23,7 +23,9 @@ class NotHere(pytest.Module):
 def pytest_pycollect_makemodule(
     module_path: Path, parent: pytest.Collector
 ) -> pytest.Module | None:
-    return NotHere.from_parent(parent, path=module_path) if find_spec("schemathesis") is None else None
+    return (
+        NotHere.from_parent(parent, path=module_path) if find_spec("schemathesis") is None else None
+    )
 
 
 @pytest.fixture(scope="session")
