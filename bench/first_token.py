@@ -24,6 +24,7 @@ def bare(path: str, threads: int, folder: str) -> object:
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    kept.append(session)
     ids = np.arange(PROMPT, dtype=np.int64)[None]
     feeds = {}
     for item in session.get_inputs():
