@@ -11,7 +11,7 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         trusted=args.trusted,
         prepared=args.prepared,
     )
-    inputs = {**given, **_source_of(model, source)}
+    inputs: dict[str, Any] = {**given, **_source_of(model, source)}
     sampling = sampling_of(args, model.greedy if inputs else Sampling())
     stop = [*args.stop, *args.stop_id]
     draft = _draft(args)
