@@ -89,6 +89,20 @@ bench: setup  ## Time modules and language models against their peers; writes be
 examples: setup  ## Export bundles, run the clients of every language on them; prints a table
 	@$(BIN)/python -m examples.clients
 
+SUITES := build/suites/env/bin
+# A Triton, and what our runtime needs in it: its Python backend was built for numpy 1.
+TRITON := nvidia-pytriton==0.7.0 numpy==1.26.4 onnxruntime==1.32.0
+
+.PHONY: suites
+suites: setup  ## Judge the server by suites that are not ours, and run it on Ray and in Triton
+	@python=$$(sh tools/find_python.sh "$(PYTHON)") && \
+	"$$python" tools/make_env.py build/suites/env requirements-suites.lock --editable
+	@$(SUITES)/python -m pip install --quiet --no-deps --upgrade --target build/suites/triton $(TRITON) || \
+	echo "Triton cannot be had here; its tests are skipped"
+	@rm -rf build/suites/stories
+	@$(BIN)/causal-onnx export tests/data/real/baby105 -o build/suites/stories
+	@$(TEST_ENV) $(SUITES)/python -m pytest -q -o filterwarnings=default --disable-warnings tests/suites
+
 .PHONY: zoo
 zoo: setup  ## Every module of tests/zoo through export and attest; writes docs/zoo.md
 	@$(BIN)/python -m tools.zoo

@@ -32,8 +32,9 @@ from bench.readme import publish
 from bench.results import Section, begin_section
 from bench.rounds import rotated
 from bench.sizes import FULL, SMALL, ModuleSizes
+from causal_onnx.runtime.bundle.weights import write_beside
 
-__all__ = ["StartRow", "StartSection", "main", "measure", "to_markdown"]
+__all__ = ["OURS", "StartRow", "StartSection", "main", "measure", "to_markdown"]
 
 PAGE = ROOT / "bench"
 WORK = ROOT / "build" / "bench-cold-start"
@@ -46,9 +47,13 @@ MB = 1e6
 TITLES = {
     "bare": "onnxruntime alone",
     "load": "causal-onnx, `load(path)`",
+    "beside": "causal-onnx, `load(folder)`, weights beside",
     "prepared": "causal-onnx, `load(path, prepared=...)`",
     "genai": "onnxruntime-genai",
 }
+
+
+OURS = ("load", "beside", "prepared")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,14 +123,20 @@ def measure(name: str, kinds: Mapping[str, Path], *, rounds: int, together: int)
     """
     WORK.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
+        if "beside" in kinds:
+            (beside := Path(folder) / "beside").mkdir()
+            write_beside(kinds["beside"], beside)
+            kinds = {**kinds, "beside": beside}
         found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
         for number in range(rounds + 1):
             for kind in rotated(list(kinds), number):
                 with _started(kind, kinds[kind], Path(folder)) as one:
                     found[kind] += [one] if number else []
-        digests = {one["digest"] for kind in ("load", "prepared") for one in found[kind]}
+        digests = {one["digest"] for kind in OURS for one in found.get(kind, ())}
         if len(digests) > 1:
-            raise WorkerError(f"{name}: prepared, it gives other logits than loaded from its file")
+            raise WorkerError(
+                f"{name}: it gives other logits by one way of loading than by another"
+            )
         rows = []
         for kind, starts in found.items():
             with contextlib.ExitStack() as stack:
@@ -216,7 +227,7 @@ def _given(texts: Sequence[str]) -> dict[str, dict[str, Path]]:
     for text in texts:
         name, _, path = text.partition("=")
         own = Path(path).resolve()
-        files[name] = {"bare": own, "load": own, "prepared": own}
+        files[name] = dict.fromkeys(("bare", *OURS), own)
     return files
 
 
@@ -234,7 +245,7 @@ def _made(*, quick: bool) -> dict[str, dict[str, Path]]:
     found = {}
     for precision in PRECISIONS:
         own = made.ours / ours_name(precision)
-        kinds = {"bare": own, "load": own, "prepared": own}
+        kinds = dict.fromkeys(("bare", *OURS), own)
         found[f"{sizes.name} {precision}"] = {**kinds, "genai": made.peers / f"genai-{precision}"}
     return found
 

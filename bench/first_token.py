@@ -1,9 +1,9 @@
 """One start in this fresh process: `python -m bench.first_token KIND FILE THREADS FOLDER`.
 
-KIND is "bare", "load", "prepared" or "genai"; FOLDER is where prepared sessions are kept, or that
-of the peers' packages. Prints a line of JSON: seconds of processor time since the process began,
-the most memory that it held, and a hash of the logits. Then it lives on until its standard input
-ends, so that its memory can be looked at beside that of others.
+KIND is "bare", "load", "beside", "prepared" or "genai"; FOLDER is where prepared sessions are kept,
+or that of the peers' packages. Prints a line of JSON: seconds of processor time since the process
+began, the most memory that it held, and a hash of the logits. Then it lives on until its standard
+input ends, so that its memory can be looked at beside that of others.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ def bare(path: str, threads: int, folder: str) -> object:
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    kept.append(session)
     ids = np.arange(PROMPT, dtype=np.int64)[None]
     feeds = {}
     for item in session.get_inputs():
@@ -77,7 +78,7 @@ kept: list[object] = []
 
 def main(kind: str, path: str, threads: str, folder: str) -> None:
     """Measure one start."""
-    if kind in ("load", "prepared"):
+    if kind in ("load", "beside", "prepared"):
         logits = ours(path, int(threads), folder if kind == "prepared" else None)
     else:
         logits = {"bare": bare, "genai": genai}[kind](path, int(threads), folder)

@@ -28,7 +28,7 @@ from typing import Any
 from causal_onnx.runtime import load
 from causal_onnx.serve import Engine, EngineOptions
 
-__all__ = ["Figures", "Works", "main", "measure"]
+__all__ = ["Figures", "Works", "main", "measure", "running_server"]
 
 CHUNK = 64
 CLIENTS, DECODING = 8, 4
@@ -149,10 +149,12 @@ class _Client:
 
 
 @contextlib.contextmanager
-def _server(model: Path, threads: int) -> Iterator[tuple[int, str, str]]:
-    """The process, address and name of a model that is served."""
+def running_server(
+    model: Path, threads: int, *options: str
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """The process, address and name of a model that is served; it is terminated in the end."""
     start = "from causal_onnx.cli.main import main; import sys; sys.exit(main())"
-    options = ["--port", "0", "--threads", str(threads), "--prefix-positions", "0"]
+    options = ("--port", "0", "--threads", str(threads), *options)
     process = subprocess.Popen(
         [sys.executable, "-c", start, "serve", f"bench={model}", *options],
         stdout=subprocess.PIPE,
@@ -164,7 +166,7 @@ def _server(model: Path, threads: int) -> Iterator[tuple[int, str, str]]:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("listening on "):
-                yield process.pid, line.split()[-1], "bench"
+                yield process, line.split()[-1], "bench"
                 return
         raise RuntimeError(f"the server of {model} did not start")
     finally:
@@ -200,12 +202,12 @@ def measure(model: Path, *, threads: int, works: Works) -> Figures:
     with Engine(loaded, options=EngineOptions(chunk=CHUNK, prefix_positions=0)) as engine:
         in_process = min(_engine_cpu(engine, prompts, works) for _ in range(works.rounds))
     del loaded, engine
-    with _server(model, threads) as (pid, address, name):
+    with running_server(model, threads, "--prefix-positions", "0") as (process, address, name):
         client = _Client(address, name)
         return asyncio.run(
             _over_http(
                 client,
-                pid=pid,
+                pid=process.pid,
                 prompts=prompts,
                 long_prompt=prompt(works.long_prompt),
                 in_process_ms=in_process,

@@ -156,7 +156,7 @@ def test_every_package_is_typed() -> None:
 ORDER = {
     "runtime": """
         errors json_text contract artifact request scan session stream text generation profile
-        model bundle __init__ doctor trial_child
+        model bundle triton __init__ doctor trial_child
     """,
     "export": """
         analysis proof report errors outcome graph attention attestation adoption passes cache lower

@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from tools.lock import OLDEST
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = ("requirements.lock", "requirements-thin.lock")
+LOCKS = ("requirements.lock", "requirements-thin.lock", "requirements-suites.lock")
 
 
 def pins_of(text: str) -> dict[str, str]:

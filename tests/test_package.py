@@ -70,7 +70,7 @@ def test_the_wheel_holds_every_module_and_mark_of_types(dist: Path) -> None:
         path.relative_to((ROOT / root).parent).as_posix()
         for root in roots
         for path in (ROOT / root).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".html", ".css", ".js") or path.name == "py.typed"
     }
     assert held >= sources
 

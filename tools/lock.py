@@ -59,7 +59,7 @@ def lock(source: Path, target: Path, constraints: Path | None = None) -> None:
 
 
 def main() -> int:
-    """Write both lock files."""
+    """Write the lock files."""
     try:
         lock(ROOT / "requirements.in", ROOT / "requirements.lock")
         # The thin environment differs from the other in what it lacks, never in versions.
@@ -68,6 +68,8 @@ def main() -> int:
             ROOT / "requirements-thin.lock",
             ROOT / "requirements.lock",
         )
+        # Suites that are not ours need packages of their own, and no PyTorch.
+        lock(ROOT / "requirements-suites.in", ROOT / "requirements-suites.lock")
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

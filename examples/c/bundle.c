@@ -1,10 +1,20 @@
 #include "bundle.h"
 
 #include <dlfcn.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+// With two more to be looked for.
+enum { MOST_NAMES = 30 };
+
+typedef struct {
+  const char *names[MOST_NAMES + 2];
+  int64_t values[MOST_NAMES + 2];
+  size_t count;
+} Sizes;
 
 static bool fail(Bundle *bundle, const char *format, ...) {
   va_list arguments;
@@ -83,17 +93,30 @@ static Json *read_json(const char *folder, const char *name) {
   return json;
 }
 
+// Ids lie in [0, vocab_size), other values in a range that is given, if any.
+static void read_range(Spec *spec, const Json *vocab_size, const Json *range) {
+  if (vocab_size != NULL && vocab_size->kind == JSON_NUMBER) {
+    spec->has_range = true;
+    spec->high = vocab_size->number;
+  }
+  if (range != NULL && range->kind == JSON_ARRAY && json_count(range) == 2) {
+    spec->has_range = true;
+    spec->low = range->child->number;
+    spec->high = range->child->next->number;
+  }
+}
+
 static bool read_specs(Bundle *bundle, const Json *list, Spec *specs, size_t *count) {
   if (list == NULL || json_count(list) > MOST_TENSORS) return fail(bundle, "no list of tensors");
   for (const Json *item = list->child; item != NULL; item = item->next) {
     const Json *name = json_get(item, "name"), *dtype = json_get(item, "dtype");
-    const Json *axes = json_get(item, "axes"), *vocab_size = json_get(item, "vocab_size");
+    const Json *axes = json_get(item, "axes");
     if (name == NULL || name->text == NULL || dtype == NULL || dtype->text == NULL || axes == NULL)
       return fail(bundle, "a tensor without name, dtype or axes");
     Spec *spec = &specs[(*count)++];
     spec->name = name->text;
     spec->type = type_named(dtype->text);
-    spec->vocab_size = vocab_size != NULL ? (int64_t)vocab_size->number : 0;
+    read_range(spec, json_get(item, "vocab_size"), json_get(item, "value_range"));
     spec->output = -1;
     if (element_size(spec->type) == 0) return fail(bundle, "no type for %s here", dtype->text);
     if (json_count(axes) > MOST_AXES) return fail(bundle, "%s has too many axes", spec->name);
@@ -170,13 +193,29 @@ void bundle_free(Bundle *bundle) {
   json_free(bundle->goldens);
 }
 
-static int64_t integer_at(const Array *array, size_t index) {
-  return array->type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 ? ((const int64_t *)array->data)[index]
-                                                            : ((const int32_t *)array->data)[index];
+// NaN for a type that is not read here: it is in no range.
+static double value_at(const Array *array, size_t index) {
+  switch (array->type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return (double)((const int64_t *)array->data)[index];
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return ((const int32_t *)array->data)[index];
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: return ((const uint8_t *)array->data)[index];
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return ((const float *)array->data)[index];
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE: return ((const double *)array->data)[index];
+    default: return NAN;
+  }
+}
+
+// Where the size of a named axis is kept: what the first input says.
+static int64_t *size_of(Sizes *sizes, const char *name) {
+  for (size_t i = 0; i < sizes->count; ++i)
+    if (strcmp(sizes->names[i], name) == 0) return &sizes->values[i];
+  sizes->names[sizes->count] = name;
+  return &sizes->values[sizes->count++];
 }
 
 // Check the inputs against the contract; give the sizes of batch and seq.
 static bool check(Bundle *bundle, const Array *inputs, int64_t past, int64_t *batch, int64_t *seq) {
+  Sizes sizes = {0};
   *batch = *seq = 0;
   for (size_t i = 0; i < bundle->num_inputs; ++i) {
     const Spec *spec = &bundle->inputs[i];
@@ -187,20 +226,26 @@ static bool check(Bundle *bundle, const Array *inputs, int64_t past, int64_t *ba
       return fail(bundle, "%s has rank %zu, expected %zu", spec->name, array->rank, spec->rank);
     for (size_t axis = 0; axis < spec->rank; ++axis) {
       const char *name = spec->axes[axis];
-      int64_t *known = name == NULL ? NULL : strcmp(name, "batch") == 0 ? batch
-                                         : strcmp(name, "seq") == 0     ? seq
-                                                                        : NULL;
-      if (known != NULL && *known == 0) *known = array->dims[axis];
-      const int64_t expected = known != NULL ? *known : spec->sizes[axis];
+      int64_t expected = spec->sizes[axis];
+      if (name != NULL) {
+        if (sizes.count == MOST_NAMES) return fail(bundle, "more than %d named axes", MOST_NAMES);
+        int64_t *known = size_of(&sizes, name);
+        if (*known == 0) *known = array->dims[axis];
+        expected = *known;
+      }
       if (array->dims[axis] != expected || expected < 1)
         return fail(bundle, "axis %zu of %s is %lld, expected %lld", axis, spec->name,
                     (long long)array->dims[axis], (long long)(expected < 1 ? 1 : expected));
     }
-    for (size_t k = 0; spec->vocab_size > 0 && k < count_elements(array); ++k)
-      if (integer_at(array, k) < 0 || integer_at(array, k) >= spec->vocab_size)
-        return fail(bundle, "%s holds an id outside [0, %lld)", spec->name,
-                    (long long)spec->vocab_size);
+    for (size_t k = 0; spec->has_range && k < count_elements(array); ++k) {
+      const double value = value_at(array, k);
+      if (!(value >= spec->low && value < spec->high))
+        return fail(bundle, "%s holds %g, expected values in [%g, %g)", spec->name, value, spec->low,
+                    spec->high);
+    }
   }
+  *batch = *size_of(&sizes, "batch");
+  *seq = *size_of(&sizes, "seq");
   if (past + *seq > bundle->max_seq_len)
     return fail(bundle, "%lld positions, expected at most %lld", (long long)(past + *seq),
                 (long long)bundle->max_seq_len);

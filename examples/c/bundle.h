@@ -26,7 +26,8 @@ typedef struct {
   size_t rank;
   const char *axes[MOST_AXES];  // NULL: a fixed size
   int64_t sizes[MOST_AXES];     // of the fixed ones
-  int64_t vocab_size;           // 0: no ids
+  bool has_range;
+  double low, high;             // every value lies in [low, high)
   bool is_mask;
   int output;                   // for a past: the output that is its present; else -1
 } Spec;

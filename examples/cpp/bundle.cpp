@@ -36,8 +36,12 @@ std::string text_of(const Json &value) { return value.text != nullptr ? value.te
 std::vector<Spec> read_specs(const Json &list) {
   std::vector<Spec> specs;
   for (const Json *item = list.child; item != nullptr; item = item->next) {
-    Spec spec{text_of(need(*item, "name")), type_named(text_of(need(*item, "dtype"))), {}};
-    spec.vocab_size = static_cast<std::int64_t>(need(*item, "vocab_size").number);
+    Spec spec{text_of(need(*item, "name")), type_named(text_of(need(*item, "dtype"))), {}, {}};
+    if (const Json &vocab = need(*item, "vocab_size"); vocab.kind == JSON_NUMBER)
+      spec.range = {0.0, vocab.number};
+    const Json *range = json_get(item, "value_range");
+    if (range != nullptr && json_count(range) == 2)
+      spec.range = {range->child->number, range->child->next->number};
     for (const Json *axis = need(*item, "axes").child; axis != nullptr; axis = axis->next) {
       if (axis->kind == JSON_STRING) {
         spec.axes.emplace_back(std::string(axis->text));
@@ -61,13 +65,26 @@ Contract read_contract(const Json &document) {
   return contract;
 }
 
-template <typename Id>
-void check_ids(const Spec &spec, const Ort::Value &value) {
-  const Id *ids = value.GetTensorData<Id>();
+template <typename Number>
+bool all_within(const Spec &spec, const Ort::Value &value) {
+  const Number *numbers = value.GetTensorData<Number>();
   const std::size_t count = value.GetTensorTypeAndShapeInfo().GetElementCount();
-  const auto outside = [&](Id id) { return id < 0 || id >= spec.vocab_size; };
-  if (std::any_of(ids, ids + count, outside))
-    throw ContractError(spec.name + " must hold ids in [0, " + std::to_string(spec.vocab_size) + ")");
+  return std::all_of(numbers, numbers + count, [&](Number number) {
+    const double given = static_cast<double>(number);
+    return given >= spec.range->first && given < spec.range->second;
+  });
+}
+
+// Of types that are not read here no value is.
+bool is_within(const Spec &spec, const Ort::Value &value) {
+  switch (spec.type) {
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64: return all_within<std::int64_t>(spec, value);
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32: return all_within<std::int32_t>(spec, value);
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8: return all_within<std::uint8_t>(spec, value);
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return all_within<float>(spec, value);
+    case ONNX_TENSOR_ELEMENT_DATA_TYPE_DOUBLE: return all_within<double>(spec, value);
+    default: return false;
+  }
 }
 
 // The mask is all ones, and the first past is empty.
@@ -160,10 +177,12 @@ Sizes Bundle::check(const Tensors &inputs, std::int64_t past) const {
               << std::max<std::int64_t>(expected, 1);
       throw ContractError(message.str());
     }
-    if (spec.vocab_size > 0 && spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64)
-      check_ids<std::int64_t>(spec, given->second);
-    if (spec.vocab_size > 0 && spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)
-      check_ids<std::int32_t>(spec, given->second);
+    if (spec.range && !is_within(spec, given->second)) {
+      std::ostringstream message;
+      message << spec.name << " must hold values in [" << spec.range->first << ", "
+              << spec.range->second << ")";
+      throw ContractError(message.str());
+    }
   }
   if (found != inputs.size()) throw ContractError("there is an input that the model does not take");
   const std::int64_t total = past + sizes["seq"];

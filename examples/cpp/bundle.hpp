@@ -8,6 +8,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -33,7 +34,7 @@ struct Spec {
   std::string name;
   ONNXTensorElementDataType type;
   std::vector<Axis> axes;
-  std::int64_t vocab_size = 0;  // 0: no ids
+  std::optional<std::pair<double, double>> range;  // every value lies in [first, second)
 
   // Where the axis `name` is, if it has one.
   std::optional<std::size_t> axis(const std::string &name) const;

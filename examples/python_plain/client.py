@@ -44,6 +44,9 @@ class Bundle:
             vocab_size = spec["vocab_size"]
             if vocab_size and not 0 <= array.min() <= array.max() < vocab_size:
                 raise ValueError(f"{name} must hold ids in [0, {vocab_size})")
+            low, high = spec.get("value_range") or (None, None)
+            if low is not None and not low <= array.min() <= array.max() < high:
+                raise ValueError(f"{name} must hold values in [{low}, {high})")
         most = self.contract["max_seq_len"]
         if most and past + sizes["seq"] > most:
             raise ValueError(f"{past} + {sizes['seq']} positions, expected at most {most}")

@@ -73,7 +73,8 @@ def run_serve_demo(
     screen.line(f"  $ causal-onnx serve {' '.join(command)}", style="bold")
     with served(places, folder / "serve.log", port=port) as (address, lines):
         screen.block("\n".join(lines), indent=4)
-        found = _use(address, folder / STORIES, screen)
+        with OpenAI(base_url=f"{address}/v1", api_key="none") as client:
+            found = _use(client, folder / STORIES, screen)
         if stays:
             screen.section(f"The page: {address}/")
             screen.line("  Ctrl+C ends it.")
@@ -132,7 +133,7 @@ def served(places: Sequence[Path], log: Path, *, port: int = 0) -> Iterator[tupl
             raise RuntimeError(f"the server ended with exit code {code}; see {log}")
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def _lines_until_it_listens(output: IO[str]) -> list[str]:
@@ -145,8 +146,7 @@ def _lines_until_it_listens(output: IO[str]) -> list[str]:
     return []
 
 
-def _use(address: str, folder: Path, screen: Screen) -> Served:
-    client = OpenAI(base_url=f"{address}/v1", api_key="none")
+def _use(client: OpenAI, folder: Path, screen: Screen) -> Served:
     screen.section("OpenAI's own client")
     screen.fact("models", ", ".join(model.id for model in client.models.list()))
     screen.write(f"    {STORY}", style="bold")

@@ -9,7 +9,7 @@ import pytest
 
 from bench import cold_start, resident
 from bench.client import WorkerError
-from bench.cold_start import StartRow, StartSection, main, measure, to_markdown
+from bench.cold_start import OURS, StartRow, StartSection, main, measure, to_markdown
 from tests.bench.sections import MACHINE
 from tests.runtime.artifacts import fixture
 
@@ -71,9 +71,9 @@ def test_files_that_do_not_exist_are_refused(capsys: pytest.CaptureFixture[str])
 
 
 @needs_linux
-def test_both_ways_of_ours_are_measured(work: Path) -> None:
+def test_all_ways_of_ours_are_measured(work: Path) -> None:
     path = fixture("language")
-    rows = measure("a", {"load": path, "prepared": path}, rounds=1, together=2)
-    assert [one.kind for one in rows] == ["load", "prepared"]
+    rows = measure("a", dict.fromkeys(OURS, path), rounds=1, together=2)
+    assert [one.kind for one in rows] == ["load", "beside", "prepared"]
     assert all(one.processor_s > 0 and one.together_bytes > 1e6 for one in rows)
     assert all(one.wall_s > 0 and one.peak_bytes >= one.together_bytes for one in rows)

@@ -109,7 +109,7 @@ def test_a_schema_and_a_grammar_come_from_files(
     ("arguments", "code", "message"),
     [
         (["--ids", "5,x"], 2, "--ids takes numbers such as 5,3,8, got '5,x'"),
-        ([], 2, "one of the arguments --prompt --prompt-file --ids is required"),
+        ([], 2, "one of --prompt, --prompt-file, --ids and --source is required"),
         (["--ids", "1", "--temperature", "-1"], 1, "temperature must be 0 (greedy) or more"),
         (["--ids", "999"], 1, "999"),
         (["--prompt", "a"], 1, "none is beside the model: --tokenizer tokenizer.json"),

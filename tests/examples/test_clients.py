@@ -139,6 +139,18 @@ def test_a_client_notices_a_wrong_output(client: Client, wrong: Path) -> None:
     assert "largest error" in outcome.problems[0]
 
 
+@pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
+def test_a_client_holds_values_to_the_range_of_the_contract(
+    client: Client, bundles: list[Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bundles[0], tmp_path / "ranged")
+    document = json.loads((folder / "contract.json").read_text())
+    document["contract"]["inputs"][0]["value_range"] = [1e6, 2e6]
+    (folder / "contract.json").write_text(json.dumps(document))
+    (problem,) = run_or_skip(client, [folder]).problems
+    assert "values in [1" in problem
+
+
 @pytest.mark.parametrize("client", OUTSIDE_BROWSERS, ids=lambda client: client.name)
 def test_a_client_notices_a_cache_that_is_cut_otherwise(
     client: Client, bundles: list[Path], tmp_path: Path

@@ -41,6 +41,23 @@ def test_the_text_says_what_was_shown() -> None:
     assert "the past stayed bit-identical" in text
 
 
+MEMORY = "(float[a, b, 4] x, float[c, d, 4] memory) => (float[a, b, 4] y)"
+POOLED = "one = Constant<value_ints = [1]>() m = ReduceMean(memory, one) y = Add(x, m)"
+
+
+def test_an_axis_with_a_name_of_the_callers_own_is_free() -> None:
+    axes = {"x": {0: "batch", 1: "seq"}, "memory": {0: "batch", 1: "memory"}}
+    found = attest(build(POOLED, MEMORY), axes=axes)
+    assert found.is_causal
+    assert found.every_length
+    assert found.reason.endswith("depends on inputs up to t, whatever stands in memory")
+
+
+def test_positions_are_not_free_where_the_caller_names_them() -> None:
+    axes = {"x": {0: "batch", 1: "frames"}, "memory": {0: "batch", 1: "seq"}}
+    assert not attest(build(POOLED, MEMORY), axes=axes).is_causal
+
+
 def test_a_rejection_names_node_operator_and_witness() -> None:
     found = attest(build(OPEN))
     assert found.verdict == "not_causal"

@@ -76,7 +76,7 @@ def rename_one(folder: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "encoder and decoder": (
         lambda f: edit_config(f, is_encoder_decoder=True, architectures=["T5ForConditional"]),
-        "describes 'T5ForConditional', an encoder-decoder; supported are decoders",
+        "describes 'T5ForConditional', an encoder with a decoder; of those, what is supported are",
     ),
     "masked": (
         lambda f: edit_config(f, model_type="bert", architectures=["BertForMaskedLM"]),

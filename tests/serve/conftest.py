@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,12 +11,6 @@ import pytest
 MISSING = [name for name in ("starlette", "uvicorn", "httpx") if find_spec(name) is None]
 
 STORIES = Path(__file__).parent.parent / "data" / "real" / "baby105"
-
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-    "{% if tools %}{{ 'tools: ' + tools | map(attribute='function.name') | join(' ') + '\n' }}"
-    "{% endif %}{% if add_generation_prompt %}assistant: {% endif %}"
-)
 
 
 class WithoutServer(pytest.Module):
@@ -56,10 +49,9 @@ def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def chatty(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with a chat template, and no manifest that this would contradict."""
-    folder = tmp_path_factory.mktemp("served") / "chatty"
-    shutil.copytree(stories, folder, ignore=shutil.ignore_patterns("contract.json"))
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    return folder
+    from tests.serve.models import with_template
+
+    return with_template(stories, tmp_path_factory.mktemp("served") / "chatty")
 
 
 @pytest.fixture(scope="session")
@@ -67,15 +59,9 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights that can write every byte, and so JSON too."""
     for name in ("tokenizers", "jinja2", "llguidance"):
         pytest.importorskip(name, reason="text needs the extra `text`")
-    from tests.runtime.artifacts import fixture
-    from tests.runtime.language import write_tokenizer
+    from tests.serve.models import write_talker
 
-    folder = tmp_path_factory.mktemp("served") / "talker"
-    folder.mkdir()
-    shutil.copy(fixture("language"), folder / "model.onnx")
-    write_tokenizer(folder, end=True)
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    return folder
+    return write_talker(tmp_path_factory.mktemp("served") / "talker")
 
 
 @pytest.fixture(scope="session")

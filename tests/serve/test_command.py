@@ -123,3 +123,11 @@ def test_what_cannot_be_served_is_said_in_one_line(arguments, message: str) -> N
     assert said.startswith("error: ")
     assert message in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sessions are kept on Linux alone")
+def test_what_was_prepared_is_kept_for_the_next_server(tmp_path: Path) -> None:
+    for _ in range(2):
+        with command(str(fixture("small")), "--prepared", str(tmp_path / "kept")) as process:
+            assert lines_until_curl(process)[0].startswith("small: ")
+    assert len(list((tmp_path / "kept").iterdir())) == 1

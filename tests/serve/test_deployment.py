@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,15 +70,32 @@ def test_hadolint_finds_nothing() -> None:
     subprocess.run(["hadolint", str(DEPLOY / "Dockerfile")], check=True)
 
 
-def test_the_builder_is_sent_what_it_copies() -> None:
-    sent = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
-    copied = [
+def copied() -> list[str]:
+    """What the image is built from."""
+    return [
         item
         for name, rest in instructions(DOCKERFILE)
         if name == "COPY" and "--from" not in rest
         for item in rest.split()[:-1]
     ]
-    assert [item for item in copied if f"!{item}" not in sent] == []
+
+
+def test_the_builder_is_sent_what_it_copies() -> None:
+    sent = (DEPLOY / "Dockerfile.dockerignore").read_text().split()
+    assert [item for item in copied() if f"!{item}" not in sent] == []
+
+
+@pytest.mark.slow
+def test_what_is_copied_is_enough_for_the_wheel(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    for item in copied():
+        copy_one = shutil.copytree if (ROOT / item).is_dir() else shutil.copy
+        copy_one(ROOT / item, source / item)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=source, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        assert "causal_onnx/serve/page/page.html" in wheel.namelist()
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

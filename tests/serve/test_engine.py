@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -207,3 +208,11 @@ def test_a_request_that_becomes_something_else_is_counted_and_named(
         generation.results()
         assert replayed(engine, 1) == (0, 1)
     assert "a request of 2 ids with seed 4" in caplog.text
+
+
+def test_a_request_is_made_and_taken_up_with_the_same_arguments() -> None:
+    made, taken = inspect.signature(Engine.prepare), inspect.signature(Engine.submit)
+    assert made == taken
+    assert "max_new_tokens" in made.parameters
+    assert Engine.submit.__doc__ == Engine.prepare.__doc__
+    assert Engine.submit.__qualname__ == "Engine.submit"

@@ -63,7 +63,7 @@ def test_ids_are_continued_where_nothing_reads_texts(address: str) -> None:
     ("body", "message"),
     [
         ({}, "pass either text_input, a text, or input_ids, a list of ids"),
-        ({"text_input": "a", "input_ids": [1]}, "one of them"),
+        ({"text_input": "a", "input_ids": [1]}, "pass either text_input"),
         ({"text_input": 1}, "text_input must be a text"),
         ({"input_ids": []}, "must be a list of ids, not empty"),
         ({"text_input": "a", "odd": 1}, "odd is not supported"),

@@ -40,7 +40,8 @@ def test_every_path_is_in_the_document_and_no_other() -> None:
         app.state.service.models.close()
     of_document = {(path, m.upper()) for path, item in paths.items() for m in item}
     changes = {f"/v2/repository/models/{{model}}/{change}" for change in ("load", "unload")}
-    assert of_document - {(path, "POST") for path in changes} == routes - {
+    of_people = {("/", "GET"), ("/page/models", "GET")}  # the page is no interface
+    assert of_document - {(path, "POST") for path in changes} == routes - of_people - {
         ("/v2/repository/models/{model}/{change}", "POST")
     }
 
@@ -142,6 +143,16 @@ def test_parameters_of_a_load_that_are_no_object_are_refused(
     assert (status, answer["error"]) == (400, "parameters must be an object")
 
 
+@pytest.mark.parametrize("parameters", [0, False, [], ""], ids=repr)
+def test_parameters_of_a_text_that_are_no_object_are_refused(
+    address: str, parameters: object
+) -> None:
+    body = {"input_ids": [5], "max_tokens": 1, "parameters": parameters}
+    status, answer = post(address, "/v2/models/language/generate", body)
+    assert status == 400
+    assert "parameters" in answer["error"]
+
+
 def test_a_name_that_is_an_empty_list_is_refused(address: str) -> None:
     message = {"role": "user", "content": "x", "name": []}
     body = {"model": "talker", "messages": [message]}
@@ -156,3 +167,20 @@ def test_a_tool_choice_with_more_than_a_name_is_refused(address: str) -> None:
     body |= {"tools": [tool], "tool_choice": choice, "max_tokens": 1}
     status, answer = post(address, "/v1/chat/completions", body)
     assert (status, answer["error"]["param"]) == (400, "tool_choice")
+
+
+def test_a_reply_has_the_fields_of_openais_message(address: str) -> None:
+    body = {"model": "talker", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    _, answer = post(address, "/v1/chat/completions", body)
+    message = answer["choices"][0]["message"]
+    assert (message["refusal"], message["annotations"]) == (None, [])
+
+
+def test_a_server_that_keeps_no_sequences_says_so() -> None:
+    models = open_models([str(fixture("language"))], threads=1, keeps_sequences=False)
+    item = {"name": "input_ids", "shape": [1, 1], "datatype": "INT64", "data": [1]}
+    body = {"inputs": [item], "parameters": {"sequence_id": 1, "sequence_start": True}}
+    with served(models) as address:
+        status, answer = post(address, "/v2/models/language/infer", body)
+    assert status == 400
+    assert "keeps no sequences" in answer["error"]

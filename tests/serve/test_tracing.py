@@ -7,6 +7,7 @@ import gzip
 import json
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,7 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from causal_onnx.runtime.text.extras import import_extra
 from causal_onnx.serve import ServeOptions, open_models
+from causal_onnx.serve.tracing import exporting_provider
 from tests.runtime.artifacts import fixture
 from tests.serve.serving import served
 from tests.serve.test_command import command, lines_until_curl
@@ -194,3 +197,17 @@ def collector() -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.mark.parametrize("name", ["opentelemetry.sdk.trace.export", "opentelemetry.sdk.resources"])
+def test_what_is_missing_is_named_with_its_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"tracing needs the package {name}: .*\[otel\]'"):
+        exporting_provider()
+
+
+def test_a_package_whose_parent_is_missing_is_named_too() -> None:
+    with pytest.raises(ImportError, match=r"tracing needs the package absent\.part\.of: "):
+        import_extra("absent.part.of", extra="otel", purpose="tracing")

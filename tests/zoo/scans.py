@@ -81,8 +81,6 @@ class Retention(Qkv):
 @scans.add(
     "scan_retention_recurrent",
     inputs=features(16),
-    expect="refused:a python loop over positions carries the state",
-    cacheable=False,
     origin="retention in its recurrent form, a loop over time",
 )
 class RetentionLoop(Retention):
@@ -127,8 +125,6 @@ class HalfShift(Qkv):
 @scans.add(
     "scan_wkv_loop",
     inputs=features(16),
-    expect="refused:a python loop over positions computes the weighted key-value state",
-    cacheable=False,
     origin="RWKV-4's wkv with its stable running maximum, a loop over time",
 )
 class WkvLoop(nn.Module):
@@ -374,8 +370,6 @@ class FftConvolution(nn.Module):
 @scans.add(
     "scan_selective_loop",
     inputs=features(8),
-    expect="refused:a python loop over positions carries the state",
-    cacheable=False,
     origin="a selective state-space scan written as a loop",
 )
 class SelectiveLoop(nn.Module):

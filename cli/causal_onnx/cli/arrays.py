@@ -13,9 +13,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from causal_onnx.cli.errors import CommandError
+from causal_onnx.cli.errors import CommandError, UsageError
 
-__all__ = ["read_arrays", "replacing", "write_arrays"]
+__all__ = ["read_arrays", "read_named", "replacing", "write_arrays"]
 
 Array = npt.NDArray[Any]
 
@@ -54,6 +54,24 @@ def read_arrays(path: Path) -> Array | dict[str, Array]:
             "numpy.save(path, array) or numpy.savez(path, name=array)"
         ) from error
     return np.asarray(loaded)
+
+
+def read_named(text: str) -> tuple[str, Array]:
+    """Read `NAME=FILE`, the .npy file of one input.
+
+    Raises:
+        UsageError: It cannot be read so.
+        CommandError: As for `read_arrays`.
+    """
+    name, equals, file = text.partition("=")
+    if not equals or not name or not file:
+        raise UsageError(f"--input takes name=file.npy, got {text!r}")
+    value = read_arrays(Path(file))
+    if isinstance(value, dict):
+        raise UsageError(
+            f"--input {name}: {file} holds several arrays; expected a .npy file of one"
+        )
+    return name, value
 
 
 def write_arrays(path: Path, outputs: Mapping[str, Array]) -> None:

@@ -263,24 +263,20 @@ def _proof(certificate: StoredCertificate) -> list[Markup]:
             class_="soft small",
         ),
         _pairs(pairs),
-        _masks(proof.cores),
+        *_masks(proof.cores),
     ]
 
 
-def _masks(cores: Sequence[str]) -> Markup | None:
+def _masks(cores: Sequence[str]) -> list[Markup]:
     """What each kind of attention may see, where that has a shape."""
     pictures = [picture for core in cores if (picture := mask_picture(core)) is not None]
     if not pictures:
-        return None
-    return element(
-        "div",
-        element(
-            "p",
-            "A filled cell: the query in this row may attend to the key in this column.",
-            class_="soft small",
-        ),
+        return []
+    legend = "A filled cell: the query in this row may attend to the key in this column."
+    return [
+        element("p", legend, class_="soft small"),
         element("div", *pictures, class_="masks"),
-    )
+    ]
 
 
 def _perturbation(certificate: StoredCertificate) -> list[Markup]:

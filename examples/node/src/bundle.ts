@@ -16,6 +16,8 @@ export interface Spec {
   /** Sizes, and the names of those that may vary. */
   readonly axes: readonly (string | number)[];
   readonly vocab_size: number | null;
+  /** [low, high): every value lies in it; left out where any may come. */
+  readonly value_range?: readonly [number, number];
 }
 
 export interface Contract {
@@ -68,7 +70,8 @@ export class Bundle {
         }
         if (typeof axis === "string") sizes.set(axis, size);
       });
-      if (spec.vocab_size !== null) checkIds(tensor, spec.vocab_size, spec.name);
+      if (spec.vocab_size !== null) checkValues(tensor, 0, spec.vocab_size, spec.name);
+      if (spec.value_range) checkValues(tensor, ...spec.value_range, spec.name);
     }
     const total = past + (sizes.get("seq") ?? 0);
     const most = this.contract.max_seq_len ?? Infinity;
@@ -77,10 +80,11 @@ export class Bundle {
   }
 }
 
-function checkIds(tensor: Tensor, vocabSize: number, name: string): void {
-  for (const id of tensor.data as Iterable<number | bigint>) {
-    if (id < 0 || id >= vocabSize) {
-      throw new RangeError(`${name} holds the id ${id}, expected ids in [0, ${vocabSize})`);
+function checkValues(tensor: Tensor, low: number, high: number, name: string): void {
+  for (const value of tensor.data as Iterable<number | bigint>) {
+    // Not the other way round: NaN is in no range.
+    if (!(value >= low && value < high)) {
+      throw new RangeError(`${name} holds ${value}, expected values in [${low}, ${high})`);
     }
   }
 }

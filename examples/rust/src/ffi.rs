@@ -28,7 +28,9 @@ pub struct Spec {
     pub rank: usize,
     pub axes: [*const c_char; MOST_AXES],
     pub sizes: [i64; MOST_AXES],
-    pub vocab_size: i64,
+    pub has_range: bool,
+    pub low: c_double,
+    pub high: c_double,
     pub is_mask: bool,
     pub output: c_int,
 }

@@ -69,7 +69,8 @@ def attest(
     Args:
         source: An ONNX file of any origin, the folder of a model, or a model in memory.
         axes: What the axes of the inputs are, {input: {axis: name}}, names batch, seq, past_seq and
-            total_seq. Without it: the contract in the file, the graph's names, or the rank.
+            total_seq, or a name of your own for an axis of something else, such as a memory.
+            Without it: the contract in the file, the graph's names, or the rank.
         max_seq_len: The longest sequence (past included) that the graph is meant for, if the
             contract in the file does not say; longer ones are left out.
         lengths: Sequence lengths at which every element is followed, instead of the usual ones.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.generation import beam
 from causal_onnx.runtime.generation import chat as chatting
 from causal_onnx.runtime.generation import generate as generating
-from causal_onnx.runtime.generation.defaults import default_sampling
+from causal_onnx.runtime.generation.defaults import decoder_start, default_sampling
+from causal_onnx.runtime.generation.plan import is_language_model
 from causal_onnx.runtime.generation.sampling import Sampling
 from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.scan import Limits
@@ -181,9 +183,39 @@ class Model:
         Raises:
             ArtifactError: The file is damaged.
         """
+        folder = self._settings_folder
+        return Sampling() if folder is None else default_sampling(folder)
+
+    @functools.cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """What the decoder of a model with an encoder begins with, as `generation_config.json`
+        names it (`decoder_start_token_id`). It stands before a prompt that is a text, and is the
+        prompt where none is given. Empty where none is named, and for a model that needs no
+        `inputs`.
+
+        Raises:
+            ArtifactError: The file is damaged.
+        """
+        folder = self._settings_folder
+        if folder is None or is_language_model(self.contract):
+            return ()
+        return decoder_start(folder)
+
+    @property
+    def greedy(self) -> Sampling:
+        """How `generate` and the others choose tokens where no `sampling` is given: the likeliest.
+        Where there are `start_ids`, ids that the settings force or suppress are so here, too: such
+        a model begins and ends its texts by them."""
+        if not self.start_ids:
+            return Sampling()
+        return replace(self.default_sampling, temperature=0.0, top_k=None, top_p=None, min_p=None)
+
+    @property
+    def _settings_folder(self) -> Path | None:
+        """Where generation_config.json lies, if there is one."""
         path, location = self.runner.options.tokenizer, self.runner.artifact.location
         beside = location if path is None else path
-        return default_sampling(beside.parent) if isinstance(beside, Path) else Sampling()
+        return beside.parent if isinstance(beside, Path) else None
 
     def __repr__(self) -> str:
         takes = ", ".join(describe_all(self.contract.inputs))

@@ -28,7 +28,7 @@ from causal_onnx.serve.page import routes as page
 from causal_onnx.serve.registry import Registry, ServedModel
 from causal_onnx.serve.service import Service
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "error_of"]
 
 
 def create_app(
@@ -59,7 +59,7 @@ def create_app(
             keys=options.keys,
             quotas=service.quotas,
             tracing=service.tracing,
-            error_of=_error_of,
+            error_of=error_of,
         ),
     ]
     if options.cors_origins:
@@ -102,7 +102,7 @@ def _closing(models: Registry, *, drain_s: float) -> Lifespan[Starlette]:
     return lifespan
 
 
-def _error_of(path: str, error: RequestError) -> Response:
+def error_of(path: str, error: RequestError) -> Response:
     """An error in the form of the protocol that a path belongs to."""
     if path == inference_protocol.PREFIX or path.startswith(f"{inference_protocol.PREFIX}/"):
         return inference_answers.error_answer(error)
@@ -120,7 +120,7 @@ def _as_exception_handler() -> ExceptionHandler:
             known = NotServedError(f"there is no {what} here", code="unknown_url")
         else:
             known = RequestError(f"{what}: {error.detail}")
-        response = _error_of(request.url.path, known)
+        response = error_of(request.url.path, known)
         response.status_code = error.status_code
         for name, value in (error.headers or {}).items():
             response.headers[name] = value

@@ -78,6 +78,7 @@ class ServedModel:
         model: Model,
         *,
         engine_options: EngineOptions | None = None,
+        keeps_sequences: bool = True,
         path: Path | None = None,
     ) -> ServedModel:
         """Start what answers requests to a model.
@@ -104,7 +105,7 @@ class ServedModel:
             model=model,
             tensors=TensorEngine(model),
             engine=engine,
-            sequences=SequenceEngine(model) if model.contract.cache else None,
+            sequences=SequenceEngine(model) if keeps_sequences and model.contract.cache else None,
             path=path,
         )
         if engine is None or served.tokenizer is None:
@@ -279,6 +280,7 @@ def open_models(
     trusted: bool = False,
     prepared: Path | None = None,
     engine_options: EngineOptions | None = None,
+    keeps_sequences: bool = True,
     repository: Path | None = None,
 ) -> Registry:
     """Load folders and files, and start what answers requests to them.
@@ -290,6 +292,8 @@ def open_models(
         trusted: As for `load`.
         prepared: As for `load`.
         engine_options: Of each engine.
+        keeps_sequences: Whether caches of clients are kept between their requests, which needs
+            that all requests of a client come to this process.
         repository: A folder whose models clients may load while the server runs.
 
     Raises:
@@ -306,7 +310,13 @@ def open_models(
         model = load(
             path, device=device, threads=threads, trusted=trusted, prepared=prepared, cast=True
         )
-        return ServedModel.of(name, model, engine_options=engine_options, path=path)
+        return ServedModel.of(
+            name,
+            model,
+            engine_options=engine_options,
+            keeps_sequences=keeps_sequences,
+            path=path,
+        )
 
     if repository is not None and not repository.is_dir():
         raise FileNotFoundError(f"there is no folder {repository}")

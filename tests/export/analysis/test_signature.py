@@ -119,7 +119,8 @@ def test_a_fixed_length_is_the_only_one() -> None:
     ("axes", "message"),
     [
         ({"z": {0: "seq"}}, "axes names an input 'z'; the graph has x"),
-        ({"x": {0: "time"}}, "an axis is one of batch, seq, past_seq, total_seq, got 'time'"),
+        ({"x": {0: "time"}}, "such as 'memory', got 'time'; should it be 'seq'?"),
+        ({"x": {0: "2 of"}}, "an axis is one of batch, seq, past_seq, total_seq, or has a name of"),
         ({"x": {5: "seq"}}, "for a tensor of rank 3"),
     ],
 )

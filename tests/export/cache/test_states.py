@@ -90,6 +90,49 @@ class Recurrent(nn.Module):
         return found if self.layer.batch_first else found.transpose(0, 1)
 
 
+class Looped(nn.Module):
+    """A selective state space, its step from position to position a loop in Python."""
+
+    def __init__(self, *, writes: bool) -> None:
+        super().__init__()
+        self.writes = writes
+        self.gate, self.sides = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 10)
+        self.rate = nn.Parameter(torch.rand(WIDTH, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        delta = F.softplus(self.gate(x))
+        b, c = self.sides(x).chunk(2, -1)
+        h = x.new_zeros(x.shape[0], WIDTH, 5)
+        found, rows = torch.zeros_like(x), []
+        for t in range(x.shape[1]):
+            h = h * torch.exp(-delta[:, t, :, None] * self.rate.exp())
+            h = h + (delta[:, t] * x[:, t]).unsqueeze(-1) * b[:, t].unsqueeze(1)
+            y = (h * c[:, t].unsqueeze(1)).sum(-1)
+            found[:, t] = y
+            rows.append(y)
+        return found if self.writes else torch.stack(rows, dim=1)
+
+
+class Normalised(nn.Module):
+    """Two sums and their largest exponent, carried together: RWKV-4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kv, self.decay = nn.Linear(WIDTH, 2 * WIDTH), nn.Parameter(torch.rand(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        k, v = self.kv(x).chunk(2, -1)
+        above, below = torch.zeros_like(k[:, 0]), torch.zeros_like(k[:, 0])
+        peak = torch.full_like(above, -1e38)
+        rows = []
+        for t in range(x.shape[1]):
+            top = torch.maximum(peak - self.decay, k[:, t])
+            old, new = (peak - self.decay - top).exp(), (k[:, t] - top).exp()
+            above, below, peak = old * above + new * v[:, t], old * below + new, top
+            rows.append((above / below).unsqueeze(1))
+        return torch.cat(rows, dim=1)
+
+
 def summed_in_logarithms(x: Tensor, _: nn.Conv1d) -> Tensor:
     return (3 * x).logcumsumexp(1)
 
@@ -199,6 +242,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int | None]]] = {
         lambda: Recurrent(nn.RNN(WIDTH, WIDTH, nonlinearity="relu", bias=False)),
         {"past_state.0.hidden": 1},
     ),
+    "loop that appends": (lambda: Looped(writes=False), {"past_state.0.hidden": 1}),
+    "loop that writes": (lambda: Looped(writes=True), {"past_state.0.hidden": 1}),
+    "loop that carries three": (Normalised, {f"past_state.{i}.hidden": 1 for i in range(3)}),
     "sum of exponentials": (lambda: Made(summed_in_logarithms), {"past_state.0.running": 1}),
     "product": (lambda: Made(product), {"past_state.0.running": 1}),
     "extremes": (
@@ -285,7 +331,15 @@ def test_chunks_steps_ragged_rows_and_forks_equal_float64(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "name", ["depthwise, dilated", "sum of exponentials", "any causal function", "LSTM", "pool"]
+    "name",
+    [
+        "depthwise, dilated",
+        "sum of exponentials",
+        "any causal function",
+        "LSTM",
+        "pool",
+        "loop that appends",
+    ],
 )
 def test_the_file_is_proved_and_a_saved_stream_goes_on(name: str, tmp_path: Path) -> None:
     module = made(name)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from causal_onnx.runtime import ArtifactError, Sampling, load
-from causal_onnx.runtime.generation.defaults import default_sampling
+from causal_onnx.runtime.generation.defaults import decoder_start, default_sampling
 from tests.runtime.artifacts import fixture
 from tests.runtime.language import CONTEXT, language_model
 
@@ -34,6 +34,11 @@ def settings(folder: Path, **content: object) -> Path:
             Sampling(temperature=0.6, top_p=0.9),
         ),
         ({"suppress_tokens": [3]}, Sampling(logit_bias={3: -math.inf})),
+        ({"bad_words_ids": [[4], [1, 2]]}, Sampling(logit_bias={4: -math.inf})),
+        (
+            {"begin_suppress_tokens": [3], "forced_bos_token_id": 5, "forced_eos_token_id": [7, 6]},
+            Sampling(begin_suppress_tokens=(3,), forced_bos_token_id=5, forced_eos_token_id=6),
+        ),
     ],
 )
 def test_settings_of_a_folder_are_read(
@@ -53,6 +58,22 @@ def test_a_model_offers_what_lies_beside_it_and_generates_greedily(tmp_path: Pat
     assert drawn != greedy
 
 
+def test_a_decoder_alone_needs_a_prompt_and_is_forced_to_nothing(tmp_path: Path) -> None:
+    shutil.copy(fixture("language"), tmp_path / "model.onnx")
+    settings(tmp_path, decoder_start_token_id=5, forced_eos_token_id=7)
+    model = load(tmp_path / "model.onnx", threads=1)
+    assert (model.start_ids, model.greedy) == ((), Sampling())
+    with pytest.raises(ValueError, match=r"a prompt is needed: no generation_config.json beside"):
+        model.generate(max_new_tokens=3)
+
+
+def test_the_id_that_a_decoder_begins_with_is_one(tmp_path: Path) -> None:
+    assert decoder_start(tmp_path) == ()
+    assert decoder_start(settings(tmp_path, decoder_start_token_id=5)) == (5,)
+    with pytest.raises(ArtifactError, match=r"decoder_start_token_id in .* is \[5, 6\], expected"):
+        decoder_start(settings(tmp_path, decoder_start_token_id=[5, 6]))
+
+
 def test_a_model_without_a_place_is_greedy() -> None:
     assert load(fixture("language").read_bytes()).default_sampling == Sampling()
 
@@ -61,9 +82,10 @@ def test_settings_without_a_counterpart_are_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        default_sampling(settings(tmp_path, typical_p=0.5, num_beams=1, no_repeat_ngram_size=3))
+        default_sampling(settings(tmp_path, typical_p=0.5, num_beams=1, bad_words_ids=[[1, 2]]))
     (record,) = caplog.records
-    assert "sets no_repeat_ngram_size, typical_p, which is not applied here" in record.message
+    said = "sets typical_p, bad_words_ids of several ids, which is not applied here"
+    assert said in record.message
 
 
 @pytest.mark.parametrize(

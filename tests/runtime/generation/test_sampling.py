@@ -150,3 +150,30 @@ def test_impossible_options_are_refused(options: dict[str, object], message: str
 def test_log_softmax_sums_to_one_however_large_the_logits() -> None:
     large = np.array([[1000.0, 999.0], [-1000.0, -1001.0]], np.float32)
     np.testing.assert_allclose(np.exp(log_softmax(large)).sum(axis=-1), 1.0, rtol=1e-12)
+
+
+def test_ids_that_may_not_begin_a_continuation_may_follow() -> None:
+    sampling = Sampling(begin_suppress_tokens=(4,))
+    assert choose(LOGITS, sampling, prompt=[1]).id != 4
+    assert choose(LOGITS, sampling, prompt=[1], continuation=[0]).id == 4
+
+
+def test_the_first_id_is_forced_after_a_prompt_of_one_id_alone() -> None:
+    sampling = Sampling(forced_bos_token_id=2, begin_suppress_tokens=(4,))
+    assert choose(LOGITS, sampling, prompt=[1]).id == 2
+    assert choose(LOGITS, sampling, prompt=[1], continuation=[2]).id != 4
+    assert choose(LOGITS, Sampling(forced_bos_token_id=2), prompt=[1, 1]).id == 4
+
+
+def test_the_last_id_is_forced_where_nothing_can_follow() -> None:
+    sampling = Sampling(forced_eos_token_id=3)
+    assert choose(LOGITS, sampling, is_final=True).id == 3
+    assert choose(LOGITS, sampling).id == 4
+    assert list(probabilities(LOGITS, sampling, is_final=True)) == [0, 0, 0, 1, 0]
+
+
+def test_forced_ids_are_of_the_vocabulary() -> None:
+    with pytest.raises(ValueError, match="the id 9 is forced or suppressed; the model has 5"):
+        choose(LOGITS, Sampling(forced_bos_token_id=9), prompt=[1])
+    with pytest.raises(ValueError, match="forced_eos_token_id must be an id, or None, got -1"):
+        Sampling(forced_eos_token_id=-1)

@@ -105,8 +105,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="INPUT:AXIS=NAME,...",
-        help="the axes of an input: batch, seq, past_seq, total_seq (repeatable; default: "
-        "as the file says)",
+        help="the axes of an input: batch, seq, past_seq, total_seq, or a name of your own for an "
+        "axis of something else (repeatable; default: as the file says)",
     )
     parser.add_argument(
         "--lengths", metavar="N,N,...", help="sequence lengths at which every element is followed"

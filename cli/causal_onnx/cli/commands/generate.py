@@ -1,6 +1,7 @@
 """Continue a text with a language model, as it is written; needs no PyTorch.
 
-The file must have a KV cache. Text needs a tokenizer.json, beside the file or named by --tokenizer,
+The file must have a KV cache. A model with an encoder reads a source, and writes a text of its own.
+Text needs a tokenizer.json, beside the file or named by --tokenizer,
 and the extra `text`; without one, token ids go in and come out.
 """
 
@@ -10,10 +11,10 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from causal_onnx.cli.console import Console
-from causal_onnx.cli.errors import UsageError
+from causal_onnx.cli.errors import CommandError, UsageError
 from causal_onnx.cli.options import (
     add_device_arguments,
     add_model_argument,
@@ -34,18 +35,31 @@ examples:
   causal-onnx generate model.onnx --prompt-file - --temperature 0.8 --top-p 0.95 --seed 1 < text
   causal-onnx generate model.onnx --ids 5,3,8 --json
   causal-onnx generate model.onnx --prompt "A person: " --json-schema person.json
+  causal-onnx generate t5/ --source "translate English to German: Good morning"
+  causal-onnx generate whisper/ --input input_features=features.npy --prompt "<|en|><|transcribe|>"
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_model_argument(parser)
-    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="the text to continue")
     prompt.add_argument(
         "--prompt-file", type=Path, metavar="FILE", help="a file that holds the text; - reads stdin"
     )
     prompt.add_argument("--ids", metavar="N,N,...", help="the token ids to continue")
+    parser.add_argument("--source", metavar="TEXT", help="the text that a model's encoder reads")
+    parser.add_argument(
+        "--source-file", type=Path, metavar="FILE", help="a file that holds it; - reads stdin"
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="the .npy file of what else the model takes, such as features of sound (repeatable)",
+    )
     parser.add_argument(
         "--tokenizer", type=Path, metavar="PATH", help="a tokenizer.json, or the folder of one"
     )
@@ -96,10 +110,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Continue the prompt, writing each piece as it comes."""
+    from causal_onnx.cli.arrays import read_named
     from causal_onnx.runtime import Sampling, load
 
-    prompt = _read_prompt(args)
-    sampling, constraint = sampling_of(args, Sampling()), _constraint(args)
+    prompt, source = _read_prompt(args), _read_source(args)
+    given = dict(read_named(text) for text in args.input)
+    constraint = _constraint(args)
     model = load(
         args.model,
         device=args.device,
@@ -108,6 +124,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         trusted=args.trusted,
         prepared=args.prepared,
     )
+    inputs: dict[str, Any] = {**given, **_source_of(model, source)}
+    sampling = sampling_of(args, model.greedy if inputs else Sampling())
     stop = [*args.stop, *args.stop_id]
     draft = _draft(args)
     if args.json:
@@ -119,6 +137,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             seed=args.seed,
             constraint=constraint,
             draft=draft,
+            inputs=inputs,
         )
         console.json(
             {
@@ -139,6 +158,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         seed=args.seed,
         constraint=constraint,
         draft=draft,
+        inputs=inputs,
     )
     for place, choice in enumerate(choices):
         if choice.text is not None:
@@ -149,17 +169,49 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _read_prompt(args: argparse.Namespace) -> str | list[int]:
+def _read_prompt(args: argparse.Namespace) -> str | list[int] | None:
     if args.prompt is not None:
         return str(args.prompt)
     if args.prompt_file is not None:
-        if str(args.prompt_file) == "-":
-            return sys.stdin.read()
-        return str(args.prompt_file.read_text(encoding="utf-8"))
+        return _read_text(args.prompt_file)
+    if args.ids is None:
+        if args.source is None and args.source_file is None and not args.input:
+            raise UsageError("one of --prompt, --prompt-file, --ids and --source is required")
+        return None
     try:
         return [int(item) for item in args.ids.split(",")]
     except ValueError as error:
         raise UsageError(f"--ids takes numbers such as 5,3,8, got {args.ids!r}") from error
+
+
+def _read_source(args: argparse.Namespace) -> str | None:
+    if args.source is not None and args.source_file is not None:
+        raise UsageError("--source and --source-file do not go together")
+    if args.source_file is None:
+        return None if args.source is None else str(args.source)
+    if str(args.source_file) == "-" and str(args.prompt_file) == "-":
+        raise UsageError("--source-file and --prompt-file cannot both read stdin")
+    return _read_text(args.source_file)
+
+
+def _read_text(path: Path) -> str:
+    return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+
+
+def _source_of(model: Model, source: str | None) -> dict[str, str]:
+    """The source text, by the name of the input that takes it."""
+    from causal_onnx.runtime.generation.source import text_input
+
+    if source is None:
+        return {}
+    spec = text_input(model.contract)
+    if spec is None:
+        takes = "; ".join(spec.describe() for spec in model.contract.without_cache().inputs)
+        raise CommandError(
+            f"{model.runner.artifact.name} reads no source text; it takes {takes}. Give an input "
+            "as --input NAME=FILE.npy"
+        )
+    return {spec.name: source}
 
 
 def _constraint(args: argparse.Namespace) -> Constraint | None:

@@ -125,7 +125,7 @@ def _check_output(output: Path, sources: list[Path]) -> None:
 
 def _read_inputs(files: list[Path], texts: list[str]) -> tuple[list[Any], dict[str, Any]]:
     """The inputs given by position and by name."""
-    from causal_onnx.cli.arrays import read_arrays
+    from causal_onnx.cli.arrays import read_arrays, read_named
 
     positional: list[Any] = []
     named: dict[str, Any] = {}
@@ -143,13 +143,7 @@ def _read_inputs(files: list[Path], texts: list[str]) -> tuple[list[Any], dict[s
         else:
             positional.append(value)
     for text in texts:
-        name, equals, file = text.partition("=")
-        if not equals or not name or not file:
-            raise UsageError(f"--input takes name=file.npy, got {text!r}")
-        value = read_arrays(Path(file))
-        if isinstance(value, dict):
-            raise UsageError(f"--input {name}: {file} holds several arrays; pass it without a name")
-        add(name, value)
+        add(*read_named(text))
     return positional, named
 
 

@@ -111,7 +111,7 @@ class Signature:
     inputs: tuple[InputAxes, ...]
     max_seq_len: int | None = None
     symbols: tuple[str, ...] = ()
-    """Free axes that are neither batch nor positions."""
+    """Axes that are neither batch nor positions."""
     names: Mapping[str, str]
     """The graph's own names of its axes -> ours."""
     row_mask: str | None = None
@@ -119,7 +119,7 @@ class Signature:
     block: int = 1
     """How many positions see each other, blocks of them being causal (`Contract.causal_block`)."""
     free_axes: tuple[str, ...] = ()
-    """Those of `symbols` that the contract lists."""
+    """Those of `symbols` that the contract lists, or the caller names."""
     fixed_seq: int | None = None
     """The one length of a graph that was exported without a free length."""
 
@@ -217,11 +217,12 @@ def read_signature(
 
     Args:
         model: The graph.
-        axes: Input -> {axis: name}, names as in the contract; an axis not named is as in the graph.
+        axes: Input -> {axis: name}, names as in the contract, or others for free axes; an axis not
+            named is as in the graph.
 
     Raises:
         ValueError: `axes` names an input or an axis that the graph does not have, or no input has
-            an axis that could be the positions.
+            an axis that could be the positions; or the name of a free axis reads as one of ours.
     """
     graph_inputs = [value for value in model.graph.inputs if not value.is_initializer()]
     names = [value.name or "" for value in graph_inputs]
@@ -229,9 +230,12 @@ def read_signature(
         if name not in names:
             raise ValueError(f"axes names an input {name!r}; the graph has {', '.join(names)}")
         for word in words.values():
-            if word not in AXIS_NAMES:
+            ours = axis_name(word)
+            if not word.isidentifier() or (ours is not None and word not in AXIS_NAMES):
+                meant = "" if ours is None else f"; should it be {ours!r}?"
                 raise ValueError(
-                    f"axes[{name!r}]: an axis is one of {', '.join(AXIS_NAMES)}, got {word!r}"
+                    f"axes[{name!r}]: an axis is one of {', '.join(AXIS_NAMES)}, or has a name of "
+                    f"its own, such as 'memory', got {word!r}{meant}"
                 )
     contract = _contract(model)
     dims = {value.name or "": _dims(value) for value in graph_inputs}
@@ -244,7 +248,10 @@ def read_signature(
         if given is not None and any(not -len(own) <= axis < len(own) for axis in given):
             raise ValueError(f"axes[{name!r}]: {dict(given)} for a tensor of rank {len(own)}")
         specs.append(_spec(value, own, given, contract, aliases))
-    free = () if contract is None else tuple(axis.name for axis in contract.free_axes)
+    given_names = [word for named in (axes or {}).values() for word in named.values()]
+    listed = () if contract is None else contract.free_axes
+    free_names = [*(axis.name for axis in listed), *(w for w in given_names if w not in AXIS_NAMES)]
+    free = tuple(dict.fromkeys(free_names))
     _unify(specs, dims, aliases, free)
     if not any("seq" in spec.axes for spec in specs):
         specs = [_by_rank(spec) for spec in specs]
@@ -359,7 +366,7 @@ def _unify(
     """A name that is ours in one input is the same axis in the others; then the roles decide."""
     for spec in specs:
         for own, axis in zip(dims[spec.name], spec.axes, strict=True):
-            if isinstance(own, str) and axis in AXIS_NAMES:
+            if isinstance(own, str) and (axis in AXIS_NAMES or axis in free):
                 aliases.setdefault(own, str(axis))
     for index, spec in enumerate(specs):
         axes = tuple(aliases.get(a, a) if isinstance(a, str) else a for a in spec.axes)

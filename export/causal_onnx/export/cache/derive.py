@@ -22,7 +22,7 @@ from onnx_ir.passes import common
 from causal_onnx.export.attention.canonical import CanonicalCore, bias_of
 from causal_onnx.export.attention.notes import note, notes_of
 from causal_onnx.export.attention.rotary import note_projections
-from causal_onnx.export.cache.lengths import MASK, Lengths, write_lengths
+from causal_onnx.export.cache.lengths import Lengths, write_lengths
 from causal_onnx.export.cache.refusals import (
     named,
     refuse_mixing,
@@ -343,7 +343,8 @@ def _tensors(
     if lengths.mask is not None and lengths.mask.shape is not None:
         first = lengths.mask.shape[0]
         rows: str | int = first if isinstance(first, int) else "batch"
-        mask = TensorSpec(name=MASK, dtype="int64", axes=(rows, "total_seq"))
+        assert lengths.mask.name is not None
+        mask = TensorSpec(name=lengths.mask.name, dtype="int64", axes=(rows, "total_seq"))
     return DerivedCache(
         past=tuple(past),
         present=tuple(present),

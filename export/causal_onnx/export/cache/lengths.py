@@ -10,10 +10,13 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.signature import InputAxes, Signature
 from causal_onnx.export.graph.edit import constant
 
-__all__ = ["MASK", "STAND_IN", "Lengths", "write_lengths"]
+__all__ = ["MASK", "MASKS", "STAND_IN", "Lengths", "write_lengths"]
 
 MASK = "attention_mask"
 """The input that says which positions of each row are tokens, named as everyone does."""
+
+MASKS = (MASK, "decoder_attention_mask")
+"""Its name where the first one is taken: an encoder with a decoder has a mask of its source."""
 
 STAND_IN = "core_"
 """How the names of graph inputs begin that stand in the place of what is cut out."""
@@ -43,7 +46,7 @@ def write_lengths(graph: ir.Graph, signature: Signature, *, aligned: ir.Value | 
     """Write at the top of the graph how long the sequence is, and where each row stands.
 
     Args:
-        graph: Of which a cache is derived; it gets the input `MASK`, unless `aligned`.
+        graph: Of which a cache is derived; it gets an input of `MASKS`, unless `aligned`.
         signature: Of that graph.
         aligned: Past keys: all rows have as many positions as those. None: the mask says it.
     """
@@ -70,8 +73,9 @@ def write_lengths(graph: ir.Graph, signature: Signature, *, aligned: ir.Value | 
         past_seq = write("Shape", aligned, start=2, end=3)
         return Lengths(seq, write("Add", past_seq, seq), past_seq)
     batched = any("batch" in s.axes for s in signature.inputs)
+    taken = {s.name for s in signature.inputs}
     mask = ir.Value(
-        name=MASK,
+        name=next(name for name in MASKS if name not in taken),
         shape=ir.Shape(["batch" if batched else 1, "total_seq"]),
         type=ir.TensorType(ir.DataType.INT64),
     )

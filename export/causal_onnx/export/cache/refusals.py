@@ -10,7 +10,7 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.elements import NONE, Elements, view
 from causal_onnx.export.analysis.signature import Signature
 from causal_onnx.export.attention.canonical import CanonicalCore
-from causal_onnx.export.cache.lengths import MASK
+from causal_onnx.export.cache.lengths import MASK, MASKS
 from causal_onnx.export.cache.row_lookup import RaggedError
 from causal_onnx.export.cache.spans import Spans, picks_positions
 from causal_onnx.export.errors import NotSupportedError
@@ -84,9 +84,11 @@ def refuse_shared_inputs(signature: Signature) -> None:
         RaggedError: They have not.
     """
     batched = any("batch" in spec.axes for spec in signature.inputs)
+    given = {spec.name: spec for spec in signature.inputs}
+    own = given.get(MASK)
+    if own is not None and ({"seq", "total_seq"} & set(own.axes) or set(MASKS) <= set(given)):
+        raise RaggedError(f"the module has an input {MASK!r} of its own")
     for spec in signature.inputs:
-        if spec.name == MASK:
-            raise RaggedError(f"the module has an input {MASK!r} of its own")
         if batched and "seq" in spec.axes and "batch" not in spec.axes:
             raise RaggedError(
                 f"rows of different lengths cannot share a call: they share the input {spec.name!r}"

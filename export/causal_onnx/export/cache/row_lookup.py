@@ -28,6 +28,10 @@ BROADCASTING = frozenset(
 """Operators that align the axes of their inputs from the last one backwards."""
 
 
+_BY_ENTRY = ("Concat", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+"""Operators that take whole entries of positions, of each row its own."""
+
+
 class RaggedError(NotSupportedError):
     """A cache can be derived, but only for rows that all stand at the same position."""
 
@@ -66,7 +70,7 @@ def plan_rows(
     rank = len(layouts.axes(value))
     if reader.domain == "causal_onnx":  # the bias of a core: (batch, heads, seq, total_seq)
         axes: tuple[Axis, ...] = (Axis(1, 1, 0), Axis(0), Axis(1, 0, 1), Axis(0))
-    elif reader.op_type in BROADCASTING or reader.op_type == "Concat":
+    elif reader.op_type in BROADCASTING or reader.op_type in _BY_ENTRY:
         axes = layouts.axes(reader.outputs[0])
     else:
         raise _no_place(value, reader, "it does not work entry by entry")

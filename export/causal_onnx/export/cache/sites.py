@@ -7,7 +7,7 @@ by itself; the best that is right is taken:
   when what lies farther back is cut off.
 - *running*: the last result. A cumulative sum, product or maximum: the result goes on as it would
   have if the last result had been the first input.
-- *carried*: what a recurrent layer carries from step to step.
+- *carried*: what a recurrent layer, or a Scan along the sequence, carries from step to step.
 - *inputs*: all inputs. Any other causal function of the past, computed again with each call.
 """
 
@@ -32,7 +32,16 @@ from causal_onnx.export.graph.edit import copy_output
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.subgraphs import outer_values
 
-__all__ = ["CARRIED", "INPUTS", "RUNNING", "WINDOW", "StateSite", "cut_at_states", "living"]
+__all__ = [
+    "CARRIED",
+    "INPUTS",
+    "RUNNING",
+    "WINDOW",
+    "StateSite",
+    "carried_states",
+    "cut_at_states",
+    "living",
+]
 
 WINDOW, RUNNING, CARRIED, INPUTS = "window", "running", "carried", "inputs"
 
@@ -186,6 +195,8 @@ def _kind(
         return CARRIED, 1
     if all(trial.goes_on_from_result() for trial in whole):
         return RUNNING, 1
+    if ragged and _is_scan(region, spans):
+        return CARRIED, 1
     return INPUTS, None
 
 
@@ -216,6 +227,67 @@ def _is_carried(region: Region) -> bool:
         and len(region.sources) == 1
         and own_axis(region.layouts, first) == 0
     )
+
+
+def carried_states(node: ir.Node) -> int:
+    """How many states a Scan carries from step to step."""
+    return len(node.inputs) - int(attr(node, "num_scan_inputs"))
+
+
+def _is_scan(region: Region, spans: Spans) -> bool:
+    """Whether the output is that of a Scan over positions, and a step sees nothing else of them."""
+    node, layouts = region.node, region.layouts
+    if node.op_type != "Scan" or node.domain:
+        return False
+    for name in ("scan_input_directions", "scan_output_directions"):
+        if any(attr(node, name) or ()):
+            return False
+    count = carried_states(node)
+    states, lines = node.inputs[:count], node.inputs[count:]
+    axes = attr(node, "scan_input_axes") or [0] * len(lines)
+    return (
+        region.output in node.outputs[count:]
+        and count > 0
+        and all(_is_row_of_numbers(layouts, state) for state in node.outputs[:count])
+        and all(
+            line is not None and _is_moved(region, line) and own_axis(layouts, line) == axis
+            for line, axis in zip(lines, axes, strict=True)
+        )
+        and not any(
+            value is None
+            or layouts.is_position_only(value)
+            or (layouts.is_tainted(value) and not spans.is_free(value))
+            for value in outer_values(node)
+        )
+        and not any(
+            layouts.is_tainted(state) and not spans.is_free(state) for state in states if state
+        )
+    )
+
+
+def _is_row_of_numbers(layouts: Layouts, value: ir.Value) -> bool:
+    """Whether the value has an axis for the rows of the batch, if there are any, and fixed ones."""
+    axes = layouts.axes(value)
+    batches = [axis for axis in axes if axis == BATCH]
+    rest = [axis for axis in axes if axis.is_fixed]
+    return (
+        len(batches) == layouts.signature.has_batch
+        and len(axes) == len(batches) + len(rest)
+        and bool(axes)
+    )
+
+
+def _is_moved(region: Region, value: ir.Value) -> bool:
+    """Whether the value is one of the sources, its axes moved at most."""
+    while value not in region.sources:
+        node = value.producer()
+        if node is None or node.op_type not in ("Transpose", "Identity", "Cast") or node.domain:
+            return False
+        before = node.inputs[0]
+        if before is None:
+            return False
+        value = before
+    return True
 
 
 class _Trial:

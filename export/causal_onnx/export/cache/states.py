@@ -16,12 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.cache.lengths import Lengths
 from causal_onnx.export.cache.refusals import named
 from causal_onnx.export.cache.row_lookup import write_rows
-from causal_onnx.export.cache.sites import CARRIED, RUNNING, StateSite
+from causal_onnx.export.cache.sites import CARRIED, RUNNING, StateSite, carried_states
 from causal_onnx.export.cache.spans import BATCH, own_axis
 from causal_onnx.export.errors import NotSupportedError
+from causal_onnx.export.graph.subgraphs import name_inside
 from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["SiteWriter", "State", "states_of", "write_states"]
@@ -78,6 +80,47 @@ class _Layout:
         return write("Transpose", flat, perm=[int(a) for a in np.argsort(self.order)])
 
 
+@dataclass(frozen=True)
+class _Carried:
+    """How what a Scan carries, (batch, ...) axes in any order, lies in a state of one slot."""
+
+    order: tuple[int, ...]
+    """Its axes as (batch, the others)."""
+    has_batch: bool
+    rest: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        return int(np.prod(self.rest))
+
+    def flat(self, write: Writer, value: ir.Value) -> ir.Value:
+        """(batch, 1, width), one slot of a state."""
+        if self.order != tuple(sorted(self.order)):
+            value = write("Transpose", value, perm=self.order)
+        return write("Reshape", value, write.ints(0 if self.has_batch else 1, 1, self.width))
+
+    def whole(self, write: Writer, flat: ir.Value) -> ir.Value:
+        """The value again."""
+        batch = (0,) if self.has_batch else ()
+        value = write("Reshape", flat, write.ints(*batch, *self.rest))
+        if self.order == tuple(sorted(self.order)):
+            return value
+        return write("Transpose", value, perm=[int(a) for a in np.argsort(self.order)])
+
+
+def _carried(site: StateSite) -> list[_Carried]:
+    """How each state of a Scan lies."""
+    layouts, node = site.region.layouts, site.node
+    found = []
+    for state in node.outputs[: carried_states(node)]:
+        axes = layouts.axes(state)
+        batch = [index for index, axis in enumerate(axes) if axis == BATCH]
+        rest = [index for index in range(len(axes)) if index not in batch]
+        sizes = tuple(axes[index].count for index in rest)
+        found.append(_Carried((*batch, *rest), bool(batch), sizes))
+    return found
+
+
 def _layout(site: StateSite, value: ir.Value) -> _Layout:
     layouts = site.region.layouts
     axes, seq = layouts.axes(value), own_axis(layouts, value)
@@ -87,11 +130,15 @@ def _layout(site: StateSite, value: ir.Value) -> _Layout:
     return _Layout((*batch, seq, *rest), bool(batch), tuple(axes[index].count for index in rest))
 
 
-def _kept(site: StateSite) -> list[tuple[str, _Layout, ir.TypeProtocol | None]]:
+def _kept(site: StateSite) -> list[tuple[str, _Layout | _Carried, ir.TypeProtocol | None]]:
     """What the state is: for each tensor its kind, how its values lie, and their type."""
     output = site.region.output
     if site.kept == 0:
         return []
+    if site.kind == CARRIED and site.node.op_type == "Scan":
+        pairs = zip(site.node.outputs, site.node.inputs, strict=False)  # the states come first
+        types = [out.type or (None if given is None else given.type) for out, given in pairs]
+        return [("hidden", *both) for both in zip(_carried(site), types, strict=False)]
     if site.kind == CARRIED:
         names = ("hidden", "cell") if site.node.op_type == "LSTM" else ("hidden",)
         layout = _layout(site, output)  # the other axes are directions, one, and the width
@@ -149,7 +196,9 @@ def write_states(
         users = {use.node for use in site.stand_in.uses()}
         first = next(node for node in graph if node in users)
         write = Writer(graph, first, core=site.node)
-        writer = _LayerWriter if site.kind == CARRIED else SiteWriter
+        writer = SiteWriter
+        if site.kind == CARRIED:
+            writer = _ScanWriter if site.node.op_type == "Scan" else _LayerWriter
         result = writer(write, first, site, own, lengths=lengths, again=again).result()
         result.type = site.stand_in.type
         site.stand_in.replace_all_uses_with(result)
@@ -270,6 +319,12 @@ class SiteWriter:
         rows = write("Expand", write("Unsqueeze", rows, write.ints(1, 2)), shape)
         return write("Concat", rows, write("Unsqueeze", slots, write.ints(2)), axis=2)
 
+    def resumed(self, begin: ir.Value, past: ir.Value) -> ir.Value:
+        """(batch, 1, width): what each row carries, or `begin` where it has read nothing."""
+        write = self.write
+        both = write("Concat", begin, past, axis=1)  # (batch, 1 + slots, width)
+        return write("GatherND", both, self.index(write("Unsqueeze", self.held, write.ints(1))))
+
     def new_ones(self, whole: ir.Value) -> ir.Value:
         """Of the joined positions the new ones of each row."""
         write = self.write
@@ -347,6 +402,67 @@ class _LayerWriter(SiteWriter):
             begin = write("Expand", write.number(0.0, state.past), shape)
         else:
             begin = write("Transpose", first, perm=(1, 0, 2))
-        both = write("Concat", begin, past, axis=1)  # (batch, 1 + slots, width)
-        own = write("GatherND", both, self.index(write("Unsqueeze", self.held, write.ints(1))))
-        return write("Transpose", own, perm=(1, 0, 2))
+        return write("Transpose", self.resumed(begin, past), perm=(1, 0, 2))
+
+
+class _ScanWriter(SiteWriter):
+    """Writes a Scan along the sequence again: it begins with what it carried out of the last call.
+
+    A row's padding comes last; there its states stay as they are.
+    """
+
+    def result(self) -> ir.Value:
+        """Write it all; the value that takes the place of the output."""
+        region, lengths, place = self.site.region, self.lengths, self.site.region.output.index()
+        assert lengths.row_past is not None
+        assert lengths.row_total is not None
+        assert place is not None
+        known = region.lengths(self.write.graph, self.before, lengths.seq, lengths.seq)
+        known |= {now: now for now in (self.again.get(x, x) for x in region.sources)}
+        scan = region.write(self.write.graph, self.before, known)[region.output].producer()
+        assert scan is not None
+        layouts, write = _carried(self.site), self.write
+        starts = []
+        for state, layout, first in zip(self.states, layouts, scan.inputs, strict=False):
+            assert first is not None
+            past = write("Squeeze", state.past, write.ints(1))
+            own = layout.whole(write, self.resumed(layout.flat(write, first), past))
+            own.type = state.past.type
+            starts.append(own)
+        steps = write("Range", write.scalar(0), write("Squeeze", lengths.seq), write.scalar(1))
+        new = write("Sub", lengths.row_total, lengths.row_past)
+        is_token = write("Less", write("Unsqueeze", steps, write.ints(1)), new)  # (seq, batch)
+        lines = [*scan.inputs[len(starts) :], is_token]
+        axes = attr(scan, "scan_input_axes") or [0] * (len(lines) - 1)
+        attributes = {
+            "body": self.body(scan, layouts),
+            "num_scan_inputs": len(lines),
+            "scan_input_axes": [*axes, 0],
+        }
+        if attr(scan, "scan_output_axes"):
+            attributes["scan_output_axes"] = attr(scan, "scan_output_axes")
+        twin = write.node("Scan", [*starts, *lines], attributes, len(scan.outputs))
+        for state, layout, last in zip(self.states, layouts, twin.outputs, strict=False):
+            last.type = state.past.type
+            # As many slots as positions were read, one at most: onnxruntime would find a fixed 1.
+            count = write("Min", self.total, write.ints(1))
+            held = write("Slice", layout.flat(write, last), write.ints(0), count, write.ints(1))
+            self.name(state, write("Unsqueeze", held, write.ints(1)))
+        return twin.outputs[place]
+
+    def body(self, scan: ir.Node, layouts: list[_Carried]) -> ir.Graph:
+        """The body, with one more input, bool (batch,): rows without a token keep their states."""
+        graph: ir.Graph = attr(scan, "body").clone(allow_outer_scope_values=True)
+        type_ = ir.TensorType(ir.DataType.BOOL)
+        is_token = ir.Value(name="is_token", type=type_, shape=ir.Shape([None]))
+        graph.inputs.append(is_token)
+        write = Writer(graph, None, self.write.graph, self.site.node)
+        for index, layout in enumerate(layouts):
+            old, new = graph.inputs[index], graph.outputs[index]
+            others = [axis for axis in range(len(layout.order)) if axis != layout.order[0]]
+            has = write("Unsqueeze", is_token, write.ints(*others)) if others else is_token
+            kept = write("Where", has, new, old)
+            kept.type, kept.shape = new.type or old.type, new.shape or old.shape
+            graph.outputs[index] = kept
+        name_inside(graph, f"{self.site.node.outputs[0].name}_carried")
+        return graph

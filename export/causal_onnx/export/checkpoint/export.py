@@ -14,6 +14,7 @@ from torch import nn
 
 from causal_onnx.export.arguments import check_file, check_options
 from causal_onnx.export.checkpoint.adapter import ADAPTER_CONFIG, base_of, merge_adapter
+from causal_onnx.export.checkpoint.encoder_decoder import example_call
 from causal_onnx.export.checkpoint.huggingface import (
     CONFIG,
     TOKENIZER,
@@ -50,7 +51,10 @@ def export_checkpoint(
     replace: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Export the causal language model in a checkpoint, verified before anything appears.
+    """Export the language model in a checkpoint, verified before anything appears.
+
+    That is a decoder, or an encoder with a decoder: T5, BART, Marian and their relatives, which
+    take a source text as ids, and Whisper, which takes `input_features`. One file holds both.
 
     Args:
         checkpoint: A folder in Hugging Face's layout (config.json and safetensors files; needs the
@@ -83,7 +87,7 @@ def export_checkpoint(
         FileNotFoundError: There is no such checkpoint, or one of its files is missing.
         FileExistsError: The folder exists, and is neither empty nor a model's folder to replace.
         ImportError: transformers or peft is needed and not installed.
-        ExportError, ValueError: It is not a checkpoint of a causal language model; or as for
+        ExportError, ValueError: It is not a checkpoint of such a language model; or as for
             `export`.
         ParityError, DriftError, CausalityError: As for `export`.
     """
@@ -115,11 +119,16 @@ def export_checkpoint(
         trust_remote_code=trust_remote_code,
     )
 
+    call = example_call(opened.module) if opened.is_huggingface else None
+
     def write(file: Path) -> ExportReport:
         with quiet_transformers() if opened.is_huggingface else contextlib.nullcontext():
             report = export(
                 opened.module,
                 file,
+                example=None if call is None else dict(call.example),
+                axes=None if call is None else call.axes,
+                inputs=None if call is None else call.inputs,
                 cache=is_folder if cache is None else cache,
                 target=target,
                 precision=precision,

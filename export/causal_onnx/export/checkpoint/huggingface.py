@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from causal_onnx.export.checkpoint.encoder_decoder import SPEECH
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.runtime.errors import ArtifactError
@@ -31,6 +32,9 @@ TOKENIZER = "tokenizer.json"
 OLDER_TOKENIZERS = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 """What tokenizers were stored as before tokenizer.json; transformers reads them."""
 
+_READ_MORE = frozenset({"encoder-decoder", "seamless_m4t", "seamless_m4t_v2", "prophetnet"})
+"""Kinds among those of text to text that have inputs, or several models, of their own."""
+
 MAX_NAMED = 4
 """Weights listed in one message."""
 
@@ -51,7 +55,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, list[str]]:
-    """Load the causal language model in a folder, in fp32 and eval mode, without its cache.
+    """Load the language model in a folder, in fp32 and eval mode, without its cache.
 
     Nothing is fetched, and no code of the folder is run unless it is trusted.
 
@@ -63,16 +67,25 @@ def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Modul
         The model, and what the caller should be told.
 
     Raises:
-        ExportError: It is no causal language model, or cannot be loaded whole.
+        ExportError: It is neither a causal language model nor one with an encoder of text or
+            Whisper's, or cannot be loaded whole.
         ImportError: transformers is not installed.
     """
     data = read_config(folder / CONFIG)
     transformers = _import_transformers()
     _refuse_other_kinds(folder, data, transformers, trust_remote_code=trust_remote_code)
+    opener = transformers.AutoModelForCausalLM
+    if data.get("is_encoder_decoder"):
+        is_speech = data.get("model_type") == SPEECH
+        opener = (
+            transformers.AutoModelForSpeechSeq2Seq
+            if is_speech
+            else transformers.AutoModelForSeq2SeqLM
+        )
     with quiet_transformers():
         answer = ask(
             handed_over,
-            transformers.AutoModelForCausalLM.from_pretrained,
+            opener.from_pretrained,
             folder,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
@@ -164,7 +177,8 @@ def _refuse_other_kinds(
         "GPT2LMHeadModel"
     )
     if data.get("is_encoder_decoder"):
-        raise ExportError(f"{named}, an encoder-decoder; {supported}")
+        _refuse_other_encoders(data, named, classes, transformers)
+        return
     known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     causal = {name for names in known.values() for name in _names(names)}
     if code and trust_remote_code:
@@ -178,6 +192,23 @@ def _refuse_other_kinds(
         raise ExportError(f"{named}, which is not a causal language model; {supported}")
     if any(name.endswith("ForConditionalGeneration") for name in classes):
         raise ExportError(f"{named}, which takes more than token ids; {supported}")
+
+
+def _refuse_other_encoders(
+    data: Mapping[str, Any], named: str, classes: Sequence[str], transformers: Any
+) -> None:
+    """Raise where what is read is neither text nor what Whisper reads."""
+    auto, kind = transformers.models.auto.modeling_auto, data.get("model_type")
+    known = dict(auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    known[SPEECH] = auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES[SPEECH]
+    known = {name: value for name, value in known.items() if name not in _READ_MORE}
+    supported = (
+        "of those, what is supported are such as read text, classes like "
+        "T5ForConditionalGeneration and MarianMTModel, and WhisperForConditionalGeneration. Load "
+        "it yourself, and export(model, path, example={...}, axes=[...], cache=True)"
+    )
+    if kind not in known or (classes and not set(_names(known[kind])) & set(classes)):
+        raise ExportError(f"{named}, an encoder with a decoder; {supported}")
 
 
 def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:

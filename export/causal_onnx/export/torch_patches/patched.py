@@ -17,11 +17,18 @@ from torch import Tensor
 from causal_onnx.export.outcome import handed_over
 from causal_onnx.export.torch_patches import (
     attention,
+    chunked,
     flex_attention,
+    loop_scan,
     recurrences,
     tensor_operators,
 )
-from causal_onnx.export.torch_patches.replace import attribute_replaced, functions_replaced
+from causal_onnx.export.torch_patches.loops import functions_of, rewritten
+from causal_onnx.export.torch_patches.replace import (
+    attribute_replaced,
+    code_replaced,
+    functions_replaced,
+)
 
 __all__ = ["patched"]
 
@@ -43,6 +50,7 @@ def patched(*, zero_masked_rows: bool, module: torch.nn.Module | None = None) ->
         *flex_attention.replacements(),
         *tensor_operators.replacements(),
         *recurrences.replacements(),
+        *loop_scan.replacements(),
         # ConversionError: aten._transformer_encoder_layer_fwd - the fused inference path.
         (torch.backends.mha.get_fastpath_enabled, lambda: False),
     ]
@@ -51,6 +59,7 @@ def patched(*, zero_masked_rows: bool, module: torch.nn.Module | None = None) ->
         enter(functions_replaced(functions))
         if module is not None:
             enter(_lengths_kept(module))
+            enter(_loops_rewritten(module))
         for name, method in (tensor_operators.methods() | recurrences.methods()).items():
             enter(attribute_replaced(Tensor, name, method))
         layers, own = recurrences.layers()
@@ -84,6 +93,19 @@ def _lengths_kept(module: torch.nn.Module) -> Iterator[None]:
                 continue
             if "len" not in vars(place):
                 stack.enter_context(attribute_replaced(place, "len", _length))
+        yield
+
+
+@contextlib.contextmanager
+def _loops_rewritten(module: torch.nn.Module) -> Iterator[None]:
+    """Let loops over positions, and over chunks, in the code of `module` be traced as a Scan."""
+    with contextlib.ExitStack() as stack:
+        functions = list(functions_of(module))
+        stack.enter_context(functions_replaced(chunked.replacements(functions)))
+        for function in functions:
+            code = rewritten(function)
+            if code is not None:
+                stack.enter_context(code_replaced(function, code))
         yield
 
 

@@ -7,12 +7,12 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from causal_onnx.export.outcome import handed_over
 
-__all__ = ["attribute_replaced", "functions_replaced"]
+__all__ = ["attribute_replaced", "code_replaced", "functions_replaced"]
 
 _LOCK = threading.RLock()
 """Held by the thread whose replacements are in place. Those of two threads would be restored in
@@ -74,6 +74,23 @@ def attribute_replaced(owner: Any, name: str, new: Callable[..., Any]) -> Iterat
                 setattr(owner, name, own)
             else:
                 delattr(owner, name)
+
+
+@contextlib.contextmanager
+def code_replaced(function: FunctionType, code: CodeType) -> Iterator[None]:
+    """Replace the code of a function, wherever it is kept: decorated, imported or bound.
+
+    Args:
+        function: Of the user's.
+        code: With the same free variables. Another thread runs it too: it has to do the same there.
+    """
+    original = function.__code__
+    with _LOCK:
+        function.__code__ = code
+        try:
+            yield
+        finally:
+            function.__code__ = original
 
 
 @contextlib.contextmanager

@@ -23,10 +23,11 @@ from typing import Any, BinaryIO
 from causal_onnx.runtime.artifact.artifact import Artifact, name_of
 from causal_onnx.runtime.artifact.header import read_header
 from causal_onnx.runtime.artifact.protobuf import (
-    LENGTH_DELIMITED,
+    Piece,
     WindowedFile,
+    field_bytes,
     fields,
-    varint_bytes,
+    rewritten,
 )
 from causal_onnx.runtime.errors import ArtifactError
 
@@ -406,36 +407,19 @@ def _writers_waiting(descriptor: int) -> Iterator[None]:
 _GRAPH, _INITIALIZER, _EXTERNAL_DATA = 7, 5, 13
 _KEY, _VALUE = 1, 2
 
-_Piece = bytes | tuple[int, int]
-"""New bytes, or the old ones from the first to before the second place."""
 
-
-def _replaced(source: WindowedFile, places: Mapping[bytes, bytes]) -> list[_Piece]:
+def _replaced(source: WindowedFile, places: Mapping[bytes, bytes]) -> list[Piece]:
     """A model with other names of the files that its weights lie in."""
 
-    def message(start: int, end: int, path: tuple[int, ...]) -> list[_Piece]:
-        """A message, with those rewritten that are in its field `path[0]`, and so on."""
-        if not path:
-            return _entry(source, start, end, places)
-        pieces: list[_Piece] = []
-        kept = begun = start
-        for number, wire_type, value, length, after in fields(source, start, end):
-            if number == path[0] and wire_type == LENGTH_DELIMITED:
-                inside = message(value, value + length, path[1:])
-                if inside != [(value, value + length)]:
-                    size = sum(len(x) if isinstance(x, bytes) else x[1] - x[0] for x in inside)
-                    head = varint_bytes(number << 3 | LENGTH_DELIMITED) + varint_bytes(size)
-                    pieces += [(kept, begun), head, *inside]
-                    kept = after
-            begun = after
-        return [*pieces, (kept, end)]
+    def renamed(start: int, end: int) -> list[Piece]:
+        return _entry(source, start, end, places)
 
-    return message(0, source.size, (_GRAPH, _INITIALIZER, _EXTERNAL_DATA))
+    return rewritten(source, (_GRAPH, _INITIALIZER, _EXTERNAL_DATA), renamed)
 
 
 def _entry(
     source: WindowedFile, start: int, end: int, places: Mapping[bytes, bytes]
-) -> list[_Piece]:
+) -> list[Piece]:
     """One key of a tensor's external data and its value."""
     texts = {_KEY: b"", _VALUE: b""}
     for number, _, value, length, _ in fields(source, start, end):
@@ -443,7 +427,4 @@ def _entry(
     if texts[_KEY] != b"location":
         return [(start, end)]
     texts[_VALUE] = places[texts[_VALUE]]
-    return [
-        varint_bytes(number << 3 | LENGTH_DELIMITED) + varint_bytes(len(text)) + text
-        for number, text in texts.items()
-    ]
+    return [field_bytes(number, text) for number, text in texts.items()]

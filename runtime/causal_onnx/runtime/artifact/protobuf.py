@@ -8,7 +8,7 @@ Source: https://protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 __all__ = [
@@ -16,11 +16,13 @@ __all__ = [
     "FIXED64",
     "LENGTH_DELIMITED",
     "VARINT",
+    "Piece",
     "WindowedFile",
     "WireError",
     "field_bytes",
     "fields",
     "messages",
+    "rewritten",
     "signed",
     "varint",
     "varint_bytes",
@@ -34,6 +36,10 @@ model there are as many."""
 
 LONGEST_HEAD = 15
 """A tag (5 bytes at most) and a varint (10 at most)."""
+
+
+Piece = bytes | tuple[int, int]
+"""New bytes, or those of the old file from the first to before the second place."""
 
 
 class WireError(Exception):
@@ -89,10 +95,19 @@ def fields(source: WindowedFile, start: int, end: int) -> Iterator[tuple[int, in
         WireError: The bytes do not follow the format.
     """
     position = start
+    window, base = b"", 0
     while position < end:
-        window, at = source.window(position)
+        at = position - base
+        if at + LONGEST_HEAD > len(window):
+            window, at = source.window(position)
+            base = position - at
         begun = at
-        tag, at = varint(window, at)
+        # Nearly every tag and length is one byte, and a call takes as long as all else here.
+        tag = window[at] if at < len(window) else 0x80
+        if tag < 0x80:
+            at += 1
+        else:
+            tag, at = varint(window, at)
         number, wire_type = tag >> 3, tag & 7
         # Protobuf reads a tag as 32 bits, in 5 bytes.
         if number == 0 or tag >> 32 or at - begun > 5:
@@ -104,7 +119,11 @@ def fields(source: WindowedFile, start: int, end: int) -> Iterator[tuple[int, in
         else:
             if wire_type == LENGTH_DELIMITED:
                 stated = at
-                length, at = varint(window, at)
+                length = window[at] if at < len(window) else 0x80
+                if length < 0x80:
+                    at += 1
+                else:
+                    length, at = varint(window, at)
                 if at - stated > 5:  # as protobuf reads it
                     raise WireError(f"the length of field {number} takes {at - stated} bytes")
             elif wire_type in (FIXED64, FIXED32):
@@ -165,3 +184,34 @@ def messages(source: WindowedFile, start: int, end: int, field: int) -> Iterator
     for number, wire_type, first, length, _ in fields(source, start, end):
         if number == field and wire_type == LENGTH_DELIMITED:
             yield first, first + length
+
+
+def rewritten(
+    source: WindowedFile, path: Sequence[int], change: Callable[[int, int], list[Piece]]
+) -> list[Piece]:
+    """A file with some messages in it changed.
+
+    Args:
+        source: The file.
+        path: The field in which the messages are, from the outermost message on.
+        change: Makes the pieces of the message in bytes `start` to `end`; `[(start, end)]`: as it
+            was.
+    """
+
+    def message(start: int, end: int, path: Sequence[int]) -> list[Piece]:
+        if not path:
+            return change(start, end)
+        pieces: list[Piece] = []
+        kept = begun = start
+        for number, wire_type, value, length, after in fields(source, start, end):
+            if number == path[0] and wire_type == LENGTH_DELIMITED:
+                inside = message(value, value + length, path[1:])
+                if inside != [(value, value + length)]:
+                    size = sum(len(x) if isinstance(x, bytes) else x[1] - x[0] for x in inside)
+                    head = varint_bytes(number << 3 | LENGTH_DELIMITED) + varint_bytes(size)
+                    pieces += [(kept, begun), head, *inside]
+                    kept = after
+            begun = after
+        return [*pieces, (kept, end)]
+
+    return message(0, source.size, path)

@@ -20,6 +20,15 @@ __all__ = ["GENERATION_CONFIG", "generation_settings", "settings_bytes", "specia
 GENERATION_CONFIG = "generation_config.json"
 STATED = (GENERATION_CONFIG, "config.json")
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+OF_MODELS = (
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+)
+"""What stands in the config.json of folders that are older than generation_config.json."""
 
 
 def generation_settings(contract: Contract, folder: Path | None) -> dict[str, Any]:
@@ -40,6 +49,9 @@ def generation_settings(contract: Contract, folder: Path | None) -> dict[str, An
         else {name: read_optional_json_object(folder / name) for name in STATED}
     )
     settings = dict(stated.get(GENERATION_CONFIG, {}))
+    if not settings:
+        older = stated.get("config.json", {})
+        settings = {key: older[key] for key in OF_MODELS if older.get(key) is not None}
     for where, document in {**stated, "the contract": _tokens_of(contract)}.items():
         for key, value in special_tokens(document, where).items():
             if key not in special_tokens(settings, GENERATION_CONFIG):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from causal_onnx.runtime.artifact.folder import MODEL
 from causal_onnx.runtime.contract import Contract, TensorSpec, describe_all
 from causal_onnx.runtime.generation.plan import is_language_model
+from causal_onnx.runtime.generation.source import text_input
 from causal_onnx.runtime.session.integer_products import PRECISION
 
 __all__ = ["bundle_readme"]
@@ -21,6 +22,7 @@ _ABOUT = {
     "generation_config.json": "the ids that begin and end a text, and how tokens are chosen",
     "tokenizer.json": "the tokenizer",
     "chat_template.jinja": "how messages become a prompt",
+    "preprocessor_config.json": "how features are made of sound",
 }
 
 
@@ -105,7 +107,23 @@ it; in the programs below you have to set it.
 
 def _text(contract: Contract, files: Sequence[str]) -> list[str]:
     """How a language model with its tokenizer continues text."""
-    if "tokenizer.json" not in files or not is_language_model(contract):
+    if "tokenizer.json" not in files:
+        return []
+    source = text_input(contract)
+    if source is not None and contract.cache:
+        return [
+            "## Text\n",
+            "    pip install 'causal-onnx[cpu,text]'",
+            '    causal-onnx generate . --source "Hello"',
+            "\nor in Python:\n",
+            "```python",
+            "from causal_onnx.runtime import load\n",
+            'model = load(".")',
+            f'inputs = {{"{source.name}": "Hello"}}',
+            "print(model.generate(inputs=inputs, max_new_tokens=20).text)",
+            "```\n",
+        ]
+    if not is_language_model(contract):
         return []
     has_template = "chat_template.jinja" in files
     return [
@@ -176,6 +194,11 @@ def _running(contract: Contract, files: Sequence[str]) -> list[str]:
         "    cp config.pbtxt repository/NAME/",
         f"    cp {MODEL}* repository/NAME/1/",
         "    tritonserver --model-repository repository\n",
+        "Or by its Python backend, with the checks of `causal_onnx.runtime`, where the cache may "
+        "be left out:\n",
+        '    python -c "from causal_onnx.runtime.triton import write_repository; '
+        "write_repository('.', '../repository', name='NAME')\"",
+        "    tritonserver --model-repository ../repository\n",
     ]
     if "genai_config.json" in files:
         parts += [
@@ -199,13 +222,18 @@ _SIZES = {"batch": 1, "seq": 3, "total_seq": 3, "past_seq": 0, "past_slots": 0}
 """An example's: three positions at the beginning of a sequence."""
 
 
+def _shape(spec: TensorSpec) -> tuple[int, ...]:
+    free = {axis: 2 for axis in spec.axes if isinstance(axis, str)}
+    return spec.shape({**free, **_SIZES})
+
+
 def _fill(spec: TensorSpec) -> str:
-    return "ones" if "total_seq" in spec.axes else "zeros"
+    return "ones" if "total_seq" in spec.axes or spec.kind == "keep_mask" else "zeros"
 
 
 def _numpy_zeros(spec: TensorSpec) -> str:
     dtype = "bool_" if spec.dtype == "bool" else spec.dtype
-    return f"np.{_fill(spec)}({spec.shape(_SIZES)}, np.{dtype})"
+    return f"np.{_fill(spec)}({_shape(spec)}, np.{dtype})"
 
 
 _JS_ARRAYS = {
@@ -223,7 +251,7 @@ _JS_ARRAYS = {
 
 
 def _js_tensor(spec: TensorSpec) -> str:
-    shape = list(spec.shape(_SIZES))
+    shape = list(_shape(spec))
     count = 1
     for size in shape:
         count *= size

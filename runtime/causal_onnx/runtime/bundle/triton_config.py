@@ -27,28 +27,43 @@ _TYPES = {
 }
 
 
-def triton_config(contract: Contract) -> bytes:
+def triton_config(contract: Contract, *, backend: str = "onnxruntime") -> bytes:
     """The file's content; the model's name is that of the folder it will lie in.
+
+    Args:
+        contract: Of the model.
+        backend: What of Triton's runs it: `"onnxruntime"`, or `"python"`, which runs
+            `causal_onnx.runtime.triton`, where inputs may be left out.
 
     `max_batch_size` 0 means that shapes are given whole, the batch axis included, and that Triton
     joins no requests: it does not know that sequences of different lengths need padding.
     """
+    by_python = backend == "python"
+    head = (
+        ['backend: "python"']
+        if by_python
+        else ['platform: "onnxruntime_onnx"', f'default_model_filename: "{MODEL}"']
+    )
+    optional = contract.optional_names if by_python else frozenset()
     lines = [
-        'platform: "onnxruntime_onnx"',
+        *head,
         "max_batch_size: 0",
-        f'default_model_filename: "{MODEL}"',
-        *_tensors("input", contract.inputs),
+        *_tensors("input", contract.inputs, optional),
         *_tensors("output", contract.outputs),
     ]
     return ("\n".join(lines) + "\n").encode("ascii")
 
 
-def _tensors(kind: str, specs: Sequence[TensorSpec]) -> list[str]:
+def _tensors(
+    kind: str, specs: Sequence[TensorSpec], optional: frozenset[str] = frozenset()
+) -> list[str]:
     blocks = []
     for spec in specs:
         dims = ", ".join(str(axis if isinstance(axis, int) else -1) for axis in spec.axes)
+        more = " optional: true" if spec.name in optional else ""
         blocks.append(
-            f'  {{ name: "{_quoted(spec.name)}" data_type: {_TYPES[spec.dtype]} dims: [ {dims} ] }}'
+            f'  {{ name: "{_quoted(spec.name)}" data_type: {_TYPES[spec.dtype]} dims: [ {dims} ]'
+            f"{more} }}"
         )
     return [f"{kind} [", ",\n".join(blocks), "]"]
 

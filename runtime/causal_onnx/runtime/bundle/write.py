@@ -35,6 +35,7 @@ from causal_onnx.runtime.bundle.manifest import (
 from causal_onnx.runtime.bundle.readme import bundle_readme
 from causal_onnx.runtime.bundle.replay import replay_streams, stream_plans
 from causal_onnx.runtime.bundle.triton_config import triton_config
+from causal_onnx.runtime.bundle.weights import BESIDE_FROM_BYTES, write_beside
 from causal_onnx.runtime.contract import LAST_ONLY, Contract
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.model import Model, load
@@ -54,6 +55,8 @@ TOKENIZER_FILES = (
 """What tokenizers of Hugging Face's layout consist of; `tokenizer.json` is enough."""
 MORE_TEMPLATES = "additional_chat_templates"
 """A folder of more chat templates, each a .jinja file."""
+FEATURES = "preprocessor_config.json"
+"""How a model's features are made of sound, for whoever makes them."""
 LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
 """What must go with weights wherever they go."""
 
@@ -150,7 +153,8 @@ def _find_beside(
         place = Path(checkpoint)
         if not place.is_dir():
             raise FileNotFoundError(f"there is no folder {place}")
-        files |= {name: place / name for name in LICENCES if (place / name).is_file()}
+        along = (*LICENCES, FEATURES)
+        files |= {name: place / name for name in along if (place / name).is_file()}
     elif tokenizer is not None:
         place = tokenizer if tokenizer.is_dir() else tokenizer.parent
     else:
@@ -212,10 +216,13 @@ def _entry(path: Path) -> dict[str, Any]:
 
 
 def _copy_model(path: Path, draft: Path) -> GraphParts:
-    """Copy the model, and the files that hold its weights, if there are any."""
-    shutil.copyfile(path, draft / MODEL)
-    with (draft / MODEL).open("rb", buffering=0) as file:
+    """Copy the model, and the files that hold its weights; large ones that it holds go beside."""
+    with path.open("rb", buffering=0) as file:
         parts = read_graph_parts(file, name=str(path))
+    if not parts.data_files and path.stat().st_size >= BESIDE_FROM_BYTES:
+        write_beside(path, draft)
+        return parts
+    shutil.copyfile(path, draft / MODEL)
     for name in parts.data_files:
         if PurePosixPath(name).name != name or "\\" in name or name in (MODEL, "", ".", ".."):
             raise ArtifactError(

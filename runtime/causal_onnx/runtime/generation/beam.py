@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from causal_onnx.runtime.generation.continuation import Continuation, Plan
 from causal_onnx.runtime.generation.language_model import conditioned
 from causal_onnx.runtime.generation.plan import make_plan, prompt_ids
 from causal_onnx.runtime.generation.prompt import feed, start
-from causal_onnx.runtime.generation.sampling import log_softmax
+from causal_onnx.runtime.generation.sampling import adjusted, log_softmax
+from causal_onnx.runtime.generation.source import Source
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number
 from causal_onnx.runtime.text.detokenise import text_after
 
@@ -34,7 +35,7 @@ class Beam:
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     total: float
-    """Sum of `logprobs`."""
+    """Sum of `logprobs`, with what is forced counted as certain."""
 
     def score(self, length_penalty: float) -> float:
         return float(self.total / len(self.ids) ** length_penalty)
@@ -42,7 +43,7 @@ class Beam:
 
 def beam_search(
     model: LanguageModel,
-    prompt: Sequence[int] | str,
+    prompt: Sequence[int] | str | None = None,
     *,
     max_new_tokens: int | None = None,
     beams: int = 4,
@@ -50,7 +51,7 @@ def beam_search(
     early_stopping: bool | str = False,
     stop: Collection[int] = (),
     prefix_cache: PrefixCache | None = None,
-    inputs: Mapping[str, npt.ArrayLike] | None = None,
+    inputs: Mapping[str, Source] | None = None,
 ) -> list[Continuation]:
     """Search for the continuations with the largest score.
 
@@ -147,8 +148,12 @@ def _search(
     def score(beam: Beam) -> float:
         return beam.score(length_penalty)
 
+    def scores(beam: Beam, logprobs: Array) -> Array:
+        is_final = len(beam.ids) + 1 == longest
+        return adjusted(logprobs.copy(), plan.sampling, prompt, beam.ids, is_final=is_final)
+
     while True:
-        candidates = _best(running, logits, width)
+        candidates = _best(running, logits, width, scores)
         ends = [beam.ids[-1] in stop or len(beam.ids) == longest for _, beam in candidates]
         new = [beam for (_, beam), end in zip(candidates[:beams], ends, strict=False) if end]
         if not (early_stopping is True and len(finished) == beams):
@@ -170,13 +175,24 @@ def _search(
         logits = feed(stream, np.array([[beam.ids[-1]] for beam in running], np.int64))[:, -1]
 
 
-def _best(running: Sequence[Beam], logits: Array, width: int) -> list[tuple[int, Beam]]:
-    """The `width` best continuations by one token, best first, with the row they come from."""
+def _best(
+    running: Sequence[Beam],
+    logits: Array,
+    width: int,
+    scores: Callable[[Beam, Array], Array],
+) -> list[tuple[int, Beam]]:
+    """The `width` best continuations by one token, best first, with the row they come from.
+
+    `scores` are made of a beam's log-probabilities; they count, and the latter are reported. What
+    they forbid is none of the continuations.
+    """
     logprobs = log_softmax(logits)
-    totals = (np.array([beam.total for beam in running])[:, None] + logprobs).ravel()
+    counted = np.array([scores(beam, row) for beam, row in zip(running, logprobs, strict=True)])
+    totals = (np.array([beam.total for beam in running])[:, None] + counted).ravel()
     width = min(width, len(totals))
     best = np.argpartition(-totals, width - 1)[:width]
     best = best[np.lexsort((best, -totals[best]))]
+    best = best[totals[best] > -np.inf]
     rows, tokens = np.divmod(best, logprobs.shape[1])
     return [
         (

@@ -111,6 +111,7 @@ class GrowingSequence:
             self._plan.sampling,
             prompt=self.prompt,
             continuation=self.ids,
+            is_final=is_last or self.left == 1,
             allowed=self._allowed(),
             uniform=self.generator.random(),
         )
@@ -123,6 +124,7 @@ class GrowingSequence:
             self._plan.sampling,
             prompt=self.prompt,
             continuation=self.ids,
+            is_final=self.left == 1,
             allowed=self._allowed(),
         )
 

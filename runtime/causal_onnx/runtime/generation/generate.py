@@ -12,6 +12,7 @@ from causal_onnx.runtime.generation.language_model import conditioned
 from causal_onnx.runtime.generation.plan import make_plan, prompt_ids
 from causal_onnx.runtime.generation.prompt import feed, start
 from causal_onnx.runtime.generation.sampling import Choice, Sampling
+from causal_onnx.runtime.generation.source import Source
 from causal_onnx.runtime.generation.speculate import (
     DraftModel,
     PromptLookup,
@@ -21,8 +22,6 @@ from causal_onnx.runtime.generation.speculate import (
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from causal_onnx.runtime.generation.constraint import Constraint
     from causal_onnx.runtime.generation.language_model import LanguageModel
     from causal_onnx.runtime.generation.prefix_cache import PrefixCache
@@ -32,7 +31,7 @@ __all__ = ["generate", "generate_batch", "grow", "tokens"]
 
 def tokens(
     model: LanguageModel,
-    prompt: Sequence[int] | str,
+    prompt: Sequence[int] | str | None = None,
     *,
     max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
@@ -41,17 +40,18 @@ def tokens(
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
     draft: PromptLookup | DraftModel | LanguageModel | None = None,
-    inputs: Mapping[str, npt.ArrayLike] | None = None,
+    inputs: Mapping[str, Source] | None = None,
 ) -> Iterator[Choice]:
     """Continue a prompt, yielding each token as soon as it is chosen.
 
     Args:
         model: A language model with a cache: token ids (batch, seq) in, logits (batch, seq, vocab)
             out.
-        prompt: At least one id; or text, where the model has a tokenizer.
+        prompt: At least one id; or text, where the model has a tokenizer. None: the id with which
+            the model's decoder begins (`start_ids`), which also stands before a text.
         max_new_tokens: The most to yield; fewer where something of `stop` comes or the model takes
             no longer sequence. None: 1024.
-        sampling: How tokens are chosen; None: the likeliest.
+        sampling: How tokens are chosen; None: the likeliest (`greedy`).
         stop: Ids that end the continuation, which are yielded too, and texts, which are not part of
             `Choice.text` and may begin and end within tokens. The ids that end a text by the
             tokenizer's files (`Tokenizer.end_ids`) always do; a `Sampling` whose `logit_bias` of
@@ -64,7 +64,8 @@ def tokens(
             have several judged in one call. Greedy continuations are the same with and without, up
             to the rounding of logits; random ones have the same distribution.
         inputs: What the model takes beside the ids and stays for the whole continuation, by name:
-            a source text, a memory, a label; of one row.
+            a source text, a memory, a label; of one row. For an input of ids also a text; a mask
+            of a source, which says what of it counts, may be left out.
 
     Raises:
         ValueError: The model is no language model with a cache, or an argument does not fit.
@@ -89,7 +90,7 @@ def tokens(
 
 def generate(
     model: LanguageModel,
-    prompt: Sequence[int] | str,
+    prompt: Sequence[int] | str | None = None,
     *,
     max_new_tokens: int | None = None,
     sampling: Sampling | None = None,
@@ -98,7 +99,7 @@ def generate(
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
     draft: PromptLookup | DraftModel | LanguageModel | None = None,
-    inputs: Mapping[str, npt.ArrayLike] | None = None,
+    inputs: Mapping[str, Source] | None = None,
 ) -> Continuation:
     """Continue a prompt to its end.
 
@@ -140,7 +141,7 @@ def generate(
 
 def generate_batch(
     model: LanguageModel,
-    prompts: Sequence[Sequence[int] | str],
+    prompts: Sequence[Sequence[int] | str | None],
     *,
     max_new_tokens: int | None = None,
     n: int = 1,
@@ -149,7 +150,7 @@ def generate_batch(
     seed: int | None = None,
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
-    inputs: Mapping[str, npt.ArrayLike] | None = None,
+    inputs: Mapping[str, Source] | None = None,
 ) -> list[Continuation]:
     """Continue several prompts together; sequences that have ended leave the batch.
 
@@ -167,7 +168,8 @@ def generate_batch(
         seed: As for `tokens`.
         constraint: As for `tokens`, for each sequence.
         prefix_cache: As for `tokens`.
-        inputs: As for `tokens`; of one row that all prompts share, or of one for each.
+        inputs: As for `tokens`; of one row that all prompts share, or of one for each: an array, or
+            for an input of ids a list of texts or of ids, of any lengths.
 
     Returns:
         len(prompts) * n, those of one prompt next to each other.

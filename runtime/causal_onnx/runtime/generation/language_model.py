@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from causal_onnx.runtime.generation.plan import required_tokenizer
+from causal_onnx.runtime.generation.source import Source, complete_inputs
 from causal_onnx.runtime.stream.staying import without_inputs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.contract import Contract
+    from causal_onnx.runtime.generation.sampling import Sampling
     from causal_onnx.runtime.stream.stream import Stream
     from causal_onnx.runtime.text.tokenizer import Tokenizer
 
@@ -31,6 +34,17 @@ class LanguageModel(Protocol):
         """What turns text into ids; None where it takes ids only."""
         ...
 
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """What a decoder begins with that has an encoder: before every text, and for a prompt where
+        none is given. Empty for other models."""
+        ...
+
+    @property
+    def greedy(self) -> Sampling:
+        """How tokens are chosen where nobody says how."""
+        ...
+
     def stream(self, *, batch: int = 1, capacity: int | None = None) -> Stream:
         """Start `batch` sequences with a cache."""
         ...
@@ -44,6 +58,12 @@ class _Conditionable(Protocol):
 
     @property
     def tokenizer(self) -> Tokenizer | None: ...
+
+    @property
+    def start_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def greedy(self) -> Sampling: ...
 
     def stream(
         self,
@@ -66,17 +86,29 @@ class _Conditioned:
     def tokenizer(self) -> Tokenizer | None:
         return self.model.tokenizer
 
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        return self.model.start_ids
+
+    @property
+    def greedy(self) -> Sampling:
+        return self.model.greedy
+
     def stream(self, *, batch: int = 1, capacity: int | None = None) -> Stream:
         return self.model.stream(batch=batch, capacity=capacity, inputs=self.inputs)
 
 
-def conditioned(model: LanguageModel, inputs: Mapping[str, npt.ArrayLike] | None) -> LanguageModel:
+def conditioned(model: LanguageModel, inputs: Mapping[str, Source] | None) -> LanguageModel:
     """The model with inputs that stay; itself where there are none.
 
     Raises:
-        ValueError: One is no input of the model.
+        ValueError: One is no input of the model, or a text without a tokenizer.
+        ImportError: A text needs the extra `text`.
     """
     if not inputs:
         return model
-    left = without_inputs(model.contract, inputs)
-    return _Conditioned(model, inputs, left)  # type: ignore[arg-type]  # Model's streams take them
+    whole = complete_inputs(
+        model.contract, inputs, lambda text: required_tokenizer(model).encode(text)
+    )
+    left = without_inputs(model.contract, whole)
+    return _Conditioned(model, whole, left)  # type: ignore[arg-type]  # Model's streams take them

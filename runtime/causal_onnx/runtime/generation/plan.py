@@ -78,7 +78,7 @@ def make_plan(
         )
     return Plan(
         max_new_tokens=max_new_tokens,
-        sampling=sampling or Sampling(),
+        sampling=model.greedy if sampling is None else sampling,
         stop_ids=stop_ids,
         stop_texts=stop_texts,
         tokenizer=tokenizer,
@@ -88,8 +88,14 @@ def make_plan(
     )
 
 
-def prompt_ids(model: LanguageModel, prompts: Sequence[Sequence[int] | str]) -> list[Sequence[int]]:
+def prompt_ids(
+    model: LanguageModel, prompts: Sequence[Sequence[int] | str | None]
+) -> list[Sequence[int]]:
     """The ids of each prompt, of which there may be only as many together as the model takes.
+
+    Args:
+        model: Its `start_ids` stand before a text, and for None.
+        prompts: At least one.
 
     Raises:
         ValueError: A prompt is empty or too long, or they may not be of different lengths.
@@ -97,10 +103,7 @@ def prompt_ids(model: LanguageModel, prompts: Sequence[Sequence[int] | str]) -> 
     contract = model.contract
     if not len(prompts):
         raise ValueError("prompts must hold at least one")
-    found = [
-        required_tokenizer(model).encode(prompt) if isinstance(prompt, str) else prompt
-        for prompt in prompts
-    ]
+    found = [_ids_of(model, prompt) for prompt in prompts]
     for row, ids in enumerate(found):
         if not len(ids):
             raise ValueError(f"prompt {row} is empty; a model needs one id to begin with")
@@ -115,6 +118,20 @@ def prompt_ids(model: LanguageModel, prompts: Sequence[Sequence[int] | str]) -> 
             f"{', '.join(str(len(ids)) for ids in found)} ids; generate one by one"
         )
     return found
+
+
+def _ids_of(model: LanguageModel, prompt: Sequence[int] | str | None) -> Sequence[int]:
+    start = model.start_ids
+    if prompt is None:
+        if not start:
+            raise ValueError(
+                "a prompt is needed: no generation_config.json beside the model names a "
+                "decoder_start_token_id to begin with"
+            )
+        return start
+    if not isinstance(prompt, str):
+        return prompt
+    return [*start, *required_tokenizer(model).encode(prompt, add_special_tokens=not start)]
 
 
 def is_language_model(contract: Contract) -> bool:
@@ -142,7 +159,17 @@ def check_model(model: LanguageModel) -> None:
             f"{', '.join(spec.describe() for spec in inputs)} -> "
             f"{', '.join(spec.describe() for spec in outputs)}"
             + ("" if contract.cache else ", without a cache")
+            + _remedy(inputs)
         )
+
+
+def _remedy(inputs: Sequence[TensorSpec]) -> str:
+    """Where one input is of new ids: how the others are given."""
+    others = [spec for spec in inputs if "seq" not in spec.axes]
+    if len(others) != len(inputs) - 1:
+        return ""
+    named = ", ".join(f"{spec.name!r}: ..." for spec in others)
+    return f"; give the others as inputs={{{named}}}" if others else ""
 
 
 def _given(contract: Contract) -> list[TensorSpec]:

@@ -13,7 +13,16 @@ import numpy.typing as npt
 
 from causal_onnx.runtime.request.whole_numbers import is_whole, whole_number
 
-__all__ = ["Choice", "Sampling", "choose", "draw", "log_softmax", "logprob_of", "probabilities"]
+__all__ = [
+    "Choice",
+    "Sampling",
+    "adjusted",
+    "choose",
+    "draw",
+    "log_softmax",
+    "logprob_of",
+    "probabilities",
+]
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +43,12 @@ class Sampling:
     """Subtracted from a logit for every time its id stands in the continuation."""
     presence_penalty: float = 0.0
     """Subtracted once from the logit of an id that stands in the continuation."""
+    begin_suppress_tokens: tuple[int, ...] = ()
+    """Ids that may not begin the continuation; with `forced_bos_token_id`, not come after that."""
+    forced_bos_token_id: int | None = None
+    """The id that follows a prompt of one id, whatever the model scores."""
+    forced_eos_token_id: int | None = None
+    """The id that comes last where neither `max_new_tokens` nor the model leaves room for more."""
     temperature: float = 0.0
     """Divides the logits; 0 takes the largest, the smallest id among equals."""
     top_k: int | None = None
@@ -65,6 +80,11 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {value}; None keeps all")
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name), least=0, wanted="an id, or None")
+        for token in self.begin_suppress_tokens:
+            whole_number("begin_suppress_tokens", token, least=0, wanted="ids")
         for token, bias in self.logit_bias.items():
             if not is_whole(token) or token < 0:
                 raise ValueError(f"logit_bias is by token id, got {token!r}")
@@ -85,6 +105,9 @@ class Sampling:
             and self.repetition_penalty == 1.0
             and not self.frequency_penalty
             and not self.presence_penalty
+            and not self.begin_suppress_tokens
+            and self.forced_bos_token_id is None
+            and self.forced_eos_token_id is None
         )
 
 
@@ -107,6 +130,7 @@ def choose(
     *,
     prompt: Sequence[int] = (),
     continuation: Sequence[int] = (),
+    is_final: bool = False,
     allowed: Array | None = None,
     uniform: float = 0.0,
 ) -> Choice:
@@ -120,6 +144,7 @@ def choose(
         sampling: How.
         prompt: The ids before the continuation, for the repetition penalty.
         continuation: The ids chosen so far, for the penalties.
+        is_final: Whether no id can follow this one, for `forced_eos_token_id`.
         allowed: (vocab,), bool: where a grammar lets the next token be. None: anywhere.
         uniform: A random number in [0, 1), which decides; unused when greedy.
 
@@ -129,7 +154,7 @@ def choose(
     if sampling.takes_largest and allowed is None and logits.ndim == 1:
         chosen = int(logits.argmax())
         return Choice(chosen, logprob_of(chosen, logits))
-    scores = _scores(logits, sampling, prompt, continuation, allowed)
+    scores = _scores(logits, sampling, prompt, continuation, is_final=is_final, allowed=allowed)
     if sampling.is_greedy:
         chosen = int(scores.argmax())
     else:
@@ -153,6 +178,7 @@ def probabilities(
     *,
     prompt: Sequence[int] = (),
     continuation: Sequence[int] = (),
+    is_final: bool = False,
     allowed: Array | None = None,
 ) -> Array:
     """The distribution that `choose` draws from.
@@ -162,6 +188,7 @@ def probabilities(
         sampling: As for `choose`.
         prompt: As for `choose`.
         continuation: As for `choose`.
+        is_final: As for `choose`.
         allowed: As for `choose`.
 
     Returns:
@@ -170,7 +197,7 @@ def probabilities(
     Raises:
         ValueError: As for `choose`.
     """
-    scores = _scores(logits, sampling, prompt, continuation, allowed)
+    scores = _scores(logits, sampling, prompt, continuation, is_final=is_final, allowed=allowed)
     result = np.zeros(len(scores))
     if sampling.is_greedy:
         result[scores.argmax()] = 1.0
@@ -211,13 +238,15 @@ def _scores(
     sampling: Sampling,
     prompt: Sequence[int],
     continuation: Sequence[int],
+    *,
+    is_final: bool,
     allowed: Array | None,
 ) -> Array:
     """The logits in float64 after biases, penalties and the grammar."""
     if logits.ndim != 1:
         raise ValueError(f"logits must be of shape (vocab,), got {logits.shape}")
     _top(logits)
-    scores = _adjusted(logits.astype(np.float64), sampling, prompt, continuation)
+    scores = adjusted(logits.astype(np.float64), sampling, prompt, continuation, is_final=is_final)
     if allowed is not None:
         if allowed.shape != logits.shape:
             raise ValueError(f"allowed must be of shape {logits.shape}, got {allowed.shape}")
@@ -227,10 +256,19 @@ def _scores(
     return scores
 
 
-def _adjusted(
-    scores: Array, sampling: Sampling, prompt: Sequence[int], continuation: Sequence[int]
+def adjusted(
+    scores: Array,
+    sampling: Sampling,
+    prompt: Sequence[int],
+    continuation: Sequence[int],
+    *,
+    is_final: bool,
 ) -> Array:
-    """Biases and penalties, in place."""
+    """Apply biases, penalties and what is forced to scores (vocab,), in place.
+
+    Raises:
+        ValueError: An id is none of the vocabulary.
+    """
     for token, bias in sampling.logit_bias.items():
         if token >= len(scores):
             raise ValueError(f"logit_bias names the id {token}; the model has {len(scores)}")
@@ -243,7 +281,24 @@ def _adjusted(
     if continuation and (sampling.frequency_penalty or sampling.presence_penalty):
         seen, counts = np.unique(np.array(continuation, dtype=np.int64), return_counts=True)
         scores[seen] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+    forced_bos = sampling.forced_bos_token_id if len(prompt) == 1 else None
+    if len(continuation) == (forced_bos is not None):
+        for token in sampling.begin_suppress_tokens:
+            scores[_known(token, scores)] = -np.inf
+    forced = forced_bos if not continuation else None
+    if is_final and sampling.forced_eos_token_id is not None:
+        forced = sampling.forced_eos_token_id
+    if forced is not None:
+        _known(forced, scores)
+        scores[:] = -np.inf
+        scores[forced] = 0.0
     return scores
+
+
+def _known(token: int, scores: Array) -> int:
+    if token >= len(scores):
+        raise ValueError(f"the id {token} is forced or suppressed; the model has {len(scores)}")
+    return token
 
 
 def _truncated(scores: Array, sampling: Sampling) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from causal_onnx.runtime.artifact.protobuf import (
     FIXED32,
@@ -69,7 +69,10 @@ class Decoder:
         known = MESSAGES[name]
         found: Message = {}
         for number, wire_type, value, length, _ in fields(self._source, start, end):
-            self._count(1)
+            if self._left is not None:
+                self._left -= 1
+                if self._left < 0:
+                    self._refuse()
             spec = known.get(number)
             if spec is None:
                 raise WireError(f"a {name} has a field {number}, which the format does not know")
@@ -98,14 +101,17 @@ class Decoder:
         if self._left is not None:
             self._left -= fields
             if self._left < 0:
-                raise Refused(
-                    f"it has more than {self._max_fields} fields",
-                    "raise it: limits=Limits(max_fields=...)",
-                )
+                self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise Refused(
+            f"it has more than {self._max_fields} fields",
+            "raise it: limits=Limits(max_fields=...)",
+        )
 
     def _value(self, name: str, spec: Field, found: tuple[int, int, int], depth: int) -> Any:
         wire_type, value, length = found
-        expected = {"int": VARINT, "float": FIXED32}.get(spec.kind, LENGTH_DELIMITED)
+        expected = _WIRE_TYPES.get(spec.kind, LENGTH_DELIMITED)
         if wire_type != expected:
             # Protobuf would pass over it as unknown.
             raise WireError(f"{spec.name!r} of a {name} has wire type {wire_type}, not {expected}")
@@ -178,6 +184,9 @@ class Decoder:
             raise WireError("a packed list ends in the middle of a number")
         return count
 
+
+_WIRE_TYPES = {"int": VARINT, "float": FIXED32}
+"""Of single values; the others are length-delimited."""
 
 _KINDS = bytes(byte >> 7 for byte in range(256))
 """The last byte of each varint has no high bit: 0."""

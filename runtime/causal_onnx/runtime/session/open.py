@@ -130,8 +130,9 @@ def _open(
     try:
         # onnxruntime sets the mode for denormals on the thread that makes the first session of a
         # process, and leaves it so. This thread's end takes it away again.
-        # Weights that are mapped from a file lie on the pages that the file has in memory.
-        is_mapped = isinstance(held, PreparedSession)
+        # Weights that are mapped from a file lie on the pages that the file has in memory, and a
+        # session that is written is not the one that will be used.
+        is_mapped = isinstance(held, PreparedSession) or settings.save_to is not None
         with (
             on_huge_pages()
             if settings.huge_pages and device.kind == "cpu" and not is_mapped

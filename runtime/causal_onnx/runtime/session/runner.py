@@ -91,7 +91,7 @@ class LoadOptions:
             threads=self.threads,
             spinning=self.spinning,
             flush_denormals=self.flush_denormals,
-            huge_pages=self.huge_pages and save_to is None,
+            huge_pages=self.huge_pages,
             profile_prefix=profile_prefix,
             save_to=save_to,
         )

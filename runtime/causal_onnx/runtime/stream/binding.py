@@ -44,6 +44,14 @@ class Binding:
         self._staying = [] if self._device is None else [spec.name for spec in others]
         """Presents that stay on the device, where onnxruntime allocates them."""
         self._outputs = [spec for spec in contract.outputs if spec.name not in self._bounded]
+        free = {axis.name for axis in contract.free_axes}
+        self._free = {
+            axis: (spec.name, place)
+            for spec in contract.inputs
+            for place, axis in enumerate(spec.axes)
+            if axis in free
+        }
+        """Where the sizes of the free axes are seen."""
         self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self._io = model.new_binding()
         self._bound: Mapping[str, Array | DeviceMemory] = {}
@@ -80,6 +88,7 @@ class Binding:
         for name, kept in inputs.items():
             self._io.bind_ortvalue_input(name, self._value_of(kept))
         sizes = {"batch": self._batch, "seq": seq, "past_seq": used, "total_seq": used + seq}
+        sizes |= {str(axis): feeds[name].shape[place] for axis, (name, place) in self._free.items()}
         last_only = LAST_ONLY in feeds and bool(feeds[LAST_ONLY])
         # An output's memory is bound anew for each call: the caller may keep what he got.
         outputs = {

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import heapq
 import logging
 import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import numpy as np
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineOptions", "EngineState"]
 
 log = logging.getLogger(__name__)
+
+Arguments = ParamSpec("Arguments")
 
 LEAST_PRIORITY = -(1 << 31)
 """Of what is repeated; requests have larger ones."""
@@ -102,6 +105,21 @@ class _Running:
         self.generation, self.index = generation, index
         self.growing: GrowingSequence = generation.sequences[index]
         self.length = len(generation.prompt)
+
+
+def _taking_up(
+    prepare: Callable[Concatenate[Engine, Arguments], Generation],
+) -> Callable[Concatenate[Engine, Arguments], Generation]:
+    """The same method, with the same signature, that takes up what it makes."""
+
+    @functools.wraps(prepare, assigned=("__doc__", "__annotations__", "__module__"))
+    def submit(self: Engine, /, *args: Arguments.args, **options: Arguments.kwargs) -> Generation:
+        generation = prepare(self, *args, **options)
+        self.enqueue([generation])
+        return generation
+
+    submit.__qualname__ = "Engine.submit"
+    return submit
 
 
 class Engine:
@@ -185,7 +203,7 @@ class Engine:
                 is_open=self._is_open,
             )
 
-    def submit(
+    def prepare(
         self,
         prompt: Sequence[int] | str,
         *,
@@ -200,7 +218,9 @@ class Engine:
         priority: int = 0,
         joins_prompt: bool = True,
     ) -> Generation:
-        """Take up a request. It may be called from any thread.
+        """Make a request: `submit` takes it up at once, and after `prepare` it is for `enqueue`.
+
+        Both may be called from any thread. Compiling a constraint may take a second.
 
         Args:
             prompt: As for `Model.tokens`.
@@ -219,44 +239,9 @@ class Engine:
         Raises:
             ValueError: An argument does not fit.
             BadRequestError: An id is not the model's, or there is never room for it.
-            BusyError: As many requests wait as may.
-            UnavailableError: The engine ends.
+            BusyError: As many requests wait as may (`submit`).
+            UnavailableError: The engine ends (`submit`).
             ImportError: Text or a constraint needs the extra `text`.
-        """
-        generation = self.prepare(
-            prompt,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            stop=stop,
-            seed=seed,
-            constraint=constraint,
-            n=n,
-            top_logprobs=top_logprobs,
-            score_prompt=score_prompt,
-            priority=priority,
-            joins_prompt=joins_prompt,
-        )
-        self.enqueue([generation])
-        return generation
-
-    def prepare(
-        self,
-        prompt: Sequence[int] | str,
-        *,
-        max_new_tokens: int | None = None,
-        sampling: Sampling | None = None,
-        stop: Collection[int | str] | str = (),
-        seed: int | None = None,
-        constraint: Constraint | None = None,
-        n: int = 1,
-        top_logprobs: int = 0,
-        score_prompt: bool = False,
-        priority: int = 0,
-        joins_prompt: bool = True,
-    ) -> Generation:
-        """Check a request as `submit` does, without taking it up: that is for `enqueue`.
-
-        Compiling a constraint may take a second.
         """
         only_scores = score_prompt and max_new_tokens == 0
         plan = make_plan(
@@ -296,6 +281,9 @@ class Engine:
         )
         self._check_size(generation)
         return generation
+
+    submit = _taking_up(prepare)
+    """Make a request, with the arguments of `prepare`, and take it up."""
 
     def enqueue(self, generations: Sequence[Generation]) -> None:
         """Take up what `prepare` made, all of it or nothing.

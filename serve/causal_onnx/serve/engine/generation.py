@@ -89,6 +89,8 @@ class Generation:
         self.cached_tokens = 0
         """Positions of the prompt that were found read."""
         self.times = Times()
+        self.is_one_by_one = False
+        """Whether whoever writes the answer takes each token by itself, however many came."""
         self.is_cancelled = False
         self._error: Exception | None = None
         self._is_done = False

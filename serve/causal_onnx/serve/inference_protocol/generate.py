@@ -71,7 +71,8 @@ def prepare_text(served: ServedModel, data: Mapping[str, Any]) -> Pieces:
         ValueError: The model cannot do it.
     """
     fields, engine = dict(data), engine_of(served)
-    parameters = fields.pop("parameters", None) or {}
+    parameters = fields.pop("parameters", None)
+    parameters = {} if parameters is None else parameters
     if not isinstance(parameters, dict):
         raise BadRequestError("parameters must be an object", param="parameters")
     if twice := parameters.keys() & fields.keys():

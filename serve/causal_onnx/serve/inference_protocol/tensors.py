@@ -139,7 +139,8 @@ async def infer(service: Service, served: ServedModel, request: TensorRequest) -
         future = served.tensors.submit(request.inputs)
     elif served.sequences is None:
         raise BadRequestError(
-            f"{served.name} has no KV cache, so it keeps no sequences; leave out sequence_id",
+            f"{served.name} keeps no sequences: it has no KV cache, or its requests are shared out "
+            "among processes; leave out sequence_id",
             param="sequence_id",
         )
     else:

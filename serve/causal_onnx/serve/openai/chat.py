@@ -185,6 +185,7 @@ class _Writer:
             "role": "assistant",
             "content": (text + rest) or (None if calls else ""),
             "refusal": None,
+            "annotations": [],
         }
         if calls:
             message["tool_calls"] = calls

@@ -11,6 +11,7 @@ from causal_onnx.serve.openapi.schemas import (
     array,
     described,
     either,
+    event_of,
     integer,
     json_answer,
     nullable,
@@ -190,7 +191,9 @@ def paths(service: Service) -> dict[str, Schema]:
                     answers={
                         200: {
                             "description": "Lines of data.",
-                            "content": {"text/event-stream": {"schema": text()}},
+                            "content": {
+                                "text/event-stream": {"schema": event_of("A part of the answer.")}
+                            },
                         }
                     },
                     errors=errors,

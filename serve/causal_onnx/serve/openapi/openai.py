@@ -12,6 +12,7 @@ from causal_onnx.serve.openapi.schemas import (
     array,
     described,
     either,
+    event_of,
     integer,
     json_answer,
     nullable,
@@ -223,7 +224,7 @@ def _only(errors: dict[int, Schema], *statuses: int) -> dict[int, Schema]:
 
 def _events(answer: Schema) -> Schema:
     """The same, or a stream of events."""
-    streamed = described(text(), "With stream=true: lines of data, the last one [DONE].")
+    streamed = event_of("With stream=true: a part of the answer; at the end [DONE].")
     return {**answer, "content": {**answer["content"], "text/event-stream": {"schema": streamed}}}
 
 
@@ -427,6 +428,7 @@ def _chat_answer() -> Schema:
         "role": text(["assistant"]),
         "content": nullable(text()),
         "refusal": of_type("null"),
+        "annotations": array({}, maxItems=0),
     }
     choice = object_of(
         {

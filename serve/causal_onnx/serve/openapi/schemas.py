@@ -10,6 +10,7 @@ __all__ = [
     "array",
     "described",
     "either",
+    "event_of",
     "integer",
     "json_answer",
     "nullable",
@@ -102,6 +103,11 @@ def json_answer(schema: Schema, description: str) -> Schema:
 def path_parameter(name: str, schema: Schema) -> Schema:
     """A part of a path."""
     return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def event_of(description: str) -> Schema:
+    """An event of a stream."""
+    return object_of({"data": described(text(), description)}, is_open=True)
 
 
 def operation(

@@ -73,10 +73,8 @@ def attention_outputs(contract: Contract) -> AttentionOutputs:
 
 def _leading_sizes(spec: TensorSpec) -> tuple[int, ...] | None:
     """The fixed sizes before the two axes of positions; None where they are no such two."""
-    if len(spec.axes) < 2:
-        return None
-    *leading, rows, columns = spec.axes
-    sizes = [axis for axis in leading if isinstance(axis, int)]
+    leading, last = spec.axes[:-2], spec.axes[-2:]
+    sizes = tuple(axis for axis in leading if isinstance(axis, int))
     others = [axis for axis in leading if isinstance(axis, str)]
-    is_square = (rows, columns) in SQUARES and others == ["batch"] and "float" in spec.dtype
-    return tuple(sizes) if is_square else None
+    is_square = last in SQUARES and others == ["batch"] and "float" in spec.dtype
+    return sizes if is_square else None

@@ -20,6 +20,7 @@ from causal_onnx.serve.web import read_object
 
 __all__ = [
     "FINISH",
+    "ONE_BY_ONE",
     "arrivals",
     "engine_of",
     "finish_all",
@@ -31,6 +32,10 @@ __all__ = [
 
 FINISH = {"stop": "stop", "complete": "stop", "length": "length", "limit": "length"}
 """`Continuation.finish` -> `finish_reason`."""
+
+ONE_BY_ONE = "causal_onnx.one_by_one"
+"""Where a request's scope says that each token comes by itself, so that the same request gives the
+same stream of events however tokens came together."""
 
 T = TypeVar("T")
 
@@ -82,6 +87,8 @@ def take_up(request: Request, served: ServedModel, generations: Sequence[Generat
         UnavailableError: The engine ends.
     """
     request.scope[MODEL] = served.name
+    for generation in generations:
+        generation.is_one_by_one = request.scope.get(ONE_BY_ONE, False)
     engine_of(served).enqueue(generations)
     request.scope[GENERATIONS] += generations
 
@@ -93,10 +100,13 @@ def engine_of(served: ServedModel) -> Engine:
         BadRequestError: The model is no language model with a cache.
     """
     if served.engine is None:
-        raise BadRequestError(
-            f"{served.name} is not a language model with a cache, so it cannot continue prompts",
-            param="model",
-        )
+        reason = "is not a language model with a cache, so it cannot continue prompts"
+        if served.model.start_ids:
+            reason = (
+                "has an encoder, which reads a source beside the prompt, and no request here has "
+                "one; its tensors are served, or call generate(inputs=...) where it is loaded"
+            )
+        raise BadRequestError(f"{served.name} {reason}", param="model")
     return served.engine
 
 
@@ -154,6 +164,10 @@ async def _groups(generation: Generation) -> AsyncIterator[list[Token]]:
     while tokens := await generation.arrived():
         if len(tokens) > 1:
             tokens.sort(key=lambda token: token.index)
+        if generation.is_one_by_one:
+            for token in tokens:
+                yield [token]
+            continue
         for _, group in groupby(tokens, key=lambda token: token.index):
             yield list(group)
 

@@ -1,0 +1,178 @@
+"""Loops over positions: what the rewritten code does, and which loops are left as they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from causal_onnx.export import ExportError, export
+from causal_onnx.export.torch_patches.loops import functions_of, rewritten
+from tests.export.quick import quick_export
+
+WIDTH = 8
+
+
+class Applied(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def appended(x: Tensor) -> Tensor:
+    h, rows = torch.zeros(x.shape[0], WIDTH), []
+    for t in range(x.shape[1]):
+        h = 0.5 * h + x[:, t]
+        rows.append(h)
+    return torch.stack(rows, 1)
+
+
+def appended_with_their_axis(x: Tensor) -> Tensor:
+    h, rows = torch.zeros(x.shape[0], 1, WIDTH), []
+    for t in range(0, x.shape[1]):
+        h = (h + x[:, t : t + 1]).tanh()
+        rows.append(h)
+    return torch.cat(rows, dim=1)
+
+
+def written_over_what_was_there(x: Tensor) -> Tensor:
+    h, found = x.new_zeros(x.shape[0], 1), x.clone()
+    for t in range(x.size(1)):
+        h = h * 0.9 + found[:, t]  # (batch, width) from the first step on
+        found[:, t, :] = h + found[:, t]
+    return found
+
+
+def changed_in_place(x: Tensor) -> Tensor:
+    h, rows = torch.zeros(x.shape[0], WIDTH), []
+    for t in range(x.shape[1]):
+        h *= 0.5
+        h += x[:, t]
+        rows.append(h.clone())
+    return torch.stack(rows, dim=1)
+
+
+def last_axis_first(x: Tensor) -> Tensor:
+    turned, h, rows = x.mT, x.new_zeros(x.shape[0], WIDTH), []
+    for t in range(turned.shape[-1]):
+        entry = turned[..., t]
+        h = torch.where(entry > 0, h + entry, h)
+        rows.append(h)
+    return torch.stack(rows, -1).mT
+
+
+def with_what_is_left_at_the_end(x: Tensor) -> Tensor:
+    h, rows = torch.zeros(x.shape[0], WIDTH), []
+    for t in range(x.shape[1]):
+        last = x[:, t].exp()
+        h = h + last
+        rows.append(h)
+    return torch.stack(rows, 1) + 0 * last.unsqueeze(1) + 0 * h.unsqueeze(1)
+
+
+TAKEN = [
+    appended,
+    appended_with_their_axis,
+    written_over_what_was_there,
+    changed_in_place,
+    last_axis_first,
+    with_what_is_left_at_the_end,
+]
+
+
+def sample(seq: int) -> Tensor:
+    return torch.randn(2, seq, WIDTH, generator=torch.Generator().manual_seed(seq))
+
+
+@pytest.mark.parametrize("function", TAKEN)
+def test_a_loop_over_positions_is_right_at_every_length(
+    function: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    model = quick_export(Applied(function).eval(), tmp_path / "m.onnx", example=sample(5))
+    for seq in (1, 2, 30):
+        wanted = function(sample(seq)).numpy()
+        np.testing.assert_allclose(model(sample(seq).numpy()), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", TAKEN)
+def test_rewritten_code_does_the_same_step_by_step(function: FunctionType) -> None:
+    code = rewritten(function)
+    assert code is not None
+    twin = FunctionType(code, function.__globals__)
+    torch.testing.assert_close(twin(sample(6)), function(sample(6)), rtol=0, atol=0)
+
+
+def leaves_early(x: Tensor) -> Tensor:
+    for t in range(x.shape[1]):
+        if t > 3:
+            break
+    return x
+
+
+def returns(x: Tensor) -> Tensor:
+    for t in range(x.shape[1]):
+        return x[:, t]
+    return x
+
+
+def reads_its_last_index(x: Tensor) -> Tensor:
+    for t in range(x.shape[1]):
+        x = x + t
+    return x * t
+
+
+def keeps_on_an_object(x: Tensor) -> Tensor:
+    holder = nn.Module()
+    for t in range(x.shape[1]):
+        holder.kept = x[:, t]
+    return x
+
+
+def has_no_range(x: Tensor) -> Tensor:
+    for part in (x, x):
+        x = x + part
+    return x
+
+
+@pytest.mark.parametrize(
+    "function", [leaves_early, returns, reads_its_last_index, keeps_on_an_object, has_no_range]
+)
+def test_a_loop_that_is_no_function_of_a_step_is_left_alone(function: FunctionType) -> None:
+    assert rewritten(function) is None
+
+
+def reads_another_position(x: Tensor) -> Tensor:
+    rows = []
+    for t in range(x.shape[1]):
+        rows.append(x[:, : t + 1].sum(1))
+    return torch.stack(rows, 1)
+
+
+def counts(x: Tensor) -> Tensor:
+    h, rows = torch.zeros(x.shape[0], WIDTH), []
+    for t in range(x.shape[1]):
+        h = h + x[:, t] / (t + 2)
+        rows.append(h)
+    return torch.stack(rows, 1)
+
+
+@pytest.mark.parametrize("function", [reads_another_position, counts])
+def test_a_step_that_is_none_of_a_scan_is_refused_at_its_line(
+    function: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=r"test_loops\.py:\d+ .*Python loop over positions"):
+        export(Applied(function).eval(), tmp_path / "m.onnx", example=sample(5))
+
+
+def test_code_is_found_behind_decorators_and_calls() -> None:
+    names = {function.__name__ for function in functions_of(Applied(appended))}
+    assert {"forward", "appended"} <= names
+    assert "zeros" not in names
