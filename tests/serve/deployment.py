@@ -89,7 +89,8 @@ def _install_complaints(found: list[tuple[str, str]]) -> Iterator[str]:
             yield f"there is no extra {extra}"
         elif "torch" in {Requirement(text).name for text in EXTRAS.get(extra, ())}:
             yield f"the extra {extra} brings torch"
-    if not any("requirements.lock" in rest for name, rest in found if name == "ENV"):
+    set_here = " ".join(rest for name, rest in found if name == "ENV")
+    if not re.search(r"\bPIP_CONSTRAINT=\S*requirements\.lock", set_here):
         yield "what it installs is not pinned by requirements.lock"
 
 
