@@ -11,7 +11,7 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
@@ -26,6 +26,7 @@ from causal_onnx.cli.options import (
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import Constraint, Model, PromptLookup
+    from causal_onnx.runtime.generation.source import Source
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         trusted=args.trusted,
         prepared=args.prepared,
     )
-    inputs: dict[str, Any] = {**given, **_source_of(model, source)}
+    inputs: dict[str, Source] = {**given, **_source_of(model, source)}
     sampling = sampling_of(args, model.greedy if inputs else Sampling())
     stop = [*args.stop, *args.stop_id]
     draft = _draft(args)
