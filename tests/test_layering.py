@@ -65,8 +65,8 @@ def refuse_in_export(source: str) -> list[str]:
 
 
 def refuse_in_serve(source: str) -> list[str]:
-    """What needs PyTorch, or stands above; its own libraries are those of the extra `serve`."""
-    allowed = {*sys.stdlib_module_names, "numpy", "starlette", "uvicorn"}
+    """What needs PyTorch, or stands above; its own libraries are those of its extras."""
+    allowed = {*sys.stdlib_module_names, "numpy", "starlette", "uvicorn", "ray"}
     own = ("causal_onnx.runtime", "causal_onnx.serve")
     return [
         name
@@ -165,7 +165,7 @@ ORDER = {
     """,
     "serve": """
         errors keys options engine tracing registry service web operate requests openai
-        inference_protocol openapi page app server __init__
+        inference_protocol openapi page app ray server __init__
     """,
 }
 """The folders and files of each root. An import points to the same entry or to one before it."""
@@ -233,6 +233,15 @@ def test_imports_point_down_the_written_order(root: str) -> None:
 def test_an_import_against_the_order_is_found_even_for_type_checking() -> None:
     source = "if TYPE_CHECKING:\n    from causal_onnx.runtime.model import Model"
     assert against_the_order(ORDER["runtime"].split(), "stream", source, "runtime") == ["model"]
+
+
+def test_only_what_runs_on_ray_imports_it() -> None:
+    importing = {
+        path.parent.name
+        for path in (ROOT / "serve").rglob("*.py")
+        if any(is_below(name, "ray") for name in imports_of(path.read_text(encoding="utf-8")))
+    }
+    assert importing == {"ray"}
 
 
 def test_no_file_has_the_name_of_a_public_function() -> None:
