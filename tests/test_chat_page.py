@@ -37,4 +37,4 @@ def test_commands_are_understood() -> None:
 
 def test_the_templates_that_it_counts_are_there() -> None:
     templates = Path(__file__).with_name("export") / "chat_templates"
-    assert f"tests compare the two on {len(list(templates.glob('*.jinja')))} templates" in PAGE
+    assert f"Tests compare the two on {len(list(templates.glob('*.jinja')))} templates" in PAGE

@@ -17,6 +17,10 @@ from causal_onnx.cli.parser import build_parser
 ROOT = Path(__file__).resolve().parent.parent
 
 
+BETWEEN = re.compile(r"""(?:&&|;|\|)(?=(?:[^"']|"[^"]*"|'[^']*')*$)""")
+"""What stands between two commands; within quotes it stands for itself."""
+
+
 def blocks_of(text: str, *languages: str) -> list[str]:
     """The fenced blocks of these languages, in order."""
     found = re.findall(r"^```(\w+)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -29,7 +33,7 @@ def commands_of(text: str) -> list[str]:
     for block in blocks_of(text, "sh", "bash", "shell", "console"):
         for line in block.replace("\\\n", " ").splitlines():
             command = re.sub(r"(^|\s)#.*", "", line).strip().removeprefix("$ ")
-            commands += [part.strip() for part in re.split(r"&&|;|\|", command) if part.strip()]
+            commands += [part.strip() for part in BETWEEN.split(command) if part.strip()]
     return commands
 
 

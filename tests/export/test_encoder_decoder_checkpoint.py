@@ -135,7 +135,11 @@ def test_sources_of_several_lengths_share_a_batch(folders: tuple[str, Any, Path]
 def test_beams_are_those_of_transformers(folders: tuple[str, Any, Path]) -> None:
     name, module, place = folders
     found = loaded(place).beam_search(max_new_tokens=NEW, beams=3, inputs=ours(name, 1))[0]
-    assert [list(found.ids)] == theirs(name, module, place, 1, num_beams=3)
+    (expected,) = theirs(name, module, place, 1, num_beams=3)
+    if name == "whisper":  # its beams leave out the id that ends a text
+        assert list(found.ids) in (expected, [*expected, EOS])
+    else:
+        assert list(found.ids) == expected
 
 
 def test_the_folder_holds_what_generating_needs(folders: tuple[str, Any, Path]) -> None:
