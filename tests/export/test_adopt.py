@@ -117,7 +117,7 @@ def test_what_nothing_decides_is_taken_on_request_alone(
         (
             "optimum-gpt2",
             "packed",
-            "halves and single steps of different lengths and one pass differ",
+            "single steps of different lengths and one pass differ",
         ),
     ],
 )
