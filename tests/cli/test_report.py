@@ -142,7 +142,7 @@ def test_a_failing_file_fails_the_command_and_says_so_on_the_page(
     assert "✗ FAILED" in page.text
     assert "✗ Self-test failed here" in page.text
     assert re.search(
-        'error: .*ReduceMean "mean".*NOT causal: at length 7; .*differs from its source; '
+        'error: .*ReduceMean "mean".*NOT causal: at length 7; .*not equal to its source; '
         ".*cache: steps are off; the self-test failed here",
         capsys.readouterr().err,
     )
