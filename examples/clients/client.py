@@ -116,6 +116,8 @@ def run_client(client: Client, bundles: Sequence[Path], *, install: bool) -> Out
 def find_problem(said: Mapping[str, Any], bundle: Path) -> str:
     """What is wrong with a client's report on a bundle; empty if nothing is."""
     goldens = json.loads((bundle / "goldens.json").read_bytes())
+    if "failed" in said:  # a page has no stderr
+        return str(said["failed"])
     if "error" not in said:
         return "it said nothing"
     wanted = {

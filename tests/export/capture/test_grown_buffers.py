@@ -76,7 +76,7 @@ def test_what_is_kept_is_emptied_and_the_module_is_right_without_it(kind: type[K
 
 
 def test_what_cannot_be_made_anew_is_named() -> None:
-    with pytest.raises(ExportError, match=r"\(mask, scale\) and does not work without it"):
+    with pytest.raises(ExportError, match=r"\(mask, scale\) and does not work without that"):
         without_caches(*opened(KeepsForGood()), SIZES)
 
 
