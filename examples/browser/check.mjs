@@ -90,7 +90,7 @@ const found = { text: TEXT, requestsWhenReady: 0, complaints: [] };
 try {
   const context = await browser.newContext({ viewport: { width: 1000, height: 1400 } });
   const page = await context.newPage();
-  page.setDefaultTimeout(0); // a busy machine is slow, not wrong
+  page.setDefaultTimeout(300_000); // a busy machine is slow, not wrong
   page.on("pageerror", (error) => found.complaints.push(String(error)));
   page.on("console", (message) => {
     if (["error", "warning"].includes(message.type())) found.complaints.push(message.text());

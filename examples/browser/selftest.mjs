@@ -13,7 +13,7 @@ try {
   for (const bundle of bundles) {
     const server = await serve({ "/bundle/": resolve(bundle), "/": dist });
     const page = await browser.newPage();
-    page.setDefaultTimeout(0); // a busy machine is slow, not wrong
+    page.setDefaultTimeout(300_000); // a busy machine is slow, not wrong
     await page.goto(`http://127.0.0.1:${server.address().port}/selftest.html?provider=${provider}`);
     await page.waitForFunction(() => document.querySelector("output").textContent !== "");
     const found = JSON.parse(await page.textContent("output"));
