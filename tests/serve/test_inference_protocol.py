@@ -279,7 +279,10 @@ def test_what_is_wrong_with_an_input_is_said(address: str, change, message: str)
         ({"parameters": {"a": [1]}}, "'a' must be a boolean, a number or a text"),
         ({"parameters": {"priority": 1}}, "priority is not supported"),
         ({"parameters": {"timeout": -1}}, "timeout must be an integer of microseconds, got -1"),
-        ({"parameters": {"sequence_id": 1, "sequence_start": True}}, "small keeps no sequences: it has no KV cache"),
+        (
+            {"parameters": {"sequence_id": 1, "sequence_start": True}},
+            "small keeps no sequences: it has no KV cache",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_request_is_said(address: str, change, message: str) -> None:
