@@ -191,10 +191,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
             host = f"[{args.host}]" if ":" in args.host else args.host
             scheme = "http" if args.tls_certificate is None else "https"
             address = f"{scheme}://{host}:{socket.getsockname()[1]}"
+
+            def announce(text: str) -> None:
+                console.print(text)
+                sys.stdout.flush()  # it serves from here on, and a pipe or file would wait
+
             for served in models.values():
-                console.print(_described(served))
-            console.print(f"listening on {address}")
-            console.print(_curl(address, next(iter(models.values()))))
+                announce(_described(served))
+            announce(f"listening on {address}")
+            announce(_curl(address, next(iter(models.values()))))
             app = create_app(models, options)
             tls: dict[str, Path | None] = {}
             if args.tls_certificate is not None:
@@ -205,7 +210,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
                     app.state.service,
                     host=args.host,
                     port=args.grpc_port,
-                    on_start=lambda port: console.print(f"gRPC on {host}:{port}"),
+                    on_start=lambda port: announce(f"gRPC on {host}:{port}"),
                     **tls,
                 )
             server = Server(app, grpc=grpc, **tls)
