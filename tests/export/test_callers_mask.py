@@ -113,6 +113,29 @@ def test_a_causal_mask_of_the_caller_is_exported_and_assumed(kind: str, tmp_path
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
+SQUEEZED: Mapping[str, tuple[Callable[[Tensor, Tensor], Tensor], Tensor, dict[int, str]]] = {
+    "nothing": (lambda x, m: sdpa(x, m.squeeze()), bias(6), PAIRS),
+    "an axis of one": (
+        lambda x, m: filled(x, m.squeeze()),
+        later(6)[None, None],
+        {2: "seq", 3: "seq"},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SQUEEZED)
+def test_a_mask_that_the_module_squeezes_keeps_its_axes_of_positions(
+    kind: str, tmp_path: Path
+) -> None:
+    how, mask, labels = SQUEEZED[kind]
+    module = Attending(how)
+    report = made(module, mask, labels, tmp_path)
+    assert (report.certificate.verdict, report.certificate.every_length) == ("causal", True)
+    x, given = torch.randn(2, 1, DIM), mask[..., :1, :1]
+    got = load(tmp_path / "m.onnx")(x.numpy(), given.numpy())
+    np.testing.assert_allclose(got, module(x, given).detach().numpy(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("target", ["ort", "portable", "tiled"])
 def test_what_else_the_mask_hides_is_hidden_in_every_form(target: str, tmp_path: Path) -> None:
     module = Attending(heads)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch.export import Dim, ExportedProgram
@@ -24,6 +25,7 @@ from causal_onnx.export.capture.grown_buffers import grows, without_caches
 from causal_onnx.export.capture.guards import Domain, read_domain
 from causal_onnx.export.capture.running import write_running
 from causal_onnx.export.errors import ExportError, Stage
+from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, free_axes, make_inputs
 from causal_onnx.export.source.module import Observed, Source
@@ -274,7 +276,31 @@ def _translate(program: ExportedProgram, opset: int, *, optimize: bool) -> ir.Mo
         verbose=False,
     )
     assert isinstance(translated, torch.onnx.ONNXProgram)
+    _name_squeezed_axes(translated.model)
     return translated.model
+
+
+def _name_squeezed_axes(model: ir.Model) -> None:
+    """Give every Squeeze the axes that PyTorch squeezed: those of a fixed size of 1.
+
+    `squeeze()` is translated without axes, and the graph would drop an axis of positions, or of
+    rows, where there is one alone: the tensor would have fewer axes there than what reads it
+    expects. PyTorch traces sizes that vary as if none were 1.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type != "Squeeze" or node.domain or len(node.inputs) != 1:
+            continue
+        before, after = node.inputs[0], node.outputs[0]
+        if before is None or before.shape is None or after.shape is None:
+            continue
+        axes = [axis for axis, size in enumerate(before.shape) if size == 1]
+        if len(before.shape) - len(axes) != len(after.shape):
+            continue
+        if not axes:
+            node.op_type = "Identity"  # onnxruntime takes no axes for all of size 1
+            continue
+        node.resize_inputs(2)
+        node.replace_input_with(1, constant(model.graph, np.array(axes, np.int64)))
 
 
 @contextlib.contextmanager
