@@ -112,6 +112,18 @@ def test_a_repository_in_the_model_or_over_another_model_is_refused(
         write_repository(folder, tmp_path / "repository")
 
 
+def test_a_copy_that_fails_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("causal_onnx.runtime.triton.triton_config", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_repository(folder, tmp_path / "repository")
+    assert list((tmp_path / "repository").iterdir()) == []
+
+
 def test_bfloat16_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     shutil.copy(fixture("bfloat16"), tmp_path / "model" / "model.onnx")

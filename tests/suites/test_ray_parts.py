@@ -81,6 +81,14 @@ def test_a_seed_is_drawn_and_the_rest_stays_as_it_was(body: bytes) -> None:
     assert found.startswith(body.rstrip()[:-1])
 
 
+def test_a_seed_that_is_null_among_parameters_is_drawn_there() -> None:
+    given = {"text_input": "x", "parameters": {"seed": None, "max_tokens": 3}}
+    found = forward(asked("/v2/models/m/generate", given), prefix_characters=4).body
+    data = json.loads(found)
+    assert isinstance(data["parameters"].pop("seed"), int)
+    assert data == {"text_input": "x", "parameters": {"max_tokens": 3}}
+
+
 @pytest.mark.parametrize(
     "body", [b'{"seed": 7}', b"{}", b"[]", b'{"parameters": {"seed": 3}}', b'{"x": 1e999}']
 )

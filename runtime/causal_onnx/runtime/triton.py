@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from causal_onnx.runtime.artifact.drafts import draft_folder
 from causal_onnx.runtime.bundle.triton_config import triton_config
 from causal_onnx.runtime.errors import CausalOnnxError
 from causal_onnx.runtime.model import load
@@ -86,12 +87,17 @@ def write_repository(
     target = Path(repository) / (source.resolve().name if name is None else name)
     if target.resolve().is_relative_to(source.resolve()):
         raise ValueError(f"the repository {repository} must not lie in the model's folder {source}")
-    target.mkdir(parents=True)
-    version = target / "1"
-    shutil.copytree(source, version / FOLDER)
+    if target.exists():
+        raise FileExistsError(f"{target} is there already; remove it, or give another name")
+    target.parent.mkdir(parents=True, exist_ok=True)
     path = "" if packages is None else PATH.format(folder=os.fspath(packages))
-    (version / "model.py").write_text(CODE.format(path=path), encoding="utf-8")
-    (target / "config.pbtxt").write_bytes(triton_config(contract, backend="python"))
+    with draft_folder(target) as folder:
+        whole = folder / target.name
+        version = whole / "1"
+        shutil.copytree(source, version / FOLDER)
+        (version / "model.py").write_text(CODE.format(path=path), encoding="utf-8")
+        (whole / "config.pbtxt").write_bytes(triton_config(contract, backend="python"))
+        whole.replace(target)
     return target
 
 

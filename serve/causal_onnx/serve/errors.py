@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from causal_onnx.runtime.errors import CausalOnnxError
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "RequestError",
     "TooLargeError",
     "UnavailableError",
+    "no_such_model",
 ]
 
 
@@ -69,3 +72,12 @@ class UnavailableError(RequestError):
 
     status = 503
     retry_after_s = 5
+
+
+def no_such_model(name: str, known: Iterable[str]) -> NotServedError:
+    """What a request is told that names a model which is none of `known`."""
+    return NotServedError(
+        f"there is no model {name!r} here; there are {', '.join(known) or 'none'}",
+        param="model",
+        code="model_not_found",
+    )

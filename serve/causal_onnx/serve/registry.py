@@ -19,7 +19,7 @@ from causal_onnx.runtime.text.chat_template import ChatTemplate
 from causal_onnx.serve.engine.engine import Engine, EngineOptions
 from causal_onnx.serve.engine.sequences import SequenceEngine
 from causal_onnx.serve.engine.tensors import TensorEngine
-from causal_onnx.serve.errors import NotServedError
+from causal_onnx.serve.errors import NotServedError, no_such_model
 
 if TYPE_CHECKING:
     from causal_onnx.runtime import Contract, Model, Tokenizer
@@ -195,11 +195,7 @@ class Registry(Mapping[str, ServedModel]):
         """
         served = self._models.get(name)
         if served is None:
-            raise NotServedError(
-                f"there is no model {name!r} here; there are {', '.join(self) or 'none'}",
-                param="model",
-                code="model_not_found",
-            )
+            raise no_such_model(name, self)
         return served
 
     def add(self, served: ServedModel) -> None:

@@ -42,17 +42,34 @@ class State:
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """How a value of (batch, seq, ...) axes, in any order, lies in a state."""
+class _Axes:
+    """How the axes of a value, in any order, lie in a state."""
 
     order: tuple[int, ...]
-    """Its axes as (batch, seq, the others); without a batch (seq, the others)."""
+    """Its axes as (batch, seq, the others), without those that it does not have."""
     has_batch: bool
     rest: tuple[int, ...]
 
     @property
     def width(self) -> int:
         return int(np.prod(self.rest))
+
+    def ordered(self, write: Writer, value: ir.Value) -> ir.Value:
+        """The value, its axes in this order."""
+        if self.order == tuple(sorted(self.order)):
+            return value
+        return write("Transpose", value, perm=self.order)
+
+    def as_before(self, write: Writer, value: ir.Value) -> ir.Value:
+        """What `ordered` gave, its axes as they were."""
+        if self.order == tuple(sorted(self.order)):
+            return value
+        return write("Transpose", value, perm=[int(a) for a in np.argsort(self.order)])
+
+
+@dataclass(frozen=True)
+class _Layout(_Axes):
+    """How a value of (batch, seq, ...) axes lies in a state of as many slots as positions."""
 
     @property
     def seq(self) -> int:
@@ -61,8 +78,7 @@ class _Layout:
 
     def flat(self, write: Writer, value: ir.Value) -> ir.Value:
         """(batch, seq, width), with a batch of 1 where the value has none."""
-        if self.order != tuple(sorted(self.order)):
-            value = write("Transpose", value, perm=self.order)
+        value = self.ordered(write, value)
         if not self.has_batch:
             value = write("Unsqueeze", value, write.ints(0))
         if len(self.rest) == 1:
@@ -75,37 +91,25 @@ class _Layout:
             flat = write("Reshape", flat, write.ints(0, 0, *self.rest))
         if not self.has_batch:
             flat = write("Squeeze", flat, write.ints(0))
-        if self.order == tuple(sorted(self.order)):
-            return flat
-        return write("Transpose", flat, perm=[int(a) for a in np.argsort(self.order)])
+        return self.as_before(write, flat)
 
 
 @dataclass(frozen=True)
-class _Carried:
-    """How what a Scan carries, (batch, ...) axes in any order, lies in a state of one slot."""
-
-    order: tuple[int, ...]
-    """Its axes as (batch, the others)."""
-    has_batch: bool
-    rest: tuple[int, ...]
-
-    @property
-    def width(self) -> int:
-        return int(np.prod(self.rest))
+class _Carried(_Axes):
+    """How what a Scan carries, of (batch, ...) axes, lies in a state of one slot."""
 
     def flat(self, write: Writer, value: ir.Value) -> ir.Value:
         """(batch, 1, width), one slot of a state."""
-        if self.order != tuple(sorted(self.order)):
-            value = write("Transpose", value, perm=self.order)
-        return write("Reshape", value, write.ints(0 if self.has_batch else 1, 1, self.width))
+        return write(
+            "Reshape",
+            self.ordered(write, value),
+            write.ints(0 if self.has_batch else 1, 1, self.width),
+        )
 
     def whole(self, write: Writer, flat: ir.Value) -> ir.Value:
         """The value again."""
         batch = (0,) if self.has_batch else ()
-        value = write("Reshape", flat, write.ints(*batch, *self.rest))
-        if self.order == tuple(sorted(self.order)):
-            return value
-        return write("Transpose", value, perm=[int(a) for a in np.argsort(self.order)])
+        return self.as_before(write, write("Reshape", flat, write.ints(*batch, *self.rest)))
 
 
 def _carried(site: StateSite) -> list[_Carried]:

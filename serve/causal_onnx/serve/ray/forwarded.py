@@ -61,9 +61,13 @@ def forward(request: ForwardedRequest, *, prefix_characters: int) -> ForwardedRe
     named = data.get("model")
     body = request.body
     if _is_seeded(request.path) and data and not _has_seed(data):
-        # Put at the end, where it counts more than one that is null, and all else stays as the
-        # client wrote it.
-        body = b'%b,"seed":%d}' % (body.rstrip()[:-1], secrets.randbits(32))
+        seed, parameters = secrets.randbits(32), data.get("parameters")
+        if isinstance(parameters, dict) and "seed" in parameters:  # null; twice is refused
+            body = json.dumps({**data, "parameters": {**parameters, "seed": seed}}).encode()
+        else:
+            # Put at the end, where it counts more than one that is null, and all else stays as the
+            # client wrote it.
+            body = b'%b,"seed":%d}' % (body.rstrip()[:-1], seed)
     return replace(
         request,
         model=model or (named if isinstance(named, str) else None),
@@ -93,7 +97,8 @@ def _is_seeded(path: str) -> bool:
 
 def _has_seed(data: Mapping[str, Any]) -> bool:
     parameters = data.get("parameters")
-    return data.get("seed") is not None or (isinstance(parameters, dict) and "seed" in parameters)
+    given = parameters.get("seed") if isinstance(parameters, dict) else None
+    return data.get("seed") is not None or given is not None
 
 
 def _prefix(data: Mapping[str, Any], characters: int) -> str | None:

@@ -20,9 +20,9 @@ from causal_onnx.serve.app import error_of
 from causal_onnx.serve.errors import (
     BadRequestError,
     BusyError,
-    NotServedError,
     RequestError,
     UnavailableError,
+    no_such_model,
 )
 from causal_onnx.serve.openai.answers import DONE, answer, error_data, event
 from causal_onnx.serve.ray.forwarded import AnswerPart, ForwardedRequest, forward
@@ -99,11 +99,7 @@ class Ingress:
         )
         found = await asyncio.to_thread(forward, whole, prefix_characters=self._prefix_characters)
         if self._is_multiplexed and found.model is not None and found.model not in self._models:
-            raise NotServedError(
-                f"there is no model {found.model[:60]!r} here; there are {', '.join(self._models)}",
-                param="model",
-                code="model_not_found",
-            )
+            raise no_such_model(found.model[:60], self._models)
         return found
 
     def _without_model(self, request: ForwardedRequest) -> Response:
