@@ -426,9 +426,21 @@ def padding_enters(write: Writer, joined: ir.Value, state: states.State, new: ir
     return write("Concat", write("Squeeze", state.past, write.ints(1)), new, axis=1)
 
 
+def forgotten(write: Writer, carried: ir.Value, begin: ir.Value, past: ir.Value) -> ir.Value:
+    """Each call begins as the first one does."""
+    return begin
+
+
+def carried_twice_decayed(write: Writer, carried: ir.Value, *_: ir.Value) -> ir.Value:
+    return write("Mul", carried, write.number(0.9, carried))
+
+
 @pytest.mark.parametrize(
     ("name", "part", "change"),
     [
+        ("loop that appends", "resumed", forgotten),
+        ("loop that carries three", "resumed", carried_twice_decayed),
+        ("LSTM", "resumed", forgotten),
         ("convolution", "joined", one_short),
         ("convolution", "new_ones", one_late),
         ("running mean", "joined", reset),
