@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from causal_onnx.export import export
 from causal_onnx.export.source import budget
 from causal_onnx.export.source.budget import Budget
+from causal_onnx.export.source.dry_run import MOST_STEPS, dry_run
 from causal_onnx.export.source.inputs import CallSizes
 from causal_onnx.export.source.module import open_source
 from tests.export.modules import Head
@@ -53,3 +54,27 @@ def test_the_report_says_what_was_run(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "longest compared: 40 at batch 1, 13 at batch 2" in str(report)
     whole = replace(report, parity=replace(report.parity, skipped=()))
     assert "longest compared" not in str(whole)
+
+
+class Counting(nn.Module):
+    """As many operators as positions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(x.shape[1]):
+            x = x + 1
+        return x
+
+
+def test_a_loop_over_positions_is_followed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "SURE_SCORES", 0)
+    asked = []
+    monkeypatch.setattr(
+        budget,
+        "dry_run",
+        lambda source, inputs: asked.append(inputs[0].shape[1]) or dry_run(source, inputs),
+    )
+    source, specs = open_source(Counting(), torch.randn(2, 5, 1), None)
+    allows = Budget(source, specs).allows
+    for seq in (MOST_STEPS + 1, MOST_STEPS + 5, 7):
+        allows(CallSizes(batch=1, seq=seq))
+    assert asked == [MOST_STEPS + 1, 7]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
@@ -18,6 +19,7 @@ from causal_onnx.export.torch_patches import attention, replace, tensor_operator
 from causal_onnx.export.torch_patches.patched import patched
 from causal_onnx.export.torch_patches.watch import Answer, replaying, watching_sizes
 from tests.export.modules import DIM, Head, example
+from tests.export.quick import quick_export
 
 
 class Turned(nn.Module):
@@ -212,3 +214,25 @@ def test_len_is_pythons_for_all_else_and_comes_back() -> None:
         with pytest.raises(TypeError, match="0-d"):
             length(torch.tensor(1.0))
     assert "len" not in globals()
+
+
+class Windows(nn.Module):
+    def __init__(self, size: int, step: int) -> None:
+        super().__init__()
+        self.size, self.step = size, step
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = F.pad(x, (0, 0, self.size - 1, 0))
+        windows = before.unfold(-2, self.size, self.step) * torch.arange(1.0, self.size + 1)
+        return windows.repeat_interleave(self.step, 1)[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize(("size", "step"), [(1, 1), (2, 1), (5, 1), (3, 2)])
+def test_windows_have_pytorchs_numbers_at_every_length(
+    size: int, step: int, tmp_path: Path
+) -> None:
+    module, example = Windows(size, step).eval(), torch.randn(2, 5, DIM)
+    model = quick_export(module, tmp_path / "m.onnx", example=example)
+    for seq in (1, 2, 30):
+        x = torch.randn(3, seq, DIM, generator=torch.Generator().manual_seed(seq))
+        np.testing.assert_array_equal(model(x.numpy()), module(x).numpy())

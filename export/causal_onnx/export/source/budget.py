@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from causal_onnx.export.source.dry_run import dry_run
@@ -31,6 +32,8 @@ class Budget:
     def __init__(self, source: Source, specs: Sequence[InputSpec]):
         self._source, self._specs = source, specs
         self._found: dict[CallSizes, bool] = {}
+        self._endless: int | None = None
+        """The least length at which a call was not followed to its end."""
         self._parameters = sum(p.numel() for p in source.parameters())
 
     def allows(self, sizes: CallSizes) -> bool:
@@ -47,7 +50,10 @@ class Budget:
             return True
         if sizes.batch > 1 and sizes.seq > FEW_TOKENS and work > MANY_ROWS_WORK:
             return False
-        found = dry_run(self._source.fresh(), make_inputs(self._specs, sizes))
-        if found.accepted:
-            return found.largest <= LARGEST_TENSOR and found.flops <= LARGEST_FLOPS
+        if self._endless is None or sizes.seq < self._endless:
+            found = dry_run(self._source.fresh(), make_inputs(self._specs, sizes))
+            if found.accepted:
+                return found.largest <= LARGEST_TENSOR and found.flops <= LARGEST_FLOPS
+            if math.isinf(found.flops):  # a loop over positions: longer ones have more steps
+                self._endless = sizes.seq
         return scores * ASSUMED_HEADS <= LARGEST_TENSOR and 2 * work <= LARGEST_FLOPS

@@ -21,6 +21,7 @@ _original_get_item = Tensor.__getitem__
 _original_multiply = Tensor.__mul__
 _original_set_item = Tensor.__setitem__
 _original_split = Tensor.split
+_original_unfold = Tensor.unfold
 
 
 def replacements() -> list[tuple[Any, Callable[..., Any]]]:
@@ -48,6 +49,7 @@ def methods() -> dict[str, Callable[..., Any]]:
         "exp": _exp,
         "chunk": _chunk,
         "split": _split,
+        "unfold": _unfold,
     }
 
 
@@ -112,6 +114,19 @@ def _split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> Sequenc
         if isinstance(count, int) or count.node.expr.is_number:
             return handed_over(_original_split, tensor, [size] * int(count), dim)  # type: ignore[no-any-return]
     return handed_over(_original_split, tensor, size, dim)  # type: ignore[no-any-return]
+
+
+def _unfold(tensor: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """`unfold` of an axis of any size by way of slices: the file's has other numbers."""
+    axis = dimension % tensor.ndim if tensor.ndim else 0
+    length = tensor.shape[axis] if tensor.ndim else 1
+    if not isinstance(length, torch.SymInt):
+        return handed_over(_original_unfold, tensor, dimension, size, step)  # type: ignore[no-any-return]
+    torch._check(length >= size)  # as its own operator would ask
+    index = (slice(None),) * axis
+    ends = [length - size + 1 + first for first in range(size)]
+    parts = [tensor[(*index, slice(first, end, step))] for first, end in enumerate(ends)]
+    return torch.stack(parts, -1)
 
 
 def _unsqueeze(tensor: Tensor, dim: int) -> Tensor:
