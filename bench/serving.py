@@ -267,7 +267,9 @@ async def _over_http(
 
 
 def _longest_gap(answer: _Answer) -> float:
-    return max(after - before for before, after in itertools.pairwise(answer.times))
+    """The longest wait between two events; the only one where all tokens came in one event."""
+    times = answer.times if len(answer.times) > 1 else [answer.began, *answer.times]
+    return max(after - before for before, after in itertools.pairwise(times))
 
 
 async def _first_in_company(

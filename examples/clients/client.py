@@ -99,7 +99,7 @@ def run_client(client: Client, bundles: Sequence[Path], *, install: bool) -> Out
         problem = find_problem(said, bundle)
         if problem or done.returncode:
             text = problem or f"exit code {done.returncode}"
-            problems.append(f"{bundle.name}: {text} {done.stderr.strip()[-500:]}".strip())
+            problems.append(f"{bundle.name}: {text} {_cut(done.stderr.strip())}".strip())
         found.append(said)
     errors = [float(said["error"]) for said in found if "error" in said]
     return Outcome(
@@ -111,6 +111,11 @@ def run_client(client: Client, bundles: Sequence[Path], *, install: bool) -> Out
         ms_per_call=tuple(float(said.get("ms_per_call", math.nan)) for said in found),
         problems=tuple(problems),
     )
+
+
+def _cut(text: str) -> str:
+    """The beginning and the end of a long text: which of them says why is the runtime's choice."""
+    return text if len(text) <= 2000 else f"{text[:1000]} ... {text[-1000:]}"
 
 
 def find_problem(said: Mapping[str, Any], bundle: Path) -> str:
