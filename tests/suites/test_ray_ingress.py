@@ -201,7 +201,7 @@ def test_what_a_full_server_answers_first_is_passed_on(app: Any) -> None:
     ("path", "body", "status", "message"),
     [
         ("/v1/completions", {"model": "none", "prompt": "x"}, 404, "no model 'none'"),
-        ("/v1/completions", {**BODY, "odd": 1}, 400, "odd is not known"),
+        ("/v1/completions", {**BODY, "odd": 1}, 400, "odd is not supported"),
         ("/v1/completions", [], 400, "must be a JSON object"),
         ("/v2/repository/models/language/unload", {}, 400, "loaded and unloaded by Ray"),
         ("/v2/models/none/infer", {}, 404, "no model 'none'"),
