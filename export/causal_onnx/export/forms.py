@@ -14,7 +14,7 @@ from causal_onnx.export.cache.last_logits import offer_last_only
 from causal_onnx.export.cache.row_lookup import RaggedError
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.cleanup import tidy
-from causal_onnx.export.lower import lower, shared_pasts
+from causal_onnx.export.lower import lower, shared_pasts, write_depthwise
 from causal_onnx.export.passes import opset17
 from causal_onnx.export.passes.fuse import fuse
 from causal_onnx.export.passes.length_limit import enforce_max_seq_len
@@ -118,6 +118,8 @@ def _rewritten(
         for node, reason in others.items()
     )
     lower(model, contract.form, contract.max_seq_len)
+    if cache:
+        write_depthwise(model)
     _finish(model, contract, grids)
     return Form(name=name, model=model, contract=contract, left=(*left, *again))
 
