@@ -1,13 +1,14 @@
 """Where a graph mixes positions outside attention, and what of the past is needed there.
 
-Four answers, the third seen at its operator, the others found by evaluating the part of the graph
-by itself; the best that is right is taken:
+Five answers, the third seen at its operator, the fourth at the factors of a product, the others
+found by evaluating the part of the graph by itself; the best that is right is taken:
 
 - *window*: the last inputs. A convolution, a shift of tokens, a pool: the result does not change
   when what lies farther back is cut off.
 - *running*: the last result. A cumulative sum, product or maximum: the result goes on as it would
   have if the last result had been the first input.
 - *carried*: what a recurrent layer, or a Scan along the sequence, carries from step to step.
+- *sum*: a sum over the past with weights that are products of decays (`mixture.py`).
 - *inputs*: all inputs. Any other causal function of the past, computed again with each call.
 """
 
@@ -22,11 +23,12 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Array
 from causal_onnx.export.cache.lengths import STAND_IN
+from causal_onnx.export.cache.mixture import Mixture, find_mixture
 from causal_onnx.export.cache.new_rows import NewRows
 from causal_onnx.export.cache.refusals import named, refuse_odd_axes
 from causal_onnx.export.cache.region import Region, find_region
 from causal_onnx.export.cache.row_lookup import RaggedError
-from causal_onnx.export.cache.spans import BATCH, Spans, own_axis, picks_positions
+from causal_onnx.export.cache.spans import BATCH, Spans, own_axis, picks_positions, state_order
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.edit import copy_output
 from causal_onnx.export.graph.facts import Layouts
@@ -36,6 +38,7 @@ __all__ = [
     "CARRIED",
     "INPUTS",
     "RUNNING",
+    "SUM",
     "WINDOW",
     "StateSite",
     "carried_states",
@@ -43,7 +46,7 @@ __all__ = [
     "living",
 ]
 
-WINDOW, RUNNING, CARRIED, INPUTS = "window", "running", "carried", "inputs"
+WINDOW, RUNNING, CARRIED, SUM, INPUTS = "window", "running", "carried", "sum", "inputs"
 
 _SEEDS = (0, 1)
 _STARTS = 16
@@ -63,6 +66,8 @@ class StateSite:
     """The most positions that the state holds; None: all."""
     rows: NewRows | None = None
     """Of a site that is computed again from all inputs: what of it is needed."""
+    mixture: Mixture | None = None
+    """Of a sum: its factors."""
 
     @property
     def node(self) -> ir.Node:
@@ -108,10 +113,10 @@ def cut_at_states(
             _kind(region, spans, others, max_seq_len=max_seq_len, ragged=ragged)
             for region in regions
         ]
-        for region, (kind, kept) in zip(regions, kinds, strict=True):
+        for region, (kind, kept, mixture) in zip(regions, kinds, strict=True):
             stand_in = _cut(model.graph, layouts, region.output, len(sites))
             rows = _rows(region, ragged=ragged) if kind == INPUTS else None
-            sites.append(StateSite(region, stand_in, kind, kept, rows))
+            sites.append(StateSite(region, stand_in, kind, kept, rows, mixture))
 
 
 def living(graph: ir.Graph, roots: Sequence[ir.Node], sites: Sequence[StateSite]) -> set[ir.Node]:
@@ -171,8 +176,8 @@ def _kind(
     *,
     max_seq_len: int | None,
     ragged: bool,
-) -> tuple[str, int | None]:
-    """What the state of a region is, and how many positions of it there are at most."""
+) -> tuple[str, int | None, Mixture | None]:
+    """What the state of a region is, how many positions of it there are at most, its factors."""
     reach = spans.reach_back(region.output)
     assert reach is not None
     seq, back = spans.sizes.seq, reach[0]
@@ -190,14 +195,15 @@ def _kind(
         )
     is_bounded = back < seq - 1 and _stays(region, back, max_seq_len)
     if is_bounded and all(trial.goes_on_from(back) for trial in whole):
-        return WINDOW, back
+        return WINDOW, back, None
     if ragged and _is_carried(region):
-        return CARRIED, 1
+        return CARRIED, 1, None
     if all(trial.goes_on_from_result() for trial in whole):
-        return RUNNING, 1
+        return RUNNING, 1, None
     if ragged and _is_scan(region, spans):
-        return CARRIED, 1
-    return INPUTS, None
+        return CARRIED, 1, None
+    mixture = find_mixture(region, spans, max_seq_len=max_seq_len) if ragged else None
+    return (INPUTS, None, None) if mixture is None else (SUM, 1, mixture)
 
 
 def _stays(region: Region, back: int, max_seq_len: int | None) -> bool:
@@ -336,17 +342,20 @@ class _Trial:
     def goes_on_from_result(self) -> bool:
         """Whether the last result, in the place of the first input, is all that is needed."""
         layouts, sources = self.region.layouts, self.region.sources
-        output = self.region.output
-        if len(sources) != 1 or layouts.axes(sources[0]) != layouts.axes(output):
+        if len(sources) != 1:
+            return False
+        given, made = ((x, state_order(layouts, x)) for x in (sources[0], self.region.output))
+        if len({tuple(layouts.axes(x)[n] for n in order) for x, order in (given, made)}) > 1:
             return False
         (source, *free) = self.arrays
-        if source.dtype != self.whole.dtype or source.shape != self.whole.shape:
+        if source.dtype != self.whole.dtype:
             return False
+        turn = [made[1][n] for n in np.argsort(given[1])]  # from the result's axes to the source's
         for start in (1, self.seq // 2, self.seq - 1):
-            last = self.whole.take(range(start - 1, start), self.axis)
-            rest = source.take(range(start, self.seq), self.axis)
-            given = np.concatenate([last, rest], self.axis)
-            part = self.region.evaluate(given.shape[self.axis], [given, *free])
+            last = self.whole.take(range(start - 1, start), self.axis).transpose(turn)
+            rest = source.take(range(start, self.seq), self.axes[0])
+            joined = np.concatenate([last, rest], self.axes[0])
+            part = self.region.evaluate(joined.shape[self.axes[0] or 0], [joined, *free])
             if not self._equal(part, start - 1, self.seq):
                 return False
         return True

@@ -14,7 +14,7 @@ from causal_onnx.export.analysis.interpret import input_elements, run
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.facts import Axis, Layouts
 
-__all__ = ["BATCH", "Spans", "own_axis", "picks_positions"]
+__all__ = ["BATCH", "Spans", "own_axis", "picks_positions", "state_order"]
 
 BATCH = Axis(1, 1, 0)
 """The axis of rows."""
@@ -32,6 +32,14 @@ def own_axis(layouts: Layouts, value: ir.Value) -> int | None:
     if len(seqs) != 1 or len(batches) != has_batch:
         return None
     return seqs[0] if sum(axis.is_fixed for axis in axes) == len(axes) - 1 - has_batch else None
+
+
+def state_order(layouts: Layouts, value: ir.Value) -> tuple[int, ...]:
+    """The axes of a value with positions of its own as they lie in a state: batch, seq, others."""
+    axes, seq = layouts.axes(value), own_axis(layouts, value)
+    assert seq is not None
+    lead = (*(n for n, axis in enumerate(axes) if axis == BATCH), seq)
+    return (*lead, *(n for n in range(len(axes)) if n not in lead))
 
 
 class Spans:

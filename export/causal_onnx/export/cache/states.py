@@ -11,6 +11,7 @@ have them: empty at first, and in a row of few positions its first slots are in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,10 +19,11 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.cache.lengths import Lengths
+from causal_onnx.export.cache.mixture import Factor, Labels, Mixture
 from causal_onnx.export.cache.refusals import named
 from causal_onnx.export.cache.row_lookup import write_rows
-from causal_onnx.export.cache.sites import CARRIED, RUNNING, StateSite, carried_states
-from causal_onnx.export.cache.spans import BATCH, own_axis
+from causal_onnx.export.cache.sites import CARRIED, RUNNING, SUM, StateSite, carried_states
+from causal_onnx.export.cache.spans import BATCH, state_order
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.subgraphs import name_inside
 from causal_onnx.export.graph.writer import Writer
@@ -127,11 +129,9 @@ def _carried(site: StateSite) -> list[_Carried]:
 
 def _layout(site: StateSite, value: ir.Value) -> _Layout:
     layouts = site.region.layouts
-    axes, seq = layouts.axes(value), own_axis(layouts, value)
-    assert seq is not None
-    batch = [index for index, axis in enumerate(axes) if axis == BATCH]
-    rest = [index for index in range(len(axes)) if index != seq and index not in batch]
-    return _Layout((*batch, seq, *rest), bool(batch), tuple(axes[index].count for index in rest))
+    axes, order = layouts.axes(value), state_order(layouts, value)
+    has_batch = axes[order[0]] == BATCH
+    return _Layout(order, has_batch, tuple(axes[n].count for n in order[1 + has_batch :]))
 
 
 def _kept(site: StateSite) -> list[tuple[str, _Layout | _Carried, ir.TypeProtocol | None]]:
@@ -143,6 +143,11 @@ def _kept(site: StateSite) -> list[tuple[str, _Layout | _Carried, ir.TypeProtoco
         pairs = zip(site.node.outputs, site.node.inputs, strict=False)  # the states come first
         types = [out.type or (None if given is None else given.type) for out, given in pairs]
         return [("hidden", *both) for both in zip(_carried(site), types, strict=False)]
+    if site.mixture is not None:
+        return [
+            ("hidden", _sum_layout(site.mixture), output.type),
+            *(("window", _layout(site, x), x.type) for x in site.mixture.remembered),
+        ]
     if site.kind == CARRIED:
         names = ("hidden", "cell") if site.node.op_type == "LSTM" else ("hidden",)
         layout = _layout(site, output)  # the other axes are directions, one, and the width
@@ -203,6 +208,8 @@ def write_states(
         writer = SiteWriter
         if site.kind == CARRIED:
             writer = _ScanWriter if site.node.op_type == "Scan" else _LayerWriter
+        if site.kind == SUM:
+            writer = _SumWriter
         result = writer(write, first, site, own, lengths=lengths, again=again).result()
         result.type = site.stand_in.type
         site.stand_in.replace_all_uses_with(result)
@@ -336,6 +343,14 @@ class SiteWriter:
             return write("Slice", whole, self.slots, self.total, write.ints(1))
         return write("GatherND", whole, self.index(self.places()))
 
+    def give_last(self, state: State, last: ir.Value) -> None:
+        """Make (batch, 1, width) the state for the next call."""
+        # As many slots as positions were read, one at most: onnxruntime would find a fixed 1.
+        write = self.write
+        count = write("Min", self.total, write.ints(1))
+        held = write("Slice", last, write.ints(0), count, write.ints(1))
+        self.name(state, write("Unsqueeze", held, write.ints(1)))
+
     def give(self, state: State, whole: ir.Value) -> None:
         """Make the state for the next call an output of the graph."""
         write, lengths, kept = self.write, self.lengths, state.bounded
@@ -448,10 +463,7 @@ class _ScanWriter(SiteWriter):
         twin = write.node("Scan", [*starts, *lines], attributes, len(scan.outputs))
         for state, layout, last in zip(self.states, layouts, twin.outputs, strict=False):
             last.type = state.past.type
-            # As many slots as positions were read, one at most: onnxruntime would find a fixed 1.
-            count = write("Min", self.total, write.ints(1))
-            held = write("Slice", layout.flat(write, last), write.ints(0), count, write.ints(1))
-            self.name(state, write("Unsqueeze", held, write.ints(1)))
+            self.give_last(state, layout.flat(write, last))
         return twin.outputs[place]
 
     def body(self, scan: ir.Node, layouts: list[_Carried]) -> ir.Graph:
@@ -470,3 +482,182 @@ class _ScanWriter(SiteWriter):
             graph.outputs[index] = kept
         name_inside(graph, f"{self.site.node.outputs[0].name}_carried")
         return graph
+
+
+class _SumWriter(SiteWriter):
+    """Writes a sum over the past again: over the new positions, and the sum of those before.
+
+    The decays are computed for the new positions and the one in front of them, where the sum of
+    those before stands. A row's padding comes last, behind the position whose sum is kept.
+    """
+
+    def result(self) -> ir.Value:
+        """Write it all; the value that takes the place of the output."""
+        write, lengths, region, mixture = self.write, self.lengths, self.site.region, self.mixture
+        known = region.lengths(write.graph, self.before, lengths.seq, lengths.seq)
+        known |= {now: now for now in (self.again.get(x, x) for x in region.sources)}
+        new = region.write(write.graph, self.before, known)
+        rows, columns = (
+            [self.factor(x, new) for x in given] for given in (mixture.rows, mixture.columns)
+        )
+        decays, labels = self.decays()
+        state, carried = self.states[0], _sum_layout(mixture)
+        shape = write("Concat", write("Shape", self.held), write.ints(1, state.width), axis=0)
+        begin = write("Expand", write.number(0.0, state.past), shape)
+        past = self.resumed(begin, write("Squeeze", state.past, write.ints(1)))
+        kept = tuple("b" * mixture.has_batch + mixture.kept)
+        before = carried.whole(write, past), kept
+
+        place = len(labels) - 2
+        fade = write("Slice", decays, self.slots, self.total, write.ints(place))
+        fade = write("Slice", fade, write.ints(0), write.ints(1), write.ints(place + 1))
+        seen = self.product([*rows, (fade, (*labels[:-1], "")), before], mixture.output)
+
+        to_end, labels = self.to_end(decays, labels)
+        old = write("Slice", to_end, write.ints(0), write.ints(1), write.ints(place))
+        old = self.product([(old, (*labels[:-1], "")), before], kept)
+        added = write("Slice", to_end, self.slots, self.total, write.ints(place))
+        added = self.product([(added, labels), *columns], kept)
+        self.give_last(state, carried.flat(write, write("Add", old, added)))
+        return write("Add", new[region.output], seen)
+
+    @property
+    def mixture(self) -> Mixture:
+        """The factors of the sum."""
+        assert self.site.mixture is not None
+        return self.site.mixture
+
+    @property
+    def last(self) -> ir.Value:
+        """(batch,), where each row's last token lies: behind the one in front; -1: nowhere."""
+        write, lengths = self.write, self.lengths
+        assert lengths.row_past is not None
+        assert lengths.row_total is not None
+        new = write("Sub", lengths.row_total, lengths.row_past)
+        return write("Sub", write("Add", new, self.slots), write.ints(1))
+
+    def factor(
+        self, factor: Factor, known: Mapping[ir.Value, ir.Value]
+    ) -> tuple[ir.Value, Labels]:
+        """What is multiplied by, and its labels."""
+        value = self.again.get(factor.value, factor.value)
+        value = known.get(value, value)
+        return (self.write("Reciprocal", value) if factor.is_inverse else value), factor.labels
+
+    def product(self, factors: Sequence[tuple[ir.Value, Labels]], wanted: Labels) -> ir.Value:
+        """The product of values with labels, summed over those that are not wanted."""
+        write, (found, labels) = self.write, factors[0]
+        for place, (value, own) in enumerate(factors[1:], 2):
+            later = {*wanted, *(label for _, after in factors[place:] for label in after)}
+            found, labels = self.pair((found, labels), (value, own), later)
+        rest = [place for place, label in enumerate(labels) if label and label not in wanted]
+        if rest:
+            found = write("ReduceSum", found, write.ints(*rest), keepdims=0)
+            labels = tuple(label for place, label in enumerate(labels) if place not in rest)
+        # A place of one entry needs a name that no label has.
+        return self.spread(found, labels, tuple(label or "1" for label in wanted))
+
+    def pair(
+        self, a: tuple[ir.Value, Labels], b: tuple[ir.Value, Labels], later: Set[str]
+    ) -> tuple[ir.Value, Labels]:
+        """The product of two, summed over an axis that both have if it is not needed later."""
+        names = dict.fromkeys(label for label in (*a[1], *b[1]) if label)
+        summed = [x for x in names if x in a[1] and x in b[1] and x not in later]
+        if not summed:
+            order = tuple(names)
+            spread = (self.spread(value, labels, order) for value, labels in (a, b))
+            return self.write("Mul", *spread), order
+        between = summed[-1]
+        row, column = (
+            next((x for x in reversed(own) if x and x not in other), "1")
+            for own, other in ((a[1], b[1]), (b[1], a[1]))
+        )
+        lead = tuple(x for x in names if x not in (between, row, column))
+        left = self.spread(*a, (*lead, row, between))
+        right = self.spread(*b, (*lead, between, column))
+        ends = ("" if x == "1" else x for x in (row, column))
+        return self.write("MatMul", left, right), (*lead, *ends)
+
+    def squeezed(self, value: ir.Value, labels: Labels) -> ir.Value:
+        """The value without the axes that have no label."""
+        single = [place for place, label in enumerate(labels) if not label]
+        return self.write("Squeeze", value, self.write.ints(*single)) if single else value
+
+    def decays(self) -> tuple[ir.Value, Labels]:
+        """(batch or 1, shared axes, to, from), of the one in front and the new positions."""
+        write, lengths, mixture = self.write, self.lengths, self.mixture
+        order = ("b", *mixture.shared, "i", "j")
+        joined = self.joined_sources()
+        total: ir.Value | None = None
+        conditions = []
+        for decay in mixture.decays:
+            value = decay.value
+            if decay.region is not None:
+                known = decay.region.lengths(write.graph, self.before, lengths.seq, self.total)
+                value = decay.region.write(write.graph, self.before, {**known, **joined})[value]
+            value = self.spread(value, decay.labels, order)
+            if decay.keeps is not None:
+                conditions.append((value, decay.keeps))
+            else:
+                total = value if total is None else write("Mul", total, value)
+        if mixture.is_lower:
+            steps = write("Range", write.scalar(0), write("Squeeze", self.total), write.scalar(1))
+            lower = write("GreaterOrEqual", write("Unsqueeze", steps, write.ints(1)), steps)
+            conditions.append((self.spread(lower, ("i", "j"), order), True))
+        if total is None:
+            total = write.number(1.0, self.site.region.output)
+        none = write.number(0.0, self.site.region.output)
+        for condition, keeps in conditions:
+            total = write("Where", condition, *((total, none) if keeps else (none, total)))
+        has_batch = any("b" in decay.labels for decay in mixture.decays)
+        return total, order if has_batch else ("", *order[1:])
+
+    def joined_sources(self) -> dict[ir.Value, ir.Value]:
+        """What the decays are computed from, at the position in front and the new ones."""
+        write, found = self.write, dict[ir.Value, ir.Value]()
+        states = dict(zip(self.mixture.remembered, self.states[1:], strict=True))
+        for source in self.mixture.sources:
+            now, layout = self.again.get(source, source), _layout(self.site, source)
+            flat = layout.flat(write, now)
+            # Any number does where the past has no weight, or is empty.
+            front = write("Slice", flat, write.ints(0), write.ints(1), write.ints(1))
+            state = states.get(source)
+            if state is not None:
+                front = self.resumed(front, write("Squeeze", state.past, write.ints(1)))
+            both = write("Concat", front, flat, axis=1)
+            start, end = write("Sub", write.ints(1), self.slots), write.ints(1 << 40)
+            both = write("Slice", both, start, end, write.ints(1))
+            if state is not None:
+                at = write("Unsqueeze", write("Max", self.last, write.ints(0)), write.ints(1))
+                self.give_last(state, write("GatherND", both, self.index(at)))
+            found[now] = layout.whole(write, both)
+            found[now].type = source.type
+        return found
+
+    def spread(self, value: ir.Value, labels: Labels, order: Labels) -> ir.Value:
+        """The value with one axis for each label of `order`, of one entry where it has none."""
+        write, names = self.write, [label for label in labels if label]
+        value = self.squeezed(value, labels)
+        turn = [names.index(label) for label in order if label in names]
+        if turn != sorted(turn):
+            value = write("Transpose", value, perm=turn)
+        missing = [place for place, label in enumerate(order) if label not in names]
+        return write("Unsqueeze", value, write.ints(*missing)) if missing else value
+
+    def to_end(self, decays: ir.Value, labels: Labels) -> tuple[ir.Value, Labels]:
+        """(batch, shared axes, from): the decays to each row's last token, and their labels."""
+        write, place = self.write, len(labels) - 2
+        steps = write("Range", write.scalar(0), write("Squeeze", self.total), write.scalar(1))
+        is_last = write("Equal", steps, write("Unsqueeze", self.last, write.ints(1)))
+        others = [n for n in range(len(labels)) if n not in (0, place)]
+        is_last = write("Unsqueeze", is_last, write.ints(*others))
+        chosen = write("Where", is_last, decays, write.number(0.0, self.site.region.output))
+        found = write("ReduceSum", chosen, write.ints(place), keepdims=0)
+        return found, ("b" * self.mixture.has_batch, *labels[1:place], labels[-1])
+
+
+def _sum_layout(mixture: Mixture) -> _Carried:
+    """How the sum up to a position lies in a state."""
+    sizes = tuple(mixture.sizes[label] for label in mixture.kept)
+    rank = len(sizes) + mixture.has_batch
+    return _Carried(tuple(range(rank)), mixture.has_batch, sizes)
