@@ -163,6 +163,56 @@ def gated_decay(m: Mixed, x: Tensor) -> Tensor:
     return (apart * seen[..., None] * x.unsqueeze(1)).sum(2)
 
 
+def _heads(m: Mixed, x: Tensor) -> tuple[Tensor, ...]:
+    return tuple(t.unflatten(-1, (2, -1)).transpose(1, 2) for t in m.qkv(x).chunk(3, -1))
+
+
+def retention_of_heads(m: Mixed, x: Tensor) -> Tensor:
+    (q, k, v), n = _heads(m, x), x.shape[1]
+    gammas = 1 - torch.exp2(-5.0 - torch.arange(2.0))
+    apart = (torch.arange(n)[:, None] - torch.arange(n)).to(x.dtype)
+    decay = torch.where(apart >= 0, gammas[:, None, None] ** apart.clamp(0), 0.0)
+    y = F.rms_norm((q @ k.mT * 8**-0.5 * decay) @ v, (8,))
+    return F.silu(m.gate(x)) * y.transpose(1, 2).flatten(2)
+
+
+def linear_attention_by_triangle(m: Mixed, x: Tensor) -> Tensor:
+    q, k, v = _heads(m, x)
+    weights = ((F.elu(q) + 1) @ (F.elu(k) + 1).mT).tril()
+    return (weights @ v).transpose(1, 2).flatten(2) / 16
+
+
+def linear_attention_by_normalised_triangle(m: Mixed, x: Tensor) -> Tensor:
+    q, k, v = _heads(m, x)
+    weights = ((F.elu(q) + 1) @ (F.elu(k) + 1).mT).tril()
+    return ((weights / weights.sum(-1, keepdim=True)) @ v).transpose(1, 2).flatten(2)
+
+
+def _segsum(x: Tensor) -> Tensor:
+    n = x.shape[-1]
+    x = x.unsqueeze(-1).expand(*x.shape, n)
+    x = x.masked_fill(~torch.ones(n, n, dtype=torch.bool).tril(-1), 0)
+    seen = torch.ones(n, n, dtype=torch.bool).tril()
+    return x.cumsum(-2).masked_fill(~seen, float("-inf"))
+
+
+def state_space_dual(m: Mixed, x: Tensor) -> Tensor:
+    c, b, v = _heads(m, x)
+    step = F.softplus(m.gate(x)[..., :2]).transpose(1, 2)
+    decays = torch.exp(_segsum(step * torch.tensor([[-1.0], [-0.25]])))
+    y = torch.einsum("bhin,bhjn,bhij,bhjp->bihp", c, b, decays, v * step.unsqueeze(-1))
+    return y.flatten(2) / 4
+
+
+def gated_linear_attention(m: Mixed, x: Tensor) -> Tensor:
+    (q, k, v), n = _heads(m, x), x.shape[1]
+    total = F.logsigmoid(m.gate(x)).unflatten(-1, (2, -1)).transpose(1, 2).cumsum(2)
+    seen = torch.ones(n, n, dtype=torch.bool).tril()[..., None]
+    apart = (total.unsqueeze(3) - total.unsqueeze(2)).masked_fill(~seen, float("-inf"))
+    weights = torch.einsum("bhid,bhjd,bhijd->bhij", q, k, apart.exp())
+    return (weights @ v).transpose(1, 2).flatten(2) / 4
+
+
 def recurrent(m: Mixed, x: Tensor) -> Tensor:
     return m.layer(x)[0]
 
@@ -209,6 +259,10 @@ def _gate() -> dict[str, nn.Module]:
     return {"gate": nn.Linear(DIM, DIM)}
 
 
+def _projected() -> dict[str, nn.Module]:
+    return {"qkv": nn.Linear(DIM, 3 * DIM), **_gate()}
+
+
 def _layer(make: Callable[..., nn.Module], **options: object) -> Callable[[], dict[str, nn.Module]]:
     return lambda: {"layer": make(DIM, DIM, batch_first=True, **options), **_gate()}
 
@@ -246,6 +300,23 @@ _MODULES: dict[str, tuple[Callable[[Mixed, Tensor], Tensor], Parts, str]] = {
     "retention": (retention, _gate, "RetNet's parallel form"),
     "decay_by_matrix": (decay_by_matrix, dict, "an exponential moving average as a product"),
     "gated_decay": (gated_decay, _gate, "decays that tokens decide, position by position"),
+    "retention_of_heads": (retention_of_heads, _projected, "RetNet: a decay for each head"),
+    "linear_attention_by_triangle": (
+        linear_attention_by_triangle,
+        _projected,
+        "linear attention as a masked product, not normalised",
+    ),
+    "linear_attention_by_normalised_triangle": (
+        linear_attention_by_normalised_triangle,
+        _projected,
+        "the same, each row divided by its sum",
+    ),
+    "state_space_dual": (state_space_dual, _projected, "Mamba-2's SSD as one masked product"),
+    "gated_linear_attention": (
+        gated_linear_attention,
+        _projected,
+        "GLA: a decay for each feature",
+    ),
     "rnn": (recurrent, _layer(nn.RNN), "nn.RNN"),
     "rnn_relu": (recurrent, _layer(nn.RNN, nonlinearity="relu", bias=False), "nn.RNN with relu"),
     "gru": (recurrent, _layer(nn.GRU, num_layers=2), "nn.GRU of two layers"),

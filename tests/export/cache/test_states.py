@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from causal_onnx.export import ExportError, export
 from causal_onnx.export.cache import states
+from causal_onnx.export.cache.mixture import Labels
 from causal_onnx.export.errors import CausalityError, RewriteError
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.runtime import Model, load
@@ -164,6 +165,82 @@ def biased_by_tokens(x: Tensor, _: nn.Conv1d) -> Tensor:
     return F.scaled_dot_product_attention(x, x.cos(), x.sin(), attn_mask=bias)
 
 
+def heads_of(x: Tensor) -> list[Tensor]:
+    """Queries, keys and values of two heads."""
+    return [t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (x, x.cos(), (2 * x).sin())]
+
+
+def joined_heads(y: Tensor) -> Tensor:
+    return y.transpose(1, 2).flatten(2)
+
+
+def retained(x: Tensor, _: nn.Conv1d) -> Tensor:
+    (q, k, v), n = heads_of(x), x.shape[1]
+    apart = torch.arange(n)[:, None] - torch.arange(n)
+    gammas = torch.tensor([0.75, 0.98])[:, None, None]
+    decay = torch.where(apart >= 0, gammas ** apart.clamp(0).to(x.dtype), 0.0)
+    return joined_heads((q @ k.mT / 8 * decay) @ v)
+
+
+def summed_by_triangle(x: Tensor, _: nn.Conv1d) -> Tensor:
+    q, k, v = heads_of(x)
+    return joined_heads(((q.sigmoid() @ k.sigmoid().mT).tril() @ v) / 32)
+
+
+def normalised_by_triangle(x: Tensor, _: nn.Conv1d) -> Tensor:
+    q, k, v = heads_of(x)
+    weights = (q.sigmoid() @ k.sigmoid().mT) * torch.ones(x.shape[1], x.shape[1]).tril()
+    return joined_heads((weights / (weights.sum(-1, keepdim=True) + 0.1)) @ v)
+
+
+def segment_sums(a: Tensor) -> Tensor:
+    n = a.shape[-1]
+    seen = torch.ones(n, n, dtype=torch.bool).tril()
+    spread = a.unsqueeze(-1).expand(*a.shape, n).masked_fill(~seen.tril(-1), 0)
+    return spread.cumsum(-2).masked_fill(~seen, -torch.inf)
+
+
+def state_space_dual(x: Tensor, _: nn.Conv1d) -> Tensor:
+    q, k, v = heads_of(x)
+    step = F.softplus(x[..., :2]).transpose(1, 2)
+    decay = segment_sums(-step * torch.tensor([[1.0], [0.25]]).to(x)).exp()
+    return torch.einsum("bhin,bhjn,bhij,bhjp->bihp", q, k, decay, v * step[..., None]).flatten(2)
+
+
+def decays_of_each_feature(x: Tensor, _: nn.Conv1d) -> Tensor:
+    (q, k, v), n = heads_of(x), x.shape[1]
+    total = F.logsigmoid(2 * x).unflatten(-1, (2, 8)).transpose(1, 2).cumsum(2)
+    seen = torch.ones(n, n, dtype=torch.bool).tril()[..., None]
+    apart = (total.unsqueeze(3) - total.unsqueeze(2)).masked_fill(~seen, -torch.inf)
+    return joined_heads(torch.einsum("bhid,bhjd,bhijd->bhij", q, k, apart.exp()) @ v)
+
+
+def within_a_window(x: Tensor, _: nn.Conv1d) -> Tensor:
+    (q, k, v), n = heads_of(x), x.shape[1]
+    apart = torch.arange(n)[:, None] - torch.arange(n)
+    return joined_heads((q @ k.mT * ((apart >= 0) & (apart < 30))) @ v) / 8
+
+
+def divided_by_the_row(x: Tensor, _: nn.Conv1d) -> Tensor:
+    """RetNet's own mask: each row of decays divided by the root of its sum."""
+    (q, k, v), n = heads_of(x), x.shape[1]
+    apart = torch.arange(n)[:, None] - torch.arange(n)
+    decay = torch.where(apart >= 0, 0.9 ** apart.clamp(0).to(x.dtype), 0.0)
+    return joined_heads((q @ k.mT * decay / decay.sum(-1, keepdim=True).sqrt()) @ v)
+
+
+def limited_decay(x: Tensor, _: nn.Conv1d) -> Tensor:
+    """No product from a distance of two units on: the limit cuts in."""
+    (q, k, v), total = heads_of(x), F.logsigmoid(x[..., 0]).cumsum(1)[:, None]
+    apart = (total.unsqueeze(3) - total.unsqueeze(2)).clamp(min=-2.0)
+    return joined_heads((q @ k.mT * apart.exp().tril()) @ v)
+
+
+def curved(x: Tensor, _: nn.Conv1d) -> Tensor:
+    q, k, v = heads_of(x)
+    return joined_heads((F.silu(q @ k.mT).tril() @ v) / 8)
+
+
 def symmetric(x: Tensor, conv: nn.Conv1d) -> Tensor:
     return conv(F.pad(x.mT, (1, 1))).mT
 
@@ -260,6 +337,17 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int | None]]] = {
         lambda: Made(biased_by_tokens),
         {"past_state.0.running": 1, **{f"past_state.{i}.inputs": None for i in range(1, 5)}},
     ),
+    "retention": (lambda: Made(retained), {"past_state.0.hidden": 1}),
+    "linear attention": (lambda: Made(summed_by_triangle), {"past_state.0.hidden": 1}),
+    "normalised linear attention": (
+        lambda: Made(normalised_by_triangle),
+        {"past_state.0.hidden": 1, "past_state.1.hidden": 1},
+    ),
+    "state space dual": (lambda: Made(state_space_dual), {"past_state.0.hidden": 1}),
+    "decays of each feature": (
+        lambda: Made(decays_of_each_feature),
+        {"past_state.0.running": 1, "past_state.1.hidden": 1, "past_state.2.window": 1},
+    ),
     "any causal function": (lambda: Made(by_triangle), {"past_state.0.inputs": None}),
     "picked by number, before attention": (
         lambda: nn.Sequential(Made(picked_by_number), Head(WIDTH, seed=0)),
@@ -339,6 +427,9 @@ def test_chunks_steps_ragged_rows_and_forks_equal_float64(name: str, tmp_path: P
         "LSTM",
         "pool",
         "loop that appends",
+        "retention",
+        "state space dual",
+        "decays of each feature",
     ],
 )
 def test_the_file_is_proved_and_a_saved_stream_goes_on(name: str, tmp_path: Path) -> None:
@@ -365,6 +456,31 @@ def test_a_small_term_survives_a_large_one_that_comes_later(tmp_path: Path) -> N
     np.testing.assert_allclose(model(x.numpy()), wanted(module, x), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["retention", "state space dual", "decays of each feature"])
+def test_the_state_of_a_sum_has_one_slot_at_any_position(name: str, tmp_path: Path) -> None:
+    _, model = opened(name, tmp_path)
+    past, shapes = dict[str, np.ndarray](), []
+    for seen in range(1, 30):
+        mask = np.ones((1, seen), np.int64)
+        found = model.run(x=tokens(1, 1).numpy(), attention_mask=mask, **past)
+        past = {pair.past: found[pair.present] for pair in model.contract.cache}
+        shapes.append({name: array.shape for name, array in past.items()})
+    assert all(shape[2] == 1 for shape in shapes[0].values())
+    assert all(later == shapes[0] for later in shapes)
+
+
+@pytest.mark.parametrize("mix", [within_a_window, divided_by_the_row, limited_decay, curved])
+def test_a_sum_whose_decays_do_not_multiply_keeps_its_inputs(
+    mix: Callable[[Tensor, nn.Conv1d], Tensor], tmp_path: Path
+) -> None:
+    module = Made(mix).eval()
+    model = quick_export(module, tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+    assert any(pair.past.endswith("inputs") for pair in model.contract.cache)
+    x = tokens(1, 45)
+    got = fed(model.stream(), x.numpy(), [0, 7, 8, 40, 45])
+    np.testing.assert_allclose(got, wanted(module, x), rtol=0, atol=1e-5)
+
+
 def test_a_recurrence_in_both_directions_is_refused(tmp_path: Path) -> None:
     module = Recurrent(nn.GRU(WIDTH, WIDTH, bidirectional=True)).eval()
     with pytest.raises(CausalityError, match="NOT causal"):
@@ -388,11 +504,12 @@ def test_a_state_that_forgot_what_it_needs_is_not_rewound(tmp_path: Path) -> Non
         stream.rewind(3)
 
 
-def the_write(monkeypatch: pytest.MonkeyPatch, part: str, change: Callable[..., ir.Value]) -> None:
+def the_write(monkeypatch: pytest.MonkeyPatch, part: str, change: Callable[..., object]) -> None:
     """Let `change` have the last word on what a part of the writing gives."""
-    made = getattr(states.SiteWriter, part)
+    writer = states.SiteWriter if hasattr(states.SiteWriter, part) else states.SumWriter
+    made = getattr(writer, part)
     monkeypatch.setattr(
-        states.SiteWriter,
+        writer,
         part,
         lambda self, *given: change(self.write, made(self, *given), *given),
     )
@@ -435,9 +552,27 @@ def carried_twice_decayed(write: Writer, carried: ir.Value, *_: ir.Value) -> ir.
     return write("Mul", carried, write.number(0.9, carried))
 
 
+def faded_twice(
+    write: Writer, found: tuple[ir.Value, Labels], *_: object
+) -> tuple[ir.Value, Labels]:
+    decays, labels = found
+    return write("Mul", decays, decays), labels
+
+
+def all_rows_as_long(write: Writer, ends: ir.Value) -> ir.Value:
+    """Each row's sum is kept where the longest row ends."""
+    last = write("ReduceMax", ends, write.ints(0))
+    return write("Expand", last, write("Shape", ends))
+
+
 @pytest.mark.parametrize(
     ("name", "part", "change"),
     [
+        ("retention", "resumed", forgotten),
+        ("retention", "to_end", faded_twice),
+        ("linear attention", "ends", all_rows_as_long),
+        ("state space dual", "decays", faded_twice),
+        ("decays of each feature", "ends", all_rows_as_long),
         ("loop that appends", "resumed", forgotten),
         ("loop that carries three", "resumed", carried_twice_decayed),
         ("LSTM", "resumed", forgotten),
@@ -452,7 +587,7 @@ def carried_twice_decayed(write: Writer, carried: ir.Value, *_: ir.Value) -> ir.
 def test_a_wrong_state_is_found_before_a_file_appears(
     name: str,
     part: str,
-    change: Callable[..., ir.Value],
+    change: Callable[..., object],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,14 +2,14 @@
 
     out[i] = sum over j <= i of row[i] * decay[i, j] * column[j]
 
-where the decay from j to i is that from j to t times that from t to i. The sum up to a position t is
-then all that later positions need of the past: `out[i] = row[i] * decay[i, t] * sum[t]` and what the
-new positions add. The factors may have any other axes; products of matrices are sums over some.
+where the decay from j to i is that from j to t times that from t to i. The sum up to a position t
+is then all that later positions need of the past: `out[i] = row[i] * decay[i, t] * sum[t]` and what
+the new positions add. The factors may have any other axes; products of matrices sum over some.
 
-The factors are read from the graph. That the decays multiply is an identity between functions of the
-data that are analytic, with masks that positions alone decide; it is tried on random numbers, which
-would break it if it did not hold, and at a length that the constants of the graph cannot tell from
-a longer one.
+The factors are read from the graph. That the decays multiply is an identity between functions that
+are analytic in the data, with masks that positions alone decide: it is tried on random numbers,
+where it would fail if it did not hold everywhere, and at a length that no constant of the graph
+tells from a longer one.
 """
 
 from __future__ import annotations
@@ -42,18 +42,22 @@ _SINGLE = Axis(1)
 
 _ANALYTIC = frozenset(
     {
-        "Add", "Sub", "Mul", "Div", "Neg", "Exp", "Log", "Sigmoid", "Tanh", "Softplus", "Reciprocal",
-        "Sqrt", "Pow", "CumSum", "CumProd", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Cast",
-        "Expand", "Reshape", "Slice", "Concat", "Pad", "Trilu", "Where",
+        "Add", "Sub", "Mul", "Div", "Neg", "Exp", "Log", "Sigmoid", "Tanh", "Softplus", "Sqrt",
+        "Reciprocal", "CumSum", "CumProd", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Cast",
+        "Expand", "Reshape", "Slice", "Concat", "Trilu", "Where",
     }
 )  # fmt: skip
-"""Operators that give analytic functions of the data; of `Where` and others, by what they read."""
+"""Operators whose results are analytic in the data that they read."""
 
-_BY_DATA = {"Where": (1, 2), "Pow": (0,)}
-"""Of which inputs data may decide where not of all."""
+_BY_DATA = {"Where": (1, 2), "Slice": (0,)}
+"""Which inputs data may decide, of operators whose others say which entries are taken."""
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 
 _MOST = 1 << 24
 """Entries of decays at most when they are tried."""
+
+_TOLERANCES = {"float16": 3e-2}
 
 _ENDLESS = 1e9
 """From here on a constant stands for no end, or for no weight, and not for a place."""
@@ -213,17 +217,19 @@ class _Walk:
         condition, yes, no = node.inputs
         assert condition is not None
         for kept, other, keeps in ((yes, no, True), (no, yes, False)):
-            known = self._layouts.known(other)
-            if kept is not None and known is not None and not known.any():
+            known = self._layouts.constant(other)
+            if kept is not None and known is not None and not known.value.any():
                 own = self._aligned(condition, labels)
                 self._conditions.append((condition, own, keeps))
                 return [(kept, self._aligned(kept, labels))]
         return None
 
     def _trilu(self, node: ir.Node, labels: Labels) -> list[tuple[ir.Value, Labels]] | None:
-        offset = self._layouts.known(node.inputs[1]) if len(node.inputs) > 1 else None
+        given = node.inputs[1] if len(node.inputs) > 1 else None
+        known = self._layouts.constant(given)
+        is_diagonal = given is None or (known is not None and not known.value.any())
         lower = (_COLUMN, _ROW) if attr(node, "upper", 1) else (_ROW, _COLUMN)
-        if (offset is not None and offset.any()) or labels[-2:] != lower:
+        if not is_diagonal or labels[-2:] != lower:
             return None
         value = node.inputs[0]
         assert value is not None
@@ -354,16 +360,17 @@ class _Walk:
             raise _OtherFormError
         region = _part(self._region, value)
         for node in region.nodes if region else ():
-            given = _BY_DATA.get(node.op_type, range(len(node.inputs)))
-            wrong = [
-                place
-                for place, x in enumerate(node.inputs)
-                if self._layouts.is_tainted(x) and place not in given
-            ]
-            is_read = any(self._layouts.is_tainted(out) for out in node.outputs)
-            if wrong or (is_read and (node.op_type not in _ANALYTIC or node.domain)):
-                raise _OtherFormError
+            if any(self._layouts.is_tainted(out) for out in node.outputs):
+                self._refuse_other_than_analytic(node)
         return Decay(value, labels, region=region, keeps=keeps)
+
+    def _refuse_other_than_analytic(self, node: ir.Node) -> None:
+        places = _BY_DATA.get(node.op_type, range(len(node.inputs)))
+        data = [place for place, x in enumerate(node.inputs) if self._layouts.is_tainted(x)]
+        if node.domain or node.op_type not in _ANALYTIC or not set(data) <= set(places):
+            raise _OtherFormError
+        if node.op_type == "Cast" and attr(node, "to") not in {int(x) for x in _FLOATS}:
+            raise _OtherFormError
 
 
 def _part(region: Region, value: ir.Value) -> Region | None:
@@ -404,6 +411,7 @@ class _Trials:
         self._mixture, self._layouts = mixture, region.layouts
         self._order = _ROWS + mixture.shared + _ROW + _COLUMN
         self._seq = min(_telling_length(mixture, region.layouts), max_seq_len or _MOST)
+        self._tolerance = 1e-3
         if self._seq < 5:
             raise _OtherFormError
 
@@ -425,13 +433,13 @@ class _Trials:
                 part = self._decays(self._seq - start, self._from(arrays, start))
                 before = whole[..., start : start + 1, : start + 1]
                 both = after[..., :1] * before
-                if not _are_near(part, after) or not _are_near(
+                if not self._are_near(part, after) or not self._are_near(
                     both, whole[..., start:, : start + 1]
                 ):
                     raise _OtherFormError
             for source in self._mixture.sources:
                 other = {**arrays, source: self._changed(source, arrays[source])}
-                if not _are_near(self._decays(self._seq, other), whole):
+                if not self._are_near(self._decays(self._seq, other), whole):
                     needed[source] = None
         return tuple(needed)
 
@@ -445,11 +453,11 @@ class _Trials:
                 axis.size(self._layouts.sizes[0].batch, self._seq)
                 for axis in self._layouts.axes(value)
             ]
-            dtype = np.dtype(np.float32) if value.dtype is None else value.dtype.numpy()
-            if value.dtype == ir.DataType.BFLOAT16:
-                dtype = np.dtype(np.float32)
-            if dtype.kind != "f":
+            if value.dtype not in _FLOATS:
                 raise _OtherFormError
+            is_bfloat16 = value.dtype == ir.DataType.BFLOAT16  # evaluated as float32
+            dtype = np.dtype(np.float32) if is_bfloat16 else value.dtype.numpy()
+            self._tolerance = max(self._tolerance, _TOLERANCES.get(dtype.name, 0.0))
             found[value] = (generator.normal(size=shape) / self._seq**0.5).astype(dtype)
         return found
 
@@ -475,7 +483,7 @@ class _Trials:
         return other
 
     def _decays(self, seq: int, arrays: Mapping[ir.Value, Array]) -> Array:
-        """(batch or 1, shared axes, seq, seq)"""
+        """(batch or 1, shared axes, to, from), of `seq` positions each."""
         total: Array = np.ones((), np.float32)
         conditions: list[Array] = []
         for decay in self._mixture.decays:
@@ -498,6 +506,10 @@ class _Trials:
         if not np.isfinite(total).all():
             raise _OtherFormError
         return total
+
+    def _are_near(self, part: Array, wanted: Array) -> bool:
+        part, wanted = np.broadcast_arrays(part, wanted)
+        return bool(np.allclose(part, wanted, rtol=self._tolerance, atol=self._tolerance / 1000))
 
 
 def _spread(array: Array, labels: Labels, order: str) -> Array:
@@ -530,8 +542,3 @@ def _telling_length(mixture: Mixture, layouts: Layouts) -> int:
     if fixed * length**2 > _MOST:
         raise _OtherFormError
     return length
-
-
-def _are_near(part: Array, wanted: Array) -> bool:
-    part, wanted = np.broadcast_arrays(part, wanted)
-    return bool(np.allclose(part, wanted, rtol=1e-3, atol=1e-6))

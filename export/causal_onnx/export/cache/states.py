@@ -28,7 +28,7 @@ from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.subgraphs import name_inside
 from causal_onnx.export.graph.writer import Writer
 
-__all__ = ["SiteWriter", "State", "states_of", "write_states"]
+__all__ = ["SiteWriter", "State", "SumWriter", "states_of", "write_states"]
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def write_states(
         if site.kind == CARRIED:
             writer = _ScanWriter if site.node.op_type == "Scan" else _LayerWriter
         if site.kind == SUM:
-            writer = _SumWriter
+            writer = SumWriter
         result = writer(write, first, site, own, lengths=lengths, again=again).result()
         result.type = site.stand_in.type
         site.stand_in.replace_all_uses_with(result)
@@ -343,6 +343,13 @@ class SiteWriter:
             return write("Slice", whole, self.slots, self.total, write.ints(1))
         return write("GatherND", whole, self.index(self.places()))
 
+    def of_new_positions(self) -> dict[ir.Value, ir.Value]:
+        """The values of the region, computed for the new positions alone."""
+        region, seq = self.site.region, self.lengths.seq
+        known = region.lengths(self.write.graph, self.before, seq, seq)
+        known |= {now: now for now in (self.again.get(x, x) for x in region.sources)}
+        return region.write(self.write.graph, self.before, known)
+
     def give_last(self, state: State, last: ir.Value) -> None:
         """Make (batch, 1, width) the state for the next call."""
         # As many slots as positions were read, one at most: onnxruntime would find a fixed 1.
@@ -436,9 +443,7 @@ class _ScanWriter(SiteWriter):
         assert lengths.row_past is not None
         assert lengths.row_total is not None
         assert place is not None
-        known = region.lengths(self.write.graph, self.before, lengths.seq, lengths.seq)
-        known |= {now: now for now in (self.again.get(x, x) for x in region.sources)}
-        scan = region.write(self.write.graph, self.before, known)[region.output].producer()
+        scan = self.of_new_positions()[region.output].producer()
         assert scan is not None
         layouts, write = _carried(self.site), self.write
         starts = []
@@ -484,7 +489,7 @@ class _ScanWriter(SiteWriter):
         return graph
 
 
-class _SumWriter(SiteWriter):
+class SumWriter(SiteWriter):
     """Writes a sum over the past again: over the new positions, and the sum of those before.
 
     The decays are computed for the new positions and the one in front of them, where the sum of
@@ -493,10 +498,8 @@ class _SumWriter(SiteWriter):
 
     def result(self) -> ir.Value:
         """Write it all; the value that takes the place of the output."""
-        write, lengths, region, mixture = self.write, self.lengths, self.site.region, self.mixture
-        known = region.lengths(write.graph, self.before, lengths.seq, lengths.seq)
-        known |= {now: now for now in (self.again.get(x, x) for x in region.sources)}
-        new = region.write(write.graph, self.before, known)
+        write, region, mixture = self.write, self.site.region, self.mixture
+        new = self.of_new_positions()
         rows, columns = (
             [self.factor(x, new) for x in given] for given in (mixture.rows, mixture.columns)
         )
@@ -527,8 +530,7 @@ class _SumWriter(SiteWriter):
         assert self.site.mixture is not None
         return self.site.mixture
 
-    @property
-    def last(self) -> ir.Value:
+    def ends(self) -> ir.Value:
         """(batch,), where each row's last token lies: behind the one in front; -1: nowhere."""
         write, lengths = self.write, self.lengths
         assert lengths.row_past is not None
@@ -536,9 +538,7 @@ class _SumWriter(SiteWriter):
         new = write("Sub", lengths.row_total, lengths.row_past)
         return write("Sub", write("Add", new, self.slots), write.ints(1))
 
-    def factor(
-        self, factor: Factor, known: Mapping[ir.Value, ir.Value]
-    ) -> tuple[ir.Value, Labels]:
+    def factor(self, factor: Factor, known: Mapping[ir.Value, ir.Value]) -> tuple[ir.Value, Labels]:
         """What is multiplied by, and its labels."""
         value = self.again.get(factor.value, factor.value)
         value = known.get(value, value)
@@ -628,7 +628,7 @@ class _SumWriter(SiteWriter):
             start, end = write("Sub", write.ints(1), self.slots), write.ints(1 << 40)
             both = write("Slice", both, start, end, write.ints(1))
             if state is not None:
-                at = write("Unsqueeze", write("Max", self.last, write.ints(0)), write.ints(1))
+                at = write("Unsqueeze", write("Max", self.ends(), write.ints(0)), write.ints(1))
                 self.give_last(state, write("GatherND", both, self.index(at)))
             found[now] = layout.whole(write, both)
             found[now].type = source.type
@@ -648,7 +648,7 @@ class _SumWriter(SiteWriter):
         """(batch, shared axes, from): the decays to each row's last token, and their labels."""
         write, place = self.write, len(labels) - 2
         steps = write("Range", write.scalar(0), write("Squeeze", self.total), write.scalar(1))
-        is_last = write("Equal", steps, write("Unsqueeze", self.last, write.ints(1)))
+        is_last = write("Equal", steps, write("Unsqueeze", self.ends(), write.ints(1)))
         others = [n for n in range(len(labels)) if n not in (0, place)]
         is_last = write("Unsqueeze", is_last, write.ints(*others))
         chosen = write("Where", is_last, decays, write.number(0.0, self.site.region.output))
