@@ -23,6 +23,13 @@ def test_prints_contract_source_and_certificate(
     assert "equal to PyTorch at 3 shapes: largest error 3.0e-07" in out
 
 
+def test_one_head_is_in_the_singular(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    core = {"footprint": "causal", "op_type": "Attention", "num_heads": 1, "num_kv_heads": 1}
+    certificate = make_certificate(cores=[{**core, "head_dim": 8}])
+    assert main(["inspect", str(write_model(tmp_path / "m.onnx", certificate=certificate))]) == 0
+    assert "causal (Attention, one head of 8)" in capsys.readouterr().out
+
+
 def test_json_holds_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_model(tmp_path / "m.onnx")
     assert main(["inspect", str(path), "--json"]) == 0

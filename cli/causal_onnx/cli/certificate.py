@@ -186,7 +186,8 @@ def _core_text(core: Mapping[str, Any]) -> str:
     heads, kv_heads, head_dim = (core.get(n) for n in ("num_heads", "num_kv_heads", "head_dim"))
     if heads is not None:
         over = f" over {kv_heads}" if kv_heads not in (None, heads) else ""
-        details.append(f"{heads} heads{over}" + (f" of {head_dim}" if head_dim else ""))
+        count = "one head" if heads == 1 else f"{heads} heads"
+        details.append(f"{count}{over}" + (f" of {head_dim}" if head_dim else ""))
     return f"{core['footprint']} ({', '.join(details)})"
 
 

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from causal_onnx.cli.errors import CommandError, UsageError
+from causal_onnx.cli.errors import CommandError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +106,7 @@ def make_module(place: str, name: str, arguments: Mapping[str, Any]) -> nn.Modul
     found: Any = _import(place)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise CommandError(f"{place} has no {name!r}{_suggestion(found, nn.Module)}")
+            raise CommandError(f"{place} has no {name!r}{_suggestion(part, found, nn.Module)}")
         found = getattr(found, part)
     if isinstance(found, nn.Module):
         if arguments:
@@ -169,14 +170,20 @@ def _is_file(place: str) -> bool:
     return place.endswith(".py") or "/" in place or "\\" in place
 
 
-def _suggestion(found: Any, wanted: type) -> str:
-    names = [
+def _suggestion(missing: str, found: Any, wanted: type) -> str:
+    names = sorted(
         name
-        for name, value in vars(found).items()
+        for name, value in getattr(found, "__dict__", {}).items()
         if not name.startswith("_")
-        and (isinstance(value, wanted) or (isinstance(value, type) and issubclass(value, wanted)))
-    ]
-    return f"; it has {', '.join(sorted(names)[:8])}" if names else ""
+        and (
+            isinstance(value, wanted)
+            or (isinstance(value, type) and issubclass(value, wanted))
+            # Functions that were imported there, such as `sqrt`, would only be in the way.
+            or (inspect.isfunction(value) and value.__module__ == getattr(found, "__name__", None))
+        )
+    )
+    has = f"; it has {', '.join(names[:8])}" if names else ""
+    return did_you_mean(missing, names) or has
 
 
 def _call(arguments: Mapping[str, Any]) -> str:

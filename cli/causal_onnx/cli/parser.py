@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from causal_onnx.cli.commands import (
@@ -25,7 +24,7 @@ from causal_onnx.cli.commands import (
     serve,
     verify_bundle,
 )
-from causal_onnx.cli.errors import UsageError
+from causal_onnx.cli.errors import UsageError, did_you_mean
 
 __all__ = ["COMMANDS", "build_parser"]
 
@@ -115,7 +114,7 @@ class _Parser(argparse.ArgumentParser):
             # Those of the command, which knows its options; argparse hands them to the whole.
             command: _Parser = getattr(found, "command", self)
             known = list(command._option_string_actions)
-            near = "".join(_suggestion(word.partition("=")[0], known) for word in unknown[:1])
+            near = "".join(did_you_mean(word.partition("=")[0], known) for word in unknown[:1])
             command.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         return found
 
@@ -124,14 +123,9 @@ class _Parser(argparse.ArgumentParser):
         if choices is not None and str(value) not in choices:
             raise argparse.ArgumentError(
                 action,
-                f"invalid choice: {value!r}{_suggestion(str(value), choices)} "
+                f"invalid choice: {value!r}{did_you_mean(str(value), choices)} "
                 f"(choose from {', '.join(choices)})",
             )
-
-
-def _suggestion(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 class _Version(argparse.Action):

@@ -1,4 +1,4 @@
-"""Make a model's folder of a decoder that another exporter wrote.
+"""Turn a decoder that another exporter wrote into a folder that is a model.
 
 Takes the .onnx file or folder of optimum, onnxruntime-genai, transformers.js or mobius, proves that
 it is causal, tries its cache, and writes a folder that every command here takes (docs/adopt.md).

@@ -1,4 +1,4 @@
-"""Tell what is installed, which devices really work, and what to do about it.
+"""Show what is installed, which devices really work, and what to do about problems.
 
 Every device is tried with a session and a matrix product. Exit code 0 if models can be run on the
 CPU, 1 if not.

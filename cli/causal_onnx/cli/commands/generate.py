@@ -1,8 +1,8 @@
 """Continue a text with a language model, as it is written; needs no PyTorch.
 
 The file must have a KV cache. A model with an encoder reads a source, and writes a text of its own.
-Text needs a tokenizer.json, beside the file or named by --tokenizer,
-and the extra `text`; without one, token ids go in and come out.
+Text needs a tokenizer.json, beside the file or named by --tokenizer, and the extra `text`; without
+one, token ids go in and come out.
 """
 
 from __future__ import annotations
