@@ -66,6 +66,14 @@ def test_top_says_how_many_rows_there_are(capsys: Captured) -> None:
     assert " others " in table[-1]
 
 
+def test_a_single_row_that_is_left_out_is_in_the_singular(capsys: Captured) -> None:
+    path = fixture("language")
+    operators = profile_of(path, "--past", "3", capsys=capsys)["operators"]
+    assert isinstance(operators, list)
+    assert main(["profile", str(path), "--past", "3", "--top", str(len(operators) - 1)]) == 0
+    assert "  1 other  " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -81,7 +81,7 @@ def test_float64_is_cast_only_when_asked(
     arguments = ["run", str(model), save(tmp_path / "x.npy", random_input().astype(np.float64))]
     arguments += ["-o", str(tmp_path / "y.npy")]
     assert main(arguments) == 1
-    assert "--cast" in capsys.readouterr().err
+    assert "pass x.astype('float32'), or convert it with --cast" in capsys.readouterr().err
     assert main([*arguments, "--cast"]) == 0
 
 

@@ -34,7 +34,7 @@ def group_rows(groups: Sequence[GroupCost], top: int) -> list[list[str]]:
         flops, weights = (sum(g.flops for g in rest), sum(g.weight_bytes for g in rest))
         rows.append(
             [
-                f"{len(rest)} others",
+                f"{len(rest)} other{'s' if len(rest) > 1 else ''}",
                 str(sum(g.nodes for g in rest)),
                 str(sum(g.calls for g in rest)),
                 f"{sum(g.time_us for g in rest):,.0f}",

@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 SPELLED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\b(\w+)=True \((--[\w-]+)\)", r"\2"),  # the library has named both
+    (r"\bload the model with cast=True", "convert it with --cast"),
     (r"\b(trusted|cast|replace|cache)=True", r"--\1"),
     (r"\btrust_remote_code=True", "--trust-remote-code"),
     (

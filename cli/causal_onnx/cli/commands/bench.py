@@ -176,6 +176,6 @@ def _print_roofline(result: BenchResult, rates: Rates, console: Console) -> None
     console.table(headers, [row(case) for case in result.cases], numbers=8)
     if any(case.read_bytes < CACHE_BYTES for case in result.cases):
         console.print(
-            f"  less than {size_text(CACHE_BYTES)} may stay in the processor's caches, which are "
-            "faster than memory"
+            f"  data of less than {size_text(CACHE_BYTES)} may stay in the processor's caches, "
+            "which are faster than memory"
         )
