@@ -1,4 +1,4 @@
-"""The examples of the page on chats run, and its commands are understood."""
+"""The examples of the pages on chats and on generation run, and their commands are understood."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ import pytest
 from tests.cli.test_chat import write_folder
 from tests.test_readme import blocks_of, commands_of, complaint
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "chat.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE = (DOCS / "chat.md").read_text(encoding="utf-8")
 
 
-def test_python_blocks_run(tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers", reason="text needs the extra `text`")
-    write_folder(tmp_path / "model")
-    script = "\n".join(blocks_of(PAGE, "python"))
+@pytest.mark.parametrize(
+    ("page", "printed"), [("chat", "'role': 'assistant'"), ("generation", "PrefixStats(")]
+)
+def test_python_blocks_run(tmp_path: Path, page: str, printed: str) -> None:
+    for needed in ("tokenizers", "llguidance"):
+        pytest.importorskip(needed, reason="text needs the extra `text`")
+    for folder in ("model", "small"):
+        write_folder(tmp_path / folder)
+    script = "\n".join(blocks_of((DOCS / f"{page}.md").read_text(encoding="utf-8"), "python"))
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,
@@ -26,7 +32,7 @@ def test_python_blocks_run(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "'role': 'assistant'" in done.stdout
+    assert printed in done.stdout
 
 
 def test_commands_are_understood() -> None:
