@@ -206,8 +206,10 @@ class DecoderConfig:
 
     @property
     def embed_dim(self) -> int:
+        """The width of the embeddings, as in `attention`."""
         return self.attention.embed_dim
 
     @property
     def max_seq_len(self) -> int | None:
+        """The longest sequence accepted, as in `attention`; None: no limit."""
         return self.attention.max_seq_len

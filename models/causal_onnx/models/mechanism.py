@@ -111,4 +111,5 @@ class CausalMechanismV1(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """Returns the sizes that `repr` shows."""
         return f"dim_in={self.dim_in}, dim_out={self.dim_out}, context_length={self.context_length}"

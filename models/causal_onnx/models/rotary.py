@@ -63,6 +63,7 @@ class Rotary(nn.Module):
         return torch.stack(turned, dim=-1).flatten(-2)
 
     def extra_repr(self) -> str:
+        """Returns the sizes that `repr` shows."""
         return f"head_dim={2 * self.frequencies.numel()}, style={self.style!r}"
 
 

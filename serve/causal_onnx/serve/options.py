@@ -16,32 +16,32 @@ __all__ = ["ServeOptions"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeOptions:
-    """How requests are taken; what the engines do is in `EngineOptions`."""
+    """Limits and features of the server; those of its engines are in `EngineOptions`."""
 
     max_body_bytes: int = 8 << 20
-    """The largest body of a request."""
+    """The largest body of a request, in bytes."""
     body_timeout_s: float = 30.0
-    """How long a client may take to send one."""
+    """Seconds that a client may take to send a body."""
     ping_s: float = 15.0
-    """A stream on which nothing was sent for so long gets a comment, so that proxies keep it."""
+    """Seconds without an event after which a stream gets a comment, so that proxies keep it."""
     drain_s: float = 120.0
-    """How long running requests may take to end after SIGTERM."""
+    """Seconds that running requests may take to end after SIGTERM or Ctrl-C."""
     most_prompts: int = 256
-    """Prompts of one request."""
+    """The most prompts of a request."""
     header_timeout_s: float = 20.0
-    """How long a client may take to send the headers of a request."""
+    """Seconds that a client may take to send the headers of a request."""
     reader_timeout_s: float = 60.0
-    """How long a client may leave a stream unread."""
+    """Seconds that a client may leave a stream unread."""
     keys: tuple[ApiKey, ...] = ()
-    """Keys that are taken; none: everyone may ask."""
+    """Keys that are accepted; empty: no key is required."""
     cors_origins: tuple[str, ...] = ()
-    """Origins whose pages may ask, such as `"https://example.org"`; none: no page of others."""
+    """Other origins whose pages may send requests, such as `"https://example.org"`."""
     tracer_provider: TracerProvider | None = None
-    """What makes a span of OpenTelemetry for each request; None: nothing does."""
+    """The provider of an OpenTelemetry span for each request; None: no spans."""
     page: bool = True
-    """Whether there is a page at `/`."""
+    """Whether a page is served at `/`."""
     vllm_metrics: bool = False
-    """Whether metrics come under vLLM's prefix, too."""
+    """Whether metrics are also written under vLLM's prefix."""
 
     def __post_init__(self) -> None:
         whole_number("max_body_bytes", self.max_body_bytes)

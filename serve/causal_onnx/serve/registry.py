@@ -31,32 +31,32 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """A model that is served."""
+    """A model with the engines that answer requests to it."""
 
     name: str
-    """What clients call it."""
+    """The name by which requests ask for it."""
     model: Model
     tensors: TensorEngine
-    """What answers requests of tensors."""
+    """The engine for tensor requests."""
     engine: Engine | None
-    """What continues prompts; None where it is no language model with a cache."""
+    """The engine that continues prompts; None if it is not a language model with a cache."""
     sequences: SequenceEngine | None = None
-    """What keeps the caches of clients between their requests; None where it has no cache."""
+    """The engine that keeps the caches of sequences; None if the model has no cache."""
     template: ChatTemplate | None = None
-    """What writes a chat as a prompt; None where its folder has none."""
+    """The chat template; None if its folder has none."""
     path: Path | None = None
-    """The folder or the file, where it was loaded from one."""
+    """The folder or file that it was loaded from; None: it was passed as a loaded model."""
     created: int = field(default_factory=lambda: int(time.time()))
-    """When it was taken up, in seconds since 1970."""
+    """The time at which it was added, in seconds since 1970."""
 
     @property
     def contract(self) -> Contract:
-        """What the model takes and gives."""
+        """The contract: what the model takes and returns."""
         return self.model.contract
 
     @property
     def kind(self) -> str:
-        """What it continues: "chat" (texts too), "text", "ids", or nothing: "tensors"."""
+        """What it serves: "chat" (and text), "text", "ids", or only "tensors"."""
         if self.engine is None:
             return "tensors"
         if self.template is not None:
@@ -65,7 +65,7 @@ class ServedModel:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """What turns text into ids; None where it takes ids alone."""
+        """The tokenizer; None if the model takes only ids."""
         try:
             return self.model.tokenizer
         except ImportError:  # it lies there, and nothing here can read it
@@ -81,10 +81,11 @@ class ServedModel:
         keeps_sequences: bool = True,
         path: Path | None = None,
     ) -> ServedModel:
-        """Start what answers requests to a model.
+        """Start the engines of a loaded model.
 
         Raises:
-            ValueError: The name cannot stand in a path, or an option does not fit the model.
+            ValueError: The name contains characters that a path cannot have, or an option does not
+                fit the model.
             ArtifactError: A file beside the tokenizer is damaged.
         """
         if not NAME.fullmatch(name):
@@ -113,7 +114,7 @@ class ServedModel:
         return replace(served, template=ChatTemplate.of_folder(served.tokenizer.path.parent))
 
     def close(self, *, drain_s: float = 0.0) -> None:
-        """Take no more requests, and end what is there after `drain_s` seconds at most."""
+        """Accept no more requests, and end those in progress within `drain_s` seconds."""
         until = time.monotonic() + drain_s
         if self.engine is not None:
             self.engine.close(drain_s=drain_s)
@@ -123,12 +124,12 @@ class ServedModel:
 
     @property
     def is_open(self) -> bool:
-        """Whether it takes work."""
+        """Whether it accepts requests."""
         return self.engine is None or self.engine.state.is_open
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits or runs."""
+        """Whether no request waits or runs."""
         state = None if self.engine is None else self.engine.state
         kept = self.sequences is not None and self.sequences.pending
         return not (self.tensors.pending or kept or (state and (state.running or state.waiting)))
@@ -188,10 +189,10 @@ class Registry(Mapping[str, ServedModel]):
         return len(self._models)
 
     def find(self, name: str) -> ServedModel:
-        """The model of a name.
+        """Returns the model of this name.
 
         Raises:
-            NotServedError: There is none.
+            NotServedError: There is no such model; the message names those there are.
         """
         served = self._models.get(name)
         if served is None:
@@ -199,10 +200,10 @@ class Registry(Mapping[str, ServedModel]):
         return served
 
     def add(self, served: ServedModel) -> None:
-        """Serve one more.
+        """Add a model.
 
         Raises:
-            ValueError: There is one of that name.
+            ValueError: Another model has the same name.
         """
         with self._lock:
             if served.name in self._models:
@@ -212,10 +213,10 @@ class Registry(Mapping[str, ServedModel]):
             self._models = {**self._models, served.name: served}
 
     def remove(self, name: str, *, drain_s: float = 0.0) -> None:
-        """Serve it no more; what it is doing may take `drain_s` seconds.
+        """Remove a model; its running requests may take `drain_s` seconds.
 
         Raises:
-            NotServedError: There is none of that name.
+            NotServedError: There is no model of this name.
         """
         served = self.find(name)
         with self._lock:
@@ -223,10 +224,10 @@ class Registry(Mapping[str, ServedModel]):
         served.close(drain_s=drain_s)
 
     def load(self, name: str, *, drain_s: float = 0.0) -> None:
-        """Serve a model of the source; one that is served is loaded anew, and then replaced.
+        """Load a model from the source; if it is already served, load it again and replace it.
 
         Raises:
-            NotServedError: None of that name may be loaded.
+            NotServedError: No model of this name may be loaded.
             ArtifactError: It cannot be loaded, or is a bundle that does not verify.
         """
         source = self.source
@@ -247,7 +248,7 @@ class Registry(Mapping[str, ServedModel]):
             before.close(drain_s=drain_s)
 
     def close(self, *, drain_s: float = 0.0) -> None:
-        """End all of them."""
+        """Close all models, within `drain_s` seconds together."""
         until = time.monotonic() + drain_s
         for served in self.values():
             served.close(drain_s=max(0.0, until - time.monotonic()))
@@ -279,7 +280,7 @@ def open_models(
     keeps_sequences: bool = True,
     repository: Path | None = None,
 ) -> Registry:
-    """Load folders and files, and start what answers requests to them.
+    """Load folders and files, and start the engines that answer requests to them.
 
     Args:
         places: Each a path, or `NAME=path`.
@@ -287,15 +288,15 @@ def open_models(
         threads: As for `load`.
         trusted: As for `load`.
         prepared: As for `load`.
-        engine_options: Of each engine.
+        engine_options: The options of each engine.
         keeps_sequences: Whether caches of clients are kept between their requests, which needs
             that all requests of a client come to this process.
         repository: A folder whose models clients may load while the server runs.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: A file or folder does not exist.
         ArtifactError: A file cannot be loaded, or a bundle is not what its contract.json says.
-        ValueError: Two have one name, or an option does not fit.
+        ValueError: Two models have the same name, or an option does not fit a model.
         DeviceError: The device cannot be used.
     """
 

@@ -54,25 +54,25 @@ DEFAULT_CONTEXT = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
-    """How much an engine does at once."""
+    """Limits of an `Engine`: what it decodes, holds and queues at once."""
 
     sequences: int = 8
-    """The most that are decoded together, the one whose prompt is read included."""
+    """The most sequences decoded together, including the one whose prompt is prefilled."""
     context: int | None = None
-    """Positions that a sequence may have; None: as many as the model takes, or 4096."""
+    """The most positions of a sequence; None: the model's limit, or 4096 if it has none."""
     chunk: int = 64
-    """Positions of a prompt that are read between two steps of decoding."""
+    """Positions of a prompt that are prefilled between two decoding steps."""
     queue: int = 64
-    """Requests that may wait."""
+    """The most requests that may wait; further ones raise `BusyError`."""
     cache_positions: int | None = None
-    """Positions that all running sequences may have together; None: `sequences` times `context`."""
+    """The most positions of all running sequences together; None: `sequences` x `context`."""
     prefix_positions: int | None = None
-    """Positions of prompts to keep for others that begin alike, in blocks of `chunk`; None:
-    `sequences` times `context`; 0: none."""
+    """Positions of prompts that are kept for later prompts that begin alike, in blocks of `chunk`;
+    None: `sequences` x `context`; 0: none."""
 
     replays: bool = False
-    """Whether requests are repeated when there is nothing else to do, to count those of which
-    something else comes then (`EngineRecord.replays_different`); it takes processor time."""
+    """Whether requests are repeated when the engine is idle, to count those whose results differ
+    (`EngineRecord.replays_different`). This takes processor time."""
 
     def __post_init__(self) -> None:
         for name in ("sequences", "chunk", "queue"):
@@ -84,16 +84,18 @@ class EngineOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineState:
-    """What an engine is doing."""
+    """A snapshot of what an engine is doing."""
 
     running: int
-    """Requests of which some sequence is read or decoded."""
+    """Requests that are being prefilled or decoded."""
     waiting: int
+    """Requests in the queue."""
     positions: int
-    """Of the cache, that running requests may come to need."""
+    """Positions of the cache that running requests may need."""
     most_positions: int
+    """Positions that the cache has."""
     is_open: bool
-    """Whether it takes requests."""
+    """Whether the engine accepts requests."""
 
 
 class _Running:
@@ -129,9 +131,9 @@ class Engine:
             for token in engine.submit("Once upon a time", max_new_tokens=100):
                 print(token.text, end="")
 
-    What a request becomes depends on nothing but the request: the same prompt, options and seed
-    give the same bits alone and in any company. Prompts are read one by one, always in the same
-    chunks; decoding calls have only such numbers of rows as were seen to give equal bits when the
+    The result of a request depends on the request alone: the same prompt, options and seed give
+    the same bits, whether the request runs alone or with others. Prompts are prefilled one by one,
+    always in the same chunks. Decoding calls have only batch sizes that gave equal bits when the
     engine started (`Engine.batch_sizes`).
     """
 
@@ -139,7 +141,8 @@ class Engine:
         """Make room for the cache and start.
 
         Raises:
-            ValueError: The model is no language model with a cache, or an option does not fit it.
+            ValueError: The model is not a language model with a KV cache, or an option does not
+                fit it.
         """
         check_model(model)
         options = options or EngineOptions()
@@ -187,12 +190,12 @@ class Engine:
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """How many rows a decoding call may have; 1 alone: sequences are decoded in turn."""
+        """The batch sizes of decoding calls, ascending; (1,): sequences are decoded in turn."""
         return self._rows.sizes
 
     @property
     def state(self) -> EngineState:
-        """What it is doing now."""
+        """A snapshot of what the engine is doing."""
         with self._changed:
             held = dict(self._positions)
             return EngineState(
@@ -218,29 +221,29 @@ class Engine:
         priority: int = 0,
         joins_prompt: bool = True,
     ) -> Generation:
-        """Make a request: `submit` takes it up at once, and after `prepare` it is for `enqueue`.
+        """Make a request. `submit` also enqueues it; after `prepare`, call `enqueue`.
 
         Both may be called from any thread. Compiling a constraint may take a second.
 
         Args:
             prompt: As for `Model.tokens`.
-            max_new_tokens: As for `Model.tokens`; 0, with `score_prompt`: nothing is written.
+            max_new_tokens: As for `Model.tokens`; 0, with `score_prompt`: nothing is generated.
             sampling: As for `Model.tokens`.
             stop: As for `Model.tokens`.
-            seed: As for `Model.tokens`; None: one that is drawn, see `Generation.seed`. The
+            seed: As for `Model.tokens`; None: a random one, see `Generation.seed`. The
                 random numbers of continuation i are those of `default_rng([seed, i])`.
             constraint: As for `Model.tokens`.
-            n: Continuations of the prompt, which is read once.
-            top_logprobs: How many of the most likely ids to name at each place.
-            score_prompt: Give the probabilities of the prompt's own ids, too.
-            priority: Larger ones are taken up first.
-            joins_prompt: Whether the text continues that of the prompt, or begins anew.
+            n: Continuations of the prompt, which is prefilled once.
+            top_logprobs: How many of the most likely ids to return for each token.
+            score_prompt: Whether to return the log-probabilities of the prompt's own ids, too.
+            priority: Requests with larger ones are started first.
+            joins_prompt: Whether the text continues that of the prompt, or begins a new one.
 
         Raises:
-            ValueError: An argument does not fit.
-            BadRequestError: An id is not the model's, or there is never room for it.
-            BusyError: As many requests wait as may (`submit`).
-            UnavailableError: The engine ends (`submit`).
+            ValueError: An argument is out of its range, or the model does not support it.
+            BadRequestError: An id is not in the vocabulary, or the request can never fit.
+            BusyError: The queue is full (`submit`).
+            UnavailableError: The engine is closing (`submit`).
             ImportError: Text or a constraint needs the extra `text`.
         """
         only_scores = score_prompt and max_new_tokens == 0
@@ -283,14 +286,14 @@ class Engine:
         return generation
 
     submit = _taking_up(prepare)
-    """Make a request, with the arguments of `prepare`, and take it up."""
+    """Make a request, with the arguments of `prepare`, and enqueue it."""
 
     def enqueue(self, generations: Sequence[Generation]) -> None:
-        """Take up what `prepare` made, all of it or nothing.
+        """Enqueue requests that `prepare` made, all of them or none.
 
         Raises:
-            BusyError: As many requests wait as may.
-            UnavailableError: The engine ends.
+            BusyError: The queue is full.
+            UnavailableError: The engine is closing.
         """
         with self._changed:
             check_admission(
@@ -306,10 +309,10 @@ class Engine:
         heapq.heappush(self._waiting, (-generation.priority, self._count, generation))
 
     def close(self, *, drain_s: float = 0.0) -> None:
-        """Take no more requests, finish those that are there, and end.
+        """Accept no more requests, finish those in progress, and end the thread.
 
         Args:
-            drain_s: How long they may take; what is left then is cancelled.
+            drain_s: Seconds that they may take; what is left then is cancelled.
         """
         with self._changed:
             self._is_open = False

@@ -20,26 +20,26 @@ __all__ = ["Generation", "Score", "Times", "Token"]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely a token was, and which would have been more so."""
+    """How likely a token was, and which tokens were the most likely."""
 
     id: int
     logprob: float | None
-    """Natural logarithm of its probability; None for the first of a prompt."""
+    """The natural logarithm of its probability; None for the first token of a prompt."""
     top: tuple[tuple[int, float], ...] = ()
-    """The most likely ids with theirs, as many as were asked for."""
+    """The most likely ids with their log-probabilities, as many as `top_logprobs` asks for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token that was chosen."""
+    """One token of a continuation."""
 
     index: int
-    """Of the `n` continuations, which this belongs to."""
+    """Which of the `n` continuations it belongs to."""
     score: Score
     text: str | None
-    """What of the text is certain with it; see `causal_onnx.runtime.Choice.text`."""
+    """The text that became certain with this token; see `causal_onnx.runtime.Choice.text`."""
     finish: str | None
-    """Why the continuation ends with it, as `Continuation.finish` says; None: it goes on."""
+    """Why the continuation ends with it, as in `Continuation.finish`; None: it continues."""
 
 
 @dataclass(slots=True)
@@ -54,11 +54,11 @@ class Times:
 
 
 class Generation:
-    """What a request to an engine becomes; made by `Engine.submit`.
+    """The result of a request to an engine, as it is generated; made by `Engine.submit`.
 
-    Iterate over it for tokens, in a thread (`for`) or an event loop (`async for`), or take all at
-    once by `results()` or `await wait()`. Whoever no longer wants it says so by `cancel()`; leaving
-    a `with` or `async with` block does.
+    Iterate over it for tokens, in a thread (`for`) or an event loop (`async for`), or wait for all
+    of them with `results()` or `await wait()`. `cancel()` ends it early, and so does leaving a
+    `with` or `async with` block.
     """
 
     def __init__(
@@ -79,15 +79,15 @@ class Generation:
         """The ids that are continued."""
         self.plan, self.sequences = plan, tuple(sequences)
         self.seed = seed
-        """With which the same request gives the same tokens again."""
+        """The seed; with it, the same request gives the same tokens again."""
         self.top_logprobs, self.priority = top_logprobs, priority
         self.scores_prompt, self.only_scores = scores_prompt, only_scores
         self.replay_of = replay_of
         """What this repeats, to see whether the same comes of it."""
         self.prompt_scores: list[Score] = []
-        """Of each id of the prompt, once it was read, where they were asked for."""
+        """The score of each id of the prompt, if `score_prompt` asked for them."""
         self.cached_tokens = 0
-        """Positions of the prompt that were found read."""
+        """Positions of the prompt that were in the prefix cache."""
         self.times = Times()
         self.is_one_by_one = False
         """Whether whoever writes the answer takes each token by itself, however many came."""
@@ -102,7 +102,7 @@ class Generation:
     # What the caller does.
 
     def cancel(self) -> None:
-        """End it where it is: no step is taken for it any more but the one that is being taken."""
+        """End the request after the step that is running now."""
         self.is_cancelled = True
         self._wake_engine()
 
@@ -118,10 +118,10 @@ class Generation:
                 return
 
     async def arrived(self) -> list[Token]:
-        """All tokens that came since the last call, waiting for one; none once it has ended.
+        """Wait for a token, and return all that came since the last call; none: it has ended.
 
         Raises:
-            Exception: What ended it, if it was no token.
+            Exception: The error that ended the request.
         """
         while True:
             with self._changed:
@@ -132,17 +132,17 @@ class Generation:
             await waiter
 
     def results(self) -> list[Continuation]:
-        """Wait for the end, and give the `n` continuations.
+        """Wait for the end, and return the `n` continuations.
 
         Raises:
-            Exception: What ended it, if it was no token.
+            Exception: The error that ended the request.
         """
         for _ in self:
             pass
         return self._continuations()
 
     async def wait(self) -> list[Continuation]:
-        """Like `results`, in an event loop; whoever stops waiting cancels it."""
+        """Like `results`, in an event loop; cancelling the wait cancels the request."""
         try:
             async for _ in self:
                 pass
@@ -199,12 +199,12 @@ class Generation:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing follows any more."""
+        """Whether the request has ended."""
         return self._is_done
 
     @property
     def written_tokens(self) -> int:
-        """How many tokens were written, of all continuations."""
+        """The number of tokens generated so far, in all continuations."""
         return 0 if self.only_scores else sum(len(item.ids) for item in self.sequences)
 
     def _next(self) -> Token | None:

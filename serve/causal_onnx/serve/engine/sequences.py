@@ -30,16 +30,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SequenceOptions:
-    """How much is kept."""
+    """Limits on the sequences that a `SequenceEngine` keeps."""
 
     sequences: int = 64
-    """Of one model, at a time."""
+    """The most sequences of a model at a time."""
     idle_s: float = 600.0
-    """A sequence that nobody went on with for so long is dropped."""
+    """Seconds after which a sequence that was not continued is dropped."""
     positions: int = 1 << 18
-    """Of all rows of all sequences together."""
+    """The most positions of all batch rows of all sequences together."""
     queue: int = 256
-    """Requests that may wait."""
+    """The most requests that may wait; further ones raise `BusyError`."""
 
     def __post_init__(self) -> None:
         for name in ("sequences", "positions", "queue"):
@@ -50,7 +50,7 @@ class SequenceOptions:
 
 @dataclass(frozen=True, slots=True)
 class SequenceStep:
-    """What a request is to its sequence."""
+    """Which sequence a request belongs to, and whether it begins or ends it."""
 
     identity: int | str
     starts: bool
@@ -100,26 +100,26 @@ class SequenceEngine(QueuedEngine[_Request]):
 
     @property
     def held(self) -> int:
-        """Sequences that are kept."""
+        """The number of sequences that are kept."""
         return len(self._sequences)
 
     def submit(
         self, step: SequenceStep, inputs: Mapping[str, npt.ArrayLike]
     ) -> Future[dict[str, Array]]:
-        """Take up a request; `asyncio.wrap_future` lets an event loop wait for it.
+        """Enqueue a request; `asyncio.wrap_future` lets an event loop wait for it.
 
         Args:
-            step: Its sequence. One that starts takes the place of one of the same name.
-            inputs: By name, without the cache: the next positions.
+            step: Its sequence. One that starts replaces a sequence of the same identity.
+            inputs: The next positions by input name, without the cache.
 
         Returns:
-            What gives the outputs by name, without the cache; or raises what `Stream.run` does,
-            and BadRequestError where there is no such sequence. A request that fails leaves its
-            sequence where it was.
+            A future with the outputs by name, without the cache. It raises what `Stream.run`
+            raises, and BadRequestError if there is no such sequence. A request that fails leaves
+            its sequence as it was.
 
         Raises:
-            BusyError: As many requests wait as may.
-            UnavailableError: The engine ends.
+            BusyError: The queue is full.
+            UnavailableError: The engine is closing.
         """
         item = _Request(step, inputs, Future())
         self._enqueue(item)

@@ -31,12 +31,12 @@ MOST_KNOWN = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorOptions:
-    """How much is done at once."""
+    """Limits of a `TensorEngine`."""
 
     rows: int = 32
-    """The most of one call that is made of several requests."""
+    """The most batch rows of a call that joins several requests."""
     queue: int = 256
-    """Requests that may wait."""
+    """The most requests that may wait; further ones raise `BusyError`."""
 
     def __post_init__(self) -> None:
         whole_number("rows", self.rows)
@@ -54,7 +54,7 @@ class _Request:
 
 
 class TensorEngine(QueuedEngine[_Request]):
-    """Answers requests of tensors to one model, on a thread of its own.
+    """Answers tensor requests to one model, on a thread of its own.
 
     Requests of the same shapes that wait together become one call, if such a call was seen to give
     each of them the bits that it has alone: the first time, both are run and compared, and the
@@ -78,18 +78,18 @@ class TensorEngine(QueuedEngine[_Request]):
         self._begin()
 
     def submit(self, inputs: Mapping[str, npt.ArrayLike]) -> Future[dict[str, Array]]:
-        """Take up a request; `asyncio.wrap_future` lets an event loop wait for it.
+        """Enqueue a request; `asyncio.wrap_future` lets an event loop wait for it.
 
         Args:
-            inputs: By name, as for `Model.run`.
+            inputs: Arrays by input name, as for `Model.run`.
 
         Returns:
-            What gives the outputs by name. Cancelling it takes back a request that still waits.
+            A future with the outputs by name. Cancelling it withdraws a request that still waits.
 
         Raises:
-            ValueError: The inputs are not what the contract allows.
-            BusyError: As many requests wait as may.
-            UnavailableError: The engine ends.
+            ValueError: The contract does not allow the inputs.
+            BusyError: The queue is full.
+            UnavailableError: The engine is closing.
         """
         request = self.model.runner.checker.check((), inputs)
         rows = self._rows(request.feeds)

@@ -96,9 +96,9 @@ class _Call:
 
 
 class GrpcServer:
-    """Answers calls of GRPCInferenceService.
+    """Serves the Open Inference Protocol over gRPC (GRPCInferenceService).
 
-    Keys come in the metadata `authorization: Bearer KEY`; their limits are those over HTTP.
+    Clients send a key as the metadata `authorization: Bearer KEY`; it shares its limits with HTTP.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class GrpcServer:
 
     @property
     def port(self) -> int:
-        """Where it listens, once it does."""
+        """The port; if a free one was asked for, the real one once the server listens."""
         return self._port
 
     async def start(self) -> None:
