@@ -37,6 +37,7 @@ __all__ = [
     "PORTABLE",
     "PREFIX",
     "SERVED",
+    "TRAIN_STEPS",
     "make_bundles",
 ]
 
@@ -46,6 +47,9 @@ SERVED = (MECHANISM, BLOCK, LANGUAGE_MODEL)
 PREFIX = "portable/"
 PORTABLE = tuple(PREFIX + name for name in SERVED)
 """The same in standard operators, for runtimes other than onnxruntime."""
+
+TRAIN_STEPS = 400
+"""Half a minute on one core: enough for words."""
 
 CONFIG = DecoderConfig(
     vocab_size=256,
@@ -96,25 +100,24 @@ class WithWeights(nn.Module):
 
 
 def make_bundles(
-    folder: Path, *, train_s: float, only: Sequence[str] = (), config: DecoderConfig = CONFIG
+    folder: Path, *, train_steps: int, only: Sequence[str] = (), config: DecoderConfig = CONFIG
 ) -> list[Path]:
-    """Export the bundles, in place of older ones.
+    """Export the bundles, in place of older ones. The same arguments make the same bits.
 
     Args:
         folder: Each bundle is a folder in it.
-        train_s: How long the language model is trained; 0: it keeps random weights.
+        train_steps: Of the training of the language model; 0: it keeps random weights.
         only: Names of the bundles to make; none: all.
         config: Of the language model, over bytes; the block is one of its layers.
     """
     wanted = list(only or (*SERVED, MAPS, *PORTABLE))
     decoder = DecoderLM(config, seed=0)
-    if train_s > 0:
+    if train_steps > 0:
         decoder = train(
             load_corpus(),
             config,
-            budget_s=train_s,
+            steps=train_steps,
             seed=0,
-            threads=(1, 2),
             update=lambda share, what: None,
         ).model
     bundles = {
@@ -181,9 +184,11 @@ def main() -> None:
     """Make them all."""
     parser = argparse.ArgumentParser(description="Export the bundles that the clients run.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("build/bundles"))
-    parser.add_argument("--train-s", type=float, default=20.0, help="seconds of training")
+    parser.add_argument(
+        "--train-steps", type=int, default=TRAIN_STEPS, help="of the language model (%(default)s)"
+    )
     args = parser.parse_args()
-    for path in make_bundles(args.folder, train_s=args.train_s):
+    for path in make_bundles(args.folder, train_steps=args.train_steps):
         print(path)
 
 

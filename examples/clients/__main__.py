@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from causal_onnx.cli.console import plain_table
-from examples.bundles import LANGUAGE_MODEL, PORTABLE, SERVED, make_bundles
+from examples.bundles import LANGUAGE_MODEL, PORTABLE, SERVED, TRAIN_STEPS, make_bundles
 from examples.clients.client import ROOT, MissingError, Outcome, run_client
 from examples.clients.fresh import COMMANDS, Fresh, run_every_command
 from examples.clients.generation import Generated, generate
@@ -19,7 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Give 0 where every client that can be run here passes."""
     parser = argparse.ArgumentParser(description="Run the clients of every language.")
     parser.add_argument("--bundles", type=Path, default=ROOT / "build" / "bundles")
-    parser.add_argument("--train-s", type=float, default=20.0, help="of the language model")
+    parser.add_argument(
+        "--train-steps", type=int, default=TRAIN_STEPS, help="of the language model (%(default)s)"
+    )
     parser.add_argument("--keep", action="store_true", help="take the bundles that are there")
     parser.add_argument("--offline", action="store_true", help="install nothing")
     parser.add_argument("--prepare", action="store_true", help="install and build, run nothing")
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return prepare()
     print(f"bundles in {args.bundles}", flush=True)
     if not args.keep or not (args.bundles / PORTABLE[-1]).is_dir():
-        make_bundles(args.bundles, train_s=args.train_s)
+        make_bundles(args.bundles, train_steps=args.train_steps)
     outcomes = []
     for client in CLIENTS:
         if args.clients and client.name not in args.clients:

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=defaults.folder)
     parser.add_argument("--prompt", default=defaults.prompt, help="text to continue")
     parser.add_argument(
-        "--seconds", type=float, default=defaults.train_s, help="time to train (%(default)s)"
+        "--steps", type=int, default=defaults.train_steps, help="of the training (%(default)s)"
     )
     parser.add_argument(
         "--bytes", type=int, default=defaults.max_bytes, help="length of the text (%(default)s)"
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings(
             folder=args.folder,
             prompt=args.prompt,
-            train_s=args.seconds,
+            train_steps=args.steps,
             max_bytes=args.bytes,
             temperature=args.temperature,
             seed=args.seed,

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from causal_onnx.models import DecoderConfig
-from causal_onnx.runtime.session.threads import available_cores
 from examples.demo.attention import draw_maps
 from examples.demo.checkpoint import save_decoder
 from examples.demo.choose_threads import choose_threads
@@ -47,7 +46,7 @@ class Settings:
     context_length: int = 1024
     """Of the two attention modules."""
     prompt: str = "A function is "
-    train_s: float = 60.0
+    train_steps: int = 1000
     decoder: DecoderConfig = field(default_factory=decoder_config)
     max_bytes: int = 700
     """Length of the streamed text."""
@@ -56,13 +55,13 @@ class Settings:
     lengths: Sequence[int] = (16, 64, 256, 1024)
     """At which the modules are timed, as far as each can."""
     threads: int | None = None
-    """Of PyTorch and onnxruntime alike; None: see `choose_threads`."""
+    """Of PyTorch and onnxruntime alike; None: see `choose_threads`. Training takes one."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("prompt must hold at least one character")
-        if not self.train_s > 0:
-            raise ValueError(f"train_s must be positive, got {self.train_s}")
+        if self.train_steps < 1:
+            raise ValueError(f"train_steps must be at least 1, got {self.train_steps}")
         if self.max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, got {self.max_bytes}")
         if not self.temperature > 0:
@@ -81,7 +80,6 @@ def run_demo(settings: Settings, screen: Screen) -> Findings:
     road = _take_road(settings, screen)
     modules = _export_modules(settings, screen, threads)
     training = _train(corpus, settings, screen)
-    torch.set_num_threads(threads)
     decoder = _export_decoder(training, settings, screen, threads)
     without_torch, with_torch = _stream(settings, screen, threads)
 
@@ -153,26 +151,23 @@ def _train(corpus: Corpus, settings: Settings, screen: Screen) -> Training:
         f"{len(corpus.train) / 1e3:.0f} kB to learn from, "
         f"{len(corpus.held_out) / 1e3:.0f} kB held out, no paragraph twice",
     )
-    with screen.step(f"train for {settings.train_s:.0f} s") as update:
+    with screen.step(f"train for {_steps(settings.train_steps)}") as update:
         training = train(
             corpus,
             settings.decoder,
-            budget_s=settings.train_s,
+            steps=settings.train_steps,
             seed=settings.seed,
-            threads=sorted({1, available_cores()})
-            if settings.threads is None
-            else [settings.threads],
             update=update,
         )
     screen.fact(
         "model",
-        f"{training.parameters / 1e3:.0f} thousand parameters; {training.steps} steps, "
+        f"{training.parameters / 1e3:.0f} thousand parameters; {_steps(training.steps)}, "
         f"{training.bytes_read / 1e3:.0f} kB read",
     )
     screen.fact("loss", "bits per byte; held out: a sample of the held-out text")
-    screen.line("      time    train  held out")
+    screen.line("      step    train  held out")
     for point in training.curve:
-        screen.line(f"  {point.seconds:>6.1f} s  {point.train:>7.2f}  {point.held_out:>8.2f}")
+        screen.line(f"  {point.step:>8}  {point.train:>7.2f}  {point.held_out:>8.2f}")
     screen.fact("held out", f"{training.held_out:.2f} bits per byte over all of it")
     return training
 
@@ -290,7 +285,7 @@ def _summarise(findings: Findings, screen: Screen) -> None:
         "exported": f"{causal} of {len(exported)} modules proved causal; largest error {worst:.1e} "
         f"over {shapes} shapes",
         "trained": f"{findings.training.held_out:.2f} bits per byte on held-out text after "
-        f"{findings.training.seconds:.0f} s",
+        f"{_steps(findings.training.steps)}",
         "start-up": f"{ours.startup_s:.2f} s to the first token; PyTorch {theirs.startup_s:.2f} s, "
         f"{theirs.startup_s / ours.startup_s:.1f} times as long",
         "memory": f"{_megabytes(ours)} at most; PyTorch {_megabytes(theirs)}, "
@@ -304,6 +299,10 @@ def _summarise(findings: Findings, screen: Screen) -> None:
 
 def _megabytes(run: Run) -> str:
     return f"{run.peak_memory_bytes / 1e6:.0f} MB"
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _threads(count: int) -> str:

@@ -122,14 +122,14 @@ def _visible(character: str) -> str:
 
 
 def curve(points: Sequence[CurvePoint], *, label: str) -> Markup:
-    """Draw the training and held-out loss over time."""
+    """Draw the training and held-out loss over the steps."""
     series = {"train": [p.train for p in points], "held out": [p.held_out for p in points]}
     losses = [loss for values in series.values() for loss in values]
     floor, ceiling = math.floor(min(losses) * 2) / 2, math.ceil(max(losses) * 2) / 2
     ceiling = max(ceiling, floor + 0.5)
-    end = points[-1].seconds or 1.0
+    end = float(points[-1].step)
     frame = Frame(
-        x=Axis(low=0.0, high=end, ticks=_ticks(0.0, end), text="{:g} s".format, is_log=False),
+        x=Axis(low=0.0, high=end, ticks=_ticks(0.0, end), text="{:g}".format, is_log=False),
         y=Axis(low=floor, high=ceiling, ticks=_ticks(floor, ceiling), is_log=False),
         width=560,
         height=270,
@@ -146,7 +146,7 @@ def curve(points: Sequence[CurvePoint], *, label: str) -> Markup:
     for name, values in series.items():
         kind = name.replace(" ", "-")
         dots = [
-            Point(x=p.seconds, y=v, note=f"{name}, {p.seconds:.0f} s: {v:.2f} bits per byte")
+            Point(x=float(p.step), y=v, note=f"{name}, step {p.step}: {v:.2f} bits per byte")
             for p, v in zip(points, values, strict=True)
         ]
         shapes += frame.series(dots, kind, radius=3.2)

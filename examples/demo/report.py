@@ -81,7 +81,7 @@ def _header(findings: Findings) -> Markup:
         (
             "Held-out text",
             f"{findings.training.held_out:.2f}",
-            f"bits per byte after {findings.training.seconds:.0f} s",
+            f"bits per byte after {_steps(findings.training.steps)}",
         ),
     )
     return element(
@@ -277,19 +277,16 @@ def _legend() -> Markup:
 def _training(training: Training) -> Markup:
     last = training.curve[-1]
     label = (
-        f"Loss over {training.seconds:.0f} seconds of training: {last.train:.2f} bits per byte "
+        f"Loss over {_steps(training.steps)} of training: {last.train:.2f} bits per byte "
         f"on the training text, {last.held_out:.2f} on a sample of the held-out text at the end"
     )
-    rows = [
-        (f"{p.seconds:.1f} s", f"{p.step:,}", f"{p.train:.3f}", f"{p.held_out:.3f}")
-        for p in training.curve
-    ]
+    rows = [(f"{p.step:,}", f"{p.train:.3f}", f"{p.held_out:.3f}") for p in training.curve]
     return element(
         "section",
-        element("h2", "A minute of training" if training.seconds >= 45 else "Training"),
+        element("h2", "Training"),
         element(
             "p",
-            f"{training.parameters / 1e3:.0f} thousand parameters, {training.steps:,} steps over "
+            f"{training.parameters / 1e3:.0f} thousand parameters, {_steps(training.steps)} over "
             f"{training.bytes_read / 1e3:,.0f} kB of the text behind Python's help(). The held-out "
             f"text is its last tenth; its loss is {training.held_out:.2f} bits per byte, and no "
             "paragraph occurs in both. The curve shows the loss on a sample of it.",
@@ -298,7 +295,7 @@ def _training(training: Training) -> Markup:
         element(
             "details",
             element("summary", "The figures"),
-            table("Losses in bits per byte", ("Time", "Step", "Training", "Held out"), rows),
+            table("Losses in bits per byte", ("Step", "Training", "Held out"), rows),
         ),
         id="training",
     )
@@ -488,6 +485,10 @@ def _mark(passed: bool) -> Markup:
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count:,} steps"
 
 
 def _seconds(value: float) -> str:

@@ -1,10 +1,10 @@
-"""Train a small byte-level decoder on a text, for a fixed time."""
+"""Train a small byte-level decoder on a text, for a fixed number of steps."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +14,12 @@ from torch.nn import functional
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
 from examples.demo.corpus import Corpus
 from examples.demo.screen import Update
-from examples.demo.step_threads import StepThreads
 
 __all__ = ["CurvePoint", "Training", "bits_per_byte", "decoder_config", "train"]
 
 MAX_SEQ_LEN = 256
 ROWS_PER_STEP = 4
-"""Small, so that a minute on two cores is a thousand steps."""
+"""Small, so that a minute on one core is a thousand steps."""
 MATRIX_LEARNING_RATE = 0.03
 """Of the matrices in the blocks, which Muon trains."""
 OTHER_LEARNING_RATE = 3e-3
@@ -35,9 +34,8 @@ of the training."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CurvePoint:
-    """The losses at one moment of the training, in bits per byte."""
+    """The losses after one of the steps, in bits per byte."""
 
-    seconds: float
     step: int
     train: float
     """Mean over the steps since the point before."""
@@ -54,7 +52,6 @@ class Training:
     curve: tuple[CurvePoint, ...]
     held_out: float
     """Bits per byte of the trained model over all of the held-out text."""
-    seconds: float
     steps: int
     bytes_read: int
     """Bytes of text trained on, repetitions counted."""
@@ -83,29 +80,27 @@ def train(
     corpus: Corpus,
     config: DecoderConfig,
     *,
-    budget_s: float,
+    steps: int,
     seed: int,
-    threads: Sequence[int],
     update: Update,
 ) -> Training:
-    """Train for `budget_s` seconds of wall time, the points of the curve included.
+    """Train for `steps` steps, on one thread.
 
-    The order of the data follows from `seed` alone; how far it gets depends on the machine.
+    The same arguments train the same bits on one machine: neither the clock nor the number of
+    threads that PyTorch has, by which sums are split, has a part in it.
 
     Args:
         corpus: `train` must be longer than the model's `max_seq_len`, `held_out` too.
         config: Sizes; `vocab_size` 256.
-        budget_s: The learning rate falls to 0 over this time.
+        steps: The learning rate falls to 0 over them.
         seed: Of the initial weights and the data order.
-        threads: Numbers of threads for PyTorch; each step runs with the one that is quickest on the
-            machine as it then is.
-        update: Gets the share of the budget that is spent, and the losses.
+        update: Is called after each step with the share of the steps that is done, and the losses.
 
     Raises:
-        ValueError: The budget is not positive, or a part of the corpus is too short.
+        ValueError: There are no steps, or a part of the corpus is too short.
     """
-    if not budget_s > 0:
-        raise ValueError(f"budget_s must be positive, got {budget_s}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
     seq = config.max_seq_len or MAX_SEQ_LEN
     for name, text in (("train", corpus.train), ("held_out", corpus.held_out)):
         if len(text) <= seq:
@@ -116,39 +111,28 @@ def train(
     random = torch.Generator().manual_seed(seed)
     curve: list[CurvePoint] = []
     losses: list[float] = []
-    chooser = StepThreads(threads)
-    start = time.monotonic()
-    step = 0
-    while (spent := (time.monotonic() - start) / budget_s) < 1.0:
-        count = chooser.next(spent * budget_s)
-        torch.set_num_threads(count)
-        for optimizer, rate in optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = rate * _schedule(spent)
-        losses.append(_step(model, optimizers, _draw_rows(data, seq, random)))
-        step += 1
-        update(spent, _words(curve, losses, step))
-        elapsed = time.monotonic() - start
-        chooser.record(count, elapsed - spent * budget_s, elapsed)
-        torch.set_num_threads(chooser.best)
-        if elapsed / budget_s >= (len(curve) + 1) / POINTS:
-            curve.append(
-                _point(model, corpus.held_out, losses, seq=seq, seconds=elapsed, step=step)
-            )
-            losses = []
-    seconds = time.monotonic() - start
-    if losses:
-        curve.append(_point(model, corpus.held_out, losses, seq=seq, seconds=seconds, step=step))
-    update(1.0, "reading all of the held-out text")
-    return Training(
-        model=model.eval(),
-        curve=tuple(curve),
-        held_out=bits_per_byte(model, corpus.held_out, seq=seq),
-        seconds=seconds,
-        steps=step,
-        bytes_read=step * ROWS_PER_STEP * seq,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-    )
+    with _one_thread():
+        for step in range(1, steps + 1):
+            for optimizer, rate in optimizers.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = rate * _schedule((step - 1) / steps)
+            losses.append(_step(model, optimizers, _draw_rows(data, seq, random)))
+            update(step / steps, _words(curve, losses, step))
+            if step * POINTS // steps > (step - 1) * POINTS // steps:
+                held_out = bits_per_byte(
+                    model, corpus.held_out, seq=seq, most_pieces=SAMPLED_PIECES
+                )
+                curve.append(CurvePoint(step=step, train=_mean_bits(losses), held_out=held_out))
+                losses = []
+        update(1.0, "reading all of the held-out text")
+        return Training(
+            model=model.eval(),
+            curve=tuple(curve),
+            held_out=bits_per_byte(model, corpus.held_out, seq=seq),
+            steps=steps,
+            bytes_read=steps * ROWS_PER_STEP * seq,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )
 
 
 def bits_per_byte(
@@ -183,6 +167,17 @@ def bits_per_byte(
             nats += functional.cross_entropy(logits, y.flatten(), reduction="sum").item()
     model.train(was_training)
     return nats / targets.numel() / math.log(2)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch computes with one thread in this block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _optimizers(model: nn.Module) -> dict[torch.optim.Optimizer, float]:
@@ -223,21 +218,8 @@ def _draw_rows(data: Tensor, seq: int, random: torch.Generator) -> Tensor:
 
 
 def _schedule(spent: float) -> float:
-    """The factor on the learning rate after this share of the budget: up, then straight to 0."""
+    """The factor on the learning rate after this share of the steps: up, then straight to 0."""
     return min(1.0, 0.01 + spent / WARM_UP_SHARE) * (1.0 - spent)
-
-
-def _point(
-    model: nn.Module,
-    held_out: bytes,
-    losses: Sequence[float],
-    *,
-    seq: int,
-    seconds: float,
-    step: int,
-) -> CurvePoint:
-    sampled = bits_per_byte(model, held_out, seq=seq, most_pieces=SAMPLED_PIECES)
-    return CurvePoint(seconds=seconds, step=step, train=_mean_bits(losses), held_out=sampled)
 
 
 def _words(curve: Sequence[CurvePoint], losses: Sequence[float], step: int) -> str:

@@ -45,7 +45,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         folder=folder,
         context_length=16,
         prompt=PROMPT,
-        train_s=1.0,
+        train_steps=20,
         decoder=tiny_llama_config(),
         max_bytes=80,
         lengths=(4, 9, 40),
@@ -236,7 +236,7 @@ def test_figures_survive_their_file(tmp_path: Path, demo: Finished) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seconds", "0"], "error: train_s must be positive, got 0.0"),
+        (["--steps", "0"], "error: train_steps must be at least 1, got 0"),
         (["--prompt", ""], "error: prompt must hold at least one character"),
         (["--threads", "0"], "error: threads must be at least 1, got 0"),
     ],

@@ -33,15 +33,13 @@ def test_the_darkest_shade_is_the_whole_weight() -> None:
 
 
 def test_a_curve_of_one_point_can_be_drawn() -> None:
-    svg = curve([CurvePoint(seconds=1.0, step=1, train=7.9, held_out=7.9)], label="a & b")
+    svg = curve([CurvePoint(step=1, train=7.9, held_out=7.9)], label="a & b")
     assert 'aria-label="a &amp; b"' in svg
     assert svg.count("<circle") == 2
 
 
 def test_a_higher_loss_is_drawn_higher() -> None:
-    points = [
-        CurvePoint(seconds=float(i), step=i, train=4.0 - i, held_out=4.5 - i) for i in range(1, 4)
-    ]
+    points = [CurvePoint(step=i, train=4.0 - i, held_out=4.5 - i) for i in range(1, 4)]
     svg = curve(points, label="")
     line = re.search(r'<polyline points="([^"]*)" class="line train">', svg)
     assert line is not None
@@ -52,8 +50,8 @@ def test_a_higher_loss_is_drawn_higher() -> None:
 
 def test_labels_stay_above_the_numbers_of_the_axis() -> None:
     points = [
-        CurvePoint(seconds=0.0, step=1, train=8.0, held_out=8.0),
-        CurvePoint(seconds=60.0, step=9, train=2.0, held_out=2.01),  # at the foot of the curve
+        CurvePoint(step=1, train=8.0, held_out=8.0),
+        CurvePoint(step=900, train=2.0, held_out=2.01),  # at the foot of the curve
     ]
     svg = curve(points, label="")
     axis = max(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="middle"', svg))

@@ -10,10 +10,15 @@ from causal_onnx.models import DecoderLM, tiny_llama_config
 from examples.demo import train as train_module
 from examples.demo.checkpoint import load_decoder, save_decoder
 from examples.demo.corpus import Corpus
+from examples.demo.screen import Update
 from examples.demo.train import Training, bits_per_byte, decoder_config, train
 
 TEXT = b"to be or not to be, that is the question; " * 40
 CORPUS = Corpus(train=TEXT, held_out=TEXT[:800], repeated_bytes=0)
+
+
+def ignore(share: float, words: str) -> None:
+    """No progress is shown."""
 
 
 class Fixed(nn.Module):
@@ -43,67 +48,47 @@ def test_bits_per_byte_leaves_the_mode_as_it_was() -> None:
     assert model.training
 
 
-class SteadyClock:
-    """A clock that each look at moves by as much, so that a budget is a number of steps."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        self.now += 0.5
-        return self.now
+def train_shortly(*, steps: int = 80, seed: int = 0, update: Update = ignore) -> Training:
+    return train(CORPUS, tiny_llama_config(), steps=steps, seed=seed, update=update)
 
 
-def train_steadily(monkeypatch: pytest.MonkeyPatch, *, shares: list[float]) -> Training:
-    monkeypatch.setattr(train_module, "time", SteadyClock())
-    return train(
-        CORPUS,
-        tiny_llama_config(),
-        budget_s=80.0,
-        seed=0,
-        threads=(torch.get_num_threads(),),
-        update=lambda share, words: shares.append(share),
-    )
+def bits_of(training: Training) -> bytes:
+    return b"".join(tensor.numpy().tobytes() for tensor in training.model.state_dict().values())
 
 
-def test_training_learns_and_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_learns_and_reports() -> None:
     shares: list[float] = []
-    training = train_steadily(monkeypatch, shares=shares)
-    assert training.held_out < 4.0  # 80 steps; the text's own entropy by letters is 3.4
-    assert shares == sorted(shares)
-    assert shares[-1] == 1.0
-    assert training.curve[-1].step == training.steps
+    training = train_shortly(update=lambda share, words: shares.append(share))
+    assert training.held_out < 4.0  # the text's own entropy by letters is 3.4
+    assert shares == [*(step / 80 for step in range(1, 81)), 1.0]
+    assert (training.steps, training.curve[-1].step) == (80, 80)
     assert [p.step for p in training.curve] == sorted({p.step for p in training.curve})
+    assert len(training.curve) == train_module.POINTS
     assert not training.model.training
 
 
-def test_each_step_runs_with_the_quickest_number_of_threads(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = SteadyClock()
-    monkeypatch.setattr(train_module, "time", clock)
-    used: list[int] = []
-
-    def slow_with_two(count: int) -> None:
-        used.append(count)
-        clock.now += 5.0 * (count == 2)
-
-    monkeypatch.setattr(torch, "set_num_threads", slow_with_two)
-    train(
-        CORPUS,
-        tiny_llama_config(),
-        budget_s=30.0,
-        seed=0,
-        threads=(1, 2),
-        update=lambda share, words: None,
-    )
-    assert 1 <= used.count(2) <= 2  # tried, and tried again after the pause
-    assert used.count(1) > 10
+def test_a_short_training_has_a_point_for_each_step() -> None:
+    assert [point.step for point in train_shortly(steps=3).curve] == [1, 2, 3]
 
 
-def test_the_seed_decides_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = train_steadily(monkeypatch, shares=[])
-    assert train_steadily(monkeypatch, shares=[]).curve == first.curve
+def test_equal_trainings_give_equal_bits() -> None:
+    first, second = train_shortly(steps=8), train_shortly(steps=8)
+    assert bits_of(first) == bits_of(second)
+    assert first.curve == second.curve
+
+
+def test_the_seed_decides_the_training() -> None:
+    assert bits_of(train_shortly(steps=2)) != bits_of(train_shortly(steps=2, seed=1))
+
+
+def test_training_takes_one_thread_and_leaves_pytorch_as_it_was() -> None:
+    before, used = torch.get_num_threads(), set()
+    torch.set_num_threads(2)
+    try:
+        train_shortly(steps=2, update=lambda share, words: used.add(torch.get_num_threads()))
+        assert (used, torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_checkpoint_gives_the_same_model(tmp_path: Path) -> None:
@@ -120,23 +105,16 @@ def test_the_demos_decoder_reads_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("budget_s", "corpus", "message"),
+    ("steps", "corpus", "message"),
     [
-        (0.0, CORPUS, "budget_s must be positive, got 0"),
+        (0, CORPUS, "steps must be at least 1, got 0"),
         (
-            1.0,
+            1,
             Corpus(train=TEXT, held_out=b"short", repeated_bytes=0),
             "the held_out text has 5 bytes",
         ),
     ],
 )
-def test_training_on_nothing_is_refused(budget_s: float, corpus: Corpus, message: str) -> None:
+def test_training_on_nothing_is_refused(steps: int, corpus: Corpus, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        train(
-            corpus,
-            tiny_llama_config(),
-            budget_s=budget_s,
-            seed=0,
-            threads=(torch.get_num_threads(),),
-            update=lambda share, words: None,
-        )
+        train(corpus, tiny_llama_config(), steps=steps, seed=0, update=ignore)

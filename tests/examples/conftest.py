@@ -15,7 +15,7 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundles with random weights, each in a folder of its name."""
     folder = tmp_path_factory.mktemp("bundles")
     config = replace(tiny_llama_config(), num_layers=1)
-    make_bundles(folder, train_s=0, only=(*SERVED, MAPS, PREFIX + BLOCK), config=config)
+    make_bundles(folder, train_steps=0, only=(*SERVED, MAPS, PREFIX + BLOCK), config=config)
     return folder
 
 
