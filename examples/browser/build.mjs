@@ -11,7 +11,7 @@ await rm(dist, { recursive: true, force: true });
 await mkdir(dist);
 await build({
   absWorkingDir: new URL(".", import.meta.url).pathname,
-  entryPoints: ["src/page.ts", "src/continue.ts", "src/selftest-page.ts"],
+  entryPoints: ["src/page.ts", "src/selftest-page.ts"],
   outdir: "dist",
   bundle: true,
   splitting: true,
@@ -20,9 +20,11 @@ await build({
   minify: true,
   logLevel: "warning",
 });
-for (const name of ["index.html", "continue.html", "page.css", "selftest.html"]) {
+for (const name of ["index.html", "page.css", "selftest.html"]) {
   await cp(new URL(`src/${name}`, import.meta.url), new URL(name, dist));
 }
+// The address by which a page continues a text with a folder: continue.html?model=NAME.
+await cp(new URL("src/index.html", import.meta.url), new URL("continue.html", dist));
 for (const name of wasm) {
   for (const ending of [".wasm", ".mjs"]) await cp(new URL(name + ending, runtime), new URL(name + ending, dist));
 }

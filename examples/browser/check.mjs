@@ -1,14 +1,24 @@
 // Use the page as a person would, in headless Chromium: `node check.mjs BUNDLES SCREENSHOTS`.
 // Prints what was found as one line of JSON; nothing may be fetched once the page is ready.
 
-import { mkdir } from "node:fs/promises";
-import { join, resolve } from "node:path";
-import { launch } from "./browser.mjs";
-import { serve } from "./serve.mjs";
+import { resolve } from "node:path";
+import { takePictures, usePage } from "./browser.mjs";
 
 const TEXT = "The value of the first";
 const [bundles, screenshots] = process.argv.slice(2).map((path) => resolve(path));
-const dist = new URL("dist/", import.meta.url).pathname;
+
+/** The lightness (CIE L*) of the colours of the legend, from the least weight to the largest. */
+function lightnessOfScale() {
+  const { backgroundImage } = getComputedStyle(document.getElementById("scale"));
+  return Array.from(backgroundImage.matchAll(/rgb\((\d+), (\d+), (\d+)\)/g), ([, ...parts]) => {
+    const [r, g, b] = parts.map((part) => {
+      const value = Number(part) / 255;
+      return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+    });
+    const luminance = 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    return luminance > 0.008856 ? 116 * Math.cbrt(luminance) - 16 : 903.3 * luminance;
+  });
+}
 
 /** Pixels of the map above its diagonal that are not of the colour that stands for nothing. */
 function countAbove() {
@@ -44,9 +54,13 @@ const lengthIs = (page, length) =>
   page.waitForFunction((length) => document.body.dataset.length === String(length), length);
 
 async function check(page, found) {
-  // By keyboard alone: the text is the first thing that Tab reaches.
-  await page.keyboard.press("Tab");
-  found.firstFocus = await page.evaluate(() => document.activeElement.id);
+  found.scale = await page.evaluate(lightnessOfScale);
+  // By keyboard alone: Tab reaches the link, the folder and the text.
+  found.focus = [];
+  for (let stop = 0; stop < 3; stop++) {
+    await page.keyboard.press("Tab");
+    found.focus.push(await page.evaluate(() => document.activeElement.id || document.activeElement.tagName));
+  }
   await page.keyboard.press("ControlOrMeta+A");
   const seen = new Set([await mapOf(page)]);
   for (let length = 1; length <= TEXT.length; length++) {
@@ -59,7 +73,7 @@ async function check(page, found) {
   found.stated = Number(await page.evaluate(() => document.body.dataset.above));
   found.pixels = await page.evaluate(countAbove);
 
-  await page.keyboard.press("Tab");
+  await page.focus("#heads button");
   await page.keyboard.press("Tab");
   const before = await mapOf(page);
   await page.keyboard.press("Enter");
@@ -77,41 +91,21 @@ async function check(page, found) {
   await page.fill("#temperature", "0");
   await page.focus("#continue");
   await page.keyboard.press("Enter");
-  await page.waitForFunction(() => document.getElementById("continuation").textContent.length > 4);
+  await page.waitForFunction(() => document.querySelector("#continuation span")?.textContent.length > 4);
   found.streams = await page.isEnabled("#stop");
   await page.waitForFunction(() => document.getElementById("stop").disabled);
   found.continuation = await page.textContent("#continuation");
 }
 
-await mkdir(screenshots, { recursive: true });
-const server = await serve({ "/bundles/": bundles, "/": dist });
-const browser = await launch();
-const found = { text: TEXT, requestsWhenReady: 0, complaints: [] };
-try {
-  const context = await browser.newContext({ viewport: { width: 1000, height: 1400 } });
-  const page = await context.newPage();
-  page.setDefaultTimeout(300_000); // a busy machine is slow, not wrong
-  page.on("pageerror", (error) => found.complaints.push(String(error)));
-  page.on("console", (message) => {
-    if (["error", "warning"].includes(message.type())) found.complaints.push(message.text());
-  });
-  await page.goto(`http://127.0.0.1:${server.address().port}/`);
-  await page.waitForFunction(() => "ready" in document.body.dataset);
-  page.on("request", () => found.requestsWhenReady++);
-  await context.setOffline(true);
+await usePage(bundles, "", async (page, found) => {
+  found.text = TEXT;
+  await takePictures(page, screenshots, "first");
   await check(page, found);
-  await page.screenshot({ path: join(screenshots, "desktop.png"), fullPage: true });
-  await page.setViewportSize({ width: 360, height: 740 });
+  await takePictures(page, screenshots, "continued");
+  await page.setViewportSize({ width: 390, height: 844 });
   found.fitsPhone = await page.evaluate(
     () => document.documentElement.scrollWidth <= window.innerWidth,
   );
-  await page.screenshot({ path: join(screenshots, "phone.png"), fullPage: true });
   await page.emulateMedia({ colorScheme: "dark" });
-  await page.screenshot({ path: join(screenshots, "dark.png"), fullPage: true });
   found.pixelsInTheDark = await page.evaluate(countAbove);
-  console.log(JSON.stringify(found));
-} finally {
-  await browser.close();
-  server.close();
-  server.closeAllConnections();
-}
+});

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from causal_onnx.runtime import load
-from examples.bundles import LANGUAGE_MODEL, MAPS
+from causal_onnx.runtime.bundle.manifest import file_entry
+from examples.bundles import BLOCK, LANGUAGE_MODEL, MAPS
 from examples.clients.client import MissingError
 from examples.clients.languages import prepare_browser
 
-LAYERS, HEADS, LIMIT = 1, 4, 64
+LAYERS, HEADS = 1, 4
 
 
 BROWSER = Path(__file__).parents[2] / "examples" / "browser"
@@ -53,7 +56,7 @@ def test_a_person_uses_the_page_by_keyboard(bundles: Path, tmp_path: Path) -> No
     found = use_page(bundles, tmp_path)
     assert found["complaints"] == []
     assert found["requestsWhenReady"] == 0
-    assert found["firstFocus"] == "text"
+    assert found["focus"] == ["A", "folder", "text"]
     assert found["differentMaps"] == found["keys"] == 22
     assert found["stated"] == 0
     for pixels in (found["pixels"], found["pixelsInTheDark"]):
@@ -65,13 +68,19 @@ def test_a_person_uses_the_page_by_keyboard(bundles: Path, tmp_path: Path) -> No
     assert "gives" in found["readings"][0]
     assert "cannot see" in found["readings"][1]
     assert found["fitsPhone"]
-    assert {path.name for path in tmp_path.iterdir()} == {"desktop.png", "phone.png", "dark.png"}
-    model = load(bundles / LANGUAGE_MODEL / "model.onnx")
-    prompt = list(found["text"].encode())
-    ids = model.generate(prompt, max_new_tokens=LIMIT - len(prompt) + 1).ids
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    assert {path.name for path in tmp_path.iterdir()} == pictures("first", "continued")
     assert found["streams"]
-    assert found["continuation"] == decoder.decode(bytes(ids))
+    assert found["continuation"] == continued(bundles / LANGUAGE_MODEL, found["text"])
+
+
+def test_equal_steps_of_the_legend_look_equally_large(bundles: Path, tmp_path: Path) -> None:
+    lightness = np.array(use_page(bundles, tmp_path)["scale"])
+    steps = np.diff(lightness)
+    assert len(steps) >= 16
+    assert lightness[0] < 20
+    assert lightness[-1] > 85
+    # Those of one colour mixed with another in sRGB differ by more than half of their mean.
+    assert np.abs(steps - steps.mean()).max() < 0.5 * steps.mean()
 
 
 def test_weights_above_the_diagonal_show(bundles: Path, tmp_path: Path) -> None:
@@ -89,10 +98,9 @@ def test_a_page_continues_a_text_with_the_folder_of_a_checkpoint(
     built: None, stories: Path
 ) -> None:
     found = checked("check-continue.mjs", stories, "The dog")
-    model = load(stories, threads=1)
     assert found["complaints"] == []
     assert found["requestsWhenReady"] == 0
-    assert found["text"] == "The dog" + str(model.generate("The dog").text)
+    assert found["text"] == continued(stories, "The dog")
 
 
 def test_a_page_says_what_a_folder_lacks(built: None, stories: Path, tmp_path: Path) -> None:
@@ -100,6 +108,179 @@ def test_a_page_says_what_a_folder_lacks(built: None, stories: Path, tmp_path: P
     (tmp_path / "model" / "tokenizer.json").unlink()
     found = checked("check-continue.mjs", tmp_path / "model", "The dog")
     assert "tokenizer.json: 404" in found["status"]
+
+
+TEXT = "The dog"
+AGAIN = "Copy the whole folder again"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What the page said and showed when each folder had been loaded, one after the other."""
+
+    found: dict[str, Any]
+    pictures: Path
+
+    def __getitem__(self, folder: str) -> dict[str, Any]:
+        return dict(self.found["folders"][folder])
+
+
+@pytest.fixture(scope="module")
+def loaded(
+    built: None,
+    bundle_folder: Path,
+    stories: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Loaded:
+    place = tmp_path_factory.mktemp("own")
+    damaged = [damage(shutil.copytree(stories, place / name)) for name, damage in DAMAGES.items()]
+    whole = shutil.copytree(stories, place / "stories")
+    shutil.copytree(whole, place / "dropped")
+    folders = [
+        whole,
+        *damaged,
+        bundle_folder / BLOCK,
+        bundle_folder / MAPS,
+        place / "dropped",
+    ]
+    found = checked("check-folder.mjs", bundle_folder, place / "pictures", TEXT, *folders)
+    return Loaded(found=found, pictures=place / "pictures")
+
+
+def change_byte(file: str, place: int) -> Callable[[Path], Path]:
+    def change(folder: Path) -> Path:
+        content = bytearray((folder / file).read_bytes())
+        content[place] ^= 1
+        (folder / file).write_bytes(content)
+        return folder
+
+    return change
+
+
+def remove(file: str) -> Callable[[Path], Path]:
+    def change(folder: Path) -> Path:
+        (folder / file).unlink()
+        return folder
+
+    return change
+
+
+def edit_manifest(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path], Path]:
+    def change(folder: Path) -> Path:
+        document = json.loads((folder / "contract.json").read_text())
+        edit(document)
+        (folder / "contract.json").write_text(json.dumps(document))
+        return folder
+
+    return change
+
+
+def retrain(folder: Path) -> Path:
+    """Other weights under the right hashes: only the golden vectors notice."""
+    model = onnx.load(folder / "model.onnx")
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = onnx.numpy_helper.to_array(weights)
+    weights.CopyFrom(onnx.numpy_helper.from_array(values * values.dtype.type(1.5), weights.name))
+    onnx.save(model, folder / "model.onnx")
+    with (folder / "model.onnx").open("rb") as file:
+        entry = file_entry(file)
+    return edit_manifest(lambda document: document["files"].update({"model.onnx": entry}))(folder)
+
+
+DAMAGES: dict[str, Callable[[Path], Path]] = {
+    "changed-model": change_byte("model.onnx", -1000),
+    "changed-tokenizer": change_byte("tokenizer.json", 1000),
+    "changed-test-data": change_byte("test_data_set_0/input_0.pb", -1),
+    "changed-goldens": change_byte("goldens.json", 1000),
+    "changed-contract": edit_manifest(lambda d: d["contract"].update(max_seq_len=9)),
+    "changed-certificate": edit_manifest(lambda d: d.update(certificate=None)),
+    "newer-contract": edit_manifest(lambda d: d.update(format=2)),
+    "no-list": edit_manifest(lambda d: d.pop("files")),
+    "broken-contract": change_byte("contract.json", 0),
+    "other-weights": retrain,
+    "no-tokenizer": remove("tokenizer.json"),
+    "no-model": remove("model.onnx"),
+    "no-contract": remove("contract.json"),
+}
+"""Folder -> how it came to be so."""
+
+SAID = {
+    "changed-model": ("model.onnx in", "was changed", AGAIN),
+    "changed-tokenizer": ("tokenizer.json in", "was changed", AGAIN),
+    "changed-test-data": ("test_data_set_0/input_0.pb in", "was changed", AGAIN),
+    "changed-goldens": ("goldens.json in", "was changed", AGAIN),
+    "changed-contract": ("contract.json in", "its contract is not the one in model.onnx", AGAIN),
+    "changed-certificate": ("contract.json in", "its certificate is not the one", AGAIN),
+    "newer-contract": ("contract.json in", "has the format 2", "Use the page of the version"),
+    "no-list": ("contract.json of", "lists no model.onnx", AGAIN),
+    "broken-contract": ("contract.json in", "is not JSON", AGAIN),
+    "other-weights": ("model.onnx of", "does not repeat goldens.json", "--target portable"),
+    "no-tokenizer": ("tokenizer.json is missing from", AGAIN),
+    "no-model": ("model.onnx is missing from", AGAIN),
+    "no-contract": ("it has no contract.json", "Choose a folder that"),
+}
+
+
+def test_a_person_loads_a_folder_of_their_own(loaded: Loaded, stories: Path) -> None:
+    own = loaded["stories"]
+    assert (own["model"], own["said"], own["maps"]) == ("“stories”", "", False)
+    files = json.loads((stories / "contract.json").read_text())["files"]
+    assert own["facts"][0].startswith(f"All {len(files)} files have the hashes in contract.json.")
+    assert "no picture of its attention" in own["facts"][1]
+    assert own["text"] == continued(stories, TEXT)
+
+
+@pytest.mark.parametrize("folder", DAMAGES)
+def test_a_folder_that_is_not_whole_is_refused_and_the_page_goes_on(
+    folder: str, loaded: Loaded, stories: Path
+) -> None:
+    after = loaded[folder]
+    for words in (*SAID[folder], f"“{folder}”", "The page still shows “stories”."):
+        assert words in after["said"]
+    assert after["model"] == "“stories”"
+    assert after["text"] == continued(stories, TEXT)
+
+
+def test_the_page_says_what_it_cannot_show(loaded: Loaded) -> None:
+    block = loaded[BLOCK]
+    assert block["model"] == f"“{BLOCK}”"
+    assert "cannot show it a text: it takes x: float32 [batch, seq, " in block["facts"][1]
+    assert (block["maps"], block["text"]) == (False, None)
+
+
+def test_a_folder_that_returns_its_attention_weights_has_maps(loaded: Loaded) -> None:
+    maps = loaded[MAPS]
+    assert (maps["model"], maps["maps"], maps["text"]) == (f"“{MAPS}”", True, None)
+    assert "does not continue a text: it has no key-value cache" in maps["facts"][1]
+
+
+def test_a_folder_may_be_dropped_on_the_page(loaded: Loaded, stories: Path) -> None:
+    assert loaded["dropped"]["model"] == "“dropped”"
+    assert loaded["dropped"]["text"] == continued(stories, TEXT)
+
+
+def test_nothing_is_sent_and_the_example_comes_back(loaded: Loaded, bundle_folder: Path) -> None:
+    assert loaded.found["requestsWhenReady"] == 0
+    assert loaded.found["complaints"] == []
+    assert loaded.found["model"] == "the example model"
+    assert loaded.found["text"] == continued(bundle_folder / LANGUAGE_MODEL, TEXT)
+    assert {path.name for path in loaded.pictures.iterdir()} == pictures(
+        "text", "refused", "facts", "maps"
+    )
+
+
+def continued(folder: Path, text: str) -> str:
+    """The text and what the model adds up to its end, of which nothing is drawn."""
+    return text + str(load(folder, threads=1).generate(text).text)
+
+
+def pictures(*states: str) -> set[str]:
+    return {
+        f"{state}-{width}-{colours}.png"
+        for state in states
+        for width in (1280, 390)
+        for colours in ("light", "dark")
+    }
 
 
 def looking_everywhere() -> onnx.ModelProto:

@@ -1,15 +1,21 @@
-// Fetch a bundle and make a session of it in this tab.
+// Make a session of a model's folder in this tab.
 
 import type * as Ort from "onnxruntime-common";
 import { Bundle, type Contract } from "../../node/src/bundle.js";
 import type { Goldens } from "../../node/src/selftest.js";
 import { makeTokenizer } from "../../node/src/text.js";
+import { FolderError, type Folder } from "./folder.js";
 
 export type Provider = "wasm" | "webgpu";
 
-interface Manifest {
+export type TextTokenizer = ReturnType<typeof makeTokenizer>;
+
+/** What contract.json holds. */
+export interface Manifest {
   readonly contract: Contract;
-  readonly files: Readonly<Record<string, unknown>>;
+  readonly certificate: unknown;
+  readonly source: unknown;
+  readonly files: Readonly<Record<string, { readonly sha256: string; readonly size_bytes: number }>>;
 }
 
 /** Whether this browser has an adapter for WebGPU. */
@@ -31,40 +37,35 @@ export async function openRuntime(provider: Provider): Promise<typeof Ort> {
   return ort;
 }
 
-/** Load the bundle at an address that ends in "/". */
-export async function loadBundle(ort: typeof Ort, url: string, provider: Provider): Promise<Bundle> {
-  const { contract, files } = (await fetchJson(url + "contract.json")) as Manifest;
-  const model = await fetchBytes(url + "model.onnx");
+/** Load the model in a folder. */
+export async function loadBundle(ort: typeof Ort, folder: Folder, provider: Provider): Promise<Bundle> {
+  const { contract, files } = (await readJson(folder, "contract.json")) as Manifest;
+  const model = await folder.read("model.onnx");
   // A page has no folder in which onnxruntime could look for the weights beside the model.
   const weights = Object.keys(files).filter((name) => /^[^/]+[._]data$/.test(name));
   const externalData = await Promise.all(
-    weights.map(async (path) => ({ path, data: await fetchBytes(url + path) })),
+    weights.map(async (path) => ({ path, data: await folder.read(path) })),
   );
   // Errors alone: of inputs that may be left out onnxruntime warns, because it cannot fold them.
   const options = { executionProviders: [provider], logSeverityLevel: 3 as const, externalData };
   return new Bundle(ort, await ort.InferenceSession.create(model, options), contract);
 }
 
-/** The tokenizer in a folder at an address that ends in "/". */
-export async function loadTokenizer(url: string): Promise<ReturnType<typeof makeTokenizer>> {
-  const settings = await fetchJson(url + "tokenizer_config.json").catch(() => ({}));
-  return makeTokenizer((await fetchJson(url + "tokenizer.json")) as object, settings as object);
+/** The tokenizer in a folder. */
+export async function loadTokenizer(folder: Folder): Promise<TextTokenizer> {
+  const settings = await readJson(folder, "tokenizer_config.json").catch(() => ({}));
+  return makeTokenizer((await readJson(folder, "tokenizer.json")) as object, settings as object);
 }
 
-export async function loadGoldens(url: string): Promise<Goldens> {
-  return (await fetchJson(url + "goldens.json")) as Goldens;
+export async function loadGoldens(folder: Folder): Promise<Goldens> {
+  return (await readJson(folder, "goldens.json")) as Goldens;
 }
 
-async function fetchBytes(url: string): Promise<Uint8Array> {
-  return new Uint8Array(await (await fetchGood(url)).arrayBuffer());
-}
-
-async function fetchJson(url: string): Promise<unknown> {
-  return (await fetchGood(url)).json();
-}
-
-async function fetchGood(url: string): Promise<Response> {
-  const response = await fetch(url);
-  if (!response.ok) throw new Error(`${url}: ${response.status} ${response.statusText}`);
-  return response;
+async function readJson(folder: Folder, file: string): Promise<unknown> {
+  const text = new TextDecoder().decode(await folder.read(file));
+  try {
+    return JSON.parse(text);
+  } catch (error) {
+    throw new FolderError(`${file} in “${folder.name}” is not JSON: ${String(error)}.`);
+  }
 }

@@ -1,7 +1,7 @@
 // Attention weights of a text, and how they are drawn.
 
 import type { Tensor } from "onnxruntime-common";
-import type { Scale } from "./scale.js";
+import { colourOf } from "./scale.js";
 
 /** The weights of every layer and head over one text. */
 export class AttentionMaps {
@@ -19,7 +19,7 @@ export class AttentionMaps {
     this.weights = weights.data as Float32Array;
   }
 
-  /** How much the byte `row` attends to the byte `column`. */
+  /** How much the token `row` attends to the token `column`. */
   at(layer: number, head: number, row: number, column: number): number {
     const map = layer * this.heads + head;
     return this.weights[(map * this.length + row) * this.length + column]!;
@@ -41,9 +41,7 @@ export class AttentionMaps {
 }
 
 export interface Colours {
-  readonly scale: Scale;
   readonly ink: string;
-  readonly accent: string;
   /** Of the part above the diagonal. */
   readonly above: string;
 }
@@ -92,9 +90,11 @@ export function drawLarge(
   drawCells(context, maps, layer, head, colours, frame);
   if (labelled) drawLabels(context, labels, colours, frame);
   const [row, column] = marked;
-  context.strokeStyle = colours.accent;
-  context.lineWidth = 2;
-  context.strokeRect(frame.left + column * frame.cell, frame.top + row * frame.cell, frame.cell, frame.cell);
+  // Two lines, of which one is seen on any colour.
+  for (const [colour, lineWidth] of [["#fff", 4], ["#000", 2]] as const) {
+    Object.assign(context, { strokeStyle: colour, lineWidth });
+    context.strokeRect(frame.left + column * frame.cell, frame.top + row * frame.cell, frame.cell, frame.cell);
+  }
   return frame;
 }
 
@@ -110,13 +110,13 @@ function drawCells(
   context.fillStyle = colours.above;
   context.fillRect(left, top, size, size);
   for (let row = 0; row < maps.length; row++) {
-    context.fillStyle = colours.scale.colourOf(0);
+    context.fillStyle = colourOf(0);
     context.fillRect(left, top + row * cell, (row + 1) * cell, cell);
     // Drawn up to the last column, not to the diagonal: what is not 0 there must show.
     for (let column = 0; column < maps.length; column++) {
       const weight = maps.at(layer, head, row, column);
       if (weight === 0) continue;
-      context.fillStyle = colours.scale.colourOf(weight);
+      context.fillStyle = colourOf(weight);
       context.fillRect(left + column * cell, top + row * cell, cell, cell);
     }
   }

@@ -1,12 +1,12 @@
-// The page: the attention map of the typed text, and how the model continues it.
+// The page: the attention maps of the typed text, and how a model continues it. The model is the example,
+// one of the server's (?model=NAME), or the folder that a person chooses or drops.
 
-import type * as Ort from "onnxruntime-common";
-import { Stream, type Bundle } from "../../node/src/bundle.js";
-import { choose } from "../../node/src/choose.js";
-import { labelOf, makeIds, nameOf } from "./bytes.js";
-import { hasWebGpu, loadBundle, openRuntime, type Provider } from "./load.js";
+import { chosenFolder, droppedFolder, type Folder } from "./folder.js";
+import { hasWebGpu, openRuntime, type Provider } from "./load.js";
 import { AttentionMaps, drawLarge, drawSmall, type Colours, type Frame } from "./maps.js";
-import { Scale } from "./scale.js";
+import { loadExample, loadOwn, loadServed, type Engine, type ShownModel } from "./model.js";
+import { gradient } from "./scale.js";
+import { tokenOf, type Token } from "./tokens.js";
 
 const text = element<HTMLTextAreaElement>("text");
 const length = element("length");
@@ -14,26 +14,47 @@ const heads = element("heads");
 const canvas = element<HTMLCanvasElement>("map");
 const cell = element("cell");
 const status = element("status");
+const folderInput = element<HTMLInputElement>("folder");
+const folderStatus = element("folder-status");
+const exampleButton = element<HTMLButtonElement>("example");
 const continueButton = element<HTMLButtonElement>("continue");
 const stopButton = element<HTMLButtonElement>("stop");
 const temperature = element<HTMLInputElement>("temperature");
 const continuation = element("continuation");
 
-interface Models {
-  readonly ort: typeof Ort;
-  readonly maps: Bundle;
-  readonly decoder: Bundle;
-  /** The longest text, in bytes. */
-  readonly most: number;
-}
-
-let models: Models;
-let shown: { bytes: Uint8Array; maps: AttentionMaps } | undefined;
+let engine: Engine;
+let example: ShownModel | undefined;
+let model: ShownModel | undefined;
+let ids: readonly number[] = [];
+let shown: { tokens: readonly Token[]; maps: AttentionMaps } | undefined;
 let frame: Frame = { left: 0, top: 0, cell: 1 };
 let layer = 0;
 let head = 0;
 let marked: [number, number] = [0, 0];
-let stopped = true;
+/** Which continuation goes on; another number stops the one before. */
+let run = 0;
+let goesOn = false;
+
+/** Show a model in place of the one before. */
+async function show(next: ShownModel): Promise<void> {
+  stop();
+  [model, shown, layer, head] = [next, undefined, 0, 0];
+  heads.replaceChildren();
+  continuation.replaceChildren();
+  element("model-name").textContent = next.name;
+  element("facts").replaceChildren(
+    ...next.facts.map((fact) => Object.assign(document.createElement("li"), { textContent: fact })),
+  );
+  element("example-note").hidden = next !== example;
+  exampleButton.hidden = example === undefined || next === example;
+  element("text-part").hidden = !next.hasMaps && !next.canContinue;
+  for (const part of ["heads-part", "map-part"]) element(part).hidden = !next.hasMaps;
+  element("continue-part").hidden = !next.canContinue;
+  text.disabled = false;
+  status.textContent = "";
+  status.classList.remove("wrong");
+  await update();
+}
 
 /** Run the model over the text as it is now; while it runs, later texts wait, and the last counts. */
 let running = false;
@@ -52,29 +73,32 @@ async function update(): Promise<void> {
 }
 
 async function readText(): Promise<void> {
-  const whole = new TextEncoder().encode(text.value);
-  const bytes = whole.slice(0, models.most);
-  const cut = whole.length > bytes.length ? `; only the first ${models.most} are read` : "";
-  length.textContent = `${whole.length} of ${models.most} bytes${cut}`;
+  const reader = model!;
+  const whole = reader.encode(text.value);
+  ids = whole.slice(0, reader.most);
+  const limit = reader.most === Infinity ? "" : ` of ${reader.most}`;
+  const cut = whole.length > ids.length ? `; only the first ${reader.most} are read` : "";
+  length.textContent = `${whole.length}${limit} tokens${cut}`;
   length.classList.toggle("wrong", cut !== "");
-  continueButton.disabled = bytes.length === 0 || bytes.length === models.most || !stopped;
-  if (bytes.length === 0) {
+  setStopped(!goesOn);
+  if (ids.length === 0) {
     cell.textContent = "Type something.";
     return;
   }
+  if (!reader.hasMaps) return;
   const start = performance.now();
-  const outputs = await models.maps.run({ input_ids: makeIds(models.ort, bytes) });
+  const maps = await reader.maps(ids);
+  if (reader !== model) return;
   const took = performance.now() - start;
-  const weights = Object.values(outputs).find((tensor) => tensor.dims.length === 5)!;
-  shown = { bytes, maps: new AttentionMaps(weights) };
-  marked = [bytes.length - 1, bytes.length - 1];
+  shown = { tokens: ids.map((id) => tokenOf(reader.tokenizer!, id)), maps };
+  marked = [maps.length - 1, maps.length - 1];
   draw();
-  const above = shown.maps.countAboveDiagonal();
+  const above = maps.countAboveDiagonal();
   document.body.dataset["above"] = String(above);
-  document.body.dataset["length"] = String(bytes.length);
+  document.body.dataset["length"] = String(maps.length);
   status.textContent =
-    `${took.toFixed(0)} ms in this tab, with ${document.body.dataset["provider"]}. ` +
-    `${above} entries above the diagonals differ from 0.`;
+    `${took.toFixed(0)} ms in this tab, with ${engine.provider}. ` +
+    `${above} ${above === 1 ? "entry" : "entries"} above the diagonals ${above === 1 ? "differs" : "differ"} from 0.`;
 }
 
 function draw(): void {
@@ -91,18 +115,21 @@ function draw(): void {
 }
 
 function drawSelected(colours: Colours = coloursOfPage()): void {
-  const { bytes, maps } = shown!;
+  const { tokens, maps } = shown!;
   element("map-title").textContent = `Layer ${layer + 1}, head ${head + 1}`;
-  const labels = Array.from(bytes, labelOf);
+  const labels = tokens.map((token) => token.label);
   frame = drawLarge(canvas, maps, layer, head, labels, marked, colours);
   const [row, column] = marked;
   const share = (100 * maps.at(layer, head, row, column)).toFixed(1);
-  const [from, to] = [nameOf(bytes[row]!), nameOf(bytes[column]!)];
+  const [from, to] = [tokens[row]!.name, tokens[column]!.name];
   cell.textContent =
     column > row
       ? `${from} (${row + 1}) cannot see ${to} (${column + 1}), which comes later.`
       : `${from} (${row + 1}) gives ${share} % of its attention to ${to} (${column + 1}).`;
-  canvas.setAttribute("aria-label", `Attention map of ${bytes.length} bytes, layer ${layer + 1}, head ${head + 1}`);
+  canvas.setAttribute(
+    "aria-label",
+    `Attention map of ${tokens.length} tokens, layer ${layer + 1}, head ${head + 1}`,
+  );
 }
 
 function makeButtons(maps: AttentionMaps): void {
@@ -147,43 +174,103 @@ function moveByKey(event: KeyboardEvent): void {
   mark(...move);
 }
 
-/** Read the text through the KV cache, then byte by byte what the model adds. */
 async function continueText(): Promise<void> {
-  const bytes = new TextEncoder().encode(text.value);
-  const decoder = new TextDecoder();
-  const stream = new Stream(models.decoder);
+  const mine = ++run;
+  goesOn = true;
   setStopped(false);
-  continuation.textContent = "";
-  let next = bytes;
-  while (!stopped && stream.length + next.length <= models.most) {
-    const { logits } = await stream.read({ input_ids: makeIds(models.ort, next) });
-    const width = logits!.dims[2]!;
-    const last = (logits!.data as Float32Array).slice(-width);
-    next = Uint8Array.of(choose(last, Number(temperature.value) || 0, Math.random()));
-    continuation.textContent += decoder.decode(next, { stream: true });
-    // Else the tab would show nothing until the end.
-    await new Promise((resolve) => setTimeout(resolve));
+  status.classList.remove("wrong");
+  const given = Object.assign(document.createElement("b"), { textContent: text.value });
+  const added = document.createElement("span");
+  continuation.replaceChildren(given, added);
+  const begun = performance.now();
+  let count = 0;
+  try {
+    for await (const piece of model!.continue(ids, () => Number(temperature.value) || 0)) {
+      if (mine !== run) return;
+      added.textContent += piece;
+      count++;
+      const rate = count / ((performance.now() - begun) / 1000);
+      status.textContent =
+        `${count} ${count === 1 ? "token" : "tokens"}, ${rate.toFixed(0)} a second, in this tab, ` +
+        `with ${engine.provider}.`;
+      // Else the tab would show nothing until the end.
+      await new Promise((resolve) => setTimeout(resolve));
+    }
+  } catch (error) {
+    if (mine === run) showError(error);
   }
+  if (mine === run) stop();
+}
+
+function stop(): void {
+  run++;
+  goesOn = false;
   setStopped(true);
 }
 
-function setStopped(value: boolean): void {
-  stopped = value;
-  stopButton.disabled = value;
-  continueButton.disabled = !value;
-  continuation.setAttribute("aria-busy", String(!value));
+function setStopped(stopped: boolean): void {
+  stopButton.disabled = stopped;
+  const full = ids.length === 0 || ids.length >= (model?.most ?? 0);
+  continueButton.disabled = !stopped || full;
+  continuation.setAttribute("aria-busy", String(!stopped));
+}
+
+/** Show a folder of this machine, or say what is wrong with it and keep the model that is shown. */
+let opening = 0;
+async function open(chosen: Promise<Folder>): Promise<void> {
+  const mine = ++opening;
+  const say = (words: string, isWrong = false) => {
+    if (mine !== opening) return;
+    folderStatus.textContent = words;
+    folderStatus.classList.toggle("wrong", isWrong);
+  };
+  try {
+    const own = await loadOwn(engine, await chosen, say);
+    if (mine !== opening) return; // another was chosen meanwhile
+    await show(own);
+    say("");
+    document.body.dataset["opened"] = String(mine);
+  } catch (error) {
+    const kept = model === undefined ? "" : ` The page still shows ${model.name}.`;
+    say((error instanceof Error ? error.message : String(error)) + kept, true);
+    document.body.dataset["opened"] = String(mine);
+  }
+}
+
+function acceptFolders(): void {
+  folderInput.disabled = false;
+  folderInput.addEventListener("change", () => {
+    const folder = chosenFolder(folderInput.files ?? []);
+    folderInput.value = ""; // so that the same folder can be chosen again
+    if (folder !== undefined) void open(Promise.resolve(folder));
+  });
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    document.body.classList.add("dragged");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (event.relatedTarget === null) document.body.classList.remove("dragged");
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dragged");
+    if (event.dataTransfer) void open(droppedFolder(event.dataTransfer.items));
+  });
+  exampleButton.addEventListener("click", () => {
+    opening++;
+    folderStatus.textContent = "";
+    void show(example!).then(() => folderInput.focus());
+  });
 }
 
 function coloursOfPage(): Colours {
   const style = getComputedStyle(document.documentElement);
   const colour = (name: string) => style.getPropertyValue(`--${name}`).trim();
-  const scale = new Scale(colour("least"), colour("most"));
-  element("scale").style.background = scale.gradient();
-  return { scale, ink: colour("ink"), accent: colour("accent"), above: colour("above") };
+  return { ink: colour("ink"), above: colour("above") };
 }
 
 function showError(error: unknown): void {
-  status.textContent = String(error);
+  status.textContent = error instanceof Error ? error.message : String(error);
   status.classList.add("wrong");
 }
 
@@ -192,16 +279,13 @@ function element<T extends HTMLElement = HTMLElement>(id: string): T {
 }
 
 async function start(): Promise<void> {
-  const asked = new URLSearchParams(location.search).get("provider") as Provider | null;
+  const asked = new URLSearchParams(location.search);
   // For texts this short WebAssembly is quicker than the way to a graphics card and back.
-  const provider = asked === "webgpu" && (await hasWebGpu()) ? "webgpu" : "wasm";
-  const ort = await openRuntime(provider);
-  const maps = await loadBundle(ort, "bundles/attention_maps/", provider);
-  const decoder = await loadBundle(ort, "bundles/language_model/", provider);
-  const most = Math.min(maps.contract.max_seq_len ?? 256, decoder.contract.max_seq_len ?? 256);
-  models = { ort, maps, decoder, most };
-  document.body.dataset["provider"] = provider;
-  text.disabled = false;
+  const provider: Provider =
+    asked.get("provider") === "webgpu" && (await hasWebGpu()) ? "webgpu" : "wasm";
+  engine = { ort: await openRuntime(provider), provider };
+  element("scale").style.background = gradient();
+  acceptFolders();
   text.addEventListener("input", () => void update());
   canvas.addEventListener("keydown", moveByKey);
   for (const event of ["pointermove", "pointerdown"] as const) {
@@ -212,17 +296,20 @@ async function start(): Promise<void> {
       ),
     );
   }
-  continueButton.addEventListener("click", () =>
-    void continueText().catch((error: unknown) => {
-      setStopped(true);
-      showError(error);
-    }),
-  );
-  stopButton.addEventListener("click", () => (stopped = true));
+  continueButton.addEventListener("click", () => void continueText());
+  stopButton.addEventListener("click", stop);
   new ResizeObserver(draw).observe(canvas);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  await update();
+  const name = asked.get("model");
+  const first = name === null ? await loadExample(engine) : await loadServed(engine, name);
+  if (name === null) example = first;
+  // Whoever opened a folder meanwhile keeps it.
+  if (opening === 0) await show(first);
   document.body.dataset["ready"] = "";
 }
 
-start().catch(showError);
+start().catch((error: unknown) => {
+  if (model === undefined) element("model-name").textContent = "none";
+  showError(error);
+  status.append(". Load a folder of your own, or let `make examples` write the example's.");
+});

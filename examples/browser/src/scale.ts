@@ -5,38 +5,39 @@ export function placeOf(weight: number): number {
   return Math.sqrt(Math.min(Math.max(weight, 0), 1));
 }
 
-/** Colours from one to another, mixed in OKLab, whose distances are those that people see. */
-export class Scale {
-  private static readonly STEPS = 128;
-  private readonly steps: readonly string[];
-
-  /** @param least of weight 0, as #rrggbb. @param most of weight 1. */
-  constructor(least: string, most: string) {
-    const [from, to] = [toOklab(least), toOklab(most)];
-    this.steps = Array.from({ length: Scale.STEPS + 1 }, (_, step) => {
-      const share = step / Scale.STEPS;
-      return toCss(from.map((value, axis) => value + share * (to[axis]! - value)) as Triple);
-    });
-  }
-
-  colourOf(weight: number): string {
-    return this.steps[Math.round(placeOf(weight) * Scale.STEPS)]!;
-  }
-
-  /** The scale as a CSS gradient, for a legend. */
-  gradient(): string {
-    const every = 8;
-    return `linear-gradient(to right, ${this.steps.filter((_, step) => step % every === 0).join(", ")})`;
-  }
+/** The colour of a weight from 0 to 1. */
+export function colourOf(weight: number): string {
+  return COLOURS[Math.round(placeOf(weight) * STEPS)]!;
 }
+
+/** The scale as a CSS gradient, for a legend. */
+export function gradient(): string {
+  return `linear-gradient(to right, ${COLOURS.filter((_, step) => step % 4 === 0).join(", ")})`;
+}
+
+// Every 15th of the 256 colours of viridis, which is even to people with and without colour vision.
+// Source: S. van der Walt, N. Smith, "A better default colormap for matplotlib", SciPy 2015,
+// https://bids.github.io/colormap/ (CC0).
+const VIRIDIS = [
+  "#440154", "#481769", "#472a7a", "#433d84", "#3d4e8a", "#355e8d", "#2e6d8e", "#297b8e", "#23898e",
+  "#1f978b", "#21a585", "#2eb37c", "#46c06f", "#65cb5e", "#89d548", "#b0dd2f", "#d8e219", "#fde725",
+];
+
+const STEPS = 128;
+const COLOURS: readonly string[] = Array.from({ length: STEPS + 1 }, (_, step) => {
+  const place = (step / STEPS) * (VIRIDIS.length - 1);
+  const below = Math.min(Math.floor(place), VIRIDIS.length - 2);
+  const [from, to] = [toOklab(VIRIDIS[below]!), toOklab(VIRIDIS[below + 1]!)];
+  return toCss(from.map((value, axis) => value + (place - below) * (to[axis]! - value)) as Triple);
+});
 
 type Triple = [number, number, number];
 
+// Colours are mixed in OKLab, whose distances are those that people see.
 // Source: B. Ottosson, "A perceptual color space for image processing", 2020,
 // https://bottosson.github.io/posts/oklab/.
 function toOklab(colour: string): Triple {
-  const digits = colour.length === 4 ? colour.replace(/[0-9a-f]/gi, "$&$&") : colour;
-  const [r, g, b] = [1, 3, 5].map((at) => toLinear(parseInt(digits.slice(at, at + 2), 16) / 255)) as Triple;
+  const [r, g, b] = [1, 3, 5].map((at) => toLinear(parseInt(colour.slice(at, at + 2), 16) / 255)) as Triple;
   const l = Math.cbrt(0.4122214708 * r + 0.5363325363 * g + 0.0514459929 * b);
   const m = Math.cbrt(0.2119034982 * r + 0.6806995451 * g + 0.1073969566 * b);
   const s = Math.cbrt(0.0883024619 * r + 0.2817188376 * g + 0.6299787005 * b);

@@ -23,9 +23,10 @@ export interface Spec {
 export interface Contract {
   readonly inputs: readonly Spec[];
   readonly outputs: readonly Spec[];
-  readonly cache: readonly { past: string; present: string }[];
+  readonly cache: readonly { past: string; present: string; bounded?: number | null }[];
   readonly mask: string | null;
   readonly max_seq_len: number | null;
+  readonly min_seq_len?: number;
   /** Ids that end a text; left out where none is known. */
   readonly eos_token_ids?: readonly number[];
 }
