@@ -54,9 +54,8 @@ export async function usePage(bundles, path, use) {
       if (["error", "warning"].includes(message.type())) found.complaints.push(message.text());
     });
     await page.goto(`http://127.0.0.1:${server.address().port}/${path}`);
-    const wrong = "document.getElementById('status').classList.contains('wrong')";
-    await page.waitForFunction(`"ready" in document.body.dataset || ${wrong}`);
-    if (!(await page.evaluate(wrong))) {
+    await waitFor(page, "body[data-ready], #status.wrong");
+    if ((await page.locator("#status.wrong").count()) === 0) {
       page.on("request", () => found.requestsWhenReady++);
       await context.setOffline(true);
       await use(page, found);
@@ -70,11 +69,16 @@ export async function usePage(bundles, path, use) {
   }
 }
 
+/** Wait for an element, seen or not: the policy of the page forbids Playwright's waitForFunction. */
+export async function waitFor(page, selector) {
+  await page.waitForSelector(selector, { state: "attached" });
+}
+
 /** Press "Continue the text" and give the text with what the model adds, of which nothing is drawn. */
 export async function continueText(page) {
   await page.fill("#temperature", "0");
   await page.click("#continue");
-  await page.waitForFunction(() => document.getElementById("stop").disabled);
+  await waitFor(page, "#stop:disabled");
   return page.textContent("#continuation");
 }
 

@@ -3,7 +3,7 @@
 // Prints what was found as one line of JSON; nothing may be sent or fetched once the page is ready.
 
 import { basename, resolve } from "node:path";
-import { continueText, takePictures, usePage } from "./browser.mjs";
+import { continueText, takePictures, usePage, waitFor } from "./browser.mjs";
 
 const [bundles, pictures, text, ...folders] = process.argv.slice(2);
 
@@ -21,11 +21,14 @@ await usePage(resolve(bundles), "", async (page, found) => {
   await page.fill("#text", text);
   for (const [index, folder] of folders.entries()) {
     if (index === folders.length - 1) await drop(page, folder);
-    else await page.setInputFiles("#folder", resolve(folder));
-    await page.waitForFunction(
-      (count) => document.body.dataset.opened === String(count),
-      index + 1,
-    );
+    else {
+      const [chooser] = await Promise.all([
+        page.waitForEvent("filechooser"),
+        page.click("text=Load your own folder"),
+      ]);
+      await chooser.setFiles(resolve(folder));
+    }
+    await waitFor(page, `body[data-opened="${index + 1}"]`);
     const seen = {
       model: await page.textContent("#model-name"),
       facts: await page.locator("#facts li").allTextContents(),
@@ -39,7 +42,7 @@ await usePage(resolve(bundles), "", async (page, found) => {
     pictured.add(kind);
   }
   await page.click("#example");
-  await page.waitForFunction(() => document.getElementById("facts").childElementCount === 0);
+  await waitFor(page, "#facts:empty");
   found.model = await page.textContent("#model-name");
   found.text = await continueText(page);
 });

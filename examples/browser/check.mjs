@@ -2,7 +2,7 @@
 // Prints what was found as one line of JSON; nothing may be fetched once the page is ready.
 
 import { resolve } from "node:path";
-import { takePictures, usePage } from "./browser.mjs";
+import { takePictures, usePage, waitFor } from "./browser.mjs";
 
 const TEXT = "The value of the first";
 const [bundles, screenshots] = process.argv.slice(2).map((path) => resolve(path));
@@ -50,14 +50,12 @@ function countAbove() {
 }
 
 const mapOf = (page) => page.$eval("#map", (canvas) => canvas.toDataURL());
-const lengthIs = (page, length) =>
-  page.waitForFunction((length) => document.body.dataset.length === String(length), length);
 
 async function check(page, found) {
   found.scale = await page.evaluate(lightnessOfScale);
-  // By keyboard alone: Tab reaches the link, the folder and the text.
+  // By keyboard alone: Tab reaches a link, the folder, a link and the text.
   found.focus = [];
-  for (let stop = 0; stop < 3; stop++) {
+  for (let stop = 0; stop < 4; stop++) {
     await page.keyboard.press("Tab");
     found.focus.push(await page.evaluate(() => document.activeElement.id || document.activeElement.tagName));
   }
@@ -65,7 +63,7 @@ async function check(page, found) {
   const seen = new Set([await mapOf(page)]);
   for (let length = 1; length <= TEXT.length; length++) {
     await page.keyboard.type(TEXT[length - 1]);
-    await lengthIs(page, length);
+    await waitFor(page, `body[data-length="${length}"]`);
     seen.add(await mapOf(page));
   }
   found.keys = TEXT.length;
@@ -91,9 +89,9 @@ async function check(page, found) {
   await page.fill("#temperature", "0");
   await page.focus("#continue");
   await page.keyboard.press("Enter");
-  await page.waitForFunction(() => document.querySelector("#continuation span")?.textContent.length > 4);
+  await page.locator("#continuation span", { hasText: /.{4}/ }).waitFor();
   found.streams = await page.isEnabled("#stop");
-  await page.waitForFunction(() => document.getElementById("stop").disabled);
+  await waitFor(page, "#stop:disabled");
   found.continuation = await page.textContent("#continuation");
 }
 

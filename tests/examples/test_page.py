@@ -52,11 +52,20 @@ def checked(script: str, *arguments: Path | str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_a_person_uses_the_page_by_keyboard(bundles: Path, tmp_path: Path) -> None:
-    found = use_page(bundles, tmp_path)
+@pytest.fixture(scope="module")
+def used(
+    built: None, bundle_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    place = tmp_path_factory.mktemp("used")
+    found = use_page(bundle_folder, place)
+    return {**found, "pictures": {path.name for path in place.iterdir()}}
+
+
+def test_a_person_uses_the_page_by_keyboard(used: dict[str, Any], bundle_folder: Path) -> None:
+    found = used
     assert found["complaints"] == []
     assert found["requestsWhenReady"] == 0
-    assert found["focus"] == ["A", "folder", "text"]
+    assert found["focus"] == ["A", "folder", "A", "text"]
     assert found["differentMaps"] == found["keys"] == 22
     assert found["stated"] == 0
     for pixels in (found["pixels"], found["pixelsInTheDark"]):
@@ -68,13 +77,13 @@ def test_a_person_uses_the_page_by_keyboard(bundles: Path, tmp_path: Path) -> No
     assert "gives" in found["readings"][0]
     assert "cannot see" in found["readings"][1]
     assert found["fitsPhone"]
-    assert {path.name for path in tmp_path.iterdir()} == pictures("first", "continued")
+    assert found["pictures"] == pictures("first", "continued")
     assert found["streams"]
-    assert found["continuation"] == continued(bundles / LANGUAGE_MODEL, found["text"])
+    assert found["continuation"] == continued(bundle_folder / LANGUAGE_MODEL, found["text"])
 
 
-def test_equal_steps_of_the_legend_look_equally_large(bundles: Path, tmp_path: Path) -> None:
-    lightness = np.array(use_page(bundles, tmp_path)["scale"])
+def test_equal_steps_of_the_legend_look_equally_large(used: dict[str, Any]) -> None:
+    lightness = np.array(used["scale"])
     steps = np.diff(lightness)
     assert len(steps) >= 16
     assert lightness[0] < 20
@@ -226,7 +235,8 @@ def test_a_person_loads_a_folder_of_their_own(loaded: Loaded, stories: Path) -> 
     assert (own["model"], own["said"], own["maps"]) == ("“stories”", "", False)
     files = json.loads((stories / "contract.json").read_text())["files"]
     assert own["facts"][0].startswith(f"All {len(files)} files have the hashes in contract.json.")
-    assert "no picture of its attention" in own["facts"][1]
+    assert own["facts"][1].startswith("Its certificate says “causal”: every output at position t")
+    assert "no picture of its attention" in own["facts"][2]
     assert own["text"] == continued(stories, TEXT)
 
 
@@ -244,14 +254,14 @@ def test_a_folder_that_is_not_whole_is_refused_and_the_page_goes_on(
 def test_the_page_says_what_it_cannot_show(loaded: Loaded) -> None:
     block = loaded[BLOCK]
     assert block["model"] == f"“{BLOCK}”"
-    assert "cannot show it a text: it takes x: float32 [batch, seq, " in block["facts"][1]
+    assert "cannot show it a text: it takes x: float32 [batch, seq, " in block["facts"][2]
     assert (block["maps"], block["text"]) == (False, None)
 
 
 def test_a_folder_that_returns_its_attention_weights_has_maps(loaded: Loaded) -> None:
     maps = loaded[MAPS]
     assert (maps["model"], maps["maps"], maps["text"]) == (f"“{MAPS}”", True, None)
-    assert "does not continue a text: it has no key-value cache" in maps["facts"][1]
+    assert "does not continue a text: it has no key-value cache" in maps["facts"][2]
 
 
 def test_a_folder_may_be_dropped_on_the_page(loaded: Loaded, stories: Path) -> None:

@@ -13,7 +13,7 @@ export type TextTokenizer = ReturnType<typeof makeTokenizer>;
 /** What contract.json holds. */
 export interface Manifest {
   readonly contract: Contract;
-  readonly certificate: unknown;
+  readonly certificate: { readonly verdict: string; readonly reason: string } | null;
   readonly source: unknown;
   readonly files: Readonly<Record<string, { readonly sha256: string; readonly size_bytes: number }>>;
 }
@@ -61,7 +61,8 @@ export async function loadGoldens(folder: Folder): Promise<Goldens> {
   return (await readJson(folder, "goldens.json")) as Goldens;
 }
 
-async function readJson(folder: Folder, file: string): Promise<unknown> {
+/** The JSON document in a file of a folder. */
+export async function readJson(folder: Folder, file: string): Promise<unknown> {
   const text = new TextDecoder().decode(await folder.read(file));
   try {
     return JSON.parse(text);

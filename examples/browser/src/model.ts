@@ -12,6 +12,7 @@ import {
   loadBundle,
   loadGoldens,
   loadTokenizer,
+  readJson,
   type Manifest,
   type Provider,
   type TextTokenizer,
@@ -132,14 +133,16 @@ export async function loadOwn(
         "Export it with --target portable, or in fp32.",
     );
   }
-  const { files } = JSON.parse(
-    new TextDecoder().decode(await folder.read("contract.json")),
-  ) as Manifest;
+  const { files, certificate } = (await readJson(folder, "contract.json")) as Manifest;
   const tokenizer = "tokenizer.json" in files ? await loadTokenizer(folder) : undefined;
   return present(engine, `“${folder.name}”`, bundle, tokenizer, [
     `All ${Object.keys(files).length} files have the hashes in contract.json. In this browser the model ` +
       `repeats its golden vectors; the largest error is ${found.error.toExponential(1)} of an output's ` +
       `scale, and ${allowed} is allowed.`,
+    certificate === null
+      ? "It has no certificate: nothing was proved about it."
+      : `Its certificate says “${certificate.verdict}”: ${certificate.reason}. ` +
+        "`causal-onnx attest` proves it again.",
   ]);
 }
 
