@@ -69,4 +69,4 @@ def test_the_mask_by_which_rows_find_their_place_is_no_data(tmp_path: Path) -> N
     analysis = load_model(tmp_path / "m.onnx")
     assert read_signature(analysis).row_mask == report.contract.mask == "attention_mask"
     texts = [assumption.text for assumption in report.certificate.assumptions]
-    assert "attention_mask are those of sequences without padding" in texts
+    assert "attention_mask has the values of sequences without padding" in texts

@@ -93,9 +93,10 @@ def _assumed_of(inputs: Sequence[InputAxes]) -> Iterator[Assumption]:
             text=f"{', '.join(masks)} {how} every key that comes after its query",
         )
     if others:
+        how = "has" if len(others) == 1 else "have"
         yield Assumption(
             kind=AssumptionKind.UNPADDED_INPUTS,
-            text=f"{', '.join(others)} are those of sequences without padding",
+            text=f"{', '.join(others)} {how} the values of sequences without padding",
         )
 
 
