@@ -1,15 +1,21 @@
-"""docs/serving.md: its examples run, and what it names is there."""
+"""docs/serving.md and the tutorial: their examples run, and what they name is there."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 
-PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+from causal_onnx.serve import open_models
+from tests.serve.serving import served
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "serving.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -45,3 +51,13 @@ def test_the_paths_of_the_page_are_there(address: str) -> None:
     for method, path in re.findall(r"`(GET|POST) (/[^`]+)`", table):
         found = httpx.request(method, address + path.replace("NAME", "stories"))
         assert found.status_code == (200 if method == "GET" else 400), path
+
+
+def test_the_request_of_the_tutorial_is_answered(stories: Path, tmp_path: Path) -> None:
+    text = (DOCS / "start" / "checkpoint.md").read_text(encoding="utf-8")
+    (curl,) = re.findall(r"```sh\n(curl .*?)```", text, re.DOTALL)
+    shutil.copytree(stories, tmp_path / "model")
+    with served(open_models([str(tmp_path / "model")], threads=1)) as address:
+        asked = curl.replace("curl http://127.0.0.1:8000", f"curl -sS {address}")
+        done = subprocess.run(["sh", "-c", asked], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["choices"][0]["text"].startswith(", there was a little girl")
