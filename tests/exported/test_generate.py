@@ -99,9 +99,9 @@ def test_long_prompts_are_read_in_chunks(model: Model, monkeypatch: pytest.Monke
 
 def test_what_cannot_be_generated_is_refused(model: Model, tmp_path: Path) -> None:
     for prompt, count, message in (
-        ([], 3, "prompt 0 is empty"),
+        ([], 3, "the prompt is empty"),
         ([1], 0, "max_new_tokens must be at least 1, got 0"),
-        ([1] * 25, 3, "prompt 0 has 25 ids, the model takes 24"),
+        ([1] * 25, 3, "the prompt has 25 ids, and the model takes at most 24; shorten it"),
         ([-1], 3, "ids"),
     ):
         with pytest.raises(ValueError, match=message):

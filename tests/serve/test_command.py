@@ -63,6 +63,18 @@ def test_it_says_what_it_serves_and_the_curl_line_works(stories: Path) -> None:
     assert json.loads(done.stdout)["choices"][0]["text"] == ", there was a little girl named "
 
 
+def test_the_curl_line_has_room_for_a_key(tmp_path: Path) -> None:
+    from causal_onnx.serve.keys import new_key
+
+    key, digest = new_key()
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"keys": [{"name": "alice", "sha256": digest}]}))
+    with command(str(fixture("small")), "--keys", str(keys), "--threads", "1") as process:
+        curl = lines_until_curl(process)[-1].removeprefix("try: ").replace("KEY", key)
+        done = subprocess.run(["sh", "-c", curl], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["data"][0]["id"] == "small"
+
+
 def test_it_serves_over_grpc_beside_http() -> None:
     client_of = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient")
     with command(str(fixture("small")), "--grpc-port", "0", "--threads", "1") as process:
@@ -110,16 +122,18 @@ def test_a_bundle_that_was_changed_is_not_served(stories: Path, tmp_path: Path) 
         (["{small}", "{small}"], "two models are called 'small'; give one another name"),
         (["missing.onnx"], "there is no file missing.onnx"),
         (["{small}", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1:0"),
-        (["{small}", "--keys", "missing.json"], "No such file or directory: 'missing.json'"),
+        (["{small}", "--keys", "missing.json"], "missing.json: No such file or directory"),
         (["{small}", "--tls-key", "key.pem"], "--tls-key needs --tls-certificate"),
-        (["{small}", "--sequences", "0"], "sequences must be an integer of at least 1, got 0"),
+        (["{small}", "--sequences", "0"], "--sequences must be an integer of at least 1, got 0"),
+        (["{small}", "--drain", "-1"], "--drain must be"),
+        (["{small}", "--port", "99999"], "from 0 to 65535, got '99999'"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_line(arguments, message: str) -> None:
     filled = [item.format(small=fixture("small")) for item in arguments]
     with command(*filled) as process:
         said = process.communicate()[1]
-    assert process.returncode == (2 if "--tls-key" in arguments else 1)
+    assert process.returncode == (2 if {"--tls-key", "--port"} & set(arguments) else 1)
     assert said.startswith("error: ")
     assert message in said
     assert said.count("\n") == 1

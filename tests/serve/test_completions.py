@@ -96,9 +96,7 @@ def test_ids_that_the_model_has_not_are_refused(address: str, ids: list[int]) ->
 def test_an_unknown_model_is_named_with_those_there_are(address: str) -> None:
     status, found = post(address, PATH, {**ASKED, "model": "gpt"})
     assert (status, found["error"]["code"]) == (404, "model_not_found")
-    assert (
-        "there are stories, chatty, talker, language, small, decoder" in found["error"]["message"]
-    )
+    assert "served: stories, chatty, talker, language, small, decoder" in found["error"]["message"]
 
 
 def test_a_model_of_tensors_continues_nothing(address: str) -> None:

@@ -62,9 +62,9 @@ def test_ids_are_continued_where_nothing_reads_texts(address: str) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({}, "pass either text_input, a text, or input_ids, a list of ids"),
+        ({}, "pass either text_input, a string, or input_ids, a list of ids"),
         ({"text_input": "a", "input_ids": [1]}, "pass either text_input"),
-        ({"text_input": 1}, "text_input must be a text"),
+        ({"text_input": 1}, "text_input must be a string"),
         ({"input_ids": []}, "must be a list of ids, not empty"),
         ({"text_input": "a", "odd": 1}, "odd is not supported"),
         ({"text_input": "a", "n": 2}, "n must be 1: one text comes back"),

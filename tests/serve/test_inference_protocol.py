@@ -274,9 +274,9 @@ def test_what_is_wrong_with_an_input_is_said(address: str, change, message: str)
         ({"outputs": [{"name": "y", "parameters": {"classification": 2}}]}, "'classification'"),
         ({"inputs": [X, X]}, "input 'x' is given twice"),
         ({"inputs": []}, "got 0 of 1 inputs; missing: x: float32"),
-        ({"id": 7}, "id must be a text"),
+        ({"id": 7}, "id must be a string"),
         ({"odd": 1}, "odd is not supported; leave it out"),
-        ({"parameters": {"a": [1]}}, "'a' must be a boolean, a number or a text"),
+        ({"parameters": {"a": [1]}}, "'a' must be a boolean, a number or a string"),
         ({"parameters": {"priority": 1}}, "priority is not supported"),
         ({"parameters": {"timeout": -1}}, "timeout must be an integer of microseconds, got -1"),
         (

@@ -222,7 +222,11 @@ def test_a_conversation_with_a_tools_result_goes_on(client: openai.OpenAI) -> No
         ),
         ({"extra_body": {"unheard_of": 1}}, "unheard_of is not supported"),
         ({"reasoning_effort": "low"}, "reasoning_effort is not supported"),
-        ({"model": "stories"}, "stories has no chat template"),
+        (
+            {"extra_body": {"max_token": 3}},
+            r"max_token is .* did you mean max_tokens\?",
+        ),
+        ({"model": "stories"}, "the model 'stories' has no chat template"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens is 3, and"),
     ],
 )

@@ -102,6 +102,8 @@ def named(digit: str) -> dict[str, object]:
         ('{"keys": []}', "must hold"),
         ('{"keys": [{"name": "a", "sha256": "5"}]}', "the key of a needs its sha256"),
         (json.dumps({"keys": [{**named("0"), "odd": 1}]}), "odd"),
+        ('{"keys": [{"name": "a"}]}', r"must be an object with name and sha256; .* got \['name'\]"),
+        ('{"keys": ["alice"]}', "must be an object with name and sha256; .* got alice"),
         (json.dumps({"keys": [named("0"), named("1")]}), "two keys have the same name"),
     ],
 )
@@ -277,7 +279,9 @@ def test_a_method_that_a_path_has_not_is_refused(method: str) -> None:
     with served(registry()) as address:
         found = httpx.request(method, f"{address}/v1/completions")
     assert (found.status_code, found.headers["allow"]) == (405, "POST")
-    assert found.json()["error"]["message"].startswith(f"{method} /v1/completions")
+    error = found.json()["error"]
+    assert error["message"].startswith(f"{method} /v1/completions")
+    assert error["type"] == "invalid_request_error"
 
 
 def test_answers_are_sent_at_once() -> None:

@@ -85,6 +85,12 @@ SPELLED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"\b(precision|target|device)='([\w:]+)'", r"--\1 \2"),
     (r"\bkeep=(?=$|[\s.])", "--keep PATTERN=PRECISION"),
     (r"\btemplate=Path\('([^']+)'\)\.read_text\(\)", r"--template \1"),
+    (
+        r"^(sequences|context|chunk|queue|prefix_positions|temperature|top_k|top_p|min_p"
+        r"|repetition_penalty|max_new_tokens|seed|threads)(?= must be )",
+        lambda found: f"--{found[1].replace('_', '-')}",
+    ),
+    (r"^drain_s(?= must be )", "--drain"),
     (r"\bmodel\.generate\b", "causal-onnx generate"),
     (r"\bwithout prepared\b", "without --prepared"),
     (r"\bload\(path, tokenizer='tokenizer\.json'\)", "--tokenizer tokenizer.json"),
@@ -117,7 +123,10 @@ def _message(error: Exception) -> str:
     known = isinstance(error, OSError | ValueError | ImportError | UsageError) or type(
         error
     ).__module__.startswith("causal_onnx.")
-    text = " ".join(str(error).split()) if known else ""
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        said = f"{error.filename}: {error.strerror}"
+    text = " ".join(said.split()) if known else ""
     if not text:
         notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
         said = " ".join(f"{error}{notes}".split())

@@ -47,12 +47,32 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, default: str) -> 
     """Declare how tokens are chosen, and `--seed`; `default` says how without them."""
     sampling = parser.add_argument_group(f"how tokens are chosen (default: {default})")
     sampling.add_argument(
-        "--temperature", type=float, metavar="T", help="0: always the most likely token"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="below 1 makes likely tokens more likely; 0: always the most likely token",
     )
-    sampling.add_argument("--top-k", type=int, metavar="K")
-    sampling.add_argument("--top-p", type=float, metavar="P")
-    sampling.add_argument("--min-p", type=float, metavar="P")
-    sampling.add_argument("--repetition-penalty", type=float, metavar="X")
+    sampling.add_argument(
+        "--top-k", type=int, metavar="K", help="choose among the K most likely tokens"
+    )
+    sampling.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="choose among the most likely tokens that have the probability P together",
+    )
+    sampling.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="choose among tokens at least P times as likely as the most likely one",
+    )
+    sampling.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        help="above 1: make tokens that were there before less likely",
+    )
     sampling.add_argument(
         "--seed", type=int, metavar="N", help="the seed; the same seed gives the same tokens"
     )

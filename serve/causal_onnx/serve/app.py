@@ -34,18 +34,18 @@ __all__ = ["create_app", "error_of"]
 def create_app(
     models: Registry | Mapping[str, Model], options: ServeOptions | None = None
 ) -> Starlette:
-    """The application that serves models.
+    """Make the ASGI application that serves models.
 
     Args:
-        models: A registry, which whoever made it closes; or loaded models by name, whose engines
-            end with the application (by the ASGI event of its shutdown).
-        options: How requests are taken.
+        models: A registry, which its maker closes; or loaded models by name, whose engines end
+            with the application (at the ASGI shutdown event).
+        options: Limits, keys and what else the application offers; None: the defaults.
 
     Returns:
         An ASGI application; `app.state.service` is the `Service` that its routes share.
 
     Raises:
-        ValueError: A model cannot be called so.
+        ValueError: A name contains characters that a path cannot have.
     """
     options = options or ServeOptions()
     lifespan = None
@@ -103,7 +103,7 @@ def _closing(models: Registry, *, drain_s: float) -> Lifespan[Starlette]:
 
 
 def error_of(path: str, error: RequestError) -> Response:
-    """An error in the form of the protocol that a path belongs to."""
+    """Returns an error in the form of the protocol that the path belongs to."""
     if path == inference_protocol.PREFIX or path.startswith(f"{inference_protocol.PREFIX}/"):
         return inference_answers.error_answer(error)
     return error_answer(error)
@@ -120,8 +120,8 @@ def _as_exception_handler() -> ExceptionHandler:
             known = NotServedError(f"there is no {what} here", code="unknown_url")
         else:
             known = RequestError(f"{what}: {error.detail}")
+            known.status = error.status_code
         response = error_of(request.url.path, known)
-        response.status_code = error.status_code
         for name, value in (error.headers or {}).items():
             response.headers[name] = value
         return response

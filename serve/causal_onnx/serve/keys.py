@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from causal_onnx.runtime.errors import ArtifactError
@@ -24,17 +24,18 @@ MINUTE_S = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
-    """A key that clients may have."""
+    """A client's key, kept as a hash, with its limits."""
 
     name: str
-    """Whose it is, as logs say it."""
+    """The name of its owner, for the logs."""
     sha256: str
-    """Of the key, in hexadecimal digits; the key itself is kept nowhere."""
+    """The SHA-256 of the key in 64 hexadecimal digits; the key itself is not stored."""
     requests_per_minute: int | None = None
+    """None: no limit."""
     tokens_per_minute: int | None = None
-    """Of prompts and answers together."""
+    """Tokens of prompts and answers together; None: no limit."""
     concurrent: int | None = None
-    """Requests at once."""
+    """The most requests at once; None: no limit."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -47,25 +48,25 @@ class ApiKey:
 
 
 def new_key() -> tuple[str, str]:
-    """A key that nobody guesses, and its hash."""
+    """Returns a new random key, and its SHA-256 in hexadecimal digits."""
     key = f"sk-{secrets.token_urlsafe(32)}"
     return key, hashlib.sha256(key.encode()).hexdigest()
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
-    """The keys in a file: `{"keys": [{"name": "alice", "sha256": "..."}, ...]}`.
+    """Read a file of keys: `{"keys": [{"name": "alice", "sha256": "..."}, ...]}`.
 
     Raises:
-        OSError: It cannot be read.
-        ArtifactError: It holds something else.
+        OSError: The file cannot be read.
+        ArtifactError: The file does not have this form, or two keys have the same name or hash.
     """
     data = read_json_object(path)
     items = data.pop("keys", None)
     if data or not isinstance(items, list) or not items:
         raise ArtifactError(f'{path} must hold {{"keys": [{{"name": ..., "sha256": ...}}, ...]}}')
     try:
-        keys = tuple(ApiKey(**item) for item in items)
-    except (TypeError, ValueError) as error:
+        keys = tuple(_key_of(item) for item in items)
+    except ValueError as error:
         raise ArtifactError(f"{path}: {error}") from error
     for field in ("name", "sha256"):
         if len({getattr(key, field) for key in keys}) < len(keys):
@@ -73,8 +74,20 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     return keys
 
 
+def _key_of(item: object) -> ApiKey:
+    """The key that an item of the file describes; raises ValueError if it describes none."""
+    known = {field.name for field in fields(ApiKey)}
+    if not isinstance(item, dict) or not {"name", "sha256"} <= set(item) <= known:
+        found = sorted(item) if isinstance(item, dict) else item
+        raise ValueError(
+            "a key must be an object with name and sha256; it may have requests_per_minute, "
+            f"tokens_per_minute and concurrent; got {found}"
+        )
+    return ApiKey(**item)
+
+
 def find_key(keys: Sequence[ApiKey], given: str) -> ApiKey | None:
-    """The key that a client has; it takes as long whichever it is, and where it is none."""
+    """Returns the key that a client sent, or None; the time taken does not depend on which."""
     digest, found = hashlib.sha256(given.encode("utf-8", "surrogateescape")).hexdigest(), None
     for key in keys:
         if hmac.compare_digest(key.sha256, digest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -61,9 +62,10 @@ class _Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A server that drains: after SIGTERM it takes no new work, and ends when what it has is done.
+    """Runs the application with uvicorn, and drains it: after SIGTERM or Ctrl-C it accepts no new
+    requests, and ends when those in progress have.
 
-    `/health/ready` says 503 then, so that nobody sends more. A second signal ends it at once.
+    `/health/ready` then returns 503, so that no more are sent. A second signal ends it at once.
     """
 
     def __init__(
@@ -74,13 +76,13 @@ class Server(uvicorn.Server):
         private_key: Path | None = None,
         grpc: GrpcServer | None = None,
     ) -> None:
-        """Take an application that `create_app` made.
+        """Configure a server for an application that `create_app` made.
 
         Args:
-            app: What answers.
-            certificate: A file with a certificate, and those that vouch for it, for TLS.
-            private_key: Its key; None: it is in the same file.
-            grpc: What answers over gRPC too, as long as this server runs.
+            app: The application.
+            certificate: A PEM file with the certificate chain, for TLS; None: plain HTTP.
+            private_key: A PEM file with its private key; None: it is in the same file.
+            grpc: A gRPC server that runs as long as this one; None: HTTP only.
         """
         self._service: Service = app.state.service
         self._grpc = grpc
@@ -142,10 +144,10 @@ class Server(uvicorn.Server):
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0: a free one.
+    """Returns a socket that listens on an address; port 0 takes a free port.
 
     Raises:
-        OSError: The address is taken, or not of this machine.
+        OSError: The address is in use, or does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # By its protocol asyncio knows it for TCP, and sends at once what there is: otherwise an answer
@@ -157,6 +159,8 @@ def bound_socket(host: str, port: int) -> socket.socket:
         found.listen(BACKLOG)  # whoever comes before the application runs waits
     except OSError as error:
         found.close()
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        advice = "; choose another port, or 0 for a free one" * (error.errno == errno.EADDRINUSE)
+        message = f"cannot listen on {host}:{port}: {error.strerror or error}{advice}"
+        raise OSError(message) from error
     found.set_inheritable(False)
     return found

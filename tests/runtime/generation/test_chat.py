@@ -374,7 +374,7 @@ def test_calls_of_tools_are_found_and_kept_as_calls(
 @pytest.mark.parametrize(
     ("template", "text", "problem"),
     [
-        (TEMPLATE, OF_ANN, "shows no form of calls that is known, .* known are <tool_call>"),
+        (TEMPLATE, OF_ANN, "shows calls in none of the known forms, .* known are <tool_call>"),
         (WITH_CALLS, OF_ANN[:-14], "a call is no JSON"),
     ],
 )

@@ -1,8 +1,8 @@
 """Talk with a language model, turn by turn; needs no PyTorch.
 
-The model's folder has a tokenizer and a chat template, as its checkpoint had; text needs the extra
-`text`. Where the input is no terminal, each line is a turn. What was said stays in the model's
-cache, so that each turn reads only what is new.
+The model's folder must hold a tokenizer and a chat template, as an export of a chat model does. It
+needs the extra `text`. If the input is not a terminal, each line is a turn. The conversation stays
+in the model's cache, so that each turn prefills only what is new.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Show what is installed, which devices really work, and what to do about problems.
+"""Show what is installed, which devices work, and what to do about those that do not.
 
 Every device is tried with a session and a matrix product. Exit code 0 if models can be run on the
 CPU, 1 if not.

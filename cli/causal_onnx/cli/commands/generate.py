@@ -1,8 +1,8 @@
 """Continue a text with a language model, as it is written; needs no PyTorch.
 
-The file must have a KV cache. A model with an encoder reads a source, and writes a text of its own.
-Text needs a tokenizer.json, beside the file or named by --tokenizer, and the extra `text`; without
-one, token ids go in and come out.
+It prints the continuation, without the prompt. The file must have a KV cache. A model with an
+encoder reads a source, and writes a text of its own. Text needs a tokenizer.json, beside the file
+or named by --tokenizer, and the extra `text`; without one, pass --ids, and ids are printed.
 """
 
 from __future__ import annotations

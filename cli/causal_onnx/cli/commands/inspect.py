@@ -1,4 +1,4 @@
-"""Show what a file takes and returns, what it was made from, and what was proved.
+"""Show what a file takes and returns, what it was made from, and what was proved of it.
 
 Reads the file's metadata only: nothing is run, and files of any size open at once.
 """

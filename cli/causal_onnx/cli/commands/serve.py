@@ -1,7 +1,8 @@
 """Serve models over HTTP, to clients of OpenAI's API among others; needs no PyTorch.
 
 Language models continue texts and ids, and chat where their folder has a template; requests are
-batched as they come. Needs the extra `serve`. SIGTERM ends it in order: running requests finish.
+batched as they come. It needs the extra `serve`. Ctrl-C or SIGTERM stops it once running requests
+have finished; a second one stops it at once.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="the address (default: 127.0.0.1)")
     parser.add_argument(
         "--port",
-        type=int,
+        type=_port,
         default=8000,
         metavar="N",
         help="the port (default: 8000; 0: a free one)",
     )
     parser.add_argument(
         "--grpc-port",
-        type=int,
+        type=_port,
         metavar="N",
         help="serve the Open Inference Protocol over gRPC too (extra grpc); 0: a free port",
     )
@@ -92,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefix-positions",
         type=int,
         metavar="N",
-        help="positions of prompts to keep for prompts that begin alike (0: none)",
+        help="positions of prompts to keep for later prompts that begin alike (0: none)",
     )
     batching.add_argument(
         "--replays",
@@ -117,22 +118,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tracing",
         action="store_true",
-        help="send spans to OpenTelemetry as OTEL_* variables say (extra otel)",
+        help="send spans to OpenTelemetry, as the variables OTEL_* say (extra otel)",
     )
     parser.add_argument("--no-page", action="store_true", help="serve no page at /")
     parser.add_argument(
-        "--vllm-metrics", action="store_true", help="metrics under the prefix vllm: too"
+        "--vllm-metrics", action="store_true", help="also write the metrics under the prefix vllm:"
     )
     parser.add_argument(
         "--drain",
         type=float,
         default=120.0,
         metavar="S",
-        help="seconds that running requests may take after SIGTERM (default: 120)",
+        help="seconds that running requests may take once it is stopped (default: 120)",
     )
     add_device_arguments(parser)
     add_prepared_argument(parser)
     add_trusted_argument(parser)
+
+
+def _port(text: str) -> int:
+    """A port, as argparse converts it."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 65535, got {text!r}")
+    return int(text)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -199,7 +207,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             for served in models.values():
                 announce(_described(served))
             announce(f"listening on {address}")
-            announce(_curl(address, next(iter(models.values()))))
+            announce(_curl(address, next(iter(models.values())), needs_key=bool(options.keys)))
             app = create_app(models, options)
             tls: dict[str, Path | None] = {}
             if args.tls_certificate is not None:
@@ -254,7 +262,7 @@ def _requests_on_stderr() -> Iterator[None]:
 
 
 def _described(served: ServedModel) -> str:
-    """What a model is, and where it really runs."""
+    """What a model is, and where it runs."""
     runner, engine = served.model.runner, served.engine
     where = f"{served.model.device}, {runner.threads} thread{'s' * (runner.threads != 1)}"
     if engine is None:
@@ -266,13 +274,15 @@ def _described(served: ServedModel) -> str:
     )
 
 
-def _curl(address: str, served: ServedModel) -> str:
-    """A command that works."""
+def _curl(address: str, served: ServedModel, *, needs_key: bool) -> str:
+    """A command that works, once the client's own key is filled in."""
+    key = " -H 'Authorization: Bearer KEY'" if needs_key else ""
     if served.engine is None:
-        return f"try: curl {address}/v1/models"
+        return f"try: curl {address}/v1/models{key}"
     if served.tokenizer is None:
         prompt: object = [0]
     else:
         prompt = "Once upon a time"
     body = json.dumps({"model": served.name, "prompt": prompt, "max_tokens": 32})
-    return f"try: curl {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+    kind = "-H 'Content-Type: application/json'"
+    return f"try: curl {address}/v1/completions{key} {kind} -d '{body}'"

@@ -1,7 +1,8 @@
 """Check every byte of a bundle, and that this machine computes with it what PyTorch did.
 
-Hashes of all files, contract and golden vectors equal to those in the model, golden vectors
-replayed, through the KV cache too. Exit code 0 if all is right, 1 if not.
+It compares the hashes of all files, and the contract and golden vectors with those in the model.
+Then it replays the golden vectors, also through the KV cache. Exit code 0 if all is right, 1 if
+not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """\
-example:
+examples:
   causal-onnx verify-bundle model/
   causal-onnx verify-bundle model/ --isolated
 """

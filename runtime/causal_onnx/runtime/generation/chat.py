@@ -297,7 +297,8 @@ class _Replier:
         template = ChatTemplate.of_folder(folder, options.template)
         if template is None:
             raise ValueError(
-                f"a chat needs a chat template, and {folder} has none: pass the model's own, "
+                f"a chat needs a chat template, and the folder {folder} has none: pass the "
+                "one that the model was trained with, "
                 "template=Path('chat_template.jinja').read_text(), or continue texts with "
                 "model.generate"
             )
@@ -370,7 +371,7 @@ class _Replier:
         form = form_of(self._template.source(has_tools=True))
         if form is None:
             problem = (
-                "the chat template shows no form of calls that is known, so that they are left in "
+                "the chat template shows calls in none of the known forms, so calls are left in "
                 f"the text; known are {', '.join(FORMS.values())}"
             )
             return Reply(**found, content=text, tool_problem=problem)

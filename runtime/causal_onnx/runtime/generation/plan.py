@@ -105,13 +105,15 @@ def prompt_ids(
         raise ValueError("prompts must hold at least one")
     found = [_ids_of(model, prompt) for prompt in prompts]
     for row, ids in enumerate(found):
+        name = "the prompt" if len(found) == 1 else f"prompt {row}"
         if not len(ids):
-            raise ValueError(f"prompt {row} is empty; a model needs one id to begin with")
+            raise ValueError(f"{name} is empty; a model needs one id to begin with")
         if contract.max_seq_len is not None and len(ids) > contract.max_seq_len:
             raise ValueError(
-                f"prompt {row} has {len(ids)} ids, the model takes {contract.max_seq_len}"
+                f"{name} has {len(ids)} ids, and the model takes at most {contract.max_seq_len}; "
+                "shorten it"
             )
-        found[row] = whole_numbers(f"prompt {row}", ids).tolist()
+        found[row] = whole_numbers(name, ids).tolist()
     if contract.mask is None and len({len(ids) for ids in found}) > 1:
         raise ValueError(
             "the rows of this model's cache must have the same length, and the prompts have "

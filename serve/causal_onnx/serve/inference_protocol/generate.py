@@ -80,7 +80,7 @@ def prepare_text(served: ServedModel, data: Mapping[str, Any]) -> Pieces:
     reader = Fields({**fields, **parameters})
     identity, text, ids = reader.text("id"), reader.text("text_input"), reader.list("input_ids")
     if (text is None) == (ids is None):
-        raise BadRequestError("pass either text_input, a text, or input_ids, a list of ids")
+        raise BadRequestError("pass either text_input, a string, or input_ids, a list of ids")
     if ids is not None and not (ids and all(type(item) is int for item in ids)):
         raise reader.error("input_ids", "must be a list of ids, not empty")
     most = reader.whole("max_tokens", least=1, default=NEW_TOKENS)

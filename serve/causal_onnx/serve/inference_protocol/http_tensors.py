@@ -116,7 +116,7 @@ def read_tensors(
     data = parse_object(text, most=most)
     identity = data.pop("id", "")
     if not isinstance(identity, str):
-        raise BadRequestError("id must be a text", param="id")
+        raise BadRequestError("id must be a string", param="id")
     parameters = read_parameters(data.pop("parameters", None), where="parameters")
     given, asked = _objects(data, "inputs"), _objects(data, "outputs")
     if data:
@@ -187,7 +187,7 @@ def _input(
 def _requested(item: dict[str, Any]) -> Requested:
     name = item.pop("name", None)
     if not isinstance(name, str):
-        raise BadRequestError("an output needs a name, a text", param="outputs")
+        raise BadRequestError("an output needs a name, a string", param="outputs")
     where = f"parameters of {name[:60]}"
     parameters = read_parameters(item.pop("parameters", None), where=where)
     for left in (*item, *(key for key in parameters if key != "binary_data")):

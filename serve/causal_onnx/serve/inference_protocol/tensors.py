@@ -115,7 +115,7 @@ def read_parameters(given: object, *, where: str) -> dict[str, Parameter]:
     for name, value in given.items():
         if type(value) not in (bool, int, float, str):
             raise BadRequestError(
-                f"{where}: {name[:60]!r} must be a boolean, a number or a text, got "
+                f"{where}: {name[:60]!r} must be a boolean, a number or a string, got "
                 f"{str(value)[:60]!r}"
             )
         if name in RESERVED:
@@ -197,7 +197,7 @@ def _sequence(parameters: Mapping[str, Parameter]) -> SequenceStep | None:
     flags = [parameters.get(name, False) for name in ("sequence_start", "sequence_end")]
     if type(identity) not in (int, str) or not all(type(flag) is bool for flag in flags):
         raise BadRequestError(
-            "sequence_id must be an integer or a text, sequence_start and sequence_end true or "
+            "sequence_id must be an integer or a string, sequence_start and sequence_end true or "
             "false",
             param="sequence_id",
         )

@@ -71,7 +71,7 @@ def _structured(fields: Fields) -> Constraint | None:
     schema = inner.any("json")
     if schema is not None:
         if not isinstance(schema, dict | str):
-            raise inner.error("json", "must be a JSON schema, as an object or a text")
+            raise inner.error("json", "must be a JSON schema, as an object or a string")
         found.append(Constraint.json_schema(schema))
     regex, grammar, choice = inner.text("regex"), inner.text("grammar"), inner.list("choice")
     if regex is not None:

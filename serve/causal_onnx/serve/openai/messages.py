@@ -38,7 +38,7 @@ def writer_of(
     """
     if served.template is None or served.tokenizer is None:
         raise BadRequestError(
-            f"{served.name} has no chat template, so it cannot chat; ask /v1/completions",
+            f"the model {served.name!r} has no chat template; use /v1/completions instead",
             param="model",
         )
     return PromptWriter(
@@ -76,7 +76,7 @@ def _message(given: object, where: str) -> dict[str, Any]:
     elif content is None or isinstance(content, str):
         found["content"] = content or ""
     else:
-        raise fields.error("content", "must be a text, or a list of parts")
+        raise fields.error("content", "must be a string, or a list of parts")
     for name in ("name", "tool_call_id", "reasoning_content", "refusal"):
         value = fields.text(name)
         if value is not None:

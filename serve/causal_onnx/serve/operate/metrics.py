@@ -28,33 +28,54 @@ REASONS = {
 """`Continuation.finish` -> `finished_reason`."""
 
 GAUGES: dict[str, tuple[str, Callable[[Engine], float]]] = {
-    "num_requests_running": ("Requests that are read or decoded.", lambda e: e.state.running),
+    "num_requests_running": (
+        "Requests that are prefilled or decoded now.",
+        lambda e: e.state.running,
+    ),
     "num_requests_waiting": ("Requests in the queue.", lambda e: e.state.waiting),
     "kv_cache_usage_perc": (
-        "Share of the cache's positions that running requests may come to need.",
+        "Share of the cache's positions that running requests may need, 0 to 1.",
         lambda e: e.state.positions / e.state.most_positions,
     ),
 }
 COUNTERS: dict[str, tuple[str, Callable[[EngineRecord], float]]] = {
-    "prompt_tokens_total": ("Tokens of prompts.", lambda r: r.prompt_tokens),
-    "generation_tokens_total": ("Tokens that were written.", lambda r: r.generation_tokens),
-    "prefix_cache_queries_total": ("Tokens that were looked for.", lambda r: r.prompt_tokens),
-    "prefix_cache_hits_total": ("Tokens that were found read.", lambda r: r.cached_tokens),
-    "replays_equal_total": ("Repeated requests that became the same.", lambda r: r.replays_equal),
+    "prompt_tokens_total": (
+        "Prompt tokens of requests that have ended.",
+        lambda r: r.prompt_tokens,
+    ),
+    "generation_tokens_total": ("Tokens that were generated.", lambda r: r.generation_tokens),
+    "prefix_cache_queries_total": (
+        "Prompt tokens looked up in the prefix cache.",
+        lambda r: r.prompt_tokens,
+    ),
+    "prefix_cache_hits_total": (
+        "Prompt tokens found in the prefix cache.",
+        lambda r: r.cached_tokens,
+    ),
+    "replays_equal_total": (
+        "Replays with the same result as the request.",
+        lambda r: r.replays_equal,
+    ),
     "replays_different_total": (
-        "Repeated requests that became something else.",
+        "Replays with another result than the request.",
         lambda r: r.replays_different,
     ),
 }
 HISTOGRAMS: dict[str, tuple[str, Callable[[EngineRecord], Histogram]]] = {
-    "time_to_first_token_seconds": ("From queue to token.", lambda r: r.time_to_first_token),
-    "inter_token_latency_seconds": ("Between tokens.", lambda r: r.inter_token),
-    "e2e_request_latency_seconds": ("From queue to end.", lambda r: r.whole),
-    "request_queue_time_seconds": ("In the queue.", lambda r: r.queued),
-    "request_prefill_time_seconds": ("Reading the prompt.", lambda r: r.prefill),
-    "request_decode_time_seconds": ("After the first token.", lambda r: r.decode),
-    "request_prompt_tokens": ("Length of prompts.", lambda r: r.prompt_length),
-    "request_generation_tokens": ("Length of continuations.", lambda r: r.generation_length),
+    "time_to_first_token_seconds": (
+        "Seconds from arrival to the first token.",
+        lambda r: r.time_to_first_token,
+    ),
+    "inter_token_latency_seconds": ("Seconds between two tokens.", lambda r: r.inter_token),
+    "e2e_request_latency_seconds": ("Seconds from arrival to the last token.", lambda r: r.whole),
+    "request_queue_time_seconds": ("Seconds in the queue.", lambda r: r.queued),
+    "request_prefill_time_seconds": ("Seconds of prefill.", lambda r: r.prefill),
+    "request_decode_time_seconds": (
+        "Seconds from the first token to the last.",
+        lambda r: r.decode,
+    ),
+    "request_prompt_tokens": ("Tokens of a prompt.", lambda r: r.prompt_length),
+    "request_generation_tokens": ("Tokens of a continuation.", lambda r: r.generation_length),
 }
 
 
@@ -75,7 +96,7 @@ def _lines(models: list[ServedModel], prefix: str) -> Iterator[str]:
             with engine.record.lock:
                 yield f'{prefix}{name}{{model_name="{model}"}} {count(engine.record)}'
     name = f"{prefix}request_success_total"
-    yield from _head(name, "Continuations by how they ended.", "counter")
+    yield from _head(name, "Continuations, by the reason why they ended.", "counter")
     for model, engine in engines:
         with engine.record.lock:
             ended = dict(engine.record.finished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -23,19 +24,21 @@ class Fields:
         """
         self._left = {name: value for name, value in data.items() if value is not None}
         self._where = where
+        self._asked: set[str] = set()
 
     def any(self, name: str) -> Any:
-        """The value as it came; None where it is left out."""
+        """Returns the value as it came; None if it was left out."""
+        self._asked.add(name)
         return self._left.pop(name, None)
 
     def text(self, name: str) -> str | None:
-        found: str | None = self._of(name, str, "a text")
+        found: str | None = self._of(name, str, "a string")
         return found
 
     def required_text(self, name: str) -> str:
         value = self.text(name)
         if value is None:
-            raise self.error(name, "is needed, and must be a text")
+            raise self.error(name, "is required, and must be a string")
         return value
 
     def flag(self, name: str, *, default: bool = False) -> bool:
@@ -89,7 +92,9 @@ class Fields:
         for name in self._left:
             if name in unsupported:
                 raise self.error(name, f"is not supported: {unsupported[name]}")
-            raise self.error(name, "is not supported; leave it out")
+            near = difflib.get_close_matches(name, self._asked, n=1)
+            advice = f"did you mean {near[0]}?" if near else "leave it out"
+            raise self.error(name, f"is not supported; {advice}")
 
     def error(self, name: str, what: str) -> BadRequestError:
         """An error about a field."""

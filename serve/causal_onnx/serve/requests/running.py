@@ -76,7 +76,7 @@ def read_prompts(fields: Fields, name: str, *, most: int) -> tuple[str | list[in
         )
         if is_texts or is_ids:
             return tuple(given)
-    raise fields.error(name, "must be a text, a list of ids, or a list of one kind of these")
+    raise fields.error(name, "must be a string, a list of ids, or a list of one kind of these")
 
 
 def take_up(request: Request, served: ServedModel, generations: Sequence[Generation]) -> None:

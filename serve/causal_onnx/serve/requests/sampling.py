@@ -77,7 +77,7 @@ def _stops(fields: Fields) -> tuple[str, ...]:
     ):
         raise fields.error(
             "stop",
-            f"must be a text of 1 to {MOST_STOP_TEXT} characters, or up to {MOST_STOPS} of them, "
+            f"must be a string of 1 to {MOST_STOP_TEXT} characters, or up to {MOST_STOPS} of them, "
             f"got {str(value)[:60]!r}",
         )
     return tuple(found)
