@@ -103,7 +103,7 @@ def test_a_person_continues_a_text_and_its_map_grows(
         assert drawn["above"] == "0"
         assert drawn["pixels"]["above"] == 0
         assert drawn["pixels"]["coloursBelow"] > 5
-    assert "What is drawn is another model of this server" in found["note"]
+    assert "drawn by another model of this server" in found["note"]
     assert "gives" in found["readings"][0]
     assert "“i” (16) cannot see “m” (17)" in found["readings"][3]
     assert (found["head"], found["headChangesMap"]) == ("Layer 1, head 3", True)
@@ -221,7 +221,7 @@ def test_attention_weights_are_found_by_their_axes(outputs, layers: int, heads: 
         (contract_of(weights("batch", 8, "seq", "seq", dtype="float16")), "are float16"),
         (
             contract_of(ids=VECTORS),
-            "reads other inputs than one of token ids",
+            "needs inputs other than token ids",
         ),
     ],
 )

@@ -16,7 +16,7 @@ SQUARES = (("seq", "seq"), ("seq", "total_seq"))
 
 
 class NoAttentionError(Exception):
-    """A model gives no attention weights that a page can draw; says why."""
+    """A model returns no attention weights that the page can draw; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,7 @@ def attention_outputs(contract: Contract) -> AttentionOutputs:
     optional, presents = contract.optional_names, contract.present_names
     inputs = [spec for spec in contract.inputs if spec.name not in optional]
     if len(inputs) != 1 or inputs[0].axes != ("batch", "seq") or "int" not in inputs[0].dtype:
-        raise NoAttentionError("it reads other inputs than one of token ids, (batch, seq).")
+        raise NoAttentionError("it needs inputs other than token ids, (batch, seq).")
     found = [
         spec
         for spec in contract.outputs
@@ -50,8 +50,8 @@ def attention_outputs(contract: Contract) -> AttentionOutputs:
     ]
     if not found:
         raise NoAttentionError(
-            "its file returns no attention weights, which fused attention never writes down. "
-            "docs/serving.md says how to serve one that returns them beside it."
+            "its file returns no attention weights, because fused attention never stores them. "
+            "docs/serving.md shows how to serve a second file that returns them."
         )
     sizes = {_leading_sizes(spec) for spec in found}
     dtypes = {spec.dtype for spec in found}
@@ -59,7 +59,7 @@ def attention_outputs(contract: Contract) -> AttentionOutputs:
         raise NoAttentionError("its outputs of attention weights have different numbers of heads.")
     if dtypes != {"float32"}:
         raise NoAttentionError(
-            f"its attention weights are {', '.join(sorted(dtypes))}, and float32 is drawn."
+            f"its attention weights are {', '.join(sorted(dtypes))}, and only float32 can be drawn."
         )
     (leading,) = sizes
     *layers, heads = leading or (1,)

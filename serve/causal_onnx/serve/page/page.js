@@ -291,12 +291,12 @@
       `${usage.prompt_tokens} tokens read, ${usage.prompt_tokens_details.cached_tokens} of them found in the cache`,
       `${count} written`,
     ];
-    if (first !== null) parts.push(`first after ${Math.round(first - began)} ms`);
+    if (first !== null) parts.push(`first token after ${Math.round(first - began)} ms`);
     // What came all at once, from a proxy or a busy tab, says nothing of speed.
     if (count > 1 && ended - first > 100) {
-      parts.push(`${number(((count - 1) * 1000) / (ended - first))} a second`);
+      parts.push(`${number(((count - 1) * 1000) / (ended - first))} tokens per second`);
     }
-    if (finish === "length") parts.push("ended by the limit of new tokens or positions");
+    if (finish === "length") parts.push("ended at the limit of new tokens or positions");
     byId("figures").textContent = parts.join(" · ");
   }
 
@@ -373,7 +373,7 @@
     tiles([
       ["Running", sum(text, "num_requests_running")],
       ["Waiting", sum(text, "num_requests_waiting")],
-      ["Tokens a second", number(speed)],
+      ["Tokens per second", number(speed)],
       ["Cache in use", usage === null ? "–" : percent(usage)],
       ["Tokens written", written.toLocaleString("en")],
       ["Tokens read", read.toLocaleString("en")],
@@ -418,7 +418,7 @@
     history.forEach((point) => context.lineTo(...at(point)));
     context.stroke();
     byId("speed-note").textContent =
-      `Tokens a second of all models, of the last two minutes; at most ${number(most)}.`;
+      `Tokens per second of all models in the last two minutes; the frame is ${number(most)} high.`;
   }
 
   const number = (value) => (value >= 100 ? value.toFixed(0) : value.toFixed(1));
@@ -454,10 +454,10 @@
   }
 
   function mapNote(model, fitting) {
-    if (model.attention !== null) return "Each row is a token; the darker a cell, the more the token attends to that of its column.";
+    if (model.attention !== null) return "Each row is a token. The stronger the colour of a cell, the more its row's token attends to its column's.";
     const why = `No map of ${model.name}: ${model.no_attention}`;
     if (fitting.length === 0) return why;
-    return `${why} What is drawn is another model of this server, on the same text.`;
+    return `${why} The map below is drawn by another model of this server, which reads the same text.`;
   }
 
   function clearMap() {
