@@ -15,9 +15,19 @@ async function drop(page, folder) {
   }
 }
 
+/** Continue the text by a few tokens. */
+async function beginText(page) {
+  await page.fill("#temperature", "0");
+  await page.click("#continue");
+  await page.locator("#continuation span", { hasText: /.{4}/ }).waitFor();
+  // Not by a click of the mouse, which would wait where the text has come to its end already.
+  await page.evaluate(() => document.getElementById("stop").click());
+  return page.textContent("#continuation");
+}
+
 await usePage(resolve(bundles), "", async (page, found) => {
   found.folders = {};
-  const pictured = new Set();
+  const kinds = new Set(); // of what is seen; the first of a kind is looked at in full
   await page.fill("#text", text);
   for (const [index, folder] of folders.entries()) {
     if (index === folders.length - 1) await drop(page, folder);
@@ -34,12 +44,15 @@ await usePage(resolve(bundles), "", async (page, found) => {
       facts: await page.locator("#facts li").allTextContents(),
       said: await page.textContent("#folder-status"),
       maps: await page.isVisible("#map"),
-      text: (await page.isVisible("#continue")) ? await continueText(page) : null,
+      text: null,
     };
     found.folders[basename(folder)] = seen;
-    const kind = seen.said ? "refused" : seen.maps ? "maps" : seen.text ? "text" : "facts";
-    if (!pictured.has(kind)) await takePictures(page, resolve(pictures), kind);
-    pictured.add(kind);
+    const hasText = await page.isVisible("#continue");
+    const kind = seen.said ? "refused" : seen.maps ? "maps" : hasText ? "text" : "facts";
+    const isNew = !kinds.has(kind);
+    kinds.add(kind);
+    if (hasText) seen.text = isNew ? await continueText(page) : await beginText(page);
+    if (isNew) await takePictures(page, resolve(pictures), kind);
   }
   await page.click("#example");
   await waitFor(page, "#facts:empty");

@@ -88,8 +88,7 @@ def test_equal_steps_of_the_legend_look_equally_large(used: dict[str, Any]) -> N
     assert len(steps) >= 16
     assert lightness[0] < 20
     assert lightness[-1] > 85
-    # Those of one colour mixed with another in sRGB differ by more than half of their mean.
-    assert np.abs(steps - steps.mean()).max() < 0.5 * steps.mean()
+    assert np.abs(steps - steps.mean()).max() < 0.3 * steps.mean()  # a rainbow falls, too
 
 
 def test_weights_above_the_diagonal_show(bundles: Path, tmp_path: Path) -> None:
@@ -248,7 +247,7 @@ def test_a_folder_that_is_not_whole_is_refused_and_the_page_goes_on(
     for words in (*SAID[folder], f"“{folder}”", "The page still shows “stories”."):
         assert words in after["said"]
     assert after["model"] == "“stories”"
-    assert after["text"] == continued(stories, TEXT)
+    assert is_begun(after["text"], stories)
 
 
 def test_the_page_says_what_it_cannot_show(loaded: Loaded) -> None:
@@ -266,7 +265,7 @@ def test_a_folder_that_returns_its_attention_weights_has_maps(loaded: Loaded) ->
 
 def test_a_folder_may_be_dropped_on_the_page(loaded: Loaded, stories: Path) -> None:
     assert loaded["dropped"]["model"] == "“dropped”"
-    assert loaded["dropped"]["text"] == continued(stories, TEXT)
+    assert is_begun(loaded["dropped"]["text"], stories)
 
 
 def test_nothing_is_sent_and_the_example_comes_back(loaded: Loaded, bundle_folder: Path) -> None:
@@ -282,6 +281,11 @@ def test_nothing_is_sent_and_the_example_comes_back(loaded: Loaded, bundle_folde
 def continued(folder: Path, text: str) -> str:
     """The text and what the model adds up to its end, of which nothing is drawn."""
     return text + str(load(folder, threads=1).generate(text).text)
+
+
+def is_begun(text: str, folder: Path) -> bool:
+    """Whether it is `TEXT` with a part of what the model adds."""
+    return len(text) > len(TEXT) and continued(folder, TEXT).startswith(text)
 
 
 def pictures(*states: str) -> set[str]:

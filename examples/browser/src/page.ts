@@ -98,7 +98,9 @@ async function readText(): Promise<void> {
   document.body.dataset["length"] = String(maps.length);
   status.textContent =
     `${took.toFixed(0)} ms in this tab, with ${engine.provider}. ` +
-    `${above} ${above === 1 ? "entry" : "entries"} above the diagonals ${above === 1 ? "differs" : "differ"} from 0.`;
+    (above === 0
+      ? "Every entry above the diagonals is exactly 0."
+      : `Above the diagonals, ${above} ${above === 1 ? "entry is" : "entries are"} not 0: tokens see later ones.`);
 }
 
 function draw(): void {
