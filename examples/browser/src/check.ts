@@ -6,7 +6,7 @@ import { readMetadata } from "./metadata.js";
 
 const FORMAT = 1;
 const PARTS = ["contract", "certificate", "source"] as const;
-const AGAIN = "Copy the whole folder again, or write it again with `causal-onnx bundle`.";
+const AGAIN = "Copy the whole folder again, or write it again with causal-onnx bundle.";
 
 /**
  * Check every file that contract.json lists, and that contract.json is what the model says of itself.
@@ -27,7 +27,7 @@ export async function checkFolder(folder: Folder, progress: (file: string) => vo
   const contract = await folder.read("contract.json").catch(() => {
     throw new FolderError(
       `“${folder.name}” is not the folder of a model: it has no contract.json. ` +
-        "Choose a folder that `causal-onnx export` or `causal-onnx bundle` wrote.",
+        "Choose a folder that causal-onnx export or causal-onnx bundle wrote.",
     );
   });
   read.set("contract.json", contract);

@@ -142,7 +142,7 @@ export async function loadOwn(
     certificate === null
       ? "It has no certificate: nothing was proved about it."
       : `Its certificate says “${certificate.verdict}”: ${certificate.reason}. ` +
-        "`causal-onnx attest` proves it again.",
+        "causal-onnx attest proves it again.",
   ]);
 }
 

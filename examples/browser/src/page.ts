@@ -313,5 +313,5 @@ async function start(): Promise<void> {
 start().catch((error: unknown) => {
   if (model === undefined) element("model-name").textContent = "none";
   showError(error);
-  status.append(". Load a folder of your own, or let `make examples` write the example's.");
+  status.append(". Load a folder of your own, or let make examples write the example's.");
 });
