@@ -52,6 +52,7 @@ def test_the_page_of_the_zoo_has_every_module_and_refusal(site: Path) -> None:
 def test_nothing_is_fetched_from_elsewhere(site: Path) -> None:
     page = (site / "index.html").read_text(encoding="utf-8")
     assert re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://[^"]+"', page) == []
+    assert 'data-md-component="source"' not in page  # the theme's script asks the forge about it
 
 
 def test_links_that_leave_the_site_go_to_the_repository(site: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,11 @@ def bodies(described: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 def test_every_field_of_the_document_is_read(address: str, described: dict[str, Any]) -> None:
     unread = []
     for path, schema in bodies(described):
-        for name in schema["properties"]:
+        for name in [*schema["properties"], "zzzz"]:
             _, answer = post(address, path, {**least(schema), name: {"odd": [1]}})
-            if f"{name} is not known" in str(answer):
-                unread.append((path, name, answer))
-    assert unread == []
+            if re.search(rf"\b{name}'? is not supported; (leave it out|did you mean)", str(answer)):
+                unread.append((path, name))
+    assert unread == [(path, "zzzz") for path, _ in bodies(described)]
 
 
 def least(schema: dict[str, Any]) -> dict[str, Any]:
