@@ -429,7 +429,6 @@ def test_chunks_steps_ragged_rows_and_forks_equal_float64(name: str, tmp_path: P
         "loop that appends",
         "retention",
         "state space dual",
-        "decays of each feature",
     ],
 )
 def test_the_file_is_proved_and_a_saved_stream_goes_on(name: str, tmp_path: Path) -> None:
@@ -572,7 +571,6 @@ def all_rows_as_long(write: Writer, ends: ir.Value) -> ir.Value:
         ("retention", "to_end", faded_twice),
         ("linear attention", "ends", all_rows_as_long),
         ("state space dual", "decays", faded_twice),
-        ("decays of each feature", "ends", all_rows_as_long),
         ("loop that appends", "resumed", forgotten),
         ("loop that carries three", "resumed", carried_twice_decayed),
         ("LSTM", "resumed", forgotten),
