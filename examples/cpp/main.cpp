@@ -175,7 +175,8 @@ int count_refusals(Bundle &model, const Json &entry) {
   const Shape shape = good.GetTensorTypeAndShapeInfo().GetShape();
   Shape deeper = shape, longer = shape;
   deeper.push_back(1);
-  longer[1] = model.contract().max_seq_len.value() + 1;
+  const auto most = model.contract().max_seq_len;
+  longer[1] = most ? *most + 1 : 0;  // without a limit, no position at all is too few
   Ort::Value bad[] = {make_tensor(type, deeper),
                       make_tensor(ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, shape),
                       make_tensor(type, longer)};

@@ -46,7 +46,9 @@ def refusals(bundle: Bundle, inputs: Arrays) -> int:
     """How many of three requests that the contract forbids are refused: all, or it is an error."""
     name, good = next(iter(inputs.items()))
     limit = bundle.contract["max_seq_len"]
-    bad = [good[0], good.astype(np.float64), good.repeat(limit, axis=1)[:, : limit + 1]]
+    # Without a limit, no position at all is too few.
+    wrong = good[:, :0] if limit is None else good.repeat(limit, axis=1)[:, : limit + 1]
+    bad = [good[0], good.astype(np.float64), wrong]
     for value in bad:
         try:
             bundle.run({**inputs, name: value})

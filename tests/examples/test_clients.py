@@ -151,6 +151,18 @@ def test_a_client_holds_values_to_the_range_of_the_contract(
     assert "values in [1" in problem
 
 
+@pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
+def test_a_client_tests_a_model_without_a_longest_sequence(
+    client: Client, bundles: list[Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bundles[0], tmp_path / "endless")
+    document = json.loads((folder / "contract.json").read_text())
+    document["contract"]["max_seq_len"] = None
+    (folder / "contract.json").write_text(json.dumps(document))
+    outcome = run_or_skip(client, [folder])
+    assert (outcome.problems, outcome.passed) == ((), 1)
+
+
 @pytest.mark.parametrize("client", OUTSIDE_BROWSERS, ids=lambda client: client.name)
 def test_a_client_notices_a_cache_that_is_cut_otherwise(
     client: Client, bundles: list[Path], tmp_path: Path

@@ -204,6 +204,15 @@ def state_space_dual(m: Mixed, x: Tensor) -> Tensor:
     return y.flatten(2) / 4
 
 
+def gated_linear_attention(m: Mixed, x: Tensor) -> Tensor:
+    (q, k, v), n = _heads(m, x), x.shape[1]
+    total = F.logsigmoid(m.gate(x)).unflatten(-1, (2, -1)).transpose(1, 2).cumsum(2)
+    seen = torch.ones(n, n, dtype=torch.bool).tril()[..., None]
+    apart = (total.unsqueeze(3) - total.unsqueeze(2)).masked_fill(~seen, float("-inf"))
+    weights = torch.einsum("bhid,bhjd,bhijd->bhij", q, k, apart.exp())
+    return (weights @ v).transpose(1, 2).flatten(2) / 4
+
+
 def recurrent(m: Mixed, x: Tensor) -> Tensor:
     return m.layer(x)[0]
 
@@ -303,6 +312,11 @@ _MODULES: dict[str, tuple[Callable[[Mixed, Tensor], Tensor], Parts, str]] = {
         "the same, each row divided by its sum",
     ),
     "state_space_dual": (state_space_dual, _projected, "Mamba-2's SSD as one masked product"),
+    "gated_linear_attention": (
+        gated_linear_attention,
+        _projected,
+        "GLA: a decay for each feature",
+    ),
     "rnn": (recurrent, _layer(nn.RNN), "nn.RNN"),
     "rnn_relu": (recurrent, _layer(nn.RNN, nonlinearity="relu", bias=False), "nn.RNN with relu"),
     "gru": (recurrent, _layer(nn.GRU, num_layers=2), "nn.GRU of two layers"),

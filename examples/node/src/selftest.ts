@@ -195,7 +195,9 @@ async function countRefusals(bundle: Bundle, inputs: Tensors): Promise<number> {
   const spec = bundle.inputs[0]!;
   const good = inputs[spec.name]!;
   const axis = seqAxis(spec);
-  const longer = good.dims.with(axis, (bundle.contract.max_seq_len ?? 0) + 1);
+  const most = bundle.contract.max_seq_len;
+  // Without a limit, no position at all is too few.
+  const longer = good.dims.with(axis, most === null ? 0 : most + 1);
   const bad = [
     makeTensor(bundle, spec.dtype, makeArray(spec.dtype, good.size), [...good.dims, 1]),
     makeTensor(bundle, "uint8", makeArray("uint8", good.size), good.dims),

@@ -227,7 +227,8 @@ fn count_refusals(bundle: &Bundle, inputs: &Tensors) -> Result<usize, Error> {
         data: Data::U8(vec![0; count]),
     };
     let mut shape = good.shape.clone();
-    shape[1] = bundle.max_seq_len() + 1;
+    // Without a limit, no position at all is too few.
+    shape[1] = bundle.max_seq_len().checked_add(1).unwrap_or(0);
     let count = shape.iter().product::<i64>() as usize;
     let data = match good.data {
         Data::I64(_) => Data::I64(vec![0; count]),

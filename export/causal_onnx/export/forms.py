@@ -110,6 +110,8 @@ def _rewritten(
             model, cores, others, max_seq_len=contract.max_seq_len, ragged=ragged
         )
         contract = _with_cache(contract, derived, shared_pasts(model, contract.form))
+        order = [value.name for value in model.graph.outputs]
+        assert order == [spec.name for spec in contract.outputs], order
         again += [Fallback(form=f"the state of {node}", reason=_AGAIN) for node in derived.again]
         last = offer_last_only(model, contract, derived.row_past, derived.row_total)
         contract = replace(contract, last_only=last)

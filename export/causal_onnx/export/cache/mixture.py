@@ -421,7 +421,7 @@ class _Trials:
         Raises:
             _OtherFormError: The decays do not multiply, or look ahead.
         """
-        needed: dict[ir.Value, None] = {}
+        needed: set[ir.Value] = set()
         for seed in (0, 1):
             arrays = self._samples(seed)
             whole = self._decays(self._seq, arrays)
@@ -440,8 +440,8 @@ class _Trials:
             for source in self._mixture.sources:
                 other = {**arrays, source: self._changed(source, arrays[source])}
                 if not self._are_near(self._decays(self._seq, other), whole):
-                    needed[source] = None
-        return tuple(needed)
+                    needed.add(source)
+        return tuple(source for source in self._mixture.sources if source in needed)
 
     def _samples(self, seed: int) -> dict[ir.Value, Array]:
         """Small numbers: their sums along the sequence are those of few positions."""

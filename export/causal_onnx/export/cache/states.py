@@ -145,8 +145,8 @@ def _kept(site: StateSite) -> list[tuple[str, _Layout | _Carried, ir.TypeProtoco
         return [("hidden", *both) for both in zip(_carried(site), types, strict=False)]
     if site.mixture is not None:
         return [
-            ("hidden", _sum_layout(site.mixture), output.type),
             *(("window", _layout(site, x), x.type) for x in site.mixture.remembered),
+            ("hidden", _sum_layout(site.mixture), output.type),
         ]
     if site.kind == CARRIED:
         names = ("hidden", "cell") if site.node.op_type == "LSTM" else ("hidden",)
@@ -504,7 +504,7 @@ class SumWriter(SiteWriter):
             [self.factor(x, new) for x in given] for given in (mixture.rows, mixture.columns)
         )
         decays, labels = self.decays()
-        state, carried = self.states[0], _sum_layout(mixture)
+        state, carried = self.states[-1], _sum_layout(mixture)
         shape = write("Concat", write("Shape", self.held), write.ints(1, state.width), axis=0)
         begin = write("Expand", write.number(0.0, state.past), shape)
         past = self.resumed(begin, write("Squeeze", state.past, write.ints(1)))
@@ -615,7 +615,7 @@ class SumWriter(SiteWriter):
     def joined_sources(self) -> dict[ir.Value, ir.Value]:
         """What the decays are computed from, at the position in front and the new ones."""
         write, found = self.write, dict[ir.Value, ir.Value]()
-        states = dict(zip(self.mixture.remembered, self.states[1:], strict=True))
+        states = dict(zip(self.mixture.remembered, self.states[:-1], strict=True))
         for source in self.mixture.sources:
             now, layout = self.again.get(source, source), _layout(self.site, source)
             flat = layout.flat(write, now)
