@@ -262,7 +262,7 @@ def test_a_missing_source_is_said_before_pytorch_is_imported(
             1,
             "has no 'nothing'; it has CausalMechanismV1, Mean, Pairs",
         ),
-        ([f"{TARGET}:atention"], 1, "has no 'atention'; did you mean attention?"),
+        ([f"{TARGET}:attentionx"], 1, "has no 'attentionx'; did you mean attention?"),
         ([f"{TARGET}:WIDTH.x"], 1, "has no 'WIDTH.x'"),
         (["no_such_module:x"], 1, "there is no module 'no_such_module'"),
         (["missing.py:x"], 1, "there is no file missing.py"),
