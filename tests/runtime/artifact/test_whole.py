@@ -65,7 +65,7 @@ def test_generating_takes_whole_numbers_only(name: str, odd: Any) -> None:
     options |= {"prompts": [[1, odd]]} if name == "prompt" else {name: odd}
     if name == "stop":
         options["stop"] = [odd] if odd != "1" else [None]
-    with pytest.raises((ValueError, TypeError), match=f"^{name}"):
+    with pytest.raises((ValueError, TypeError), match=f"^(the )?{name}"):
         language_model().generate_batch(options.pop("prompts"), **options)
 
 
