@@ -308,7 +308,7 @@ def test_values_that_json_does_not_have_are_refused_with_the_way_out(client, mod
         ({"content-encoding": "gzip"}, b"{}", 400, "the body is not valid gzip"),
         (
             {"content-encoding": "gzip"},
-            gzip.compress(b"{}")[:-3],
+            gzip.compress(b"{}", mtime=0)[:-3],
             400,
             "not one complete gzip stream",
         ),

@@ -158,7 +158,8 @@ def test_a_node_that_is_lost_under_load_loses_no_request(
 
 
 def test_prompts_that_begin_alike_find_their_beginning_read(two: Machines) -> None:
-    beginnings = [f"{start}. There was a little girl who had a big red ball" for start in STARTS]
+    told = "There was a little girl who had a big red ball, and she played with it all day long"
+    beginnings = [f"{start}. {told} in the garden." for start in STARTS]
     for beginning in beginnings:
         two.complete(beginning, max_tokens=1)
     read = [
@@ -184,8 +185,9 @@ def test_a_replica_that_is_taken_away_finishes_what_it_has(
 def test_a_replica_is_added_where_requests_wait(
     two: Machines, stories: Path, expected: dict[str, str]
 ) -> None:
-    deploy(stories, min_replicas=1, max_replicas=2, target_requests=1)
+    deploy(stories, min_replicas=1, max_replicas=1)
     wait_for(lambda: running_replicas() == 1)
+    deploy(stories, min_replicas=1, max_replicas=2, target_requests=1)
     ends: list[None] = []
 
     def ask_on() -> None:
