@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+EQUAL = 1e-3
+"""Up to this tolerance, relative to an output's scale, results are called equal; beyond, they agree,
+and the tolerance is told."""
+
 Progress = Callable[[str, float], None]
 """Called with the name of the step and how much of it is done, 0.0 to 1.0."""
 
@@ -147,6 +151,11 @@ def _listed(longest: Mapping[int | None, int]) -> str:
     )
 
 
+def _error(error: float, tolerance: float) -> str:
+    allowed = "" if tolerance <= EQUAL else f", {tolerance:.0e} allowed"
+    return f"largest error {error:.1e} of the output's scale{allowed}"
+
+
 def _cell(case: ParityCase | None) -> str:
     if case is None:
         return "-"
@@ -254,7 +263,7 @@ class CacheReport:
     def summary(self) -> str:
         """The verdict on one line."""
         if self.passed:
-            return f"{self._equal()}, largest error {self.max_error:.1e} of the output's scale"
+            return f"{self._equal()}, {_error(self.max_error, self.tolerance)}"
         bad = next((case for case in self.cases if not case.passed), None)
         if bad is None:
             return "cache: nothing was tested"
@@ -264,7 +273,8 @@ class CacheReport:
         )
 
     def _equal(self) -> str:
-        return f"cache: {len(self.cases)} ways of feeding equal PyTorch's full pass"
+        verb = "equal" if self.tolerance <= EQUAL else "agree with"
+        return f"cache: {len(self.cases)} ways of feeding {verb} PyTorch's full pass"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: an infinite error is None."""
@@ -521,8 +531,8 @@ class ExportReport:
                 for part in (self.cache, self.quantisation, self.drift, self.bits)
                 if part is not None
             ),
-            f"  equal to PyTorch at {compared} shapes, largest error "
-            f"{self.parity.max_error:.1e} of the output's scale",
+            f"  {'equal to' if self.parity.tolerance <= EQUAL else 'agrees with'} PyTorch at "
+            f"{compared} shapes, {_error(self.parity.max_error, self.parity.tolerance)}",
             *(
                 [f"  longest compared: {_listed(self.parity.longest)}"]
                 if self.parity.skipped
