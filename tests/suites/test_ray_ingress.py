@@ -275,5 +275,11 @@ def test_the_router_asks_the_replica_of_a_prefix_first(monkeypatch: pytest.Monke
     assert first("Once") is chosen
     assert {first(str(i)).replica_id for i in range(40)} == set(names)
     loads[chosen.replica_id] = 4
-    assert first("Once") is not chosen
-    assert first("Once", lambda ranks: ranks[-1][0]) is chosen
+    other = first("Once" * 40)
+    assert other is not chosen
+    assert first("Once" * 40, lambda ranks: ranks[-1][0]) is chosen
+    loads.clear()
+    request = SimpleNamespace(args=[SimpleNamespace(prefix="Once" * 40)])
+    router.on_request_routed(request, other.replica_id, None)
+    assert first("Once" * 50) is other
+    assert first("Once") is chosen

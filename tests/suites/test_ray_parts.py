@@ -18,7 +18,7 @@ from causal_onnx.serve.ray import OnnxLM, RayOptions, app, build_app
 from causal_onnx.serve.ray.forwarded import ForwardedRequest, forward
 from causal_onnx.serve.ray.ingress import Resumed
 from causal_onnx.serve.ray.replica import answer_parts
-from causal_onnx.serve.ray.router import ranked
+from causal_onnx.serve.ray.router import Beginnings, ranked
 from tests.runtime.artifacts import fixture
 
 NAMES = {f"replica{place}": 0 for place in range(5)}
@@ -49,6 +49,33 @@ def test_a_busy_replica_is_asked_last() -> None:
     assert ranked("a", {**NAMES, first: 7}, imbalance=8)[0] == first
     busy = ranked("a", {**NAMES, first: 8}, imbalance=8)
     assert (busy[0], busy[-1]) == (second, first)
+
+
+def test_whoever_has_read_most_of_a_prompt_is_asked_first_unless_busy() -> None:
+    others = [name for name in NAMES if name not in ("replica3", "replica1")]
+    read = {"replica3": 1, "replica1": 2}
+    found = ranked("a", NAMES, imbalance=8, read=read)
+    assert found[:2] == ["replica1", "replica3"]
+    assert found[2:] == [name for name in ranked("a", NAMES, imbalance=8) if name in others]
+    busy = ranked("a", {**NAMES, "replica1": 8}, imbalance=8, read=read)
+    assert (busy[0], busy[-1]) == ("replica3", "replica1")
+
+
+def test_a_conversation_that_grows_is_known_again() -> None:
+    beginnings, turn = Beginnings(), "x" * 100
+    beginnings.note(turn, "a")
+    beginnings.note(turn + "y" * 100, "b")
+    assert beginnings.read("x" * 63) == {}
+    assert beginnings.read(turn) == {"a": 1, "b": 1}
+    assert beginnings.read(turn + "y" * 300) == {"a": 1, "b": 3}
+    assert beginnings.read("z" + turn) == {}
+
+
+def test_the_beginnings_used_last_are_kept() -> None:
+    beginnings = Beginnings(most=2)
+    for text in "abac":
+        beginnings.note(text * 64, text)
+    assert [bool(beginnings.read(text * 64)) for text in "abc"] == [True, False, True]
 
 
 def test_without_a_prefix_the_least_busy_is_asked_first() -> None:

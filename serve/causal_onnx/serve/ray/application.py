@@ -32,8 +32,8 @@ class RayOptions:
     """Requests that a replica should have; None: as many as its engine decodes together."""
     models_per_replica: int | None = None
     """Models that a replica holds, loaded as they are asked for; None: all, from the start."""
-    prefix_characters: int = 256
-    """How much of a prompt decides which replica answers it."""
+    prefix_characters: int = 2048
+    """How much of a prompt is compared with what replicas have read, to find the one to ask."""
     imbalance: int = 8
     """Requests that a replica may have beyond the idlest, before its prompts go elsewhere."""
     group_s: float = 0.02

@@ -30,7 +30,7 @@ class ForwardedRequest:
     model: str | None = None
     """The model that it names, as far as that could be read."""
     prefix: str | None = None
-    """How its prompt begins: requests that begin alike are answered by one replica."""
+    """How its prompt begins, for the router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def forward(request: ForwardedRequest, *, prefix_characters: int) -> ForwardedRe
 
     Args:
         request: As it came.
-        prefix_characters: How much of a prompt decides who answers.
+        prefix_characters: How much of a prompt the router is told.
     """
     model = _model_of_path(request.path)
     data = _object(request.body) if request.method == "POST" else None

@@ -64,7 +64,7 @@ class Ingress:
             replicas: Of `ModelReplica`.
             models: The names of all models.
             is_multiplexed: Whether replicas load models as they are asked for.
-            prefix_characters: How much of a prompt decides which replica answers.
+            prefix_characters: How much of a prompt the router is told.
             retry_s: How long a request is tried again after its replica was lost.
             max_body_bytes: The largest body of a request.
             body_timeout_s: How long a client may take to send one.
