@@ -25,7 +25,9 @@ def test_a_cache_is_described_by_what_its_rows_may_do_and_what_it_keeps() -> Non
 
     assert said(Contract(inputs=(x,), outputs=(y,))) == "none"
     plain = Contract(inputs=(x, whole), outputs=(y, grown), cache=(pair,))
-    assert said(plain) == "yes; rows are equally long; past inputs may be left out"
+    assert (
+        said(plain) == "yes; sequences of a call must be equally long; past inputs may be left out"
+    )
     rows = Contract(
         inputs=(x, mask, whole, near),
         outputs=(y, grown, last),
@@ -33,8 +35,8 @@ def test_a_cache_is_described_by_what_its_rows_may_do_and_what_it_keeps() -> Non
         mask="mask",
     )
     assert said(rows) == (
-        "yes; rows may differ in length; 1 of 2 hold the last positions only; past inputs and the "
-        "mask may be left out"
+        "yes; sequences of a call may differ in length; 1 of 2 hold the last positions only; past "
+        "inputs and the mask may be left out"
     )
 
 

@@ -34,7 +34,7 @@ def github_commands(annotations: Iterable[Annotation]) -> list[str]:
     """The lines that make GitHub show each finding beside its file."""
     return [
         f"::{one.level} file={_property(one.path)},title={_property(one.title)}::"
-        f"{_data(f'{one.text}: {one.where}' if one.where else one.text)}"
+        f"{_data(_with_place(one))}"
         for one in annotations
     ]
 
@@ -58,6 +58,14 @@ def github_summary(annotations: Iterable[Annotation]) -> str:
     ]
     head = ["### causal-onnx attest", "", "| file | verdict | why | node |", "|---|---|---|---|"]
     return "\n".join([*head, *rows, "", ""])
+
+
+def _with_place(one: Annotation) -> str:
+    """The text and the node, which the text may name already: then where the node comes from."""
+    node, bracket, place = one.where.partition(" (")
+    if node and node in one.text:
+        return one.text + bracket + place
+    return f"{one.text}: {one.where}" if one.where else one.text
 
 
 def _data(text: str) -> str:

@@ -77,7 +77,7 @@ def _token_pairs(contract: Contract) -> Pairs:
     named = (
         ("ends a text", contract.eos_token_ids),
         ("begins a text", (contract.bos_token_id,)),
-        ("fills rows", (contract.pad_token_id,)),
+        ("pads with", (contract.pad_token_id,)),
     )
     return [
         (what, ", ".join(str(token) for token in ids if token is not None))
@@ -87,10 +87,10 @@ def _token_pairs(contract: Contract) -> Pairs:
 
 
 _READ_ALONE = {
-    "packed_steps": " (a stream then reads longer chunks one by one)",
-    "none": " (a stream then reads them one by one)",
-    "steps": " (a stream then reads them one by one, with one position per call after a past)",
-    "single": " (a stream then reads them one by one, with one position per call)",
+    "packed_steps": " (a stream then reads longer chunks of each by itself)",
+    "none": " (a stream then reads each by itself)",
+    "steps": " (a stream then reads each by itself, with one position per call after a past)",
+    "single": " (a stream then reads each by itself, with one position per call)",
 }
 """By `Contract.ragged`."""
 
@@ -98,8 +98,12 @@ _READ_ALONE = {
 def _cache_text(contract: Contract) -> str:
     if not contract.cache:
         return "none"
-    rows = "rows may differ in length" if contract.mask else "rows are equally long"
-    rows += _READ_ALONE.get(contract.ragged, "")
+    sequences = (
+        "sequences of a call may differ in length"
+        if contract.mask
+        else "sequences of a call must be equally long"
+    )
+    sequences += _READ_ALONE.get(contract.ragged, "")
     bounds = [pair.bounded for pair in contract.cache if pair.bounded is not None]
     kept = (
         f"; {len(bounds)} of {len(contract.cache)} hold the last positions only" if bounds else ""
@@ -107,7 +111,7 @@ def _cache_text(contract: Contract) -> str:
     computed = [item.name for item in contract.computed]
     names = ["past inputs", *(["the mask"] if contract.mask else []), *computed]
     left_out = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"yes; {rows}{kept}; {left_out} may be left out"
+    return f"yes; {sequences}{kept}; {left_out} may be left out"
 
 
 def _lengths_text(contract: Contract) -> str:

@@ -23,7 +23,7 @@ from causal_onnx.cli.annotations import (
     github_summary,
 )
 from causal_onnx.cli.console import Console
-from causal_onnx.cli.errors import CommandError, UsageError
+from causal_onnx.cli.errors import CommandError, UsageError, did_you_mean
 from causal_onnx.cli.options import parse_axes, parse_lengths
 
 if TYPE_CHECKING:
@@ -43,6 +43,12 @@ FAILED = 3
 
 EXIT_CODES = {"causal": 0, "not_causal": 1, "undecided": 2}
 WORST_FIRST = (FAILED, 1, 2, 0)
+
+AXES = ("batch", "seq", "past_seq", "total_seq")
+"""The names with a meaning; any other is a free axis."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/"
+"""How a file begins that Git LFS has not fetched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +141,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.json and args.github:
         raise UsageError("--json and --github both write to stdout; choose one")
     axes = dict(_input_axes(text) for text in args.axes)
+    for label in {label for named in axes.values() for label in named.values()} - {*AXES}:
+        if meant := did_you_mean(label, AXES, likeness=0.8):
+            console.note(f"--axes: {label} is taken for an axis of something else{meant}")
     lengths = None if args.lengths is None else parse_lengths(args.lengths)
     try:
         from causal_onnx.export.attestation import attest
@@ -149,14 +158,22 @@ def run(args: argparse.Namespace, console: Console) -> int:
     def judge(path: Path) -> _Judged:
         if not path.exists():
             raise CommandError(f"there is no file {path}")
+        if path.is_file() and _begins_with(path, LFS_POINTER):
+            raise CommandError(f"{path} is a pointer of Git LFS, not the model: git lfs pull")
         with console.progress() as tell:
-            certificate = attest(
-                path,
-                axes=axes or None,
-                lengths=lengths,
-                dynamic=not args.static,
-                progress=lambda stage, done, total: tell(stage, done / max(total, 1)),
-            )
+            try:
+                certificate = attest(
+                    path,
+                    axes=axes or None,
+                    lengths=lengths,
+                    dynamic=not args.static,
+                    progress=lambda stage, done, total: tell(stage, done / max(total, 1)),
+                )
+            except FileNotFoundError as error:
+                raise CommandError(
+                    f"{path} keeps weights in a file that is not there: {error.filename}. Put it "
+                    "beside the model, under this name"
+                ) from error
         return _Judged(path=path, certificate=certificate, is_strict=args.strict)
 
     if len(args.models) == 1 and not args.github:
@@ -200,6 +217,11 @@ def _annotate(judged: list[_Judged]) -> None:
     if summary:
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(github_summary(notes))
+
+
+def _begins_with(path: Path, prefix: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(prefix)) == prefix
 
 
 def _input_axes(text: str) -> tuple[str, dict[int, str]]:

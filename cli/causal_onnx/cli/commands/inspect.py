@@ -100,7 +100,9 @@ def _print(artifact: Artifact, certificate: StoredCertificate | None, console: C
     if artifact.source:
         console.heading("source")
         console.pairs(describe.source_pairs(artifact.source))
-    console.heading("certificate")
+    console.heading(
+        "certificate (as stated in the file; attest and selftest judge it as it is now)"
+    )
     if certificate is None:
         console.print("  none")
     else:

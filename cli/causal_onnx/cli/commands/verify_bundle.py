@@ -71,10 +71,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     else:
         _print(report, console)
     if not report.passed:
-        raise CommandError(
-            f"{args.bundle} does not verify: {len(report.findings)} findings"
-            + (f", the first: {report.findings[0]}" if report.findings else "")
-        )
+        first, *others = report.findings or ("its model was not run",)
+        count = f"{1 + len(others)} findings, the first: " if others else ""
+        raise CommandError(f"{args.bundle} does not verify: {count}{first}")
     return 0
 
 
