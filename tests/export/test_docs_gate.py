@@ -10,6 +10,7 @@ import pytest
 from causal_onnx.cli.main import main
 from causal_onnx.export.attestation import attest
 from tests.runtime.foreign.files import ALL, unpack
+from tests.test_readme import blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "gate.md").read_text(encoding="utf-8")
@@ -80,6 +81,15 @@ def test_a_row_is_what_attest_finds(
     place = "" if at is None else f"`{at.op_type}`" + (f" in `{at.module}`" if at.module else "")
     assert place == node
     assert found.every_length == (verdict == "causal")
+
+
+def test_the_report_on_the_page_is_what_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = quantised(unpack("optimum-llama", tmp_path), in_branches=False)
+    assert main(["attest", str(path)]) == 1
+    (shown,) = blocks_of(PAGE, "text")
+    assert capsys.readouterr().out.startswith(shown)
 
 
 def test_every_packed_file_is_in_the_table() -> None:

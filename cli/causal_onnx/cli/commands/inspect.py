@@ -101,7 +101,7 @@ def _print(artifact: Artifact, certificate: StoredCertificate | None, console: C
         console.heading("source")
         console.pairs(describe.source_pairs(artifact.source))
     console.heading(
-        "certificate (as stated in the file; attest and selftest judge it as it is now)"
+        "certificate (as the file states; attest and selftest judge it as it is now)"
     )
     if certificate is None:
         console.print("  none")
