@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from causal_onnx.cli.main import main
 from tests.cli.onnx_file import make_cached_contract, write_model
 from tests.runtime.artifacts import fixture
+from tests.test_readme import blocks_of
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "profile.md"
 
 Captured = pytest.CaptureFixture[str]
 
@@ -100,3 +104,15 @@ def test_wrong_requests_are_named(
 def test_a_foreign_file_is_not_profiled(tmp_path: Path, capsys: Captured) -> None:
     assert main(["profile", str(write_model(tmp_path / "m.onnx", foreign=True))]) == 1
     assert "carries no contract" in capsys.readouterr().err
+
+
+def test_the_python_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    shutil.copy(fixture("language"), tmp_path / "decoder.onnx")
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks_of(PAGE.read_text(encoding="utf-8"), "python")
+    exec(block, {})
+    *groups, sums = capsys.readouterr().out.splitlines()
+    assert len(groups) == 5
+    assert all(int(number) > 0 for number in sums.split())

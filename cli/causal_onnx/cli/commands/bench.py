@@ -104,7 +104,7 @@ def _print(result: BenchResult, console: Console) -> None:
         console.print(f"  {warning}")
     console.heading("time and memory, medians")
     console.table(
-        ["what", "rows", "seq", "past", "ms", "fastest", "cpu ms", "positions/s", "peak", "calls"],
+        ["what", "batch", "seq", "past", "ms", "fastest", "cpu ms", "positions/s", "peak", "calls"],
         [
             [
                 case.kind,

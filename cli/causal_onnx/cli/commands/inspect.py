@@ -100,9 +100,7 @@ def _print(artifact: Artifact, certificate: StoredCertificate | None, console: C
     if artifact.source:
         console.heading("source")
         console.pairs(describe.source_pairs(artifact.source))
-    console.heading(
-        "certificate (as the file states; attest and selftest judge it as it is now)"
-    )
+    console.heading("certificate (as the file states; attest and selftest judge it as it is now)")
     if certificate is None:
         console.print("  none")
     else:
