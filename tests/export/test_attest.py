@@ -17,6 +17,7 @@ from causal_onnx.export.proof.certificate import Certificate
 from causal_onnx.runtime.errors import ArtifactError
 from tests.export.analysis.graphs import build
 from tests.export.analysis.rule_cases import CASES, attend
+from tests.runtime.foreign.files import unpack
 
 CAUSAL = attend("c = LessOrEqual(j, i) m = Where(c, s, lowest)")
 OPEN = attend("m = Identity(s)")
@@ -124,6 +125,31 @@ def test_local_functions_are_looked_into() -> None:
     assert found.verdict == "not_causal"
     assert found.offence is not None
     assert found.offence.op_type == "ReduceMean"
+
+
+BRANCH = """
+    yes = Constant <value = bool {1}> ()
+    y = If (yes) <then_branch = a () => (p) { p = Identity(h) },
+                  else_branch = b () => (q) { q = Neg(h) }>
+    h = HIDDEN
+"""
+"""onnxruntime sorts these nodes; what a branch reads is no input of its `If`."""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "verdict"), [("Relu(x)", "causal"), ("Softmax <axis = 1> (x)", "not_causal")]
+)
+def test_nodes_behind_the_branch_that_reads_them_are_followed(hidden: str, verdict: str) -> None:
+    found = attest(build(BRANCH.replace("HIDDEN", hidden)))
+    assert found.verdict == verdict, str(found)
+    assert found.dynamic.cases
+
+
+def test_where_no_output_was_followed_no_run_is_said_to_agree(tmp_path: Path) -> None:
+    found = attest(unpack("merged-bloom", tmp_path))
+    assert (found.verdict, found.outputs) == ("undecided", ())
+    assert "before it found the position axes" in found.dynamic.skipped
+    assert "stayed bit-identical" not in str(found)
 
 
 def test_an_output_of_the_last_position_is_causal_and_a_mean_is_not_proved() -> None:

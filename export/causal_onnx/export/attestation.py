@@ -248,6 +248,8 @@ def _dynamic(
     grid: Sequence[Sizes],
     progress: Progress | None,
 ) -> DynamicCheck:
+    if not proof.outputs:
+        return DynamicCheck(skipped="the proof ended before it found the position axes of outputs")
     runner, problem = opened.session()
     if runner is None:
         return DynamicCheck(skipped=problem)

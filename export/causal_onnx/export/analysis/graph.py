@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from os import PathLike
 from pathlib import Path
@@ -22,7 +23,9 @@ PLACE_KEY = MODULE_KEY
 def load_model(source: str | PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
     """A model with its local functions inlined; weights stay where they are.
 
-    A path or a proto is read anew; an `ir.Model` is cloned only where it holds functions.
+    A path or a proto is read anew, with its nodes in an order in which each reads what is made
+    before it: onnxruntime does not insist on that, and its quantize_dynamic writes an `If` in front
+    of what its branches read. An `ir.Model` is cloned only where it holds functions.
 
     Raises:
         ValueError: The file holds no ONNX model.
@@ -44,6 +47,10 @@ def load_model(source: str | PathLike[str] | onnx.ModelProto | ir.Model) -> ir.M
             raise ValueError(f"{path} holds no ONNX model: {_first_cause(error)}") from error
     if model.functions:
         model = common.InlinePass()(model).model
+    if not isinstance(source, ir.Model):
+        # Nodes in a circle have no order: then the analysis names the one that it cannot follow.
+        with contextlib.suppress(ValueError):
+            model.graph.sort()
     return model
 
 
