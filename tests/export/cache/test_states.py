@@ -346,7 +346,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int | None]]] = {
     "state space dual": (lambda: Made(state_space_dual), {"past_state.0.hidden": 1}),
     "decays of each feature": (
         lambda: Made(decays_of_each_feature),
-        {"past_state.0.running": 1, "past_state.1.hidden": 1, "past_state.2.window": 1},
+        {"past_state.0.running": 1, "past_state.1.window": 1, "past_state.2.hidden": 1},
     ),
     "any causal function": (lambda: Made(by_triangle), {"past_state.0.inputs": None}),
     "picked by number, before attention": (

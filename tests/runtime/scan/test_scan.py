@@ -77,7 +77,7 @@ def test_a_loop_and_branches_as_exports_write_them_pass() -> None:
 
 BIG = 1 << 40
 REFUSED = {
-    "local functions": (model(extra=field(25, field(1, "f"))), "it has 1 local functions"),
+    "local functions": (model(extra=field(25, field(1, "f"))), r"it has local functions \(1\)"),
     "training": (model(extra=field(20, b"")), "training graphs"),
     "metadata": (model(extra=metadata("ort_config", "{}")), "the key 'ort_config'"),
     "sparse weights": (model(in_graph=field(15, b"")), "sparse weights"),

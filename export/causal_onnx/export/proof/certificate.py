@@ -164,13 +164,13 @@ class Certificate:
             along = f" along axis {', '.join(map(str, out.position_axes))}" if out.causal else ""
             lines.append(f"  output    {out.name}: {state}{along}{_aside(out.note)}")
         for text, count in self.core_lines():
-            lines.append(f"  core      {text}" + (f"  x {count}" if count > 1 else ""))
+            lines.append(f"  attention {text}" + (f"  x {count}" if count > 1 else ""))
         for assumption in self.assumptions:
             lines.append(f"  assumes   {assumption.text}{_aside(_some(assumption.nodes))}")
         if not self.is_prefix_stable:
             lines.append(f"  prefix    not stable: {self._growing()}")
         if self.batch_independent is False:
-            lines.append("  note      rows of the batch depend on each other")
+            lines.append("  note      sequences of the batch depend on each other")
         if not self.deterministic:
             lines.append("  note      the graph draws random numbers")
         lines.append(f"  dynamic   {self._dynamic_line()}")

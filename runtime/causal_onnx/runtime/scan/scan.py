@@ -94,9 +94,9 @@ def _check_model(
         )
     if "functions" in model:
         raise Refused(
-            f"it has {len(model['functions'])} local functions, of which a few can make any number "
+            f"it has local functions ({len(model['functions'])}), of which a few can make any number "
             "of nodes",
-            "inline them: onnx.inliner.inline_local_functions",
+            "inline them: onnx.inliner.inline_local_functions; `causal-onnx adopt` does so too",
         )
     if "training_info" in model or "configuration" in model:
         raise Refused("it has training graphs or placements on devices, which exports do not have")
