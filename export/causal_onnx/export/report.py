@@ -30,8 +30,8 @@ __all__ = [
 
 
 EQUAL = 1e-3
-"""Up to this tolerance, relative to an output's scale, results are called equal; beyond, they agree,
-and the tolerance is told."""
+"""Up to this tolerance, relative to an output's scale, results are called equal; beyond, they
+agree, and the tolerance is told."""
 
 Progress = Callable[[str, float], None]
 """Called with the name of the step and how much of it is done, 0.0 to 1.0."""

@@ -94,8 +94,8 @@ def _check_model(
         )
     if "functions" in model:
         raise Refused(
-            f"it has local functions ({len(model['functions'])}), of which a few can make any number "
-            "of nodes",
+            f"it has local functions ({len(model['functions'])}), of which a few can make any "
+            "number of nodes",
             "inline them: onnx.inliner.inline_local_functions; `causal-onnx adopt` does so too",
         )
     if "training_info" in model or "configuration" in model:
