@@ -82,6 +82,13 @@ export async function continueText(page) {
   return page.textContent("#continuation");
 }
 
+/** Wait until the page has drawn what a change of its size or colours asks for. */
+export async function drawn(page) {
+  await page.evaluate(
+    () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))),
+  );
+}
+
 /** Pictures of the page as it is: on a desk and a phone, in light and in dark. */
 export async function takePictures(page, folder, state) {
   await mkdir(folder, { recursive: true });
@@ -90,10 +97,12 @@ export async function takePictures(page, folder, state) {
     await page.setViewportSize({ width, height: 900 });
     for (const colorScheme of ["light", "dark"]) {
       await page.emulateMedia({ colorScheme });
+      await drawn(page);
       const path = join(folder, `${state}-${width}-${colorScheme}.png`);
       await page.screenshot({ path, fullPage: true });
     }
   }
   await page.emulateMedia({ colorScheme: "light" });
   await page.setViewportSize(before);
+  await drawn(page);
 }

@@ -2,7 +2,7 @@
 // Prints what was found as one line of JSON; nothing may be fetched once the page is ready.
 
 import { resolve } from "node:path";
-import { takePictures, usePage, waitFor } from "./browser.mjs";
+import { drawn, takePictures, usePage, waitFor } from "./browser.mjs";
 
 const TEXT = "The value of the first";
 const [bundles, screenshots] = process.argv.slice(2).map((path) => resolve(path));
@@ -105,5 +105,6 @@ await usePage(bundles, "", async (page, found) => {
     () => document.documentElement.scrollWidth <= window.innerWidth,
   );
   await page.emulateMedia({ colorScheme: "dark" });
+  await drawn(page);
   found.pixelsInTheDark = await page.evaluate(countAbove);
 });
