@@ -533,6 +533,11 @@ HARMLESS = {
         node("Div", ["whole", "blocks"], ["z"]),
         tensors=[tensor("k", 4)],
     ),
+    "groups of channels without places": model(
+        node("Reshape", ["x", "rows"], ["flat"]),
+        node("GroupNormalization", ["flat", "one", "one"], ["z"], integer("num_groups", 2)),
+        tensors=[tensor("rows", -1, 4), floats("one", 4)],
+    ),
     "Einsum of inputs": model(node("Einsum", ["x", "x"], ["z"], text("equation", "bij,bkj->bik"))),
 }
 

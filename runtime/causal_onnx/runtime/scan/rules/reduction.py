@@ -158,8 +158,8 @@ def batch_normalization(node: Node) -> list[Value]:
 def group_normalization(node: Node) -> list[Value]:
     """Groups of channels, or each channel, with mean 0 and spread 1."""
     value = node.input(0)
-    if len(value.shape) < 3:
-        node.refuse("is of a tensor without channels and places")
+    if len(value.shape) < (2 if node.op_type == "GroupNormalization" else 3):
+        node.refuse("is of a tensor without channels, or without places")
     node.nonempty(value, list(range(1, len(value.shape))))
     node.ranked(1, 1)
     node.ranked(2, 1)
