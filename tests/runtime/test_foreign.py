@@ -198,7 +198,7 @@ def test_half_of_a_pair_of_files_is_refused_with_the_other_half_named(tmp_path: 
 
 
 def test_local_functions_are_for_whoever_trusts_the_file(tmp_path: Path) -> None:
-    with pytest.raises(UnsafeFileError, match=r"1 local functions.*trusted=True loads it"):
+    with pytest.raises(UnsafeFileError, match=r"local functions \(1\).*trusted=True loads it"):
         load_foreign("mobius-llama", tmp_path, trusted=False)
 
 
