@@ -6,7 +6,9 @@ import base64
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,14 +141,25 @@ def test_a_client_notices_a_wrong_output(client: Client, wrong: Path) -> None:
     assert "largest error" in outcome.problems[0]
 
 
+def with_contract(bundle: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """A copy of a bundle with another contract."""
+    shutil.copytree(bundle, folder)
+    path = folder / "contract.json"
+    document = json.loads(path.read_text())
+    change(document["contract"])
+    path.write_text(json.dumps(document))
+    return folder
+
+
 @pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
 def test_a_client_holds_values_to_the_range_of_the_contract(
     client: Client, bundles: list[Path], tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(bundles[0], tmp_path / "ranged")
-    document = json.loads((folder / "contract.json").read_text())
-    document["contract"]["inputs"][0]["value_range"] = [1e6, 2e6]
-    (folder / "contract.json").write_text(json.dumps(document))
+    folder = with_contract(
+        bundles[0],
+        tmp_path / "ranged",
+        lambda contract: contract["inputs"][0].update(value_range=[1e6, 2e6]),
+    )
     (problem,) = run_or_skip(client, [folder]).problems
     assert "values in [1" in problem
 
@@ -155,10 +168,9 @@ def test_a_client_holds_values_to_the_range_of_the_contract(
 def test_a_client_tests_a_model_without_a_longest_sequence(
     client: Client, bundles: list[Path], tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(bundles[0], tmp_path / "endless")
-    document = json.loads((folder / "contract.json").read_text())
-    document["contract"]["max_seq_len"] = None
-    (folder / "contract.json").write_text(json.dumps(document))
+    folder = with_contract(
+        bundles[0], tmp_path / "endless", lambda contract: contract.update(max_seq_len=None)
+    )
     outcome = run_or_skip(client, [folder])
     assert (outcome.problems, outcome.passed) == ((), 1)
 
