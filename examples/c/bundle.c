@@ -128,6 +128,27 @@ static bool read_specs(Bundle *bundle, const Json *list, Spec *specs, size_t *co
   return true;
 }
 
+static bool all_known(Bundle *bundle, const Json *object, const char *known) {
+  const char *unknown = json_unknown(object, known);
+  return unknown == NULL || fail(bundle, "the contract has the key %s, which is not known here", unknown);
+}
+
+static bool keys_are_known(Bundle *bundle, const Json *contract) {
+  static const char *const lists[][2] = {
+      {"inputs", TENSOR_KEYS}, {"outputs", TENSOR_KEYS}, {"cache", PAIR_KEYS}};
+  const Json *format = json_get(bundle->document, "format");
+  if (format == NULL || format->kind != JSON_NUMBER || format->number != 1)
+    return fail(bundle, "contract.json is of a format that is not known here");
+  if (!all_known(bundle, contract, CONTRACT_KEYS)) return false;
+  for (size_t i = 0; i < sizeof lists / sizeof *lists; ++i) {
+    const Json *list = json_get(contract, lists[i][0]);
+    if (list == NULL) return fail(bundle, "the contract has no %s", lists[i][0]);
+    for (const Json *item = list->child; item != NULL; item = item->next)
+      if (!all_known(bundle, item, lists[i][1])) return false;
+  }
+  return true;
+}
+
 // Which inputs are the cache and the mask.
 static bool read_roles(Bundle *bundle, const Json *contract) {
   const Json *cache = json_get(contract, "cache"), *mask = json_get(contract, "mask");
@@ -152,9 +173,13 @@ static bool read_contract(Bundle *bundle, const char *folder) {
   bundle->goldens = read_json(folder, "goldens.json");
   const Json *contract = json_get(bundle->document, "contract");
   if (contract == NULL || bundle->goldens == NULL) return fail(bundle, "%s is no bundle", folder);
-  const Json *most = json_get(contract, "max_seq_len");
+  const Json *least = json_get(contract, "min_seq_len"), *most = json_get(contract, "max_seq_len");
+  const Json *ragged = json_get(contract, "ragged");
+  bundle->min_seq_len = least != NULL && least->kind == JSON_NUMBER ? (int64_t)least->number : 1;
+  bundle->ragged = ragged != NULL ? ragged->text : NULL;
   bundle->max_seq_len = most != NULL && most->kind == JSON_NUMBER ? (int64_t)most->number : INT64_MAX;
-  return read_specs(bundle, json_get(contract, "inputs"), bundle->inputs, &bundle->num_inputs) &&
+  return keys_are_known(bundle, contract) &&
+         read_specs(bundle, json_get(contract, "inputs"), bundle->inputs, &bundle->num_inputs) &&
          read_specs(bundle, json_get(contract, "outputs"), bundle->outputs, &bundle->num_outputs) &&
          read_roles(bundle, contract);
 }
@@ -213,6 +238,14 @@ static int64_t *size_of(Sizes *sizes, const char *name) {
   return &sizes->values[sizes->count++];
 }
 
+// Whether a call of such rows takes one position.
+static bool reads_singly(const char *ragged, int64_t past, int64_t batch) {
+  if (ragged == NULL) return false;
+  return strcmp(ragged, "single") == 0 ||
+         (past > 0 && (strcmp(ragged, "steps") == 0 ||
+                       (strcmp(ragged, "packed_steps") == 0 && batch > 1)));
+}
+
 // Check the inputs against the contract; give the sizes of batch and seq.
 static bool check(Bundle *bundle, const Array *inputs, int64_t past, int64_t *batch, int64_t *seq) {
   Sizes sizes = {0};
@@ -249,6 +282,11 @@ static bool check(Bundle *bundle, const Array *inputs, int64_t past, int64_t *ba
   if (past + *seq > bundle->max_seq_len)
     return fail(bundle, "%lld positions, expected at most %lld", (long long)(past + *seq),
                 (long long)bundle->max_seq_len);
+  if (past + *seq < bundle->min_seq_len)
+    return fail(bundle, "%lld positions, expected at least %lld", (long long)(past + *seq),
+                (long long)bundle->min_seq_len);
+  if (*seq > 1 && reads_singly(bundle->ragged, past, *batch))
+    return fail(bundle, "%lld positions in a call, expected 1 here", (long long)*seq);
   return true;
 }
 
@@ -263,13 +301,17 @@ static bool fill(Bundle *bundle, const Spec *spec, int64_t batch, int64_t total,
                                                   : 0;
   }
   OrtAllocator *allocator;
-  int64_t *ones;
+  void *ones;
   if (!ok(bundle, bundle->ort->GetAllocatorWithDefaultOptions(&allocator)) ||
       !ok(bundle, bundle->ort->CreateTensorAsOrtValue(allocator, dims, spec->rank, spec->type, value)))
     return false;
   if (!spec->is_mask) return true;
-  if (!ok(bundle, bundle->ort->GetTensorMutableData(*value, (void **)&ones))) return false;
-  for (int64_t k = 0; k < batch * total; ++k) ones[k] = 1;
+  if (!ok(bundle, bundle->ort->GetTensorMutableData(*value, &ones))) return false;
+  const bool is_long = spec->type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+  for (int64_t k = 0; k < batch * total; ++k) {
+    if (is_long) ((int64_t *)ones)[k] = 1;
+    else ((int32_t *)ones)[k] = 1;
+  }
   return true;
 }
 

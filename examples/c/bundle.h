@@ -41,7 +41,8 @@ typedef struct {
   Json *document, *goldens;
   Spec inputs[MOST_TENSORS], outputs[MOST_TENSORS];
   size_t num_inputs, num_outputs;
-  int64_t max_seq_len;  // INT64_MAX: no limit
+  int64_t min_seq_len, max_seq_len;  // INT64_MAX: no limit
+  const char *ragged;                // how rows share a call; NULL: packed
   char error[512];      // what went wrong last
 } Bundle;
 

@@ -169,3 +169,14 @@ size_t json_count(const Json *list) {
   for (const Json *item = list->child; item != NULL; item = item->next) ++count;
   return count;
 }
+
+const char *json_unknown(const Json *object, const char *known) {
+  for (const Json *member = object->child; member != NULL; member = member->next) {
+    const size_t length = strlen(member->key);
+    const char *at = length > 0 ? strstr(known, member->key) : NULL;
+    while (at != NULL && ((at != known && at[-1] != ' ') || (at[length] != ' ' && at[length] != '\0')))
+      at = strstr(at + 1, member->key);
+    if (at == NULL || strchr(member->key, ' ') != NULL) return member->key;
+  }
+  return NULL;
+}

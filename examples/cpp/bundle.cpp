@@ -54,14 +54,35 @@ std::vector<Spec> read_specs(const Json &list) {
   return specs;
 }
 
+void check_keys(const Json &object, const char *known) {
+  const char *unknown = json_unknown(&object, known);
+  if (unknown == nullptr) return;
+  throw std::runtime_error("the contract has the key " + std::string(unknown) +
+                           ", which is not known here");
+}
+
+void check_each(const Json &list, const char *known) {
+  for (const Json *item = list.child; item != nullptr; item = item->next) check_keys(*item, known);
+}
+
 Contract read_contract(const Json &document) {
+  if (need(document, "format").number != 1)
+    throw std::runtime_error("contract.json is of a format that is not known here");
   const Json &from = need(document, "contract");
-  Contract contract{read_specs(need(from, "inputs")), read_specs(need(from, "outputs")), {}, {}, {}};
+  check_keys(from, CONTRACT_KEYS);
+  check_each(need(from, "inputs"), TENSOR_KEYS);
+  check_each(need(from, "outputs"), TENSOR_KEYS);
+  check_each(need(from, "cache"), PAIR_KEYS);
+  Contract contract;
+  contract.inputs = read_specs(need(from, "inputs"));
+  contract.outputs = read_specs(need(from, "outputs"));
   contract.mask = text_of(need(from, "mask"));
   for (const Json *pair = need(from, "cache").child; pair != nullptr; pair = pair->next)
     contract.cache[text_of(need(*pair, "past"))] = text_of(need(*pair, "present"));
   const Json &most = need(from, "max_seq_len");
   if (most.kind == JSON_NUMBER) contract.max_seq_len = static_cast<std::int64_t>(most.number);
+  contract.min_seq_len = static_cast<std::int64_t>(need(from, "min_seq_len").number);
+  if (const Json *ragged = json_get(&from, "ragged")) contract.ragged = text_of(*ragged);
   return contract;
 }
 
@@ -100,6 +121,8 @@ Ort::Value make_default(const Spec &spec, const Sizes &sizes) {
   Ort::Value value = Ort::Value::CreateTensor(allocator, shape.data(), shape.size(), spec.type);
   if (spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64)
     std::fill_n(value.GetTensorMutableData<std::int64_t>(), count, 1);
+  if (spec.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32)
+    std::fill_n(value.GetTensorMutableData<std::int32_t>(), count, 1);
   return value;
 }
 
@@ -142,6 +165,11 @@ std::optional<std::size_t> Spec::axis(const std::string &wanted) const {
   const auto found = std::find(axes.begin(), axes.end(), Axis(wanted));
   if (found == axes.end()) return std::nullopt;
   return static_cast<std::size_t>(found - axes.begin());
+}
+
+bool Contract::reads_singly(std::int64_t past, std::int64_t batch) const {
+  return ragged == "single" ||
+         (past > 0 && (ragged == "steps" || (ragged == "packed_steps" && batch > 1)));
 }
 
 Bundle::Bundle(const std::string &folder) {
@@ -189,6 +217,11 @@ Sizes Bundle::check(const Tensors &inputs, std::int64_t past) const {
   if (contract_.max_seq_len && total > *contract_.max_seq_len)
     throw ContractError(std::to_string(total) + " positions, expected at most " +
                         std::to_string(*contract_.max_seq_len));
+  if (total < contract_.min_seq_len)
+    throw ContractError(std::to_string(total) + " positions, expected at least " +
+                        std::to_string(contract_.min_seq_len));
+  if (sizes["seq"] > 1 && contract_.reads_singly(past, sizes["batch"]))
+    throw ContractError(std::to_string(sizes["seq"]) + " positions in a call, expected 1 here");
   return sizes;
 }
 

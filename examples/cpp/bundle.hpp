@@ -45,6 +45,11 @@ struct Contract {
   std::map<std::string, std::string> cache;  // past -> present
   std::string mask;                          // empty: none
   std::optional<std::int64_t> max_seq_len;
+  std::int64_t min_seq_len = 1;
+  std::string ragged;  // how rows share a call; empty: packed
+
+  // Whether a call of so many rows takes one position.
+  bool reads_singly(std::int64_t past, std::int64_t batch) const;
 };
 
 // Load libonnxruntime and give its version; before anything else.

@@ -10,12 +10,28 @@ import onnxruntime
 
 Arrays = dict[str, Any]
 
+# What is read here of a contract, of its inputs and outputs, and of the pairs of its cache. A key
+# that is not known may restrict what a call may contain.
+_CONTRACT = {
+    *("inputs", "outputs", "cache", "mask", "max_seq_len", "min_seq_len", "last_only", "computed"),
+    *("ragged", "free_axes", "causal_block", "unbatched", "form", "precision", "opset", "format"),
+    *("eos_token_ids", "bos_token_id", "pad_token_id"),
+}
+_TENSOR = {"name", "dtype", "axes", "vocab_size", "kind", "value_range"}
+_PAIR = {"past", "present", "bounded", "shared"}
+
 
 class Bundle:
     """A model that takes what its contract allows."""
 
     def __init__(self, folder: Path, session: Any = None) -> None:
-        self.contract = json.loads((folder / "contract.json").read_bytes())["contract"]
+        document = json.loads((folder / "contract.json").read_bytes())
+        self.contract = contract = document["contract"]
+        tensors = {key for spec in contract["inputs"] + contract["outputs"] for key in spec}
+        pairs = {key for pair in contract["cache"] for key in pair}
+        unknown = (contract.keys() - _CONTRACT) | (tensors - _TENSOR) | (pairs - _PAIR)
+        if document["format"] != 1 or unknown:
+            raise ValueError(f"format {document['format']} and keys not known here: {unknown}")
         self.goldens = json.loads((folder / "goldens.json").read_bytes())
         self.session = session or onnxruntime.InferenceSession(folder / "model.onnx")
         self.cache = {pair["past"]: pair["present"] for pair in self.contract["cache"]}
@@ -47,9 +63,13 @@ class Bundle:
             low, high = spec.get("value_range") or (None, None)
             if low is not None and not low <= array.min() <= array.max() < high:
                 raise ValueError(f"{name} must hold values in [{low}, {high})")
-        most = self.contract["max_seq_len"]
-        if most and past + sizes["seq"] > most:
-            raise ValueError(f"{past} + {sizes['seq']} positions, expected at most {most}")
+        least, most = self.contract["min_seq_len"], self.contract["max_seq_len"] or float("inf")
+        if not least <= (total := past + sizes["seq"]) <= most:
+            raise ValueError(f"{total} positions, expected at least {least} and at most {most}")
+        ragged, several = self.contract.get("ragged"), sizes["seq"] > 1
+        single = ragged == "single" or (past and ragged == "steps")
+        if several and (single or (past and ragged == "packed_steps" and sizes["batch"] > 1)):
+            raise ValueError(f"{sizes['seq']} positions in a call, expected 1 here")
         return sizes
 
 

@@ -141,7 +141,7 @@ def test_a_client_notices_a_wrong_output(client: Client, wrong: Path) -> None:
     assert "largest error" in outcome.problems[0]
 
 
-def with_contract(bundle: Path, folder: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+def with_contract(bundle: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """A copy of a bundle with another contract."""
     shutil.copytree(bundle, folder)
     path = folder / "contract.json"
@@ -162,6 +162,30 @@ def test_a_client_holds_values_to_the_range_of_the_contract(
     )
     (problem,) = run_or_skip(client, [folder]).problems
     assert "values in [1" in problem
+
+
+RESTRICTED: tuple[tuple[str, Callable[[dict[str, Any]], object]], ...] = (
+    ("alibi_of", lambda contract: contract.update(alibi_of="batch")),
+    ("alibi_of", lambda contract: contract["inputs"][0].update(alibi_of="batch")),
+    ("alibi_of", lambda contract: contract["outputs"][0].update(alibi_of="batch")),
+    ("alibi_of", lambda contract: contract["cache"][0].update(alibi_of="batch")),
+    ("at least 4096", lambda contract: contract.update(min_seq_len=4096, max_seq_len=4096)),
+    ("expected 1 here", lambda contract: contract.update(ragged="single")),
+)
+"""What a problem says, and the contract that makes it."""
+
+
+@pytest.mark.parametrize("client", OUTSIDE_BROWSERS, ids=lambda client: client.name)
+def test_a_client_refuses_keys_and_calls_that_a_contract_does_not_allow(
+    client: Client, bundles: list[Path], tmp_path: Path
+) -> None:
+    folders = [
+        with_contract(bundles[1], tmp_path / str(number), change)
+        for number, (_, change) in enumerate(RESTRICTED)
+    ]
+    problems = run_or_skip(client, folders).problems
+    for (expected, _), problem in zip(RESTRICTED, problems, strict=True):
+        assert expected in problem
 
 
 @pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)

@@ -20,6 +20,26 @@ export interface Spec {
   readonly value_range?: readonly [number, number];
 }
 
+// What is read here of a contract, of its inputs and outputs, and of the pairs of its cache. A key
+// that is not known may restrict what a call may contain.
+const KNOWN = {
+  contract:
+    "bos_token_id cache causal_block computed eos_token_ids form format free_axes inputs last_only mask " +
+    "max_seq_len min_seq_len opset outputs pad_token_id precision ragged unbatched",
+  tensor: "name dtype axes vocab_size kind value_range",
+  pair: "past present bounded shared",
+};
+
+function refuseUnknown(found: object, known: string): void {
+  const unknown = Object.keys(found).filter((key) => !known.split(" ").includes(key));
+  if (unknown.length > 0) {
+    throw new RangeError(
+      `the contract has keys that are not known here: ${unknown.join(", ")}. ` +
+        "Use the clients of the version of causal-onnx that wrote it",
+    );
+  }
+}
+
 export interface Contract {
   readonly inputs: readonly Spec[];
   readonly outputs: readonly Spec[];
@@ -27,6 +47,8 @@ export interface Contract {
   readonly mask: string | null;
   readonly max_seq_len: number | null;
   readonly min_seq_len?: number;
+  /** How rows share a call; "single", "steps" and "packed_steps" restrict its positions. */
+  readonly ragged?: string;
   /** Ids that end a text; left out where none is known. */
   readonly eos_token_ids?: readonly number[];
 }
@@ -41,6 +63,9 @@ export class Bundle {
     readonly session: InferenceSession,
     readonly contract: Contract,
   ) {
+    refuseUnknown(contract, KNOWN.contract);
+    for (const spec of [...contract.inputs, ...contract.outputs]) refuseUnknown(spec, KNOWN.tensor);
+    for (const pair of contract.cache) refuseUnknown(pair, KNOWN.pair);
     const own = new Set([...contract.cache.map((pair) => pair.past), contract.mask]);
     this.inputs = contract.inputs.filter((spec) => !own.has(spec.name));
   }
@@ -74,9 +99,16 @@ export class Bundle {
       if (spec.vocab_size !== null) checkValues(tensor, 0, spec.vocab_size, spec.name);
       if (spec.value_range) checkValues(tensor, ...spec.value_range, spec.name);
     }
-    const total = past + (sizes.get("seq") ?? 0);
-    const most = this.contract.max_seq_len ?? Infinity;
-    if (total > most) throw new RangeError(`${total} positions, expected at most ${most}`);
+    const seq = sizes.get("seq") ?? 0;
+    const { min_seq_len: least = 1, max_seq_len: most, ragged } = this.contract;
+    if (past + seq > (most ?? Infinity)) {
+      throw new RangeError(`${past + seq} positions, expected at most ${most}`);
+    }
+    if (past + seq < least) throw new RangeError(`${past + seq} positions, expected at least ${least}`);
+    const single =
+      ragged === "single" ||
+      (past > 0 && (ragged === "steps" || (ragged === "packed_steps" && (sizes.get("batch") ?? 1) > 1)));
+    if (single && seq > 1) throw new RangeError(`${seq} positions in a call, expected 1 here`);
     return sizes;
   }
 }
@@ -120,7 +152,10 @@ export class Stream {
   private ones(spec: Spec, sizes: Map<string, number>): Tensor {
     const dims = spec.axes.map((axis) => (typeof axis === "number" ? axis : (sizes.get(axis) ?? 1)));
     const data = makeArray(spec.dtype, count(dims));
-    if (data instanceof BigInt64Array) data.fill(1n);
+    if (spec.name === this.bundle.contract.mask) {
+      if (data instanceof BigInt64Array) data.fill(1n);
+      else data.fill(1);
+    }
     return new this.bundle.runtime.Tensor(spec.dtype as Tensor.Type, data, dims);
   }
 }

@@ -48,7 +48,9 @@ pub struct Bundle {
     pub outputs: [Spec; MOST_TENSORS],
     pub num_inputs: usize,
     pub num_outputs: usize,
+    pub min_seq_len: i64,
     pub max_seq_len: i64,
+    pub ragged: *const c_char,
     pub error: [c_char; 512],
 }
 
