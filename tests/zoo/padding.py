@@ -285,16 +285,14 @@ def _mask_4d(dim: int) -> Inputs:
     return Inputs(
         make=make,
         axes=(*base.axes, {0: "batch", 2: "seq", 3: "seq"}),
-        roles=(*base.roles, "mask"),
+        roles=(*base.roles, "given"),
     )
 
 
 @padding.add(
     "pad_whole_mask_given",
     inputs=_mask_4d(16),
-    footprint="other",
     cacheable=False,
-    expect="not_causal:the mask is an input, so the caller decides what is seen",
     origin="a (batch, 1, seq, seq) mask made by the caller, nothing causal in the module",
 )
 class WholeMaskGiven(Core):
