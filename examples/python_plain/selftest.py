@@ -64,6 +64,8 @@ def main() -> int:
     parser.add_argument("--engine", choices=ENGINES, default="onnxruntime")
     parser.add_argument("bundle", type=Path)
     args = parser.parse_args()
+    if not (args.bundle / "contract.json").is_file():
+        sys.exit(f"error: {args.bundle} has no contract.json; expected the folder of a model")
     runtime, session = ENGINES[args.engine](args.bundle / "model.onnx")
     bundle = Bundle(args.bundle, session)
     cases = bundle.goldens["cases"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -139,6 +140,20 @@ def test_a_client_notices_a_wrong_output(client: Client, wrong: Path) -> None:
     outcome = run_or_skip(client, [wrong])
     assert outcome.passed == 0
     assert "largest error" in outcome.problems[0]
+
+
+@pytest.mark.parametrize("client", OUTSIDE_BROWSERS, ids=lambda client: client.name)
+def test_a_client_says_in_one_line_that_a_folder_is_none(client: Client, tmp_path: Path) -> None:
+    try:
+        command = client.prepare(False)
+    except MissingError as error:
+        pytest.skip(str(error))
+    done = subprocess.run(
+        [*command, str(tmp_path / "none")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert str(tmp_path / "none") in line
 
 
 def with_contract(bundle: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:

@@ -8,9 +8,10 @@ import process from "node:process";
 import * as ort from "onnxruntime-node";
 import { Stream } from "./bundle.js";
 import { choose } from "./choose.js";
-import { load } from "./load.js";
+import { load, oneLineErrors } from "./load.js";
 import { decode, makeTokenizer, TextStream } from "./text.js";
 
+oneLineErrors();
 const [folder = ".", prompt = "", count = "40"] = process.argv.slice(2);
 const { bundle } = await load(folder);
 const readJson = async (name: string) => JSON.parse(await readFile(join(folder, name), "utf8"));

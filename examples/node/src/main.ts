@@ -2,9 +2,10 @@
 
 import { createRequire } from "node:module";
 import process from "node:process";
-import { load } from "./load.js";
+import { load, oneLineErrors } from "./load.js";
 import { selftest } from "./selftest.js";
 
+oneLineErrors();
 const { bundle, goldens } = await load(process.argv[2] ?? ".");
 const report = await selftest(bundle, goldens);
 const { version } = createRequire(import.meta.url)("onnxruntime-node/package.json");
