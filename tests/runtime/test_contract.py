@@ -63,6 +63,12 @@ def test_a_contract_without_special_tokens_has_no_key_of_them() -> None:
     assert not [key for key in json.loads(CONTRACT.to_json()) if "token" in key]
 
 
+def test_a_newer_onnxruntime_is_a_key_only_where_it_is_needed() -> None:
+    contract = replace(CONTRACT, min_onnxruntime="1.30")
+    assert Contract.from_json(contract.to_json()) == contract
+    assert "onnxruntime" not in CONTRACT.to_json()
+
+
 def test_equal_contracts_give_the_same_text() -> None:
     assert Contract.from_json(CONTRACT.to_json()).to_json() == CONTRACT.to_json()
 
@@ -120,6 +126,8 @@ def test_a_spec_describes_itself_on_one_line() -> None:
         (changed(**bounded(3)), "past_slots and present_slots belong to pairs .* bounded"),
         (changed(**bounded(3, "past_slots", "present_slots")), "bounded or shared needs a mask"),
         (changed(inputs=spec_with(axes=["past_slots"])), "belong to pairs of the cache"),
+        (changed(min_onnxruntime="1"), "a version of two numbers like '1.30', got '1'"),
+        (changed(min_onnxruntime=1.3), "a version of two numbers like '1.30', got 1.3"),
         (changed(unbatched="yes"), "unbatched must be true or false, got 'yes'"),
         (changed(form=None), "form must be a string, got None"),
         (changed(inputs=spec_with(name="")), "must be a non-empty text, got ''"),

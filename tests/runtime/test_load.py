@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from causal_onnx.runtime import ArtifactError, Contract, TensorSpec, load
 from causal_onnx.runtime.contract import CONTRACT_KEY, CachePair
+from causal_onnx.runtime.session.ort import import_onnxruntime
 from tests.runtime.artifacts import field, fixture, metadata
 from tests.runtime.onnx_bytes import model
 
@@ -109,6 +111,21 @@ def test_a_contract_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     newer = metadata(CONTRACT_KEY, '{"format": 2, "tensors": []}')
     path.write_bytes(fixture("foreign").read_bytes() + newer)
     with pytest.raises(ArtifactError, match=r"of format 2, .* reads up to 1\. Update it"):
+        load(path)
+
+
+@pytest.mark.parametrize("version", ["1.29.1", "1.28.0", "1.3", "0.31"])
+def test_a_file_that_needs_a_newer_onnxruntime_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    path, needs = tmp_path / "m.onnx", replace(contract(), min_onnxruntime="1.30")
+    path.write_bytes(fixture("foreign").read_bytes() + metadata(CONTRACT_KEY, needs.to_json()))
+    monkeypatch.setattr(import_onnxruntime(), "__version__", version)
+    message = (
+        rf"m\.onnx needs onnxruntime 1\.30 or newer, and this is {re.escape(version)}: .*"
+        r"pip install -U 'onnxruntime>=1\.30'; or export with target='portable'"
+    )
+    with pytest.raises(ArtifactError, match=message):
         load(path)
 
 

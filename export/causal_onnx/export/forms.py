@@ -14,6 +14,7 @@ from causal_onnx.export.cache.last_logits import offer_last_only
 from causal_onnx.export.cache.row_lookup import RaggedError
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.cleanup import tidy
+from causal_onnx.export.graph.onnxruntime_versions import oldest_onnxruntime
 from causal_onnx.export.lower import lower, shared_pasts, write_depthwise
 from causal_onnx.export.passes import opset17
 from causal_onnx.export.passes.fuse import fuse
@@ -81,7 +82,7 @@ def forms_of(
             name = "cache for rows of one length"
             yield _rewritten(name, model.clone(), contract, grids, cache=True)
         else:
-            _finish(model, contract, grids)
+            contract = _finish(model, contract, grids)
             yield Form(name="the graph as captured, made smaller", model=model, contract=contract)
     except refusals as error:
         yield Fallback(form="", reason=_reason(error))
@@ -122,7 +123,7 @@ def _rewritten(
     lower(model, contract.form, contract.max_seq_len)
     if cache:
         write_depthwise(model)
-    _finish(model, contract, grids)
+    contract = _finish(model, contract, grids)
     return Form(name=name, model=model, contract=contract, left=(*left, *again))
 
 
@@ -143,8 +144,8 @@ def _with_cache(contract: Contract, derived: DerivedCache, shared: frozenset[str
     )
 
 
-def _finish(model: ir.Model, contract: Contract, grids: Sequence[Grid]) -> None:
-    """Run the last passes, the same for every form."""
+def _finish(model: ir.Model, contract: Contract, grids: Sequence[Grid]) -> Contract:
+    """Run the last passes, the same for every form; the contract with what the graph then needs."""
     compute_position_matrices(model)
     share_transposed_weights(model)
     if grids:
@@ -154,6 +155,7 @@ def _finish(model: ir.Model, contract: Contract, grids: Sequence[Grid]) -> None:
     if contract.opset == opset17.OPSET:
         opset17.to_opset_17(model)
     tidy(model)
+    return replace(contract, min_onnxruntime=oldest_onnxruntime(model))
 
 
 def _limit(model: ir.Model, contract: Contract, limit: int) -> None:

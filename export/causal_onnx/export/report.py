@@ -503,14 +503,15 @@ class ExportReport:
     """What a rewrite does not support, so that the file has it in a plainer form."""
 
     def __str__(self) -> str:
-        limit = self.contract.max_seq_len
+        limit, oldest = self.contract.max_seq_len, self.contract.min_onnxruntime
         verdict = self.certificate.verdict.replace("_", " ")
         offence = self.certificate.offence
         compared = sum(not case.refused for case in self.parity.cases)
         lines = [
             f"{self.path}  {self.size_bytes / 1e6:.2f} MB, {self.nodes} nodes, "
             f"opset {self.contract.opset}, max_seq_len {limit if limit else 'unlimited'}"
-            + (f" (trained on {self.trained_len})" if self.trained_len is not None else ""),
+            + (f" (trained on {self.trained_len})" if self.trained_len is not None else "")
+            + (f", onnxruntime >= {oldest}" if oldest is not None else ""),
             *(f"  in   {text}" for text in describe_all(self.contract.inputs)),
             *(f"  assumed {text}" for text in self.assumed),
             *(f"  out  {text}" for text in describe_all(self.contract.outputs)),

@@ -315,6 +315,9 @@ class Contract:
     precision: str = "fp32"
     opset: int | None = None
     """Version of the default ONNX operator set that the graph uses."""
+    min_onnxruntime: str | None = None
+    """The first version of onnxruntime, "1.30" say, that has every operator of the graph and every
+    input of one; None: each that is supported. An older one is refused when the file is loaded."""
     eos_token_ids: tuple[int, ...] = ()
     """For a language model: every id that ends a text; empty: none is known."""
     bos_token_id: int | None = None
@@ -340,6 +343,7 @@ class Contract:
                 raise ValueError(f"{field} must be a string, got {getattr(self, field)!r}")
         if not isinstance(self.unbatched, bool):
             raise ValueError(f"unbatched must be true or false, got {self.unbatched!r}")
+        self._check_version()
         self._check_tokens()
         self._check_free_axes()
         inputs = {spec.name for spec in self.inputs}
@@ -370,6 +374,15 @@ class Contract:
             raise ValueError(
                 f"min_seq_len must be in [1, max_seq_len], got {self.min_seq_len} with max_seq_len "
                 f"{self.max_seq_len}"
+            )
+
+    def _check_version(self) -> None:
+        version = self.min_onnxruntime
+        if version is not None and not (
+            isinstance(version, str) and re.fullmatch(r"\d{1,6}\.\d{1,6}", version, re.ASCII)
+        ):
+            raise ValueError(
+                f"min_onnxruntime must be a version of two numbers like '1.30', got {version!r}"
             )
 
     def _check_free_axes(self) -> None:
@@ -522,6 +535,7 @@ _LATER = (
     "ragged",
     "free_axes",
     "causal_block",
+    "min_onnxruntime",
 )
 
 

@@ -9,7 +9,12 @@ from types import ModuleType
 import pytest
 
 from causal_onnx.runtime import DeviceError
-from causal_onnx.runtime.session.ort import first_line, import_onnxruntime, installed_wheels
+from causal_onnx.runtime.session.ort import (
+    first_line,
+    import_onnxruntime,
+    installed_wheels,
+    refuse_older,
+)
 from tests.runtime.artifacts import fixture
 
 
@@ -83,6 +88,12 @@ def test_a_version_with_wrong_attention_is_refused(site: Path, version: str) -> 
 def test_newer_versions_are_accepted(site: Path, version: str) -> None:
     install(site, "onnxruntime", version)
     assert import_onnxruntime().__version__ == version
+
+
+@pytest.mark.parametrize("version", ["1.30.0", "1.31.0.dev20260101", "1.100.0", "2.0"])
+def test_a_file_runs_where_the_version_is_new_enough(version: str) -> None:
+    refuse_older(version, "1.30", "model.onnx")
+    refuse_older(version, None, "model.onnx")
 
 
 def test_an_error_within_onnxruntime_is_not_taken_for_its_absence(site: Path) -> None:

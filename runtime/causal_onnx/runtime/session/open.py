@@ -25,7 +25,12 @@ from causal_onnx.runtime.session.device import (
 )
 from causal_onnx.runtime.session.huge_pages import on_huge_pages
 from causal_onnx.runtime.session.integer_products import PRECISION, exact_product_settings
-from causal_onnx.runtime.session.ort import first_line, import_onnxruntime, onnxruntime_errors
+from causal_onnx.runtime.session.ort import (
+    first_line,
+    import_onnxruntime,
+    onnxruntime_errors,
+    refuse_older,
+)
 from causal_onnx.runtime.session.prepared import PreparedSession, saving_settings
 from causal_onnx.runtime.session.threads import available_cores
 
@@ -93,7 +98,8 @@ def open_session(
 
     Raises:
         DeviceError: The device cannot run this model, or not all of it.
-        ArtifactError: onnxruntime does not accept the model, or a held file was written to.
+        ArtifactError: onnxruntime is older than the file needs or does not accept the model, or a
+            held file was written to.
         ValueError: `device` is none of the above.
     """
     wanted = parse_device(device)
@@ -123,6 +129,8 @@ def _open(
     artifact: Artifact, device: Device, settings: SessionSettings, held: Lender | None
 ) -> Any:
     ort = import_onnxruntime()
+    if artifact.contract is not None:
+        refuse_older(ort.__version__, artifact.contract.min_onnxruntime, artifact.name)
     offered = ort.get_available_providers()
     if device.provider not in offered:
         raise missing_provider(device, offered)

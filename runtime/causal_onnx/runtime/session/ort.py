@@ -11,9 +11,15 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from causal_onnx.runtime.errors import DeviceError
+from causal_onnx.runtime.errors import ArtifactError, DeviceError
 
-__all__ = ["first_line", "import_onnxruntime", "installed_wheels", "onnxruntime_errors"]
+__all__ = [
+    "first_line",
+    "import_onnxruntime",
+    "installed_wheels",
+    "onnxruntime_errors",
+    "refuse_older",
+]
 
 TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 
@@ -74,13 +80,36 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
+def _two_numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
 def _check_version(version: str) -> None:
-    found = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if found < OLDEST:
+    if _two_numbers(version) < OLDEST:
         raise ImportError(
             f"onnxruntime {version} is too old: its Attention operator gives wrong numbers for "
             f"masked rows, softcap and unequal lengths. Update it to {OLDEST[0]}.{OLDEST[1]} or "
             "newer: pip install -U onnxruntime"
+        )
+
+
+def refuse_older(version: str, needed: str | None, name: str) -> None:
+    """See that an onnxruntime has what a file needs.
+
+    Args:
+        version: Of the onnxruntime that would run it.
+        needed: The contract's `min_onnxruntime`.
+        name: The file's.
+
+    Raises:
+        ArtifactError: It is older.
+    """
+    if needed is not None and _two_numbers(version) < _two_numbers(needed):
+        raise ArtifactError(
+            f"{name} needs onnxruntime {needed} or newer, and this is {version}: the file holds an "
+            "operator, or an input of one, that older versions lack. Update onnxruntime: pip "
+            f"install -U 'onnxruntime>={needed}'; or export with target='portable', which uses "
+            "operators of ONNX alone"
         )
 
 
