@@ -308,7 +308,7 @@ def test_verify_accepts_the_source_and_names_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target": "gpu"}, "target must be one of ort, portable, tiled, got 'gpu'"),
+        ({"target": "gpu"}, "target must be one of ort, ort-1.32, portable, tiled, got 'gpu'"),
         ({"opset": 16}, r"opset must be in \[17, 25\], got 16"),
         (
             {"precision": "int3"},

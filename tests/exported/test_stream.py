@@ -22,6 +22,7 @@ from causal_onnx.runtime import ArtifactError, Model, load
 from causal_onnx.runtime.session.device import Device
 from causal_onnx.runtime.session.device_memory import DeviceMemory
 from causal_onnx.runtime.session.runner import Runner
+from causal_onnx.runtime.stream.kv_cache import KVCache
 
 WINDOW = 4
 
@@ -33,7 +34,11 @@ def windowed_config() -> DecoderConfig:
     return DecoderConfig(vocab_size=31, num_layers=2, attention=attention, mlp_dim=24)
 
 
-CONFIGS = {"full": tiny_llama_config(), "window": windowed_config()}
+FORMS = {
+    "full": (tiny_llama_config(), "ort"),
+    "window": (windowed_config(), "ort"),
+    "one operator for all calls": (tiny_llama_config(), "ort-1.32"),
+}
 
 
 class Subject:
@@ -58,13 +63,14 @@ class OnDevice(Runner):
     cache_device = property(lambda self: Device("cpu"))
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
+@pytest.fixture(scope="module", params=list(FORMS))
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[DecoderLM, Path]:
-    decoder = DecoderLM(CONFIGS[request.param], seed=0).eval()
-    path = tmp_path_factory.mktemp("stream") / f"{request.param}.onnx"
-    export(decoder, path, cache=True)
+    config, target = FORMS[request.param]
+    decoder = DecoderLM(config, seed=0).eval()
+    path = tmp_path_factory.mktemp("stream") / "m.onnx"
+    export(decoder, path, cache=True, target=target)
     return decoder, path
 
 
@@ -213,6 +219,22 @@ def test_a_step_writes_into_the_buffers_and_leaves_them_where_they_are(subject: 
     got += [stream(ids[:, 9:])]  # two rows, several positions: copied into place
     assert all(stream._cache.buffers[name] is buffer for name, buffer in held.items())
     close(np.concatenate(got, 1), subject.whole(ids))
+
+
+def test_one_operator_for_all_calls_writes_in_place_in_each(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, copied = KVCache.put, []
+    monkeypatch.setattr(
+        KVCache, "put", lambda self, found, n: copied.append(len(found)) or put(self, found, n)
+    )
+    stream, ids = subject.model.stream(batch=2, capacity=20), subject.ids(2, 20)
+    for new in ([6, 2], [1, 0], [3, 5], [4, 4]):
+        stream(ids[:, : max(new)], lengths=new)
+    if subject.model.contract.shares_every_call:
+        assert copied == [0, 0, 0, 0]
+    else:
+        assert copied[1:] == [len(subject.model.contract.cache)] * 3
 
 
 def test_the_last_positions_alone(subject: Subject) -> None:

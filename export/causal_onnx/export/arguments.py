@@ -13,7 +13,7 @@ from causal_onnx.runtime.artifact.drafts import check_target
 
 __all__ = ["OPSETS", "check_file", "check_options", "read_causal"]
 
-OPSETS = {"ort": 24, "portable": 20, "tiled": 20}
+OPSETS = {"ort": 24, "ort-1.32": 24, "portable": 20, "tiled": 20}
 """Default opset per target. 24 writes SDPA as one `Attention` node, which onnxruntime >= 1.28 (all
 this project runs on) computes right; 20 is read by every runtime of the last years."""
 

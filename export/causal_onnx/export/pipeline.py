@@ -73,8 +73,9 @@ def export(
             at position 0.
         cache: Derive a KV cache: the file takes `past_key_values.{i}.key` and `.value` and returns
             `present.{i}.key` and `.value`, and serves both prefill and decoding.
-        target: "ort" (onnxruntime), "portable" (any ONNX runtime) or "tiled" (any, in blocks of
-            queries: memory linear in the length).
+        target: "ort" (onnxruntime), "ort-1.32" (onnxruntime 1.32 or newer, where cached attention
+            is one operator for all calls), "portable" (any ONNX runtime) or "tiled" (any, in blocks
+            of queries: memory linear in the length).
         precision: "fp32", which leaves a module of another precision as it is (bfloat16 is widened
             to fp32); "fp16": weights, inputs, outputs and computation in half precision, compared
             with the module in fp32; "bf16": the same in bfloat16, for CUDA, checked here on the
@@ -88,7 +89,8 @@ def export(
             that the module samples.
         keep: For quantised weights, patterns of parameter names ("*" is any text) and the precision
             that these parameters keep: {"lm_head.*": "fp32"}; with "int4" also "int8".
-        opset: ONNX operator set, 17 to 25. None: 24 for "ort", 20 for the others.
+        opset: ONNX operator set, 17 to 25. None: 24 for "ort" and "ort-1.32", 20 for the
+            others.
         max_seq_len: The longest sequence of the file, no longer than the module accepts. None: the
             length that it was trained on, if a Hugging Face configuration says so, or else the
             length that it accepts, found from its guards and by calling it.

@@ -17,6 +17,7 @@ from causal_onnx.runtime.json_text import read_json
 __all__ = [
     "AXIS_NAMES",
     "CERTIFICATE_KEY",
+    "CHUNKED",
     "CONTRACT_KEY",
     "FORMAT",
     "GOLDEN_KEY",
@@ -24,6 +25,7 @@ __all__ = [
     "LARGEST_AXIS",
     "LAST_ONLY",
     "MODULE_KEY",
+    "ORT_FORMS",
     "SLOT_AXES",
     "SOURCE_KEY",
     "CachePair",
@@ -230,7 +232,8 @@ class CachePair:
     given as the present: the new positions are then written behind the held ones, and the other
     slots are left alone. That holds for a call without a past, and for one without padding that
     reads one position, or one row; any other call takes such a past too, and gives the present as
-    a tensor of its own."""
+    a tensor of its own. Where `Contract.shares_every_call`, it holds for every call, and the
+    present has as many slots as the past where that has room for all positions."""
 
     def __post_init__(self) -> None:
         bounded = self.bounded
@@ -246,6 +249,12 @@ class CachePair:
                 f"{self.past}: bounded must be a positive integer or None, got {bounded!r}"
             )
 
+
+CHUNKED = "ort-1.32"
+"""The form whose cached attention is one operator for all calls, which came with that version."""
+
+ORT_FORMS = ("ort", CHUNKED)
+"""The forms with operators of onnxruntime's own."""
 
 COMPUTED_RULES = ("positions", "has_past", "all_logits")
 RAGGED = ("packed", "packed_steps", "left", "none", "steps", "single")
@@ -287,8 +296,8 @@ class Contract:
     free_axes: tuple[FreeAxis, ...] = ()
     """The symbolic axes beside `AXIS_NAMES` and `SLOT_AXES`."""
     form: str = "portable"
-    """How attention is written in the graph: "ort", "portable" or "tiled"; "foreign": as another
-    exporter did."""
+    """How attention is written in the graph: "ort", "ort-1.32", "portable" or "tiled"; "foreign":
+    as another exporter did."""
     cache: tuple[CachePair, ...] = ()
     """The KV cache, if the graph has one: keys, then values, layer by layer. Past inputs may be
     left out of a request; they are then empty."""
@@ -468,6 +477,11 @@ class Contract:
     def present_names(self) -> frozenset[str]:
         """The outputs that hold the cache."""
         return frozenset(pair.present for pair in self.cache)
+
+    @property
+    def shares_every_call(self) -> bool:
+        """Whether past and present may be one buffer in any call, where a pair is shared."""
+        return self.form == CHUNKED
 
     def without_cache(self) -> Contract:
         """What is left for the caller of a stream, which keeps the cache itself."""

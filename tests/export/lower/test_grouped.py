@@ -14,9 +14,13 @@ from torch import nn
 
 from causal_onnx.export import export
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
+from causal_onnx.runtime.contract import CHUNKED, ORT_FORMS
 from tests.zoo.masks import SinkLogits
 
 CAPACITY = 24
+
+COUNTS = 16
+"""Where the operator takes the new positions of each row (`query_seqlens`)."""
 
 
 def decoder(*, head_dim: int = 16, **attention: object) -> DecoderLM:
@@ -48,12 +52,11 @@ def partly_rotary() -> nn.Module:
 
 
 def operator(path: Path) -> onnx.NodeProto | None:
-    """The grouped-query operator in the branches of the file."""
+    """The grouped-query operator of the file, in its branches too."""
     nodes = [
         inner
         for node in onnx.load(path).graph.node
-        for attribute in node.attribute
-        for inner in attribute.g.node
+        for inner in (node, *(inner for a in node.attribute for inner in a.g.node))
         if inner.op_type == "GroupQueryAttention"
     ]
     return nodes[0] if nodes else None
@@ -74,15 +77,20 @@ FOUND = {
 }
 
 
+@pytest.mark.parametrize("target", ORT_FORMS)
 @pytest.mark.parametrize(("make", "turns", "packed"), FOUND.values(), ids=FOUND)
 def test_a_cached_core_runs_in_the_operator(
-    make: object, turns: bool, packed: bool, tmp_path: Path
+    make: object, turns: bool, packed: bool, target: str, tmp_path: Path
 ) -> None:
     # The export itself compares with PyTorch: chunks, single steps, rows of different lengths.
-    report = export(make(), tmp_path / "m.onnx", cache=True, max_seq_len=CAPACITY)  # type: ignore[operator]
+    report = export(  # type: ignore[operator]
+        make(), tmp_path / "m.onnx", cache=True, max_seq_len=CAPACITY, target=target
+    )
     assert report.certificate.verdict == "causal"
+    assert report.certificate.every_length
     node = operator(tmp_path / "m.onnx")
     assert node is not None
+    assert (len(node.input) > COUNTS) == (target == CHUNKED)
     assert attributes(node).get("do_rotary", 0) == int(turns)
     assert (list(node.input[1:3]) == ["", ""]) == packed
     # What the operator does itself is not done outside as well.
@@ -120,10 +128,26 @@ def test_beyond_its_tables_a_model_without_limit_is_turned_by_its_own_nodes(
     assert [16, 8] in [list(dims) for dims in tables]
 
 
-def test_a_sink_goes_into_the_operator(tmp_path: Path) -> None:
+def test_by_one_operator_for_all_calls_a_model_without_limit_is_turned_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("causal_onnx.export.attention.rotary.USUAL_TABLE", 16)
+    module = decoder(rotary="half", max_seq_len=None)
+    report = export(module, tmp_path / "m.onnx", cache=True, target=CHUNKED)
+    assert report.cache is not None
+    assert report.cache.passed
+    assert all(pair.shared for pair in report.contract.cache)
+    node = operator(tmp_path / "m.onnx")
+    assert node is not None
+    assert "do_rotary" not in attributes(node)
+
+
+@pytest.mark.parametrize("target", ORT_FORMS)
+def test_a_sink_goes_into_the_operator(target: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = SinkLogits(dim=32)  # heads of a width that the operator takes
-    report = export(module, tmp_path / "m.onnx", example=torch.randn(2, 5, 32), cache=True)
+    example = torch.randn(2, 5, 32)
+    report = export(module, tmp_path / "m.onnx", example=example, cache=True, target=target)
     assert report.cache is not None
     assert report.cache.passed
     node = operator(tmp_path / "m.onnx")

@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: for a checkpoint that is exported to a folder)",
     )
     parser.add_argument(
-        "--target", dest="form", default="ort", help="ort (default), portable or tiled"
+        "--target", dest="form", default="ort", help="ort (default), ort-1.32, portable or tiled"
     )
     parser.add_argument(
         "--precision",

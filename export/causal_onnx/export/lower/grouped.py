@@ -1,8 +1,9 @@
 """A cached core as onnxruntime's `GroupQueryAttention`, rotary positions inside where it can.
 
-The operator takes several new positions after a past for one row at a time, and counts the rows of
-a batch as filled without gaps; a call that is neither a prompt nor fits that goes through the form
-of the other targets, in the second branch of an If.
+Before onnxruntime 1.32 the operator takes several new positions after a past for one row at a time,
+and counts the rows of a batch as filled without gaps; a call that is neither a prompt nor fits that
+goes through the form of the other targets, in the second branch of an If. Since then it can be
+given the number of new positions of each row, and takes every call.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
 from causal_onnx.export.lower.packed_projection import join_projections
 
-__all__ = ["fits_grouped", "shares_buffers", "write_grouped"]
+__all__ = ["fits_grouped", "shares_buffers", "write_chunked", "write_grouped"]
 
 Fallback = Callable[[Writer, ir.Node], Sequence[ir.Value]]
 
@@ -44,7 +45,7 @@ def _projected(node: ir.Node) -> Projected:
 
 
 def shares_buffers(node: ir.Node) -> bool:
-    """Whether every call that fits the operator goes there, whatever the length.
+    """Whether every call that fits the operator goes there by `write_grouped`, whatever the length.
 
     Its past may then be a larger buffer that is the present too (`CachePair.shared`).
     """
@@ -77,13 +78,44 @@ def write_grouped(write: Writer, node: ir.Node, fallback: Fallback) -> Sequence[
         branches.append(graph)
     attributes = {"then_branch": branches[0], "else_branch": branches[1]}
     chosen, present_k, present_v = write.node("If", [lengths.fit], attributes, 3).outputs
-    chosen.type = node.outputs[0].type
+    return [_as_read(write, node, chosen), present_k, present_v]
+
+
+def write_chunked(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
+    """The same by one operator for all calls, in onnxruntime 1.32 and newer.
+
+    Each row is said to have as many new positions as the call. Those of padding are then computed
+    and stored like others, behind the row's tokens, where its next ones overwrite them; the
+    operator says nothing of what it would leave there if it were given the tokens alone.
+
+    Past buffers may have more slots than are in use, in any call.
+
+    Args:
+        write: Before the core.
+        node: A core for which `fits_grouped` holds.
+    """
+    operands = _Operands(write, node, within_tables=False)
+    notes, row_past = notes_of(node), node.inputs[6]
+    assert notes.seq is not None
+    assert row_past is not None
+    int32 = ir.DataType.INT32.value
+    last = write("Sub", write("Add", row_past, notes.seq), write.ints(1))
+    total = write("Squeeze", write("Add", notes.past_seq, notes.seq))
+    new = write("Expand", notes.seq, write("Shape", row_past))
+    last, total, new = (write("Cast", value, to=int32) for value in (last, total, new))
+    output, *presents = _operator(write, node, operands, last, total, new=new)
+    return [_as_read(write, node, output), *presents]
+
+
+def _as_read(write: Writer, node: ir.Node, result: ir.Value) -> ir.Value:
+    """The output of the core, of (batch, seq, heads * head_dim)."""
+    result.type = node.outputs[0].type
     notes = notes_of(node)
     packed_output = notes.packed_output
     if packed_output is not None and not packed_output.is_graph_output():
         # The reader of the transposed and merged output takes this one; what led there falls away.
-        packed_output.replace_all_uses_with(chosen)
-    return [_split(write, chosen, notes.num_heads, operands.width), present_k, present_v]
+        packed_output.replace_all_uses_with(result)
+    return _split(write, result, notes.num_heads, notes.head_dim)
 
 
 class _Lengths:
@@ -118,13 +150,23 @@ class _Lengths:
 class _Operands:
     """Queries, keys and values as (batch, seq, heads * head_dim), before rotation if inside."""
 
-    def __init__(self, write: Writer, node: ir.Node):
+    def __init__(self, write: Writer, node: ir.Node, *, within_tables: bool = True):
+        """See `write_grouped`.
+
+        Args:
+            write: Before the core.
+            node: The core.
+            within_tables: Calls beyond the rotary tables, where those are not complete, do not go
+                to the operator.
+        """
         projected, notes = _projected(node), notes_of(node)
         heads, groups, self.width = notes.num_heads, notes.num_kv_heads, notes.head_dim
         self.counts = (heads, groups, groups)
         self.projected, self.rotary = projected, projected.rotary
         sides: list[Heads | ir.Value | None] = [projected.q, projected.k, projected.v]
-        if self.rotary is not None and not _turns_inside(self.rotary, self.width):
+        if self.rotary is not None and not (
+            _turns_inside(self.rotary, self.width) and (self.rotary.complete or within_tables)
+        ):
             self.rotary = None
             sides[:2] = node.inputs[:2]
         self._values = [
@@ -154,7 +196,29 @@ def _grouped(
     write: Writer, node: ir.Node, operands: _Operands, lengths: _Lengths, _: Fallback
 ) -> Sequence[ir.Value]:
     """The contrib operator."""
-    inputs = [*operands.for_operator(), *node.inputs[4:6], lengths.last, lengths.total]
+    return _operator(write, node, operands, lengths.last, lengths.total)
+
+
+def _operator(
+    write: Writer,
+    node: ir.Node,
+    operands: _Operands,
+    last: ir.Value,
+    total: ir.Value,
+    *,
+    new: ir.Value | None = None,
+) -> Sequence[ir.Value]:
+    """`GroupQueryAttention`; what it gives is (batch, seq, heads * head_dim), and the presents.
+
+    Args:
+        write: Where to.
+        node: The core.
+        operands: Of the core.
+        last: int32 (batch,), the position of each row's last query.
+        total: int32 (), the most positions of a row.
+        new: int32 (batch,), queries of each row (`query_seqlens`). None: the operator infers them.
+    """
+    inputs = [*operands.for_operator(), *node.inputs[4:6], last, total]
     attributes = operator_attributes(node)
     if operands.rotary is not None:
         inputs += [write.array(operands.rotary.cos), write.array(operands.rotary.sin)]
@@ -162,6 +226,8 @@ def _grouped(
     sink = node.inputs[8] if len(node.inputs) > 8 else None
     if sink is not None:
         inputs += [None] * (11 - len(inputs)) + [sink]
+    if new is not None:
+        inputs += [None] * (16 - len(inputs)) + [new]
     return write.node("GroupQueryAttention", inputs, attributes, 3, CONTRIB).outputs
 
 

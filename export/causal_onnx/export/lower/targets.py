@@ -12,10 +12,16 @@ from causal_onnx.export.lower.attention import write_attention
 from causal_onnx.export.lower.by_length import LONGEST_LOOPED, LONGEST_SHORT, write_by_length
 from causal_onnx.export.lower.cache_rows import has_rows
 from causal_onnx.export.lower.contrib import CONTRIB
-from causal_onnx.export.lower.grouped import fits_grouped, shares_buffers, write_grouped
+from causal_onnx.export.lower.grouped import (
+    fits_grouped,
+    shares_buffers,
+    write_chunked,
+    write_grouped,
+)
 from causal_onnx.export.lower.positions import core_inputs
 from causal_onnx.export.lower.primitives import write_primitives
 from causal_onnx.export.lower.tiled import BLOCK, write_tiled
+from causal_onnx.runtime.contract import CHUNKED, ORT_FORMS
 
 __all__ = ["LOOPED", "lower", "shared_pasts", "switching_lengths"]
 
@@ -24,7 +30,7 @@ OLDEST_ATTENTION_OPSET = 23
 
 
 LOOPED: dict[str, tuple[int, ...]] = {
-    "ort": (LONGEST_SHORT + 1,),
+    **dict.fromkeys(ORT_FORMS, (LONGEST_SHORT + 1,)),
     "tiled": (BLOCK + 1, 2 * BLOCK + 1),
 }
 """Lengths at which a form has several blocks of queries."""
@@ -32,7 +38,7 @@ LOOPED: dict[str, tuple[int, ...]] = {
 
 def switching_lengths(target: str) -> tuple[int, ...]:
     """Lengths at which a form computes by other nodes than at short ones, or more often."""
-    flash = (LONGEST_LOOPED + 1,) if target == "ort" else ()
+    flash = (LONGEST_LOOPED + 1,) if target in ORT_FORMS else ()
     return (*LOOPED.get(target, ()), *flash)
 
 
@@ -41,7 +47,9 @@ def shared_pasts(model: ir.Model, target: str) -> frozenset[str]:
     return frozenset(
         value.name or ""
         for node in model.graph
-        if is_canonical(node) and _is_grouped(node, target, model) and shares_buffers(node)
+        if is_canonical(node)
+        and _is_grouped(node, target, model)
+        and (target == CHUNKED or shares_buffers(node))
         for value in node.inputs[4:6]
         if value is not None
     )
@@ -49,7 +57,7 @@ def shared_pasts(model: ir.Model, target: str) -> frozenset[str]:
 
 def _is_grouped(node: ir.Node, target: str, model: ir.Model) -> bool:
     is_new = model.opset_imports[""] >= OLDEST_ATTENTION_OPSET
-    return target == "ort" and is_new and fits_grouped(node)
+    return target in ORT_FORMS and is_new and fits_grouped(node)
 
 
 def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
@@ -58,8 +66,8 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
     "portable": from opset 23 on the standard `Attention` operator, below (and for cores with a
     sink, which that does not know) MatMul and Softmax. "ort": from opset 23 on that too where the
     sequence is short, else blocks of queries or onnxruntime's flash kernel; cached attention goes
-    to that kernel where the call fits it. "tiled": a Loop over blocks of queries. Key/value heads
-    are not repeated in any form.
+    to that kernel where the call fits it, and with "ort-1.32" in every call. "tiled": a Loop over
+    blocks of queries. Key/value heads are not repeated in any form.
     """
     opset = model.opset_imports[""]
     count = 0
@@ -73,9 +81,11 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
         standard = write_attention if is_new and not has_sink else write_primitives
         if target == "tiled":
             results = write_tiled(write, node, max_seq_len)
+        elif _is_grouped(node, target, model) and target == CHUNKED:
+            results = write_chunked(write, node)
         elif _is_grouped(node, target, model):
             results = write_grouped(write, node, standard)
-        elif target == "ort" and is_new and (has_rows(node) or core_inputs(node)[4] is None):
+        elif target in ORT_FORMS and is_new and (has_rows(node) or core_inputs(node)[4] is None):
             results = write_by_length(write, node, max_seq_len)
         else:
             results = standard(write, node)

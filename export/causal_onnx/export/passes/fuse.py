@@ -9,6 +9,7 @@ from causal_onnx.export.graph.match import KnownAxes
 from causal_onnx.export.passes.activation import fuse_activations
 from causal_onnx.export.passes.rms_norm import fuse_rms_norms
 from causal_onnx.export.passes.skip_norm import fuse_skip_norms
+from causal_onnx.runtime.contract import ORT_FORMS
 
 __all__ = ["fuse"]
 
@@ -20,9 +21,9 @@ OLDEST_OPSET = 23
 def fuse(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
     """Rewrite a captured graph in place; returns how many places were rewritten.
 
-    Only for "ort": the other targets keep to operators that every runtime has.
+    Only for `ORT_FORMS`: the other targets keep to operators that every runtime has.
     """
-    if target != "ort" or model.opset_imports[""] < OLDEST_OPSET:
+    if target not in ORT_FORMS or model.opset_imports[""] < OLDEST_OPSET:
         return 0
     # The residual sum is found beside the norm that reads it, so norms come first.
     passes = (fuse_rms_norms, fuse_skip_norms, fuse_activations)

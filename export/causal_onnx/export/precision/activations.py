@@ -20,6 +20,7 @@ from causal_onnx.export.graph.cleanup import tidy
 from causal_onnx.export.graph.edit import constant_value
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.precision.codes import CONTRIB, replace_node
+from causal_onnx.runtime.contract import ORT_FORMS
 
 __all__ = ["round_activations"]
 
@@ -41,7 +42,7 @@ def round_activations(model: ir.Model, target: str) -> int:
 
     Args:
         model: Whose weights `quantise` made codes of, one scale for each row of them.
-        target: Of the export: "ort" gets onnxruntime's operator, others the standard ones.
+        target: Of the export: `ORT_FORMS` get onnxruntime's operator, others the standard ones.
 
     Returns:
         How many products there are.
@@ -67,7 +68,7 @@ def round_activations(model: ir.Model, target: str) -> int:
             result = write("Add", result, node.inputs[2])
         replace_node(node, result)
         count += 1
-    if count and target == "ort":
+    if count and target in ORT_FORMS:
         model.opset_imports[CONTRIB] = 1
     tidy(model)
     return count
@@ -111,7 +112,7 @@ def _rounded(write: Writer, source: ir.Value, opset: int) -> tuple[ir.Value, ir.
 
 def _product(write: Writer, row: ir.Value, codes: Array, scales: Array, target: str) -> ir.Value:
     zero, weight = write.array(np.array(ZERO)), write.array(codes)
-    if target == "ort":
+    if target in ORT_FORMS:
         step = write.array(np.array(STEP))
         return write(
             "MatMulIntegerToFloat", row, weight, step, write.array(scales), zero, domain=CONTRIB

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from causal_onnx.export.precision.grid import BLOCK_SIZES, OLDEST_BLOCKS_OPSET, WIDEST_ROW, Grid
 from causal_onnx.export.source.inputs import InputSpec
 from causal_onnx.export.source.module import Source
+from causal_onnx.runtime.contract import ORT_FORMS
 
 __all__ = [
     "CODED_BITS",
@@ -103,7 +104,7 @@ def coding_for(
                 f"precision is {precision!r}"
             )
         return None
-    has_blocks = target == "ort" or opset >= OLDEST_BLOCKS_OPSET
+    has_blocks = target in ORT_FORMS or opset >= OLDEST_BLOCKS_OPSET
     if bits == 4 and not has_blocks:
         raise ValueError(
             f"precision 'int4' with target {target!r} needs opset {OLDEST_BLOCKS_OPSET} or newer, "
@@ -115,7 +116,7 @@ def coding_for(
         bits=bits,
         per_row=is_whole,
         block_size=block_size or Grid(bits=bits).block_size,
-        may_end_early=block_size is not None and block_size > 32 and target == "ort",
+        may_end_early=block_size is not None and block_size > 32 and target in ORT_FORMS,
         widest=WIDEST_ROW if precision == INTEGER_PRODUCTS else None,
     )
     return Coding(grid=grid, rounding=rounding, keep=_wider(keep, precision))

@@ -1,6 +1,6 @@
 """Store weights that lie on a grid of few bits as their codes; no number changes.
 
-The forms: onnxruntime's MatMulNBits and GatherBlockQuantized for the target "ort", where an
+The forms: onnxruntime's MatMulNBits and GatherBlockQuantized for `ORT_FORMS`, where an
 embedding and the head tied to it are one stored copy; the standard DequantizeLinear for the others,
 in blocks from opset 21 on, one scale per output channel before.
 Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md and
@@ -18,6 +18,7 @@ import onnx_ir as ir
 from causal_onnx.export.graph.weights import Use, find_uses
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.precision.grid import SMALLEST_ELEMENTS, Coded, Grid, code, decode
+from causal_onnx.runtime.contract import ORT_FORMS
 
 __all__ = ["CONTRIB", "FAST_LEVEL", "quantise", "replace_node", "set_accuracy_level"]
 
@@ -44,7 +45,7 @@ def quantise(model: ir.Model, target: str, grids: Sequence[Grid]) -> int:
         owner = use.node.graph
         assert isinstance(owner, ir.Graph)
         write = Writer(owner, use.node, model.graph)
-        if target == "ort" and not grids[0].per_row:
+        if target in ORT_FORMS and not grids[0].per_row:
             model.opset_imports[CONTRIB] = 1
             result = _contrib_lookup(write, use, found) if use.is_lookup else None
             result = result or _contrib_product(write, use, found)

@@ -216,7 +216,7 @@ class Stream:
         if self._is_bound:
             binding = binding or Binding(self._model, self._cache, len(new))
             is_regular = bool((new == seq).all()) and (seq == 1 or len(new) == 1)
-            in_place = read.used == 0 or is_regular
+            in_place = read.used == 0 or is_regular or contract.shares_every_call
             outputs, presents = binding.run(feeds, read, seq=seq, in_place=in_place)
             if seq == 1 and is_regular and self._may_repeat and not request.unbatched:
                 repeated = binding.repeated_step(self._own, feeds, after, self._limit)

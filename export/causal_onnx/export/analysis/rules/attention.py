@@ -235,14 +235,15 @@ def _attn_mask(node: ir.Node, given: Tensor, columns: int, mask: Mask) -> None:
     (mask.allowed if boolean else mask.bias).append(_with_rank(given, 4))
 
 
-@rule("GroupQueryAttention", domain="com.microsoft", follows=(0, 1, 2, 3, 4, 5, 6, 10))
+@rule("GroupQueryAttention", domain="com.microsoft", follows=(0, 1, 2, 3, 4, 5, 6, 10, 16))
 def group_query_attention(
     ctx: Context, node: ir.Node, inputs: Sequence[Abstract]
 ) -> Sequence[Abstract]:
     """Causal attention over a past, with grouped heads; rotary inside on demand.
 
     Source: onnxruntime's ContribOperators.md. Where query i stands follows from `seqlens_k` (total
-    valid keys - 1) when there is a past; a prompt (as many keys as queries) starts at 0.
+    valid keys - 1) when there is a past; a prompt (as many keys as queries) starts at 0. With
+    `query_seqlens`, which says how many queries of a row count, it always follows from both.
     """
     heads, kv_heads = required_attr(node, "num_heads"), required_attr(node, "kv_num_heads")
     q, k, v = _gqa_inputs(inputs, heads, kv_heads)
@@ -252,8 +253,11 @@ def group_query_attention(
         raise RefusedByOnnxError("total_sequence_length is missing")
     past_k, past_v = tensor_at(inputs, 3), tensor_at(inputs, 4)
     lengths = tensor_at(inputs, 5)
-    prompt = seq == total[0]
-    if isinstance(lengths, Known) and not prompt:
+    chunk = tensor_at(inputs, 16)
+    prompt = seq == total[0] and chunk is None
+    if chunk is not None:
+        starts = _starts_of_chunks(lengths, chunk, seq, total[0], past_k)
+    elif isinstance(lengths, Known) and not prompt:
         starts = lengths.value.reshape(-1).astype(np.int64) + 1 - seq
     elif prompt:
         starts = np.zeros(batch, np.int64)
@@ -268,6 +272,33 @@ def group_query_attention(
         mask.bias.append(_bias_for(bias, k.shape[2]))
     out, weights = attend(ctx, node, q, repeat_heads(k, heads), repeat_heads(v, heads), mask=mask)
     return [join_heads(out), k, v, weights][: len(node.outputs)]
+
+
+def _starts_of_chunks(
+    lengths: Tensor | None, chunk: Tensor, seq: int, total: int, past: Tensor | None
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    """Where the first query of each row stands, with `query_seqlens`.
+
+    Source: onnxruntime's ContribOperators.md, "Right-padded query chunks".
+    """
+    if past is None:
+        raise RefusedByOnnxError("query_seqlens is given without past keys")
+    if not isinstance(lengths, Known) or not isinstance(chunk, Known):
+        raise UnsupportedError(
+            "the place of its queries (seqlens_k, query_seqlens) depends on data"
+        )
+    counts = chunk.value.reshape(-1).astype(np.int64)
+    ends = lengths.value.reshape(-1).astype(np.int64) + 1
+    if (counts > seq).any() or (counts < 0).any():
+        raise RefusedByOnnxError(f"query_seqlens of {counts.tolist()} for {seq} queries")
+    if (counts < seq).any():
+        raise UnsupportedError(
+            f"its outputs beyond query_seqlens ({counts.tolist()} of {seq} queries) are unspecified"
+        )
+    if (ends > total).any():
+        raise RefusedByOnnxError(f"seqlens_k + 1 of {ends.tolist()} in a total length of {total}")
+    starts: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = ends - counts
+    return starts
 
 
 def _bias_for(bias: Tensor, columns: int) -> Tensor:

@@ -123,7 +123,7 @@ def _is_bool(ctx: SymbolicContext, node: ir.Node, index: int) -> bool:
     return dtype == ir.DataType.BOOL
 
 
-@rule("GroupQueryAttention", domain="com.microsoft", follows=(0, 1, 2, 3, 4, 5, 6, 10))
+@rule("GroupQueryAttention", domain="com.microsoft", follows=(0, 1, 2, 3, 4, 5, 6, 10, 16))
 def group_query_attention(
     ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
 ) -> Sequence[Symbolic]:
@@ -150,7 +150,10 @@ def group_query_attention(
     past = ZERO if past_k is None else space.size(past_k.axes[2])
     if total.ints is None or total.ints[0] != past + length:
         raise OpenError("its cache is a buffer that is shared between steps")
-    if past_k is not None and past_v is not None and past != 0:
+    chunk = optional(inputs, 16)
+    if chunk is not None and (chunk.terms or as_poly(chunk.value) != length):
+        raise OpenError("the number of its queries that count (query_seqlens) is not that of all")
+    if past_k is not None and past_v is not None and (past != 0 or chunk is not None):
         lengths = tensor(inputs, 5)
         if lengths.terms or as_poly(lengths.value) != past + length - 1:
             raise OpenError("the place of its queries (seqlens_k) is not known")
