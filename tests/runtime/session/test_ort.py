@@ -92,8 +92,8 @@ def test_newer_versions_are_accepted(site: Path, version: str) -> None:
 
 @pytest.mark.parametrize("version", ["1.30.0", "1.31.0.dev20260101", "1.100.0", "2.0"])
 def test_a_file_runs_where_the_version_is_new_enough(version: str) -> None:
-    refuse_older(version, "1.30", "model.onnx")
-    refuse_older(version, None, "model.onnx")
+    refuse_older(version, "1.30", "model.onnx", "ort")
+    refuse_older(version, None, "model.onnx", "ort")
 
 
 def test_an_error_within_onnxruntime_is_not_taken_for_its_absence(site: Path) -> None:

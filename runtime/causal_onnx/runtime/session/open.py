@@ -130,7 +130,8 @@ def _open(
 ) -> Any:
     ort = import_onnxruntime()
     if artifact.contract is not None:
-        refuse_older(ort.__version__, artifact.contract.min_onnxruntime, artifact.name)
+        contract = artifact.contract
+        refuse_older(ort.__version__, contract.min_onnxruntime, artifact.name, contract.form)
     offered = ort.get_available_providers()
     if device.provider not in offered:
         raise missing_provider(device, offered)

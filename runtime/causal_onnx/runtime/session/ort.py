@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from causal_onnx.runtime.contract import CHUNKED
 from causal_onnx.runtime.errors import ArtifactError, DeviceError
 
 __all__ = [
@@ -93,23 +94,25 @@ def _check_version(version: str) -> None:
         )
 
 
-def refuse_older(version: str, needed: str | None, name: str) -> None:
+def refuse_older(version: str, needed: str | None, name: str, form: str) -> None:
     """See that an onnxruntime has what a file needs.
 
     Args:
         version: Of the onnxruntime that would run it.
         needed: The contract's `min_onnxruntime`.
         name: The file's.
+        form: The contract's.
 
     Raises:
         ArtifactError: It is older.
     """
     if needed is not None and _two_numbers(version) < _two_numbers(needed):
+        other = "ort" if form == CHUNKED else "portable"
         raise ArtifactError(
             f"{name} needs onnxruntime {needed} or newer, and this is {version}: the file holds an "
             "operator, or an input of one, that older versions lack. Update onnxruntime: pip "
-            f"install -U 'onnxruntime>={needed}'; or export with target='portable', which uses "
-            "operators of ONNX alone"
+            f"install -U 'onnxruntime>={needed}'; or export with target={other!r}, which older "
+            "versions run"
         )
 
 

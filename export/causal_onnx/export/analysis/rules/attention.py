@@ -263,6 +263,8 @@ def group_query_attention(
         starts = np.zeros(batch, np.int64)
     else:
         raise UnsupportedError("the place of its queries (seqlens_k) depends on data")
+    if chunk is not None:
+        past_k, past_v = (_with_room(past, total[0]) for past in (past_k, past_v))
     k = _into_past(past_k, k, starts, total[0])
     v = _into_past(past_v, v, starts, total[0])
     window = attr(node, "local_window_size", -1)
@@ -295,6 +297,8 @@ def _starts_of_chunks(
         raise UnsupportedError(
             f"its outputs beyond query_seqlens ({counts.tolist()} of {seq} queries) are unspecified"
         )
+    if (ends < counts).any():
+        raise RefusedByOnnxError(f"query_seqlens of {counts.tolist()} for {ends.tolist()} keys")
     if (ends > total).any():
         raise RefusedByOnnxError(f"seqlens_k + 1 of {ends.tolist()} in a total length of {total}")
     starts: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = ends - counts
@@ -338,6 +342,16 @@ def _whole_heads(tensor: Tensor) -> Tensor:
     return Elements(lifted.shape, lifted.reach.max(axis=3, keepdims=True, initial=NONE))
 
 
+def _with_room(past: Tensor | None, total: int) -> Tensor | None:
+    """The past as a buffer of `total` slots at least, where its new keys have their places."""
+    missing = 0 if past is None else total - past.shape[2]
+    if past is None or missing <= 0:
+        return past
+    shape = (*past.shape[:2], missing, past.shape[3])
+    empty = Elements(shape, np.full((1, 1, 1, 1), NONE, np.int32))
+    return concatenate([past, empty], 2)
+
+
 def _into_past(
     past: Tensor | None,
     new: Tensor,
@@ -348,7 +362,7 @@ def _into_past(
     seq = new.shape[2]
     if past is None:
         return new
-    if (starts == past.shape[2]).all() or past.shape[2] + seq == total:
+    if (starts == past.shape[2]).all() or past.shape[2] + seq == total:  # no room: they follow it
         return concatenate([past, new], 2)
     buffer = lift(past)
     shape = buffer.shape
