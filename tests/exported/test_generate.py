@@ -11,6 +11,7 @@ import torch
 from causal_onnx.export import export
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
 from causal_onnx.runtime import Model, Sampling, load
+from causal_onnx.runtime.contract import ORT_FORMS
 
 PROMPTS = [[5, 3, 8, 1, 9], [2], [7, 7, 4]]
 
@@ -20,10 +21,12 @@ def decoder() -> DecoderLM:
     return DecoderLM(tiny_llama_config(), seed=0).eval()
 
 
-@pytest.fixture(scope="module")
-def model(decoder: DecoderLM, tmp_path_factory: pytest.TempPathFactory) -> Model:
+@pytest.fixture(scope="module", params=ORT_FORMS)
+def model(
+    request: pytest.FixtureRequest, decoder: DecoderLM, tmp_path_factory: pytest.TempPathFactory
+) -> Model:
     path = tmp_path_factory.mktemp("generate") / "model.onnx"
-    export(decoder, path, cache=True, max_seq_len=24)
+    export(decoder, path, cache=True, max_seq_len=24, target=request.param)
     return load(path, threads=1)
 
 

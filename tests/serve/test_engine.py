@@ -13,6 +13,7 @@ import pytest
 from causal_onnx.runtime import Model, Sampling, load
 from causal_onnx.serve import BadRequestError, BusyError, Engine, EngineOptions, UnavailableError
 from tests.runtime.artifacts import fixture
+from tests.serve.conftest import STORIES
 from tests.serve.serving import held
 
 HOT = Sampling(temperature=1.0)
@@ -44,6 +45,24 @@ def test_every_token_of_a_mixed_load_is_the_same_alone(engine: Engine) -> None:
     together = [generation.results() for generation in [submit(i) for i in range(12)]]
     assert engine.batch_sizes == (1, 2, 3, 4)
     assert together == [submit(i).results() for i in range(12)]
+
+
+def test_one_operator_for_all_calls_gives_the_same_tokens(engine: Engine, tmp_path: Path) -> None:
+    from causal_onnx.export import export_checkpoint
+
+    export_checkpoint(STORIES, tmp_path / "stories", target="ort-1.32")
+
+    def served(engine: Engine) -> list[object]:
+        begun = [
+            engine.submit([1] + [3 + i] * (i * 7 % 40), sampling=HOT, max_new_tokens=20, seed=i)
+            for i in range(6)
+        ]
+        return [generation.results() for generation in begun]
+
+    options = EngineOptions(sequences=4, chunk=8)
+    with Engine(load(tmp_path / "stories", threads=1), options=options) as other:
+        assert other.batch_sizes == (1, 2, 3, 4)
+        assert served(other) == served(engine)
 
 
 def test_a_model_whose_rows_share_no_buffers_is_decoded_in_turn() -> None:

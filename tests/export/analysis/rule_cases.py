@@ -345,6 +345,20 @@ PAST = (
     "float[batch, 2, total_seq, 4] present_key, float[batch, 2, total_seq, 4] present_value)"
 )
 FLAT = "(float[batch, seq, 32] x) => (float[batch, seq, 32] y)"
+FLAT_PAST = (
+    "(float[batch, seq, 32] x, float[batch, 2, past_seq, 16] past_key, "
+    "float[batch, 2, past_seq, 16] past_value) => (float[batch, seq, 32] y, "
+    "float[batch, 2, total_seq, 16] present_key, float[batch, 2, total_seq, 16] present_value)"
+)
+CHUNK = (
+    "b = Shape <end = 1> (x) n1 = Shape <start = 1, end = 2> (x) "
+    "axis = Constant <value_ints = [0]> () p1 = Shape <start = 2, end = 3> (past_key) "
+    "o = Constant <value_ints = [1]> () all = Add(n1, p1) total0 = Squeeze(all, axis) total = "
+    "Cast <to = 6> (total0) less0 = Sub(all, o) less1 = Expand(less0, b) less = Cast <to = 6> "
+    "(less1) new0 = Expand(n1, b) new = Cast <to = 6> (new0) y, present_key, present_value = "
+    "com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 2> (x, x, x, past_key, "
+    "past_value, less, total, , , , , , , , , , new)"
+)
 FUSED = [
     good("attention_causal", "y = Attention <is_causal = 1> (x, x, x)", signature=HEADED, opset=23),
     bad("attention_full", "y = Attention(x, x, x)", "Attention", signature=HEADED, opset=23),
@@ -365,6 +379,7 @@ FUSED = [
          "less1 = Expand(less0, b) less = Cast <to = 6> (less1) "
          "y = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 2> "
          "(x, x, x, , , less, total)", signature=FLAT, contrib=True),
+    good("group_query_chunks", CHUNK, signature=FLAT_PAST, contrib=True),
     good("skip_norm", "y = com.microsoft.SkipSimplifiedLayerNormalization <epsilon = 1.0e-5> "
          "(x, x, g32)", signature=FLAT, contrib=True, g32=np.ones(32, np.float32)),
     good("matmul_nbits", "y = com.microsoft.MatMulNBits <K = 32, N = 32, bits = 4, block_size = "

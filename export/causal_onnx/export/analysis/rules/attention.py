@@ -302,6 +302,8 @@ def _starts_of_chunks(
     if (ends > total).any():
         raise RefusedByOnnxError(f"seqlens_k + 1 of {ends.tolist()} in a total length of {total}")
     starts: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = ends - counts
+    if (starts > past.shape[2]).any():
+        raise RefusedByOnnxError(f"{starts.tolist()} keys in a past of {past.shape[2]}")
     return starts
 
 
