@@ -63,6 +63,18 @@ def test_it_says_what_it_serves_and_the_curl_line_works(stories: Path) -> None:
     assert json.loads(done.stdout)["choices"][0]["text"] == ", there was a little girl named "
 
 
+def test_it_says_of_each_model_whether_it_guesses_ahead(stories: Path) -> None:
+    places = [f"tales={stories}", str(fixture("language")), str(fixture("small"))]
+    with command(*places, "--threads", "1", "--lookup") as process:
+        tales, language, small, *_ = lines_until_curl(process)
+    assert tales.endswith(", up to 8 together, guesses ahead\n") or tales.endswith(
+        ", guesses nothing ahead: a call over several positions gives other bits than "
+        "single steps\n"
+    )
+    assert language.endswith(", one after the other, guesses ahead\n")
+    assert small == "small: tensors, on cpu, 1 thread\n"
+
+
 def test_the_curl_line_has_room_for_a_key(tmp_path: Path) -> None:
     from causal_onnx.serve.keys import new_key
 
@@ -126,6 +138,7 @@ def test_a_bundle_that_was_changed_is_not_served(stories: Path, tmp_path: Path) 
         (["{small}", "--tls-key", "key.pem"], "--tls-key needs --tls-certificate"),
         (["{small}", "--sequences", "0"], "--sequences must be an integer of at least 1, got 0"),
         (["{small}", "--drain", "-1"], "--drain must be"),
+        (["{small}", "--draft", "{small}"], "generating needs a language model exported with"),
         (["{small}", "--port", "99999"], "from 0 to 65535, got '99999'"),
     ],
 )

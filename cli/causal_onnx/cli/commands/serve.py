@@ -26,6 +26,7 @@ from causal_onnx.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from causal_onnx.runtime import DraftModel, PromptLookup
     from causal_onnx.serve import ServedModel
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -100,6 +101,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="repeat requests when idle, and count those whose results differ",
     )
+    draft = batching.add_mutually_exclusive_group()
+    draft.add_argument(
+        "--lookup",
+        action="store_true",
+        help="guess that what followed the last tokens earlier follows again",
+    )
+    draft.add_argument(
+        "--draft", type=Path, metavar="MODEL", help="let a smaller model guess several tokens ahead"
+    )
     access = parser.add_argument_group("access")
     access.add_argument(
         "--keys", type=Path, metavar="FILE", help="a file of hashed keys (docs/serving.md)"
@@ -170,6 +180,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         chunk=args.chunk,
         queue=args.queue,
         prefix_positions=args.prefix_positions,
+        draft=_draft(args),
         replays=args.replays,
     )
     provider = _tracer_provider() if args.tracing else None
@@ -229,6 +240,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _draft(args: argparse.Namespace) -> PromptLookup | DraftModel | None:
+    """What guesses tokens ahead."""
+    from causal_onnx.runtime import DraftModel, PromptLookup, load
+
+    if args.draft is not None:
+        model = load(args.draft, device=args.device, threads=args.threads, trusted=args.trusted)
+        return DraftModel(model=model)
+    return PromptLookup() if args.lookup else None
+
+
 def _tracer_provider() -> Any:
     """What sends spans as the environment says."""
     from causal_onnx.serve.tracing import exporting_provider
@@ -269,8 +290,15 @@ def _described(served: ServedModel) -> str:
         return f"{served.name}: tensors, on {where}"
     most = engine.batch_sizes[-1]
     batching = f"up to {most} together" if most > 1 else "one after the other"
-    return (
+    text = (
         f"{served.name}: {KINDS[served.kind]}, {engine.context} positions, on {where}, {batching}"
+    )
+    if engine.options.draft is None:
+        return text
+    return f"{text}, " + (
+        "guesses ahead"
+        if engine.no_guesses is None
+        else f"guesses nothing ahead: {engine.no_guesses}"
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from causal_onnx.runtime.generation.continuation import GrowingSequence, Plan, Speculation
 from causal_onnx.runtime.generation.plan import check_model, vocab_size
 from causal_onnx.runtime.generation.prompt import can_rewind, feed, prefill, start
-from causal_onnx.runtime.generation.sampling import Choice, draw, probabilities
+from causal_onnx.runtime.generation.sampling import Choice, Sampling, draw, probabilities
 from causal_onnx.runtime.request.whole_numbers import whole_number
 
 if TYPE_CHECKING:
@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["DraftModel", "PromptLookup", "Speculator"]
+__all__ = [
+    "Draft",
+    "DraftGuesser",
+    "DraftModel",
+    "Guesser",
+    "LookupGuesser",
+    "PromptLookup",
+    "Speculator",
+    "check_draft",
+]
 
 MOST_UNREAD = 16
 """Tokens that are read anew, at most, where a cache cannot take back what it has read."""
@@ -90,9 +99,9 @@ class Speculator:
     ) -> None:
         self._model, self._sequence, self._plan = model, sequence, plan
         self._guesser: Guesser = (
-            _LookupGuesser(draft)
+            LookupGuesser(draft)
             if isinstance(draft, PromptLookup)
-            else _DraftGuesser(draft, sequence, plan)
+            else DraftGuesser(draft, plan.sampling, sequence.generator)
         )
         self._model_calls = self._proposed = self._accepted = 0
 
@@ -164,8 +173,8 @@ class Speculator:
         return sequence.add(token, logits, is_last=is_last), is_right
 
 
-class _LookupGuesser:
-    """Finds the last n tokens among those before."""
+class LookupGuesser:
+    """Finds the last n tokens of one sequence among those before."""
 
     def __init__(self, settings: PromptLookup) -> None:
         self.calls = 0
@@ -175,8 +184,10 @@ class _LookupGuesser:
         """n-gram -> where it was followed by a token, the last time."""
 
     def guess(self, sequence: GrowingSequence, most: int) -> list[Guess]:
+        """What followed the last n tokens earlier."""
         ids, sizes = self._ids, range(1, self._settings.max_ngram + 1)
-        for token in [*sequence.prompt, *sequence.ids][len(ids) :]:
+        known = len(ids) - len(sequence.prompt)
+        for token in sequence.ids[known:] if ids else [*sequence.prompt, *sequence.ids]:
             # Entered when its next token is known: the end of the text must not find itself.
             for size in sizes:
                 if size <= len(ids):
@@ -190,25 +201,46 @@ class _LookupGuesser:
         return []
 
 
-class _DraftGuesser:
-    """Lets a smaller model go on."""
+class DraftGuesser:
+    """Lets a smaller model continue one sequence."""
 
-    def __init__(self, settings: DraftModel, sequence: GrowingSequence, plan: Plan) -> None:
+    def __init__(
+        self,
+        settings: DraftModel,
+        sampling: Sampling,
+        generator: np.random.Generator,
+        *,
+        most_read: int | None = None,
+    ) -> None:
+        """Begin a stream of the smaller model.
+
+        Args:
+            settings: The model, and how many tokens it guesses at a time.
+            sampling: How its tokens are chosen.
+            generator: What they are drawn with, unless they are the likeliest.
+            most_read: Tokens that it reads before it guesses, at most; where there are more, it
+                reads so many and guesses nothing yet. None: all.
+        """
         self.calls = 0
-        self._settings, self._plan = settings, plan
+        self._settings, self._sampling, self._generator = settings, sampling, generator
+        self._most_read = most_read
         self._stream = settings.model.stream()
         self._can_rewind = can_rewind(settings.model)
-        self._generator = sequence.generator
 
     def guess(self, sequence: GrowingSequence, most: int) -> list[Guess]:
-        sampling, limit = self._plan.sampling, self._settings.model.contract.max_seq_len
+        """What the smaller model writes next."""
+        sampling, limit = self._sampling, self._settings.model.contract.max_seq_len
         ids = [*sequence.prompt, *sequence.ids]
         count = min(self._settings.count, most)
         if limit is not None:
             count = min(count, limit - len(ids) + 1)
         if count < 1:
             return []
-        logits = self._prefill(ids[self._stream.lengths[0] :])
+        unread = ids[self._stream.lengths[0] :]
+        if self._most_read is not None and len(unread) > self._most_read:
+            self._prefill(unread[: self._most_read])
+            return []
+        logits = self._prefill(unread)
         stream = self._stream if self._can_rewind or count == 1 else self._stream.fork()
         guesses: list[Guess] = []
         for place in range(count):

@@ -18,12 +18,20 @@ import numpy as np
 
 from causal_onnx.runtime import PrefixCache
 from causal_onnx.runtime.generation.continuation import GrowingSequence, Plan
-from causal_onnx.runtime.generation.plan import check_model, make_plan, prompt_ids, vocab_size
+from causal_onnx.runtime.generation.plan import (
+    check_model,
+    make_plan,
+    prompt_ids,
+    required_tokenizer,
+    vocab_size,
+)
 from causal_onnx.runtime.generation.prompt import feed
 from causal_onnx.runtime.generation.sampling import log_softmax
-from causal_onnx.runtime.request.whole_numbers import whole_number
+from causal_onnx.runtime.generation.speculate import Draft, check_draft
+from causal_onnx.runtime.request.whole_numbers import whole_number, whole_numbers
 from causal_onnx.runtime.stream import cache_blocks
 from causal_onnx.serve.engine.generation import Generation, Score, Token
+from causal_onnx.serve.engine.guesses import Pieces, RowGuesses, probe_pieces
 from causal_onnx.serve.engine.queued import check_admission
 from causal_onnx.serve.engine.record import EngineRecord
 from causal_onnx.serve.engine.rows import open_rows
@@ -69,7 +77,10 @@ class EngineOptions:
     prefix_positions: int | None = None
     """Positions of prompts that are kept for later prompts that begin alike, in blocks of `chunk`;
     None: `sequences` x `context`; 0: none."""
-
+    draft: Draft | None = None
+    """By what tokens are guessed ahead: `PromptLookup()` or a `DraftModel`; None: nothing is
+    guessed. Tokens and log-probabilities are the same with and without. So nothing is guessed if a
+    call over several positions gives other bits than single steps (`Engine.no_guesses`)."""
     replays: bool = False
     """Whether requests are repeated when the engine is idle, to count those whose results differ
     (`EngineRecord.replays_different`). This takes processor time."""
@@ -101,12 +112,14 @@ class EngineState:
 class _Running:
     """One sequence that is decoded."""
 
-    __slots__ = ("generation", "growing", "index", "length")
+    __slots__ = ("generation", "growing", "guesses", "index", "length", "proposed")
 
-    def __init__(self, generation: Generation, index: int) -> None:
-        self.generation, self.index = generation, index
+    def __init__(self, generation: Generation, index: int, guesses: RowGuesses | None) -> None:
+        self.generation, self.index, self.guesses = generation, index, guesses
         self.growing: GrowingSequence = generation.sequences[index]
         self.length = len(generation.prompt)
+        self.proposed: list[int] = []
+        """What is guessed to come after its last token."""
 
 
 def _taking_up(
@@ -158,6 +171,11 @@ class Engine:
         vocabs = [spec.vocab_size for spec in model.contract.inputs if spec.vocab_size is not None]
         self.vocab_size = min([*vocabs, vocab_size(model)])
         """Ids of prompts lie in [0, vocab_size)."""
+        self._draft = None if options.draft is None else check_draft(model, options.draft)
+        self._pieces: Pieces | None = None
+        self.no_guesses: str | None = None
+        """Why nothing is guessed ahead; None: guesses are made."""
+        self._learn_to_guess()
         self.record = EngineRecord()
         """What it has done so far."""
         kept = options.prefix_positions
@@ -187,6 +205,23 @@ class Engine:
         """Those to which something happened in this step."""
         self._thread = threading.Thread(target=self._run, name="causal-onnx-engine", daemon=True)
         self._thread.start()
+
+    def _learn_to_guess(self) -> None:
+        """Find out whether guesses can be judged without changing a bit, and what that costs."""
+        if self._draft is None:
+            self.no_guesses = "its engine was started without a draft (--lookup, --draft)"
+            return
+        found = probe_pieces(
+            self.model,
+            self._rows,
+            draft=self._draft,
+            vocab=self.vocab_size,
+            capacity=self.context,
+        )
+        if isinstance(found, Pieces):
+            self._pieces = found
+        else:
+            self.no_guesses = found
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
@@ -220,6 +255,7 @@ class Engine:
         score_prompt: bool = False,
         priority: int = 0,
         joins_prompt: bool = True,
+        prediction: Sequence[int] | str | None = None,
     ) -> Generation:
         """Make a request. `submit` also enqueues it; after `prepare`, call `enqueue`.
 
@@ -238,6 +274,9 @@ class Engine:
             score_prompt: Whether to return the log-probabilities of the prompt's own ids, too.
             priority: Requests with larger ones are started first.
             joins_prompt: Whether the text continues that of the prompt, or begins a new one.
+            prediction: What the continuation will be for the most part, as ids or text, such as
+                the text that is to be changed a little. It saves time where it comes true, and
+                changes no token.
 
         Raises:
             ValueError: An argument is out of its range, or the model does not support it.
@@ -258,12 +297,7 @@ class Engine:
             joins_prompt=joins_prompt,
         )
         (ids,) = prompt_ids(self.model, [prompt])
-        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
-        if wrong is not None:
-            raise BadRequestError(
-                f"the prompt holds the id {wrong}, expected ids in [0, {self.vocab_size})",
-                param="prompt",
-            )
+        self._check_ids(ids, "prompt")
         n = whole_number("n", n, most=1024)
         top_logprobs = whole_number("top_logprobs", top_logprobs, least=0)
         priority = whole_number(
@@ -281,6 +315,7 @@ class Engine:
             priority=priority,
             scores_prompt=score_prompt,
             only_scores=only_scores,
+            prediction=self._prediction(prediction),
         )
         self._check_size(generation)
         return generation
@@ -330,6 +365,30 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _prediction(self, given: Sequence[int] | str | None) -> Sequence[int]:
+        """The ids of a prediction; none where there is none."""
+        if given is None:
+            return ()
+        if self.no_guesses is not None:
+            raise BadRequestError(
+                f"a prediction is not supported for this model: {self.no_guesses}; leave it out",
+                param="prediction",
+            )
+        if isinstance(given, str):
+            ids = required_tokenizer(self.model).encode(given, add_special_tokens=False)
+        else:
+            ids = whole_numbers("prediction", given).tolist() if np.size(given) else []
+        self._check_ids(ids, "prediction")
+        return ids[: self.context]
+
+    def _check_ids(self, ids: Sequence[int], name: str) -> None:
+        wrong = next((token for token in ids if not 0 <= token < self.vocab_size), None)
+        if wrong is not None:
+            raise BadRequestError(
+                f"the {name} holds the id {wrong}, expected ids in [0, {self.vocab_size})",
+                param=name,
+            )
 
     def _check_size(self, generation: Generation) -> None:
         """Refuse what there is never room for."""
@@ -403,6 +462,7 @@ class Engine:
             priority=LEAST_PRIORITY,
             scores_prompt=generation.scores_prompt,
             only_scores=generation.only_scores,
+            prediction=generation.prediction,
             replay_of=generation,
         )
 
@@ -497,7 +557,10 @@ class Engine:
         if generation.only_scores:
             self._end(generation)
             return
-        begun = [_Running(generation, index) for index in range(len(generation.sequences))]
+        begun = [
+            _Running(generation, index, self._guesses_for(generation))
+            for index in range(len(generation.sequences))
+        ]
         self._rows.join(len(begun))
         self._reading = self._prompt = None
         self._running += begun
@@ -505,26 +568,75 @@ class Engine:
             self._choose(item, logits)
         self._leave()
 
+    def _guesses_for(self, generation: Generation) -> RowGuesses | None:
+        draft, pieces = self._draft, self._pieces
+        if draft is None or pieces is None:
+            return None
+        expected = generation.prediction
+        return RowGuesses(draft, pieces, expected=expected, chunk=self.options.chunk)
+
     def _decode(self) -> None:
-        """One step of all running sequences."""
+        """One step of all running sequences: each has one token more, or those guessed right."""
+        for item in self._running:
+            item.proposed = self._propose(item)
+        self._leave()
         if not self._running:
             return
         try:
-            logits = self._rows.step([item.growing.ids[-1] for item in self._running])
+            logits = self._read_all()
         except Exception as error:
             for generation in {item.generation for item in self._running}:
                 self._failed(generation, error)
             return
         for place, item in enumerate(tuple(self._running)):
-            item.length += 1
-            self._choose(item, logits[place])
+            self._accept(item, place, logits[place])
         self._leave()
 
-    def _choose(self, item: _Running, logits: Array) -> None:
-        """The next token of one sequence."""
+    def _propose(self, item: _Running) -> list[int]:
+        """Tokens that may come after the next ones of a sequence."""
+        guesses, growing = item.guesses, item.growing
+        # Guesses are judged by a call of one row, which costs a batch more than it saves.
+        if guesses is None or (len(self._running) > 1 and self._rows.sizes != (1,)):
+            return []
+        try:
+            return guesses.propose(growing, min(growing.left - 1, self.context - item.length - 1))
+        except Exception as error:
+            self._finish(item.generation, error)
+            return []
+
+    def _read_all(self) -> Sequence[Array]:
+        """Of each running sequence the logits (seq, vocab) after its last token and proposals."""
+        if not any(item.proposed for item in self._running):
+            logits = self._rows.step([item.growing.ids[-1] for item in self._running])
+            return list(logits[:, None])
+        return [
+            self._rows.read(place, [item.growing.ids[-1], *item.proposed])
+            for place, item in enumerate(self._running)
+        ]
+
+    def _accept(self, item: _Running, place: int, logits: Array) -> None:
+        """Choose tokens by the logits (seq, vocab), as long as they are what was proposed."""
+        proposed, right = item.proposed, 0
+        for row, guess in zip(logits, [*proposed, None], strict=True):
+            item.length += 1
+            is_right = self._choose(item, row) and item.growing.ids[-1] == guess
+            right += is_right
+            if not is_right or item.growing.finish is not None:
+                break
+        if item.guesses is None or not proposed:
+            return
+        if item.growing.finish is None and right < len(proposed):
+            self._rows.take_back(place, len(proposed) - right)
+        item.guesses.judge(right, len(proposed))
+        item.generation.count_guesses(right, len(proposed), is_prediction=item.guesses.is_expected)
+        if item.generation.replay_of is None:
+            self.record.add_guesses(right, len(proposed))
+
+    def _choose(self, item: _Running, logits: Array) -> bool:
+        """The next token of one sequence; whether there is one."""
         generation, growing = item.generation, item.growing
         if growing.finish is not None:  # what it belongs to failed in this very step
-            return
+            return False
         try:
             choice = growing.choose(logits, is_last=item.length >= self.context)
             top: tuple[tuple[int, float], ...] = ()
@@ -534,12 +646,13 @@ class Engine:
             # A request that cannot go on, such as by a schema that the vocabulary cannot write;
             # its rows are freed by the next `_leave`.
             self._finish(generation, error)
-            return
+            return False
         score = Score(choice.id, choice.logprob, top)
         generation.post(Token(item.index, score, choice.text, growing.finish))
         if generation.replay_of is None:
             self.record.add_token()
         self._changed_ones[generation] = None
+        return True
 
     def _leave(self) -> None:
         """Free the rows of sequences that have ended."""

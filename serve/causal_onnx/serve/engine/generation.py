@@ -72,6 +72,7 @@ class Generation:
         priority: int,
         scores_prompt: bool,
         only_scores: bool,
+        prediction: Sequence[int] = (),
         replay_of: Generation | None = None,
     ) -> None:
         """Take a request that was checked."""
@@ -82,12 +83,18 @@ class Generation:
         """The seed; with it, the same request gives the same tokens again."""
         self.top_logprobs, self.priority = top_logprobs, priority
         self.scores_prompt, self.only_scores = scores_prompt, only_scores
+        self.prediction = tuple(prediction)
+        """The ids that its caller expects; empty: none."""
         self.replay_of = replay_of
         """What this repeats, to see whether the same comes of it."""
         self.prompt_scores: list[Score] = []
         """The score of each id of the prompt, if `score_prompt` asked for them."""
         self.cached_tokens = 0
         """Positions of the prompt that were in the prefix cache."""
+        self.proposed_tokens = self.accepted_tokens = 0
+        """Tokens that were guessed ahead, and those of them that came true."""
+        self.accepted_prediction_tokens = self.rejected_prediction_tokens = 0
+        """Of tokens that were guessed from `prediction`: those that came true, and the others."""
         self.times = Times()
         self.is_one_by_one = False
         """Whether whoever writes the answer takes each token by itself, however many came."""
@@ -174,6 +181,14 @@ class Generation:
         with self._changed:
             self.times.tokens.append(time.monotonic())
             self._tokens.append(token)
+
+    def count_guesses(self, right: int, proposed: int, *, is_prediction: bool) -> None:
+        """Count tokens that were guessed ahead, of which the first ones came true."""
+        self.proposed_tokens += proposed
+        self.accepted_tokens += right
+        if is_prediction:
+            self.accepted_prediction_tokens += right
+            self.rejected_prediction_tokens += proposed - right
 
     def end(self, error: Exception | None = None) -> None:
         """Say that nothing follows; whoever waits for that is woken by `wake`."""

@@ -54,12 +54,14 @@ class Histogram:
 class EngineRecord:
     """Counts and histograms of the requests that have ended; read it under `lock`.
 
-    `generation_tokens` alone counts as they are written.
+    `generation_tokens` and what is guessed ahead count as they come.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.prompt_tokens = self.generation_tokens = self.cached_tokens = 0
+        self.drafts = self.proposed_tokens = self.accepted_tokens = 0
+        """Calls that judged guesses, the tokens guessed, and those of them that came true."""
         self.replays_equal = self.replays_different = 0
         """Requests that were repeated, by whether the same came of them."""
         self.finished: Counter[str] = Counter()
@@ -77,6 +79,13 @@ class EngineRecord:
         """Count a token that was written."""
         with self.lock:
             self.generation_tokens += 1
+
+    def add_guesses(self, right: int, proposed: int) -> None:
+        """Count tokens that were guessed ahead, of which the first ones came true."""
+        with self.lock:
+            self.drafts += 1
+            self.proposed_tokens += proposed
+            self.accepted_tokens += right
 
     def add_replay(self, *, is_same: bool) -> None:
         """Count a request that was repeated."""

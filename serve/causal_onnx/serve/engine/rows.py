@@ -51,6 +51,14 @@ class Rows(Protocol):
         """Read one id for each sequence that is decoded; the logits (running, vocab) after it."""
         ...
 
+    def read(self, place: int, ids: Sequence[int]) -> Array:
+        """Read several ids for one sequence that is decoded; the logits (ids, vocab) after each."""
+        ...
+
+    def take_back(self, place: int, count: int) -> None:
+        """Let a sequence have read `count` ids less; the model's cache must keep all positions."""
+        ...
+
     def leave(self, place: int) -> None:
         """End the sequence in a place, which the last one then takes."""
         ...
@@ -153,6 +161,17 @@ class PooledRows:
         self._decoding = stream if size == running else None
         return logits
 
+    def read(self, place: int, ids: Sequence[int]) -> Array:
+        self._decoding = None
+        stream = self._pool.stream(place, [self._lengths[place]])
+        logits: Array = feed(stream, np.array([ids], np.int64))[0]
+        self._lengths[place] += len(ids)
+        return logits
+
+    def take_back(self, place: int, count: int) -> None:
+        self._lengths[place] -= count
+        self._decoding = None
+
     def leave(self, place: int) -> None:
         last = self.running - 1
         if place != last:
@@ -207,6 +226,14 @@ class SeparateRows:
                 for stream, token in zip(self._streams, ids, strict=True)
             ]
         )
+
+    def read(self, place: int, ids: Sequence[int]) -> Array:
+        logits: Array = feed(self._streams[place], np.array([ids], np.int64))[0]
+        return logits
+
+    def take_back(self, place: int, count: int) -> None:
+        stream = self._streams[place]
+        stream.rewind(stream.lengths[0] - count)
 
     def leave(self, place: int) -> None:
         last = self._streams.pop()

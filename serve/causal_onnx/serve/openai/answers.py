@@ -63,12 +63,18 @@ def error_answer(error: RequestError) -> Response:
 
 
 def usage_of(generations: Sequence[Generation]) -> dict[str, Any]:
-    """How many tokens were read and written."""
+    """How many tokens were read and written, and how many of a prediction came true."""
     prompt = sum(len(item.prompt) for item in generations)
     written = sum(item.written_tokens for item in generations)
-    return {
+    usage = {
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
         "prompt_tokens_details": {"cached_tokens": sum(i.cached_tokens for i in generations)},
     }
+    if any(item.prediction for item in generations):
+        names = "accepted_prediction_tokens", "rejected_prediction_tokens"
+        usage["completion_tokens_details"] = {
+            name: sum(getattr(item, name) for item in generations) for name in names
+        }
+    return usage

@@ -17,7 +17,7 @@ from causal_onnx.runtime.text.tool_calls import form_of
 from causal_onnx.serve.engine.generation import Generation, Token
 from causal_onnx.serve.openai.answers import answer, usage_of
 from causal_onnx.serve.openai.constraints import read_constraint
-from causal_onnx.serve.openai.messages import read_messages, writer_of
+from causal_onnx.serve.openai.messages import read_messages, read_part, writer_of
 from causal_onnx.serve.openai.stream import Streaming, event_stream, read_streaming
 from causal_onnx.serve.openai.tokens import chat_logprobs
 from causal_onnx.serve.openai.tools import CallReader, Tools, read_tools, text_with_marks
@@ -43,7 +43,6 @@ UNSUPPORTED = {
     "audio": "texts alone are read and written",
     "function_call": "use tool_choice",
     "functions": "use tools",
-    "prediction": "no text is taken as a guess",
     "web_search_options": "there is no search",
     "reasoning_effort": "say chat_template_kwargs, as the model's template knows it",
     "verbosity": "no model here knows it",
@@ -61,6 +60,7 @@ class _Asked:
     max_tokens: int | None
     choosing: Choosing
     constraint: Constraint | None
+    prediction: str | None
     logprobs: bool
     top_logprobs: int
     streaming: Streaming
@@ -105,6 +105,7 @@ def _read(fields: Fields, served: ServedModel) -> _Asked:
         max_tokens=_max_tokens(fields),
         choosing=read_choosing(fields, served),
         constraint=constraint or tools.constraint,
+        prediction=_prediction(fields),
         logprobs=logprobs,
         top_logprobs=top_logprobs or 0,
         streaming=read_streaming(fields),
@@ -119,6 +120,24 @@ def _max_tokens(fields: Fields) -> int | None:
     if old is not None and new is not None and old != new:
         raise fields.error("max_tokens", f"is {old}, and max_completion_tokens {new}: give one")
     return old if new is None else new
+
+
+def _prediction(fields: Fields) -> str | None:
+    """The text that the reply will be for the most part."""
+    given = fields.object("prediction")
+    if given is None:
+        return None
+    inner = Fields(given, where="prediction.")
+    if inner.choice("type", "content") is None:
+        raise inner.error("type", "must be 'content'")
+    content = inner.any("content")
+    if isinstance(content, list):
+        parts = [read_part(part, f"prediction.content[{i}].") for i, part in enumerate(content)]
+        content = "".join(part["text"] for part in parts)
+    if not isinstance(content, str):
+        raise inner.error("content", "must be a string, or a list of parts")
+    inner.end({})
+    return content
 
 
 def _prepare(asked: _Asked, served: ServedModel) -> Generation:
@@ -140,6 +159,7 @@ def _prepare(asked: _Asked, served: ServedModel) -> Generation:
         top_logprobs=asked.top_logprobs,
         priority=choosing.priority,
         joins_prompt=continues(asked.messages),
+        prediction=asked.prediction,
     )
 
 

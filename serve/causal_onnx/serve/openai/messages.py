@@ -11,7 +11,7 @@ from causal_onnx.serve.errors import BadRequestError
 from causal_onnx.serve.registry import ServedModel
 from causal_onnx.serve.requests.fields import Fields
 
-__all__ = ["read_messages", "writer_of"]
+__all__ = ["read_messages", "read_part", "writer_of"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -72,7 +72,9 @@ def _message(given: object, where: str) -> dict[str, Any]:
     found: dict[str, Any] = {"role": "system" if role == "developer" else role}
     content = fields.any("content")
     if isinstance(content, list):
-        found["content"] = [_part(part, f"{where}content[{i}].") for i, part in enumerate(content)]
+        found["content"] = [
+            read_part(part, f"{where}content[{i}].") for i, part in enumerate(content)
+        ]
     elif content is None or isinstance(content, str):
         found["content"] = content or ""
     else:
@@ -92,7 +94,12 @@ def _message(given: object, where: str) -> dict[str, Any]:
     return plain_message(found)
 
 
-def _part(given: object, where: str) -> dict[str, str]:
+def read_part(given: object, where: str) -> dict[str, str]:
+    """A part of a content, which must be a text.
+
+    Raises:
+        BadRequestError: It is something else.
+    """
     if not isinstance(given, dict):
         raise BadRequestError(f"{where[:-1]} must be an object, got {str(given)[:60]!r}")
     fields = Fields(given, where=where)

@@ -60,7 +60,12 @@ USAGE = object_of(
         "completion_tokens": ID,
         "total_tokens": ID,
         "prompt_tokens_details": object_of({"cached_tokens": ID}),
-    }
+        "completion_tokens_details": described(
+            object_of({"accepted_prediction_tokens": ID, "rejected_prediction_tokens": ID}),
+            "Where the request has a prediction.",
+        ),
+    },
+    required=["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"],
 )
 FINISH = nullable(text(["stop", "length", "tool_calls"]))
 CALL = object_of(
@@ -327,8 +332,10 @@ def _completion_answer() -> Schema:
     )
 
 
+PART = object_of({"type": text(["text"]), "text": text()})
+
+
 def _messages() -> Schema:
-    part = object_of({"type": text(["text"]), "text": text()})
     function = object_of({"name": text(), "arguments": nullable(text())}, required=["name"])
     call = object_of(
         {
@@ -341,7 +348,7 @@ def _messages() -> Schema:
     )
     texts = ("name", "tool_call_id", "reasoning_content", "refusal")
     fields = {
-        "content": nullable(either(text(), array(part))),
+        "content": nullable(either(text(), array(PART))),
         **{name: nullable(text()) for name in texts},
         "annotations": described(nullable(array({}, maxItems=0)), "Empty, as it came."),
     }
@@ -398,10 +405,13 @@ def _conversation() -> dict[str, Schema]:
 
 def _chat(chatting: list[ServedModel]) -> Schema:
     constraints = _constraints()
+    prediction = object_of({"type": text(["content"]), "content": either(text(), array(PART))})
+    guessing = [item for item in chatting if item.engine and item.engine.no_guesses is None]
     return object_of(
         {
             "model": _model(chatting),
             **_conversation(),
+            **({"prediction": nullable(prediction)} if guessing else {}),
             "max_tokens": nullable(integer(1, 1 << 31)),
             "max_completion_tokens": nullable(integer(1, 1 << 31)),
             "logprobs": nullable(BOOL),

@@ -52,6 +52,18 @@ COUNTERS: dict[str, tuple[str, Callable[[EngineRecord], float]]] = {
         "Prompt tokens found in the prefix cache.",
         lambda r: r.cached_tokens,
     ),
+    "spec_decode_num_drafts_total": (
+        "Calls in which tokens that were guessed ahead are judged.",
+        lambda r: r.drafts,
+    ),
+    "spec_decode_num_draft_tokens_total": (
+        "Tokens that were guessed ahead.",
+        lambda r: r.proposed_tokens,
+    ),
+    "spec_decode_num_accepted_tokens_total": (
+        "Tokens that were guessed ahead and came true.",
+        lambda r: r.accepted_tokens,
+    ),
     "replays_equal_total": (
         "Replays with the same result as the request.",
         lambda r: r.replays_equal,
