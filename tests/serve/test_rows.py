@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from causal_onnx.runtime import Model, load
+from causal_onnx.runtime import Model, PromptLookup, load
 from causal_onnx.serve import Engine, EngineOptions
-from causal_onnx.serve.engine import rows
+from causal_onnx.serve.engine import guesses, rows
 from causal_onnx.serve.engine.rows import PooledRows, SeparateRows, equal_sizes, open_rows
 
 FEED = rows.feed
@@ -106,3 +106,41 @@ def test_a_row_that_is_read_survives_being_filled_up_with(model: Model) -> None:
     alone.run([[10, 5]])
     pool.join(1)
     assert np.array_equal(pool.step([3, 4])[1], alone.run([[4]])["logits"][0, -1])
+
+
+def test_a_row_reads_several_ids_and_takes_some_back(model: Model) -> None:
+    pool = PooledRows(model, count=3, capacity=64, sizes=(1, 2, 3))
+    for prompt in ([1, 5, 6], [1, 7]):
+        pool.begin().run([prompt])
+        pool.join(1)
+    pool.step([8, 9])
+    found = pool.read(1, [10, 11, 12])
+    pool.take_back(1, 2)
+    after = pool.step([3, 4])
+    alone, other = model.stream(), model.stream()
+    for chunk in ([1, 7], [9], [10, 11, 12]):
+        expected = alone.run([chunk])["logits"][0]
+    alone.rewind(4)
+    other.run([[1, 5, 6]])
+    other.run([[8]])
+    assert np.array_equal(found, expected)
+    assert np.array_equal(after[1], alone.run([[4]])["logits"][0, -1])
+    assert np.array_equal(after[0], other.run([[3]])["logits"][0, -1])
+
+
+def test_rows_that_are_decoded_together_guess_only_while_one_runs_alone(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a processor where pieces have the bits of steps.
+    monkeypatch.setattr(guesses, "_are_equal", lambda rows, ids: True)
+    monkeypatch.setattr(guesses, "piece_costs", lambda rows, ids: [1.0] * len(ids))
+    prompt = [1, 5, 6, 7]
+    ids = model.generate(prompt, max_new_tokens=60).ids
+    options = EngineOptions(sequences=4, chunk=8, draft=PromptLookup())
+    with Engine(model, options=options) as engine:
+        alone = engine.submit(prompt, max_new_tokens=60, prediction=ids)
+        assert alone.results()[0].ids == ids
+        pair = engine.submit(prompt, max_new_tokens=60, prediction=ids, n=2)
+        assert [found.ids for found in pair.results()] == [ids, ids]
+    assert alone.accepted_tokens > 30
+    assert pair.proposed_tokens == 0

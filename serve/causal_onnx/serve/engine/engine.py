@@ -577,42 +577,49 @@ class Engine:
 
     def _decode(self) -> None:
         """One step of all running sequences: each has one token more, or those guessed right."""
-        for item in self._running:
-            item.proposed = self._propose(item)
-        self._leave()
-        if not self._running:
+        guesses = self._propose_all() if self._pieces is not None else False
+        running = self._running
+        if not running:
             return
+        logits: Array | Sequence[Array]
         try:
-            logits = self._read_all()
+            if guesses:
+                logits = [
+                    self._rows.read(place, [item.growing.ids[-1], *item.proposed])
+                    for place, item in enumerate(running)
+                ]
+            else:
+                logits = self._rows.step([item.growing.ids[-1] for item in running])
         except Exception as error:
-            for generation in {item.generation for item in self._running}:
+            for generation in {item.generation for item in running}:
                 self._failed(generation, error)
             return
-        for place, item in enumerate(tuple(self._running)):
-            self._accept(item, place, logits[place])
+        for place, item in enumerate(tuple(running)):
+            if guesses:
+                self._accept(item, place, logits[place])
+            else:
+                item.length += 1
+                self._choose(item, logits[place])
         self._leave()
 
-    def _propose(self, item: _Running) -> list[int]:
-        """Tokens that may come after the next ones of a sequence."""
-        guesses, growing = item.guesses, item.growing
-        # Guesses are judged by a call of one row, which costs a batch more than it saves.
-        if guesses is None or (len(self._running) > 1 and self._rows.sizes != (1,)):
-            return []
-        try:
-            return guesses.propose(growing, min(growing.left - 1, self.context - item.length - 1))
-        except Exception as error:
-            self._finish(item.generation, error)
-            return []
-
-    def _read_all(self) -> Sequence[Array]:
-        """Of each running sequence the logits (seq, vocab) after its last token and proposals."""
-        if not any(item.proposed for item in self._running):
-            logits = self._rows.step([item.growing.ids[-1] for item in self._running])
-            return list(logits[:, None])
-        return [
-            self._rows.read(place, [item.growing.ids[-1], *item.proposed])
-            for place, item in enumerate(self._running)
-        ]
+    def _propose_all(self) -> bool:
+        """Guess what comes after the next tokens of each sequence; whether anything is guessed."""
+        # Guesses are judged by calls of one row, which cost a batch more than they save.
+        if len(self._running) > 1 and self._rows.sizes != (1,):
+            return False
+        failed = False
+        for item in self._running:
+            growing, guesses = item.growing, item.guesses
+            assert guesses is not None
+            most = min(growing.left, self.context - item.length) - 1
+            try:
+                item.proposed = guesses.propose(growing, most)
+            except Exception as error:
+                self._finish(item.generation, error)
+                failed = True
+        if failed:
+            self._leave()
+        return any(item.proposed for item in self._running)
 
     def _accept(self, item: _Running, place: int, logits: Array) -> None:
         """Choose tokens by the logits (seq, vocab), as long as they are what was proposed."""

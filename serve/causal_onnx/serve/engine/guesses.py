@@ -39,7 +39,7 @@ LEAST_GAIN = 1.05
 """Tokens in the time of one, below which nothing is guessed: proposing takes time, too."""
 KEPT = 0.85
 """What the record of earlier guesses still counts after one more."""
-FIRST_PAUSE, LONGEST_PAUSE = 4, 64
+FIRST_PAUSE, LONGEST_PAUSE = 16, 64
 """Steps until one token is guessed again where guessing did not pay; doubled each time that it is
 wrong."""
 MATCHED = 3, 2
@@ -196,10 +196,12 @@ class ExpectedText:
 class _Source:
     """A guesser of one sequence, and how often it was right."""
 
-    def __init__(self, guesser: Guesser, pieces: Pieces, *, cost: float = 0.0) -> None:
+    def __init__(
+        self, guesser: Guesser, pieces: Pieces, *, credit: float = 0.5, cost: float = 0.0
+    ) -> None:
         self.guesser = guesser
         self._pieces, self._cost = pieces, cost
-        self._right, self._judged = 2.0, 3.0  # guesses are given credit at first
+        self._right, self._judged = 2 * credit, 2.0
         self._count = self._best()
         self._pause, self._wait = FIRST_PAUSE, 0
 
@@ -207,7 +209,7 @@ class _Source:
         return self._pieces.best(self._right / self._judged, guess=self._cost)
 
     def propose(self, sequence: GrowingSequence, most: int) -> list[int]:
-        if not self._count and self._wait:
+        if self._wait:
             self._wait -= 1
             return []
         found = self.guesser.guess(sequence, min(self._count or 1, most))
@@ -217,12 +219,14 @@ class _Source:
         judged = right + (right < proposed)
         self._right = self._right * KEPT**judged + right
         self._judged = self._judged * KEPT**judged + judged
-        if right:
-            self._pause, self._wait = FIRST_PAUSE, 0
-        elif not self._count:
-            self._pause = min(2 * self._pause, LONGEST_PAUSE)
-            self._wait = self._pause
+        was_trial = not self._count
         self._count = self._best()
+        if self._count or right:
+            self._pause, self._wait = FIRST_PAUSE, 0
+            return
+        if was_trial:
+            self._pause = min(2 * self._pause, LONGEST_PAUSE)
+        self._wait = self._pause
 
 
 class RowGuesses:
@@ -239,7 +243,9 @@ class RowGuesses:
             expected: The ids of a text that the client expects; empty: none.
             chunk: Positions that a draft model reads at most between two steps.
         """
-        self._sources = [_Source(ExpectedText(expected), pieces)] if expected else []
+        self._sources = []
+        if expected:
+            self._sources.append(_Source(ExpectedText(expected), pieces, credit=0.67))
         if isinstance(draft, DraftModel):
             # Only the likeliest is accepted for sure: a sequence draws its tokens by itself.
             guesser = DraftGuesser(draft, Sampling(), np.random.default_rng(0), most_read=chunk)
