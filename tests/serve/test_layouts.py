@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from causal_onnx.runtime import Model, Sampling, load
+from causal_onnx.runtime import Model, PromptLookup, Sampling, load
 from causal_onnx.serve import Engine, EngineOptions
+from causal_onnx.serve.engine import guesses
 from tests.runtime.foreign.files import ALL, load_foreign
 
 OPTIONS = EngineOptions(sequences=3, chunk=4)
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let guessing pay, however fast this machine is now."""
+    monkeypatch.setattr(guesses, "piece_costs", lambda rows, ids: [1.0] * len(ids))
 
 
 def prompts_of(model: Model, count: int = 5) -> list[list[int]]:
@@ -23,8 +30,8 @@ def prompts_of(model: Model, count: int = 5) -> list[list[int]]:
 
 
 def check(model: Model) -> list[int]:
-    """Serve prompts together, and each alone by an engine that keeps nothing; how many positions
-    were found."""
+    """Serve prompts together, each alone by an engine that keeps nothing, and with guesses; how
+    many positions were found."""
     options = {"max_new_tokens": 6, "sampling": Sampling(temperature=0.7), "seed": 1}
     with Engine(model, options=OPTIONS) as engine:
         first = engine.submit(prompts_of(model)[0], **options)
@@ -34,6 +41,12 @@ def check(model: Model) -> list[int]:
     with Engine(model, options=replace(OPTIONS, prefix_positions=0)) as engine:
         alone = [engine.submit(prompt, **options).results() for prompt in prompts_of(model)]
     assert together == alone
+    with Engine(model, options=replace(OPTIONS, draft=PromptLookup())) as engine:
+        for prompt, (found,) in zip(prompts_of(model), alone, strict=True):
+            given = {"prediction": found.ids} if engine.no_guesses is None else {}
+            generation = engine.submit(prompt, **options, **given)
+            assert generation.results() == [found]
+            assert (generation.accepted_tokens > 0) == (engine.no_guesses is None)
     return [generation.cached_tokens for generation in begun]
 
 
@@ -53,3 +66,7 @@ def test_a_cache_that_keeps_a_window_is_served(tmp_path: Path) -> None:
     model = load(tmp_path / "m.onnx", threads=1)
     assert any(pair.bounded is not None for pair in model.contract.cache)
     assert check(model) == [8, 8, 0, 8, 8]
+    with Engine(model, options=replace(OPTIONS, draft=PromptLookup())) as engine:
+        assert engine.no_guesses == (
+            "its cache keeps a window, which cannot take back what was guessed wrongly"
+        )
