@@ -31,6 +31,7 @@ from causal_onnx.export.source.inputs import CallSizes, InputSpec, free_axes, ma
 from causal_onnx.export.source.module import Observed, Source
 from causal_onnx.export.source.probe import runs
 from causal_onnx.export.torch_patches.patched import patched
+from causal_onnx.export.torch_patches.rewrite_rules import tried_where_they_can_match
 from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
 from causal_onnx.export.torch_patches.watch import Answer, replaying, watching_sizes
 
@@ -267,14 +268,15 @@ def _export_program(
 
 def _translate(program: ExportedProgram, opset: int, *, optimize: bool) -> ir.Model:
     # At opset 23 exactly, `optimize=True` fuses rotary embeddings wrongly for batch >= 2.
-    translated = handed_over(
-        torch.onnx.export,
-        program,
-        (),
-        opset_version=opset,
-        optimize=optimize and opset != 23,
-        verbose=False,
-    )
+    with tried_where_they_can_match():
+        translated = handed_over(
+            torch.onnx.export,
+            program,
+            (),
+            opset_version=opset,
+            optimize=optimize and opset != 23,
+            verbose=False,
+        )
     assert isinstance(translated, torch.onnx.ONNXProgram)
     _name_squeezed_axes(translated.model)
     return translated.model
