@@ -153,7 +153,7 @@ def read_certificate(document: Mapping[str, Any] | None) -> StoredCertificate | 
             max_error=None if parity is None else _error(parity, "max_error"),
             tolerance=0.0 if parity is None else float(parity["tolerance"]),
             shapes=() if parity is None else tuple(_shape(case) for case in parity["cases"]),
-            skipped=() if parity is None else tuple(str(text) for text in parity["skipped"]),
+            skipped=() if parity is None else _skipped(document, parity),
             cache=None if cache is None else _cache(cache),
             precision=tuple(
                 (label, str(document[key]["summary"]))
@@ -163,6 +163,15 @@ def read_certificate(document: Mapping[str, Any] | None) -> StoredCertificate | 
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"the certificate in the file is damaged: {error!r}") from error
+
+
+def _skipped(document: Mapping[str, Any], parity: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the checks left out; sections other than parity say it only if there is something."""
+    others = {name: document.get(name) or {} for name in ("causality", "cache", "drift")}
+    return (
+        *(str(text) for text in parity["skipped"]),
+        *(f"{name}: {text}" for name, part in others.items() for text in part.get("skipped", ())),
+    )
 
 
 _SUMMARIES = (("weights", "quantisation"), ("drift", "drift"), ("bits", "bits"))

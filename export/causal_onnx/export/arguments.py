@@ -9,6 +9,7 @@ from pathlib import Path
 from causal_onnx.export.capture.capture import NEWEST_OPSET
 from causal_onnx.export.passes import opset17
 from causal_onnx.export.precision.choose import PRECISIONS, Coding, coding_for, default_opset
+from causal_onnx.export.source.budget import EFFORTS
 from causal_onnx.runtime.artifact.drafts import check_target
 
 __all__ = ["OPSETS", "check_file", "check_options", "read_causal"]
@@ -29,6 +30,7 @@ def check_options(
     max_seq_len: int | None,
     max_drift: float | None,
     same_bits: bool,
+    effort: str,
 ) -> tuple[int, Coding | None]:
     """Refuse what no module can be exported with.
 
@@ -57,6 +59,8 @@ def check_options(
         raise ValueError("max_drift is for a lower precision; fp32 is always compared within 1e-5")
     if same_bits and precision == "bf16":
         raise ValueError("same_bits runs the file, and bfloat16 runs on CUDA only")
+    if effort not in EFFORTS:
+        raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
     return opset, coding
 
 

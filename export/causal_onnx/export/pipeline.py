@@ -25,6 +25,7 @@ from causal_onnx.export.errors import (
 from causal_onnx.export.folder import FILE_SUFFIX, device_of, export_into
 from causal_onnx.export.forms import forms_of, say_consequence
 from causal_onnx.export.report import ExportReport, Fallback, Progress
+from causal_onnx.export.source.budget import NORMAL
 from causal_onnx.export.source.inputs import Input
 from causal_onnx.export.source.module import Axes, Example
 from causal_onnx.export.subject import Subject, prepare
@@ -50,6 +51,7 @@ def export(
     max_seq_len: int | None = None,
     max_drift: float | None = None,
     same_bits: bool = False,
+    effort: str = NORMAL,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -102,6 +104,12 @@ def export(
             it: batches of 1 to 8 sequences, prompts in chunks, sequences of different lengths,
             threads. The report and the file record the result, for this onnxruntime on this
             processor.
+        effort: What the checks may compute. "normal": a small model is run at every length and
+            batch of the plan, the maximum included, and a large one in one row as far as some
+            seconds a call allow. "quick": a tenth of that, fewer samples for the drift, and short
+            sequences only through the cache of a large model. "full": whatever the plan holds and
+            memory allows, and also the maximum length by changed inputs and through the cache. The
+            report and the file list what was left out; the proof is the same.
         replace: Replace an existing folder of a model; a file always replaces an older one.
         progress: Called with (step, fraction done).
 
@@ -142,6 +150,7 @@ def export(
             max_seq_len=max_seq_len,
             max_drift=max_drift,
             same_bits=same_bits,
+            effort=effort,
             progress=progress,
         )
 
@@ -170,6 +179,7 @@ def _export_file(
     max_seq_len: int | None,
     max_drift: float | None,
     same_bits: bool,
+    effort: str,
     progress: Progress | None,
 ) -> ExportReport:
     opset, coding = check_options(
@@ -182,6 +192,7 @@ def _export_file(
         max_seq_len=max_seq_len,
         max_drift=max_drift,
         same_bits=same_bits,
+        effort=effort,
     )
     check_file(path)
     begun = ""
@@ -209,6 +220,7 @@ def _export_file(
             max_drift=max_drift,
             coding=coding,
             causal_block=causal_block,
+            effort=effort,
         )
         subject = dataclasses.replace(subject, asks_for_bits=same_bits)
         leak = perturb_source(subject.reference.fresh(), subject.specs, subject.contract)

@@ -139,6 +139,12 @@ def _finite(report: ParityReport | CacheReport) -> dict[str, Any]:
     return {**asdict(report), "cases": cases}
 
 
+def _told(record: dict[str, Any]) -> dict[str, Any]:
+    """`record` without the list of what was skipped where that is empty."""
+    skipped = record.pop("skipped")
+    return record | ({"skipped": list(skipped)} if skipped else {})
+
+
 def _rounded(value: float | None) -> float | None:
     """Two digits: what is left of a measured figure in the file."""
     return None if value is None else json_number(float(f"{value:.1e}"))
@@ -184,6 +190,8 @@ class CausalityReport:
     """Causality by perturbation, over lengths and perturbation points."""
 
     cases: tuple[CausalityCase, ...]
+    skipped: tuple[str, ...] = ()
+    """Lengths that were not run, each with its reason."""
 
     @property
     def is_causal(self) -> bool:
@@ -230,7 +238,7 @@ class CausalityReport:
             }
             for case in self.cases
         ]
-        return {**self.to_dict(), "cases": cases}
+        return _told(self.to_dict() | {"cases": cases})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -251,6 +259,8 @@ class CacheReport:
 
     cases: tuple[CacheCase, ...]
     tolerance: float
+    skipped: tuple[str, ...] = ()
+    """Lengths that were not fed, each with its reason."""
 
     @property
     def passed(self) -> bool:
@@ -288,12 +298,15 @@ class CacheReport:
     def to_record(self) -> dict[str, Any]:
         """What the file keeps: how it was fed and the tolerance it passed, no measured error."""
         kept = ("batch", "seq", "feeding", "passed")
-        return {
-            "cases": [{name: getattr(case, name) for name in kept} for case in self.cases],
-            "tolerance": self.tolerance,
-            "passed": self.passed,
-            "summary": f"{self._equal()} within {self.tolerance:.0e} of the output's scale",
-        }
+        return _told(
+            {
+                "cases": [{name: getattr(case, name) for name in kept} for case in self.cases],
+                "tolerance": self.tolerance,
+                "passed": self.passed,
+                "summary": f"{self._equal()} within {self.tolerance:.0e} of the output's scale",
+                "skipped": self.skipped,
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -416,6 +429,8 @@ class DriftReport:
     sampled_mean_kl: float | None = None
     """As `mean_kl`, on that text."""
     sampled_argmax_flips: int | None = None
+    skipped: tuple[str, ...] = ()
+    """Samples that were not taken, with the reason."""
 
     @property
     def drift(self) -> float:
@@ -455,7 +470,7 @@ class DriftReport:
     def to_record(self) -> dict[str, Any]:
         """What the file keeps: the same, figures rounded to two digits."""
         figures = ("relative_error", "max_logit_error", "mean_kl", "max_kl", "sampled_mean_kl")
-        return {**self.to_dict(), **{name: _rounded(getattr(self, name)) for name in figures}}
+        return _told(self.to_dict() | {name: _rounded(getattr(self, name)) for name in figures})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -496,11 +511,24 @@ class ExportReport:
     """Class, versions and sha256 of the weights, as stored in the file."""
     size_bytes: int = 0
     nodes: int = 0
+    effort: str = "normal"
+    """What the checks were allowed to compute."""
     assumed: tuple[str, ...] = ()
     """What inputs were taken to stand for, and why; `inputs` of `export` says otherwise."""
     warnings: tuple[str, ...] = ()
     fallbacks: tuple[Fallback, ...] = ()
     """What a rewrite does not support, so that the file has it in a plainer form."""
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """What was not run because it would compute more than the effort allows, by check."""
+        parts = {
+            "parity": self.parity.skipped,
+            "causality": self.causality.skipped,
+            "cache": self.cache.skipped if self.cache else (),
+            "drift": self.drift.skipped if self.drift else (),
+        }
+        return tuple(f"{name}: {text}" for name, texts in parts.items() for text in texts)
 
     def __str__(self) -> str:
         limit, oldest = self.contract.max_seq_len, self.contract.min_onnxruntime
@@ -539,6 +567,11 @@ class ExportReport:
                 if self.parity.skipped
                 else []
             ),
+            *(
+                f"  not run, as the effort is {self.effort}: {text}"
+                for text in self.skipped
+                if not text.startswith("parity: ")  # `parity.to_table` has them
+            ),
             *(f"  warning: {text}" for text in self.warnings),
         ]
         return "\n".join(lines)
@@ -557,6 +590,8 @@ class ExportReport:
             "cache": self.cache.to_dict() if self.cache else None,
             "quantisation": self.quantisation.to_dict() if self.quantisation else None,
             "drift": self.drift.to_dict() if self.drift else None,
+            "effort": self.effort,
+            "skipped": list(self.skipped),
             "assumed": list(self.assumed),
             "bits": self.bits.to_dict() if self.bits else None,
             "warnings": list(self.warnings),

@@ -14,7 +14,7 @@ from causal_onnx.export.errors import ExportError, NotSupportedError
 from causal_onnx.export.precision.choose import Coding, in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
-from causal_onnx.export.source.budget import Budget
+from causal_onnx.export.source.budget import NORMAL, Budget
 from causal_onnx.export.source.inputs import CallSizes, Input, InputSpec, free_axes
 from causal_onnx.export.source.language import special_tokens, trained_length
 from causal_onnx.export.source.meaning import find_meanings
@@ -89,6 +89,7 @@ def prepare(
     max_drift: float | None = None,
     coding: Coding | None = None,
     causal_block: int | None = None,
+    effort: str = NORMAL,
 ) -> Subject:
     """Open the module and learn from calling it what the contract must say.
 
@@ -151,7 +152,7 @@ def prepare(
             pad_token_id=tokens.pad,
         ),
         sizes=sizes,
-        budget=Budget(opened.reference, specs),
+        budget=Budget(opened.reference, specs, effort),
         is_limit_asked=max_seq_len is not None,
         trained_len=trained,
         warnings=tuple(warnings),

@@ -156,6 +156,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="find the calls in which a sequence gets the same bits in any batch, and record them "
         "in the report and the file",
     )
+    parser.add_argument(
+        "--effort",
+        default="normal",
+        help="what the checks may compute: quick, normal (default) or full, which checks a large "
+        "model at its maximum length too; what is left out is listed",
+    )
     parser.add_argument("--opset", type=int, help="ONNX operator set (default: by target)")
     parser.add_argument(
         "--max-seq-len",
@@ -267,6 +273,7 @@ class _Settings(TypedDict):
     max_seq_len: int | None
     max_drift: float | None
     same_bits: bool
+    effort: str
     replace: bool
     progress: Progress
 
@@ -282,6 +289,7 @@ def _settings(args: argparse.Namespace, tell: Progress) -> _Settings:
         max_seq_len=args.max_seq_len,
         max_drift=args.max_drift,
         same_bits=args.same_bits,
+        effort=args.effort,
         replace=args.replace,
         progress=tell,
     )

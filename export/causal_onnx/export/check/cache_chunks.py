@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -51,15 +52,17 @@ def prove_cache(
         contract: With a cache.
         tolerance: Largest error allowed, relative to the output's scale.
         progress: Called with (lengths done, all of them).
-        budget: Which lengths may be run; None: one of its own.
+        budget: Which lengths may be run, and whether the longest of the file is one; None: one of
+            its own.
     """
     tell = progress or (lambda done, all_of_them: None)
     generator = random.Random(0)
     cases = []
     has_batch = any("batch" in spec.axes.values() for spec in specs)
-    lengths = _lengths(budget or Budget(source, specs), contract)
+    plan = _plan(budget or Budget(source, specs), contract, rows=(1, 3) if has_batch else (1,))
+    lengths = list(plan.batches)
     for index, seq in enumerate(lengths):
-        for batch in (1, 3) if has_batch and seq <= max(LENGTHS) else (1,):
+        for batch in plan.batches[seq]:
             inputs = make_inputs(specs, CallSizes(batch=batch, seq=seq), seed=seq)
             expected = [to_numpy(x) for x in source.run(inputs)]
             arrays = [to_numpy(x) for x in inputs]
@@ -79,11 +82,12 @@ def prove_cache(
                 cases.append(case)
         tell(index + 1, len(lengths) + 1)
     if contract.mask is not None:
-        cases += ragged_cases(session, source, specs, contract, lengths, tolerance=tolerance)
+        cases += ragged_cases(session, source, specs, contract, plan.ragged, tolerance=tolerance)
     if contract.last_only is not None:
-        cases.append(_last_only(session, source, specs, contract, tolerance=tolerance))
+        seq = max(n for n in plan.ragged if n <= max(LENGTHS))
+        cases.append(_last_only(session, source, specs, contract, seq, tolerance=tolerance))
     tell(1, 1)
-    return CacheReport(cases=tuple(cases), tolerance=tolerance)
+    return CacheReport(cases=tuple(cases), tolerance=tolerance, skipped=plan.skipped)
 
 
 def _last_only(
@@ -91,11 +95,12 @@ def _last_only(
     source: Source,
     specs: Sequence[InputSpec],
     contract: Contract,
+    seq: int,
     *,
     tolerance: float,
 ) -> CacheCase:
-    """Rows of several lengths, each asked for its last token only."""
-    batch, seq = 3, min(max(LENGTHS), contract.max_seq_len or max(LENGTHS))
+    """Rows of several lengths, the longest of `seq`, each asked for its last token only."""
+    batch = 3
     name = "last position only"
     inputs = make_inputs(specs, CallSizes(batch=batch, seq=seq), seed=seq)
     arrays = [to_numpy(x) for x in inputs]
@@ -117,18 +122,46 @@ def _failed(batch: int, seq: int, feeding: str) -> CacheCase:
     return CacheCase(batch=batch, seq=seq, feeding=feeding, error=math.inf, passed=False)
 
 
-def _lengths(budget: Budget, contract: Contract) -> list[int]:
-    """The usual ones, and one well beyond each bound of the cache that is not too long to run."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """What is fed."""
+
+    batches: dict[int, tuple[int, ...]]
+    """Length, from the shortest on -> the numbers of rows that are fed at it."""
+    ragged: list[int]
+    """Lengths of rows that differ in length."""
+    skipped: tuple[str, ...]
+
+
+def _plan(budget: Budget, contract: Contract, rows: tuple[int, ...]) -> _Plan:
+    """The usual lengths, and one well beyond each bound of the cache that is not too long to run;
+    at full effort the longest of the file, too."""
     limit = contract.max_seq_len
     bounds = {pair.bounded for pair in contract.cache if pair.bounded is not None}
-    wanted = set(LENGTHS)
-    for bounded in sorted(bounds):
-        for longer in (2 * bounded + 5, bounded + FEW_STEPS + 5):
-            n = longer if limit is None else min(longer, limit)
-            if n <= max(LENGTHS) or budget.allows(CallSizes(batch=1, seq=n)):
-                wanted.add(n)
-                break
-    return sorted({n if limit is None else min(n, limit) for n in wanted})
+    wanted = [[2 * n + 5, n + FEW_STEPS + 5] for n in sorted(bounds)]
+    if budget.is_full and limit is not None:
+        wanted.append([limit])
+    short, long, skipped = set(LENGTHS), set[int](), list[str]()
+    for lengths in wanted:
+        alone = [CallSizes(batch=1, seq=n if limit is None else min(n, limit)) for n in lengths]
+        fits = [n for n in alone if n.seq <= max(LENGTHS) or budget.allows(n)]
+        if not fits:
+            skipped.append(budget.refusal(alone[-1]))
+        elif fits[0].seq <= max(LENGTHS):
+            short.add(fits[0].seq)
+        else:
+            long.add(fits[0].seq)
+    batches: dict[int, tuple[int, ...]] = {}
+    for seq in sorted({n if limit is None else min(n, limit) for n in short}):
+        shapes = [CallSizes(batch=batch, seq=seq) for batch in rows]
+        batches[seq] = tuple(sizes.batch for sizes in shapes if budget.allows_feeding(sizes))
+        skipped += [budget.refusal(sizes) for sizes in shapes if not budget.allows_feeding(sizes)]
+    return _Plan(
+        batches={seq: some for seq, some in batches.items() if some}
+        | dict.fromkeys(sorted(long), (1,)),
+        ragged=[seq for seq, some in batches.items() if some == rows] + sorted(long),
+        skipped=tuple(skipped),
+    )
 
 
 def _chunkings(seq: int, generator: random.Random) -> list[tuple[str, list[tuple[int, int]]]]:

@@ -42,7 +42,7 @@ def perturb(
 
     Inputs from the cut on are replaced by other finite values (NaN would leak through 0 x NaN in
     PyTorch and ONNX Runtime alike). No cases: no output has a sequence axis to look at. `budget`
-    says which lengths may be run; None: one of its own.
+    says which lengths may be run, and at full effort the longest is one; None: one of its own.
     """
     given = [spec for spec in contract.outputs if spec.name not in contract.present_names]
     axes = [spec.axis_of("seq") for spec in given]
@@ -53,9 +53,10 @@ def perturb(
     def run(inputs: Sequence[torch.Tensor]) -> list[Array]:
         return session([to_numpy(x) for x in inputs])
 
+    shapes, skipped = _shapes(budget or Budget(source, specs), specs, contract)
     cases = [
         _case(run, source, specs, axes=axes, sizes=sizes, cut=cut)
-        for sizes in _shapes(budget or Budget(source, specs), specs, contract)
+        for sizes in shapes
         for cut in _cuts(sizes, contract)
     ]
     # A source that rounds by the future (it masks after the softmax, say) need not do so at the
@@ -72,7 +73,8 @@ def perturb(
                 and (case.past_error == 0.0 or (is_inexact and case.past_error <= rounding)),
             )
             for case in cases
-        )
+        ),
+        skipped=tuple(skipped),
     )
 
 
@@ -121,14 +123,20 @@ def _with_block(lengths: Sequence[int], contract: Contract) -> list[int]:
     return [*lengths, *([] if block is None else [2 * block, 2 * block + 1, 3 * block - 1])]
 
 
-def _shapes(budget: Budget, specs: Sequence[InputSpec], contract: Contract) -> list[CallSizes]:
+def _shapes(
+    budget: Budget, specs: Sequence[InputSpec], contract: Contract
+) -> tuple[list[CallSizes], list[str]]:
+    """The shapes to run, and those left out with the reason."""
     wanted = _with_block((2, 3, 7, 17, 33, 257, *switching_lengths(contract.form)), contract)
     least, limit = contract.min_seq_len, contract.max_seq_len or max(wanted)
     lengths = sorted({min(max(n, least), limit) for n in wanted} - {1})
     shapes = [CallSizes(batch=2, seq=n) for n in lengths]
     if any("past_seq" in spec.axes.values() for spec in specs):
         shapes += [CallSizes(batch=2, seq=n, past=3) for n in lengths if 3 + n <= limit]
-    return [sizes for sizes in shapes if budget.allows(sizes)]
+    if budget.is_full and contract.max_seq_len not in (None, *lengths):
+        shapes.append(CallSizes(batch=1, seq=limit))
+    skipped = [budget.refusal(sizes) for sizes in shapes if not budget.allows(sizes)]
+    return [sizes for sizes in shapes if budget.allows(sizes)], skipped
 
 
 def _case(

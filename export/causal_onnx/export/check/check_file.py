@@ -97,6 +97,7 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
         quantisation=quantisation,
         drift=drift,
         bits=bits,
+        effort=subject.budget.effort,
         trained_len=subject.trained_len,
         assumed=tuple(text for spec in subject.specs if (text := spec.assumption) is not None),
         source=described,
@@ -305,7 +306,9 @@ def _measured_drift(draft: _Draft, session: Session) -> DriftReport:
     subject = draft.subject
     assert subject.full is not None
     full, contract = subject.full.fresh(), draft.form.contract
-    return measure_drift(session, full, subject.specs, contract, subject.max_drift)
+    return measure_drift(
+        session, full, subject.specs, contract, subject.max_drift, effort=subject.budget.effort
+    )
 
 
 def _check_by_perturbing(draft: _Draft, session: Session) -> CausalityReport:

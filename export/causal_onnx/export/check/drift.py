@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pydoc_data.topics import topics
@@ -12,7 +13,7 @@ import torch
 from causal_onnx.export.check.parity import Session
 from causal_onnx.export.report import DriftReport
 from causal_onnx.export.source.arrays import Array, to_numpy
-from causal_onnx.export.source.budget import Budget
+from causal_onnx.export.source.budget import NORMAL, Budget
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.source.sampling import is_logits, sampled_text
@@ -47,6 +48,8 @@ def measure_drift(
     specs: Sequence[InputSpec],
     contract: Contract,
     limit: float | None = None,
+    *,
+    effort: str = NORMAL,
 ) -> DriftReport:
     """Compare the file with the module in fp32 on the same inputs.
 
@@ -62,8 +65,10 @@ def measure_drift(
         contract: Of the file.
         limit: Instead of the one for the file's precision: mean KL divergence in nats for language
             models, else the relative error.
+        effort: With "quick", fewer samples are taken.
     """
-    shapes = _shapes(Budget(source, specs), contract)
+    budget = Budget(source, specs, effort)
+    shapes, skipped = _shapes(budget, contract)
     default = DRIFT_LIMITS[contract.precision]
     names = list(session.output_names)
     scores = next(
@@ -78,6 +83,7 @@ def measure_drift(
             positions=given.positions,
             relative_error=given.relative_error,
             limit=default[1] if limit is None else limit,
+            skipped=skipped,
         )
     sampled = _Comparison(session, source, scores)
     written = sampled_text(
@@ -87,7 +93,7 @@ def measure_drift(
         scores,
         rows=SAMPLED_ROWS,
         longest=shapes[0].seq,
-        flops=SAMPLING_FLOPS,
+        flops=SAMPLING_FLOPS * budget.of_samples,
         seed=SEED,
     )
     if written is not None:
@@ -103,6 +109,7 @@ def measure_drift(
         sampled_positions=sampled.positions,
         sampled_mean_kl=sampled.mean_kl if written is not None else None,
         sampled_argmax_flips=sampled.flips if written is not None else None,
+        skipped=skipped,
     )
 
 
@@ -161,12 +168,15 @@ def _log_softmax(scores: Array) -> Array:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
-def _shapes(budget: Budget, contract: Contract) -> list[CallSizes]:
-    """Single rows, as long as the module and the machine allow."""
+def _shapes(budget: Budget, contract: Contract) -> tuple[list[CallSizes], tuple[str, ...]]:
+    """Single rows, as long as the module and the machine allow; and what is left out of them."""
     seq = max(contract.min_seq_len, min(LONGEST, contract.max_seq_len or LONGEST))
     while seq > contract.min_seq_len and not budget.allows(CallSizes(batch=1, seq=seq)):
         seq = max(contract.min_seq_len, seq // 2)
-    return [CallSizes(batch=1, seq=seq)] * max(4, min(64, POSITIONS // seq))
+    rows = max(4, min(64, POSITIONS // seq))
+    taken = math.ceil(rows * budget.of_samples)
+    skipped = () if taken == rows else (f"{taken} of {rows} texts of {seq} positions were read",)
+    return [CallSizes(batch=1, seq=seq)] * taken, skipped
 
 
 def _with_text(

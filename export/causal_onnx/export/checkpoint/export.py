@@ -27,6 +27,7 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.folder import FILE_SUFFIX, check_folder, device_of, export_into
 from causal_onnx.export.pipeline import export
 from causal_onnx.export.report import ExportReport, Progress
+from causal_onnx.export.source.budget import NORMAL
 from causal_onnx.models import load_checkpoint
 
 __all__ = ["export_checkpoint"]
@@ -48,6 +49,7 @@ def export_checkpoint(
     max_seq_len: int | None = None,
     max_drift: float | None = None,
     same_bits: bool = False,
+    effort: str = NORMAL,
     replace: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -77,6 +79,7 @@ def export_checkpoint(
         max_seq_len: As for `export`.
         max_drift: As for `export`.
         same_bits: As for `export`.
+        effort: As for `export`.
         replace: Replace an existing folder of a model.
         progress: Called with (step, fraction done).
 
@@ -105,6 +108,7 @@ def export_checkpoint(
         max_seq_len=max_seq_len,
         max_drift=max_drift,
         same_bits=same_bits,
+        effort=effort,
     )
     if not is_folder:
         check_file(goal)
@@ -139,6 +143,7 @@ def export_checkpoint(
                 max_seq_len=max_seq_len,
                 max_drift=max_drift,
                 same_bits=same_bits,
+                effort=effort,
                 progress=progress,
             )
         return _warned(report, opened.warnings)
