@@ -320,9 +320,33 @@ def _check_by_perturbing(draft: _Draft, session: Session) -> CausalityReport:
     )
     if causality.cases and not causality.is_causal:
         raise CausalityError(
-            f"{subject.name} is {causality.summary()}; no file was written", causality
+            f"{subject.name} is {causality.summary()}; no file was written"
+            f"{_weights_to_keep(subject, contract)}",
+            causality,
         )
     return causality
+
+
+def _weights_to_keep(subject: Subject, contract: Contract) -> str:
+    """What to do where the activations that are rounded together may be of several positions.
+
+    A weight that is multiplied by positions is as wide as the only length that its module takes.
+    """
+    length = contract.max_seq_len
+    if subject.rounded is None or contract.min_seq_len != length:
+        return ""
+    parameters = dict(subject.reference.module.named_parameters())
+    axes = subject.rounded.axes.items()
+    names = [name for name, axis in axes if parameters[name].shape[axis] == length]
+    if not names:
+        return ""
+    keep = ", ".join(f"{name!r}: 'fp32'" for name in names)
+    those = "the weight" if len(names) == 1 else "those of the weights"
+    return (
+        f". The module itself is causal, but {contract.precision} rounds the activations before a "
+        f"weight together, by the largest, and {those} {length} wide may multiply "
+        f"positions: keep {'it' if len(names) == 1 else 'them'} wider, keep={{{keep}}}"
+    )
 
 
 def _check_by_proof(draft: _Draft, causality: CausalityReport) -> Certificate:
