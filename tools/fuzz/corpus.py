@@ -57,6 +57,7 @@ def _export(folder: Path, tell: Callable[[str], None]) -> None:
         "cached": {"cache": True},
         "cached_tiled": {"cache": True, "target": "tiled"},
         "cached_portable": {"cache": True, "target": "portable"},
+        "cached_chunked": {"cache": True, "target": "ort-1.32"},
         "cached_int4": {"cache": True, "precision": "int4"},
         "int8": {"precision": "int8"},
         "fp16": {"precision": "fp16"},

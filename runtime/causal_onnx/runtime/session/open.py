@@ -129,8 +129,8 @@ def _open(
     artifact: Artifact, device: Device, settings: SessionSettings, held: Lender | None
 ) -> Any:
     ort = import_onnxruntime()
-    if artifact.contract is not None:
-        contract = artifact.contract
+    contract = artifact.contract
+    if contract is not None:
         refuse_older(ort.__version__, contract.min_onnxruntime, artifact.name, contract.form)
     offered = ort.get_available_providers()
     if device.provider not in offered:
@@ -154,7 +154,6 @@ def _open(
                 f"device='{device}' was requested, but CUDA fails: {first_line(error)}. "
                 "See `causal-onnx doctor`"
             ) from error
-        contract = artifact.contract
         if (
             device.kind == "cpu"
             and "NOT_IMPLEMENTED" in str(error)
