@@ -94,16 +94,21 @@ def test_a_stop_ends_a_text_within_guesses_that_came_true(model: Model, place: i
     assert 0 < generation.accepted_tokens <= len(expected)
 
 
-def test_the_longest_sequence_ends_within_guesses(model: Model) -> None:
+@pytest.mark.parametrize("context", [50, None], ids=["of the engine", "of the model"])
+def test_the_longest_sequence_ends_within_guesses(model: Model, context: int | None) -> None:
+    prompt = [*PROMPT, *[6, 8] * (180 if context is None else 5)]
     options = {"max_new_tokens": 90, "sampling": HOT, "seed": 3}
     with (
-        engine_of(model, context=50) as plain,
-        engine_of(model, PromptLookup(), context=50) as guessing,
+        engine_of(model, context=context) as plain,
+        engine_of(model, PromptLookup(), context=context) as guessing,
     ):
-        expected = told(plain, PROMPT, **options)
-        prediction = [token.score.id for token in expected] * 2
-        assert told(guessing, PROMPT, prediction=prediction, **options) == expected
+        expected = told(plain, prompt, **options)
+        generation = guessing.submit(
+            prompt, prediction=[t.score.id for t in expected] * 2, **options
+        )
+        assert list(generation) == expected
     assert expected[-1].finish == "limit"
+    assert generation.accepted_tokens > 5
 
 
 def test_guesses_keep_to_a_constraint_and_to_stop_texts(talker: Path) -> None:
