@@ -241,7 +241,13 @@ def _told(kind: str, answer: Any) -> Any:
 
 
 def soak_server(
-    model: Path, *, seconds: float, clients: int = CLIENTS, pause_s: float = 30.0, threads: int = 1
+    model: Path,
+    *,
+    seconds: float,
+    clients: int = CLIENTS,
+    pause_s: float = 30.0,
+    threads: int = 1,
+    lookup: bool = False,
 ) -> Report:
     """Serve a model, let clients ask for some time, and look at what is left.
 
@@ -251,6 +257,7 @@ def soak_server(
         clients: How many there are.
         pause_s: How long one of them waits between two requests, on average.
         threads: Of the server's calls.
+        lookup: Whether the server guesses ahead, where the model allows it.
 
     Raises:
         RuntimeError: The server does not start, or refuses a request that it should not.
@@ -260,7 +267,8 @@ def soak_server(
     contract = load(model, trusted=True).contract
     vocab = next(spec.vocab_size for spec in contract.inputs if spec.vocab_size is not None)
     report = Report()
-    with running_server(model, threads) as (process, address, _):
+    options = ["--lookup"] if lookup else []
+    with running_server(model, threads, *options) as (process, address, _):
         status = Path(f"/proc/{process.pid}/status")
         asyncio.run(
             _all(
@@ -325,6 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=positive, default=CLIENTS)
     parser.add_argument("--pause", type=float, default=30.0, help="seconds between two requests")
     parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--lookup", action="store_true", help="let the server guess ahead")
     args = parser.parse_args(argv)
     report = soak_server(
         args.model,
@@ -332,6 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         clients=args.clients,
         pause_s=args.pause,
         threads=args.threads,
+        lookup=args.lookup,
     )
     print(report)
     for problem in report.problems[:20]:

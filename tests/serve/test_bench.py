@@ -10,6 +10,7 @@ import pytest
 from bench import serving_soak
 from bench.serving import Works, measure
 from bench.serving_soak import ALLOWED_BYTES, KINDS, Report, soak_server
+from tests.runtime.artifacts import fixture
 
 
 def test_every_work_is_measured_and_the_load_changes_nothing(stories: Path) -> None:
@@ -24,6 +25,13 @@ def test_a_short_soak_finds_nothing(stories: Path) -> None:
     report = soak_server(stories, seconds=3, clients=24, pause_s=0.2)
     assert report.passed, (report, report.problems)
     assert set(report.done) == set(KINDS)
+
+
+def test_a_short_soak_of_a_server_that_guesses_finds_nothing() -> None:
+    model = fixture("language")
+    report = soak_server(model, seconds=2, clients=16, pause_s=0.2, lookup=True)
+    assert report.passed, (report, report.problems)
+    assert report.done["streamed"] > 0
 
 
 def test_a_soak_finds_answers_that_change(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
