@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -330,7 +331,8 @@ CHAT = {"model": "talker", "messages": [{"role": "user", "content": "Hi"}], "max
 @pytest.fixture(scope="module")
 def address(talker: Path, module_costs: None):
     options = EngineOptions(draft=PromptLookup())
-    with served(open_models([str(talker)], threads=1, engine_options=options)) as found:
+    places = [str(talker), str(fixture("small"))]
+    with served(open_models(places, threads=1, engine_options=options)) as found:
         yield found
 
 
@@ -375,6 +377,24 @@ def test_a_prediction_that_is_no_text_is_refused(address: str, given, param: str
     answer = ask(address, {"prediction": given})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("content", ["", [], "\ud83d", "\x00", "é" * 3000, "<s></s>"])
+def test_odd_predictions_change_nothing_and_harm_nothing(address: str, content: object) -> None:
+    plain = ask(address, {"seed": 1, "temperature": 1}).json()["choices"]
+    body = {"seed": 1, "temperature": 1, "prediction": {"type": "content", "content": content}}
+    headers = {"Content-Type": "application/json"}
+    url = f"{address}/v1/chat/completions"
+    answer = httpx.post(url, content=json.dumps({**CHAT, **body}), headers=headers, timeout=60)
+    assert answer.status_code in (200, 400)
+    assert answer.status_code == 400 or answer.json()["choices"] == plain
+
+
+def test_a_model_without_a_cache_takes_no_prediction(address: str) -> None:
+    prediction = {"type": "content", "content": "x"}
+    answer = ask(address, {"model": "small", "prediction": prediction})
+    assert answer.status_code == 400
+    assert "is not a language model with a cache" in answer.json()["error"]["message"]
 
 
 def test_a_prediction_is_in_the_document_where_it_is_taken(address: str, talker: Path) -> None:
