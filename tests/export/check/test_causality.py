@@ -9,6 +9,9 @@ import pytest
 from torch import Tensor
 
 from causal_onnx.export import CausalityError, export
+from causal_onnx.export.check.causality import perturb_source
+from causal_onnx.export.source.module import Source
+from causal_onnx.export.subject import prepare
 from tests.export.modules import Head, example
 from tests.zoo import entry
 
@@ -24,6 +27,25 @@ def test_an_output_that_never_moves_is_no_evidence(tmp_path: Path) -> None:
     with pytest.raises(CausalityError, match="moved no output at all"):
         export(Constant().eval(), tmp_path / "m.onnx", example=example())
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_the_unchanged_input_is_run_once_for_all_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = prepare(
+        Head().eval(),
+        example(),
+        None,
+        cache=False,
+        max_seq_len=None,
+        target="ort",
+        precision="fp32",
+        opset=24,
+    )
+    lengths: list[int] = []
+    run = Source.run
+    monkeypatch.setattr(Source, "run", lambda s, x: lengths.append(x[0].shape[1]) or run(s, x))
+
+    assert perturb_source(subject.reference.fresh(), subject.specs, subject.contract) is None
+    assert lengths.count(17) == 1 + len({1, 8, 16})
 
 
 def test_positions_may_see_only_those_before_them(tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ import torch.nn.functional as F  # noqa: N812 - the spelling that the modules be
 from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError
+from causal_onnx.export.source import probe
+from causal_onnx.export.source.dry_run import dry_run
 from causal_onnx.export.source.inputs import CallSizes, InputSpec
 from causal_onnx.export.source.module import Source, open_source
 from causal_onnx.export.source.probe import (
+    SHORT,
     at_length,
     find_fixed_seq,
     find_max_seq_len,
@@ -58,9 +61,10 @@ def raising(limit: int) -> Callable[[Any, Tensor], Tensor]:
         (lambda m, x: x + m.table.weight[: x.shape[1]], 24),
         (raising(19), 19),
         (lambda m, x: x[:, -16:], 16),
+        (lambda m, x: x[:, -300:], 300),
         (lambda m, x: x + 1, None),
     ],
-    ids=["table", "raises", "crops", "none"],
+    ids=["table", "raises", "crops", "crops late", "none"],
 )
 def test_the_length_limit_is_found(run: Callable[[Any, Tensor], Any], limit: int | None) -> None:
     assert find_max_seq_len(*opened(run)) == limit
@@ -68,6 +72,17 @@ def test_the_length_limit_is_found(run: Callable[[Any, Tensor], Any], limit: int
 
 def test_a_limit_far_beyond_the_example_is_found_to_the_position() -> None:
     assert find_max_seq_len(*opened(raising(4099))) == 4099
+
+
+def test_a_run_as_long_as_its_input_is_not_compared_with_a_shorter_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(probe, "dry_run", lambda s, x: asked.append(x[0].shape[1]) or dry_run(s, x))
+
+    assert find_max_seq_len(*opened(lambda m, x: x)) is None
+    assert asked
+    assert not {n - 1 for n in asked if n > SHORT} & set(asked)
 
 
 def test_one_past_the_limit_comes_with_what_the_module_raised() -> None:
@@ -87,6 +102,17 @@ def test_a_cropping_module_takes_nothing_more_and_raises_nothing() -> None:
 def test_the_only_length_that_is_taken_is_fixed() -> None:
     assert find_fixed_seq(*opened(lambda m, x: torch.ones(6, 6) @ x)) == 6
     assert find_fixed_seq(*opened(lambda m, x: x + 1)) is None
+
+
+def test_every_size_is_tried_once() -> None:
+    asked: list[tuple[int, ...]] = []
+    source, specs = opened(lambda m, x: asked.append(tuple(x.shape[:2])) or x)
+    asked.clear()
+
+    refuse_rigid(source, specs)
+
+    assert {batch for batch, _ in asked} == {1, 2, 3}
+    assert len(asked) == len(set(asked))
 
 
 def test_a_batch_that_stands_in_the_code_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -55,9 +56,9 @@ def perturb(
 
     shapes, skipped = _shapes(budget or Budget(source, specs), specs, contract)
     cases = [
-        _case(run, source, specs, axes=axes, sizes=sizes, cut=cut)
-        for sizes in shapes
-        for cut in _cuts(sizes, contract)
+        _case(unchanged, source, specs, axes=axes, cut=cut)
+        for unchanged in (_Unchanged(run, specs, sizes) for sizes in shapes)
+        for cut in _cuts(unchanged.sizes, contract)
     ]
     # A source that rounds by the future (it masks after the softmax, say) need not do so at the
     # very cut where the graph does.
@@ -91,17 +92,14 @@ def perturb_source(
     wanted = _with_block(SHORT_LENGTHS, contract)
     limit = contract.max_seq_len or max(wanted)
     lengths = sorted({min(max(n, contract.min_seq_len), limit) for n in wanted} - {1})
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[Array]:
+        return [to_numpy(x) for x in source.run(inputs)]
+
     for sizes in (CallSizes(batch=1, seq=n) for n in lengths):
+        unchanged = _Unchanged(run, specs, sizes)
         for cut in _cuts(sizes, contract):
-            case = ask(
-                _case,
-                lambda inputs: [to_numpy(x) for x in source.run(inputs)],
-                source,
-                specs,
-                axes=axes,
-                sizes=sizes,
-                cut=cut,
-            )
+            case = ask(_case, unchanged, source, specs, axes=axes, cut=cut)
             if isinstance(case, Refusal):
                 return None  # the comparison of the file says at which shape
             if case.past_error > rounding:
@@ -139,22 +137,39 @@ def _shapes(
     return [sizes for sizes in shapes if budget.allows(sizes)], skipped
 
 
+class _Unchanged:
+    """Inputs of some sizes before anything is changed in them, and what they give: the same for
+    every cut."""
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[torch.Tensor]], Sequence[Array]],
+        specs: Sequence[InputSpec],
+        sizes: CallSizes,
+    ) -> None:
+        self.run, self.sizes = run, sizes
+        self.inputs = make_inputs(specs, sizes, seed=1)
+
+    @cached_property
+    def outputs(self) -> Sequence[Array]:
+        return self.run(self.inputs)
+
+
 def _case(
-    run: Callable[[Sequence[torch.Tensor]], Sequence[Array]],
+    unchanged: _Unchanged,
     source: Source,
     specs: Sequence[InputSpec],
     *,
     axes: Sequence[int | None],
-    sizes: CallSizes,
     cut: int,
 ) -> CausalityCase:
     """What one cut shows; whether that passes is for all of them together to say."""
-    before = make_inputs(specs, sizes, seed=1)
+    before, sizes = unchanged.inputs, unchanged.sizes
     other = make_inputs(specs, sizes, seed=2)
     after = tuple(
         _spliced(spec, old, new, cut) for spec, old, new in zip(specs, before, other, strict=True)
     )
-    past_error, moved = _compare(run(before), run(after), axes, cut)
+    past_error, moved = _compare(unchanged.outputs, unchanged.run(after), axes, cut)
     source_error = None
     if past_error > 0.0:
         a, b = source.run(before), source.run(after)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
-from causal_onnx.export.source.dry_run import dry_run
+from causal_onnx.export.source.dry_run import DryRun, dry_run
 from causal_onnx.export.source.inputs import FREE_SIZES, CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.torch_patches.user_code import user_line
@@ -98,9 +98,20 @@ def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
     past = _example_size(specs, "past_seq") or 0
     batch = _example_size(specs, "batch")
 
-    def failure(batch: int, seq: int) -> Exception | None:
+    @functools.cache
+    def answer(batch: int, seq: int) -> Sequence[torch.Size] | Refusal:
         sizes = CallSizes(batch=batch, seq=seq, past=past)
-        return _failure(source, make_inputs(specs, sizes))
+        given = ask(source.run, make_inputs(specs, sizes))
+        return given if isinstance(given, Refusal) else [x.shape for x in given]
+
+    def failure(batch: int, seq: int) -> Exception | None:
+        given = answer(batch, seq)
+        return given.error if isinstance(given, Refusal) else None
+
+    def shapes(batch: int) -> Sequence[torch.Size]:
+        given = answer(batch, seq)
+        assert not isinstance(given, Refusal)
+        return given
 
     if batch is not None and failure(batch, seq) is None:
         for other in (1, batch + 1, 2):
@@ -111,7 +122,7 @@ def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
                     f"{type(error).__name__}: {error}. Take the batch size from the input: "
                     "x.view(x.shape[0], ...)"
                 ) from error
-            _refuse_fixed_batch(source, specs, CallSizes(batch=batch, seq=seq, past=past), other)
+            _refuse_fixed_batch(module, seq, (batch, shapes(batch)), (other, shapes(other)))
     some = batch or 1
     shorter = sorted({n for n in (*range(1, 9), seq // 2, seq - 2, seq - 1) if 0 < n < seq})
     works = {n: failure(some, n) for n in shorter}
@@ -130,19 +141,20 @@ def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
 
 
 def _refuse_fixed_batch(
-    source: Source, specs: Sequence[InputSpec], sizes: CallSizes, other: int
+    module: str,
+    seq: int,
+    one: tuple[int, Sequence[torch.Size]],
+    another: tuple[int, Sequence[torch.Size]],
 ) -> None:
     """Compare the outputs' shapes at two batch sizes: `x.view(4, -1, width)` takes any batch."""
-    there = source.run(make_inputs(specs, replace(sizes, batch=other)))
-    here = source.run(make_inputs(specs, sizes))
+    (batch, here), (other, there) = one, another
     for a, b in zip(here, there, strict=False):
-        moved = [(m, n) for m, n in zip(a.shape, b.shape, strict=False) if m != n]
-        if a.ndim != b.ndim or any(pair != (sizes.batch, other) for pair in moved):
+        moved = [(m, n) for m, n in zip(a, b, strict=False) if m != n]
+        if len(a) != len(b) or any(pair != (batch, other) for pair in moved):
             raise ExportError(
-                f"{type(source.module).__name__} has a fixed batch size: an output has shape "
-                f"{tuple(a.shape)} for a batch of {sizes.batch} and {tuple(b.shape)} for one of "
-                f"{other}, both of length {sizes.seq}. Take it from the input: "
-                "x.view(x.shape[0], ...)"
+                f"{module} has a fixed batch size: an output has shape {tuple(a)} for a batch of "
+                f"{batch} and {tuple(b)} for one of {other}, both of length {seq}. Take it from "
+                "the input: x.view(x.shape[0], ...)"
             )
 
 
@@ -397,9 +409,8 @@ def _acceptance(
         return make_inputs(specs, replace(sizes, seq=seq))
 
     @functools.cache
-    def runs_dry() -> bool:
-        # Some modules cannot be run dry at all, and refuse even what they accept.
-        return dry_run(source.fresh(), inputs(known)).accepted is True
+    def known_run() -> DryRun:
+        return dry_run(source.fresh(), inputs(known))
 
     @functools.cache
     def grows() -> bool:
@@ -412,17 +423,27 @@ def _acceptance(
         if seq <= SHORT:
             shorter = inputs(seq - 1) if seq > 1 and grows() else None
             return _follows(source, inputs(seq), shorter)
-        if not runs_dry():
+        if known_run().accepted is not True:
+            # Some modules cannot be run dry at all, and refuse even what they accept.
             return _failure(source, inputs(seq)) is None if seq <= REAL_LENGTH else None
         found = dry_run(source.fresh(), inputs(seq))
         if found.accepted:
-            shorter_shapes = dry_run(source.fresh(), inputs(seq - 1)).shapes if grows() else ()
-            return found.shapes != shorter_shapes
+            if not grows() or _have_length(found, seq, known_run(), known):
+                return True
+            return found.shapes != dry_run(source.fresh(), inputs(seq - 1)).shapes
         if found.largest > REAL_ELEMENTS or found.flops > REAL_FLOPS:
             return found.accepted
         return _failure(source, inputs(seq)) is None  # it stopped early: the real error is cheap
 
     return accepts
+
+
+def _have_length(one: DryRun, seq: int, another: DryRun, known: int) -> bool:
+    """Whether an output has the length of the input in both runs: then the first did not crop."""
+    pairs = zip(one.shapes, another.shapes, strict=False)
+    return seq != known and any(
+        (seq, known) in zip(a, b, strict=True) for a, b in pairs if len(a) == len(b)
+    )
 
 
 def _follows(
