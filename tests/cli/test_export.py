@@ -191,6 +191,18 @@ def test_timings_say_what_each_step_took(
         assert [row[0] for row in rows] == [*expected, "all"]
 
 
+def test_less_effort_reads_fewer_texts_and_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["export", f"{TARGET}:wide", "-o", "m.onnx", "--precision", "int4"]
+    assert main([*arguments, "--effort", "quick", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["effort"] == "quick"
+    assert report["skipped"] == [f"drift: {text}" for text in report["drift"]["skipped"]]
+    assert main(["report", "m.onnx"]) == 0
+    assert f"not run: {report['skipped'][0]}" in capsys.readouterr().out
+
+
 def test_weights_of_few_bits_by_choice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["export", f"{TARGET}:wide", "-o", "m.onnx", "--precision", "int4"]
     options = ["--block-size", "64", "--rounding", "gptq", "--keep", "q_proj*=int8"]
@@ -293,6 +305,7 @@ def test_a_missing_source_is_said_before_pytorch_is_imported(
             "2 --axes for 1 --example",
         ),
         ([f"{TARGET}:ready", "--target", "abacus"], 1, "got 'abacus'"),
+        ([f"{TARGET}:ready", "--effort", "some"], 1, "effort must be one of quick, normal, full"),
         ([f"{TARGET}:ready", "--input", "x"], 2, "--input takes name=kind or name=kind:low:high"),
         ([f"{TARGET}:ready", "--input", "x=values:1"], 2, "got 'x=values:1'"),
         ([f"{TARGET}:ready", "--input", "x=values:a:b"], 2, "got 'x=values:a:b'"),
