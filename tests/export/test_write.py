@@ -14,7 +14,7 @@ import pytest
 from tools.fuzz import kills
 
 from causal_onnx.export import write as artifact
-from causal_onnx.export.write import read_back, staged, write_model
+from causal_onnx.export.write import read_back, staged, write_mapped, write_model
 from causal_onnx.runtime.contract import CONTRACT_KEY, Contract, TensorSpec
 from causal_onnx.runtime.model import load
 
@@ -177,3 +177,32 @@ def test_what_is_read_back_is_what_the_file_holds_with_the_same_weights(
     assert ir.to_proto(read) == ir.to_proto(held)
     weight = model.graph.initializers["transposed"].const_value
     assert read.graph.initializers["transposed"].const_value is weight
+
+
+def test_what_is_mapped_for_checks_is_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact, "EXTERNAL_DATA_FROM_BYTES", 10**9)
+    model = of_every_kind()
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    write_mapped(model, tmp_path / "a" / "m.onnx", {})
+    write_model(model, tmp_path / "b" / "m.onnx", {})
+    held, kept = ir.load(tmp_path / "a" / "m.onnx"), ir.load(tmp_path / "b" / "m.onnx")
+    assert {n.name for n in (tmp_path / "a").iterdir()} == {"m.onnx", "m.onnx.draft.data"}
+    found, given = (m.graph.initializers for m in (held, kept))
+    numbers = [name for name in given if name != "text"]
+    assert len(numbers) > 6
+    assert all(
+        found[name].const_value.tobytes() == given[name].const_value.tobytes()  # type: ignore[union-attr]
+        for name in numbers
+    )
+    assert list(held.metadata_props) == list(kept.metadata_props)
+
+
+def test_nothing_that_was_mapped_stays_beside_the_model(tmp_path: Path) -> None:
+    write_mapped(of_every_kind(), tmp_path / "m.onnx", {})
+    write_model(times(1.0), tmp_path / "m.onnx", {})
+    assert not (tmp_path / "m.onnx.draft.data").exists()
+    write_mapped(times(1.0), tmp_path / "small.onnx", {})
+    assert not (tmp_path / "small.onnx.draft.data").exists()

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import json
+import os
 import platform
 import re
 import sys
@@ -24,7 +25,14 @@ from causal_onnx.runtime.artifact.graph_parts import read_graph_parts
 from causal_onnx.runtime.contract import FORMAT, SOURCE_KEY
 from causal_onnx.runtime.errors import ArtifactError
 
-__all__ = ["describe_source", "read_back", "source_document", "staged", "write_model"]
+__all__ = [
+    "describe_source",
+    "read_back",
+    "source_document",
+    "staged",
+    "write_mapped",
+    "write_model",
+]
 
 IR_VERSION = 10
 """What onnxruntime-node, -web and older wheels still read; newer helpers write more."""
@@ -36,6 +44,8 @@ STREAMED_FROM_BYTES = 1 << 12
 """Smaller tensors are not worth a piece of their own."""
 
 _HASH_DIGITS = 16
+
+_PAGE = 1 << 12
 
 
 @contextlib.contextmanager
@@ -81,8 +91,7 @@ def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int
     Weights that are too large for the file go into one beside it, `model.onnx.<hash>.data`, named
     by its content: another model never reads it by mistake.
     """
-    for earlier in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
-        earlier.unlink()
+    _remove_data(path)
     _describe(model, metadata)
     weights = sum(
         value.const_value.nbytes
@@ -102,6 +111,33 @@ def write_model(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> int
             if entry.key == "location":
                 entry.value = data.name
     return _write_proto(proto, path) + data.stat().st_size
+
+
+def write_mapped(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write `model` for checks of it, into a folder of its own, with all weights in a file beside.
+
+    onnxruntime maps that file, and so does not read a weight as a whole that it only looks rows up
+    in, nor copy one before it arranges it for its kernels. It computes the same as from the file
+    that `write_model` writes.
+    """
+    _remove_data(path)
+    _describe(model, metadata)
+    data = path.with_name(f"{path.name}.draft.data")
+    stand_ins = {}
+    with data.open("wb") as file:
+        for value, tensor in _large(model):
+            file.seek(-file.tell() % _PAGE, os.SEEK_CUR)
+            stand_ins[value] = _elsewhere(tensor, data.name, offset=file.tell())
+            file.write(_numbers(tensor))
+    if not stand_ins:
+        data.unlink()
+    _write_proto(_with_stand_ins(model, stand_ins), path)
+
+
+def _remove_data(path: Path) -> None:
+    """Remove what an earlier model at `path`, a draft of its own folder, had beside it."""
+    for earlier in path.parent.glob(f"{glob.escape(path.name)}.*.data"):
+        earlier.unlink()
 
 
 def read_back(model: ir.Model, metadata: Mapping[str, str]) -> ir.Model:
@@ -167,27 +203,42 @@ def _without_numbers(
     model: ir.Model, large: Mapping[ir.Value, ir.TensorProtocol]
 ) -> onnx.ModelProto:
     """`model` with nothing for the numbers of its `large` initializers."""
-    try:
-        for value, tensor in large.items():
-            value.const_value = ir.ExternalTensor(
-                "",
-                offset=None,
-                length=None,
-                dtype=tensor.dtype,
-                shape=ir.Shape(tensor.shape.numpy()),
-                name=tensor.name or "",
-                doc_string=tensor.doc_string,
-                metadata_props=dict(tensor.metadata_props),
-            )
-        proto = ir.to_proto(model)
-    finally:
-        for value, tensor in large.items():
-            value.const_value = tensor
+    proto = _with_stand_ins(model, {value: _elsewhere(tensor) for value, tensor in large.items()})
     for stored in proto.graph.initializer:
         if stored.data_location == onnx.TensorProto.EXTERNAL and not stored.external_data[0].value:
             stored.ClearField("data_location")
             stored.ClearField("external_data")
     return proto
+
+
+def _elsewhere(
+    tensor: ir.TensorProtocol, location: str = "", *, offset: int | None = None
+) -> ir.ExternalTensor:
+    """What says of `tensor` that its numbers lie in a file."""
+    return ir.ExternalTensor(
+        location,
+        offset=offset,
+        length=None if offset is None else tensor.nbytes,
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name or "",
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
+def _with_stand_ins(
+    model: ir.Model, stand_ins: Mapping[ir.Value, ir.TensorProtocol]
+) -> onnx.ModelProto:
+    """`model` with other tensors for some of its initializers."""
+    held = {value: value.const_value for value in stand_ins}
+    try:
+        for value, tensor in stand_ins.items():
+            value.const_value = tensor
+        return ir.to_proto(model)
+    finally:
+        for value, original in held.items():
+            value.const_value = original
 
 
 def _numbers(tensor: ir.TensorProtocol) -> Any:

@@ -33,7 +33,9 @@ class Counting(nn.Module):
 
 
 def made(folder: Path | None) -> Expected:
-    return Expected(open_source(Counting(), (example(),), None)[0], folder)
+    return Expected(
+        open_source(Counting(), (example(),), None)[0], folder, keeps=folder is not None
+    )
 
 
 @pytest.mark.parametrize("keeps", [True, False])

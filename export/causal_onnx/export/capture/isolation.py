@@ -12,7 +12,7 @@ from contextvars import ContextVar
 import numpy as np
 import torch
 
-__all__ = ["isolated", "release_memory", "with_callers_threads"]
+__all__ = ["isolated", "release_memory", "trim_memory", "with_callers_threads"]
 
 _SELDOM = (100_000, 20, 100)
 """When Python looks for unreachable cycles: tracing makes millions of objects that stay, and a
@@ -63,6 +63,11 @@ def release_memory() -> None:
     the weights once more at some steps.
     """
     gc.collect()
+    trim_memory()
+
+
+def trim_memory() -> None:
+    """Give back to the system what was freed, as after a long call: it keeps its activations."""
     with contextlib.suppress(AttributeError):  # other libraries of C keep less, and have no call
         ctypes.CDLL(None).malloc_trim(0)
 

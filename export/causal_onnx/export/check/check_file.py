@@ -44,6 +44,7 @@ from causal_onnx.export.write import (
     read_back,
     source_document,
     staged,
+    write_mapped,
     write_model,
 )
 from causal_onnx.runtime import load
@@ -61,10 +62,12 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
         DriftError: It is further from fp32 than allowed.
     """
     with staged(path) as place:
-        expected = Expected(subject.reference.fresh(), place.parent if subject.rounded else None)
+        expected = Expected(
+            subject.reference.fresh(), place.parent, keeps=subject.rounded is not None
+        )
         quantisation = _check_codes(form, subject, place, expected, tell)
         draft = _drafted(form, subject, place, expected, tell)
-        draft.write_runnable({})
+        draft.write_for_checks()
         parity, cached = _check_equal(draft)
         # Of what follows the file keeps figures: they must not depend on the number of threads.
         session = Session(place, draft.ran, threads=1)
@@ -124,6 +127,10 @@ class _Draft:
     def is_twin(self) -> bool:
         """What runs here is not what will appear."""
         return self.runnable is not self.form.model
+
+    def write_for_checks(self) -> None:
+        """Write what runs here, with weights that a session maps."""
+        write_mapped(self.runnable, self.path, {CONTRACT_KEY: self.ran.to_json()})
 
     def write_runnable(self, metadata: dict[str, str]) -> int:
         """Write what runs here; returns its size in bytes."""
@@ -192,7 +199,7 @@ def _check_codes(
     if rounded is None:
         return None
     exact = replace(form.contract, precision="fp32")
-    write_model(form.model, path, {CONTRACT_KEY: exact.to_json()})
+    write_mapped(form.model, path, {CONTRACT_KEY: exact.to_json()})
     with with_callers_threads():
         parity = compare(
             Session(path, exact, exact=True),

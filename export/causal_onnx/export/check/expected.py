@@ -17,17 +17,27 @@ from causal_onnx.export.source.module import Source
 __all__ = ["Expected"]
 
 
+_LARGE = 1 << 24
+"""Bytes of an output that is not held in memory beside what it is compared with."""
+
+
 class Expected:
     """The outputs of one source.
 
-    With a folder to keep them in, each is computed once: they lie in a file without a name, since
-    the logits of a long prompt are as large as a model.
+    With a folder, large ones lie in a file without a name, and kept ones are computed once: the
+    logits of a long prompt are as large as a model.
     """
 
-    def __init__(self, source: Source, folder: Path | None = None) -> None:
-        """Ask `source`; keep what it gives in `folder`. None: nothing is kept."""
+    def __init__(self, source: Source, folder: Path | None = None, *, keeps: bool = False) -> None:
+        """Ask `source`.
+
+        Args:
+            source: The source.
+            folder: Where outputs may lie. None: they are in memory.
+            keeps: Several graphs are compared with the same outputs; needs the folder.
+        """
         self.source = source
-        self._folder = folder
+        self._folder, self._keeps = folder, keeps
         self._kept: dict[tuple[CallSizes, Padding], list[Array]] = {}
 
     def at(
@@ -37,13 +47,18 @@ class Expected:
         kept = self._kept.get((sizes, padding))
         if kept is not None:
             return kept
-        answer = ask(self.source.run, inputs)
+        answer = ask(self.source.copied_by, self._stored, inputs)
         if isinstance(answer, Refusal):
             return answer
-        found = [to_numpy(value) for value in answer]
-        if self._folder is not None:
-            self._kept[sizes, padding] = [_in_file(value, self._folder) for value in found]
-        return found
+        if self._keeps:
+            self._kept[sizes, padding] = answer
+        return answer
+
+    def _stored(self, value: torch.Tensor) -> Array:
+        """A copy of an output, in a file if that is to be."""
+        if self._folder is None or not (self._keeps or value.nbytes >= _LARGE):
+            return to_numpy(value)
+        return _in_file(to_numpy(value, copies=False), self._folder)
 
 
 def _in_file(value: Array, folder: Path) -> Array:

@@ -23,6 +23,7 @@ from causal_onnx.export.checkpoint.huggingface import (
     quiet_transformers,
     read_config,
 )
+from causal_onnx.export.checkpoint.mapped import are_mapped, move_to_file
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.folder import FILE_SUFFIX, check_folder, device_of, export_into
 from causal_onnx.export.pipeline import export
@@ -123,6 +124,9 @@ def export_checkpoint(
         trust_remote_code=trust_remote_code,
     )
 
+    if not opened.is_mapped:
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        move_to_file(opened.module, goal.parent)
     call = example_call(opened.module) if opened.is_huggingface else None
 
     def write(file: Path) -> ExportReport:
@@ -177,6 +181,8 @@ class _Opened:
     """Where its tokenizer lies, if not there."""
     is_huggingface: bool = False
     """Loaded by transformers."""
+    is_mapped: bool = False
+    """Its weights lie in its files, not in memory."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -195,7 +201,13 @@ def _open(place: Path, *, adapter: Path | None, trust_remote_code: bool) -> _Ope
         return _Opened(module=load_checkpoint(place), folder=place if place.is_dir() else None)
     module, warnings = open_huggingface(place, trust_remote_code=trust_remote_code)
     if adapter is None:
-        return _Opened(module=module, folder=place, warnings=warnings, is_huggingface=True)
+        return _Opened(
+            module=module,
+            folder=place,
+            warnings=warnings,
+            is_huggingface=True,
+            is_mapped=are_mapped(place),
+        )
     return _Opened(
         module=merge_adapter(module, adapter),
         folder=place,

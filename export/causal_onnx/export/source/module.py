@@ -8,9 +8,9 @@ import dataclasses
 import inspect
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ __all__ = [
     "open_source",
     "tensors_in",
 ]
+
+T = TypeVar("T")
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Axes = Sequence[Mapping[int, str]] | Mapping[int, str]
@@ -120,8 +122,12 @@ class Source(nn.Module):
         A module may write into its input, or return it, or return a buffer that its next call
         overwrites; none of that reaches the caller of this method.
         """
+        return tuple(self.copied_by(Tensor.clone, inputs))
+
+    def copied_by(self, copy_of: Callable[[Tensor], T], inputs: Sequence[Tensor]) -> list[T]:
+        """`run`, each output copied by a function of the caller's, into a form of its own."""
         with torch.no_grad():
-            return tuple(value.clone() for value in self(*(x.clone() for x in inputs)))
+            return [copy_of(value) for value in self(*(x.clone() for x in inputs))]
 
     def name_outputs(self, inputs: Sequence[Tensor]) -> list[str]:
         """Call once and name the tensors that come out.
