@@ -63,7 +63,8 @@ def export_checkpoint(
         checkpoint: A folder in Hugging Face's layout (config.json and safetensors files; needs the
             extra `hf`), a folder with a PEFT adapter of such a model, or whatever
             `causal_onnx.models.load_checkpoint` reads: nanoGPT's folder, a .safetensors or .pt
-            file. It is loaded in fp32; nothing is downloaded.
+            file. It is loaded in fp32; nothing is downloaded. Weights that cannot be mapped as they
+            are lie in a file without a name beside `path` meanwhile, 4 bytes each.
         path: A path that ends in .onnx is the file to write. Any other path is a folder for the
             model with its tokenizer, chat template, generation settings, licence, certificate and
             golden vectors (docs/bundle.md), which `load(path)` takes. Either is written whole or
@@ -94,6 +95,7 @@ def export_checkpoint(
         ExportError, ValueError: It is not a checkpoint of such a language model; or as for
             `export`.
         ParityError, DriftError, CausalityError: As for `export`.
+        OSError: As for `export`, or there is no room for the weights.
     """
     place, goal = Path(checkpoint), Path(path)
     is_folder = goal.suffix != FILE_SUFFIX
