@@ -15,7 +15,7 @@ Arrays = dict[str, Any]
 _CONTRACT = {
     *("inputs", "outputs", "cache", "mask", "max_seq_len", "min_seq_len", "last_only", "computed"),
     *("ragged", "free_axes", "causal_block", "unbatched", "form", "precision", "opset", "format"),
-    *("eos_token_ids", "bos_token_id", "pad_token_id"),
+    *("eos_token_ids", "bos_token_id", "pad_token_id", "min_onnxruntime"),
 }
 _TENSOR = {"name", "dtype", "axes", "vocab_size", "kind", "value_range"}
 _PAIR = {"past", "present", "bounded", "shared"}

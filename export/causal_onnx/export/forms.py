@@ -108,7 +108,12 @@ def _rewritten(
     cores, others = canonicalise(model, contract.max_seq_len, for_cache=cache)
     if cache:
         derived = derive_cache(
-            model, cores, others, max_seq_len=contract.max_seq_len, ragged=ragged
+            model,
+            cores,
+            others,
+            max_seq_len=contract.max_seq_len,
+            ragged=ragged,
+            use_contrib=contract.form == "ort",
         )
         contract = _with_cache(contract, derived, shared_pasts(model, contract.form))
         order = [value.name for value in model.graph.outputs]

@@ -359,6 +359,12 @@ CHUNK = (
     "com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 2> (x, x, x, past_key, "
     "past_value, less, total, , , , , , , , , , new)"
 )
+ENDS = {
+    name: np.array([number], np.int64)
+    for name, number in {
+        "n0": 0, "n1": 1, "n2": 2, "n16": 16, "last": -1, "first": -(1 << 40),
+    }.items()
+}  # fmt: skip
 FUSED = [
     good("attention_causal", "y = Attention <is_causal = 1> (x, x, x)", signature=HEADED, opset=23),
     bad("attention_full", "y = Attention(x, x, x)", "Attention", signature=HEADED, opset=23),
@@ -380,6 +386,20 @@ FUSED = [
          "y = com.microsoft.GroupQueryAttention <num_heads = 2, kv_num_heads = 2> "
          "(x, x, x, , , less, total)", signature=FLAT, contrib=True),
     good("group_query_chunks", CHUNK, signature=FLAT_PAST, contrib=True),
+    good("gated_linear_attention", "k = Slice(x, n0, n16, n2) y, s = com.microsoft.LinearAttention "
+         "<q_num_heads = 4, kv_num_heads = 2, update_rule = \"gated\"> (x, k, k, , k)",
+         signature=FLAT, contrib=True, **ENDS),
+    good("delta_rule", "k = Slice(x, n0, n16, n2) b = Slice(x, n0, n1, n2) y, s = "
+         "com.microsoft.LinearAttention <q_num_heads = 4, kv_num_heads = 2, update_rule = "
+         "\"delta\"> (x, k, k, , , b)", signature=FLAT, contrib=True, **ENDS),
+    bad("linear_attention_of_later_values", "k = Slice(x, n0, n16, n2) r = Slice(k, last, first, "
+        "n1, last) y, s = com.microsoft.LinearAttention <q_num_heads = 4, kv_num_heads = 2, "
+        "update_rule = \"linear\"> (x, k, r)", "LinearAttention", signature=FLAT, contrib=True,
+        **ENDS),
+    bad("linear_attention_of_later_decays", "k = Slice(x, n0, n16, n2) r = Slice(k, last, first, "
+        "n1, last) y, s = com.microsoft.LinearAttention <q_num_heads = 4, kv_num_heads = 2, "
+        "update_rule = \"gated\"> (x, k, k, , r)", "LinearAttention", signature=FLAT, contrib=True,
+        **ENDS),
     good("skip_norm", "y = com.microsoft.SkipSimplifiedLayerNormalization <epsilon = 1.0e-5> "
          "(x, x, g32)", signature=FLAT, contrib=True, g32=np.ones(32, np.float32)),
     good("matmul_nbits", "y = com.microsoft.MatMulNBits <K = 32, N = 32, bits = 4, block_size = "

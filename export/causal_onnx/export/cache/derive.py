@@ -83,6 +83,7 @@ def derive_cache(
     *,
     max_seq_len: int | None,
     ragged: bool = True,
+    use_contrib: bool = False,
 ) -> DerivedCache:
     """Give every core of a canonical graph a past, in place.
 
@@ -93,6 +94,7 @@ def derive_cache(
         max_seq_len: The longest sequence, past included.
         ragged: Rows of one call may stand at different positions, and a window's cache keeps only
             what the window needs. Otherwise neither.
+        use_contrib: Operators of onnxruntime's own may be written.
 
     Returns:
         The new inputs and outputs.
@@ -107,7 +109,9 @@ def derive_cache(
     graph = model.graph
     cut = _cut_at_cores(graph, cores)
     roots = [core.node for core in cores]
-    sites, spans = cut_at_states(model, roots, others, max_seq_len=max_seq_len, ragged=ragged)
+    sites, spans = cut_at_states(
+        model, roots, others, max_seq_len=max_seq_len, ragged=ragged, use_contrib=use_contrib
+    )
     layouts, alive = spans.layouts, living(graph, roots, sites)
     refuse_mixing(spans, alive, cores, others)
     refuse_nothing_kept(cores, sites, others)

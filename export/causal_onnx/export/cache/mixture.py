@@ -30,7 +30,7 @@ from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.facts import Axis, Layouts
 from causal_onnx.export.graph.subgraphs import outer_values
 
-__all__ = ["Decay", "Factor", "Labels", "Mixture", "find_mixture"]
+__all__ = ["Decay", "Factor", "Labels", "Mixture", "find_mixture", "spread"]
 
 Labels = tuple[str, ...]
 """A letter for each axis, "" where it has one entry: `b` the batch, `i` and `j` the positions."""
@@ -493,7 +493,7 @@ class _Trials:
                 found = decay.value.const_value.numpy()
             else:
                 found = region.evaluate(seq, [arrays[x] for x in (*region.sources, *region.free)])
-            found = _spread(found, decay.labels, self._order)
+            found = spread(found, decay.labels, self._order)
             if decay.keeps is None:
                 total = total * found.astype(np.float32)
             else:
@@ -512,7 +512,7 @@ class _Trials:
         return bool(np.allclose(part, wanted, rtol=self._tolerance, atol=self._tolerance / 1000))
 
 
-def _spread(array: Array, labels: Labels, order: str) -> Array:
+def spread(array: Array, labels: Labels, order: str) -> Array:
     """The array with one axis for each letter of `order`, of one entry where it has none."""
     present = [n for n, x in enumerate(labels) if x]
     small = array.reshape([array.shape[n] for n in present])

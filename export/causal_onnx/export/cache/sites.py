@@ -23,6 +23,7 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import Array
 from causal_onnx.export.cache.lengths import STAND_IN
+from causal_onnx.export.cache.linear_attention import Heads, heads_of
 from causal_onnx.export.cache.mixture import Mixture, find_mixture
 from causal_onnx.export.cache.new_rows import NewRows
 from causal_onnx.export.cache.refusals import named, refuse_odd_axes
@@ -68,6 +69,8 @@ class StateSite:
     """Of a site that is computed again from all inputs: what of it is needed."""
     mixture: Mixture | None = None
     """Of a sum: its factors."""
+    heads: Heads | None = None
+    """Of a sum that onnxruntime's `LinearAttention` computes: how."""
 
     @property
     def node(self) -> ir.Node:
@@ -82,6 +85,7 @@ def cut_at_states(
     *,
     max_seq_len: int | None,
     ragged: bool,
+    use_contrib: bool = False,
 ) -> tuple[list[StateSite], Spans]:
     """Put a graph input in the place of every value in which positions have mixed causally.
 
@@ -91,6 +95,7 @@ def cut_at_states(
         others: Attention that was not recognised, with the reason.
         max_seq_len: The longest sequence.
         ragged: As in `derive_cache`.
+        use_contrib: As there.
 
     Returns:
         The sites, each after those that it reads; and the analysis of what is left.
@@ -116,7 +121,8 @@ def cut_at_states(
         for region, (kind, kept, mixture) in zip(regions, kinds, strict=True):
             stand_in = _cut(model.graph, layouts, region.output, len(sites))
             rows = _rows(region, ragged=ragged) if kind == INPUTS else None
-            sites.append(StateSite(region, stand_in, kind, kept, rows, mixture))
+            heads = _heads(region, mixture) if use_contrib else None
+            sites.append(StateSite(region, stand_in, kind, kept, rows, mixture, heads))
 
 
 def living(graph: ir.Graph, roots: Sequence[ir.Node], sites: Sequence[StateSite]) -> set[ir.Node]:
@@ -217,6 +223,13 @@ def _rows(region: Region, *, ragged: bool) -> NewRows | None:
     try:
         return NewRows(region, ragged=ragged)
     except RaggedError:
+        return None
+
+
+def _heads(region: Region, mixture: Mixture | None) -> Heads | None:
+    try:
+        return None if mixture is None else heads_of(mixture, region.output, region.layouts)
+    except NotSupportedError:
         return None
 
 

@@ -11,6 +11,7 @@ have them: empty at first, and in a row of few positions its first slots are in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
@@ -19,8 +20,10 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.cache.lengths import Lengths
+from causal_onnx.export.cache.linear_attention import CONTRIB, OPERATOR, Heads
 from causal_onnx.export.cache.mixture import Factor, Labels, Mixture
 from causal_onnx.export.cache.refusals import named
+from causal_onnx.export.cache.region import Region
 from causal_onnx.export.cache.row_lookup import write_rows
 from causal_onnx.export.cache.sites import CARRIED, RUNNING, SUM, StateSite, carried_states
 from causal_onnx.export.cache.spans import BATCH, state_order
@@ -28,7 +31,14 @@ from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.subgraphs import name_inside
 from causal_onnx.export.graph.writer import Writer
 
-__all__ = ["SiteWriter", "State", "SumWriter", "states_of", "write_states"]
+__all__ = [
+    "LinearAttentionWriter",
+    "SiteWriter",
+    "State",
+    "SumWriter",
+    "states_of",
+    "write_states",
+]
 
 
 @dataclass(frozen=True)
@@ -209,7 +219,7 @@ def write_states(
         if site.kind == CARRIED:
             writer = _ScanWriter if site.node.op_type == "Scan" else _LayerWriter
         if site.kind == SUM:
-            writer = SumWriter
+            writer = SumWriter if site.heads is None else LinearAttentionWriter
         result = writer(write, first, site, own, lengths=lengths, again=again).result()
         result.type = site.stand_in.type
         site.stand_in.replace_all_uses_with(result)
@@ -619,12 +629,8 @@ class SumWriter(SiteWriter):
         for source in self.mixture.sources:
             now, layout = self.again.get(source, source), _layout(self.site, source)
             flat = layout.flat(write, now)
-            # Any number does where the past has no weight, or is empty.
-            front = write("Slice", flat, write.ints(0), write.ints(1), write.ints(1))
             state = states.get(source)
-            if state is not None:
-                front = self.resumed(front, write("Squeeze", state.past, write.ints(1)))
-            both = write("Concat", front, flat, axis=1)
+            both = self.behind_one(flat, state)
             start, end = write("Sub", write.ints(1), self.slots), write.ints(1 << 40)
             both = write("Slice", both, start, end, write.ints(1))
             if state is not None:
@@ -633,6 +639,15 @@ class SumWriter(SiteWriter):
             found[now] = layout.whole(write, both)
             found[now].type = source.type
         return found
+
+    def behind_one(self, flat: ir.Value, state: State | None) -> ir.Value:
+        """(batch, 1 + seq, width): the new positions of a source behind the one before them."""
+        # Any number does where the past has no weight, or is empty.
+        write = self.write
+        front = write("Slice", flat, write.ints(0), write.ints(1), write.ints(1))
+        if state is not None:
+            front = self.resumed(front, write("Squeeze", state.past, write.ints(1)))
+        return write("Concat", front, flat, axis=1)
 
     def spread(self, value: ir.Value, labels: Labels, order: Labels) -> ir.Value:
         """The value with one axis for each label of `order`, of one entry where it has none."""
@@ -654,6 +669,170 @@ class SumWriter(SiteWriter):
         chosen = write("Where", is_last, decays, write.number(0.0, self.site.region.output))
         found = write("ReduceSum", chosen, write.ints(place), keepdims=0)
         return found, ("b" * self.mixture.has_batch, *labels[1:place], labels[-1])
+
+
+class LinearAttentionWriter(SumWriter):
+    """Writes a sum over the past as onnxruntime's `LinearAttention`, which goes step by step.
+
+    A row's padding comes last; there keys are 0, and nothing fades.
+    """
+
+    def result(self) -> ir.Value:
+        """Write it all; the value that takes the place of the output."""
+        write, mixture, plan = self.write, self.mixture, self.plan
+        new, state = self.of_new_positions(), self.states[-1]
+        write.graph.opset_imports[CONTRIB] = 1
+        keys = self.packed(plan.key_factors, new, "j", plan.heads, plan.keys)
+        inputs = [
+            self.packed(mixture.rows, new, "i", plan.heads + plan.groups, plan.keys),
+            write("Where", self.is_token(2), keys, write.number(0.0, state.past)),
+            self.packed(plan.value_factors, new, "j", plan.heads, plan.values),
+            self.carried_sum(),
+        ]
+        if plan.has_decay:
+            inputs.append(self.decay_of_steps())
+        attributes = {
+            "q_num_heads": self.count(plan.heads + plan.groups),
+            "kv_num_heads": self.count(plan.heads),
+            "scale": 1.0,
+            "update_rule": "gated" if plan.has_decay else "linear",
+        }
+        twin = write.node(OPERATOR, inputs, attributes, 2, domain=CONTRIB)
+        made, carried = twin.outputs
+        made.type = carried.type = state.past.type
+        flat = write("Reshape", carried, write.ints(0, 1, state.width))
+        self.give_last(state, flat)
+        labels = ("b" * mixture.has_batch, "i", *plan.heads, *plan.groups, *plan.values)
+        sizes = [mixture.sizes[x] for x in labels[2:]]
+        made = write("Reshape", made, write.ints(0, 0, *sizes))
+        return self.spread(made, labels, tuple(x or "1" for x in mixture.output))
+
+    @property
+    def plan(self) -> Heads:
+        """Which axes of the sum are which of the operator's."""
+        assert self.site.heads is not None
+        return self.site.heads
+
+    def count(self, labels: Labels) -> int:
+        """How many entries axes have together."""
+        return math.prod(self.mixture.sizes[x] for x in labels)
+
+    def packed(
+        self,
+        factors: Sequence[Factor],
+        known: Mapping[ir.Value, ir.Value],
+        seq: str,
+        heads: Labels,
+        width: Labels,
+    ) -> ir.Value:
+        """(batch, seq, heads * width): the product of some factors, as the operator takes it."""
+        wanted = ("b", seq, *heads, *width)
+        given = [self.factor(x, known) for x in factors]
+        if not given:
+            given = [(self.write.number(1.0, self.site.region.output), ())]
+        return self.whole(self.product(given, wanted), {x for _, own in given for x in own}, wanted)
+
+    def whole(self, value: ir.Value, has: Set[str], labels: Labels) -> ir.Value:
+        """(batch, seq, the rest in one): with as many entries along each axis as it has."""
+        write, sizes = self.write, [self.mixture.sizes[x] for x in labels[2:]]
+        if not set(labels) <= has:
+            rows = write("Shape", self.held)
+            shape = write("Concat", rows, self.lengths.seq, write.ints(*sizes), axis=0)
+            value = write("Expand", value, shape)
+        return write("Reshape", value, write.ints(0, 0, math.prod(sizes)))
+
+    def carried_sum(self) -> ir.Value:
+        """(batch, heads, keys, values): the sum of what was read before."""
+        write, state, plan = self.write, self.states[-1], self.plan
+        shape = write("Concat", write("Shape", self.held), write.ints(1, state.width), axis=0)
+        begin = write("Expand", write.number(0.0, state.past), shape)
+        past = self.resumed(begin, write("Squeeze", state.past, write.ints(1)))
+        sizes = (self.count(x) for x in (plan.heads, plan.keys, plan.values))
+        return write("Reshape", past, write.ints(0, *sizes))
+
+    def new_counts(self) -> ir.Value:
+        """(batch,), the new tokens of each row."""
+        lengths = self.lengths
+        assert lengths.row_past is not None
+        assert lengths.row_total is not None
+        return self.write("Sub", lengths.row_total, lengths.row_past)
+
+    def is_token(self, *axes: int) -> ir.Value:
+        """(batch, seq), which of the new positions are tokens, with more axes."""
+        write, seq = self.write, self.lengths.seq
+        steps = write("Range", write.scalar(0), write("Squeeze", seq), write.scalar(1))
+        is_token = write("Less", steps, write("Unsqueeze", self.new_counts(), write.ints(1)))
+        return write("Unsqueeze", is_token, write.ints(*axes))
+
+    def decay_of_steps(self) -> ir.Value:
+        """(batch, seq, heads or heads * keys): the logarithm of the decay into each position."""
+        write, plan, labels = self.write, self.plan, self.plan.fading
+        found, has = self.decay_by_data(labels)
+        if plan.constant is not None:
+            constant = write.array(plan.constant.reshape(plan.constant.shape[: len(labels)]))
+            found = constant if found is None else write("Add", found, constant)
+            has |= {x for x, n in zip(labels, plan.constant.shape, strict=False) if n > 1}
+        assert found is not None
+        whole = self.whole(found, has, ("b", "i", *labels))
+        return write("Where", self.is_token(2), whole, write.number(0.0, self.states[-1].past))
+
+    def decay_by_data(self, labels: Labels) -> tuple[ir.Value | None, set[str]]:
+        """(batch, seq, an axis for each of `labels`): what data decide of the decays, and along
+        which of the axes it has more than one entry."""
+        write, plan = self.write, self.plan
+        if not plan.decays:
+            return None, set()
+        pairs = self.pairs()
+        total: ir.Value | None = None
+        for decay in plan.decays:
+            known = self.pair_shapes(decay.region) | pairs
+            value = decay.region.write(write.graph, self.before, known)[decay.value]
+            value = self.spread(value, decay.labels, ("b", *labels, "i", "j"))
+            places = write.ints(len(labels) + 1, len(labels) + 2)
+            value = write("Slice", value, write.ints(1, 0), write.ints(2, 1), places)
+            value = value if decay.is_logarithm else write("Log", value)
+            total = value if total is None else write("Add", total, value)
+        has = {x for decay in plan.decays for x in decay.labels} & set(labels)
+        sizes = (self.mixture.sizes[x] if x in has else 1 for x in labels)
+        shape = [write("Shape", self.held), self.lengths.seq, *(write.ints(n) for n in sizes)]
+        found = write("Reshape", total, write("Concat", *shape, axis=0))
+        return found, {"b", "i"} | has
+
+    def pair_shapes(self, region: Region) -> dict[ir.Value, ir.Value]:
+        """What the shapes that a decay is computed with are for pairs of neighbours."""
+        write, found = self.write, dict[ir.Value, ir.Value]()
+        for node in region.shapes:
+            source = node.inputs[0]
+            assert source is not None
+            axes = region.layouts.axes(source)
+            axes = axes[attr(node, "start", 0) : attr(node, "end", len(axes))]
+            count = write("Mul", write("Shape", self.held), self.lengths.seq)
+            sizes = [
+                count if axis == BATCH else write.ints(2 if axis.is_seq else axis.count)
+                for axis in axes
+            ]
+            found[node.outputs[0]] = write("Concat", *sizes, axis=0)
+        return found
+
+    def pairs(self) -> dict[ir.Value, ir.Value]:
+        """What the decays are computed from, (batch * seq, 2, ...): each position, with the one
+        before it."""
+        write, found = self.write, dict[ir.Value, ir.Value]()
+        states = dict(zip(self.mixture.remembered, self.states[:-1], strict=True))
+        for source in self.mixture.sources:
+            now, layout = self.again.get(source, source), _layout(self.site, source)
+            flat, state = layout.flat(write, now), states.get(source)
+            both = self.behind_one(flat, state)
+            if state is not None:
+                last = write("Unsqueeze", self.new_counts(), write.ints(1))
+                self.give_last(state, write("GatherND", both, self.index(last)))
+            earlier = write("Slice", both, write.ints(0), write.ints(-1), write.ints(1))
+            two = (write("Unsqueeze", x, write.ints(2)) for x in (earlier, flat))
+            pairs = write("Concat", *two, axis=2)
+            flat = write("Reshape", pairs, write.ints(-1, 2, layout.width))
+            found[now] = layout.whole(write, flat)
+            found[now].type = source.type
+        return found
 
 
 def _sum_layout(mixture: Mixture) -> _Carried:

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-__all__ = ["oldest_onnxruntime"]
+from causal_onnx.export.errors import NotSupportedError
+from causal_onnx.runtime.session.ort import import_onnxruntime, is_older
+
+__all__ = ["oldest_onnxruntime", "refuse_unknown"]
 
 _Version = tuple[int, int]
 
@@ -30,4 +33,19 @@ def oldest_onnxruntime(model: ir.Model) -> str | None:
             if value is not None:
                 found.append(_INPUTS.get((node.domain, node.op_type, place), (0, 0)))
     most = max(found, default=(0, 0))
-    return f"{most[0]}.{most[1]}" if any(most) else None
+    return _text(most) if any(most) else None
+
+
+def refuse_unknown(domain: str, op_type: str) -> None:
+    """See that the onnxruntime that a file is proved with has an operator.
+
+    Raises:
+        NotSupportedError: It is older.
+    """
+    needed, version = _text(_OPERATORS[domain, op_type]), str(import_onnxruntime().__version__)
+    if is_older(version, needed):
+        raise NotSupportedError(f"onnxruntime {version} has no {op_type}, {needed} has it")
+
+
+def _text(version: _Version) -> str:
+    return f"{version[0]}.{version[1]}"

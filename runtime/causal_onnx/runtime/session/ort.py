@@ -18,6 +18,7 @@ __all__ = [
     "first_line",
     "import_onnxruntime",
     "installed_wheels",
+    "is_older",
     "onnxruntime_errors",
     "refuse_older",
 ]
@@ -81,6 +82,11 @@ def import_onnxruntime() -> ModuleType:
     return onnxruntime
 
 
+def is_older(version: str, needed: str) -> bool:
+    """Whether a version comes before another, by their first two numbers."""
+    return _two_numbers(version) < _two_numbers(needed)
+
+
 def _two_numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
@@ -106,7 +112,7 @@ def refuse_older(version: str, needed: str | None, name: str, form: str) -> None
     Raises:
         ArtifactError: It is older.
     """
-    if needed is not None and _two_numbers(version) < _two_numbers(needed):
+    if needed is not None and is_older(version, needed):
         other = "ort" if form == CHUNKED else "portable"
         raise ArtifactError(
             f"{name} needs onnxruntime {needed} or newer, and this is {version}: the file holds an "

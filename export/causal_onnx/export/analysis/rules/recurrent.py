@@ -1,4 +1,7 @@
-"""LSTM, GRU and RNN: each step depends on the steps before it, in the direction of the layer."""
+"""LSTM, GRU and RNN: each step depends on the steps before it, in the direction of the layer.
+
+So does onnxruntime's LinearAttention, always forward.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import (
+    UnsupportedError,
     attr,
     required,
     required_attr,
@@ -17,6 +21,9 @@ from causal_onnx.export.analysis.elements import (
     NONE,
     Abstract,
     Elements,
+    IntArray,
+    RefusedByOnnxError,
+    Tensor,
     compress,
     lift,
     view,
@@ -60,3 +67,55 @@ def recurrent(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequen
     end = Elements(end_shape, compress(last.astype(np.int32)))
     assert view(out.reach, shape).shape == shape
     return [out, end, end][: len(node.outputs)]
+
+
+@rule("LinearAttention", domain="com.microsoft")
+def linear_attention(ctx: Context, node: ir.Node, inputs: Sequence[Abstract]) -> Sequence[Abstract]:
+    """Queries, keys and values are (batch, seq, heads * width); a query reads the state after its
+    own position's key and value have entered.
+
+    Source: onnxruntime's ContribOperators.md. All its update rules move a column of the state by
+    that column, the key, the decay, the rate, and the column's value.
+    """
+    heads, kv_heads = required_attr(node, "q_num_heads"), required_attr(node, "kv_num_heads")
+    rule_name = attr(node, "update_rule", "gated_delta")
+    if rule_name not in ("linear", "gated", "delta", "gated_delta"):
+        raise UnsupportedError(f"its update rule is {rule_name}")
+    if attr(node, "state_window", 0):
+        raise UnsupportedError("it keeps several states")
+    if heads % kv_heads:
+        raise UnsupportedError("it has fewer heads of queries than of keys")
+    query, value = required(inputs, 0), required(inputs, 2)
+    batch, seq = query.shape[:2]
+    width, value_width = query.shape[2] // heads, value.shape[2] // kv_heads
+    if required(inputs, 1).shape[2] != width * kv_heads:
+        raise UnsupportedError("its keys are shared by heads of values")
+    asked = _by_head(query, heads).max(axis=3, keepdims=True, initial=NONE)
+    enters = _by_head(value, kv_heads)  # (batch, heads, seq, value width)
+    for index in (1, 4, 5):
+        part = tensor_at(inputs, index)
+        if part is not None:
+            own = _by_head(part, 1 if part.shape[2] == 1 else kv_heads)
+            enters = np.maximum(enters, own.max(axis=3, keepdims=True, initial=NONE))
+    past = tensor_at(inputs, 3)
+    if past is not None:
+        start = view(lift(past).reach, past.shape).max(axis=2, keepdims=True, initial=NONE)
+        enters = np.concatenate([start, enters], axis=2)
+    lines = np.maximum.accumulate(enters, axis=2)
+    last = lines[:, :, -1:]
+    out = np.maximum(np.repeat(lines[:, :, lines.shape[2] - seq :], heads // kv_heads, 1), asked)
+    out = out.transpose(0, 2, 1, 3).reshape(batch, seq, heads * value_width)
+    state = (batch, kv_heads, width, value_width)
+    return [
+        Elements(out.shape, compress(out.astype(np.int32))),
+        Elements(state, compress(last.astype(np.int32))),
+    ][: len(node.outputs)]
+
+
+def _by_head(tensor: Tensor, heads: int) -> IntArray:
+    """How far each entry reaches, (batch, heads, seq, width)."""
+    batch, seq, width = tensor.shape
+    if width % heads:
+        raise RefusedByOnnxError(f"width {width} is no multiple of {heads} heads")
+    reach = view(lift(tensor).reach, tensor.shape)
+    return reach.reshape(batch, seq, heads, width // heads).transpose(0, 2, 1, 3)

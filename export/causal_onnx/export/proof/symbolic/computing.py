@@ -614,6 +614,65 @@ def recurrent(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> S
     return [Symbolic(axes, terms), end, end][: len(node.outputs)]
 
 
+@rule("LinearAttention", domain="com.microsoft")
+def linear_attention(
+    ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]
+) -> Sequence[Symbolic]:
+    """Each position reads the keys, values and decays up to its own, and the state before them."""
+    space = ctx.space
+    heads, kv_heads = attr(node, "q_num_heads"), attr(node, "kv_num_heads")
+    if attr(node, "state_window", 0):
+        raise OpenError("it keeps several states")
+    query, value = tensor(inputs, 0), tensor(inputs, 2)
+    width = space.size(query.axes[2]).divided_by(heads)
+    value_width = space.size(value.axes[2]).divided_by(kv_heads)
+    if width is None or value_width is None or heads % kv_heads:
+        raise OpenError("its widths do not divide into heads")
+    step = space.axis(space.size(query.axes[1]))
+    terms: list[Term] = []
+    for index, part in enumerate(inputs):
+        if part is None:
+            continue
+        if index == 3:
+            terms += space.eliminate(part.terms, part.variables(), ())
+            continue
+        if space.size(part.axes[1]) != space.size(query.axes[1]):
+            raise OpenError("queries, keys and values have different lengths")
+        one, place = space.single(part, 1)
+        terms += _steps(space, one, 1, place, step)
+    last = space.eliminate(terms, set(step), ())
+    out = (query.axes[0], step, space.axis(value_width * heads))
+    state = (query.axes[0], *(space.axis(n) for n in (Poly.of(kv_heads), width, value_width)))
+    return [Symbolic(out, tuple(terms)), Symbolic(state, last)][: len(node.outputs)]
+
+
+def _steps(
+    space: Space, part: Symbolic, axis: int, place: Poly, step: tuple[str, ...]
+) -> list[Term]:
+    """How far steps along an axis reach, each of which sees what those before it read.
+
+    Args:
+        space: Of the tensor.
+        part: With one variable, or none, along the axis.
+        axis: Along which the steps go.
+        place: Where an entry lies along it.
+        step: The axis of the result.
+
+    Raises:
+        OpenError: What later steps read lies before what earlier ones do.
+    """
+    found = []
+    others = part.variables() - place.variables()
+    for term in space.eliminate(part.terms, others, [part.axes[axis]]):
+        for name in place.variables() & term.variables():
+            parts = term.reach.split(name)
+            if parts is None or not space.nonnegative(parts[0]):
+                raise OpenError("positions run backwards")
+        moved = {name: symbol(step[0]) for name in place.variables()} if step else {}
+        found.append(Term(term.subs(moved).reach))
+    return found
+
+
 @rule("Scan")
 def scan(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequence[Symbolic]:
     """Each step sees the entries up to its own, and what was there at the beginning."""
@@ -633,14 +692,7 @@ def scan(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequen
             terms += space.eliminate(part.terms, part.variables(), ())
     for part, axis in zip(scanned, axes, strict=True):
         one, index = space.single(part, axis % part.rank)
-        others = one.variables() - index.variables()
-        for term in space.eliminate(one.terms, others, [one.axes[axis % part.rank]]):
-            for name in index.variables() & term.variables():
-                parts = term.reach.split(name)
-                if parts is None or not space.nonnegative(parts[0]):
-                    raise OpenError("positions run backwards")
-            moved = {name: symbol(step[0]) for name in index.variables()} if step else {}
-            terms.append(Term(term.subs(moved).reach))
+        terms += _steps(space, one, axis % part.rank, index, step)
     items = [
         Symbolic((*part.axes[: axis % part.rank], *part.axes[axis % part.rank + 1 :]))
         for part, axis in zip(scanned, axes, strict=True)

@@ -17,7 +17,8 @@ from causal_onnx.runtime.scan.sizes import (
 from causal_onnx.runtime.scan.values import Node, Shape, Value, extent
 
 __all__ = [
-    "attention", "contrib_attention", "grouped_query", "multi_head", "rotary_embedding",
+    "attention", "contrib_attention", "grouped_query", "linear_attention", "multi_head",
+    "rotary_embedding",
 ]  # fmt: skip
 
 MAX_HEADS = 1 << 14
@@ -168,6 +169,32 @@ def multi_head(node: Node) -> list[Value]:
     _attend(node, scores, multiply(hull([width, value_width]), 2))
     node.scratch += 3 * (keys.bytes + values.bytes) + result.bytes * 4
     return [result, keys, values][: max(node.outputs, 1)]
+
+
+def linear_attention(node: Node) -> list[Value]:
+    """Onnxruntime's LinearAttention; it checks the sizes of its inputs against each other."""
+    query, key, value = (node.ranked(index, 3) for index in range(3))
+    heads, kv_heads = _heads(node, "q_num_heads"), _heads(node, "kv_num_heads")
+    if heads % kv_heads:
+        node.refuse(f"has {heads} heads of queries and {kv_heads} of keys")
+    if node.number("state_window", 0):
+        node.refuse("keeps several states, which onnxruntime does on GPUs alone")
+    width = _share(node, query.shape[2], heads)
+    value_width = _share(node, value.shape[2], kv_heads)
+    if key.shape[2] != multiply(width, kv_heads):
+        node.refuse(f"has an input 1 that is not of {kv_heads} heads")
+    if node.has(3):
+        node.ranked(3, 4)
+    for index in (4, 5):
+        if node.has(index):
+            node.ranked(index, 3)
+    batch, seq = query.shape[:2]
+    result = node.result(query.dtype, (batch, seq, multiply(value_width, heads)))
+    state = node.result(query.dtype, (batch, kv_heads, width, value_width))
+    steps = node.result(query.dtype, (batch, seq, multiply(width, heads), value_width))
+    node.work += steps.elements * 4
+    node.scratch += state.bytes * 2 + result.bytes
+    return [result, state][: max(node.outputs, 1)]
 
 
 def contrib_attention(node: Node) -> list[Value]:

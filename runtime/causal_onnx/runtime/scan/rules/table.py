@@ -190,6 +190,7 @@ ALLOWED: dict[tuple[str, str], Rule] = {
         Rule(attention.grouped_query, kills="no heads, or an empty batch (SIGFPE)"),
         CONTRIB,
     ),
+    **_rules("LinearAttention", Rule(attention.linear_attention), CONTRIB),
     **_rules("MultiHeadAttention", Rule(attention.multi_head, kills="no heads (SIGFPE)"), CONTRIB),
     # Numbers of few bits.
     **_rules("QuantizeLinear", Rule(quantised.quantize, 8)),
