@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - the name the field uses
 from torch import Tensor, nn
 
 from causal_onnx.export import ExportError, export
-from causal_onnx.export.cache import states
+from causal_onnx.export.cache import derive, states
 from causal_onnx.export.cache.mixture import Labels
 from causal_onnx.export.errors import CausalityError, RewriteError
 from causal_onnx.export.graph.writer import Writer
@@ -163,6 +163,35 @@ def biased_by_tokens(x: Tensor, _: nn.Conv1d) -> Tensor:
     decay = x[..., 0].sigmoid().log().cumsum(1)
     bias = (decay.unsqueeze(2) - decay.unsqueeze(1)).masked_fill(future(x.shape[1]), -torch.inf)
     return F.scaled_dot_product_attention(x, x.cos(), x.sin(), attn_mask=bias)
+
+
+def padding_in_the_data(x: Tensor, _: nn.Conv1d) -> Tensor:
+    """Attention that hides the tokens which say so, by a finite number, as keys."""
+    keep = x[..., 0] > -1.0
+    seen = torch.tril(keep[:, None, :].expand(-1, x.shape[1], -1))
+    return (x @ x.cos().mT + torch.where(seen, 0.0, -1e4)).softmax(-1) @ x.sin()
+
+
+class Counted(nn.Module):
+    """Attention whose keys from a row's length on are hidden, and whose results are 0 there."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        valid = torch.arange(x.shape[1])[None] < lengths[:, None]
+        hidden = future(x.shape[1]) | ~valid[:, None]
+        return (x @ x.cos().mT).masked_fill(hidden, -1e9).softmax(-1) @ x.sin() * valid[..., None]
+
+
+class OfItems(nn.Module):
+    """A recommender's attention: the item 0 is padding, hidden as a key."""
+
+    def __init__(self, items: int) -> None:
+        super().__init__()
+        self.items = nn.Embedding(items, WIDTH)
+
+    def forward(self, item_ids: Tensor) -> Tensor:
+        x = self.items(item_ids)
+        hidden = future(x.shape[1]) | (item_ids == 0)[:, None]
+        return (x @ x.cos().mT).masked_fill(hidden, -1e9).softmax(-1) @ x.sin()
 
 
 def heads_of(x: Tensor) -> list[Tensor]:
@@ -336,6 +365,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int | None]]] = {
     "biased by tokens": (
         lambda: Made(biased_by_tokens),
         {"past_state.0.running": 1, **{f"past_state.{i}.inputs": None for i in range(1, 5)}},
+    ),
+    "padding in the data": (
+        lambda: Made(padding_in_the_data),
+        {f"past_state.{i}.inputs": None for i in range(4)},
     ),
     "retention": (lambda: Made(retained), {"past_state.0.hidden": 1}),
     "linear attention": (lambda: Made(summed_by_triangle), {"past_state.0.hidden": 1}),
@@ -511,6 +544,42 @@ def test_a_state_that_forgot_what_it_needs_is_not_rewound(tmp_path: Path) -> Non
         stream.rewind(3)
 
 
+def test_padding_in_front_of_a_row_is_no_key_of_its_tokens(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, ids = OfItems(43).eval(), torch.randint(0, 43, (3, 30))
+    ids[0, 0], ids[1, :4], ids[2, :1], ids[:, 9] = 3, 0, 0, 0
+    report = export(module, tmp_path / "m.onnx", example=ids[:2, :5], cache=True)
+    expected, model = module(ids).detach().numpy(), load(tmp_path / "m.onnx", threads=1)
+    got = fed(model.stream(batch=3), ids.numpy(), [*range(12), 30])
+    for row, first in enumerate((ids != 0).int().argmax(1)):
+        np.testing.assert_allclose(got[row, first:], expected[row, first:], rtol=0, atol=1e-5)
+    assert report.cache is not None
+    assert any("later tokens move in PyTorch" in case.feeding for case in report.cache.cases)
+
+
+def test_positions_of_all_calls_are_compared_with_a_vector_of_lengths(tmp_path: Path) -> None:
+    x, lengths = tokens(2, 30), np.array([30, 11])
+    module = Counted().eval()
+    export(module, tmp_path / "m.onnx", example=(x[:, :5], torch.tensor([5, 3])), cache=True)
+    model = load(tmp_path / "m.onnx", threads=1)
+    expected = module(x, torch.from_numpy(lengths)).numpy()
+    assert all(spec.dtype != "bool" for spec in model.contract.inputs)  # nothing of the lengths
+    for cuts in ([0, 30], [*range(20), 30], [0, 7, 8, 26, 30]):
+        stream = model.stream(batch=2)
+        got = [stream(x[:, a:b].numpy(), lengths) for a, b in pairwise(cuts)]
+        np.testing.assert_allclose(np.concatenate(got, 1), expected, rtol=0, atol=1e-5)
+
+
+def test_lengths_compared_with_the_places_of_the_call_alone_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derive, "write_rows", lambda graph, before, new, *_: new)
+    example = (tokens(2, 5), torch.tensor([5, 3]))
+    with pytest.raises(RewriteError, match=r"cache: .* is off"):
+        export(Counted().eval(), tmp_path / "m.onnx", example=example, cache=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def the_write(monkeypatch: pytest.MonkeyPatch, part: str, change: Callable[..., object]) -> None:
     """Let `change` have the last word on what a part of the writing gives."""
     writer = states.SiteWriter if hasattr(states.SiteWriter, part) else states.SumWriter
@@ -548,6 +617,15 @@ def decayed_twice(write: Writer, joined: ir.Value, *_: object) -> ir.Value:
 def padding_enters(write: Writer, joined: ir.Value, state: states.State, new: ir.Value) -> ir.Value:
     """New positions stand behind all slots, not right behind those that the row uses."""
     return write("Concat", write("Squeeze", state.past, write.ints(1)), new, axis=1)
+
+
+def flag_one_late(write: Writer, joined: ir.Value, state: states.State, new: ir.Value) -> ir.Value:
+    """Which tokens are padding is remembered of the one before each."""
+    if state.past.dtype != ir.DataType.BOOL:
+        return joined
+    first = write("Slice", joined, write.ints(0), write.ints(1), write.ints(1))
+    rest = write("Slice", joined, write.ints(0), write.ints(-1), write.ints(1))
+    return write("Concat", first, rest, axis=1)
 
 
 def forgotten(write: Writer, carried: ir.Value, begin: ir.Value, past: ir.Value) -> ir.Value:
@@ -588,6 +666,7 @@ def all_rows_as_long(write: Writer, ends: ir.Value) -> ir.Value:
         ("running mean", "joined", decayed_twice),
         ("shift", "joined", padding_enters),
         ("any causal function", "joined", reset),
+        ("padding in the data", "joined", flag_one_late),
     ],
 )
 def test_a_wrong_state_is_found_before_a_file_appears(

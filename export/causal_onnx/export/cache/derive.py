@@ -129,7 +129,11 @@ def derive_cache(
     _rejoin(graph, cores, cut, pasts=pasts, bounds=bounds, lengths=lengths)
     if sites:
         write_states(graph, sites, states, lengths)
-        common.RemoveUnusedNodesPass()(model)  # what was written again
+        # What was written again goes. Where the rows stand is for later steps to read, too.
+        own = [value for value in (lengths.row_past, lengths.row_total) if value is not None]
+        graph.outputs.extend(own)
+        common.RemoveUnusedNodesPass()(model)
+        del graph.outputs[len(graph.outputs) - len(own) :]
     derived = _with_states(_tensors(cores, pasts, bounds, lengths), states)
     again = [s.node for s in sites if s.kind == INPUTS]
     return replace(derived, again=tuple(f"{node.op_type} {named(node)}" for node in again))

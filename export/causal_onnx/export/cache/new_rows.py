@@ -222,7 +222,7 @@ class NewRows:
                 else rows(operand, narrowed[index], node)
                 if index in narrowed
                 else full.get(operand, operand)
-                for index, operand in enumerate(node.inputs)
+                for index, operand in enumerate(self._region.operands(node))
             ]
             twin = ir.node(
                 node.op_type,

@@ -25,10 +25,20 @@ from causal_onnx.export.graph.position_region import shape_at, shape_for_total
 from causal_onnx.export.graph.subgraphs import attributes_for, outer_values
 from causal_onnx.export.outcome import SessionError, ask_onnxruntime
 
-__all__ = ["Region", "find_region"]
+__all__ = ["Draw", "Region", "find_region"]
 
 _MOVES = frozenset({"Transpose", "Unsqueeze", "Squeeze", "Identity", "Cast"})
 """What may stand between a source and the first node that mixes, to be done after the state."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What the whole numbers and truths are among random samples, which are 0 or 1."""
+
+    first: int | None = None
+    """At the first position of each row; None: random, too."""
+    lengths: bool = False
+    """Those that belong to no position are from 1 to the number of positions."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,9 @@ class Region:
     """In order, with those that compute from lengths alone."""
     shapes: tuple[ir.Node, ...]
     """Among the latter, the first: `Shape` and `Size` of values that are no part of it."""
+    by_positions: Mapping[tuple[ir.Node, int], ir.Value]
+    """By node and place, what the nodes read that positions decide. A node whose result is also
+    read outside gets the part of the new positions in its place."""
 
     @property
     def node(self) -> ir.Node:
@@ -52,6 +65,10 @@ class Region:
         producer = self.output.producer()
         assert producer is not None
         return producer
+
+    def operands(self, node: ir.Node) -> list[ir.Value | None]:
+        """What one of the nodes reads, for all positions."""
+        return [self.by_positions.get((node, n), value) for n, value in enumerate(node.inputs)]
 
     def write(
         self,
@@ -70,7 +87,7 @@ class Region:
         for node in self.nodes:
             twin = ir.node(
                 node.op_type,
-                [None if value is None else found.get(value, value) for value in node.inputs],
+                [None if x is None else found.get(x, x) for x in self.operands(node)],
                 domain=node.domain,
                 attributes=attributes_for(node, found),
                 num_outputs=len(node.outputs),
@@ -135,14 +152,16 @@ class Region:
             session = ask_onnxruntime(plain_session, serialized)
             (out,) = ask_onnxruntime(session.run, None, feeds)
         except SessionError as error:
+            names = ", ".join(str(value.name) for value in (*self.sources, *self.free))
             raise NotSupportedError(
                 f"no cache can be derived: what leads to {self.node.op_type} {named(self.node)} "
-                f"cannot be evaluated by itself: {error}"
+                f"cannot be computed from {seq} positions of {names} alone. Make what is combined "
+                "with them (masks, tables, positions) for the length of the input, x.shape[1]"
             ) from error
         found: Array = out
         return found
 
-    def samples(self, seq: int, seed: int) -> list[Array]:
+    def samples(self, seq: int, seed: int, draw: Draw) -> list[Array]:
         """Arrays for the sources and what else enters, of `seq` positions."""
         generator = np.random.default_rng(seed)
         batch = self.layouts.sizes[0].batch
@@ -150,7 +169,11 @@ class Region:
         for value in (*self.sources, *self.free):
             shape = [axis.size(batch, seq) for axis in self.layouts.axes(value)]
             dtype = _dtype(value)
-            array: Any = generator.integers(0, 2, shape)
+            axis = own_axis(self.layouts, value)
+            are_lengths = draw.lengths and axis is None and dtype.kind == "i"
+            array: Any = generator.integers(*((1, seq + 1) if are_lengths else (0, 2)), shape)
+            if draw.first is not None and axis is not None:
+                np.moveaxis(array, axis, 0)[0] = draw.first
             if dtype.kind == "f" and seed % 2:
                 array = generator.uniform(0.1, 1.5, shape)  # of one sign: there are logarithms
             elif dtype.kind == "f":
@@ -186,9 +209,12 @@ def find_region(spans: Spans, output: ir.Value) -> Region:
         for value in _read(node):
             if not layouts.is_tainted(value):
                 continue
-            if spans.is_free(value):
+            # What is compared with positions (a vector of lengths) is given with each call: what is
+            # made of it for each position is made again.
+            is_free = spans.is_free(value)
+            if is_free and not any(axis.is_seq for axis in layouts.axes(value)):
                 free[value] = None
-            elif _is_source(spans, value):
+            elif not is_free and _is_source(spans, value):
                 sources[value] = None
             elif value.producer() is None:
                 raise NotSupportedError(
@@ -208,6 +234,12 @@ def find_region(spans: Spans, output: ir.Value) -> Region:
         tuple(free),
         tuple(order),
         tuple(node for node in layouts.model.graph if node in shapes),
+        {
+            (node, index): value
+            for node in order
+            for index, value in enumerate(node.inputs)
+            if value is not None and layouts.is_position_only(value)
+        },
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from causal_onnx.export.check.later_tokens import LaterTokens, say_left_out
 from causal_onnx.export.check.parity import Session
 from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.report import CacheCase
@@ -48,12 +49,10 @@ class _Plan:
 
 def ragged_cases(
     session: Session,
-    source: Source,
     specs: Sequence[InputSpec],
     contract: Contract,
     lengths: Sequence[int],
-    *,
-    tolerance: float,
+    comparison: LaterTokens,
 ) -> list[CacheCase]:
     """Compare each row of ragged batches with PyTorch's full pass of that row alone.
 
@@ -61,11 +60,10 @@ def ragged_cases(
 
     Args:
         session: The graph, with a mask.
-        source: What it must equal.
         specs: The source's inputs.
         contract: Of the graph.
         lengths: How many columns, padding included, to feed.
-        tolerance: Largest error allowed, relative to the output's scale.
+        comparison: With the source that it must equal.
 
     Returns:
         A case for each plan; its length is the number of columns.
@@ -77,11 +75,12 @@ def ragged_cases(
         for plan in _plans(columns, rows, generator):
             name = plan.name
             try:
-                error = _error(session, source, specs, contract, plan)
+                error, left = _error(session, specs, contract, plan, comparison)
+                name += say_left_out(left)
             except SessionError as failure:
                 error = math.inf
                 name += f" ({' '.join(str(failure).split())[:120]})"
-            passed = error <= tolerance
+            passed = error <= comparison.tolerance
             cases.append(
                 CacheCase(batch=rows, seq=columns, feeding=name, error=error, passed=passed)
             )
@@ -107,12 +106,16 @@ def _plans(columns: int, rows: int, generator: random.Random) -> list[_Plan]:
 
 def _error(
     session: Session,
-    source: Source,
     specs: Sequence[InputSpec],
     contract: Contract,
     plan: _Plan,
-) -> float:
-    """The largest error of a row's tokens; infinite where padding gives no finite number."""
+    comparison: LaterTokens,
+) -> tuple[float, int]:
+    """The largest error of a row's tokens, and how many of them were left out.
+
+    Infinite where padding gives no finite number.
+    """
+    source = comparison.source
     # Rows that share a call have one size of every free axis.
     free = tuple((axis, FREE_SIZES[0]) for axis in free_axes(specs))
     inputs = [
@@ -134,7 +137,7 @@ def _error(
         mask = np.concatenate([mask, new], axis=1)
         outputs, past = session.step(feed, past or session.empty_past(feed), mask)
         if not all(np.isfinite(x).all() for x in outputs if x.dtype.kind == "f"):
-            return math.inf
+            return math.inf, 0
         for b, count in enumerate(counts):
             done[b] += count
             for index, (spec, output) in enumerate(zip(results, outputs, strict=True)):
@@ -143,23 +146,28 @@ def _error(
                     pieces[b][index].append(
                         _row(output, spec.axis_of("batch"), b).take(range(count), axis)
                     )
-    worst = 0.0
+    worst, left = 0.0, 0
     together = _padded_pass(source, specs, rows, done) if source.pads else None
+    along = [index for index, spec in enumerate(results) if spec.axis_of("seq") is not None]
     for b, row in enumerate(inputs):
         if not done[b]:
             continue
         expected = [to_numpy(x) for x in source.run(row)]
-        for index, spec in enumerate(results):
-            axis = spec.axis_of("seq")
-            if axis is None:
-                continue
-            got = np.concatenate(pieces[b][index], axis)
-            worst = max(worst, relative_error(got, expected[index]))
-            if together is not None:
-                own = _row(together[index], spec.axis_of("batch"), b).take(range(done[b]), axis)
-                if own.shape == got.shape:  # attention weights have a column for each padding too
-                    worst = max(worst, relative_error(got, own))
-    return worst
+        got = {n: np.concatenate(pieces[b][n], results[n].axis_of("seq")) for n in along}
+        error, count = comparison.error(
+            [got[n] for n in along],
+            [expected[n] for n in along],
+            [results[n] for n in along],
+            row,
+        )
+        worst, left = max(worst, error), left + count
+        for index in along if together is not None else ():
+            assert together is not None
+            spec, axis = results[index], results[index].axis_of("seq")
+            own = _row(together[index], spec.axis_of("batch"), b).take(range(done[b]), axis)
+            if own.shape == got[index].shape:  # weights have a column for each padding too
+                worst = max(worst, relative_error(got[index], own))
+    return worst, left
 
 
 def _padded_pass(
