@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.elements import Array
 from causal_onnx.export.cache.mixture import Decay, Factor, Labels, Mixture, spread
-from causal_onnx.export.cache.region import Region
+from causal_onnx.export.cache.region import Draw, Region
 from causal_onnx.export.cache.spans import BATCH
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.facts import Layouts
@@ -138,7 +138,9 @@ def _constant(decay: Decay, axes: Labels) -> Array:
         assert decay.value.const_value is not None
         array = decay.value.const_value.numpy()
     else:
-        array = decay.region.evaluate(2, decay.region.samples(2, 0))  # of which it reads shapes
+        array = decay.region.evaluate(
+            2, decay.region.samples(2, 0, Draw())
+        )  # of which it reads shapes
     whole = spread(array, decay.labels, "b" + "".join(axes) + "ij")
     if (whole != whole[:1]).any():
         raise NotSupportedError("a decay differs from row to row of the batch")
