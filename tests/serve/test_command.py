@@ -75,6 +75,17 @@ def test_it_says_of_each_model_whether_it_guesses_ahead(stories: Path) -> None:
     assert small == "small: tensors, on cpu, 1 thread\n"
 
 
+def test_a_smaller_model_guesses_ahead_for_another() -> None:
+    model = str(fixture("language"))
+    with command(model, "--threads", "1", "--draft", model) as process:
+        described, *_, curl = lines_until_curl(process)
+        done = subprocess.run(
+            ["sh", "-c", curl.removeprefix("try: ")], capture_output=True, text=True, check=True
+        )
+    assert described.endswith(", one after the other, guesses ahead\n")
+    assert json.loads(done.stdout)["usage"]["completion_tokens"] == 32
+
+
 def test_the_curl_line_has_room_for_a_key(tmp_path: Path) -> None:
     from causal_onnx.serve.keys import new_key
 
