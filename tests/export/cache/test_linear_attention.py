@@ -23,7 +23,6 @@ from tests.export.cache.test_states import (
     fed,
     heads_of,
     joined_heads,
-    normalised_by_triangle,
     refuse_any_difference,
     retained,
     segment_sums,
@@ -36,6 +35,13 @@ from tests.export.cache.test_states import (
 from tests.export.quick import quick_export
 
 Mix = Callable[[Tensor, nn.Conv1d], Tensor]
+
+
+def divided_by_sums(x: Tensor, _: nn.Conv1d) -> Tensor:
+    """Nothing but the sum itself is divided by."""
+    q, k, v = heads_of(x)
+    weights = (q.sigmoid() @ k.sigmoid().mT).tril()
+    return joined_heads((weights / weights.sum(-1, keepdim=True)) @ v)
 
 
 def shared_by_queries(x: Tensor, _: nn.Conv1d) -> Tensor:
@@ -83,9 +89,9 @@ def decays_from_nothing_to_all(x: Tensor, _: nn.Conv1d) -> Tensor:
 USED: dict[str, tuple[Mix, int]] = {
     "retention": (retained, 1),
     "linear attention": (summed_by_triangle, 1),
-    "normalised linear attention": (normalised_by_triangle, 2),
     "state space dual": (state_space_dual, 1),
     "decays of each feature": (decays_of_each_feature, 1),
+    "divided by sums": (divided_by_sums, 2),
     "shared by queries": (shared_by_queries, 1),
     "without heads": (summed_without_heads, 1),
     "decays as reciprocals": (decays_as_reciprocals, 1),
@@ -148,6 +154,13 @@ def test_a_past_that_is_gone_and_one_that_stays_are_right(tmp_path: Path) -> Non
     for cuts in ([0, 45], [*range(30), 45], [0, 7, 8, 40, 45]):
         got = fed(model.stream(batch=2), x.numpy(), cuts)
         np.testing.assert_allclose(got, wanted(module, x), rtol=0, atol=2e-5)
+
+
+def test_outputs_at_padding_are_finite_in_a_row_that_read_nothing(tmp_path: Path) -> None:
+    _, model, _ = exported(divided_by_sums, tmp_path)
+    mask = np.array([[1, 1, 1], [0, 0, 0]])
+    found = model.run(x=tokens(2, 3).numpy(), attention_mask=mask)
+    assert all(np.isfinite(array).all() for array in found.values())
 
 
 @pytest.mark.parametrize("mix", [decays_as_reciprocals, shared_by_queries, decays_of_each_feature])

@@ -293,6 +293,34 @@ REFUSED = {
         ),
         r"the attribute 'num_heads' is \[0\], expected 1 or more",
     ),
+    "keys of another number of heads": (
+        model(
+            node(
+                "LinearAttention",
+                ["x", "v", "x"],
+                ["z"],
+                integer("q_num_heads", 2),
+                integer("kv_num_heads", 2),
+                domain="com.microsoft",
+            ),
+            tensors=[tensor("v", 1, 2, shape=(1, 1, 2))],
+        ),
+        "LinearAttention.* has an input 1 that is not of 2 heads",
+    ),
+    "several states": (
+        model(
+            node(
+                "LinearAttention",
+                ["x", "x", "x"],
+                ["z"],
+                integer("q_num_heads", 2),
+                integer("kv_num_heads", 2),
+                integer("state_window", 2),
+                domain="com.microsoft",
+            )
+        ),
+        "LinearAttention.* keeps several states, which onnxruntime does on GPUs alone",
+    ),
     "negative size of an input": (
         model(in_graph=field(13, value("v", -1 % (1 << 64)))),
         "the value info 'v' has an axis of size -1",

@@ -682,15 +682,16 @@ class LinearAttentionWriter(SumWriter):
         write, mixture, plan = self.write, self.mixture, self.plan
         new, state = self.of_new_positions(), self.states[-1]
         write.graph.opset_imports[CONTRIB] = 1
+        none, is_token = write.number(0.0, state.past), self.is_token()
         keys = self.packed(plan.key_factors, new, "j", plan.heads, plan.keys)
         inputs = [
             self.packed(mixture.rows, new, "i", plan.heads + plan.groups, plan.keys),
-            write("Where", self.is_token(2), keys, write.number(0.0, state.past)),
+            write("Where", is_token, keys, none),
             self.packed(plan.value_factors, new, "j", plan.heads, plan.values),
             self.carried_sum(),
         ]
         if plan.has_decay:
-            inputs.append(self.decay_of_steps())
+            inputs.append(write("Where", is_token, self.decay_of_steps(), none))
         attributes = {
             "q_num_heads": self.count(plan.heads + plan.groups),
             "kv_num_heads": self.count(plan.heads),
@@ -757,12 +758,19 @@ class LinearAttentionWriter(SumWriter):
         assert lengths.row_total is not None
         return self.write("Sub", lengths.row_total, lengths.row_past)
 
-    def is_token(self, *axes: int) -> ir.Value:
-        """(batch, seq), which of the new positions are tokens, with more axes."""
-        write, seq = self.write, self.lengths.seq
+    def is_token(self) -> ir.Value:
+        """(batch, seq, 1), which of the new positions are tokens.
+
+        In a row that has none at all, every position counts as one: nothing reads its state, and
+        its outputs are finite, as those of any sequence. With a state of nothing but zeros, what
+        the module divides by could be 0.
+        """
+        write, seq, total = self.write, self.lengths.seq, self.lengths.row_total
+        has_none = write("Equal", total, write.scalar(0))
+        count = write("Where", has_none, seq, self.new_counts())
         steps = write("Range", write.scalar(0), write("Squeeze", seq), write.scalar(1))
-        is_token = write("Less", steps, write("Unsqueeze", self.new_counts(), write.ints(1)))
-        return write("Unsqueeze", is_token, write.ints(*axes))
+        is_token = write("Less", steps, write("Unsqueeze", count, write.ints(1)))
+        return write("Unsqueeze", is_token, write.ints(2))
 
     def decay_of_steps(self) -> ir.Value:
         """(batch, seq, heads or heads * keys): the logarithm of the decay into each position."""
@@ -773,8 +781,7 @@ class LinearAttentionWriter(SumWriter):
             found = constant if found is None else write("Add", found, constant)
             has |= {x for x, n in zip(labels, plan.constant.shape, strict=False) if n > 1}
         assert found is not None
-        whole = self.whole(found, has, ("b", "i", *labels))
-        return write("Where", self.is_token(2), whole, write.number(0.0, self.states[-1].past))
+        return self.whole(found, has, ("b", "i", *labels))
 
     def decay_by_data(self, labels: Labels) -> tuple[ir.Value | None, set[str]]:
         """(batch, seq, an axis for each of `labels`): what data decide of the decays, and along
