@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from causal_onnx.export.check import expected as expected_outputs
 from causal_onnx.export.check.expected import Expected
 from causal_onnx.export.outcome import Refusal
 from causal_onnx.export.source.inputs import CallSizes
@@ -49,6 +50,21 @@ def test_it_is_computed_once_where_it_can_be_kept(tmp_path: Path, keeps: bool) -
     for found in (first, second):
         assert np.array_equal(found[0], (2 * example()).numpy())
         assert found[1].shape == (2, 0, 16)
+
+
+def test_a_large_output_lies_in_a_file_without_being_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expected_outputs, "_LARGE", 500)
+    expected = Expected(open_source(Counting(), (example(),), None)[0], tmp_path)
+    before = expected.source.module.calls
+    first, _ = (expected.at(SIZES, "none", [example()]) for _ in range(2))
+    assert expected.source.module.calls - before == 2
+    assert not isinstance(first, Refusal)
+    assert isinstance(first[0], np.memmap)
+    assert not isinstance(first[1], np.memmap)  # an empty one
+    assert np.array_equal(first[0], (2 * example()).numpy())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sizes_and_padding_are_kept_apart(tmp_path: Path) -> None:

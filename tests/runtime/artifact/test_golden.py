@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from causal_onnx.runtime import ArtifactError
 from causal_onnx.runtime.artifact.golden import (
+    COMPARED_AT_ONCE,
     MAX_STORED_ELEMENTS,
     GoldenCase,
     GoldenSet,
@@ -109,3 +111,17 @@ def test_the_error_is_relative_to_the_scale(
 def test_damaged_golden_vectors_are_refused(text: str, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         GoldenSet.from_json(text)
+
+
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_an_array_in_a_file_is_compared_and_stays_as_it_is(
+    tmp_path: Path, mode: Literal["r", "c"]
+) -> None:
+    numbers = np.arange(3 * COMPARED_AT_ONCE // 2, dtype=np.float32)
+    numbers.tofile(tmp_path / "f")
+    held = np.memmap(tmp_path / "f", np.float32, mode)
+    if mode == "c":  # what is written into memory alone
+        held[5] = numbers[5] = 7
+    assert relative_error(numbers + 1, held) == pytest.approx(1 / numbers[-1])
+    assert relative_error(numbers, held) == 0
+    assert np.array_equal(held, numbers)
