@@ -24,7 +24,7 @@ from causal_onnx.export.passes.tied_weights import share_transposed_weights
 from causal_onnx.export.precision.codes import quantise
 from causal_onnx.export.precision.grid import Grid
 from causal_onnx.export.report import Fallback
-from causal_onnx.runtime.contract import CachePair, Contract
+from causal_onnx.runtime.contract import ORT_FORMS, CachePair, Contract, TensorSpec
 
 __all__ = ["Form", "forms_of", "say_consequence"]
 
@@ -113,7 +113,7 @@ def _rewritten(
             others,
             max_seq_len=contract.max_seq_len,
             ragged=ragged,
-            use_contrib=contract.form == "ort",
+            use_contrib=contract.form in ORT_FORMS,
         )
         contract = _with_cache(contract, derived, shared_pasts(model, contract.form))
         order = [value.name for value in model.graph.outputs]
@@ -138,7 +138,7 @@ def _with_cache(contract: Contract, derived: DerivedCache, shared: frozenset[str
     return replace(
         contract,
         inputs=(*contract.inputs, *([] if mask is None else [mask]), *derived.past),
-        outputs=(*contract.outputs, *derived.present),
+        outputs=(*(_over_keys(spec, derived) for spec in contract.outputs), *derived.present),
         cache=tuple(
             CachePair(
                 past=past.name, present=present.name, bounded=bounded, shared=past.name in shared
@@ -147,6 +147,14 @@ def _with_cache(contract: Contract, derived: DerivedCache, shared: frozenset[str
         ),
         mask=None if mask is None else mask.name,
     )
+
+
+def _over_keys(spec: TensorSpec, derived: DerivedCache) -> TensorSpec:
+    """Attention weights have a row for each new position and a column for each position so far."""
+    keys = derived.weights.get(spec.name)
+    if keys is None:
+        return spec
+    return replace(spec, axes=(*spec.axes[:keys], "total_seq", *spec.axes[keys + 1 :]))
 
 
 def _finish(model: ir.Model, contract: Contract, grids: Sequence[Grid]) -> Contract:

@@ -181,6 +181,21 @@ class Counted(nn.Module):
         return (x @ x.cos().mT).masked_fill(hidden, -1e9).softmax(-1) @ x.sin() * valid[..., None]
 
 
+class WithWeights(nn.Module):
+    """Two layers of attention that return their weights: of each head, and averaged over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden = future(x.shape[1])
+        y, averaged = self.first(x, x, x, attn_mask=hidden)
+        q, k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (y, y.cos(), y.sin()))
+        weights = (q @ k.mT).masked_fill(hidden, -torch.inf).softmax(-1)
+        return joined_heads(weights @ v), weights, averaged
+
+
 class OfItems(nn.Module):
     """A recommender's attention: the item 0 is padding, hidden as a key."""
 
@@ -555,6 +570,89 @@ def test_padding_in_front_of_a_row_is_no_key_of_its_tokens(tmp_path: Path) -> No
         np.testing.assert_allclose(got[row, first:], expected[row, first:], rtol=0, atol=1e-5)
     assert report.cache is not None
     assert any("later tokens move in PyTorch" in case.feeding for case in report.cache.cases)
+
+
+WEIGHTS = ("output_1", "output_2")
+
+
+def weights_in(folder: Path) -> tuple[Model, Tensor, dict[str, np.ndarray]]:
+    """A model of `WithWeights`, an input, and what its full pass gives."""
+    torch.manual_seed(0)
+    module, x = WithWeights().eval(), tokens(2, 30)
+    export(module, folder / "m.onnx", example=x[:, :5], cache=True)
+    with torch.no_grad():
+        found = [y.numpy() for y in module(x)]
+    return (
+        load(folder / "m.onnx", threads=1),
+        x,
+        dict(zip(("output", *WEIGHTS), found, strict=True)),
+    )
+
+
+def rows_equal(got: np.ndarray, whole: np.ndarray, start: int) -> None:
+    """The rows of weights from position `start` on: a column for each position so far, 0 beyond."""
+    count, columns = got.shape[-2:]
+    rows = whole[..., start : start + count, :]
+    np.testing.assert_allclose(got, rows[..., :columns], rtol=0, atol=1e-5)
+    assert not rows[..., columns:].any()
+
+
+def test_returned_weights_have_a_column_for_each_position_so_far(tmp_path: Path) -> None:
+    model, x, expected = weights_in(tmp_path)
+    axes = {spec.name: spec.axes for spec in model.contract.outputs}
+    assert axes["output_1"] == ("batch", 2, "seq", "total_seq")
+    assert axes["output_2"] == ("batch", "seq", "total_seq")
+    for cuts in ([0, 30], [*range(15), 30], [0, 7, 8, 26, 30]):
+        stream = model.stream(batch=2)
+        for a, b in pairwise(cuts):
+            got = stream.run(x[:, a:b].numpy())
+            np.testing.assert_allclose(got["output"], expected["output"][:, a:b], atol=1e-5)
+            for name in WEIGHTS:
+                assert got[name].shape[-2:] == (b - a, b)
+                rows_equal(got[name], expected[name], a)
+            stream = stream.fork()
+
+
+def test_columns_of_returned_weights_are_the_positions_of_the_row_itself(tmp_path: Path) -> None:
+    model, x, expected = weights_in(tmp_path)
+    stream = model.stream(batch=2)
+    stream.run(x[:, :6].numpy(), lengths=[6, 2])
+    mine = torch.stack([x[0, 6:9], x[1, 2:5]]).numpy()
+    got = stream.run(mine)
+    for name in WEIGHTS:
+        assert got[name].shape[-2:] == (3, 9)
+        rows_equal(got[name][0], expected[name][0], 6)
+        rows_equal(got[name][1], expected[name][1], 2)
+
+
+def test_columns_shifted_by_one_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = states.SiteWriter.result
+
+    def shifted_columns(self: states.SiteWriter) -> ir.Value:
+        found, write, keys = made(self), self.write, self.site.keys
+        if keys is None:
+            return found
+        ends = ((write.ints(-1), write.ints(1 << 40)), (write.ints(0), write.ints(-1)))
+        parts = [write("Slice", found, *end, write.ints(keys)) for end in ends]
+        return write("Concat", *parts, axis=keys)
+
+    monkeypatch.setattr(states.SiteWriter, "result", shifted_columns)
+    with pytest.raises(RewriteError, match="first at Concat"):
+        export(WithWeights().eval(), tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+class WithScores(nn.Module):
+    """Returns the scores in front of the softmax, -inf at later keys."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores = (x @ x.cos().mT).masked_fill(future(x.shape[1]), -torch.inf)
+        return scores.softmax(-1) @ x.sin(), scores
+
+
+def test_pairs_that_are_not_0_at_later_keys_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"'output_1' .*Return the attention weights behind"):
+        quick_export(WithScores().eval(), tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
 
 
 def test_positions_of_all_calls_are_compared_with_a_vector_of_lengths(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ position p (docs/state.md).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -66,6 +66,8 @@ class DerivedCache:
     present: tuple[TensorSpec, ...]
     bounded: tuple[int | None, ...]
     """For each past: the most positions that it holds; None: all."""
+    weights: Mapping[str, int] = field(default_factory=dict)
+    """The outputs that have a column for each key, and the axis of these."""
     again: tuple[str, ...] = ()
     """The nodes, by name, of which all inputs are kept and what they give computed again."""
     mask: TensorSpec | None
@@ -113,6 +115,12 @@ def derive_cache(
         model, roots, others, max_seq_len=max_seq_len, ragged=ragged, use_contrib=use_contrib
     )
     layouts, alive = spans.layouts, living(graph, roots, sites)
+    weights = {
+        str(value.name): site.keys
+        for value in graph.outputs
+        for site in sites
+        if site.keys is not None and value in {u.node.outputs[0] for u in site.stand_in.uses()}
+    }
     refuse_mixing(spans, alive, cores, others)
     refuse_nothing_kept(cores, sites, others)
     if ragged:
@@ -135,8 +143,12 @@ def derive_cache(
         common.RemoveUnusedNodesPass()(model)
         del graph.outputs[len(graph.outputs) - len(own) :]
     derived = _with_states(_tensors(cores, pasts, bounds, lengths), states)
-    again = [s.node for s in sites if s.kind == INPUTS]
-    return replace(derived, again=tuple(f"{node.op_type} {named(node)}" for node in again))
+    again = dict.fromkeys(s.node for s in sites if s.kind == INPUTS)
+    return replace(
+        derived,
+        weights=weights,
+        again=tuple(f"{node.op_type} {named(node)}" for node in again),
+    )
 
 
 def _bound(core: CanonicalCore, max_seq_len: int | None) -> int | None:

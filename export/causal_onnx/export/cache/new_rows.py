@@ -36,11 +36,12 @@ _ONE_BY_ONE = frozenset(
 class NewRows:
     """The values of a region that are wanted at new positions only, along one axis each."""
 
-    def __init__(self, region: Region, *, ragged: bool):
+    def __init__(self, region: Region, *, axis: int | None = None, ragged: bool):
         """Plan it.
 
         Args:
             region: Computed again from all inputs.
+            axis: Of the result's positions. None: it has one such axis.
             ragged: Rows of a batch may stand at different positions.
 
         Raises:
@@ -54,7 +55,7 @@ class NewRows:
         self._full: dict[ir.Value, None] = {}
         self._operands: dict[tuple[ir.Value, int], dict[int, int]] = {}
         """For a value and its axis: of which operands only new rows are needed, and their axis."""
-        axis = own_axis(region.layouts, region.output)
+        axis = own_axis(region.layouts, region.output) if axis is None else axis
         assert axis is not None
         self._axis: int = axis
         self._plan(region.output, axis)

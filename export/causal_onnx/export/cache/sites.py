@@ -10,6 +10,9 @@ found by evaluating the part of the graph by itself; the best that is right is t
 - *carried*: what a recurrent layer, or a Scan along the sequence, carries from step to step.
 - *sum*: a sum over the past with weights that are products of decays (`mixture.py`).
 - *inputs*: all inputs. Any other causal function of the past, computed again with each call.
+
+Attention weights that the module returns have two axes of positions, queries and keys. They are
+such a function, too: each call gives the rows of its new positions over all keys so far.
 """
 
 from __future__ import annotations
@@ -75,6 +78,8 @@ class StateSite:
     """Of a sum: its factors."""
     heads: Heads | None = None
     """Of a sum that onnxruntime's `LinearAttention` computes: how."""
+    keys: int | None = None
+    """Of weights that the module returns: the axis of keys, behind that of queries."""
 
     @property
     def node(self) -> ir.Node:
@@ -116,7 +121,11 @@ def cut_at_states(
             refuse_odd_axes(layouts, roots)
         found = _first_mixed(spans, living(model.graph, roots, sites))
         if not found:
-            return sites, spans
+            weights = next((x for x in model.graph.outputs if _pair_axes(layouts, x)), None)
+            if weights is None:
+                return sites, spans
+            sites.append(_cut_weights(model.graph, spans, weights, len(sites), ragged=ragged))
+            continue
         regions = [find_region(spans, output) for output in found]
         kinds = [
             _kind(region, spans, others, max_seq_len=max_seq_len, ragged=ragged)
@@ -177,6 +186,51 @@ def _cut(graph: ir.Graph, layouts: Layouts, value: ir.Value, index: int) -> ir.V
     value.replace_all_uses_with(stand_in)
     graph.inputs.append(stand_in)
     return stand_in
+
+
+def _pair_axes(layouts: Layouts, value: ir.Value) -> tuple[int, int] | None:
+    """The axes of queries and keys of a value that has both, beside the batch and fixed axes."""
+    axes = layouts.axes(value)
+    pairs = [index for index, axis in enumerate(axes) if axis.is_seq]
+    batches = [axis for axis in axes if axis == BATCH]
+    fixed = [axis for axis in axes if axis.is_fixed]
+    is_plain = len(batches) == layouts.signature.has_batch
+    if len(pairs) != 2 or not is_plain or len(batches) + len(fixed) + 2 != len(axes):
+        return None
+    return (pairs[0], pairs[1]) if layouts.is_tainted(value) else None
+
+
+def _cut_weights(
+    graph: ir.Graph, spans: Spans, value: ir.Value, index: int, *, ragged: bool
+) -> StateSite:
+    """Put a graph input in the place of an output that has a column for each key.
+
+    Raises:
+        NotSupportedError: An earlier row changes with the length, or weighs a later key.
+    """
+    layouts = spans.layouts
+    pair = _pair_axes(layouts, value)
+    assert pair is not None
+    queries, keys = pair
+    region = find_region(spans, value)
+    trials = [_Trial(region, spans.sizes.seq, seed, _DRAWS[0], axis=queries) for seed in _SEEDS]
+    if not all(trial.keeps_rows_apart() and trial.weighs_the_past(keys) for trial in trials):
+        raise NotSupportedError(
+            f"no cache can be derived: the output {value.name!r} of {region.node.op_type} "
+            f"{named(region.node)} has two axes of positions, and is not 0 for every later key, or "
+            "its earlier rows change with the total length. Return the attention weights behind "
+            "the softmax, (.., queries, keys), or leave this output out"
+        )
+    rows = NewRows(region, axis=queries, ragged=ragged)
+    labels = {(1, 0): "batch", (0, 1): "seq"}
+    shape = [labels.get((axis.batches, axis.seqs), axis.count) for axis in layouts.axes(value)]
+    shape[keys] = 1  # nobody reads it but the output, and its size is not that of the new positions
+    stand_in = ir.Value(name=f"{STAND_IN}state_{index}", shape=ir.Shape(shape), type=value.type)
+    copy_output(graph, value)
+    copy = next(use.node for use in value.uses() if use.node.outputs[0].is_graph_output())
+    copy.replace_input_with(0, stand_in)
+    graph.inputs.append(stand_in)
+    return StateSite(region, stand_in, INPUTS, None, rows, keys=keys)
 
 
 def _kind(
@@ -331,11 +385,20 @@ def _is_moved(region: Region, value: ir.Value) -> bool:
 class _Trial:
     """A region evaluated on random numbers, and then on parts of them."""
 
-    def __init__(self, region: Region, seq: int, seed: int, draw: Draw):
+    def __init__(self, region: Region, seq: int, seed: int, draw: Draw, *, axis: int | None = None):
+        """Evaluate it.
+
+        Args:
+            region: Whose output has positions along `axis`. None: it has one such axis.
+            seq: The length.
+            seed: Of the samples.
+            draw: What they are.
+            axis: See `region`.
+        """
         self.region, self.seq = region, seq
         self.arrays = region.samples(seq, seed, draw)
         self.axes = [own_axis(region.layouts, value) for value in region.sources]
-        axis = own_axis(region.layouts, region.output)
+        axis = own_axis(region.layouts, region.output) if axis is None else axis
         assert axis is not None
         self.axis: int = axis
         self.whole = region.evaluate(seq, self.arrays)
@@ -360,6 +423,15 @@ class _Trial:
     def is_prefix_stable(self) -> bool:
         part = self.region.evaluate(self.seq - 1, self._between(0, self.seq - 1))
         return self._equal(part, 0, self.seq - 1)
+
+    def weighs_the_past(self, keys: int) -> bool:
+        """Whether each row is 0 at later keys, and stays as the length grows."""
+        pairs = np.moveaxis(self.whole, (self.axis, keys), (-2, -1))
+        part = self.region.evaluate(self.seq - 1, self._between(0, self.seq - 1))
+        shorter = np.moveaxis(part, (self.axis, keys), (-2, -1))
+        if pairs.dtype.kind != "f" or (np.triu(pairs, 1) != 0).any():
+            return False
+        return _are_close(shorter, pairs[..., :-1, :-1])
 
     def goes_on_from(self, back: int) -> bool:
         """Whether the last `back` inputs are all that is needed, wherever that is."""

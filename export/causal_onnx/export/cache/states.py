@@ -222,6 +222,12 @@ def write_states(
             writer = SumWriter if site.heads is None else LinearAttentionWriter
         result = writer(write, first, site, own, lengths=lengths, again=again).result()
         result.type = site.stand_in.type
+        for node in [use.node for use in site.stand_in.uses()]:
+            shape = node.outputs[0].shape
+            if site.keys is not None and shape is not None:
+                node.outputs[0].shape = ir.Shape(
+                    ["total_seq" if axis == site.keys else size for axis, size in enumerate(shape)]
+                )
         site.stand_in.replace_all_uses_with(result)
         again[site.stand_in] = result
 
@@ -276,8 +282,8 @@ class SiteWriter:
         again = region.write(write.graph, self.before, known)
         if not self.states:
             return again[region.output]
-        output = _layout(self.site, region.output)
         if self.site.rows is None:
+            output = _layout(self.site, region.output)
             whole = output.flat(write, again[region.output])
             result = output.whole(write, self.new_ones(whole))
         else:

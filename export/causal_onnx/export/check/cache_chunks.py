@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from causal_onnx.export.check.cache_rows import ragged_cases
-from causal_onnx.export.check.later_tokens import LaterTokens, say_left_out
+from causal_onnx.export.check.later_tokens import LaterTokens, joined_rows, say_left_out
 from causal_onnx.export.check.parity import Session
 from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.report import CacheCase, CacheReport
@@ -213,8 +213,8 @@ def _fed(
                 p[:, :, :start] if pair.bounded is None else old
                 for p, old, pair in zip(past, kept[start], contract.cache, strict=True)
             ]
-            joined = [[_joined(p, spec)] for p, spec in zip(pieces, results, strict=True)]
-            pieces = [[_part(p[0], s, 0, start)] for p, s in zip(joined, results, strict=True)]
+            whole = [[joined_rows(p, spec)] for p, spec in zip(pieces, results, strict=True)]
+            pieces = [[_part(p[0], s, 0, start)] for p, s in zip(whole, results, strict=True)]
         feed = [
             x if axis is None else np.ascontiguousarray(x.take(range(start, stop), axis))
             for x, axis in zip(inputs, axes, strict=True)
@@ -226,7 +226,7 @@ def _fed(
         for piece, output in zip(pieces, outputs, strict=True):
             piece.append(output)
         done, kept[stop] = stop, past
-    return [_joined(piece, spec) for piece, spec in zip(pieces, results, strict=True)]
+    return [joined_rows(piece, spec) for piece, spec in zip(pieces, results, strict=True)]
 
 
 class _SlotsError(Exception):
@@ -240,11 +240,6 @@ def _check_slots(contract: Contract, cache: Sequence[Array], total: int) -> None
             raise _SlotsError(
                 f"after {total} positions {pair.present} holds {array.shape[2]}, not {expected}"
             )
-
-
-def _joined(pieces: Sequence[Array], spec: TensorSpec) -> Array:
-    axis = spec.axis_of("seq")
-    return pieces[-1] if axis is None else np.concatenate(pieces, axis)
 
 
 def _part(array: Array, spec: TensorSpec, start: int, stop: int) -> Array:

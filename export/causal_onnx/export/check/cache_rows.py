@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from causal_onnx.export.check.later_tokens import LaterTokens, say_left_out
+from causal_onnx.export.check.later_tokens import LaterTokens, joined_rows, say_left_out
 from causal_onnx.export.check.parity import Session
 from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.report import CacheCase
@@ -153,7 +153,7 @@ def _error(
         if not done[b]:
             continue
         expected = [to_numpy(x) for x in source.run(row)]
-        got = {n: np.concatenate(pieces[b][n], results[n].axis_of("seq")) for n in along}
+        got = {n: joined_rows(pieces[b][n], results[n], columns=done[b]) for n in along}
         error, count = comparison.error(
             [got[n] for n in along],
             [expected[n] for n in along],
