@@ -46,11 +46,7 @@ def refuse_nothing_kept(
     place = "" if node is None else f"{node.op_type} {named(node)}: "
     # One operator is attention already: what keeps it from being used is the reason alone.
     is_fused = node is not None and "Attention" in node.op_type
-    remedy = (
-        ""
-        if is_fused
-        else ". Write it as softmax(q k^T * scale + mask) v, and return no attention weights"
-    )
+    remedy = "" if is_fused else ". Write it as softmax(q k^T * scale + mask) v"
     raise NotSupportedError(
         "no cache can be derived: no attention was recognised, and nothing else mixes positions "
         f"({place}{reason}){remedy}"
