@@ -668,6 +668,32 @@ def test_positions_of_all_calls_are_compared_with_a_vector_of_lengths(tmp_path: 
         np.testing.assert_allclose(np.concatenate(got, 1), expected, rtol=0, atol=1e-5)
 
 
+def test_lengths_that_stay_are_given_once(tmp_path: Path) -> None:
+    x, lengths = tokens(2, 30), torch.tensor([30, 11])
+    module = Counted().eval()
+    example = (x[:, :5], torch.tensor([5, 3]))
+    model = quick_export(module, tmp_path / "m.onnx", example=example, cache=True)
+    stream = model.stream(batch=2, inputs={"lengths": lengths.numpy()})
+    got = fed(stream, x.numpy(), [0, 7, 8, 9, 30])
+    np.testing.assert_allclose(got, module(x, lengths).numpy(), rtol=0, atol=1e-5)
+
+
+class CountedToTheLongest(nn.Module):
+    """A mask made for as many positions as the lengths hold at most."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        longest = int(lengths.max().item())
+        valid = torch.arange(longest)[None] < lengths[:, None]
+        hidden = future(longest) | ~valid[:, None]
+        return (x @ x.cos().mT).masked_fill(hidden, -torch.inf).softmax(-1) @ x.sin()
+
+
+def test_a_mask_of_as_many_positions_as_the_lengths_hold_is_refused(tmp_path: Path) -> None:
+    example = (tokens(2, 5), torch.tensor([5, 3]))
+    with pytest.raises(ExportError, match=r"depends on the data .* their shapes alone \(x.shape"):
+        export(CountedToTheLongest().eval(), tmp_path / "m.onnx", example=example, cache=True)
+
+
 def test_lengths_compared_with_the_places_of_the_call_alone_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,7 +89,10 @@ def known_value(inputs: Sequence[Abstract], index: int, what: str) -> Array | No
     """
     found = tensor_at(inputs, index)
     if isinstance(found, Elements):
-        raise UnsupportedError(f"its {what} depends on the data of the inputs")
+        raise UnsupportedError(
+            f"its {what} depends on the data of the inputs; make it depend on their shapes alone "
+            "(x.shape[1])"
+        )
     return None if found is None else found.value
 
 
