@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from causal_onnx.export import ExportError, export, verify
 from causal_onnx.export.check.cache_rows import ragged_cases
+from causal_onnx.export.check.later_tokens import LaterTokens
 from causal_onnx.export.check.parity import Session
 from causal_onnx.export.source.module import Filled, open_source
 from causal_onnx.export.source.padding_mask import fill_padding
@@ -116,5 +117,6 @@ def test_rows_are_compared_with_the_module_under_its_own_mask(tmp_path: Path) ->
     assert isinstance(right.filled, Filled)
     wrong, _ = open_source(Counting(), example(), None)
     for subject, passed in ((right, True), (wrong.filling(replace(right.filled)), False)):
-        cases = ragged_cases(session, subject, others, report.contract, (11,), tolerance=1e-5)
+        comparison = LaterTokens(subject, others, report.contract, 1e-5)
+        cases = ragged_cases(session, others, report.contract, (11,), comparison)
         assert all(case.passed for case in cases) is passed
