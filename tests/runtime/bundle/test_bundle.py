@@ -393,6 +393,14 @@ def test_the_readme_of_integer_products_names_the_option_that_they_need() -> Non
     assert b"x64quantprecision" not in bundle_readme(replace(contract, precision="int8"), [])
 
 
+def test_the_page_says_which_onnxruntime_a_file_needs() -> None:
+    spec = TensorSpec(name="x", dtype="float32", axes=("batch", "seq", 4))
+    contract = Contract(inputs=(spec,), outputs=(replace(spec, name="y"),))
+    newer = replace(contract, min_onnxruntime="1.30")
+    assert b"| onnxruntime | 1.30 or newer |" in bundle_readme(newer, [])
+    assert b"| onnxruntime |" not in bundle_readme(contract, [])
+
+
 def test_the_readmes_python_runs(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

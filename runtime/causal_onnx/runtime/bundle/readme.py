@@ -69,7 +69,10 @@ def _contract(contract: Contract) -> list[str]:
     lines = ["| | |", "|---|---|"]
     for kind, specs in (("input", contract.inputs), ("output", contract.outputs)):
         lines += [f"| {kind} | `{text}` |" for text in describe_all(specs)]
-    lines += [f"| positions | {lengths} |", f"| precision | {contract.precision} |", ""]
+    lines += [f"| positions | {lengths} |", f"| precision | {contract.precision} |"]
+    if contract.min_onnxruntime is not None:
+        lines.append(f"| onnxruntime | {contract.min_onnxruntime} or newer |")
+    lines.append("")
     if contract.cache:
         lines += [
             "In the first call every past is empty (0 positions); afterwards it is the present "
