@@ -14,17 +14,9 @@ from torch import nn
 
 from causal_onnx.export import export, export_checkpoint
 from causal_onnx.export.checkpoint.mapped import are_mapped, move_to_file
+from tests.export.test_checkpoint import LLAMA
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 16,
-}
-LARGE = {**SMALL, "vocab_size": 50_000, "hidden_size": 512, "intermediate_size": 1400}
+LARGE = {**LLAMA, "vocab_size": 50_000, "hidden_size": 512, "intermediate_size": 1400}
 
 STEPS = """
 import re, sys
@@ -46,7 +38,7 @@ print(most["before"], most["capture"], max(most.values()))
 """Anonymous memory before, at the first look after the weights were loaded, and at most."""
 
 
-def saved(folder: Path, dtype: torch.dtype, settings: Any = SMALL) -> Path:
+def saved(folder: Path, dtype: torch.dtype, settings: Any = LLAMA) -> Path:
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
     model.to(dtype).save_pretrained(folder)
@@ -96,7 +88,7 @@ def test_a_loader_maps_what_is_in_fp32(tmp_path: Path, dtype: torch.dtype, mappe
 
 
 def test_the_file_is_that_of_the_model_in_memory(tmp_path: Path) -> None:
-    settings = {**SMALL, "hidden_size": 128, "intermediate_size": 160}
+    settings = {**LLAMA, "hidden_size": 128, "intermediate_size": 160}
     folder = saved(tmp_path / "checkpoint", torch.bfloat16, settings)
     model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     export(model, tmp_path / "a.onnx", cache=True)

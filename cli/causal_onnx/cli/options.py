@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "add_device_arguments",
+    "add_draft_arguments",
     "add_model_argument",
     "add_prepared_argument",
     "add_sampling_arguments",
@@ -102,6 +103,19 @@ def add_prepared_argument(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="keep there what onnxruntime makes of the file for this processor, and start from it "
         "the next time (twice the size of the weights; only you may write there)",
+    )
+
+
+def add_draft_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Declare `--lookup` and `--draft`, of which one may be given."""
+    draft = parser.add_mutually_exclusive_group()
+    draft.add_argument(
+        "--lookup",
+        action="store_true",
+        help="guess that what followed the last tokens earlier follows again",
+    )
+    draft.add_argument(
+        "--draft", type=Path, metavar="MODEL", help="let a smaller model guess several tokens ahead"
     )
 
 

@@ -17,6 +17,7 @@ from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
 from causal_onnx.cli.options import (
     add_device_arguments,
+    add_draft_arguments,
     add_model_argument,
     add_prepared_argument,
     add_sampling_arguments,
@@ -92,15 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shape.add_argument("--regex", metavar="PATTERN", help="write what this pattern matches")
     shape.add_argument("--lark", type=Path, metavar="FILE", help="write what this grammar allows")
-    draft = parser.add_mutually_exclusive_group()
-    draft.add_argument(
-        "--lookup",
-        action="store_true",
-        help="guess that what followed the last tokens earlier follows again",
-    )
-    draft.add_argument(
-        "--draft", type=Path, metavar="MODEL", help="let a smaller model guess several tokens ahead"
-    )
+    add_draft_arguments(parser)
     add_device_arguments(parser)
     add_prepared_argument(parser)
     add_trusted_argument(parser)

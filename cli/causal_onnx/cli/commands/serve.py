@@ -21,6 +21,7 @@ from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import UsageError
 from causal_onnx.cli.options import (
     add_device_arguments,
+    add_draft_arguments,
     add_prepared_argument,
     add_trusted_argument,
 )
@@ -101,15 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="repeat requests when idle, and count those whose results differ",
     )
-    draft = batching.add_mutually_exclusive_group()
-    draft.add_argument(
-        "--lookup",
-        action="store_true",
-        help="guess that what followed the last tokens earlier follows again",
-    )
-    draft.add_argument(
-        "--draft", type=Path, metavar="MODEL", help="let a smaller model guess several tokens ahead"
-    )
+    add_draft_arguments(batching)
     access = parser.add_argument_group("access")
     access.add_argument(
         "--keys", type=Path, metavar="FILE", help="a file of hashed keys (docs/serving.md)"
