@@ -30,10 +30,14 @@ def install(
     (info / "RECORD").write_text(f"{files},sha256=abc,10\n{info.name}/METADATA,,\n")
 
 
+def imported() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] == "onnxruntime"]
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that onnxruntime is imported from, in place of the real one."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "onnxruntime"]:
+    for name in imported():
         monkeypatch.delitem(sys.modules, name)
     folder = tmp_path / "site"
     folder.mkdir()
@@ -42,6 +46,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     importlib.invalidate_caches()
     import_onnxruntime.cache_clear()
     yield folder
+    for name in imported():  # the stub; what was imported before comes back
+        del sys.modules[name]
     import_onnxruntime.cache_clear()
 
 
