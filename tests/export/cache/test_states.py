@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from causal_onnx.export.cache import derive, states
 from causal_onnx.export.cache.mixture import Labels
 from causal_onnx.export.errors import CausalityError, RewriteError
 from causal_onnx.export.graph.writer import Writer
-from causal_onnx.runtime import Model, load
+from causal_onnx.runtime import Model, load, verify_bundle
 from causal_onnx.runtime.stream.stream import Stream
 from tests.export.modules import Head, future
 from tests.export.quick import quick_export
@@ -623,6 +624,16 @@ def test_columns_of_returned_weights_are_the_positions_of_the_row_itself(tmp_pat
         assert got[name].shape[-2:] == (3, 9)
         rows_equal(got[name][0], expected[name][0], 6)
         rows_equal(got[name][1], expected[name][1], 2)
+
+
+def test_a_folder_of_a_model_with_weights_is_streamed_by_its_check_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder = tmp_path / "model"
+    export(WithWeights().eval(), folder, example=tokens(2, 5), cache=True)
+    report = verify_bundle(folder)
+    assert (report.passed, bool(report.streams)) == (True, True)
+    # Clients of other languages join chunks along `seq` alone.
+    assert json.loads((folder / "goldens.json").read_text())["streams"] == []
 
 
 def test_columns_shifted_by_one_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

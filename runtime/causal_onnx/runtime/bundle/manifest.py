@@ -55,11 +55,16 @@ def goldens_bytes(golden: GoldenSet, contract: Contract) -> bytes:
     """goldens.json: the golden vectors as in the model, and how to stream them through the cache.
 
     `streams` says for a case into how many positions each chunk is cut: together they must give
-    what the case gives in one call.
+    what the case gives in one call. It is empty where an input or output has no positions, or an
+    output has a column for each position so far: clients cut and join along `seq` alone.
     """
+    without = contract.without_cache()
+    axes = [spec.axes for spec in (*without.inputs, *without.outputs)]
+    is_joined = all("seq" in given and "total_seq" not in given for given in axes)
     plans = [
         {"case": index, "chunks": list(chunks)}
         for index, chunks in stream_plans(golden, contract).items()
+        if is_joined
     ]
     return _canonical({**json.loads(golden.to_json()), "streams": plans})
 

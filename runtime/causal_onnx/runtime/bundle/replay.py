@@ -9,7 +9,7 @@ import numpy as np
 
 from causal_onnx.runtime.artifact.golden import GoldenCase, GoldenSet
 from causal_onnx.runtime.artifact.selftest import SelfTestCase
-from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.model import Model
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ def replay_streams(
 def _streamed(model: Model, case: GoldenCase, chunks: Sequence[int]) -> dict[str, Array]:
     contract = model.contract
     given = [spec for spec in contract.inputs if spec.name in case.inputs]
-    axes = {spec.name: spec.axis_of("seq") for spec in contract.outputs}
     batches = [
         case.inputs[spec.name].shape[axis]
         for spec in given
@@ -84,11 +83,30 @@ def _streamed(model: Model, case: GoldenCase, chunks: Sequence[int]) -> dict[str
         start += count
         for name, value in stream.run(*now).items():
             pieces.setdefault(name, []).append(value)
-    return {
-        # An output without positions, such as the last logits alone, is that of the last chunk.
-        name: parts[-1] if (axis := axes[name]) is None else np.concatenate(parts, axis)
-        for name, parts in pieces.items()
-    }
+    outputs = {}
+    for spec in contract.outputs:
+        axis, parts = spec.axis_of("seq"), pieces.get(spec.name, [])
+        if parts:
+            # An output without positions, such as the last logits alone, is that of the last chunk.
+            outputs[spec.name] = parts[-1] if axis is None else _joined(parts, spec, axis)
+    return outputs
+
+
+def _joined(parts: Sequence[Array], spec: TensorSpec, axis: int) -> Array:
+    """Chunks along `axis`, those over all positions so far with zeros behind."""
+    columns, widest = spec.axis_of("total_seq"), parts[-1]
+    if columns is not None:
+        parts = [
+            np.pad(
+                part,
+                [
+                    (0, widest.shape[n] - part.shape[n] if n == columns else 0)
+                    for n in range(part.ndim)
+                ],
+            )
+            for part in parts
+        ]
+    return np.concatenate(parts, axis)
 
 
 def _length(case: GoldenCase, contract: Contract) -> int:
