@@ -495,6 +495,23 @@ def _attentions(g: _Graph, op: str, domain: str) -> str:
         return g.add(op, ["x", weight, g.floats(24)], kind="float", domain=domain, num_heads=heads)
     if op == "MultiHeadAttention":
         return g.add(op, ["x", "x", "x"], kind="float", domain=domain, num_heads=heads)
+    if op == "LinearAttention":
+        rule = "linear" if g.calm else g.rng.choice(("linear", "gated", "delta", "gated_delta"))
+        more = []
+        if not g.calm:
+            widths = [g.rng.choice((1, 2, 4, WIDTH)) for _ in range(2)]
+            past = g.floats(g.rng.choice((0, 1, 2)), g.rng.choice((1, 2, 4)), *widths)
+            more = [g.rng.choice(("", past)), g.rng.choice(("", "x")), g.rng.choice(("", "x"))]
+        return g.add(
+            op,
+            ["x", "x", "x", *more],
+            2,
+            "float",
+            domain=domain,
+            q_num_heads=heads,
+            kv_num_heads=heads if g.calm else g.rng.choice((heads, 1)),
+            update_rule=rule,
+        )
     batch = g.add("Shape", ["x"], start=0, end=1)
     if g.calm:
         seq = g.add("Shape", ["x"], start=1, end=2)
@@ -506,9 +523,15 @@ def _attentions(g: _Graph, op: str, domain: str) -> str:
             "Expand", [g.constant(np.array([g.rng.choice((0, -1, 2**31 - 1, 5))], np.int32)), batch]
         )
         total = g.constant(np.array(g.rng.choice((0, 1, -1, 2**31 - 1, 2**20)), np.int32))
+    inputs = ["x", "x", "x", "", "", lengths, total]
+    if not g.calm and g.rng.random() < 0.5:
+        sizes = [g.rng.choice(some) for some in ((0, 1, 2), (1, 2, 4), (0, 1, 5), (2, 4, WIDTH))]
+        inputs[3:5] = [g.floats(*sizes) for _ in range(2)]
+        new = g.constant(np.array([g.rng.choice((0, 1, 2, -1, 2**31 - 1))], np.int32))
+        inputs += [*[""] * 9, g.add("Expand", [new, batch])]  # query_seqlens
     return g.add(
         op,
-        ["x", "x", "x", "", "", lengths, total],
+        inputs,
         3,
         "float",
         domain=domain,
@@ -671,7 +694,7 @@ _FAMILIES: tuple[tuple[str, Maker], ...] = (
         _products,
     ),
     (
-        "Attention RotaryEmbedding GroupQueryAttention MultiHeadAttention",
+        "Attention RotaryEmbedding GroupQueryAttention MultiHeadAttention LinearAttention",
         _attentions,
     ),
     (
