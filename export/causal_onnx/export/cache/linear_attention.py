@@ -138,9 +138,8 @@ def _constant(decay: Decay, axes: Labels) -> Array:
         assert decay.value.const_value is not None
         array = decay.value.const_value.numpy()
     else:
-        array = decay.region.evaluate(
-            2, decay.region.samples(2, 0, Draw())
-        )  # of which it reads shapes
+        # It reads the shapes of what it is given, and no numbers.
+        array = decay.region.evaluate(2, decay.region.samples(2, 0, Draw()))
     whole = spread(array, decay.labels, "b" + "".join(axes) + "ij")
     if (whole != whole[:1]).any():
         raise NotSupportedError("a decay differs from row to row of the batch")

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from causal_onnx.export.check.cache_rows import ragged_cases
-from causal_onnx.export.check.later_tokens import LaterTokens, joined_rows, say_left_out
+from causal_onnx.export.check.later_tokens import LaterTokens, say_left_out
 from causal_onnx.export.check.parity import Session
 from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.report import CacheCase, CacheReport
@@ -19,6 +19,7 @@ from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
+from causal_onnx.runtime.bundle.replay import joined_rows
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
 __all__ = ["prove_cache"]

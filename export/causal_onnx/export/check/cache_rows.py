@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from causal_onnx.export.check.later_tokens import LaterTokens, joined_rows, say_left_out
+from causal_onnx.export.check.later_tokens import LaterTokens, say_left_out
 from causal_onnx.export.check.parity import Session
 from causal_onnx.export.outcome import SessionError
 from causal_onnx.export.report import CacheCase
@@ -24,6 +24,7 @@ from causal_onnx.export.source.inputs import (
 )
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.artifact.golden import relative_error
+from causal_onnx.runtime.bundle.replay import joined_rows
 from causal_onnx.runtime.contract import Contract
 
 __all__ = ["ragged_cases"]

@@ -18,7 +18,7 @@ from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
-__all__ = ["LaterTokens", "joined_rows", "say_left_out"]
+__all__ = ["LaterTokens", "say_left_out"]
 
 _MOST_LATER = 41
 """So many other tokens are enough to move an average over them."""
@@ -125,29 +125,6 @@ class LaterTokens:
             axis = next((axis for axis, label in spec.axes.items() if label == "seq"), None)
             found.append(x if axis is None else torch.cat([x, other.to(x.dtype)], axis))
         return found
-
-
-def joined_rows(pieces: Sequence[Array], spec: TensorSpec, columns: int = 0) -> Array:
-    """What several calls gave, joined along the sequence; without such an axis, the last of it.
-
-    Rows of attention weights have a column for each position so far and weigh no later one: the
-    others are 0. More than `columns` of them are left only where one is not.
-    """
-    axis, keys = spec.axis_of("seq"), spec.axis_of("total_seq")
-    if axis is None:
-        return pieces[-1]
-    if keys is None:
-        return np.concatenate(pieces, axis)
-    widest = max(columns, *(piece.shape[keys] for piece in pieces))
-    whole = np.concatenate([_widened(piece, keys, widest) for piece in pieces], axis)
-    beyond = whole.take(range(columns, widest), keys)
-    return whole.take(range(columns), keys) if columns and not beyond.any() else whole
-
-
-def _widened(piece: Array, axis: int, size: int) -> Array:
-    room = [(0, 0)] * piece.ndim
-    room[axis] = (0, size - piece.shape[axis])
-    return np.pad(piece, room)
 
 
 def say_left_out(count: int) -> str:

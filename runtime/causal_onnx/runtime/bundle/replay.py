@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["replay_streams", "stream_plans"]
+__all__ = ["joined_rows", "replay_streams", "stream_plans"]
 
 MOST_STEPS = 8
 """Single positions at the end of a stream; what stands before them is read at once."""
@@ -83,30 +83,31 @@ def _streamed(model: Model, case: GoldenCase, chunks: Sequence[int]) -> dict[str
         start += count
         for name, value in stream.run(*now).items():
             pieces.setdefault(name, []).append(value)
-    outputs = {}
-    for spec in contract.outputs:
-        axis, parts = spec.axis_of("seq"), pieces.get(spec.name, [])
-        if parts:
-            # An output without positions, such as the last logits alone, is that of the last chunk.
-            outputs[spec.name] = parts[-1] if axis is None else _joined(parts, spec, axis)
-    return outputs
+    specs = {spec.name: spec for spec in contract.outputs}
+    return {name: joined_rows(parts, specs[name]) for name, parts in pieces.items()}
 
 
-def _joined(parts: Sequence[Array], spec: TensorSpec, axis: int) -> Array:
-    """Chunks along `axis`, those over all positions so far with zeros behind."""
-    columns, widest = spec.axis_of("total_seq"), parts[-1]
-    if columns is not None:
-        parts = [
-            np.pad(
-                part,
-                [
-                    (0, widest.shape[n] - part.shape[n] if n == columns else 0)
-                    for n in range(part.ndim)
-                ],
-            )
-            for part in parts
-        ]
-    return np.concatenate(parts, axis)
+def joined_rows(pieces: Sequence[Array], spec: TensorSpec, columns: int = 0) -> Array:
+    """What several calls gave, joined along the sequence; without such an axis, the last of it.
+
+    Rows of attention weights have a column for each position so far and weigh no later one: the
+    others are 0. More than `columns` of them are left only where one is not.
+    """
+    axis, keys = spec.axis_of("seq"), spec.axis_of("total_seq")
+    if axis is None:
+        return pieces[-1]
+    if keys is None:
+        return np.concatenate(pieces, axis)
+    widest = max(columns, *(piece.shape[keys] for piece in pieces))
+    whole = np.concatenate([_widened(piece, keys, widest) for piece in pieces], axis)
+    beyond = whole.take(range(columns, widest), keys)
+    return whole.take(range(columns), keys) if columns and not beyond.any() else whole
+
+
+def _widened(piece: Array, axis: int, size: int) -> Array:
+    room = [(0, 0)] * piece.ndim
+    room[axis] = (0, size - piece.shape[axis])
+    return np.pad(piece, room)
 
 
 def _length(case: GoldenCase, contract: Contract) -> int:
