@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 
 from causal_onnx.cli import parser as cli
 from causal_onnx.export import adopt
-from causal_onnx.runtime import load, verify_bundle
+from causal_onnx.runtime import Contract, load, verify_bundle
 from examples.bundles import BLOCK, PREFIX, SERVED, byte_characters
 from examples.clients.__main__ import fresh_text, generation_table, main, table
 from examples.clients.client import Client, MissingError, Outcome, find_problem, run_client
@@ -201,6 +203,31 @@ def test_a_client_refuses_keys_and_calls_that_a_contract_does_not_allow(
     problems = run_or_skip(client, folders).problems
     for (expected, _), problem in zip(RESTRICTED, problems, strict=True):
         assert expected in problem
+
+
+@pytest.mark.parametrize("client", OUTSIDE_BROWSERS, ids=lambda client: client.name)
+def test_a_client_refuses_a_newer_format(
+    client: Client, bundles: list[Path], tmp_path: Path
+) -> None:
+    folder = with_contract(bundles[1], tmp_path / "newer", lambda contract: None)
+    document = json.loads((folder / "contract.json").read_text())
+    (folder / "contract.json").write_text(json.dumps({**document, "format": 2}))
+    (problem,) = run_or_skip(client, [folder]).problems
+    assert "format" in problem
+
+
+@pytest.mark.parametrize(
+    ("file", "start", "end"),
+    [
+        ("python_plain/client.py", "_CONTRACT", "_TENSOR"),
+        ("node/src/bundle.ts", "contract:", "tensor:"),
+        ("c/json.h", "CONTRACT_KEYS", "TENSOR_KEYS"),
+    ],
+)
+def test_clients_know_every_key_of_a_contract(file: str, start: str, end: str) -> None:
+    text = (Path(__file__).parents[2] / "examples" / file).read_text()
+    known = set(re.findall(r"\w+", text[text.index(start) : text.index(end)]))
+    assert {"format", *(field.name for field in fields(Contract))} <= known
 
 
 @pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)

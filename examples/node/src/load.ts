@@ -24,7 +24,8 @@ export async function load(folder: string): Promise<{ bundle: Bundle; goldens: G
     });
     return JSON.parse(text);
   };
-  const { contract } = (await readJson("contract.json")) as { contract: Contract };
+  const { contract, format } = (await readJson("contract.json")) as { contract: Contract; format: unknown };
+  if (format !== 1) throw new Error(`contract.json is of format ${JSON.stringify(format)}, expected 1`);
   // Errors alone: of inputs that may be left out onnxruntime warns, because it cannot fold them.
   const options = { logSeverityLevel: 3 as const };
   const session = await ort.InferenceSession.create(join(folder, "model.onnx"), options);
