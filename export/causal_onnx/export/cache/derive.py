@@ -2,8 +2,8 @@
 
 Each attention core gets past keys and values in and present ones out, and whatever else mixes
 positions the state that it needs (`sites.py`). What only positions decide (rotary tables, position
-embeddings, biases) is computed for past and new positions together, and each row uses the entries
-of its new positions.
+embeddings, biases) is written again for past and new positions together, of which each row uses the
+entries of its new ones (`row_lookup.py`).
 
 The rows of a call may stand at different positions. `attention_mask` says which positions of each
 row are tokens; a row's position is the number of its tokens so far, and slot p of its cache holds
@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
@@ -30,11 +29,11 @@ from causal_onnx.export.cache.refusals import (
     refuse_odd_cores,
     refuse_shared_inputs,
 )
-from causal_onnx.export.cache.row_lookup import plan_rows, write_rows
+from causal_onnx.export.cache.row_lookup import plan_rows, write_new_positions
 from causal_onnx.export.cache.sites import INPUTS, cut_at_states, living
 from causal_onnx.export.cache.states import State, states_of, write_states
 from causal_onnx.export.errors import NotSupportedError
-from causal_onnx.export.graph.edit import constant, copy_output
+from causal_onnx.export.graph.edit import copy_output
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.position_region import PositionRegion, same_prefix, seq_axes
 from causal_onnx.runtime.contract import SLOT_AXES, TensorSpec
@@ -236,14 +235,10 @@ def _shift(graph: ir.Graph, layouts: Layouts, edge: _Edge, lengths: Lengths) -> 
     plan = None
     if rows and lengths.positions is not None:
         plan = plan_rows(layouts, value, rows[0], edge.node, whole)
-    new = region.write_for_total(graph, before, lengths.seq, lengths.total)
-    if plan is not None and lengths.positions is not None:
-        new = write_rows(graph, before, new, plan, lengths.positions)
-    elif rows:
-        axis = constant(graph, np.array(rows, np.int64))
-        part = ir.node("Slice", [new, lengths.past_seq, lengths.total, axis])
-        graph.insert_before(before, part)
-        new = part.outputs[0]
+    if rows:
+        new = write_new_positions(graph, before, region, rows[0], plan=plan, lengths=lengths)
+    else:  # the columns of a bias alone
+        new = region.write_for_total(graph, before, lengths.seq, lengths.total)
     new.type = value.type
     edge.node.replace_input_with(edge.index, new)
 

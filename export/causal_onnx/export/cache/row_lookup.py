@@ -1,8 +1,12 @@
 """Give each row of a batch its own part of what only positions decide.
 
 With a cache, the rows of one call may stand at different positions: row b's first new token is
-position row_past[b]. A rotary table or a position embedding, computed for all positions, is then
-looked up row by row instead of cut at one place.
+position row_past[b]. A rotary table or a position embedding is then looked up row by row instead
+of cut at one place.
+
+The lookup stands as early as it can. What treats positions one by one (the cosines of a rotary
+table) is computed for the new positions alone, whatever their number so far; what comes before it
+(usually the numbers 0, 1, 2, ...) for all of them.
 """
 
 from __future__ import annotations
@@ -12,22 +16,19 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.attributes import attr
+from causal_onnx.export.cache.lengths import Lengths
+from causal_onnx.export.cache.row_operands import BROADCASTING, rows_of_operands
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.facts import Axis, Layouts
-from causal_onnx.export.graph.position_region import Array
+from causal_onnx.export.graph.position_region import Array, PositionRegion
 from causal_onnx.export.graph.writer import Writer
 
-__all__ = ["BROADCASTING", "RaggedError", "RowPlan", "plan_rows", "write_rows"]
+__all__ = ["RaggedError", "RowPlan", "plan_rows", "write_new_positions", "write_rows"]
 
-BROADCASTING = frozenset(
-    {
-        "Add", "Sub", "Mul", "Div", "Pow", "Mod", "Min", "Max", "Mean", "Sum", "Where", "And", "Or",
-        "Xor", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "PRelu", "BitwiseAnd",
-    }
-)  # fmt: skip
-"""Operators that align the axes of their inputs from the last one backwards."""
-
-
+_SPARE = 16
+"""Positions that are computed behind the new ones, and not read. onnxruntime's `Cos` and `Sin` take
+16 numbers at a time and those left over one by one, with other last bits: these are never read."""
 _BY_ENTRY = ("Concat", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
 """Operators that take whole entries of positions, of each row its own."""
 
@@ -96,6 +97,122 @@ def _no_place(value: ir.Value, reader: ir.Node, reason: str) -> RaggedError:
         f"rows of different lengths cannot share a call: {reader.op_type} {reader.name!r} reads "
         f"{value.name}, which positions decide, and {reason}"
     )
+
+
+class _NewPositions:
+    """Writes a position-only value for some positions of all that there are."""
+
+    def __init__(
+        self, layouts: Layouts, graph: ir.Graph, before: ir.Node, lengths: Lengths, index: ir.Value
+    ):
+        """`index`: int64 (n,), the positions wanted."""
+        self._layouts, self._graph, self._before = layouts, graph, before
+        self._lengths, self._index = lengths, index
+        self._write = Writer(graph, before)
+        self._done: dict[tuple[ir.Value, int], ir.Value] = {}
+
+    def __call__(self, value: ir.Value, axis: int) -> ir.Value:
+        """The value with n entries along `axis`, where it has one for each position."""
+        key = (value, axis)
+        if key not in self._done:
+            self._done[key] = self._written(value, axis)
+            self._done[key].type = value.type
+        return self._done[key]
+
+    def _written(self, value: ir.Value, axis: int) -> ir.Value:
+        node = value.producer()
+        rows = None if node is None else _operands(self._layouts, node, axis)
+        if node is None or not rows:
+            table = _table(self._layouts, value, axis)
+            whole = self._whole(value) if table is None else table
+            return self._write("Gather", whole, self._index, axis=axis)
+        inputs = [
+            operand
+            if operand is None or not self._layouts.is_position_only(operand)
+            else self(operand, rows[place])
+            if place in rows
+            else self._whole(operand)
+            for place, operand in enumerate(node.inputs)
+        ]
+        attributes = {a.name: a.value for a in node.attributes.values()}
+        return self._write.node(node.op_type, inputs, attributes, domain=node.domain).outputs[0]
+
+    def _whole(self, value: ir.Value) -> ir.Value:
+        region = PositionRegion(self._layouts, value)
+        return region.write_for_total(
+            self._graph, self._before, self._lengths.seq, self._lengths.total
+        )
+
+
+def _operands(layouts: Layouts, node: ir.Node, axis: int) -> dict[int, int] | None:
+    """As `rows_of_operands`, of a node that positions alone decide: which may join and look up."""
+    if node.domain or len(node.outputs) != 1:
+        return None
+    if node.op_type == "Concat":
+        other = attr(node, "axis", 0) % len(layouts.axes(node.outputs[0])) != axis
+        return dict.fromkeys(range(len(node.inputs)), axis) if other else None
+    if node.op_type == "Gather":  # of a table that is no position's own
+        table, index = node.inputs
+        assert table is not None
+        assert index is not None
+        place = axis - attr(node, "axis", 0) % len(layouts.axes(table))
+        axes = layouts.axes(index)
+        found = 0 <= place < len(axes) and axes[place].is_seq
+        return {1: place} if found and layouts.constant(table) is not None else None
+    return rows_of_operands(layouts, node, axis)
+
+
+def _table(layouts: Layouts, value: ir.Value, axis: int) -> ir.Value | None:
+    """The constant of which `value` is the first entries along `axis`: no copy is needed."""
+    node = value.producer()
+    if node is None or node.op_type != "Slice" or node.inputs[0] is None:
+        return None
+    constant, known = layouts.constant(node.inputs[0]), layouts.known(value)
+    if constant is None or known is None:
+        return None
+    is_start = np.array_equal(constant.value.take(range(known.shape[axis]), axis), known)
+    return node.inputs[0] if is_start else None
+
+
+def write_new_positions(
+    graph: ir.Graph,
+    before: ir.Node,
+    region: PositionRegion,
+    axis: int,
+    *,
+    plan: RowPlan | None,
+    lengths: Lengths,
+) -> ir.Value:
+    """Write a position-only value at the new positions of each row.
+
+    Args:
+        graph: Under construction.
+        before: Where the nodes go.
+        region: Of the value.
+        axis: Of the value, its new positions.
+        plan: From `plan_rows`; None: all rows stand at one position.
+        lengths: Of the graph.
+
+    Returns:
+        With a plan a value of `plan.new_rank` axes, else one of as many as it has.
+    """
+    write, layouts, value = Writer(graph, before), region.layouts, region.value
+    if plan is None or lengths.positions is None:
+        every = write("Range", write.scalar(0), write("Squeeze", lengths.total), write.scalar(1))
+        index = write("Slice", every, lengths.past_seq, lengths.total, write.ints(0))
+        return _NewPositions(layouts, graph, before, lengths, index)(value, axis)
+    node, whole = value.producer(), _table(layouts, value, axis)
+    if whole is not None or node is None or not _operands(layouts, node, axis):
+        if whole is None:
+            whole = region.write_for_total(graph, before, lengths.seq, lengths.total)
+        return write_rows(graph, before, whole, plan, lengths.positions)
+    flat = write("Reshape", lengths.positions, write.ints(-1))
+    index = write("Concat", flat, write.array(np.zeros(_SPARE, np.int64)), axis=0)
+    new = _NewPositions(layouts, graph, before, lengths, index)(value, axis)
+    count = write("Squeeze", write("Shape", flat, start=0))
+    places = write("Range", write.scalar(0), count, write.scalar(1))
+    places = write("Reshape", places, write("Shape", lengths.positions, start=0))
+    return write_rows(graph, before, new, plan, places)
 
 
 def write_rows(

@@ -28,7 +28,7 @@ class PositionRegion:
     """The nodes that lead to one position-only value, down to the shapes they start from."""
 
     def __init__(self, layouts: Layouts, value: ir.Value):
-        self._layouts = layouts
+        self.layouts = layouts
         self.value = value
         self.nodes: list[ir.Node] = []
         self.shapes: list[ir.Node] = []
@@ -48,7 +48,7 @@ class PositionRegion:
                 continue
             seen.add(node)
             stack.append((node, True))
-            if node.op_type in ("Shape", "Size") and self._layouts.is_tainted(node.inputs[0]):
+            if node.op_type in ("Shape", "Size") and self.layouts.is_tainted(node.inputs[0]):
                 continue
             if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
                 raise NotSupportedError(
@@ -56,13 +56,13 @@ class PositionRegion:
                 )
             for source in node.inputs:
                 if source is not None and not source.is_initializer():
-                    if self._layouts.is_tainted(source):
+                    if self.layouts.is_tainted(source):
                         raise NotSupportedError(
                             f"{node.op_type} {node.name!r} reads data of {source.name}"
                         )
                     stack.append((source.producer(), False))
         for node in order:
-            is_leaf = node.op_type in ("Shape", "Size") and self._layouts.is_tainted(node.inputs[0])
+            is_leaf = node.op_type in ("Shape", "Size") and self.layouts.is_tainted(node.inputs[0])
             (self.shapes if is_leaf else self.nodes).append(node)
 
     def integers(self) -> set[int]:
@@ -70,7 +70,7 @@ class PositionRegion:
         found: set[int] = set()
         for node in self.nodes:
             for source in node.inputs:
-                known = self._layouts.constant(source)
+                known = self.layouts.constant(source)
                 if known is not None and known.size <= 4 and known.value.dtype.kind in "iuf":
                     found |= {int(x) for x in known.value.reshape(-1) if abs(float(x)) < 1e9}
         return found
@@ -80,9 +80,9 @@ class PositionRegion:
         if self.value.const_value is not None:
             return self.value.const_value.numpy()
         known: dict[ir.Value, ir.Value] = {}
-        graph = ir.Graph([], [], nodes=[], opset_imports=dict(self._layouts.model.opset_imports))
+        graph = ir.Graph([], [], nodes=[], opset_imports=dict(self.layouts.model.opset_imports))
         for node in self.shapes:
-            array = shape_at(self._layouts, node, batch, seq)
+            array = shape_at(self.layouts, node, batch, seq)
             known[node.outputs[0]] = _initializer(graph, array, f"shape_{len(known)}")
         last = self._copy_into(graph, known)
         graph.outputs.append(last)
@@ -112,7 +112,7 @@ class PositionRegion:
         known: dict[ir.Value, ir.Value] = {}
         for node in self.shapes:
             known[node.outputs[0]] = shape_for_total(
-                self._layouts, graph, before, node, seq=seq, total=total
+                self.layouts, graph, before, node, seq=seq, total=total
             )
         return self._copy_into(graph, known, before)
 
