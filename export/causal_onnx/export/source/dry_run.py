@@ -134,7 +134,12 @@ class _ShapesOfLarge(TorchDispatchMode):
         self._steps += 1
         if self._steps > MOST_STEPS:
             raise _TooManyStepsError
-        has_shapes = any(isinstance(x, FakeTensor) for x in tree_iter((args, kwargs)))
+        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        has_shapes = any(isinstance(x, FakeTensor) for x in given)
+        if not has_shapes and _is_small(func, given):
+            result = handed_over(func, *args, **kwargs)
+            self.largest = max(self.largest, 0 if func.is_view else _elements(result))
+            return result
         with self._shapes:
             result = ask(handed_over, func, *args, **kwargs)
         if isinstance(result, Refusal):
@@ -144,7 +149,7 @@ class _ShapesOfLarge(TorchDispatchMode):
             return handed_over(func, *args, **kwargs)
         if func.is_view:  # a part of something that exists already, at no cost
             return result if has_shapes else func(*args, **kwargs)
-        elements = max((x.numel() for x in tree_iter(result) if isinstance(x, Tensor)), default=0)
+        elements = _elements(result)
         flops = 0.0
         if func.overloadpacket in flop_registry:
             flops = float(flop_registry[func.overloadpacket](*args, **kwargs, out_val=result))
@@ -159,6 +164,26 @@ class _ShapesOfLarge(TorchDispatchMode):
         self.followed = True
         _check_indices(func, args)
         return result
+
+
+def _is_small(func: Any, given: Sequence[Tensor]) -> bool:
+    """Whether what `func` gives for tensors that hold values is small whatever its shape turns out.
+
+    A loop over positions has thousands of these, and following the shapes of each takes longer than
+    to compute them.
+    """
+    if func.is_view:
+        return bool(given)
+    return torch.Tag.pointwise in func.tags and bool(given) and _bound(given) <= SMALL_ELEMENTS
+
+
+def _bound(given: Sequence[Tensor]) -> int:
+    """The most elements to which tensors can be broadcast."""
+    return math.prod(max(x.numel(), 1) for x in given)
+
+
+def _elements(result: Any) -> int:
+    return max((x.numel() for x in tree_iter(result) if isinstance(x, Tensor)), default=0)
 
 
 def _check_indices(func: Any, args: Any) -> None:
