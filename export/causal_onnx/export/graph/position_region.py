@@ -16,6 +16,7 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.session import plain_session
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.bfloat16 import make_twin
+from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.outcome import SessionError, ask_onnxruntime
 
@@ -83,7 +84,7 @@ class PositionRegion:
         graph = ir.Graph([], [], nodes=[], opset_imports=dict(self.layouts.model.opset_imports))
         for node in self.shapes:
             array = shape_at(self.layouts, node, batch, seq)
-            known[node.outputs[0]] = _initializer(graph, array, f"shape_{len(known)}")
+            known[node.outputs[0]] = constant(graph, array, f"shape_{len(known)}")
         last = self._copy_into(graph, known)
         graph.outputs.append(last)
         last.name = last.name or "position_only"
@@ -132,7 +133,7 @@ class PositionRegion:
                 else:
                     assert source.const_value is not None
                     array = source.const_value.numpy()
-                    known[source] = _initializer(graph, array, f"c{len(graph.initializers)}")
+                    known[source] = constant(graph, array, f"c{len(graph.initializers)}")
                     inputs.append(known[source])
             twin = ir.node(
                 node.op_type,
@@ -196,7 +197,7 @@ def shape_for_total(
     if len(axes) == 1 and axes[0].is_seq:
         return total
     # (shape // seq) * total on the axes that count positions, shape on the others.
-    grows = _initializer(graph, np.array([bool(a.seqs) for a in axes]), f"{node.name}_grows")
+    grows = constant(graph, np.array([bool(a.seqs) for a in axes]))
     counts = ir.node("Div", [node.outputs[0], seq])
     scaled = ir.node("Mul", [counts.outputs[0], total])
     chosen = ir.node("Where", [grows, scaled.outputs[0], node.outputs[0]])
@@ -213,15 +214,6 @@ def _span(node: ir.Node) -> slice:
     start = node.attributes.get("start")
     end = node.attributes.get("end")
     return slice(start.as_int() if start else 0, end.as_int() if end else None)
-
-
-def _initializer(graph: ir.Graph, array: Array, name: str) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
-    value = ir.Value(
-        name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
 
 
 def same_prefix(short: Array, long: Array, axes: Sequence[int]) -> bool:
