@@ -234,9 +234,11 @@ class InputSpec:
         queries, keys = _pair_axes(self.axes)
         _, hide = self.mask_values or (True, False)
         pool = self.example.movedim((queries, keys), (-2, -1))
-        kept = pool[(pool != hide) & ~_later(*pool.shape[-2:])]
+        kept = pool[(pool != hide) & ~_later(*pool.shape[-2:])].unique()
         mask = torch.full(shape, hide, dtype=self.example.dtype).movedim((queries, keys), (-2, -1))
-        drawn = kept[torch.randint(kept.numel(), mask.shape, generator=generator)]
+        # One value is not drawn for each of all pairs: of the longest sequence there are many.
+        is_one = kept.numel() == 1
+        drawn = kept if is_one else kept[torch.randint(len(kept), mask.shape, generator=generator)]
         later = _later(mask.shape[-2], mask.shape[-1])
         own = _later(mask.shape[-2], mask.shape[-1], ahead=-1) & ~later
         seen = own | (torch.rand(mask.shape, generator=generator) < 0.8)
@@ -544,8 +546,7 @@ def _pair_axes(axes: Mapping[int, str]) -> tuple[int, int]:
 
 def _later(queries: int, keys: int, ahead: int = 0) -> Tensor:
     """Where the key comes after the query, by more than `ahead`; both end at the last position."""
-    distance = torch.arange(keys) - (keys - queries) - torch.arange(queries)[:, None]
-    return distance > ahead
+    return torch.ones(queries, keys, dtype=torch.bool).triu_(keys - queries + ahead + 1)
 
 
 def _with_pairs(spec: InputSpec) -> InputSpec:
