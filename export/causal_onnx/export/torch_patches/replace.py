@@ -102,10 +102,13 @@ def functions_replaced(pairs: Sequence[tuple[Any, Callable[..., Any]]]) -> Itera
     """
     with _turn() as turn:
         by_id = {id(original): (original, _ours(new, original, turn)) for original, new in pairs}
+        replaced = by_id.keys()
         places = [
             (module, name, *by_id[id(value)])
             for module in list(sys.modules.values())
             if isinstance(module, ModuleType) and not _keeps_originals(module)
+            # Of thousands of modules few have one.
+            if not replaced.isdisjoint(map(id, list(vars(module).values())))
             for name, value in list(vars(module).items())
             if id(value) in by_id
         ]
