@@ -31,7 +31,7 @@ from causal_onnx.export.source.inputs import CallSizes, InputSpec, free_axes, ma
 from causal_onnx.export.source.module import Observed, Source
 from causal_onnx.export.source.probe import runs
 from causal_onnx.export.torch_patches.patched import patched
-from causal_onnx.export.torch_patches.rewrite_rules import tried_where_they_can_match
+from causal_onnx.export.torch_patches.translator import listed_once, tried_where_they_can_match
 from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
 from causal_onnx.export.torch_patches.watch import Answer, replaying, watching_sizes
 
@@ -268,7 +268,7 @@ def _export_program(
 
 def _translate(program: ExportedProgram, opset: int, *, optimize: bool) -> ir.Model:
     # At opset 23 exactly, `optimize=True` fuses rotary embeddings wrongly for batch >= 2.
-    with tried_where_they_can_match():
+    with tried_where_they_can_match(), listed_once():
         translated = handed_over(
             torch.onnx.export,
             program,

@@ -234,7 +234,7 @@ class InputSpec:
         queries, keys = _pair_axes(self.axes)
         _, hide = self.mask_values or (True, False)
         pool = self.example.movedim((queries, keys), (-2, -1))
-        kept = pool[(pool != hide) & ~_later(*pool.shape[-2:])].unique()
+        kept = torch.unique(pool[(pool != hide) & ~_later(*pool.shape[-2:])])
         mask = torch.full(shape, hide, dtype=self.example.dtype).movedim((queries, keys), (-2, -1))
         # One value is not drawn for each of all pairs: of the longest sequence there are many.
         is_one = kept.numel() == 1

@@ -1,23 +1,42 @@
-"""The rewrite rules of the exporter's optimizer, tried only where they can match.
+"""What the exporter's translator does again and again is done once, or where it can matter.
 
-onnxscript 0.7 tries each of its rules at each node. For a rule whose pattern ends in several nodes
-it lists the whole graph first, and then pairs the node with every other of the operator: the time
-grows with the square of the nodes, and was most of the capture of a model with 32 layers.
+onnxscript 0.7 tries each of its rewrite rules at each node. For a rule whose pattern ends in
+several nodes it lists the whole graph first, and then pairs the node with every other of the
+operator: the time grows with the square of the nodes, and was most of the capture of a model with
+32 layers.
+It also parses the source of all its 500 translations for each export, a quarter of a second.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import onnx_ir as ir
 from onnxscript.rewriter.pattern import MatchResult, SimplePatternMatcher
+from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
 
 from causal_onnx.export.outcome import handed_over
 from causal_onnx.export.torch_patches.replace import attribute_replaced
 
-__all__ = ["tried_where_they_can_match"]
+__all__ = ["listed_once", "tried_where_they_can_match"]
+
+
+@cache
+def _translations(list_them: Callable[[], Sequence[Any]]) -> tuple[Any, ...]:
+    return tuple(handed_over(list_them))
+
+
+@contextlib.contextmanager
+def listed_once() -> Iterator[None]:
+    """Keep the list of translations, which never changes, for later exports of this process."""
+    list_them = onnxscript_apis.get_torchlib_ops
+    with attribute_replaced(
+        onnxscript_apis, "get_torchlib_ops", lambda: [*_translations(list_them)]
+    ):
+        yield
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The optimizer's rules give the same graph without a look at all of it for each node."""
+"""The translator gives the same graph with less work."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 from onnxscript.optimizer import optimize_ir
 from onnxscript.rewriter import rewrite
 from onnxscript.rewriter.pattern import SimplePatternMatcher
+from torch.onnx._internal._lazy_import import onnxscript_apis
+from torch.onnx._internal.exporter import _registration
 
-from causal_onnx.export.torch_patches.rewrite_rules import tried_where_they_can_match
+from causal_onnx.export.torch_patches.translator import listed_once, tried_where_they_can_match
 
 HALVES = """
     first = Slice(x{i}, half, width, last{steps})
@@ -100,3 +102,22 @@ def test_outside_the_rules_are_as_they_were() -> None:
 
     assert inside is not before
     assert SimplePatternMatcher.match is before
+
+
+def test_the_translations_are_listed_once_and_are_the_same() -> None:
+    plain = _registration.ONNXRegistry.from_torchlib().functions
+    with listed_once():
+        first = onnxscript_apis.get_torchlib_ops()
+        again = onnxscript_apis.get_torchlib_ops()
+        kept = _registration.ONNXRegistry.from_torchlib().functions
+    assert first is not again
+    assert all(a is b for a, b in zip(first, again, strict=True))
+    functions = {name: [meta.onnx_function for meta in metas] for name, metas in plain.items()}
+    assert functions == {n: [meta.onnx_function for meta in metas] for n, metas in kept.items()}
+
+
+def test_the_exporter_lists_its_translations_anew_afterwards() -> None:
+    with listed_once():
+        kept = onnxscript_apis.get_torchlib_ops()
+    anew = onnxscript_apis.get_torchlib_ops()
+    assert not any(a is b for a, b in zip(kept, anew, strict=True))
