@@ -205,10 +205,11 @@ def test_a_long_loop_is_not_followed_to_its_end(monkeypatch: pytest.MonkeyPatch)
                 rows.append(rows[-1] * 0.5 + x[:, t : t + 1])
             return torch.cat(rows, 1)
 
-    subject, _ = opened(Looping())
-    assert dry_run.dry_run(subject, [example(seq=60)]).accepted
+    subject, specs = opened(Looping())
+    sizes = CallSizes(batch=1, seq=90)
+    assert dry_run.dry_run(subject, specs, sizes).accepted
     monkeypatch.setattr(dry_run, "MOST_STEPS", 100)
-    found = dry_run.dry_run(subject, [example(seq=60)])
+    found = dry_run.dry_run(subject, specs, sizes)
     assert (found.accepted, found.flops) == (None, math.inf)
 
 

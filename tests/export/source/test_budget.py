@@ -71,7 +71,7 @@ def test_a_loop_over_positions_is_followed_once(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         budget,
         "dry_run",
-        lambda source, inputs: asked.append(inputs[0].shape[1]) or dry_run(source, inputs),
+        lambda *of: asked.append(of[2].seq) or dry_run(*of),
     )
     source, specs = open_source(Counting(), torch.randn(2, 5, 1), None)
     allows = Budget(source, specs).allows

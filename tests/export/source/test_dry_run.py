@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export.source.dry_run import MOST_STEPS, DryRun, dry_run
+from causal_onnx.export.source.inputs import CallSizes
 from causal_onnx.export.source.module import open_source
 from tests.export.modules import DIM, Head, example
 
 
-def tried(module: nn.Module, value: Tensor) -> DryRun:
-    source, _ = open_source(module.eval(), example(), None)
-    return dry_run(source, [value])
+def tried(module: nn.Module, seq: int) -> DryRun:
+    source, specs = open_source(module.eval(), example(), None)
+    return dry_run(source, specs, CallSizes(batch=1, seq=seq))
 
 
 class Positions(Head):
@@ -47,14 +48,14 @@ class CountsPositions(nn.Module):
 
 
 def test_small_inputs_are_a_real_run() -> None:
-    found = tried(Head(), example(2, 6))
+    found = tried(Head(), 6)
     assert found.is_real
     assert found.accepted
-    assert found.shapes == (torch.Size((2, 6, DIM)),)
+    assert found.shapes == (torch.Size((1, 6, DIM)),)
 
 
 def test_scores_of_8192_positions_are_followed_and_counted() -> None:
-    found = tried(Head(), torch.zeros(1, 8192, DIM))
+    found = tried(Head(), 8192)
     assert found.accepted
     assert not found.is_real
     assert found.largest == 8192**2
@@ -62,7 +63,7 @@ def test_scores_of_8192_positions_are_followed_and_counted() -> None:
 
 
 def test_a_table_that_is_too_short_shows_where_nothing_large_is_computed() -> None:
-    found = tried(Positions(), torch.zeros(1, 8192, DIM))
+    found = tried(Positions(), 8192)
     assert found.accepted is False
     assert isinstance(found.error, IndexError)
 
@@ -72,21 +73,29 @@ def test_a_mask_that_does_not_fit_is_the_modules_answer() -> None:
         def masked(self, scores: Tensor) -> Tensor:
             return scores + torch.zeros(2048, 2048)
 
-    found = tried(Fixed(), torch.zeros(1, 4096, DIM))
+    found = tried(Fixed(), 4096)
     assert found.accepted is False
     assert "2048" in str(found.error)
 
 
 def test_a_branch_on_values_is_left_to_a_real_run() -> None:
-    found = tried(ChoosesByValue(), torch.zeros(1, 4096, DIM))
+    found = tried(ChoosesByValue(), 4096)
     assert found.accepted is None
     assert found.error is None
 
 
 def test_a_loop_over_positions_is_not_followed_to_its_end() -> None:
-    found = tried(CountsPositions(), torch.zeros(1, MOST_STEPS + 1, 1))
+    found = tried(CountsPositions(), MOST_STEPS + 1)
     assert found.accepted is None
     assert found.flops == math.inf
+
+
+def test_many_layers_are_followed_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = nn.Sequential(*(Head() for _ in range(40)))
+    monkeypatch.setattr("causal_onnx.export.source.dry_run.MOST_STEPS", 100)
+    found = tried(deep, 8192)
+    assert found.accepted
+    assert found.flops >= 40 * 2 * 2 * 8192**2 * DIM
 
 
 def test_what_runs_out_of_memory_is_no_answer_of_the_module() -> None:
@@ -95,4 +104,4 @@ def test_what_runs_out_of_memory_is_no_answer_of_the_module() -> None:
             raise MemoryError
 
     with pytest.raises(MemoryError):
-        tried(Full(), example())
+        tried(Full(), 6)

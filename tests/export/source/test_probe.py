@@ -70,6 +70,19 @@ def test_the_length_limit_is_found(run: Callable[[Any, Tensor], Any], limit: int
     assert find_max_seq_len(*opened(run)) == limit
 
 
+def test_numbers_of_many_layers_are_not_all_tried() -> None:
+    asked = []
+    source, specs = opened(lambda m, x: asked.append(x.shape[1]) or x + m.table.weight[0, 0])
+    source.module.layers = nn.ModuleList(nn.Identity() for _ in range(300))
+    for index, layer in enumerate(source.module.layers):
+        layer.index = index
+    source.module.run = lambda m, x: asked.append(x.shape[1]) or raising(37)(m, x)
+    asked.clear()
+
+    assert find_max_seq_len(source, specs) == 37
+    assert len(set(asked)) < 30
+
+
 def test_a_limit_far_beyond_the_example_is_found_to_the_position() -> None:
     assert find_max_seq_len(*opened(raising(4099))) == 4099
 
@@ -78,7 +91,7 @@ def test_a_run_as_long_as_its_input_is_not_compared_with_a_shorter_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(probe, "dry_run", lambda s, x: asked.append(x[0].shape[1]) or dry_run(s, x))
+    monkeypatch.setattr(probe, "dry_run", lambda *of: asked.append(of[2].seq) or dry_run(*of))
 
     assert find_max_seq_len(*opened(lambda m, x: x)) is None
     assert asked

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from causal_onnx.export.source.dry_run import dry_run
-from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
+from causal_onnx.export.source.inputs import CallSizes, InputSpec
 from causal_onnx.export.source.module import Source
 
 __all__ = ["EFFORTS", "NORMAL", "Budget"]
@@ -86,7 +86,7 @@ class Budget:
         if sizes.batch > 1 and sizes.seq > FEW_TOKENS and work > MANY_ROWS_WORK * self._share:
             return False
         if self._endless is None or sizes.seq < self._endless:
-            found = dry_run(self._source.fresh(), make_inputs(self._specs, sizes))
+            found = dry_run(self._source, self._specs, sizes)
             if found.accepted:
                 return self._fits(found.largest, found.flops)
             if math.isinf(found.flops):  # a loop over positions: longer ones have more steps

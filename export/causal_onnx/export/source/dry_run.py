@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from causal_onnx.export.outcome import Refusal, ask, handed_over
+from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.torch_patches.patched import patched
 
@@ -34,7 +35,12 @@ SMALL_FLOPS = 2e7
 """Products up to here are computed: some milliseconds each."""
 
 MOST_STEPS = 10_000
-"""Operators of one call: some layers have 100. Loops over positions are not followed further."""
+"""Operators of one call: loops over positions are not followed further."""
+SHORT_CALL = 8
+MORE_STEPS = 4
+"""What does not loop takes nearly as many operators for many positions as for few, so `MORE_STEPS`
+times those of a call of `SHORT_CALL` positions are followed in any case. Some layers have 100
+operators, and some modules hundreds of layers."""
 
 _aten = torch.ops.aten
 
@@ -68,15 +74,38 @@ class DryRun:
     """Of the outputs, where it does."""
 
 
-def dry_run(module: Source, inputs: Sequence[Tensor]) -> DryRun:
-    """Call `module` on `inputs`, computing small tensors only.
+def dry_run(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) -> DryRun:
+    """Call a copy of `source` on inputs of `sizes`, computing small tensors only."""
+    short = _shortened(sizes)
+    if short == sizes:
+        return _followed(source, specs, sizes, math.inf)[0]
+    found, steps = _followed(source, specs, sizes, MOST_STEPS)
+    if steps <= MOST_STEPS:
+        return found
+    # It loops over positions, or it is deep.
+    most = MORE_STEPS * _followed(source, specs, short, math.inf)[1]
+    return _followed(source, specs, sizes, most)[0] if most > MOST_STEPS else found
 
-    What the call leaves behind in `module` may be a shape without values: give it a copy.
-    """
-    mode = _ShapesOfLarge()
+
+def _shortened(sizes: CallSizes) -> CallSizes:
+    """Sizes at which no loop is long."""
+    return replace(
+        sizes,
+        seq=min(sizes.seq, SHORT_CALL),
+        past=min(sizes.past, SHORT_CALL),
+        free=tuple((axis, min(size, SHORT_CALL)) for axis, size in sizes.free),
+    )
+
+
+def _followed(
+    source: Source, specs: Sequence[InputSpec], sizes: CallSizes, most_steps: float
+) -> tuple[DryRun, int]:
+    """What a call does in its first `most_steps` operators, and how many it has, if not more."""
+    mode = _ShapesOfLarge(most_steps)
     accepted: bool | None = True
     error: Exception | None = None
     shapes: tuple[torch.Size, ...] = ()
+    module, inputs = source.fresh(), make_inputs(specs, sizes)
     try:
         # The replacements make plain tensors of what cannot be followed (flex_attention, biases).
         with torch.no_grad(), _silent(), patched(zero_masked_rows=False), mode:
@@ -91,7 +120,7 @@ def dry_run(module: Source, inputs: Sequence[Tensor]) -> DryRun:
             shapes = tuple(value.shape for value in outcome)
     except _TooManyStepsError:
         accepted, mode.flops = None, math.inf  # nobody should run it to see
-    return DryRun(
+    found = DryRun(
         accepted=accepted,
         largest=mode.largest,
         flops=mode.flops,
@@ -99,6 +128,7 @@ def dry_run(module: Source, inputs: Sequence[Tensor]) -> DryRun:
         error=error if accepted is False else None,
         shapes=shapes,
     )
+    return found, mode.steps
 
 
 @contextlib.contextmanager
@@ -120,19 +150,20 @@ class _TooManyStepsError(BaseException):
 class _ShapesOfLarge(TorchDispatchMode):
     """Computes operators on small tensors and infers the shapes of the others."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_steps: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._most_steps = most_steps
         self._shapes = FakeTensorMode(allow_non_fake_inputs=True)
         self.followed = False
         """Some tensor was followed in its shape only."""
         self.largest = 0
         self.flops = 0.0
-        self._steps = 0
+        self.steps = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._steps += 1
-        if self._steps > MOST_STEPS:
+        self.steps += 1
+        if self.steps > self._most_steps:
             raise _TooManyStepsError
         given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
         has_shapes = any(isinstance(x, FakeTensor) for x in given)

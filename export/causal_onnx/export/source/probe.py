@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -327,18 +328,18 @@ def find_free_limit(source: Source, specs: Sequence[InputSpec], axis: str) -> in
     """
     seq = min(_example_size(specs, "seq") or 1, 3)
 
-    def inputs(size: int) -> tuple[Tensor, ...]:
-        return make_inputs(specs, CallSizes(batch=1, seq=seq, free=((axis, size),)))
+    def at(size: int) -> CallSizes:
+        return CallSizes(batch=1, seq=seq, free=((axis, size),))
 
     def accepts(size: int) -> bool | None:
         if size > SHORT:
-            found = dry_run(source.fresh(), inputs(size))
+            found = dry_run(source, specs, at(size))
             if found.accepted is not None or found.largest > REAL_ELEMENTS:
                 return found.accepted
-        return _failure(source.fresh(), inputs(size)) is None
+        return _failure(source.fresh(), make_inputs(specs, at(size))) is None
 
     for size in sorted(FREE_SIZES):
-        error = _failure(source.fresh(), inputs(size))
+        error = _failure(source.fresh(), make_inputs(specs, at(size)))
         if error is not None:
             raise ExportError(
                 f"{type(source.module).__name__} does not accept size {size} of the axis {axis!r}: "
@@ -357,19 +358,16 @@ def _largest(
     """The largest accepted size, at one of the candidates or between two; None: no limit met."""
     if not candidates or accepts(candidates[-1] + 1):
         return None
-    low = known
-    for candidate in candidates:
-        answer = accepts(candidate + 1)
-        if answer is None:
-            return None
-        if not answer:
-            high = candidate + 1
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if accepts(middle) else (low, middle)
-            return low
-        low = candidate + 1
-    return None
+    # Every layer may bring a number of its own, its index, so they are bisected as well.
+    first = bisect.bisect_left(candidates, True, key=lambda n: not accepts(n + 1))
+    low = candidates[first - 1] + 1 if first else known
+    high = candidates[first] + 1
+    if accepts(high) is None:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if accepts(middle) else (low, middle)
+    return low
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -389,10 +387,10 @@ def at_length(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) -> B
     takes = _acceptance(source, specs, known, sizes)(sizes.seq)
     if takes is not False:
         return Beyond(takes=takes)
-    inputs = make_inputs(specs, sizes)
-    found = dry_run(source.fresh(), inputs)
+    found = dry_run(source, specs, sizes)
     is_dear = found.largest > REAL_ELEMENTS or found.flops > REAL_FLOPS
-    return Beyond(takes=False, error=found.error if is_dear else _failure(source.fresh(), inputs))
+    real = None if is_dear else _failure(source.fresh(), make_inputs(specs, sizes))
+    return Beyond(takes=False, error=found.error if is_dear else real)
 
 
 def _acceptance(
@@ -409,8 +407,8 @@ def _acceptance(
         return make_inputs(specs, replace(sizes, seq=seq))
 
     @functools.cache
-    def known_run() -> DryRun:
-        return dry_run(source.fresh(), inputs(known))
+    def run_dry(seq: int) -> DryRun:
+        return dry_run(source, specs, replace(sizes, seq=seq))
 
     @functools.cache
     def grows() -> bool:
@@ -423,14 +421,14 @@ def _acceptance(
         if seq <= SHORT:
             shorter = inputs(seq - 1) if seq > 1 and grows() else None
             return _follows(source, inputs(seq), shorter)
-        if known_run().accepted is not True:
+        if run_dry(known).accepted is not True:
             # Some modules cannot be run dry at all, and refuse even what they accept.
             return _failure(source, inputs(seq)) is None if seq <= REAL_LENGTH else None
-        found = dry_run(source.fresh(), inputs(seq))
+        found = run_dry(seq)
         if found.accepted:
-            if not grows() or _have_length(found, seq, known_run(), known):
+            if not grows() or _have_length(found, seq, run_dry(known), known):
                 return True
-            return found.shapes != dry_run(source.fresh(), inputs(seq - 1)).shapes
+            return found.shapes != run_dry(seq - 1).shapes
         if found.largest > REAL_ELEMENTS or found.flops > REAL_FLOPS:
             return found.accepted
         return _failure(source, inputs(seq)) is None  # it stopped early: the real error is cheap
