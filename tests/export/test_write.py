@@ -14,7 +14,14 @@ import pytest
 from tools.fuzz import kills
 
 from causal_onnx.export import write as artifact
-from causal_onnx.export.write import read_back, staged, write_mapped, write_model
+from causal_onnx.export.analysis.session import plain_session
+from causal_onnx.export.write import (
+    read_back,
+    staged,
+    weights_in_memory,
+    write_mapped,
+    write_model,
+)
 from causal_onnx.runtime.contract import CONTRACT_KEY, Contract, TensorSpec
 from causal_onnx.runtime.model import load
 
@@ -198,6 +205,37 @@ def test_what_is_mapped_for_checks_is_the_model(
         for name in numbers
     )
     assert list(held.metadata_props) == list(kept.metadata_props)
+
+
+def test_only_weights_that_lie_as_they_are_written_are_taken_from_memory() -> None:
+    model = of_every_kind()
+    found = weights_in_memory(model)
+    assert set(found) == {"noted", "half"}
+    for name, array in found.items():
+        tensor = model.graph.initializers[name].const_value
+        assert tensor is not None
+        assert np.shares_memory(array, tensor.numpy())
+
+
+def looks_up(table: np.ndarray) -> ir.Model:
+    """What gives rows of a table."""
+    ids = ir.Value(name="ids", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(["n"]))
+    held = ir.Value(name="table", const_value=ir.tensor(table, name="table"))
+    node = ir.Node("", "Gather", [held, ids], num_outputs=1)
+    rows = node.outputs[0]
+    rows.name, rows.type = "rows", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([ids], [rows], nodes=[node], initializers=[held], opset_imports={"": 20})
+    return ir.Model(graph, ir_version=10)
+
+
+def test_a_session_reads_weights_where_they_lie(tmp_path: Path) -> None:
+    table = np.zeros((64, 64), np.float32)
+    model = looks_up(table)
+    write_mapped(model, tmp_path / "m.onnx", {})
+    session = plain_session(str(tmp_path / "m.onnx"), weights=weights_in_memory(model))
+    table[3] = 7.0
+    rows = session.run(None, {"ids": np.array([3, 4], np.int64)})[0]
+    np.testing.assert_array_equal(rows, np.repeat(np.float32([[7], [0]]), 64, 1))
 
 
 def test_nothing_that_was_mapped_stays_beside_the_model(tmp_path: Path) -> None:

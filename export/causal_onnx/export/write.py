@@ -30,6 +30,7 @@ __all__ = [
     "read_back",
     "source_document",
     "staged",
+    "weights_in_memory",
     "write_mapped",
     "write_model",
 ]
@@ -132,6 +133,19 @@ def write_mapped(model: ir.Model, path: Path, metadata: Mapping[str, str]) -> No
     if not stand_ins:
         data.unlink()
     _write_proto(_with_stand_ins(model, stand_ins), path)
+
+
+def weights_in_memory(model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights of `model` that lie in memory as `write_mapped` writes them, by name."""
+    found = {}
+    for value, tensor in _large(model):
+        if value.name is None or tensor.dtype.bitwidth < 8:
+            continue
+        array, again = tensor.numpy(), tensor.numpy()
+        lies = array.ctypes.data == again.ctypes.data and array.flags.c_contiguous
+        if lies and array.dtype.isbuiltin == 1:  # 2: a type that numpy was taught
+            found[value.name] = array
+    return found
 
 
 def _remove_data(path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from causal_onnx.export import DriftReport, export
+from causal_onnx.export.check import drift as drift_module
 from causal_onnx.export.check.drift import _divergence, measure_drift
 from causal_onnx.export.check.parity import Session
 from causal_onnx.export.source.meaning import find_meanings
@@ -106,6 +107,16 @@ def test_a_file_that_fails_on_other_text_is_right_on_what_its_module_writes() ->
     assert drift.sampled_mean_kl == pytest.approx(0, abs=1e-6)
     assert drift.mean_kl is not None
     assert drift.mean_kl > 1
+
+
+def test_logits_are_widened_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = counted(fails_counting=True)
+    monkeypatch.setattr(drift_module, "WIDENED_AT_ONCE", 5 * VOCAB)
+    parts = counted(fails_counting=True)
+    assert (parts.mean_kl, parts.max_kl) == (whole.mean_kl, whole.max_kl)
+    assert parts.argmax_flips == whole.argmax_flips > 0
+    assert parts.max_logit_error == whole.max_logit_error > 0
+    assert parts.relative_error == pytest.approx(whole.relative_error, rel=1e-12)
 
 
 def test_other_modules_are_measured_by_their_relative_error(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -20,6 +22,7 @@ def plain_session(
     providers: Sequence[str] = CPU,
     threads: int = 1,
     settings: Mapping[str, str] | None = None,
+    weights: Mapping[str, np.ndarray[Any, Any]] | None = None,
 ) -> InferenceSession:
     """Open a graph in onnxruntime.
 
@@ -28,6 +31,8 @@ def plain_session(
         providers: Execution providers, the first that takes a node runs it.
         threads: Of its own pool. 0: as many as it takes by itself.
         settings: Entries of the session's configuration.
+        weights: The numbers of some initializers, where they lie in memory already. The session
+            reads them there, and takes no copy: they must outlive it.
 
     Raises:
         ImportError: onnxruntime is not installed.
@@ -43,4 +48,12 @@ def plain_session(
     options.enable_cpu_mem_arena = False
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
+    # Held until the session is made: the options point to them.
+    values = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        for name, array in (weights or {}).items()
+    }
+    for name, value in values.items():
+        # `add_external_initializers` would copy what no kernel arranges for itself.
+        options.add_initializer(name, value)
     return onnxruntime.InferenceSession(source, options, providers=list(providers))

@@ -203,6 +203,7 @@ def _fed(
         _SlotsError: The cache does not hold as many positions as the contract says.
     """
     past = session.empty_past(inputs)
+    again = {start for (_, stop), (start, _) in pairwise(chunks) if start < stop}
     kept = {0: past}
     axes = [next((a for a, n in spec.axes.items() if n == "seq"), None) for spec in specs]
     results = [spec for spec in contract.outputs if spec.name not in contract.present_names]
@@ -226,7 +227,9 @@ def _fed(
         _check_slots(contract, past, stop)
         for piece, output in zip(pieces, outputs, strict=True):
             piece.append(output)
-        done, kept[stop] = stop, past
+        done = stop
+        if done in again:
+            kept[done] = past
     return [joined_rows(piece, spec) for piece, spec in zip(pieces, results, strict=True)]
 
 

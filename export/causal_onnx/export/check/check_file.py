@@ -44,6 +44,7 @@ from causal_onnx.export.write import (
     read_back,
     source_document,
     staged,
+    weights_in_memory,
     write_mapped,
     write_model,
 )
@@ -70,7 +71,7 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
         draft.write_for_checks()
         parity, cached = _check_equal(draft)
         # Of what follows the file keeps figures: they must not depend on the number of threads.
-        session = Session(place, draft.ran, threads=1)
+        session = draft.session(threads=1)
         drift = _check_drift(draft, session, parity)
         causality = _check_by_perturbing(draft, session)
         del session  # which holds the weights; the file is loaded once more
@@ -131,6 +132,11 @@ class _Draft:
     def write_for_checks(self) -> None:
         """Write what runs here, with weights that a session maps."""
         write_mapped(self.runnable, self.path, {CONTRACT_KEY: self.ran.to_json()})
+
+    def session(self, *, threads: int | None = None) -> Session:
+        """What was written for the checks, in onnxruntime, beside its weights in memory."""
+        weights = weights_in_memory(self.runnable)
+        return Session(self.path, self.ran, threads=threads, weights=weights)
 
     def write_runnable(self, metadata: dict[str, str]) -> int:
         """Write what runs here; returns its size in bytes."""
@@ -202,7 +208,7 @@ def _check_codes(
     write_mapped(form.model, path, {CONTRACT_KEY: exact.to_json()})
     with with_callers_threads():
         parity = compare(
-            Session(path, exact, exact=True),
+            Session(path, exact, exact=True, weights=weights_in_memory(form.model)),
             expected.source,
             subject.specs,
             exact,
@@ -230,7 +236,7 @@ def _check_codes(
 
 def _check_equal(draft: _Draft) -> tuple[ParityReport, CacheReport | None]:
     """Compare with the module in one pass, and in chunks where there is a cache."""
-    session = Session(draft.path, draft.ran)
+    session = draft.session()
     parity = _check_parity(draft, session)
     return parity, _check_cache(draft, session, parity) if draft.form.contract.cache else None
 

@@ -39,6 +39,9 @@ SAMPLED_ROWS = 8
 SAMPLING_FLOPS = 2e11
 """Rows that the module writes itself, and what that may cost: some seconds."""
 
+WIDENED_AT_ONCE = 1 << 19
+"""Numbers: 4 MB in float64, of which a few copies are needed."""
+
 SEED = 11
 
 
@@ -127,21 +130,25 @@ class _Comparison:
     def add(self, inputs: Sequence[torch.Tensor], positions: int) -> None:
         """Run both on inputs of so many positions."""
         self.positions += positions
-        expected = [to_numpy(x).astype(np.float64) for x in self._source.run(_widened(inputs))]
-        got = [x.astype(np.float64) for x in self._session([to_numpy(x) for x in inputs])]
-        for a, b in zip(got, expected, strict=True):
-            ours, theirs = a.reshape(-1), b.reshape(-1)
-            finite = np.isfinite(theirs)
-            if not finite.all():  # to select takes longer than all the rest
-                ours, theirs = ours[finite], theirs[finite]
-            self._squares += float(np.square(ours - theirs).sum())
-            self._scale += float(np.square(theirs).sum())
-        if self._scores is None:
-            return
-        a, b = got[self._scores], expected[self._scores]
-        self.largest = max(self.largest, float(np.abs(a - b).max()))
-        self.flips += int((a.argmax(-1) != b.argmax(-1)).sum())
-        self._divergences.append(_divergence(b, a).reshape(-1))
+        expected = self._source.copied_by(to_numpy, _widened(inputs))
+        got = self._session([to_numpy(x) for x in inputs])
+        for index, (a, b) in enumerate(zip(got, expected, strict=True)):
+            for ours, theirs in _widened_blocks(a, b):
+                self._add_errors(ours.reshape(-1), theirs.reshape(-1))
+                if index == self._scores:
+                    self._add_scores(ours, theirs)
+
+    def _add_errors(self, ours: Array, theirs: Array) -> None:
+        finite = np.isfinite(theirs)
+        if not finite.all():  # to select takes longer than all the rest
+            ours, theirs = ours[finite], theirs[finite]
+        self._squares += float(np.square(ours - theirs).sum())
+        self._scale += float(np.square(theirs).sum())
+
+    def _add_scores(self, ours: Array, theirs: Array) -> None:
+        self.largest = max(self.largest, float(np.abs(ours - theirs).max()))
+        self.flips += int((ours.argmax(-1) != theirs.argmax(-1)).sum())
+        self._divergences.append(_divergence(theirs, ours))
 
     @property
     def relative_error(self) -> float:
@@ -158,6 +165,16 @@ class _Comparison:
 
 def _widened(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs]
+
+
+def _widened_blocks(a: Array, b: Array) -> Iterator[tuple[Array, Array]]:
+    """Rows of the last axis, some at a time, in float64: whole logits are too large for that."""
+    shape = math.prod(a.shape[:-1]), *(a.shape[-1:] or (1,))
+    ours, theirs = a.reshape(shape), b.reshape(shape)
+    rows = max(WIDENED_AT_ONCE // max(shape[-1], 1), 1)
+    for start in range(0, len(ours), rows):
+        part = slice(start, start + rows)
+        yield ours[part].astype(np.float64), theirs[part].astype(np.float64)
 
 
 def _divergence(expected: Array, got: Array) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,7 +64,13 @@ class Session:
     """The artifact in a bare onnxruntime session, without the contract's checks."""
 
     def __init__(
-        self, path: Path, contract: Contract, *, exact: bool = False, threads: int | None = None
+        self,
+        path: Path,
+        contract: Contract,
+        *,
+        exact: bool = False,
+        threads: int | None = None,
+        weights: Mapping[str, Array] | None = None,
     ):
         """Open `path`.
 
@@ -73,13 +79,19 @@ class Session:
             contract: Of the file.
             exact: Keep onnxruntime from rounding activations before coded weights.
             threads: Of onnxruntime. None: as many as it takes by itself.
+            weights: Those of its weights that lie in memory as they are in the file.
         """
+        self._weights = weights  # which the session reads there
         settings = {"session.qdq_matmulnbits_accuracy_level": "0"} if exact else {}
         if contract.precision == INTEGER_PRODUCTS:
             settings |= exact_product_settings()
         try:
             self._session = ask_onnxruntime(
-                plain_session, str(path), threads=threads or 0, settings=settings
+                plain_session,
+                str(path),
+                threads=threads or 0,
+                settings=settings,
+                weights=weights,
             )
         except SessionError as error:
             raise ExportError(f"onnxruntime cannot load the graph: {error}") from error
