@@ -70,7 +70,7 @@ int axis_of(const Spec *spec, const char *name) {
   return -1;
 }
 
-bool is_given(const Spec *spec) { return spec->output < 0 && !spec->is_mask; }
+bool is_given(const Spec *spec) { return spec->output < 0 && !spec->is_mask && !spec->is_adapter; }
 
 static char *read_text(const char *folder, const char *name) {
   char path[4096];
@@ -149,12 +149,21 @@ static bool keys_are_known(Bundle *bundle, const Json *contract) {
   return true;
 }
 
-// Which inputs are the cache and the mask.
+// Which inputs are the cache, the mask, and adapters.
 static bool read_roles(Bundle *bundle, const Json *contract) {
   const Json *cache = json_get(contract, "cache"), *mask = json_get(contract, "mask");
+  const Json *adapters = json_get(contract, "adapters");
   for (size_t i = 0; i < bundle->num_inputs; ++i) {
     Spec *spec = &bundle->inputs[i];
     spec->is_mask = mask != NULL && mask->text != NULL && strcmp(mask->text, spec->name) == 0;
+    const Json *first = adapters != NULL ? adapters->child : NULL;
+    for (const Json *pair = first; pair != NULL; pair = pair->next) {
+      const Json *down = json_get(pair, "down"), *up = json_get(pair, "up");
+      if (down == NULL || down->text == NULL || up == NULL || up->text == NULL)
+        return fail(bundle, "an adapter names no inputs");
+      if (strcmp(down->text, spec->name) == 0 || strcmp(up->text, spec->name) == 0)
+        spec->is_adapter = true;
+    }
     for (const Json *pair = cache != NULL ? cache->child : NULL; pair != NULL; pair = pair->next) {
       const Json *past = json_get(pair, "past"), *present = json_get(pair, "present");
       if (past == NULL || past->text == NULL || present == NULL || present->text == NULL)
@@ -290,7 +299,7 @@ static bool check(Bundle *bundle, const Array *inputs, int64_t past, int64_t *ba
   return true;
 }
 
-// An empty past, or a mask of ones; its memory is onnxruntime's.
+// An empty past, adapters of rank 0, or a mask of ones; its memory is onnxruntime's.
 static bool fill(Bundle *bundle, const Spec *spec, int64_t batch, int64_t total, OrtValue **value) {
   int64_t dims[MOST_AXES];
   for (size_t axis = 0; axis < spec->rank; ++axis) {

@@ -29,6 +29,7 @@ typedef struct {
   bool has_range;
   double low, high;             // every value lies in [low, high)
   bool is_mask;
+  bool is_adapter;              // of a low-rank adapter: none is used here, so its rank is 0
   int output;                   // for a past: the output that is its present; else -1
 } Spec;
 

@@ -32,9 +32,9 @@ const char *json_unknown(const Json *object, const char *known);
 // What is read here of a contract, of its inputs and outputs, and of the pairs of its cache. A key
 // that is not known may restrict what a call may contain.
 #define CONTRACT_KEYS                                                                              \
-  "bos_token_id cache causal_block computed eos_token_ids form format free_axes inputs last_only " \
-  "mask max_seq_len min_onnxruntime min_seq_len opset outputs pad_token_id precision ragged "      \
-  "unbatched"
+  "adapters bos_token_id cache causal_block computed eos_token_ids form format free_axes inputs "  \
+  "last_only mask max_seq_len min_onnxruntime min_seq_len opset outputs pad_token_id precision "   \
+  "ragged unbatched"
 #define TENSOR_KEYS "name dtype axes vocab_size kind value_range"
 #define PAIR_KEYS "past present bounded shared"
 

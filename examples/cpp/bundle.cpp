@@ -79,6 +79,9 @@ Contract read_contract(const Json &document) {
   contract.mask = text_of(need(from, "mask"));
   for (const Json *pair = need(from, "cache").child; pair != nullptr; pair = pair->next)
     contract.cache[text_of(need(*pair, "past"))] = text_of(need(*pair, "present"));
+  if (const Json *adapters = json_get(&from, "adapters"))
+    for (const Json *pair = adapters->child; pair != nullptr; pair = pair->next)
+      for (const char *key : {"down", "up"}) contract.adapters.insert(text_of(need(*pair, key)));
   const Json &most = need(from, "max_seq_len");
   if (most.kind == JSON_NUMBER) contract.max_seq_len = static_cast<std::int64_t>(most.number);
   contract.min_seq_len = static_cast<std::int64_t>(need(from, "min_seq_len").number);
@@ -108,13 +111,18 @@ bool is_within(const Spec &spec, const Ort::Value &value) {
   }
 }
 
-// The mask is all ones, and the first past is empty.
+std::int64_t size_of(const Sizes &sizes, const std::string &name) {
+  const auto found = sizes.find(name);
+  return found == sizes.end() ? 0 : found->second;
+}
+
+// The mask is all ones, the first past is empty, and so are adapters: their rank is 0.
 Ort::Value make_default(const Spec &spec, const Sizes &sizes) {
   std::vector<std::int64_t> shape;
   std::int64_t count = 1;
   for (const Axis &axis : spec.axes) {
     const std::string *name = std::get_if<std::string>(&axis);
-    shape.push_back(name != nullptr ? sizes.at(*name) : std::get<std::int64_t>(axis));
+    shape.push_back(name != nullptr ? size_of(sizes, *name) : std::get<std::int64_t>(axis));
     count *= shape.back();
   }
   Ort::AllocatorWithDefaultOptions allocator;
@@ -178,7 +186,8 @@ Bundle::Bundle(const std::string &folder) {
 }
 
 bool Bundle::is_given(const Spec &spec) const {
-  return spec.name != contract_.mask && contract_.cache.count(spec.name) == 0;
+  return spec.name != contract_.mask && contract_.cache.count(spec.name) == 0 &&
+         contract_.adapters.count(spec.name) == 0;
 }
 
 Tensors Bundle::run(const Tensors &inputs) { return Stream(*this).read(inputs); }

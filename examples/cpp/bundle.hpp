@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -44,6 +45,7 @@ struct Contract {
   std::vector<Spec> inputs, outputs;
   std::map<std::string, std::string> cache;  // past -> present
   std::string mask;                          // empty: none
+  std::set<std::string> adapters;            // inputs of adapters; none is used here
   std::optional<std::int64_t> max_seq_len;
   std::int64_t min_seq_len = 1;
   std::string ragged;  // how rows share a call; empty: packed
@@ -68,7 +70,7 @@ class Bundle {
 
   const Contract &contract() const { return contract_; }
 
-  // Every output but the cache. The inputs are all but the cache and the mask.
+  // Every output but the cache. The inputs are all but the cache, the mask and adapters.
   Tensors run(const Tensors &inputs);
 
   // The sizes of the axes; throws ContractError.

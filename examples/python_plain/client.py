@@ -13,7 +13,17 @@ Arrays = dict[str, Any]
 # What is read here of a contract, of its inputs and outputs, and of the pairs of its cache. A key
 # that is not known may restrict what a call may contain.
 _CONTRACT = {
-    *("inputs", "outputs", "cache", "mask", "max_seq_len", "min_seq_len", "last_only", "computed"),
+    *(
+        "adapters",
+        "inputs",
+        "outputs",
+        "cache",
+        "mask",
+        "max_seq_len",
+        "min_seq_len",
+        "last_only",
+        "computed",
+    ),
     *("ragged", "free_axes", "causal_block", "unbatched", "form", "precision", "opset", "format"),
     *("eos_token_ids", "bos_token_id", "pad_token_id", "min_onnxruntime"),
 }
@@ -35,6 +45,9 @@ class Bundle:
         self.goldens = json.loads((folder / "goldens.json").read_bytes())
         self.session = session or onnxruntime.InferenceSession(folder / "model.onnx")
         self.cache = {pair["past"]: pair["present"] for pair in self.contract["cache"]}
+        pairs = contract.get("adapters", [])
+        self.adapters = {pair[key] for pair in pairs for key in ("down", "up")}
+        """Inputs that low-rank adapters are given by; here none is used, so their rank is 0."""
 
     def run(self, inputs: Arrays) -> Arrays:
         """Give every output but the cache, by name."""
@@ -43,7 +56,7 @@ class Bundle:
     def check(self, inputs: Arrays, past: int) -> dict[str, int]:
         """Give the sizes of the axes; ValueError where the contract is not kept."""
         sizes: dict[str, int] = {}
-        own = {*self.cache, self.contract["mask"]}
+        own = {*self.cache, self.contract["mask"], *self.adapters}
         specs = {s["name"]: s for s in self.contract["inputs"] if s["name"] not in own}
         if inputs.keys() != specs.keys():
             raise ValueError(f"the inputs are {[*specs]}, got {[*inputs]}")
@@ -87,7 +100,8 @@ class Stream:
         feeds = inputs | self.past
         for spec in contract["inputs"]:
             if spec["name"] not in feeds:  # the mask is all ones, and the first past is empty
-                shape = [sizes.get(axis, axis) for axis in spec["axes"]]
+                rank = 0  # of the adapters
+                shape = [a if isinstance(a, int) else sizes.get(a, rank) for a in spec["axes"]]
                 feeds[spec["name"]] = np.ones(shape, spec["dtype"])
         names = [spec["name"] for spec in contract["outputs"]]
         outputs = dict(zip(names, self.bundle.session.run(names, feeds), strict=True))

@@ -24,7 +24,7 @@ export interface Spec {
 // that is not known may restrict what a call may contain.
 const KNOWN = {
   contract:
-    "bos_token_id cache causal_block computed eos_token_ids form format free_axes inputs last_only mask " +
+    "adapters bos_token_id cache causal_block computed eos_token_ids form format free_axes inputs last_only mask " +
     "max_seq_len min_onnxruntime min_seq_len opset outputs pad_token_id precision ragged unbatched",
   tensor: "name dtype axes vocab_size kind value_range",
   pair: "past present bounded shared",
@@ -49,13 +49,15 @@ export interface Contract {
   readonly min_seq_len?: number;
   /** How rows share a call; "single", "steps" and "packed_steps" restrict its positions. */
   readonly ragged?: string;
+  /** The inputs by which low-rank adapters change linear layers. */
+  readonly adapters?: readonly { down: string; up: string }[];
   /** Ids that end a text; left out where none is known. */
   readonly eos_token_ids?: readonly number[];
 }
 
 /** A model that takes what its contract allows. */
 export class Bundle {
-  /** The inputs that a caller gives: all but the cache and the mask. */
+  /** The inputs that a caller gives: all but the cache, the mask, and adapters, which are not used. */
   readonly inputs: readonly Spec[];
 
   constructor(
@@ -66,7 +68,8 @@ export class Bundle {
     refuseUnknown(contract, KNOWN.contract);
     for (const spec of [...contract.inputs, ...contract.outputs]) refuseUnknown(spec, KNOWN.tensor);
     for (const pair of contract.cache) refuseUnknown(pair, KNOWN.pair);
-    const own = new Set([...contract.cache.map((pair) => pair.past), contract.mask]);
+    const adapters = (contract.adapters ?? []).flatMap(({ down, up }) => [down, up]);
+    const own = new Set([...contract.cache.map((pair) => pair.past), contract.mask, ...adapters]);
     this.inputs = contract.inputs.filter((spec) => !own.has(spec.name));
   }
 
@@ -137,7 +140,7 @@ export class Stream {
     sizes.set("total_seq", total).set("past_seq", 0).set("past_slots", 0);
     const feeds: Tensors = { ...inputs, ...this.past };
     for (const spec of contract.inputs) {
-      // The mask is all ones, and the first past is empty.
+      // The mask is all ones, the first past is empty, and so are adapters: their rank is 0.
       feeds[spec.name] ??= this.ones(spec, sizes);
     }
     const outputs: Tensors = { ...(await session.run(feeds)) };
@@ -150,7 +153,7 @@ export class Stream {
   }
 
   private ones(spec: Spec, sizes: Map<string, number>): Tensor {
-    const dims = spec.axes.map((axis) => (typeof axis === "number" ? axis : (sizes.get(axis) ?? 1)));
+    const dims = spec.axes.map((axis) => (typeof axis === "number" ? axis : (sizes.get(axis) ?? (axis === "batch" ? 1 : 0))));
     const data = makeArray(spec.dtype, count(dims));
     if (spec.name === this.bundle.contract.mask) {
       if (data instanceof BigInt64Array) data.fill(1n);

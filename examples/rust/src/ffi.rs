@@ -32,6 +32,7 @@ pub struct Spec {
     pub low: c_double,
     pub high: c_double,
     pub is_mask: bool,
+    pub is_adapter: bool,
     pub output: c_int,
 }
 

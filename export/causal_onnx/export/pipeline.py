@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -40,6 +40,7 @@ def export(
     example: Example | None = None,
     axes: Axes | None = None,
     inputs: Mapping[str, Input] | None = None,
+    adaptable: Collection[str | Path] = (),
     causal: str = "positions",
     cache: bool = False,
     target: str = "ort",
@@ -70,6 +71,10 @@ def export(
             (batch, seq, features), float 2-D (seq, features).
         inputs: What inputs stand for, by name, if it should not be found out by calling the module:
             {"timestamps": Input(kind="values", range=(0, 1 << 31))}.
+        adaptable: Linear layers that LoRA adapters may change in the file, row by row of a batch:
+            patterns of their names, such as "*.q_proj" ("*" is any text), and folders of PEFT
+            adapters, which stand for the layers that these change. The adapters themselves are not
+            in the file: `load(path, adapters={...})` takes any that change no other layers.
         causal: "positions": an output depends on inputs up to its own position. "blocks of N": it
             depends on inputs up to the end of its own block of N positions; the first block begins
             at position 0.
@@ -139,6 +144,7 @@ def export(
             example=example,
             axes=axes,
             inputs=inputs,
+            adaptable=adaptable,
             causal_block=causal_block,
             cache=cache,
             target=target,
@@ -168,6 +174,7 @@ def _export_file(
     example: Example | None,
     axes: Axes | None,
     inputs: Mapping[str, Input] | None,
+    adaptable: Collection[str | Path],
     causal_block: int | None,
     cache: bool,
     target: str,
@@ -212,6 +219,7 @@ def _export_file(
             example,
             axes,
             inputs,
+            adaptable=adaptable,
             cache=cache,
             max_seq_len=max_seq_len,
             target=target,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from causal_onnx.export.precision.choose import Coding, in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
 from causal_onnx.export.source.budget import NORMAL, Budget
-from causal_onnx.export.source.inputs import CallSizes, Input, InputSpec, free_axes
+from causal_onnx.export.source.inputs import ADAPTER_RANK, CallSizes, Input, InputSpec, free_axes
 from causal_onnx.export.source.language import special_tokens, trained_length
 from causal_onnx.export.source.meaning import find_meanings
 from causal_onnx.export.source.module import (
@@ -81,6 +82,7 @@ def prepare(
     axes: Axes | None,
     inputs: Mapping[str, Input] | None = None,
     *,
+    adaptable: Collection[str | Path] = (),
     cache: bool,
     max_seq_len: int | None,
     target: str,
@@ -101,7 +103,14 @@ def prepare(
     """
     mark = mark_weights(module) if isinstance(module, nn.Module) else ()
     opened = _open(
-        module, example, axes, inputs, cache=cache, precision=precision, max_drift=max_drift
+        module,
+        example,
+        axes,
+        inputs,
+        adaptable=adaptable,
+        cache=cache,
+        precision=precision,
+        max_drift=max_drift,
     )
     source = opened.source
     # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.
@@ -111,6 +120,7 @@ def prepare(
     fixed_seq = lengths.fixed_seq
     sizes = capture_sizes(source.fresh(), specs, lengths.limit, fixed_seq)
     probe.refuse_random(source.fresh(), specs, sizes)
+    probe.refuse_unused_layers(source.fresh(), specs, sizes)
     other = other_sizes(source.fresh(), specs, sizes, fixed_seq)
     outputs = describe_outputs(source.fresh(), specs, sizes, other, fixed_seq)
     if cache:
@@ -141,6 +151,7 @@ def prepare(
             outputs=outputs,
             max_seq_len=lengths.limit,
             free_axes=opened.free_axes,
+            adapters=tuple(layer.pair for layer in source.adaptable.layers),
             causal_block=causal_block,
             min_seq_len=fixed_seq or 1,
             unbatched=probe.takes_unbatched(source.fresh(), specs, sizes),
@@ -197,15 +208,19 @@ def _open(
     axes: Axes | None,
     inputs: Mapping[str, Input] | None,
     *,
+    adaptable: Collection[str | Path],
     cache: bool,
     precision: str,
     max_drift: float | None,
 ) -> _Opened:
-    whole, specs = open_source(module, example, axes, inputs)
+    whole, specs = open_source(module, example, axes, inputs, adaptable)
     probe.refuse_broken(whole.fresh(), specs)
     specs = find_meanings(whole.fresh(), specs)
     free = tuple(
-        FreeAxis(name=name, largest=probe.find_free_limit(whole, specs, name))
+        FreeAxis(
+            name=name,
+            largest=None if name == ADAPTER_RANK else probe.find_free_limit(whole, specs, name),
+        )
         for name in free_axes(specs)
     )
     filled = None

@@ -28,6 +28,7 @@ __all__ = [
     "ORT_FORMS",
     "SLOT_AXES",
     "SOURCE_KEY",
+    "AdapterPair",
     "CachePair",
     "ComputedInput",
     "Contract",
@@ -250,6 +251,23 @@ class CachePair:
             )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterPair:
+    """The two inputs by which a low-rank adapter changes a linear layer y = W x + b.
+
+    y becomes W x + b + up (down x), for each row of the batch with matrices of its own. All pairs
+    have one rank, which may be 0: then y is what it was, to the bit. A request may leave the inputs
+    out, and then the rank is 0.
+    """
+
+    module: str
+    """The layer, by its name in the module that was exported."""
+    down: str
+    """The input (batch, rank, features in)."""
+    up: str
+    """The input (batch, features out, rank); the adapter's scale is in it."""
+
+
 CHUNKED = "ort-1.32"
 """The form whose cached attention is one operator for all calls, which came with that version."""
 
@@ -318,6 +336,8 @@ class Contract:
     that too, and every call is of one new position. A stream keeps to all of this by itself: it
     reads one row after the other, or one position after the other, where they cannot share a
     call."""
+    adapters: tuple[AdapterPair, ...] = ()
+    """The layers that adapters may change, each with two inputs of its own."""
     last_only: str | None = None
     """The output that the optional input `LAST_ONLY`, where it is true, shortens to each row's last
     new token: (batch, 1, vocab)."""
@@ -364,6 +384,7 @@ class Contract:
                     f"are {', '.join(sorted(inputs))}, the outputs {', '.join(sorted(outputs))}"
                 )
         self._check_computed(inputs)
+        self._check_adapters()
         if self.last_only is not None and (
             self.last_only not in outputs or self.mask is None or LAST_ONLY in inputs
         ):
@@ -440,6 +461,48 @@ class Contract:
             if kind not in spec.dtype or axes != ends:
                 raise ValueError(f"{item.rule!r} cannot be computed for {spec.describe()}")
 
+    def _check_adapters(self) -> None:
+        """Each pair is two floating-point inputs that fit each other, of one rank for all."""
+        specs = {spec.name: spec for spec in self.inputs}
+        free = {axis.name for axis in self.free_axes}
+        names = [name for pair in self.adapters for name in (pair.down, pair.up)]
+        modules = [pair.module for pair in self.adapters]
+        if len(set(names)) != len(names) or len(set(modules)) != len(modules):
+            raise ValueError(f"adapters names layers and inputs, each once, got {', '.join(names)}")
+        ranks = set()
+        for pair in self.adapters:
+            down, up = specs.get(pair.down), specs.get(pair.up)
+            if down is None or up is None or len(down.axes) != 3 or len(up.axes) != 3:
+                raise ValueError(f"adapters: {pair.down!r} and {pair.up!r} must be 3-D inputs")
+            rank = down.axes[1]
+            ranks.add(rank)
+            if (
+                rank not in free
+                or (down.axes[0], up.axes[0], up.axes[2]) != ("batch", "batch", rank)
+                or not isinstance(down.axes[2], int)
+                or not isinstance(up.axes[1], int)
+                or "float" not in down.dtype
+                or down.dtype != up.dtype
+                or len(ranks) > 1
+            ):
+                raise ValueError(
+                    f"adapters: expected (batch, rank, features) and (batch, features, rank), of "
+                    f"one rank for all, got {down.describe()} and {up.describe()}"
+                )
+
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """The inputs that adapters are given by."""
+        return frozenset(name for pair in self.adapters for name in (pair.down, pair.up))
+
+    @property
+    def rank_axis(self) -> str | None:
+        """The free axis that is the rank of adapters, and may be 0; None: there is none."""
+        if not self.adapters:
+            return None
+        down = next(spec for spec in self.inputs if spec.name == self.adapters[0].down)
+        return str(down.axes[1])
+
     def _check_slots(self) -> None:
         """What a bounded pair holds is counted in slots, and nothing else is."""
         bounded = {
@@ -463,8 +526,14 @@ class Contract:
 
     @property
     def optional_names(self) -> frozenset[str]:
-        """The inputs that a request may leave out: the cache, which positions are tokens, and what
-        is computed."""
+        """The inputs that a request may leave out: the cache, which positions are tokens, what is
+        computed, and adapters."""
+        return self.added_names | self.adapter_names
+
+    @property
+    def added_names(self) -> frozenset[str]:
+        """The inputs that came with the cache, and are none of the module: past positions, which
+        positions are tokens, and what is computed."""
         names = self.past_names | {item.name for item in self.computed}
         return names if self.mask is None else names | {self.mask}
 
@@ -484,10 +553,13 @@ class Contract:
         return self.form == CHUNKED
 
     def without_cache(self) -> Contract:
-        """What is left for the caller of a stream, which keeps the cache itself."""
+        """What is left for the caller of a stream, which keeps the cache and adapters itself."""
         optional, presents = self.optional_names, self.present_names
+        rank = self.rank_axis
         return replace(
             self,
+            free_axes=tuple(axis for axis in self.free_axes if axis.name != rank),
+            adapters=(),
             inputs=tuple(spec for spec in self.inputs if spec.name not in optional),
             outputs=tuple(spec for spec in self.outputs if spec.name not in presents),
             cache=(),
@@ -532,6 +604,8 @@ class Contract:
             data["computed"] = tuple(ComputedInput(**_known(i, ComputedInput)) for i in computed)
             free = data.get("free_axes", ())
             data["free_axes"] = tuple(FreeAxis(**_known(item, FreeAxis)) for item in free)
+            pairs = data.get("adapters", ())
+            data["adapters"] = tuple(AdapterPair(**_known(item, AdapterPair)) for item in pairs)
             data["eos_token_ids"] = tuple(data.get("eos_token_ids", ()))
             return cls(**_known(data, cls))
         except KeyError as error:
@@ -548,6 +622,7 @@ _LATER = (
     "computed",
     "ragged",
     "free_axes",
+    "adapters",
     "causal_block",
     "min_onnxruntime",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +52,7 @@ def load(
     limits: Limits | None = None,
     isolated_trial: bool | TrialLimits = False,
     prepared: str | os.PathLike[str] | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> Model:
     """Load an exported model.
 
@@ -87,14 +88,17 @@ def load(
             later load maps it into memory, starts several times sooner, and shares the memory with
             other processes that do the same. Outputs have the same bits. It is made again if the
             file, onnxruntime or the processor has changed. On the CPU, on Linux.
+        adapters: LoRA adapters by names of your own, for a file that was exported with `adaptable`:
+            folders that PEFT wrote, or .npz or .safetensors files (docs/adapters.md). Streams and
+            generation choose among them row by row, by name.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file, or no such adapter.
         ValueError: An option has another value, or `prepared` is a folder where others may write.
         UnsafeFileError: The file holds something that exports do not, exceeds `limits`, or failed
             its trial.
         ArtifactError: The file is damaged, of an unknown layout, of a newer format, or has no
-            contract.
+            contract; or so is an adapter, or it does not fit the file.
         DeviceError: The device cannot be used, or not for all of the model.
         ImportError: onnxruntime is not installed.
     """
@@ -112,6 +116,7 @@ def load(
         limits=limits,
         isolated_trial=isolated_trial,
         prepared=None if prepared is None else Path(prepared),
+        adapters={name: Path(place).absolute() for name, place in (adapters or {}).items()},
     )
     return _load(path, options)
 
@@ -146,6 +151,22 @@ class Model:
     def device(self) -> str:
         """Where it runs: "cpu" or "cuda:0"."""
         return str(self.runner.device)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that were loaded with it."""
+        return self.runner.adapters.names
+
+    def adapter_inputs(self, rows: Sequence[str | None]) -> dict[str, Array]:
+        """The inputs by which a call of `run` uses adapters: model.run(x, **these).
+
+        Args:
+            rows: The name of each row's adapter; None: it has none.
+
+        Raises:
+            ValueError: One is not loaded.
+        """
+        return self.runner.adapters.inputs(rows)
 
     @property
     def source(self) -> dict[str, Any]:
@@ -267,6 +288,7 @@ class Model:
         batch: int = 1,
         capacity: int | None = None,
         inputs: Mapping[str, npt.ArrayLike] | None = None,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> Stream:
         """Start `batch` sequences that are read chunk by chunk; for models with a KV cache.
 
@@ -277,11 +299,15 @@ class Model:
             inputs: Inputs that are the same in every call, by name, and are not passed to the
                 calls: a memory, a label, a source text. They have `batch` rows, or one row that
                 all share.
+            adapter: The name of the adapter that changes the model for these sequences, or one name
+                or None for each.
 
         Raises:
-            ValueError: The model has no cache, or `batch`, `capacity` or `inputs` do not fit it.
+            ValueError: The model has no cache, or `batch`, `capacity`, `inputs` or `adapter` do not
+                fit it.
         """
-        return Stream(self.runner, batch=batch, capacity=capacity, inputs=inputs)
+        rows = [adapter] * batch if isinstance(adapter, str) else adapter
+        return Stream(self.runner, batch=batch, capacity=capacity, inputs=inputs, adapters=rows)
 
     def restore(self, path: str | os.PathLike[str]) -> Stream:
         """Restore a stream that `Stream.save` wrote.

@@ -33,6 +33,7 @@ examples:
   causal-onnx export ./checkpoint -o model/
   causal-onnx export ./checkpoint --adapter ./lora --precision int8 -o model/
   causal-onnx export ./checkpoint --precision int4 --block-size 128 --rounding gptq -o model/
+  causal-onnx export ./checkpoint --adaptable ./lora --adaptable ./another-lora -o model/
   causal-onnx export out/ckpt.pt -o model/
   causal-onnx export mypackage.model:build -o model.onnx
   causal-onnx export train.py:GPT --arg bias=false --example 2,16:int64 -o gpt.onnx
@@ -68,6 +69,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trust-remote-code",
         action="store_true",
         help="run the Python files that the checkpoint's config.json names",
+    )
+    parser.add_argument(
+        "--adaptable",
+        action="append",
+        default=[],
+        metavar="PATTERN|DIR",
+        help="linear layers that LoRA adapters may change in the file, row by row: by name, such "
+        "as '*.q_proj', or those that a PEFT adapter changes (repeatable)",
     )
     parser.add_argument(
         "--arg",
@@ -264,6 +273,7 @@ def _is_checkpoint(args: argparse.Namespace) -> bool:
 class _Settings(TypedDict):
     """What the export of a checkpoint and that of a module have in common."""
 
+    adaptable: list[str]
     target: str
     precision: str
     block_size: int | None
@@ -280,6 +290,7 @@ class _Settings(TypedDict):
 
 def _settings(args: argparse.Namespace, tell: Progress) -> _Settings:
     return _Settings(
+        adaptable=args.adaptable,
         target=args.form,
         precision=args.precision,
         block_size=args.block_size,

@@ -14,9 +14,9 @@ from causal_onnx.export.check.parity import Session
 from causal_onnx.export.report import DriftReport
 from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import NORMAL, Budget
-from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
+from causal_onnx.export.source.inputs import ADAPTER_RANK, CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
-from causal_onnx.export.source.sampling import is_logits, sampled_text
+from causal_onnx.export.source.sampling import inputs_of_text, is_logits, sampled_text
 from causal_onnx.runtime.contract import Contract
 
 __all__ = ["DRIFT_LIMITS", "measure_drift"]
@@ -100,7 +100,7 @@ def measure_drift(
         seed=SEED,
     )
     if written is not None:
-        sampled.add([written], written.numel())
+        sampled.add(inputs_of_text(specs, written), written.numel())
     return DriftReport(
         positions=given.positions,
         relative_error=given.relative_error,
@@ -196,7 +196,8 @@ def _shapes(budget: Budget, contract: Contract) -> tuple[list[CallSizes], tuple[
     rows = max(4, min(64, POSITIONS // seq))
     taken = math.ceil(rows * budget.of_samples)
     skipped = () if taken == rows else (f"{taken} of {rows} texts of {seq} positions were read",)
-    return [CallSizes(batch=1, seq=seq)] * taken, skipped
+    # Without adapters: what they add is computed in no lower precision.
+    return [CallSizes(batch=1, seq=seq, free=((ADAPTER_RANK, 0),))] * taken, skipped
 
 
 def _with_text(

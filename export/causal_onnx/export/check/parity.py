@@ -96,8 +96,8 @@ class Session:
         except SessionError as error:
             raise ExportError(f"onnxruntime cannot load the graph: {error}") from error
         past, present = contract.past_names, contract.present_names
-        optional = contract.optional_names
-        self._inputs = [spec for spec in contract.inputs if spec.name not in optional]
+        added = contract.added_names
+        self._inputs = [spec for spec in contract.inputs if spec.name not in added]
         self._mask = next((spec for spec in contract.inputs if spec.name == contract.mask), None)
         self._past = [spec for spec in contract.inputs if spec.name in past]
         self.output_names = [spec.name for spec in contract.outputs if spec.name not in present]

@@ -59,6 +59,7 @@ def verify(
             example,
             axes,
             inputs,
+            adaptable=[pair.module for pair in contract.adapters],
             cache=bool(contract.cache),
             max_seq_len=contract.max_seq_len,
             target=contract.form,
@@ -96,7 +97,7 @@ def _rounded(subject: Subject, axes: Mapping[str, int]) -> Subject:
 
 def _refuse_another_interface(contract: Contract, expected: Contract) -> None:
     for kind in ("inputs", "outputs"):
-        derived = contract.optional_names | contract.present_names  # by the export, not the module
+        derived = contract.added_names | contract.present_names  # by the export, not the module
         specs = [spec for spec in getattr(contract, kind) if spec.name not in derived]
         ours = [(spec.name, spec.dtype, spec.axes) for spec in specs]
         theirs = [(spec.name, spec.dtype, spec.axes) for spec in getattr(expected, kind)]

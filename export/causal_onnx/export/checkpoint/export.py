@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def export_checkpoint(
     path: str | os.PathLike[str],
     *,
     adapter: str | os.PathLike[str] | None = None,
+    adaptable: Collection[str | Path] = (),
     trust_remote_code: bool = False,
     cache: bool | None = None,
     target: str = "ort",
@@ -70,6 +71,8 @@ def export_checkpoint(
             golden vectors (docs/bundle.md), which `load(path)` takes. Either is written whole or
             not at all.
         adapter: A folder with a PEFT adapter, which is merged into the weights (needs peft).
+        adaptable: As for `export`: layers that adapters may change in the file, unlike `adapter`,
+            which is in it for good.
         trust_remote_code: Run the Python files that the checkpoint's config.json names.
         cache: As for `export`. None: True for a folder, which is for generating text.
         target: As for `export`.
@@ -139,6 +142,7 @@ def export_checkpoint(
                 example=None if call is None else dict(call.example),
                 axes=None if call is None else call.axes,
                 inputs=None if call is None else call.inputs,
+                adaptable=adaptable,
                 cache=is_folder if cache is None else cache,
                 target=target,
                 precision=precision,

@@ -19,7 +19,7 @@ from causal_onnx.export.source.arrays import to_numpy
 from causal_onnx.export.source.budget import Budget
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
-from causal_onnx.export.source.sampling import is_logits, sampled_text
+from causal_onnx.export.source.sampling import inputs_of_text, is_logits, sampled_text
 from causal_onnx.runtime.contract import Contract
 
 __all__ = ["Moments", "measure_moments"]
@@ -94,7 +94,8 @@ def _texts(
             source, specs, contract, scores, rows=ROWS, longest=longest, flops=FLOPS, seed=SEED
         )
         if ids is not None:
-            return [[ids[i : i + 1]] for i in range(len(ids))] if ids.ndim > 1 else [[ids]]
+            rows = [ids[i : i + 1] for i in range(len(ids))] if ids.ndim > 1 else [ids]
+            return [inputs_of_text(specs, row) for row in rows]
     allows = Budget(source, specs).allows
     while longest > contract.min_seq_len and not allows(CallSizes(batch=1, seq=longest)):
         longest = max(contract.min_seq_len, longest // 2)

@@ -14,6 +14,7 @@ from causal_onnx.export.analysis.signature import axis_name
 from causal_onnx.runtime.contract import AXIS_NAMES
 
 __all__ = [
+    "ADAPTER_RANK",
     "CallSizes",
     "Input",
     "InputSpec",
@@ -36,6 +37,10 @@ Padding = Literal["none", "left", "right"]
 
 FREE_SIZES = (4, 9, 1, 6, 2, 17, 3)
 """Of axes that are neither the batch nor positions. A module must take all of them."""
+
+ADAPTER_RANK = "lora_rank"
+"""The free axis that is the rank of the adapters of a call; 0: none of its rows has one."""
+_RANKS = (4, 0, 9, 1, 6, 2, 17)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +103,8 @@ class CallSizes:
                 return self.past
             case "total_seq":
                 return self.past + self.seq
-        usual = FREE_SIZES[(self.seq + sum(axis.encode())) % len(FREE_SIZES)]
+        pool = _RANKS if axis == ADAPTER_RANK else FREE_SIZES
+        usual = pool[(self.seq + sum(axis.encode())) % len(pool)]
         return dict(self.free).get(axis, usual)
 
 

@@ -8,8 +8,9 @@ import dataclasses
 import inspect
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
+from causal_onnx.export.source.adaptable import Adaptable, Layer, find_layers, with_layers
 from causal_onnx.export.source.inputs import Input, InputSpec, describe_inputs
 
 __all__ = [
@@ -99,9 +101,13 @@ class Source(nn.Module):
         fixed: dict[str, Any],
         *,
         keeps_weights: bool = False,
+        layers: Sequence[Layer] = (),
     ):
         super().__init__()
         self.module = private_copy(module, shares_weights=keeps_weights)
+        self.adaptable = Adaptable(tuple(layers))
+        """The layers that adapters may change, by inputs after those of the module."""
+        self.adaptable.attach(self.module)
         self.keeps_weights = keeps_weights
         """Calls leave the parameters as they are: copies share their memory, and nothing here may
         write into it."""
@@ -188,6 +194,12 @@ class Source(nn.Module):
         return twin
 
     def _call(self, inputs: Sequence[Tensor]) -> Any:
+        try:
+            return self._call_adapted(self.adaptable.take(inputs))
+        finally:
+            self.adaptable.release()
+
+    def _call_adapted(self, inputs: Sequence[Tensor]) -> Any:
         if self.filled is not None:
             mask = self.filled.make(inputs, self.module, self._lengths)
             inputs = self.filled.inserted(inputs, mask)
@@ -206,6 +218,7 @@ def open_source(
     example: Example | None,
     axes: Axes | None,
     inputs: Mapping[str, Input] | None = None,
+    adaptable: Collection[str | Path] = (),
 ) -> tuple[Source, tuple[InputSpec, ...]]:
     """Take the caller's module and example apart.
 
@@ -215,8 +228,10 @@ def open_source(
             makes its own (`example_input(batch, seq)`, or a Hugging Face `config`).
         axes: One {axis: name} per input, in the order of `example`.
         inputs: What the caller says of some inputs, by name.
+        adaptable: The layers that adapters may change; see `find_layers`.
 
     Raises:
+        ExportError: An adapter changes what is no linear layer of the module.
         TypeError: `module` is no `nn.Module`, the example is no tensor, tuple, list or dict, or
             holds something that is no tensor.
         ValueError: An example or axes are needed and missing, or do not fit.
@@ -246,10 +261,13 @@ def open_source(
     if isinstance(axes, Mapping):
         axes = [axes]
     specs = describe_inputs(names, tensors, axes, inputs)
-    alone = Source(module, keywords, fixed)
+    layers = find_layers(module, adaptable) if adaptable else ()
+    if layers:
+        specs = with_layers(specs, layers)
+    alone = Source(module, keywords, fixed, layers=layers)
     if _writes_weights(alone, module, [spec.example for spec in specs]):
         return alone, specs
-    return Source(module, keywords, fixed, keeps_weights=True), specs
+    return Source(module, keywords, fixed, keeps_weights=True, layers=layers), specs
 
 
 def mark_weights(module: nn.Module) -> tuple[tuple[int, int], ...]:

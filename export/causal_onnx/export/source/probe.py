@@ -28,6 +28,7 @@ __all__ = [
     "find_max_seq_len",
     "refuse_random",
     "refuse_rigid",
+    "refuse_unused_layers",
     "takes_unbatched",
     "with_batch",
 ]
@@ -199,6 +200,16 @@ def refuse_random(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) 
         "differ. Dropout must be off when not training: F.dropout(x, p, self.training), "
         "scaled_dot_product_attention(..., dropout_p=self.p if self.training else 0.0)"
     )
+
+
+def refuse_unused_layers(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) -> None:
+    """Check that every layer that adapters may change is called.
+
+    Raises:
+        ExportError: One is not.
+    """
+    source.run(make_inputs(specs, sizes))
+    source.adaptable.refuse_unused()
 
 
 def _same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:

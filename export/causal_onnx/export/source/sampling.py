@@ -7,17 +7,23 @@ from collections.abc import Sequence
 
 import torch
 
-from causal_onnx.export.source.inputs import InputSpec
+from causal_onnx.export.source.inputs import ADAPTER_RANK, CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
-__all__ = ["is_logits", "sampled_text"]
+__all__ = ["inputs_of_text", "is_logits", "sampled_text"]
 
 
 def is_logits(spec: TensorSpec, contract: Contract) -> bool:
     """Whether an output scores the next token, over the vocabulary of the input."""
     sizes = {item.vocab_size for item in contract.inputs if item.vocab_size is not None}
     return spec.name == "logits" and spec.axes[-1] in sizes
+
+
+def inputs_of_text(specs: Sequence[InputSpec], ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """All inputs of a call that reads ids (batch, seq), without adapters."""
+    sizes = CallSizes(batch=len(ids), seq=ids.shape[-1], free=((ADAPTER_RANK, 0),))
+    return (ids, *make_inputs(specs[1:], sizes))
 
 
 def sampled_text(
@@ -50,7 +56,11 @@ def sampled_text(
         position.
     """
     spec = specs[0]
-    if len(specs) > 1 or spec.kind != "ids" or spec.vocab_size is None:
+    if (
+        any(ADAPTER_RANK not in s.axes.values() for s in specs[1:])
+        or spec.kind != "ids"
+        or spec.vocab_size is None
+    ):
         return None
     if "seq" not in contract.outputs[scores].axes or contract.min_seq_len > 1:
         return None
@@ -64,6 +74,6 @@ def sampled_text(
         given = (ids if batched else ids[0]).to(spec.example.dtype)
         if ids.shape[1] >= length:
             return given
-        logits = source.run([given])[scores].reshape(rows, ids.shape[1], -1)
+        logits = source.run(inputs_of_text(specs, given))[scores].reshape(rows, ids.shape[1], -1)
         odds = logits[:, -1].double().softmax(-1)
         ids = torch.cat((ids, torch.multinomial(odds, 1, generator=generator)), 1)

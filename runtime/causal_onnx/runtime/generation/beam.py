@@ -52,6 +52,7 @@ def beam_search(
     stop: Collection[int] = (),
     prefix_cache: PrefixCache | None = None,
     inputs: Mapping[str, Source] | None = None,
+    adapter: str | None = None,
 ) -> list[Continuation]:
     """Search for the continuations with the largest score.
 
@@ -74,6 +75,7 @@ def beam_search(
         stop: Ids that end a continuation, besides those that end a text by the tokenizer's files.
         prefix_cache: As for `tokens`.
         inputs: As for `tokens`.
+        adapter: As for `tokens`.
 
     Returns:
         Up to `beams` continuations, the best first.
@@ -87,7 +89,7 @@ def beam_search(
         raise ValueError(f"early_stopping must be True, False or 'never', got {early_stopping!r}")
     if isinstance(stop, str) or any(isinstance(item, str) for item in stop):
         raise TypeError(f"a beam search stops at ids only, not at texts; got stop={stop!r}")
-    model = conditioned(model, inputs)
+    model = conditioned(model, inputs, adapter)
     plan = make_plan(
         model,
         max_new_tokens=max_new_tokens,

@@ -41,6 +41,7 @@ def tokens(
     prefix_cache: PrefixCache | None = None,
     draft: PromptLookup | DraftModel | LanguageModel | None = None,
     inputs: Mapping[str, Source] | None = None,
+    adapter: str | None = None,
 ) -> Iterator[Choice]:
     """Continue a prompt, yielding each token as soon as it is chosen.
 
@@ -66,12 +67,13 @@ def tokens(
         inputs: What the model takes beside the ids and stays for the whole continuation, by name:
             a source text, a memory, a label; of one row. For an input of ids also a text; a mask
             of a source, which says what of it counts, may be left out.
+        adapter: The name of the adapter that changes the model, of those that it was loaded with.
 
     Raises:
         ValueError: The model is no language model with a cache, or an argument does not fit.
         ImportError: Text or a constraint needs the extra `text`.
     """
-    model = conditioned(model, inputs)
+    model = conditioned(model, inputs, adapter)
     plan = make_plan(
         model,
         max_new_tokens=max_new_tokens,
@@ -100,6 +102,7 @@ def generate(
     prefix_cache: PrefixCache | None = None,
     draft: PromptLookup | DraftModel | LanguageModel | None = None,
     inputs: Mapping[str, Source] | None = None,
+    adapter: str | None = None,
 ) -> Continuation:
     """Continue a prompt to its end.
 
@@ -114,12 +117,13 @@ def generate(
         prefix_cache: As for `tokens`.
         draft: As for `tokens`; `Continuation.speculation` says what it saved.
         inputs: As for `tokens`.
+        adapter: As for `tokens`.
 
     Raises:
         ValueError: As for `tokens`.
         ImportError: As for `tokens`.
     """
-    model = conditioned(model, inputs)
+    model = conditioned(model, inputs, adapter)
     plan = make_plan(
         model,
         max_new_tokens=max_new_tokens,
@@ -151,6 +155,7 @@ def generate_batch(
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
     inputs: Mapping[str, Source] | None = None,
+    adapter: str | Sequence[str | None] | None = None,
 ) -> list[Continuation]:
     """Continue several prompts together; sequences that have ended leave the batch.
 
@@ -170,6 +175,7 @@ def generate_batch(
         prefix_cache: As for `tokens`.
         inputs: As for `tokens`; of one row that all prompts share, or of one for each: an array, or
             for an input of ids a list of texts or of ids, of any lengths.
+        adapter: As for `tokens`; one that all prompts have, or for each prompt one or None.
 
     Returns:
         len(prompts) * n, those of one prompt next to each other.
@@ -181,7 +187,7 @@ def generate_batch(
     if isinstance(prompts, str):
         raise TypeError(f"prompts must be a list of prompts, got the text {prompts!r}")
     n = whole_number("n", n, most=MOST_ROWS, wanted="a positive integer")
-    model = conditioned(model, inputs)
+    model = conditioned(model, inputs, adapter)
     plan = make_plan(
         model,
         max_new_tokens=max_new_tokens,

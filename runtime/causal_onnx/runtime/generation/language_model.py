@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,7 +51,7 @@ class LanguageModel(Protocol):
 
 
 class _Conditionable(Protocol):
-    """A language model whose streams take inputs that stay."""
+    """A language model whose streams take inputs that stay, and adapters."""
 
     @property
     def contract(self) -> Contract: ...
@@ -71,16 +71,18 @@ class _Conditionable(Protocol):
         batch: int = 1,
         capacity: int | None = None,
         inputs: Mapping[str, npt.ArrayLike] | None = None,
+        adapter: str | Sequence[str | None] | None = None,
     ) -> Stream: ...
 
 
 @dataclass(frozen=True)
 class _Conditioned:
-    """A model with inputs that stay: what is left of it is a language model."""
+    """A model with inputs that stay, or adapters: what is left of it is a language model."""
 
     model: _Conditionable
     inputs: Mapping[str, npt.ArrayLike]
     contract: Contract
+    adapter: str | Sequence[str | None] | None = None
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -95,20 +97,31 @@ class _Conditioned:
         return self.model.greedy
 
     def stream(self, *, batch: int = 1, capacity: int | None = None) -> Stream:
-        return self.model.stream(batch=batch, capacity=capacity, inputs=self.inputs)
+        return self.model.stream(
+            batch=batch, capacity=capacity, inputs=self.inputs, adapter=self.adapter
+        )
 
 
-def conditioned(model: LanguageModel, inputs: Mapping[str, Source] | None) -> LanguageModel:
-    """The model with inputs that stay; itself where there are none.
+def conditioned(
+    model: LanguageModel,
+    inputs: Mapping[str, Source] | None,
+    adapter: str | Sequence[str | None] | None = None,
+) -> LanguageModel:
+    """The model with inputs that stay, and adapters; itself where there are none.
+
+    Args:
+        model: What is left of it is a language model.
+        inputs: By name.
+        adapter: The name of one that all rows have, or one for each row.
 
     Raises:
         ValueError: One is no input of the model, or a text without a tokenizer.
         ImportError: A text needs the extra `text`.
     """
-    if not inputs:
+    if not inputs and adapter is None:
         return model
     whole = complete_inputs(
-        model.contract, inputs, lambda text: required_tokenizer(model).encode(text)
+        model.contract, inputs or {}, lambda text: required_tokenizer(model).encode(text)
     )
     left = without_inputs(model.contract, whole)
-    return _Conditioned(model, whole, left)  # type: ignore[arg-type]  # Model's streams take them
+    return _Conditioned(model, whole, left, adapter)  # type: ignore[arg-type]  # Model's streams take them

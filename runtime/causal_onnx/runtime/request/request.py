@@ -53,6 +53,8 @@ class RequestChecker:
         self._past = contract.past_names
         self._mask = contract.mask
         self._computed = [item.name for item in contract.computed]
+        self._adapters = contract.adapter_names
+        self._rank = contract.rank_axis
         optional = contract.optional_names
         self._positional = [name for name in self._specs if name not in optional]
         self._bounds = {
@@ -142,14 +144,19 @@ class RequestChecker:
         return given
 
     def _left_out(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """Past keys and values of no positions, and a mask of ones."""
-        sizes = dict.fromkeys(("past_seq", "past_slots"), 0)
+        """Past keys and values of no positions, adapters of no rank, and a mask of ones.
+
+        Of adapters that are given for some layers, those of the others are zeros.
+        """
+        sizes: dict[str, int] = dict.fromkeys(("past_seq", "past_slots"), 0)
+        if self._rank is not None:
+            sizes[self._rank] = 0
         for name, array in arrays.items():
             for axis, size in zip(self._specs[name].axes, array.shape, strict=False):
                 if isinstance(axis, str) and axis not in SLOT_AXES:
                     sizes[axis] = size
         found: dict[str, Array] = {}
-        for name in self._past - arrays.keys():
+        for name in (self._past | self._adapters) - arrays.keys():
             spec = self._specs[name]
             found[name] = np.zeros(
                 spec.shape({**dict.fromkeys(AXIS_NAMES, 1), **sizes}), spec.host_dtype
@@ -205,7 +212,7 @@ class RequestChecker:
                 if isinstance(axis, int):
                     if size != axis:
                         raise ValueError(self._wrong_size(spec, shape, unbatched))
-                elif size == 0 and axis not in ("past_seq", "past_slots"):
+                elif size == 0 and axis not in ("past_seq", "past_slots", self._rank):
                     raise ValueError(
                         f"input {name!r} has shape {_as_given(shape, spec, unbatched)}: its axis "
                         f"{axis!r} is empty; expected at least 1 in {spec.describe()}"

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from causal_onnx.runtime.artifact.artifact import Artifact
 from causal_onnx.runtime.artifact.held import Held
 from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError, RunError
+from causal_onnx.runtime.request.adapters import Adapters
 from causal_onnx.runtime.request.example import make_request
 from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.scan import Limits, scan
@@ -64,6 +65,7 @@ class LoadOptions:
     limits: Limits | None = None
     isolated_trial: bool | TrialLimits = False
     prepared: Path | None = None
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.prepared is not None and self.device != "cpu":
@@ -121,6 +123,8 @@ class Runner:
         self.session = session
         self.device = device
         self.options = options
+        self.adapters = Adapters(contract, options.adapters, name=artifact.name)
+        """Those that were loaded beside the model."""
         self._pid = os.getpid()
         self._output_names = [spec.name for spec in contract.outputs]
         self._output_batch_axes = {spec.name: spec.axis_of("batch") for spec in contract.outputs}

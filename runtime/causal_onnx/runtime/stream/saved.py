@@ -12,7 +12,7 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -38,18 +38,25 @@ _DAMAGE = (
     EOFError,
     RuntimeError,
     OverflowError,
+    TypeError,
     struct.error,
 )
 """What zipfile and numpy raise on damaged content; NotImplementedError is a RuntimeError."""
 
 
-def encode(contract: Contract, lengths: Array, held: Mapping[str, Array]) -> bytes:
+def encode(
+    contract: Contract,
+    lengths: Array,
+    held: Mapping[str, Array],
+    adapters: Sequence[tuple[str, str] | None] = (),
+) -> bytes:
     """The state of a stream as a file holds it.
 
     Args:
         contract: Of the stream's model.
         lengths: (batch,) int64, positions of each row.
         held: Name of the past -> its used slots.
+        adapters: The name and the digest of each row's adapter; empty: the file takes none.
     """
     content = io.BytesIO()
     np.savez(content, lengths=lengths, **held)  # type: ignore[arg-type]
@@ -58,24 +65,30 @@ def encode(contract: Contract, lengths: Array, held: Mapping[str, Array]) -> byt
         "format": SAVED_FORMAT,
         "contract": _fingerprint(contract),
         "sha256": hashlib.sha256(payload).hexdigest(),
+        **({"adapters": list(adapters)} if any(adapters) else {}),
     }
     return json.dumps(head).encode() + b"\n" + payload
 
 
 def read_saved(
-    path: str | os.PathLike[str], contract: Contract, *, model: str
-) -> tuple[Array, dict[str, Array]]:
-    """Read what `encode` made: lengths, and the past by name.
+    path: str | os.PathLike[str],
+    contract: Contract,
+    *,
+    model: str,
+    loaded: Mapping[str, str] | None = None,
+) -> tuple[Array, dict[str, Array], list[str | None] | None]:
+    """Read what `encode` made: lengths, the past by name, and the adapter of each row.
 
     Args:
         path: The file.
         contract: Of the model that takes the stream up.
         model: How messages call that.
+        loaded: The digests of its adapters, by name.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ArtifactError: The file is damaged, no saved stream, of another contract, or holds what no
-            stream of that contract can hold.
+        ArtifactError: The file is damaged, no saved stream, of another contract, holds what no
+            stream of that contract can hold, or was read with an adapter that is not loaded.
     """
     data = Path(path).read_bytes()
     first, _, payload = data.partition(b"\n")
@@ -94,9 +107,32 @@ def read_saved(
         raise ArtifactError(f"{path} was saved with a model of another contract than {model}")
     try:
         with zipfile.ZipFile(io.BytesIO(payload)) as archive:
-            return _read(archive, contract)
+            lengths, held = _read(archive, contract)
+            adapters = _adapters(head.get("adapters"), len(lengths))
     except _DAMAGE as error:
         raise ArtifactError(f"{path} is damaged: {error}; save the stream again") from error
+    for name, digest in filter(None, adapters):
+        if (loaded or {}).get(name) != digest:
+            raise ArtifactError(
+                f"{path} was read with the adapter {name!r}, and {model} has "
+                f"{'another one' if name in (loaded or {}) else 'none'} of that name; load it: "
+                f"load(path, adapters={{{name!r}: folder}})"
+            )
+    return lengths, held, [item and item[0] for item in adapters] if adapters else None
+
+
+def _adapters(stated: Any, rows: int) -> list[tuple[str, str] | None]:
+    """The name and digest of each row's adapter; empty: no row has one."""
+    if stated is None:
+        return []
+    found: list[tuple[str, str] | None] = []
+    for item in stated:
+        if item is not None and [type(part) for part in item] != [str, str]:
+            raise ValueError(f"an adapter is stated as {item!r}")
+        found.append(None if item is None else (item[0], item[1]))
+    if len(found) != rows:
+        raise ValueError(f"it states {len(found)} adapters for {rows} rows")
+    return found
 
 
 def _read(archive: zipfile.ZipFile, contract: Contract) -> tuple[Array, dict[str, Array]]:

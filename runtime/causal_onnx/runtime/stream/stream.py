@@ -52,13 +52,15 @@ class Stream:
         batch: int = 1,
         capacity: int | None = None,
         inputs: Mapping[str, npt.ArrayLike] | None = None,
+        adapters: Sequence[str | None] | None = None,
     ) -> None:
         """Start `batch` empty sequences with room for `capacity` positions each.
 
-        `inputs` are given to every call.
+        `inputs` are given to every call. `adapters` names that of each row; None: none has one.
 
         Raises:
-            ValueError: The model has no cache, or `batch`, `capacity` or `inputs` do not fit it.
+            ValueError: The model has no cache, or `batch`, `capacity`, `inputs` or `adapters` do
+                not fit it.
         """
         contract = model.contract
         if not contract.cache:
@@ -85,6 +87,10 @@ class Stream:
         self._own = contract.without_cache()
         self._checker = model.checker_of(self._own, batch=batch)
         self._staying = staying_inputs(self._own, inputs or {}, batch)
+        self.adapters = self._checked_adapters(adapters, batch)
+        """The name of each row's adapter, or None."""
+        self._adapted = model.adapters.inputs(self.adapters) if contract.adapters else {}
+        """Those adapters, as inputs of every call."""
         self._moving = [spec.name for spec in self._own.inputs if spec.name not in self._staying]
         self._may_repeat = not model.options.check_finite and not self._staying
         self._outputs = {spec.name: spec for spec in self._own.outputs}
@@ -107,8 +113,28 @@ class Stream:
         self._repeated: RepeatedStep | None = None
         """Where the last call read one position per row, and the next may do the same."""
 
+    def _checked_adapters(
+        self, adapters: Sequence[str | None] | None, batch: int
+    ) -> tuple[str | None, ...]:
+        if adapters is None:
+            return (None,) * batch
+        if isinstance(adapters, str) or len(adapters) != batch:
+            raise ValueError(
+                f"adapters must hold a name or None for each of {batch} rows, got {adapters!r}"
+            )
+        self._model.adapters.check_names(adapters)
+        return tuple(adapters)
+
     @classmethod
-    def on(cls, model: Runner, cache: KVCache, lengths: Array, *, capacity: int) -> Stream:
+    def on(
+        cls,
+        model: Runner,
+        cache: KVCache,
+        lengths: Array,
+        *,
+        capacity: int,
+        adapters: Sequence[str | None] | None = None,
+    ) -> Stream:
         """A stream of rows that have read `lengths` positions, which `cache` holds in buffers.
 
         Args:
@@ -116,8 +142,9 @@ class Stream:
             cache: All of it in buffers, with room for `capacity` positions, which are written to.
             lengths: (batch,), int64.
             capacity: Positions that each row may have.
+            adapters: The name of each row's adapter, or None.
         """
-        stream = cls(model, batch=len(lengths), capacity=capacity)
+        stream = cls(model, batch=len(lengths), capacity=capacity, adapters=adapters)
         stream._cache = cache
         stream._read = Read(lengths, {})
         return stream
@@ -207,7 +234,7 @@ class Stream:
         new = self._checked_lengths(lengths, seq)
         if not self._shares_a_call(read, new, seq):
             return self._one_by_one(feeds, new, seq, last_only=last_only)
-        feeds |= self._made_up(read, new, seq)
+        feeds |= self._made_up(read, new, seq) | self._adapted
         if contract.last_only is not None:
             feeds[LAST_ONLY] = np.array(last_only)
         after = read.lengths + new
@@ -304,7 +331,7 @@ class Stream:
         }
         pieces = []
         for row in range(batch):
-            alone = Stream(self._model)
+            alone = Stream(self._model, adapters=self.adapters[row : row + 1])
             alone.take_over(read.lengths[[row]], self._cache.rows(np.array([row]), read))
             count = int(new[row])
             with alone.reading() as (own_read, _):
@@ -393,7 +420,13 @@ class Stream:
         for name, value in self._staying.items():
             axis = specs[name].axis_of("batch")
             staying[name] = value if axis is None else value.take(rows, axis)
-        return Stream(self._model, batch=len(rows), capacity=self._capacity, inputs=staying)
+        return Stream(
+            self._model,
+            batch=len(rows),
+            capacity=self._capacity,
+            inputs=staying,
+            adapters=[self.adapters[row] for row in rows.tolist()],
+        )
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[tuple[Read, Mapping[str, Array]]]:
@@ -442,7 +475,9 @@ class Stream:
         from causal_onnx.runtime.stream import saved  # noqa: PLC0415 - few save any
 
         with self.reading() as (read, held):
-            content = saved.encode(self._model.contract, read.lengths, held)
+            digests = self._model.adapters.digests
+            used = [None if name is None else (name, digests[name]) for name in self.adapters]
+            content = saved.encode(self._model.contract, read.lengths, held, used)
         drafts.write_whole(Path(path), content)
 
     @classmethod
@@ -459,8 +494,10 @@ class Stream:
             )
         from causal_onnx.runtime.stream import saved  # noqa: PLC0415 - few restore any
 
-        lengths, found = saved.read_saved(path, model.contract, model=model.artifact.name)
-        stream = cls(model, batch=len(lengths))
+        lengths, found, adapters = saved.read_saved(
+            path, model.contract, model=model.artifact.name, loaded=model.adapters.digests
+        )
+        stream = cls(model, batch=len(lengths), adapters=adapters)
         stream.take_over(lengths, found)
         return stream
 
