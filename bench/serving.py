@@ -1,9 +1,11 @@
 """Time the server over HTTP: many clients at once, first tokens, gaps, and what HTTP itself costs.
 
     python -m bench.serving model/ --threads 2
+    python -m bench.serving model/ --llama-server /usr/bin/llama-server --gguf model.gguf
 
 The server is a process of its own, as `causal-onnx serve` starts it; the clients are in this one.
 Works are interleaved, and repeated; of each the best round counts, as other work only slows them.
+llama.cpp's server does the same works in turns with ours, on a file of `bench.gguf_file`.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ import json
 import os
 import random
 import re
+import socket
 import statistics
 import subprocess
 import sys
 import time
+import urllib.request
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,10 +33,21 @@ from typing import Any
 from causal_onnx.runtime import load
 from causal_onnx.serve import Engine, EngineOptions
 
-__all__ = ["Figures", "Works", "main", "measure", "running_server"]
+__all__ = [
+    "Figures",
+    "HttpFigures",
+    "LlamaServer",
+    "Works",
+    "main",
+    "measure",
+    "running_llama_server",
+    "running_server",
+]
 
 CHUNK = 64
 CLIENTS, DECODING = 8, 4
+SLOT_POSITIONS = 4096
+"""Of the cache of each of llama.cpp's clients."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +63,8 @@ class Works:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Figures:
-    """What was found."""
+class HttpFigures:
+    """What clients see of a server, and what it costs."""
 
     in_turn_tokens_s: float
     together_tokens_s: float
@@ -58,22 +74,18 @@ class Figures:
     """The longest between two tokens."""
     gap_in_reading_ms: float
     """The same, while a long prompt is read."""
-    engine_cpu_ms: float
-    """Processor time for a token of eight clients, in process."""
     server_cpu_ms: float
-    """The same, of the server's process over HTTP."""
+    """Processor time for a token of eight clients, of the server's process."""
     in_turn_cpu_ms: float
     """The same, of clients one after another."""
-    replayed: int
-    """Requests of a mixed load that were sent again alone."""
-    different: int
-    """Of them, those whose tokens or log-probabilities were others."""
 
     def rows(self) -> list[tuple[str, str]]:
         """What is told, and its figure."""
         gain = self.together_tokens_s / self.in_turn_tokens_s
         wait = self.first_token_in_company_ms / self.first_token_alone_ms
-        cost = self.server_cpu_ms - self.engine_cpu_ms
+        saved = ""
+        if self.server_cpu_ms:  # the system counts in hundredths of a second
+            saved = f", {self.in_turn_cpu_ms / self.server_cpu_ms:.1f}x"
         return [
             ("one after another", f"{self.in_turn_tokens_s:.0f} tokens/s"),
             (f"{CLIENTS} at once", f"{self.together_tokens_s:.0f} tokens/s, {gain:.1f}x"),
@@ -86,9 +98,32 @@ class Figures:
             ("longest gap while a long prompt is read", f"{self.gap_in_reading_ms:.1f} ms"),
             (
                 "processor time a token, at once and in turn",
-                f"{self.server_cpu_ms:.2f} and {self.in_turn_cpu_ms:.2f} ms, "
-                f"{self.in_turn_cpu_ms / self.server_cpu_ms:.1f}x",
+                f"{self.server_cpu_ms:.2f} and {self.in_turn_cpu_ms:.2f} ms{saved}",
             ),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """What was found."""
+
+    ours: HttpFigures
+    engine_cpu_ms: float
+    """Processor time for a token of eight clients, in process."""
+    replayed: int
+    """Requests of a mixed load that were sent again alone."""
+    different: int
+    """Of them, those whose tokens or log-probabilities were others."""
+    llama_server: HttpFigures | None
+    """llama.cpp's server, in turns with ours."""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """What is told, our figure, and that of the other server."""
+        cost = self.ours.server_cpu_ms - self.engine_cpu_ms
+        shared = self.ours.rows()
+        others = [] if self.llama_server is None else [text for _, text in self.llama_server.rows()]
+        return [
+            *((*row, *others[place : place + 1]) for place, row in enumerate(shared)),
             ("processor time of HTTP itself", f"{cost:.2f} ms a token"),
             ("replayed alone", f"{self.replayed}, {self.different} different"),
         ]
@@ -106,9 +141,25 @@ class _Answer:
 class _Client:
     """Asks for streams, over a connection each, with as little of its own as can be."""
 
-    def __init__(self, address: str, model: str) -> None:
+    path = "/v1/completions"
+
+    def __init__(self, address: str, model: str = "") -> None:
         host, port = re.sub(r"^http://", "", address).rsplit(":", 1)
         self._host, self._port, self._model = host, int(port), model
+
+    def body(self, prompt: Sequence[int], count: int) -> dict[str, object]:
+        return {
+            "model": self._model,
+            "prompt": list(prompt),
+            "max_tokens": count,
+            "stream": True,
+            "return_token_ids": True,
+        }
+
+    def token(self, data: dict[str, Any]) -> tuple[Any, Any]:
+        """The ids of an event, and their log-probabilities."""
+        choice = data["choices"][0]
+        return choice["token_ids"], choice["logprobs"]
 
     async def ask(self, prompt: Sequence[int], count: int, **options: object) -> _Answer:
         """The whole answer, with the time of each event."""
@@ -116,36 +167,48 @@ class _Client:
         tokens: list[tuple[Any, Any]] = []
         async for data in self.events(prompt, count, **options):
             times.append(time.perf_counter())
-            choice = data["choices"][0]
-            tokens.append((choice["token_ids"], choice["logprobs"]))
+            tokens.append(self.token(data))
         return _Answer(times, began, tokens)
 
     async def events(
         self, prompt: Sequence[int], count: int, **options: object
     ) -> AsyncIterator[dict[str, Any]]:
         """The events of an answer."""
-        body = json.dumps(
-            {
-                "model": self._model,
-                "prompt": list(prompt),
-                "max_tokens": count,
-                "stream": True,
-                "return_token_ids": True,
-                **options,
-            }
-        ).encode()
+        body = json.dumps({**self.body(prompt, count), **options}).encode()
         reader, writer = await asyncio.open_connection(self._host, self._port)
-        head = "POST /v1/completions HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n"
+        head = f"POST {self.path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n"
+        head += "Content-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         try:
             async for line in reader:
-                if line.startswith(b"data: {"):
-                    data = json.loads(line[6:])
-                    if "error" in data:
-                        raise RuntimeError(data["error"]["message"])
+                if not line.startswith(b"data: {"):
+                    continue
+                data = json.loads(line[6:])
+                if "error" in data:
+                    raise RuntimeError(data["error"]["message"])
+                if not data.get("stop"):  # llama.cpp's last event, without a token
                     yield data
         finally:
             writer.close()
+
+
+class _LlamaClient(_Client):
+    """The same of llama.cpp's server, by its own route."""
+
+    path = "/completion"
+
+    def body(self, prompt: Sequence[int], count: int) -> dict[str, object]:
+        return {
+            "prompt": list(prompt),
+            "n_predict": count,
+            "stream": True,
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+
+    def token(self, data: dict[str, Any]) -> tuple[Any, Any]:
+        return data["tokens"], None
 
 
 @contextlib.contextmanager
@@ -174,22 +237,63 @@ def running_server(
         process.communicate()
 
 
+@contextlib.contextmanager
+def running_llama_server(program: Path, gguf: Path, threads: int) -> Iterator[tuple[int, str]]:
+    """The process id and address of llama.cpp's server; it is terminated in the end.
+
+    Raises:
+        RuntimeError: It does not start.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    count = ["--threads", str(threads), "--threads-batch", str(threads)]
+    slots = ["--parallel", str(CLIENTS), "--ctx-size", str(CLIENTS * SLOT_POSITIONS)]
+    command = [str(program), "--model", str(gguf), "--port", str(port), "--no-webui"]
+    process = subprocess.Popen(
+        [*command, *count, *slots], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health"):
+                break
+            if process.poll() is not None:
+                raise RuntimeError(f"{program} ended with code {process.returncode} at its start")
+            time.sleep(0.1)
+        yield process.pid, address
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def _processor_s(pid: int) -> float:
     """Processor time of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(model: Path, *, threads: int, works: Works) -> Figures:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LlamaServer:
+    """llama.cpp's server, and the file that it serves."""
+
+    program: Path
+    gguf: Path
+
+
+def measure(
+    model: Path, *, threads: int, works: Works, beside: LlamaServer | None = None
+) -> Figures:
     """Measure one model.
 
     Args:
         model: A language model with a cache: its folder or file.
         threads: Of the server's calls.
         works: How much is done.
+        beside: Does the same works in turns.
 
     Raises:
-        RuntimeError: The server does not start, or refuses a request.
+        RuntimeError: A server does not start, or refuses a request.
     """
     loaded = load(model, threads=threads, trusted=True)
     vocab = next(s.vocab_size for s in loaded.contract.inputs if s.vocab_size is not None)
@@ -202,18 +306,19 @@ def measure(model: Path, *, threads: int, works: Works) -> Figures:
     with Engine(loaded, options=EngineOptions(chunk=CHUNK, prefix_positions=0)) as engine:
         in_process = min(_engine_cpu(engine, prompts, works) for _ in range(works.rounds))
     del loaded, engine
-    with running_server(model, threads, "--prefix-positions", "0") as (process, address, name):
-        client = _Client(address, name)
-        return asyncio.run(
-            _over_http(
-                client,
-                pid=process.pid,
-                prompts=prompts,
-                long_prompt=prompt(works.long_prompt),
-                in_process_ms=in_process,
-                works=works,
-            )
+    long_prompt = prompt(works.long_prompt)
+    with contextlib.ExitStack() as stack:
+        process, address, name = stack.enter_context(
+            running_server(model, threads, "--prefix-positions", "0")
         )
+        client = _Client(address, name)
+        servers = [_Server(client, process.pid)]
+        if beside is not None:
+            pid, address = stack.enter_context(
+                running_llama_server(beside.program, beside.gguf, threads)
+            )
+            servers.append(_Server(_LlamaClient(address), pid))
+        return asyncio.run(_over_http(servers, prompts, long_prompt, in_process, works))
 
 
 def _engine_cpu(engine: Engine, prompts: Sequence[Sequence[int]], works: Works) -> float:
@@ -224,46 +329,68 @@ def _engine_cpu(engine: Engine, prompts: Sequence[Sequence[int]], works: Works) 
 
 
 async def _over_http(
-    client: _Client,
-    *,
-    pid: int,
+    servers: Sequence[_Server],
     prompts: Sequence[Sequence[int]],
     long_prompt: Sequence[int],
     in_process_ms: float,
     works: Works,
 ) -> Figures:
-    total = CLIENTS * works.tokens
-    in_turn, together, cpu, cpu_in_turn, alone, company = [], [], [], [], [], []
-    gap_alone, gap_reading = [], []
-    await client.ask(prompts[0], 4)
+    for server in servers:
+        await server.client.ask(prompts[0], 4)
     for _ in range(works.rounds):
-        began, used = time.perf_counter(), _processor_s(pid)
-        for ids in prompts:
-            answer = await client.ask(ids, works.tokens)
-            alone.append(answer.times[0] - answer.began)
-        in_turn.append(total / (time.perf_counter() - began))
-        cpu_in_turn.append((_processor_s(pid) - used) / total * 1000)
-        gap_alone.append(_longest_gap(answer))
-        began, used = time.perf_counter(), _processor_s(pid)
-        await asyncio.gather(*(client.ask(ids, works.tokens) for ids in prompts))
-        together.append(total / (time.perf_counter() - began))
-        cpu.append((_processor_s(pid) - used) / total * 1000)
-        company.append(await _first_in_company(client, prompts, works))
-        gap_reading.append(await _gap_while_reading(client, prompts[0], long_prompt, works))
-    replayed, different = await _replays(client, prompts, long_prompt)
+        for server in servers:
+            await server.round(prompts, long_prompt, works)
+    replayed, different = await _replays(servers[0].client, prompts, long_prompt)
+    found = [server.figures() for server in servers]
     return Figures(
-        in_turn_tokens_s=max(in_turn),
-        together_tokens_s=max(together),
-        first_token_alone_ms=statistics.median(alone) * 1000,
-        first_token_in_company_ms=statistics.median(company) * 1000,
-        gap_alone_ms=min(gap_alone) * 1000,
-        gap_in_reading_ms=min(gap_reading) * 1000,
+        ours=found[0],
         engine_cpu_ms=in_process_ms,
-        server_cpu_ms=min(cpu),
-        in_turn_cpu_ms=min(cpu_in_turn),
         replayed=replayed,
         different=different,
+        llama_server=found[1] if len(found) > 1 else None,
     )
+
+
+class _Server:
+    """One server, and what was measured of it so far."""
+
+    def __init__(self, client: _Client, pid: int) -> None:
+        self.client, self._pid = client, pid
+        self._times: dict[str, list[float]] = defaultdict(list)
+
+    async def round(
+        self, prompts: Sequence[Sequence[int]], long_prompt: Sequence[int], works: Works
+    ) -> None:
+        """Do each work once."""
+        times, client, total = self._times, self.client, CLIENTS * works.tokens
+        began, used = time.perf_counter(), _processor_s(self._pid)
+        for ids in prompts:
+            answer = await client.ask(ids, works.tokens)
+            times["alone"].append(answer.times[0] - answer.began)
+        times["in turn"].append(total / (time.perf_counter() - began))
+        times["cpu in turn"].append((_processor_s(self._pid) - used) / total)
+        times["gap alone"].append(_longest_gap(answer))
+        began, used = time.perf_counter(), _processor_s(self._pid)
+        await asyncio.gather(*(client.ask(ids, works.tokens) for ids in prompts))
+        times["together"].append(total / (time.perf_counter() - began))
+        times["cpu"].append((_processor_s(self._pid) - used) / total)
+        times["company"].append(await _first_in_company(client, prompts, works))
+        reading = await _gap_while_reading(client, prompts[0], long_prompt, works)
+        times["gap reading"].append(reading)
+
+    def figures(self) -> HttpFigures:
+        """Of all rounds."""
+        times = self._times
+        return HttpFigures(
+            in_turn_tokens_s=max(times["in turn"]),
+            together_tokens_s=max(times["together"]),
+            first_token_alone_ms=statistics.median(times["alone"]) * 1000,
+            first_token_in_company_ms=statistics.median(times["company"]) * 1000,
+            gap_alone_ms=min(times["gap alone"]) * 1000,
+            gap_in_reading_ms=min(times["gap reading"]) * 1000,
+            server_cpu_ms=min(times["cpu"]) * 1000,
+            in_turn_cpu_ms=min(times["cpu in turn"]) * 1000,
+        )
 
 
 def _longest_gap(answer: _Answer) -> float:
@@ -336,15 +463,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     for name, default in asdict(Works()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--llama-server", type=Path, metavar="PROGRAM", help="measured beside ours")
+    parser.add_argument("--gguf", type=Path, help="the file that it serves; see bench.gguf_file")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     args = parser.parse_args(argv)
     works = Works(**{name: getattr(args, name) for name in asdict(Works())})
-    figures = measure(args.model, threads=args.threads, works=works)
+    if (args.llama_server is None) != (args.gguf is None):
+        parser.error("--llama-server and --gguf are given together")
+    beside = args.gguf and LlamaServer(program=args.llama_server, gguf=args.gguf)
+    figures = measure(args.model, threads=args.threads, works=works, beside=beside)
     if args.json:
         print(json.dumps(asdict(figures), indent=2))
     else:
-        for what, figure in figures.rows():
-            print(f"{what:42} {figure}")
+        print(f"{'':42} {'causal-onnx':24} {'llama.cpp' if beside else ''}".rstrip())
+        for what, *found in figures.rows():
+            print(f"{what:42} {' '.join(f'{text:24}' for text in found)}".rstrip())
     return 0
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import pytest
 
 from bench import serving_soak
-from bench.serving import Works, measure
+from bench.gguf_file import write_gguf
+from bench.serving import LlamaServer, Works, measure, running_llama_server
 from bench.serving_soak import ALLOWED_BYTES, KINDS, Report, soak_server
 from tests.runtime.artifacts import fixture
 
@@ -17,8 +19,57 @@ def test_every_work_is_measured_and_the_load_changes_nothing(stories: Path) -> N
     works = Works(tokens=16, prompt=8, long_prompt=130, rounds=1)
     figures = measure(stories, threads=1, works=works)
     assert (figures.replayed, figures.different) == (17, 0)
-    assert min(figures.in_turn_tokens_s, figures.together_tokens_s, figures.gap_alone_ms) > 0
+    ours = figures.ours
+    assert min(ours.in_turn_tokens_s, ours.together_tokens_s, ours.gap_alone_ms) > 0
     assert all(text for row in figures.rows() for text in row)
+
+
+ANOTHER_SERVER = """#!{python}
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/completion" and asked["ignore_eos"]
+        self.send_response(200); self.end_headers()
+        for number in range(asked["n_predict"] + 1):
+            event = {{"tokens": [number], "stop": number == asked["n_predict"]}}
+            self.wfile.write(b"data: " + json.dumps(event).encode() + b"\\n\\n")
+    def log_message(self, *_):
+        pass
+
+port = int(sys.argv[sys.argv.index("--port") + 1])
+ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def test_another_server_does_the_same_works(stories: Path, tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text(ANOTHER_SERVER.format(python=sys.executable))
+    program.chmod(0o755)
+    works = Works(tokens=4, prompt=8, long_prompt=20, rounds=1)
+    beside = LlamaServer(program=program, gguf=tmp_path / "model.gguf")
+    figures = measure(stories, threads=1, works=works, beside=beside)
+    assert figures.llama_server is not None
+    assert figures.llama_server.together_tokens_s > 0
+    assert [len(row) for row in figures.rows()] == [3] * 7 + [2] * 2
+
+
+def test_a_server_that_does_not_start_is_named(tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match=r"/bin/false ended with code 1 at its start"),
+        running_llama_server(Path("/bin/false"), tmp_path / "model.gguf", 1),
+    ):
+        pass
+
+
+def test_only_a_llama_is_written_as_gguf(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="holds a gpt2, expected a llama"):
+        write_gguf(tmp_path, tmp_path / "model.gguf", "f32")
 
 
 def test_a_short_soak_finds_nothing(stories: Path) -> None:
