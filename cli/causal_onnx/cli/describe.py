@@ -104,10 +104,14 @@ def _cache_text(contract: Contract) -> str:
         else "sequences of a call must be equally long"
     )
     sequences += _READ_ALONE.get(contract.ragged, "")
-    bounds = [pair.bounded for pair in contract.cache if pair.bounded is not None]
+    once = [pair for pair in contract.cache if pair.computed_from]
+    bounds = [pair for pair in contract.cache if pair.bounded is not None and pair not in once]
     kept = (
         f"; {len(bounds)} of {len(contract.cache)} hold the last positions only" if bounds else ""
     )
+    if once:
+        names = ", ".join(spec.name for spec in contract.inputs if spec.name in contract.once_names)
+        kept += f"; {len(once)} of {len(contract.cache)} are computed once, from {names}"
     computed = [item.name for item in contract.computed]
     names = ["past inputs", *(["the mask"] if contract.mask else []), *computed]
     left_out = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

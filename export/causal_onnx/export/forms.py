@@ -41,6 +41,7 @@ class Form:
 
 
 _AGAIN = "all its inputs are kept, and its results are computed from them again in each call"
+_EVERY_CALL = "what inputs without positions decide is computed in every call"
 _REWRITTEN, _RAGGED = "attention rewritten", "cache for rows of different lengths"
 _CONSEQUENCES = {
     _REWRITTEN: "attention is left as captured",
@@ -114,11 +115,14 @@ def _rewritten(
             max_seq_len=contract.max_seq_len,
             ragged=ragged,
             use_contrib=contract.form in ORT_FORMS,
+            steady=[spec.name for spec in contract.inputs if _is_steady(spec)],
         )
         contract = _with_cache(contract, derived, shared_pasts(model, contract.form))
         order = [value.name for value in model.graph.outputs]
         assert order == [spec.name for spec in contract.outputs], order
         again += [Fallback(form=f"the state of {node}", reason=_AGAIN) for node in derived.again]
+        if derived.not_once is not None:
+            again.append(Fallback(form=_EVERY_CALL, reason=derived.not_once))
         last = offer_last_only(model, contract, derived.row_past, derived.row_total)
         contract = replace(contract, last_only=last)
     left = tuple(
@@ -141,12 +145,21 @@ def _with_cache(contract: Contract, derived: DerivedCache, shared: frozenset[str
         outputs=(*(_over_keys(spec, derived) for spec in contract.outputs), *derived.present),
         cache=tuple(
             CachePair(
-                past=past.name, present=present.name, bounded=bounded, shared=past.name in shared
+                past=past.name,
+                present=present.name,
+                bounded=bounded,
+                shared=past.name in shared,
+                computed_from=derived.computed_from.get(past.name, ()),
             )
             for past, present, bounded in pairs
         ),
         mask=None if mask is None else mask.name,
     )
+
+
+def _is_steady(spec: TensorSpec) -> bool:
+    """Whether a sequence has one value of an input: lengths mean more with each call."""
+    return spec.kind != "lengths" and not {"seq", "past_seq", "total_seq"} & set(spec.axes)
 
 
 def _over_keys(spec: TensorSpec, derived: DerivedCache) -> TensorSpec:

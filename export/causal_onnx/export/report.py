@@ -261,6 +261,9 @@ class CacheReport:
     tolerance: float
     skipped: tuple[str, ...] = ()
     """Lengths that were not fed, each with its reason."""
+    computed_once: str = ""
+    """What the first call of a row computes for all of its calls, if anything; other values of the
+    inputs that decide it were given to the later ones."""
 
     @property
     def passed(self) -> bool:
@@ -284,7 +287,8 @@ class CacheReport:
 
     def _equal(self) -> str:
         verb = "equal" if self.tolerance <= EQUAL else "agree with"
-        return f"cache: {len(self.cases)} ways of feeding {verb} PyTorch's full pass"
+        once = f" ({self.computed_once})" if self.computed_once else ""
+        return f"cache: {len(self.cases)} ways of feeding {verb} PyTorch's full pass{once}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON: an infinite error is None."""

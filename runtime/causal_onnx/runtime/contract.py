@@ -235,9 +235,19 @@ class CachePair:
     reads one position, or one row; any other call takes such a past too, and gives the present as
     a tensor of its own. Where `Contract.shares_every_call`, it holds for every call, and the
     present has as many slots as the past where that has room for all positions."""
+    computed_from: tuple[str, ...] = ()
+    """If it is no function of the positions: the inputs that it is computed from in the first call
+    in which a row has a token. Later calls hand it on, and do not read these inputs of that row.
+    Such a pair has one slot, `bounded` is 1, and rewinding leaves it as it is."""
 
     def __post_init__(self) -> None:
         bounded = self.bounded
+        names = self.computed_from
+        if not all(isinstance(name, str) for name in names) or (names and bounded != 1):
+            raise ValueError(
+                f"{self.past}: computed_from must be names of inputs, and is for pairs that are "
+                f"bounded by 1, got {names!r} with bounded {bounded!r}"
+            )
         if not isinstance(self.shared, bool) or (self.shared and bounded is not None):
             raise ValueError(
                 f"{self.past}: shared must be true or false, and false for a bounded cache, got "
@@ -383,6 +393,7 @@ class Contract:
                     f"the cache pairs input {pair.past!r} with output {pair.present!r}; the inputs "
                     f"are {', '.join(sorted(inputs))}, the outputs {', '.join(sorted(outputs))}"
                 )
+        self._check_once()
         self._check_computed(inputs)
         self._check_adapters()
         if self.last_only is not None and (
@@ -503,6 +514,20 @@ class Contract:
         down = next(spec for spec in self.inputs if spec.name == self.adapters[0].down)
         return str(down.axes[1])
 
+    def _check_once(self) -> None:
+        """What is computed once is so from inputs that have no positions."""
+        derived = self.optional_names
+        plain = {
+            spec.name
+            for spec in self.inputs
+            if spec.name not in derived and not {"seq", "total_seq"} & set(spec.axes)
+        }
+        if not self.once_names <= plain or (self.once_names and self.mask is None):
+            raise ValueError(
+                f"computed_from names inputs without positions, in a contract with a mask, got "
+                f"{', '.join(sorted(self.once_names))}"
+            )
+
     def _check_slots(self) -> None:
         """What a bounded pair holds is counted in slots, and nothing else is."""
         bounded = {
@@ -548,6 +573,15 @@ class Contract:
         return frozenset(pair.present for pair in self.cache)
 
     @property
+    def once_names(self) -> frozenset[str]:
+        """The inputs that are read in the first call of a row only (`CachePair.computed_from`).
+
+        Adapters are not among them: a row has the same in all calls.
+        """
+        named = frozenset(name for pair in self.cache for name in pair.computed_from)
+        return named - self.adapter_names
+
+    @property
     def shares_every_call(self) -> bool:
         """Whether past and present may be one buffer in any call, where a pair is shared."""
         return self.form == CHUNKED
@@ -585,6 +619,9 @@ class Contract:
             for key in _LATER_OF_TENSORS:
                 if spec[key] is None:
                     del spec[key]
+        for pair in data["cache"]:
+            if not pair["computed_from"]:
+                del pair["computed_from"]
         return json.dumps({"format": FORMAT, **data}, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -599,7 +636,7 @@ class Contract:
             data["inputs"] = tuple(_spec(item) for item in data["inputs"])
             data["outputs"] = tuple(_spec(item) for item in data["outputs"])
             pairs = data.get("cache", ())
-            data["cache"] = tuple(CachePair(**_known(item, CachePair)) for item in pairs)
+            data["cache"] = tuple(_pair(item) for item in pairs)
             computed = data.get("computed", ())
             data["computed"] = tuple(ComputedInput(**_known(i, ComputedInput)) for i in computed)
             free = data.get("free_axes", ())
@@ -655,6 +692,11 @@ def _known(data: Mapping[str, Any], cls: type) -> dict[str, Any]:
     if unknown:
         raise ArtifactError(f"unknown keys in the contract: {', '.join(unknown)}")
     return dict(data)
+
+
+def _pair(item: Mapping[str, Any]) -> CachePair:
+    found = _known(item, CachePair)
+    return CachePair(**{**found, "computed_from": tuple(found.get("computed_from", ()))})
 
 
 def _spec(item: Mapping[str, Any]) -> TensorSpec:

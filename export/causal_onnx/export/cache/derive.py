@@ -12,7 +12,7 @@ position p (docs/state.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -22,6 +22,7 @@ from causal_onnx.export.attention.canonical import CanonicalCore, bias_of
 from causal_onnx.export.attention.notes import note, notes_of
 from causal_onnx.export.attention.rotary import note_projections
 from causal_onnx.export.cache.lengths import Lengths, write_lengths
+from causal_onnx.export.cache.once import Once, write_once
 from causal_onnx.export.cache.refusals import (
     named,
     refuse_mixing,
@@ -69,6 +70,10 @@ class DerivedCache:
     """The outputs that have a column for each key, and the axis of these."""
     again: tuple[str, ...] = ()
     """The nodes, by name, of which all inputs are kept and what they give computed again."""
+    computed_from: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """For each past that is computed in the first call of a row: the inputs that decide it."""
+    not_once: str | None = None
+    """Why what inputs without positions decide is computed in every call, though it is costly."""
     mask: TensorSpec | None
     """Says which positions are tokens; None: the rows of a call all stand at one position."""
     row_past: ir.Value | None = None
@@ -85,6 +90,7 @@ def derive_cache(
     max_seq_len: int | None,
     ragged: bool = True,
     use_contrib: bool = False,
+    steady: Collection[str] = (),
 ) -> DerivedCache:
     """Give every core of a canonical graph a past, in place.
 
@@ -96,6 +102,8 @@ def derive_cache(
         ragged: Rows of one call may stand at different positions, and a window's cache keeps only
             what the window needs. Otherwise neither.
         use_contrib: Operators of onnxruntime's own may be written.
+        steady: The inputs without positions of which a sequence has one value: what they decide
+            alone is computed once for each row.
 
     Returns:
         The new inputs and outputs.
@@ -142,11 +150,14 @@ def derive_cache(
         common.RemoveUnusedNodesPass()(model)
         del graph.outputs[len(graph.outputs) - len(own) :]
     derived = _with_states(_tensors(cores, pasts, bounds, lengths), states)
+    once, not_once = write_once(graph, layouts, lengths, steady)
+    derived = _with_once(derived, once)
     again = dict.fromkeys(s.node for s in sites if s.kind == INPUTS)
     return replace(
         derived,
         weights=weights,
         again=tuple(f"{node.op_type} {named(node)}" for node in again),
+        not_once=not_once,
     )
 
 
@@ -380,3 +391,24 @@ def _with_states(derived: DerivedCache, states: Sequence[Sequence[State]]) -> De
             specs.append(TensorSpec(name=f"{kind}_{state.name}", dtype=dtype, axes=axes))
         bounded.append(state.bounded)
     return replace(derived, past=tuple(past), present=tuple(present), bounded=tuple(bounded))
+
+
+def _with_once(derived: DerivedCache, states: Sequence[Once]) -> DerivedCache:
+    past, present, bounded = list(derived.past), list(derived.present), list(derived.bounded)
+    for state in states:
+        assert state.past.shape is not None
+        batch = state.past.shape[0]
+        dtype = (state.past.dtype or ir.DataType.FLOAT).numpy().name
+        for specs, value, slots in zip(
+            (past, present), (state.past, state.present), SLOT_AXES, strict=True
+        ):
+            axes = ("batch" if not isinstance(batch, int) else batch, 1, slots, *state.rest)
+            specs.append(TensorSpec(name=str(value.name), dtype=dtype, axes=axes))
+        bounded.append(1)
+    return replace(
+        derived,
+        past=tuple(past),
+        present=tuple(present),
+        bounded=tuple(bounded),
+        computed_from={str(state.past.name): state.computed_from for state in states},
+    )

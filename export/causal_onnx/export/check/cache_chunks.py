@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from causal_onnx.export.check.cache_rows import ragged_cases
+from causal_onnx.export.check.cache_rows import other_inputs, ragged_cases
 from causal_onnx.export.check.later_tokens import LaterTokens, say_left_out
 from causal_onnx.export.check.parity import Session
 from causal_onnx.export.outcome import SessionError
@@ -69,9 +69,10 @@ def prove_cache(
             inputs = make_inputs(specs, CallSizes(batch=batch, seq=seq), seed=seq)
             expected = [to_numpy(x) for x in source.run(inputs)]
             arrays = [to_numpy(x) for x in inputs]
+            later = other_inputs(specs, contract, arrays, seed=seq + 1)
             for name, chunks in _chunkings(seq, generator):
                 try:
-                    got = _fed(session, specs, contract, arrays, chunks)
+                    got = _fed(session, specs, contract, arrays, chunks, later)
                 except (SessionError, _SlotsError) as error:
                     text = " ".join(str(error).split())[:120]
                     cases.append(_failed(batch, seq, f"{name} ({text})"))
@@ -90,7 +91,14 @@ def prove_cache(
     if comparison.is_too_much:
         cases.append(_failed(1, max(lengths), "all of it" + say_left_out(comparison.left_out)))
     tell(1, 1)
-    return CacheReport(cases=tuple(cases), tolerance=tolerance, skipped=plan.skipped)
+    once = [spec.name for spec in contract.inputs if spec.name in contract.once_names]
+    values = sum(bool(pair.computed_from) for pair in contract.cache)
+    return CacheReport(
+        cases=tuple(cases),
+        tolerance=tolerance,
+        skipped=plan.skipped,
+        computed_once=f"{', '.join(once)}: computed once, {values} values" if once else "",
+    )
 
 
 def _last_only(
@@ -192,8 +200,11 @@ def _fed(
     contract: Contract,
     inputs: Sequence[Array],
     chunks: Sequence[tuple[int, int]],
+    later: Sequence[Array],
 ) -> list[Array]:
     """The outputs of the last pass over each position, joined along the sequence.
+
+    What is computed once is so from the first call: the others are given `later` in its place.
 
     To rewind, a cache that holds all positions is cut; of one that keeps the last few, the state
     at that place was kept.
@@ -219,7 +230,7 @@ def _fed(
             pieces = [[_part(p[0], s, 0, start)] for p, s in zip(whole, results, strict=True)]
         feed = [
             x if axis is None else np.ascontiguousarray(x.take(range(start, stop), axis))
-            for x, axis in zip(inputs, axes, strict=True)
+            for x, axis in zip(later if start else inputs, axes, strict=True)
         ]
         outputs, past = session.step(
             feed, [np.ascontiguousarray(p) for p in past], session.ones(feed, stop)

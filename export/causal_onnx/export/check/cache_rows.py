@@ -27,7 +27,7 @@ from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.bundle.replay import joined_rows
 from causal_onnx.runtime.contract import Contract
 
-__all__ = ["ragged_cases"]
+__all__ = ["other_inputs", "ragged_cases"]
 
 ROWS = 3
 
@@ -88,6 +88,30 @@ def ragged_cases(
     return cases
 
 
+def other_inputs(
+    specs: Sequence[InputSpec], contract: Contract, inputs: Sequence[Array], *, seed: int
+) -> list[Array]:
+    """The inputs with other values in the place of those that the first call of a row alone reads.
+
+    A graph that reads them again gives other results.
+    """
+    taken = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
+    if not contract.once_names:
+        return list(inputs)
+    sizes = {
+        label: x.shape[axis]
+        for spec, x in zip(specs, inputs, strict=True)
+        for axis, label in spec.axes.items()
+    }
+    free = tuple((axis, sizes[axis]) for axis in free_axes(specs))
+    call = CallSizes(batch=sizes.get("batch", 1), seq=sizes["seq"], free=free)
+    others = [to_numpy(x) for x in make_inputs(specs, call, seed=seed)]
+    return [
+        other if spec.name in contract.once_names else x
+        for spec, x, other in zip(taken, inputs, others, strict=True)
+    ]
+
+
 def _plans(columns: int, rows: int, generator: random.Random) -> list[_Plan]:
     """Plans of `columns` columns in all."""
     prefill = max(columns // 2, columns - MOST_STEPS, 1)
@@ -124,6 +148,7 @@ def _error(
         for b, n in enumerate(plan.lengths)
     ]
     rows = [[to_numpy(x) for x in row] for row in inputs]
+    later = [other_inputs(specs, contract, row, seed=b + 1) for b, row in enumerate(rows)]
     results = [spec for spec in contract.outputs if spec.name not in contract.present_names]
     pieces: list[list[list[Array]]] = [[[] for _ in results] for _ in rows]
     done = [0] * len(rows)
@@ -131,7 +156,15 @@ def _error(
     past: list[Array] | None = None
     for width, counts in plan.chunks:
         feed = [
-            _padded(spec, [row[index] for row in rows], done, width)
+            _padded(
+                spec,
+                [
+                    other[index] if count else row[index]
+                    for row, other, count in zip(rows, later, done, strict=True)
+                ],
+                done,
+                width,
+            )
             for index, spec in enumerate(specs)
         ]
         new = (np.arange(width)[None, :] < np.array(counts)[:, None]).astype(np.int64)

@@ -24,8 +24,8 @@ def probing_sizes(max_seq_len: int | None, symbols: Sequence[str]) -> tuple[Size
 
     Args:
         max_seq_len: The longest sequence; None: any.
-        symbols: Axes that are neither the batch nor positions. Their size changes in one more
-            choice, so that what grows with them is nothing that is known here.
+        symbols: Axes that are neither the batch nor positions. The size of each changes in one more
+            choice, so that what grows with it is known.
     """
     seq, longer = (7, 11) if max_seq_len is None or max_seq_len >= 11 else (2, max_seq_len)
     if max_seq_len is not None and max_seq_len < 3:
@@ -35,9 +35,8 @@ def probing_sizes(max_seq_len: int | None, symbols: Sequence[str]) -> tuple[Size
     other = tuple((name, FREE) for name in symbols)
     base = Sizes(batch=2, seq=seq, other=other)
     found = (base, replace(base, seq=longer), replace(base, batch=3))
-    if not symbols:
-        return found
-    return (*found, replace(base, other=tuple((name, FREE + 1) for name in symbols)))
+    more = (tuple((name, FREE + (name == grown)) for name in symbols) for grown in symbols)
+    return (*found, *(replace(base, other=one) for one in more))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +114,18 @@ class Layouts:
         base = _shape(self.base, value)
         others = (_shape(other, value) for other in self._others)
         return tuple(self._axis(seen) for seen in zip(base, *others, strict=True))
+
+    def free_axis(self, value: ir.Value, axis: int) -> str | None:
+        """Which free axis an axis of `value` is; None: it is none, or part of one."""
+        usual, seen = FREE, [_shape(found, value)[axis] for found in (self.base, *self._others)]
+        plain = len(self.sizes) - len(self.signature.symbols)
+        grown = [
+            symbol
+            for symbol, size in zip(self.signature.symbols, seen[plain:], strict=True)
+            if size == usual + 1
+        ]
+        others = [size for size in seen if size != usual]
+        return grown[0] if len(grown) == len(others) == 1 else None
 
     def _axis(self, seen: tuple[int, ...]) -> Axis:
         for batches in (0, 1):

@@ -107,4 +107,4 @@ def feed(
 
 def can_rewind(model: LanguageModel) -> bool:
     """Whether a stream can take back what it read; a cache that keeps a window cannot."""
-    return all(pair.bounded is None for pair in model.contract.cache)
+    return all(pair.bounded is None or pair.computed_from for pair in model.contract.cache)

@@ -18,7 +18,7 @@ from causal_onnx.runtime.profile.events import Event, ProfiledCall, Tensor, read
 from causal_onnx.runtime.profile.graph import GraphNode, Scope, read_graph
 from causal_onnx.runtime.profile.products import product_flops
 from causal_onnx.runtime.profile.workload import Workload
-from causal_onnx.runtime.request.example import check_sizes
+from causal_onnx.runtime.request.example import check_sizes, free_sizes
 from causal_onnx.runtime.request.whole_numbers import whole_number
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def profile_all(
             cpu_ms=times.cpu_ms,
             profiled_ms=statistics.median(run.total_us for run in chosen) / 1e3,
             nodes=_costs(chosen, graph, past),
-            cache_bytes=cache_bytes(model.contract, batch=batch, past=past),
+            cache_bytes=cache_bytes(model.contract, batch=batch, seq=seq, past=past),
         )
         for ((batch, seq, past), times), chosen in zip(cases, runs, strict=True)
     ]
@@ -130,8 +130,8 @@ def _runs(
     return chosen
 
 
-def cache_bytes(contract: Contract, *, batch: int, past: int) -> int:
-    """Bytes of keys and values behind a call."""
+def cache_bytes(contract: Contract, *, batch: int, seq: int, past: int) -> int:
+    """Bytes of keys and values behind a call, and of what else is kept."""
     bounds = {pair.past: pair.bounded for pair in contract.cache}
     total = 0
     for spec in contract.inputs:
@@ -139,6 +139,7 @@ def cache_bytes(contract: Contract, *, batch: int, past: int) -> int:
             bounded = bounds[spec.name]
             held = past if bounded is None else min(past, bounded)
             sizes = {"batch": batch, "past_seq": held, "past_slots": held}
+            sizes |= free_sizes(contract, seq=seq, past=past)
             total += math.prod(spec.shape(sizes)) * (2 if "16" in spec.dtype else 4)
     return total
 

@@ -48,6 +48,8 @@ class Workload:
             stream = Stream(model, batch=batch, capacity=past + seq)
             if past:
                 before = make_request(contract, batch=batch, seq=past)
+                moving = {spec.name for spec in contract.inputs if "seq" in spec.axes}
+                before |= {name: x for name, x in self._request.items() if name not in moving}
                 stream.run(*before.values(), last_only=self._last_only)
             self._stream = stream
             # Buffers that the graph writes into go back for nothing. Of other caches a fork shares

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["check_sizes", "make_request"]
+__all__ = ["check_sizes", "free_sizes", "make_request"]
 
 
 def check_sizes(contract: Contract, *, batch: int, seq: int, past: int) -> None:
@@ -45,14 +45,20 @@ def make_request(
     contract: Contract, *, seq: int, batch: int = 1, past: int = 0
 ) -> dict[str, Array]:
     """The new positions of a call, as the contract allows them; the same ones every time."""
-    free = {axis.name: min(seq, axis.largest or seq) for axis in contract.free_axes}
-    sizes = {"batch": batch, "seq": seq, "past_seq": past, "total_seq": past + seq, **free}
+    sizes = {"batch": batch, "seq": seq, "past_seq": past, "total_seq": past + seq}
+    sizes |= free_sizes(contract, seq=seq, past=past)
     generator = np.random.default_rng(0)
     return {
         spec.name: _values(spec, sizes, generator)
         for spec in contract.inputs
         if spec.name not in contract.optional_names  # left out: no past, no padding
     }
+
+
+def free_sizes(contract: Contract, *, seq: int, past: int) -> dict[str, int]:
+    """Sizes for the free axes: as many entries as there are positions before, or else new ones."""
+    length = past or seq
+    return {axis.name: min(length, axis.largest or length) for axis in contract.free_axes}
 
 
 def _values(spec: TensorSpec, sizes: Mapping[str, int], generator: np.random.Generator) -> Array:

@@ -12,6 +12,7 @@ from causal_onnx.runtime.session.device_memory import DeviceMemory
 from causal_onnx.runtime.session.ort import import_onnxruntime
 from causal_onnx.runtime.stream.kv_cache import KVCache, Read
 from causal_onnx.runtime.stream.repeated_step import RepeatedStep
+from causal_onnx.runtime.stream.staying import free_axis_places
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -44,14 +45,7 @@ class Binding:
         self._staying = [] if self._device is None else [spec.name for spec in others]
         """Presents that stay on the device, where onnxruntime allocates them."""
         self._outputs = [spec for spec in contract.outputs if spec.name not in self._bounded]
-        free = {axis.name for axis in contract.free_axes}
-        self._free = {
-            axis: (spec.name, place)
-            for spec in contract.inputs
-            for place, axis in enumerate(spec.axes)
-            if axis in free
-        }
-        """Where the sizes of the free axes are seen."""
+        self._free = free_axis_places(contract)
         self._value = import_onnxruntime().OrtValue.ortvalue_from_numpy
         self._io = model.new_binding()
         self._bound: Mapping[str, Array | DeviceMemory] = {}
@@ -84,11 +78,12 @@ class Binding:
             self._bound, self._are_bound = self._cache.buffers, False
             for name, buffer in self._cache.buffers.items():
                 self._io.bind_ortvalue_input(name, self._value_of(buffer))
-        inputs = {**feeds, **self._cache.feeds(read)}
+        free = {str(axis): feeds[name].shape[place] for axis, (name, place) in self._free.items()}
+        inputs = {**feeds, **self._cache.feeds(read, free)}
         for name, kept in inputs.items():
             self._io.bind_ortvalue_input(name, self._value_of(kept))
         sizes = {"batch": self._batch, "seq": seq, "past_seq": used, "total_seq": used + seq}
-        sizes |= {str(axis): feeds[name].shape[place] for axis, (name, place) in self._free.items()}
+        sizes |= free
         last_only = LAST_ONLY in feeds and bool(feeds[LAST_ONLY])
         # An output's memory is bound anew for each call: the caller may keep what he got.
         outputs = {

@@ -128,15 +128,20 @@ class KVCache:
             if pair.past in stored
         }
 
-    def feeds(self, read: Read) -> dict[str, Array | DeviceMemory]:
-        """The past of the pairs that are no buffers, as the graph wants it."""
-        nothing = {"batch": self._batch, "past_seq": 0, "past_slots": 0}
+    def feeds(self, read: Read, free: Mapping[str, int]) -> dict[str, Array | DeviceMemory]:
+        """The past of the pairs that are no buffers, as the graph wants it.
+
+        Args:
+            read: What the rows have read.
+            free: The sizes of the free axes in this call.
+        """
+        nothing = {"batch": self._batch, "past_seq": 0, "past_slots": 0, **free}
         found: dict[str, Array | DeviceMemory] = {}
         for pair in self._contract.cache:
             if pair.past in self._buffered:
                 continue
             spec, kept = self._specs[pair.past], read.others.get(pair.past)
-            if kept is None:
+            if kept is None or not read.used:  # free axes may have other sizes than before
                 kept = np.zeros(spec.shape(nothing), spec.host_dtype)
             elif self._is_aligned(read.lengths):
                 kept = self._shifted(pair, on_host(kept), read.used - read.lengths)

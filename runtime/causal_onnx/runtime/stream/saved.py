@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.contract import Contract
+from causal_onnx.runtime.contract import LARGEST_AXIS, Contract
 from causal_onnx.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def encode(
     Args:
         contract: Of the stream's model.
         lengths: (batch,) int64, positions of each row.
-        held: Name of the past -> its used slots.
+        held: Name of the past -> its used slots; name of an input that is read once -> what the
+            rows began with.
         adapters: The name and the digest of each row's adapter; empty: the file takes none.
     """
     content = io.BytesIO()
@@ -77,7 +78,10 @@ def read_saved(
     model: str,
     loaded: Mapping[str, str] | None = None,
 ) -> tuple[Array, dict[str, Array], list[str | None] | None]:
-    """Read what `encode` made: lengths, the past by name, and the adapter of each row.
+    """Read what `encode` made.
+
+    Gives the lengths, the past and the inputs that are read once by name, and the adapter of each
+    row; None: no row has one.
 
     Args:
         path: The file.
@@ -139,7 +143,8 @@ def _read(archive: zipfile.ZipFile, contract: Contract) -> tuple[Array, dict[str
     names = [item.filename.removesuffix(".npy") for item in archive.infolist()]
     specs = {spec.name: spec for spec in contract.inputs}
     bounds = {pair.past: pair.bounded for pair in contract.cache}
-    if len(set(names)) != len(names) or not set(names) <= {"lengths", *bounds}:
+    once = sorted(contract.once_names)
+    if len(set(names)) != len(names) or not set(names) <= {"lengths", *bounds, *once}:
         raise ValueError(f"it holds {', '.join(sorted(names))}")
     lengths = _array(archive, "lengths", np.dtype(np.int64), None)
     if not len(lengths) or (lengths < 0).any():
@@ -152,15 +157,30 @@ def _read(archive: zipfile.ZipFile, contract: Contract) -> tuple[Array, dict[str
     if contract.mask is None and (lengths != most).any():
         raise ValueError("its rows differ in length, which this model's must not")
     held = {}
-    for name, bounded in bounds.items():
+    free = {axis.name: axis.largest or LARGEST_AXIS for axis in contract.free_axes}
+    sizes = {"batch": batch}
+    for name in (*once, *bounds):
         if name not in names:
             if most:
                 raise ValueError(f"it has no {name!r}")
             continue
+        bounded = bounds.get(name)
         slots = most if bounded is None else min(most, bounded)
-        spec, sizes = specs[name], {"batch": batch, "past_seq": slots, "past_slots": slots}
-        held[name] = _array(archive, name, np.dtype(spec.host_dtype), spec.shape(sizes))
+        spec = specs[name]
+        for axis, size in zip(spec.axes, _shape(archive, name), strict=False):
+            if axis in free and 1 <= size <= free[str(axis)]:
+                sizes.setdefault(str(axis), size)
+        missing = [axis for axis in spec.axes if axis in free and axis not in sizes]
+        if missing:
+            raise ValueError(f"{name!r} has no valid size of the axis {missing[0]!r}")
+        shape = spec.shape({**sizes, "past_seq": slots, "past_slots": slots})
+        held[name] = _array(archive, name, np.dtype(spec.host_dtype), shape)
     return lengths, held
+
+
+def _shape(archive: zipfile.ZipFile, name: str) -> tuple[int, ...]:
+    with archive.open(archive.getinfo(f"{name}.npy")) as stream:
+        return _header(stream)[0]
 
 
 def _array(

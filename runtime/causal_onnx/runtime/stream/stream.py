@@ -18,7 +18,7 @@ from causal_onnx.runtime.session.device_memory import on_host
 from causal_onnx.runtime.stream.binding import Binding
 from causal_onnx.runtime.stream.kv_cache import KVCache, Read, token_mask
 from causal_onnx.runtime.stream.repeated_step import RepeatedStep
-from causal_onnx.runtime.stream.staying import staying_inputs
+from causal_onnx.runtime.stream.staying import Begun, free_axis_places, staying_inputs
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -104,6 +104,8 @@ class Stream:
             device=model.cache_device,
         )
         self._read = Read(np.zeros(batch, np.int64), {})
+        self._begun = Begun(contract)
+        self._free = free_axis_places(contract)
         self._is_in_use = False
         """While a call changes something."""
         self._is_bound = model.writes_in_place or model.cache_device is not None
@@ -232,6 +234,7 @@ class Stream:
         feeds = request.feeds
         seq = self._new_positions(feeds)
         new = self._checked_lengths(lengths, seq)
+        self._begun.check(feeds, read.lengths)
         if not self._shares_a_call(read, new, seq):
             return self._one_by_one(feeds, new, seq, last_only=last_only)
         feeds |= self._made_up(read, new, seq) | self._adapted
@@ -248,7 +251,8 @@ class Stream:
             if seq == 1 and is_regular and self._may_repeat and not request.unbatched:
                 repeated = binding.repeated_step(self._own, feeds, after, self._limit)
         else:
-            past = {name: on_host(kept) for name, kept in self._cache.feeds(read).items()}
+            free = {axis: feeds[name].shape[at] for axis, (name, at) in self._free.items()}
+            past = {name: on_host(kept) for name, kept in self._cache.feeds(read, free).items()}
             outputs = self._model.run_step({**feeds, **past})
             presents = {name: outputs.pop(name) for name in self._pasts}
         found = {self._pasts[name]: x for name, x in presents.items()}
@@ -381,7 +385,8 @@ class Stream:
         if self._model.contract.mask is None and (wanted != wanted[0]).any():
             raise ValueError("the rows of this model's cache must have the same length")
         for pair in self._model.contract.cache:
-            if pair.bounded is not None and read.used > pair.bounded:
+            is_lost = pair.bounded is not None and not pair.computed_from
+            if is_lost and read.used > (pair.bounded or 0):
                 raise ValueError(
                     f"cannot rewind: {pair.past!r} keeps the last {pair.bounded} positions only, "
                     "and earlier ones are gone; fork() the stream before steps that you may "
@@ -420,13 +425,15 @@ class Stream:
         for name, value in self._staying.items():
             axis = specs[name].axis_of("batch")
             staying[name] = value if axis is None else value.take(rows, axis)
-        return Stream(
+        twin = Stream(
             self._model,
             batch=len(rows),
             capacity=self._capacity,
             inputs=staying,
             adapters=[self.adapters[row] for row in rows.tolist()],
         )
+        twin._begun = Begun(self._model.contract, self._begun.rows(rows))
+        return twin
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[tuple[Read, Mapping[str, Array]]]:
@@ -466,7 +473,7 @@ class Stream:
 
         The file is written whole or not at all, whoever else writes there at the same time, and
         carries a hash of its content. Inputs that stay are not in it: the restored stream takes
-        them in every call.
+        them in every call, and refuses others than before where the model reads them once.
 
         Raises:
             OSError: The place is not writable, or there is no room.
@@ -477,7 +484,8 @@ class Stream:
         with self.reading() as (read, held):
             digests = self._model.adapters.digests
             used = [None if name is None else (name, digests[name]) for name in self.adapters]
-            content = saved.encode(self._model.contract, read.lengths, held, used)
+            begun = self._begun.values
+            content = saved.encode(self._model.contract, read.lengths, {**held, **begun}, used)
         drafts.write_whole(Path(path), content)
 
     @classmethod
@@ -499,6 +507,8 @@ class Stream:
         )
         stream = cls(model, batch=len(lengths), adapters=adapters)
         stream.take_over(lengths, found)
+        begun = {name: found[name] for name in model.contract.once_names & found.keys()}
+        stream._begun = Begun(model.contract, begun)
         return stream
 
     def _new_positions(self, feeds: Mapping[str, Array]) -> int:

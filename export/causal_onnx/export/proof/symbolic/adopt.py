@@ -35,6 +35,9 @@ SIZE_SYMBOLS = ("batch", "seq", "past_seq")
 
 MAX_OFFSET = 64
 
+LEAST_RUNS = 4
+"""Fewer sizes than this would follow too many patterns."""
+
 
 @dataclass
 class Evidence:
@@ -45,17 +48,21 @@ class Evidence:
     """The size symbols that vary between the runs."""
 
     def values(self, value: ir.Value) -> list[tuple[Mapping[str, int], Elements | Known]]:
-        """What the runs have for a value, with their sizes.
+        """What the runs have for a value, with their sizes; of one in a branch, those in it.
 
         Raises:
-            OpenError: A run has no tensor for it.
+            OpenError: A run has no tensor for it, or too few were in its branch.
         """
         found: list[tuple[Mapping[str, int], Elements | Known]] = []
         for run in self.runs:
             tensor = run.values.get(value)
+            if tensor is None:
+                continue
             if not isinstance(tensor, Elements | Known):
                 raise OpenError("it is no tensor")
             found.append((assignment(run.sizes), tensor))
+        if len(found) < min(LEAST_RUNS, len(self.runs)):
+            raise OpenError("too few of the lengths followed enter the branch that it stands in")
         return found
 
 

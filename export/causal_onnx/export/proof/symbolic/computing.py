@@ -16,6 +16,7 @@ from causal_onnx.export.proof.symbolic.expression import (
     UNKNOWN,
     Constant,
     Expression,
+    IsZero,
     Lookup,
     Vanish,
     apply,
@@ -280,14 +281,20 @@ def reduce(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequ
         out = replace(out, ints=(product,), value=linear(product))
     elif first.value == Constant(0.0) and op in ("ReduceSum", "ReduceMean", "ReduceMax"):
         out = replace(out, value=Constant(0.0))
-    elif first.value == Constant(1.0) and op in ("ReduceMean", "ReduceMax", "ReduceMin"):
+    elif first.value == Constant(1.0) and op == "ReduceMean":
         out = replace(out, value=Constant(1.0))
+    elif op in ("ReduceMax", "ReduceMin") and not mentions(first.value, _names(first, axes)):
+        out = replace(out, value=first.value)
     elif first.value == Constant(1.0) and op == "ReduceSum":
         count = Poly.of(1)
         for axis in axes:
             count = count * ctx.space.size(first.axes[axis])
         out = replace(out, value=linear(count), ints=(count,) if not out.axes else None)
     return [out]
+
+
+def _names(first: Symbolic, axes: Sequence[int]) -> set[str]:
+    return {name for axis in axes for name in first.axes[axis]}
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")
@@ -730,9 +737,12 @@ def branch(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequ
         number = settled(condition.value, ctx.space.bounds, tuple(ctx.space.limits))
     if number is not None:
         return ctx.run_graph(attr(node, "then_branch" if number else "else_branch"))
-    branches = [ctx.run_graph(attr(node, f"{name}_branch")) for name in ("then", "else")]
+    then, otherwise = (ctx.run_graph(attr(node, f"{name}_branch")) for name in ("then", "else"))
+    if isinstance(condition.value, IsZero) and ctx.space.nonnegative(condition.value.poly):
+        given = (*ctx.space.limits, condition.value.poly - 1)
+        otherwise = [_with_ones(ctx.space, part, given) for part in otherwise]
     found = []
-    for one, other in zip(*branches, strict=True):
+    for one, other in zip(then, otherwise, strict=True):
         if ctx.space.shape(one) != ctx.space.shape(other):
             raise OpenError("the branches differ in shape")
         moved, axes = ctx.space.align([one, other])
@@ -740,6 +750,24 @@ def branch(ctx: SymbolicContext, node: ir.Node, inputs: Sequence[Given]) -> Sequ
         known = condition.known and one.known and other.known
         found.append(Symbolic(axes, ctx.space.join(terms), known=known))
     return found
+
+
+def _with_ones(space: Space, part: Symbolic, given: Sequence[Poly]) -> Symbolic:
+    """The tensor without an index along axes whose size is the least of two, and 1 where all of
+    `given` are >= 0."""
+    bounds = space.bounds
+    for axis, names in enumerate(part.axes):
+        size = space.size(names)
+        pair = next((pair for pair, least in bounds.least_of.items() if least == size), ())
+        is_one = bool(names and pair) and bounds.implied(1 - size, given)
+        if not is_one or not all(bounds.implied(number - 1, given) for number in pair):
+            continue
+        conclude(size, "==", 1, given=given, bounds=bounds)
+        part, index = space.single(part, axis)
+        (name,) = index.variables()
+        axes = (*part.axes[:axis], (), *part.axes[axis + 1 :])
+        part = replace(part.subs({name: ZERO}), axes=axes, ints=None)
+    return part
 
 
 MAX_LOADED = 1 << 16
