@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
 from causal_onnx.export import export
-from causal_onnx.export.capture.isolation import isolated, with_callers_threads
+from causal_onnx.export.capture.isolation import isolated, settled, with_callers_threads
 from causal_onnx.export.report import CausalityCase, CausalityReport, DriftReport, ParityCase
 from causal_onnx.models import CausalMechanismV1
 from causal_onnx.runtime import read_artifact
@@ -115,6 +116,37 @@ def test_an_export_looks_for_unreachable_cycles_less_often_and_its_caller_as_bef
     with isolated():
         assert gc.get_threshold()[0] > 10 * before[0]
     assert gc.get_threshold() == before
+
+
+class Cycle:
+    """Refers to itself, so that it ends only where somebody looks for cycles."""
+
+    def __init__(self) -> None:
+        self.own = self
+
+
+def test_what_exists_before_the_checks_is_not_looked_at_in_them() -> None:
+    with isolated():
+        kept, before = Cycle(), gc.get_freeze_count()
+        with settled():
+            assert gc.get_freeze_count() > before
+            new = Cycle()
+            seen = weakref.ref(kept), weakref.ref(new)
+            del kept, new
+            gc.collect()
+            assert [item() is None for item in seen] == [False, True]
+        gc.collect()
+        assert seen[0]() is None
+
+
+def test_what_the_caller_froze_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        with isolated(), settled():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
 
 
 def test_the_file_keeps_the_shapes_and_the_tolerance_and_no_measured_error(tmp_path: Path) -> None:

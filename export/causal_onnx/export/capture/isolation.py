@@ -12,11 +12,13 @@ from contextvars import ContextVar
 import numpy as np
 import torch
 
-__all__ = ["isolated", "release_memory", "trim_memory", "with_callers_threads"]
+__all__ = ["isolated", "release_memory", "settled", "trim_memory", "with_callers_threads"]
 
 _SELDOM = (100_000, 20, 100)
 """When Python looks for unreachable cycles: tracing makes millions of objects that stay, and a
 seventh of an export went into looking at them again and again."""
+
+_may_freeze: ContextVar[bool] = ContextVar("nobody outside froze objects", default=False)
 
 _callers_threads: ContextVar[int | None] = ContextVar("threads of PyTorch outside", default=None)
 
@@ -40,6 +42,7 @@ def isolated() -> Iterator[None]:
         if not gc.get_freeze_count():  # else the caller has frozen some, and they would be thawed
             gc.freeze()
             stack.callback(gc.unfreeze)
+            stack.callback(_may_freeze.reset, _may_freeze.set(True))
         stack.callback(random.setstate, python_state)
         stack.callback(np.random.set_state, numpy_state)
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -54,6 +57,24 @@ def isolated() -> Iterator[None]:
             # Only then: the context slows down every call, and torch.export sees it.
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+@contextlib.contextmanager
+def settled() -> Iterator[None]:
+    """Inside, and `isolated`, what exists now is taken to stay.
+
+    A graph and what capturing it left in caches are a million objects, and no check that follows
+    has to look at them again for cycles. What is made inside is looked at.
+    """
+    release_memory()
+    if not _may_freeze.get():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def release_memory() -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import LENGTHS
 from causal_onnx.export.attestation import attest
-from causal_onnx.export.capture.isolation import with_callers_threads
+from causal_onnx.export.capture.isolation import settled, trim_memory, with_callers_threads
 from causal_onnx.export.check.cache_chunks import prove_cache
 from causal_onnx.export.check.causality import perturb
 from causal_onnx.export.check.drift import measure_drift
@@ -62,7 +62,7 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
         CausalityError: A later input moves an earlier output.
         DriftError: It is further from fp32 than allowed.
     """
-    with staged(path) as place:
+    with settled(), staged(path) as place:
         expected = Expected(
             subject.reference.fresh(), place.parent, keeps=subject.rounded is not None
         )
@@ -416,6 +416,7 @@ def _write_whole(draft: _Draft, found: _Found, source: dict[str, str]) -> int:
     )
     metadata = {**source, GOLDEN_KEY: goldens.to_json(), CERTIFICATE_KEY: found.to_json()}
     size = draft.write_runnable(metadata)
+    trim_memory()  # a session from one file holds the weights twice until it is made
     replayed = load(draft.path, huge_pages=False).selftest()
     if draft.is_twin:
         size = draft.write(metadata)

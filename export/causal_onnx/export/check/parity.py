@@ -104,8 +104,11 @@ class Session:
         self._present = [pair.present for pair in contract.cache]
 
     def __call__(self, inputs: Sequence[Array]) -> list[Array]:
-        """The outputs; a graph with a cache starts from an empty one."""
-        return self.step(inputs, self.empty_past(inputs))[0]
+        """The outputs; a graph with a cache starts from an empty one.
+
+        What makes the new cache runs too, but the cache does not lie in memory beside them.
+        """
+        return self._run(self.output_names, self._feed(inputs, self.empty_past(inputs)))
 
     def step(
         self,
@@ -127,17 +130,25 @@ class Session:
         Raises:
             SessionError: onnxruntime refuses the call.
         """
+        feed = self._feed(inputs, past, mask)
+        if last_only:
+            feed[LAST_ONLY] = np.array(True)
+        outputs = self._run([*self.output_names, *self._present], feed)
+        count = len(self.output_names)
+        return outputs[:count], outputs[count:]
+
+    def _run(self, names: Sequence[str], feed: Mapping[str, Array]) -> list[Array]:
+        return list(ask_onnxruntime(self._session.run, list(names), dict(feed)))
+
+    def _feed(
+        self, inputs: Sequence[Array], past: Sequence[Array], mask: Array | None = None
+    ) -> dict[str, Array]:
         feed = {spec.name: x for spec, x in zip(self._inputs, inputs, strict=True)}
         feed |= {spec.name: x for spec, x in zip(self._past, past, strict=True)}
         if self._mask is not None:
             seq = self._sizes(inputs)["seq"]
             feed[self._mask.name] = self.ones(inputs, seq) if mask is None else mask
-        if last_only:
-            feed[LAST_ONLY] = np.array(True)
-        names = [*self.output_names, *self._present]
-        outputs = list(ask_onnxruntime(self._session.run, names, feed))
-        count = len(self.output_names)
-        return outputs[:count], outputs[count:]
+        return feed
 
     def ones(self, inputs: Sequence[Array], total_seq: int) -> Array:
         """A mask of `total_seq` tokens in each row of `inputs`."""
