@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import platform
 import subprocess
 import sys
 import weakref
@@ -118,6 +119,10 @@ def test_an_export_looks_for_unreachable_cycles_less_often_and_its_caller_as_bef
     assert gc.get_threshold() == before
 
 
+def has_glibc() -> bool:
+    return platform.libc_ver()[0] == "glibc"
+
+
 class Cycle:
     """Refers to itself, so that it ends only where somebody looks for cycles."""
 
@@ -147,6 +152,51 @@ def test_what_the_caller_froze_stays_frozen() -> None:
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
+
+
+HELD = """
+import ctypes, re, sys
+from pathlib import Path
+from causal_onnx.export.capture.isolation import without_gaps
+
+def resident():
+    return int(re.search(r"VmRSS:\\s*([0-9]+)", Path("/proc/self/status").read_text())[1]) << 10
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+
+def blocks(count, size):
+    places = [libc.malloc(size) for _ in range(count)]
+    for place in places:
+        libc.memset(place, 1, size)
+    return places
+
+def left_by_every_other():
+    before, places = resident(), blocks(40, 4 << 20)
+    for place in places[::2]:
+        libc.free(place)
+    held = resident() - before
+    for place in places[1::2]:
+        libc.free(place)
+    return held >> 20
+
+libc.free(blocks(1, 30 << 20)[0])
+usual = left_by_every_other()
+with without_gaps():
+    apart = left_by_every_other()
+print(usual, apart)
+"""
+"""What 40 blocks of 4 MB leave when every other one is freed, in MB: as usual, and inside."""
+
+
+@pytest.mark.skipif(not has_glibc(), reason="malloc of glibc only")
+def test_what_is_freed_between_large_blocks_goes_back_to_the_system() -> None:
+    done = subprocess.run([sys.executable, "-c", HELD], check=True, capture_output=True, text=True)
+    usual, apart = map(int, done.stdout.split())
+    assert usual > 140
+    assert apart < 100
 
 
 def test_the_file_keeps_the_shapes_and_the_tolerance_and_no_measured_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass, replace
@@ -11,7 +12,12 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.analyse import LENGTHS
 from causal_onnx.export.attestation import attest
-from causal_onnx.export.capture.isolation import settled, trim_memory, with_callers_threads
+from causal_onnx.export.capture.isolation import (
+    settled,
+    trim_memory,
+    with_callers_threads,
+    without_gaps,
+)
 from causal_onnx.export.check.cache_chunks import prove_cache
 from causal_onnx.export.check.causality import perturb
 from causal_onnx.export.check.drift import measure_drift
@@ -52,6 +58,9 @@ from causal_onnx.runtime import load
 from causal_onnx.runtime.contract import CERTIFICATE_KEY, CONTRACT_KEY, GOLDEN_KEY, Contract
 
 __all__ = ["prove_and_write"]
+
+LARGE_FILE = 1 << 26
+"""Bytes of a file for which it matters how it is loaded."""
 
 
 def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) -> ExportReport:
@@ -416,8 +425,10 @@ def _write_whole(draft: _Draft, found: _Found, source: dict[str, str]) -> int:
     )
     metadata = {**source, GOLDEN_KEY: goldens.to_json(), CERTIFICATE_KEY: found.to_json()}
     size = draft.write_runnable(metadata)
-    trim_memory()  # a session from one file holds the weights twice until it is made
-    replayed = load(draft.path, huge_pages=False).selftest()
+    trim_memory()
+    with without_gaps() if size >= LARGE_FILE else contextlib.nullcontext():
+        # While a session is made of one file, the weights are there twice.
+        replayed = load(draft.path, huge_pages=False).selftest()
     if draft.is_twin:
         size = draft.write(metadata)
     if not replayed.passed:

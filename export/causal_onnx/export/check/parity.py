@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from causal_onnx.export.analysis.session import plain_session
-from causal_onnx.export.capture.isolation import trim_memory
+from causal_onnx.export.capture.isolation import trim_memory, without_gaps
 from causal_onnx.export.check.expected import Expected
 from causal_onnx.export.check.wide import run_in_float64
 from causal_onnx.export.errors import ExportError
@@ -301,12 +302,12 @@ def _case(
     if not any(map(_has_finite, expected)):
         text = "PyTorch returns no finite number here, so nothing can be compared; "
         return case(math.inf, False, text + "pass an example whose values fit the module")
+    is_large = sum(value.nbytes for value in expected) >= LARGE_OUTPUTS
     try:
-        got = session([to_numpy(value) for value in inputs])
+        with _sparing() if is_large else contextlib.nullcontext():
+            got = session([to_numpy(value) for value in inputs])
     except SessionError as error:
         return case(math.inf, False, f"onnxruntime: {error}")
-    if sum(value.nbytes for value in got) >= LARGE_OUTPUTS:
-        trim_memory()
     for name, value, wanted in zip(session.output_names, got, expected, strict=True):
         if value.shape != wanted.shape or value.dtype != wanted.dtype:
             return case(
@@ -332,6 +333,15 @@ def _case(
         if ours <= min(max(tolerance, 2 * theirs), LARGEST_DISTANCE * tolerance):
             return replace(case(ours, True, text), from_float64=theirs)
     return case(worst, False, _where(got, expected, session.output_names))
+
+
+@contextlib.contextmanager
+def _sparing() -> Iterator[None]:
+    """For a long call, after one of PyTorch: neither leaves memory behind that it needed."""
+    trim_memory()
+    with without_gaps():
+        yield
+    trim_memory()
 
 
 def compare_unbatched(
