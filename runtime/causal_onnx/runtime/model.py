@@ -89,8 +89,8 @@ def load(
             other processes that do the same. Outputs have the same bits. It is made again if the
             file, onnxruntime or the processor has changed. On the CPU, on Linux.
         adapters: LoRA adapters by names of your own, for a file that was exported with `adaptable`:
-            folders that PEFT wrote, or .npz or .safetensors files (docs/adapters.md). Streams and
-            generation choose among them row by row, by name.
+            folders that PEFT wrote, or .npz or .safetensors files (docs/how-to/adapters.md).
+            Streams and generation choose among them row by row, by name.
 
     Raises:
         FileNotFoundError: There is no such file, or no such adapter.

@@ -48,6 +48,11 @@ class ServedModel:
     """The folder or file that it was loaded from; None: it was passed as a loaded model."""
     created: int = field(default_factory=lambda: int(time.time()))
     """The time at which it was added, in seconds since 1970."""
+    adapter: str | None = None
+    """The name of the adapter that changes the model; None: none does."""
+    parent: str | None = None
+    """For a model that is another one with an adapter: the name of that one, which has the
+    engines."""
 
     @property
     def contract(self) -> Contract:
@@ -88,11 +93,7 @@ class ServedModel:
                 fit the model.
             ArtifactError: A file beside the tokenizer is damaged.
         """
-        if not NAME.fullmatch(name):
-            raise ValueError(
-                f"{name!r} cannot be the name of a model: use letters, digits, '.', '_', ':' and "
-                "'-', such as NAME=path/to/model"
-            )
+        _check_name(name, "NAME=path/to/model")
         engine = None
         try:
             check_model(model)
@@ -113,8 +114,22 @@ class ServedModel:
             return served
         return replace(served, template=ChatTemplate.of_folder(served.tokenizer.path.parent))
 
+    def with_adapters(self) -> list[ServedModel]:
+        """This model, and for each of its adapters the same one under the adapter's name."""
+        for name in self.model.adapters:
+            _check_name(name, "ADAPTER=path/to/adapter")
+        adapted = [
+            replace(self, name=name, adapter=name, parent=self.name) for name in self.model.adapters
+        ]
+        return [self, *adapted]
+
     def close(self, *, drain_s: float = 0.0) -> None:
-        """Accept no more requests, and end those in progress within `drain_s` seconds."""
+        """Accept no more requests, and end those in progress within `drain_s` seconds.
+
+        Does nothing for a model with a parent, whose engines these are.
+        """
+        if self.parent is not None:
+            return
         until = time.monotonic() + drain_s
         if self.engine is not None:
             self.engine.close(drain_s=drain_s)
@@ -200,17 +215,21 @@ class Registry(Mapping[str, ServedModel]):
         return served
 
     def add(self, served: ServedModel) -> None:
-        """Add a model.
+        """Add a model, and one for each adapter that it was loaded with.
 
         Raises:
-            ValueError: Another model has the same name.
+            ValueError: Another model has the same name, or an adapter has one that no model can
+                have.
         """
         with self._lock:
-            if served.name in self._models:
-                raise ValueError(
-                    f"two models are called {served.name!r}; give one another name: NAME=path"
-                )
-            self._models = {**self._models, served.name: served}
+            models = dict(self._models)
+            for item in served.with_adapters():
+                if item.name in models:
+                    raise ValueError(
+                        f"two models are called {item.name!r}; give one another name: NAME=path"
+                    )
+                models[item.name] = item
+            self._models = models
 
     def remove(self, name: str, *, drain_s: float = 0.0) -> None:
         """Remove a model; its running requests may take `drain_s` seconds.
@@ -220,7 +239,9 @@ class Registry(Mapping[str, ServedModel]):
         """
         served = self.find(name)
         with self._lock:
-            self._models = {key: item for key, item in self._models.items() if key != name}
+            self._models = {
+                key: item for key, item in self._models.items() if name not in (key, item.parent)
+            }
         served.close(drain_s=drain_s)
 
     def load(self, name: str, *, drain_s: float = 0.0) -> None:
@@ -243,7 +264,8 @@ class Registry(Mapping[str, ServedModel]):
             served = source.open(name, path)
             with self._lock:
                 before = self._models.get(name)
-                self._models = {**self._models, name: served}
+                own = {item.name: item for item in served.with_adapters()}
+                self._models = {**self._models, **own}
         if before is not None:
             before.close(drain_s=drain_s)
 
@@ -279,6 +301,7 @@ def open_models(
     engine_options: EngineOptions | None = None,
     keeps_sequences: bool = True,
     repository: Path | None = None,
+    adapters: Mapping[str, Path] | None = None,
 ) -> Registry:
     """Load folders and files, and start the engines that answer requests to them.
 
@@ -292,6 +315,8 @@ def open_models(
         keeps_sequences: Whether caches of clients are kept between their requests, which needs
             that all requests of a client come to this process.
         repository: A folder whose models clients may load while the server runs.
+        adapters: LoRA adapters of the one model in `places`, by name, as for `load`. Each is served
+            as a model of this name.
 
     Raises:
         FileNotFoundError: A file or folder does not exist.
@@ -305,7 +330,13 @@ def open_models(
             _check_bundle(path, device=device, threads=threads)
         # With `cast`, because the protocols check dtypes, and bfloat16 comes as float32.
         model = load(
-            path, device=device, threads=threads, trusted=trusted, prepared=prepared, cast=True
+            path,
+            device=device,
+            threads=threads,
+            trusted=trusted,
+            prepared=prepared,
+            cast=True,
+            adapters=adapters if name in dict(given) else None,
         )
         return ServedModel.of(
             name,
@@ -318,6 +349,13 @@ def open_models(
     if repository is not None and not repository.is_dir():
         raise FileNotFoundError(f"there is no folder {repository}")
     given = [split_name(place) for place in places]
+    if adapters and len(given) != 1:
+        raise ValueError(
+            f"adapters are of one model, and {len(given)} are served; serve theirs in a process of "
+            "its own"
+        )
+    for name in adapters or {}:
+        _check_name(name, "ADAPTER=path/to/adapter")
     registry = Registry(source=ModelSource(given=dict(given), root=repository, open=open_model))
     try:
         for name, path in given:
@@ -326,6 +364,14 @@ def open_models(
         registry.close()
         raise
     return registry
+
+
+def _check_name(name: str, example: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a model: use letters, digits, '.', '_', ':' and "
+            f"'-', such as {example}"
+        )
 
 
 def _check_bundle(folder: Path, *, device: str, threads: int | None) -> None:

@@ -38,6 +38,7 @@ KINDS = {"chat": "chat and text", "text": "text", "ids": "token ids"}
 EPILOG = """\
 examples:
   causal-onnx serve model/
+  causal-onnx serve model/ --adapter french=./lora-fr --adapter legal=./lora-legal
   causal-onnx serve stories=model/ other/ single.onnx --port 8000
 """
 
@@ -49,6 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="MODEL",
         help="the folder of a model, or an .onnx file; NAME=MODEL gives it another name",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a LoRA adapter of the model, which must be exported with --adaptable; it is served "
+        "as a model of this name (repeatable)",
     )
     parser.add_argument("--host", default="127.0.0.1", help="the address (default: 127.0.0.1)")
     parser.add_argument(
@@ -167,6 +176,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     if args.tls_key is not None and args.tls_certificate is None:
         raise UsageError("--tls-key needs --tls-certificate")
+    adapters = _adapters(args.adapter)
+    if adapters and len(args.models) > 1:
+        raise UsageError("--adapter is for one model, and several are served")
     engines = EngineOptions(
         sequences=args.sequences,
         context=args.context,
@@ -198,6 +210,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             prepared=args.prepared,
             engine_options=engines,
             repository=args.repository,
+            adapters=adapters,
         )
         with contextlib.closing(models):
             host = f"[{args.host}]" if ":" in args.host else args.host
@@ -231,6 +244,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
                     stack.callback(provider.shutdown)  # sends what is left
                 server.run(sockets=[socket])
     return 0
+
+
+def _adapters(texts: list[str]) -> dict[str, Path]:
+    """Adapters by name.
+
+    Raises:
+        UsageError: One has no name or no path, or two have the same name.
+    """
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, sign, path = text.partition("=")
+        if not (sign and name and path):
+            raise UsageError(f"--adapter takes NAME=FOLDER, such as french=./lora-fr, got {text!r}")
+        if name in found:
+            raise UsageError(f"--adapter names {name!r} twice")
+        found[name] = Path(path)
+    return found
 
 
 def _draft(args: argparse.Namespace) -> PromptLookup | DraftModel | None:
@@ -278,6 +308,8 @@ def _requests_on_stderr() -> Iterator[None]:
 def _described(served: ServedModel) -> str:
     """What a model is, and where it runs."""
     runner, engine = served.model.runner, served.engine
+    if served.parent is not None:
+        return f"{served.name}: an adapter of {served.parent}"
     where = f"{served.model.device}, {runner.threads} thread{'s' * (runner.threads != 1)}"
     if engine is None:
         return f"{served.name}: tensors, on {where}"

@@ -44,10 +44,17 @@ class KeptStream:
         """Forget what was read."""
         self._stream, self._ids = None, []
 
-    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[Stream, Array]:
-        """A stream that has read a prompt, the only one, and the logits (1, vocab) after it."""
+    def read(
+        self, prompts: Sequence[Sequence[int]], stream: Stream | None = None
+    ) -> tuple[Stream, Array]:
+        """A stream that has read a prompt, the only one, and the logits (1, vocab) after it.
+
+        `stream` reads it from the beginning; None: what is kept goes on, as far as it can.
+        """
         (prompt,) = prompts
-        stream, found = self._go_back(prompt)
+        found = 0
+        if stream is None:
+            stream, found = self._go_back(prompt)
         self._stream, self._ids = stream, list(prompt)
         self.positions_found += found
         self.positions_read += len(prompt) - found

@@ -85,6 +85,12 @@ class _Conditioned:
     adapter: str | Sequence[str | None] | None = None
 
     @property
+    def unadapted(self) -> object:
+        """The model of which prefix caches are: their keys and values depend on what stays, and
+        are kept by adapter."""
+        return self if self.inputs else self.model
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         return self.model.tokenizer
 

@@ -62,7 +62,9 @@ def make_plan(
             "constraint must be a Constraint, such as Constraint.json_schema(...), or None, got "
             f"{constraint!r}"
         )
-    if reader is not None and getattr(reader, "model", None) is not model:
+    # Prefixes of a model are kept by adapter, and a model with one shares the cache.
+    whose = getattr(model, "unadapted", model)
+    if reader is not None and getattr(reader, "model", None) not in (model, whose):
         raise ValueError(
             f"prefix_cache must be a PrefixCache of this very model, or None, got {reader!r}"
         )

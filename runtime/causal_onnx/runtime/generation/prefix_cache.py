@@ -47,10 +47,11 @@ class PrefixStats:
 class _Node:
     """A block of positions after those of its parents."""
 
-    key: tuple[int, ...]
+    key: tuple[str | int | None, ...]
+    """The adapter that they were read with, and their ids."""
     parent: _Node | None
     block: blocks.Block
-    children: dict[tuple[int, ...], _Node] = field(default_factory=dict)
+    children: dict[tuple[str | int | None, ...], _Node] = field(default_factory=dict)
 
 
 class PrefixCache:
@@ -117,22 +118,27 @@ class PrefixCache:
             self._root.children.clear()
             self._nodes.clear()
 
-    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[Stream, Array]:
+    def read(
+        self, prompts: Sequence[Sequence[int]], stream: Stream | None = None
+    ) -> tuple[Stream, Array]:
         """A stream that has read the prompts, and the logits (batch, vocab) after each.
 
         Args:
             prompts: One per row, each of at least one id.
+            stream: What is to read them: a stream of the model that has read nothing, with the
+                adapters of its rows. None: one without adapters.
         """
         model, size = self.model, self._block
+        stream = stream or model.stream(batch=len(prompts))
         with self._lock:
-            paths = [self._walk(prompt) for prompt in prompts]
+            pairs = zip(prompts, stream.adapters, strict=True)
+            paths = [self._walk(prompt, adapter) for prompt, adapter in pairs]
             paths = self._together(prompts, paths)
             self._prompts += len(prompts)
             self._hits += sum(bool(path) for path in paths)
             self._asked += sum(len(prompt) for prompt in prompts)
             self._found += sum(len(path) * size for path in paths)
         known = [[node.block for node in path] for path in paths]
-        stream = model.stream(batch=len(prompts))
         if any(paths):
             stream.take_over(*blocks.join(model.contract, known, size))
         has_window = blocks.has_window(model.contract)
@@ -150,16 +156,17 @@ class PrefixCache:
             self.keep(prompt, stream, row=row, known=len(known[row]), windows=windows[row])
         return stream, prefill.logits
 
-    def find(self, prompt: Sequence[int]) -> list[blocks.Block]:
+    def find(self, prompt: Sequence[int], *, adapter: str | None = None) -> list[blocks.Block]:
         """The blocks that a prompt begins with, for those who read the rest by themselves.
 
         `cache_blocks.join` makes of them what a stream takes over; at least one id is left to read.
 
         Args:
             prompt: Of at least one id.
+            adapter: The name of the adapter that it is read with: keys and values depend on it.
         """
         with self._lock:
-            path = self._walk(prompt)
+            path = self._walk(prompt, adapter)
             self._prompts += 1
             self._hits += bool(path)
             self._asked += len(prompt)
@@ -180,7 +187,7 @@ class PrefixCache:
         Args:
             prompt: The ids.
             stream: What has read them.
-            row: Of the stream.
+            row: Of the stream, whose adapter counts, too.
             known: How many blocks `find` gave.
             windows: `cache_blocks.windows` at the end of each block after those, where the model's
                 cache has any.
@@ -188,11 +195,11 @@ class PrefixCache:
         with self._lock:
             self._insert(stream, row, prompt, windows, known)
 
-    def _walk(self, prompt: Sequence[int]) -> list[_Node]:
+    def _walk(self, prompt: Sequence[int], adapter: str | None) -> list[_Node]:
         """The blocks that a prompt begins with; at least one id is left to read."""
         path, node = [], self._root
         for start in range(0, len(prompt) - self._block, self._block):
-            child = node.children.get(self._key(prompt, start))
+            child = node.children.get(self._key(prompt, start, adapter))
             if child is None:
                 break
             path.append(child)
@@ -227,7 +234,7 @@ class PrefixCache:
         node = self._root
         for index in range(len(prompt) // self._block):
             start = index * self._block
-            key = self._key(prompt, start)
+            key = self._key(prompt, start, stream.adapters[row])
             child = node.children.get(key)
             if child is None:
                 if index < first_window:
@@ -263,8 +270,10 @@ class PrefixCache:
         for node in reversed(path):
             self._nodes.move_to_end(node)
 
-    def _key(self, prompt: Sequence[int], start: int) -> tuple[int, ...]:
-        return tuple(int(token) for token in prompt[start : start + self._block])
+    def _key(
+        self, prompt: Sequence[int], start: int, adapter: str | None
+    ) -> tuple[str | int | None, ...]:
+        return (adapter, *(int(token) for token in prompt[start : start + self._block]))
 
 
 def _size(block: blocks.Block) -> int:

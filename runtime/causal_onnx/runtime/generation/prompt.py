@@ -29,8 +29,13 @@ class PromptReader(Protocol):
         """Whose prompts."""
         ...
 
-    def read(self, prompts: Sequence[Sequence[int]]) -> tuple[Stream, Array]:
-        """A stream that has read the prompts, and the logits (batch, vocab) after each."""
+    def read(
+        self, prompts: Sequence[Sequence[int]], stream: Stream | None = None
+    ) -> tuple[Stream, Array]:
+        """A stream that has read the prompts, and the logits (batch, vocab) after each.
+
+        `stream` is what reads them, if not a new one of the model: one with adapters.
+        """
         ...
 
 
@@ -38,9 +43,11 @@ def start(
     model: LanguageModel, prompts: Sequence[Sequence[int]], reader: PromptReader | None
 ) -> tuple[Stream, Array]:
     """A stream that has read the prompts, and the logits (batch, vocab) after each."""
-    if reader is not None:
+    if reader is not None and reader.model is model:
         return reader.read(prompts)
     stream = model.stream(batch=len(prompts))
+    if reader is not None:
+        return reader.read(prompts, stream)
     return stream, prefill(stream, prompts)
 
 

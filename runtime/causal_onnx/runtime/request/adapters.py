@@ -54,6 +54,8 @@ class Adapters:
                 "file of its own: causal-onnx export MODEL --adapter ADAPTER"
             )
         self._found: dict[str, dict[str, LowRank]] = {}
+        self._last: tuple[tuple[str | None, ...], dict[str, Array]] = ((), {})
+        """The rows that were asked for last, and their inputs."""
         for key, path in paths.items():
             if not isinstance(key, str) or not key:
                 raise ValueError(f"the name of an adapter must be a non-empty text, got {key!r}")
@@ -65,6 +67,11 @@ class Adapters:
     def names(self) -> tuple[str, ...]:
         """Those that can be asked for."""
         return tuple(self._found)
+
+    @property
+    def by_rank(self) -> tuple[str, ...]:
+        """The same, those of the lowest rank first."""
+        return tuple(sorted(self._found, key=self._rank))
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
@@ -114,7 +121,7 @@ class Adapters:
                 )
 
     def inputs(self, rows: Sequence[str | None]) -> dict[str, Array]:
-        """The inputs of a call: name -> array.
+        """The inputs of a call: name -> array, not to be written to.
 
         Args:
             rows: The name of each row's adapter; None: it has none.
@@ -122,6 +129,15 @@ class Adapters:
         Raises:
             ValueError: One is not loaded.
         """
+        asked = tuple(rows)
+        last, found = self._last
+        if asked != last:
+            found = self._inputs(asked)
+            # A server asks for the same rows in call after call, and they are some megabytes.
+            self._last = asked, found
+        return dict(found)
+
+    def _inputs(self, rows: Sequence[str | None]) -> dict[str, Array]:
         self.check_names(rows)
         rank = max((self._rank(row) for row in rows), default=0)
         rank = -(-rank // RANK_STEP) * RANK_STEP
@@ -136,6 +152,8 @@ class Adapters:
                     down[index, : len(layer.down)] = layer.down
                     up[index, :, : len(layer.down)] = layer.up
             found |= {pair.down: down, pair.up: up}
+        for array in found.values():
+            array.flags.writeable = False
         return found
 
     def _rank(self, row: str | None) -> int:

@@ -85,15 +85,23 @@ class RowPool:
         """Positions of each row."""
         return self._capacity
 
-    def stream(self, first: int, lengths: Sequence[int]) -> Stream:
+    def stream(
+        self,
+        first: int,
+        lengths: Sequence[int],
+        *,
+        adapters: Sequence[str | None] | None = None,
+    ) -> Stream:
         """The rows from `first` on as one stream, which reads and writes them in place.
 
         Args:
             first: The first row.
             lengths: How many positions each of the rows holds, one number a row.
+            adapters: The name of each row's adapter, or None; None: no row has one.
 
         Raises:
-            ValueError: There are no such rows, or a length is above the capacity.
+            ValueError: There are no such rows, a length is above the capacity, or there is no such
+                adapter.
         """
         held = whole_numbers("lengths", lengths)
         stop = first + len(held)
@@ -103,7 +111,7 @@ class RowPool:
             raise ValueError(f"lengths must lie in [0, {self._capacity}], got {held.tolist()}")
         cache = KVCache(self._model.contract, len(held), self._capacity, in_place=True)
         cache.buffers = {name: buffer[first:stop] for name, buffer in self._buffers.items()}
-        return Stream.on(self._model, cache, held, capacity=self._capacity)
+        return Stream.on(self._model, cache, held, capacity=self._capacity, adapters=adapters)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Let a row hold the first `length` positions of another."""

@@ -176,8 +176,8 @@ class Engine:
         self.no_guesses: str | None = None
         """Why nothing is guessed ahead; None: guesses are made."""
         self._learn_to_guess()
-        self.record = EngineRecord()
-        """What it has done so far."""
+        self.records = {name: EngineRecord() for name in (None, *model.adapters)}
+        """What it has done so far, by the name of the adapter; None: without any."""
         kept = options.prefix_positions
         kept = options.sequences * context if kept is None else kept
         self.prefixes = (
@@ -224,6 +224,11 @@ class Engine:
             self.no_guesses = found
 
     @property
+    def record(self) -> EngineRecord:
+        """What it has done so far, of requests without an adapter."""
+        return self.records[None]
+
+    @property
     def batch_sizes(self) -> tuple[int, ...]:
         """The batch sizes of decoding calls, ascending; (1,): sequences are decoded in turn."""
         return self._rows.sizes
@@ -256,6 +261,7 @@ class Engine:
         priority: int = 0,
         joins_prompt: bool = True,
         prediction: Sequence[int] | str | None = None,
+        adapter: str | None = None,
     ) -> Generation:
         """Make a request. `submit` also enqueues it; after `prepare`, call `enqueue`.
 
@@ -277,6 +283,8 @@ class Engine:
             prediction: What the continuation will be for the most part, as ids or text, such as
                 the text that is to be changed a little. It saves time where it comes true, and
                 changes no token.
+            adapter: The name of the adapter that changes the model, of those that it was loaded
+                with. Requests with different ones are decoded together.
 
         Raises:
             ValueError: An argument is out of its range, or the model does not support it.
@@ -296,6 +304,7 @@ class Engine:
             needs_text=isinstance(prompt, str),
             joins_prompt=joins_prompt,
         )
+        self.model.runner.adapters.check_names([adapter])
         (ids,) = prompt_ids(self.model, [prompt])
         self._check_ids(ids, "prompt")
         n = whole_number("n", n, most=1024)
@@ -316,6 +325,7 @@ class Engine:
             scores_prompt=score_prompt,
             only_scores=only_scores,
             prediction=self._prediction(prediction),
+            adapter=adapter,
         )
         self._check_size(generation)
         return generation
@@ -463,6 +473,7 @@ class Engine:
             scores_prompt=generation.scores_prompt,
             only_scores=generation.only_scores,
             prediction=generation.prediction,
+            adapter=generation.adapter,
             replay_of=generation,
         )
 
@@ -495,7 +506,7 @@ class Engine:
             heapq.heappop(self._waiting)
             self._positions[generation] = needed
         generation.times.started = time.monotonic()
-        self._reading, self._prompt = generation, self._rows.begin()
+        self._reading, self._prompt = generation, self._rows.begin(generation.adapter)
         self._known, self._windows = 0, []
         if self.prefixes is not None and not generation.scores_prompt:
             try:
@@ -508,7 +519,10 @@ class Engine:
 
         Blocks are chunks, so what is kept has the bits that reading it again would give.
         """
-        known, size = prefixes.find(generation.prompt), self.options.chunk
+        known, size = (
+            prefixes.find(generation.prompt, adapter=generation.adapter),
+            self.options.chunk,
+        )
         if known:
             stream.take_over(*cache_blocks.join(self.model.contract, [known], size))
         self._known, generation.cached_tokens = len(known), len(known) * size
@@ -637,7 +651,7 @@ class Engine:
         item.guesses.judge(right, len(proposed))
         item.generation.count_guesses(right, len(proposed), is_prediction=item.guesses.is_expected)
         if item.generation.replay_of is None:
-            self.record.add_guesses(right, len(proposed))
+            self.records[item.generation.adapter].add_guesses(right, len(proposed))
 
     def _choose(self, item: _Running, logits: Array) -> bool:
         """The next token of one sequence; whether there is one."""
@@ -657,7 +671,7 @@ class Engine:
         score = Score(choice.id, choice.logprob, top)
         generation.post(Token(item.index, score, choice.text, growing.finish))
         if generation.replay_of is None:
-            self.record.add_token()
+            self.records[generation.adapter].add_token()
         self._changed_ones[generation] = None
         return True
 
@@ -709,7 +723,7 @@ class Engine:
             generation.end(error)
             self._changed_ones[generation] = None
             if generation.replay_of is None:
-                self.record.add(generation, is_error=error is not None)
+                self.records[generation.adapter].add(generation, is_error=error is not None)
             self._follow_up(generation, error)
 
     def _follow_up(self, generation: Generation, error: Exception | None) -> None:
@@ -721,7 +735,7 @@ class Engine:
             self._to_replay.append(generation)
             return
         is_same = generation.became_the_same(first)
-        self.record.add_replay(is_same=is_same)
+        self.records[generation.adapter].add_replay(is_same=is_same)
         if not is_same:
             log.error(
                 "a request of %d ids with seed %d to %s became something else when it was repeated",

@@ -73,6 +73,7 @@ class Generation:
         scores_prompt: bool,
         only_scores: bool,
         prediction: Sequence[int] = (),
+        adapter: str | None = None,
         replay_of: Generation | None = None,
     ) -> None:
         """Take a request that was checked."""
@@ -85,6 +86,8 @@ class Generation:
         self.scores_prompt, self.only_scores = scores_prompt, only_scores
         self.prediction = tuple(prediction)
         """The ids that its caller expects; empty: none."""
+        self.adapter = adapter
+        """The name of the adapter that changes the model; None: none does."""
         self.replay_of = replay_of
         """What this repeats, to see whether the same comes of it."""
         self.prompt_scores: list[Score] = []

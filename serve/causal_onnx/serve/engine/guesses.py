@@ -90,20 +90,22 @@ def probe_pieces(
     lengths = sorted({min(length, capacity - most - 2) for length in PROBED})
     ids = np.random.default_rng(0).integers(0, vocab, lengths[-1] + most + 2).tolist()
     costs: list[float] = []
-    rows.begin().run([ids[:1]])
-    rows.join(1)
-    try:
-        read = 1
-        for length in lengths:
-            for start in range(read, length, READ):
-                rows.read(0, ids[start : min(start + READ, length)])
-            read = length
-            if not _are_equal(rows, ids[length : length + most + 2]):
-                return "a call over several positions gives other bits than single steps"
-            if length <= PROBED[1]:  # as long as sequences often are
-                costs = piece_costs(rows, ids[length : length + most + 1])
-    finally:
-        rows.leave(0)
+    # With an adapter other kernels may run; the one of the highest rank stands for all.
+    for adapter in (*model.runner.adapters.by_rank[-1:], None):
+        rows.begin(adapter).run([ids[:1]])
+        rows.join(1)
+        try:
+            read = 1
+            for length in lengths:
+                for start in range(read, length, READ):
+                    rows.read(0, ids[start : min(start + READ, length)])
+                read = length
+                if not _are_equal(rows, ids[length : length + most + 2]):
+                    return "a call over several positions gives other bits than single steps"
+                if length <= PROBED[1]:  # as long as sequences often are
+                    costs = piece_costs(rows, ids[length : length + most + 1])
+        finally:
+            rows.leave(0)
     guess = 0.0
     if isinstance(draft, DraftModel):
         guess = _step_s(draft) / costs[0]

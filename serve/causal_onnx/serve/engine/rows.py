@@ -35,8 +35,8 @@ class Rows(Protocol):
         """How many are decoded."""
         ...
 
-    def begin(self) -> Stream:
-        """Start to read a prompt: the empty stream that takes it, one row."""
+    def begin(self, adapter: str | None = None) -> Stream:
+        """Start to read a prompt: the empty stream that takes it, one row, with this adapter."""
         ...
 
     def abandon(self) -> None:
@@ -90,27 +90,59 @@ def equal_sizes(model: Model, *, count: int, capacity: int) -> tuple[int, ...]:
     itself is it.
     """
     pool = RowPool(model.runner, rows=count + 2, capacity=capacity)
-    lengths = [min(length, capacity - 1) for length in PROBED]
+    seen: dict[int, list[bytes]] = {size: [] for size in range(1, count + 1)}
+    for pair in _adapter_pairs(model):
+        for size, (one, other) in _bits_by_size(model, pool, count, pair).items():
+            if len(one) > 1 or len(other) > 1:
+                seen.pop(size, None)
+            elif size in seen:
+                seen[size] += [*one, *other]
+    found: dict[tuple[bytes, ...], list[int]] = {}
+    for size, whole in seen.items():
+        found.setdefault(tuple(whole), []).append(size)
+    sets = sorted(found.values(), key=lambda sizes: (len(sizes), sizes[-1]))
+    return tuple(sets[-1]) if sets else ()
+
+
+def _adapter_pairs(model: Model) -> list[tuple[str | None, str | None]]:
+    """Adapters of two sequences that stand for all: none, and those of the extreme ranks."""
+    ranked = model.runner.adapters.by_rank
+    pairs: list[tuple[str | None, str | None]] = [(None, None)]
+    if ranked:
+        pairs.append((None, ranked[-1]))
+    if len(ranked) > 1:
+        pairs.append((ranked[0], ranked[-1]))
+    return pairs
+
+
+def _bits_by_size(
+    model: Model, pool: RowPool, count: int, adapters: Sequence[str | None]
+) -> dict[int, tuple[set[bytes], set[bytes]]]:
+    """For each number of rows the logits that each of two sequences has in such calls."""
+    lengths = [min(length, pool.capacity - 1) for length in PROBED]
     random = np.random.default_rng(0)
-    for row, length in enumerate(lengths):
+    for kind, length in enumerate(lengths):
         if length:
             ids = random.integers(0, vocab_size(model), (1, length))
-            feed(pool.stream(count + row, [0]), ids, last_only=True)
-    found: dict[tuple[bytes, bytes], list[int]] = {}
+            stream = pool.stream(count + kind, [0], adapters=[adapters[kind]])
+            feed(stream, ids, last_only=True)
+    found: dict[int, tuple[set[bytes], set[bytes]]] = {}
     for size in range(1, count + 1):
-        bits: list[set[bytes]] = [set(), set()]
+        bits: tuple[set[bytes], set[bytes]] = (set(), set())
         for first, step in ((0, 1), (1, 1), (0, 0), (1, 0)):
             kinds = [(first + step * row) % 2 for row in range(size)]
             for row, kind in enumerate(kinds):
                 pool.copy(count + kind, row, lengths[kind])
-            stream = pool.stream(0, [lengths[kind] for kind in kinds])
+            stream = pool.stream(
+                0,
+                [lengths[kind] for kind in kinds],
+                adapters=[adapters[kind] for kind in kinds],
+            )
             logits = feed(stream, np.ones((size, 1), np.int64))[:, 0]
             for row, kind in enumerate(kinds):
                 bits[kind].add(logits[row].tobytes())
-        if len(bits[0]) == len(bits[1]) == 1:
-            found.setdefault((*bits[0], *bits[1]), []).append(size)  # type: ignore[arg-type]
-    sets = sorted(found.values(), key=lambda sizes: (len(sizes), sizes[-1]))
-    return tuple(sets[-1]) if sets else ()
+        found[size] = bits
+    return found
 
 
 class PooledRows:
@@ -120,16 +152,17 @@ class PooledRows:
         self.count, self.running, self.sizes = count, 0, tuple(sizes)
         self._pool = RowPool(model.runner, rows=count, capacity=capacity)
         self._lengths = [0] * count
+        self._adapters: list[str | None] = [None] * count
         self._reading: int | None = None
         self._prompt: Stream | None = None
         self._decoding: Stream | None = None
 
-    def begin(self) -> Stream:
+    def begin(self, adapter: str | None = None) -> Stream:
         assert self._prompt is None
         assert self.running < self.count
         self._reading = self.running
         self._lengths[self._reading] = 0
-        self._prompt = self._pool.stream(self._reading, [0])
+        self._prompt = self._pool.stream(self._reading, [0], adapters=[adapter])
         return self._prompt
 
     def abandon(self) -> None:
@@ -138,18 +171,20 @@ class PooledRows:
     def join(self, copies: int) -> None:
         assert self._prompt is not None
         assert self._reading is not None
-        (length,) = self._prompt.lengths
+        (length,), (adapter,) = self._prompt.lengths, self._prompt.adapters
         for place in range(self.running, self.running + copies):
             if place != self._reading:  # since it began, others may have left
                 self._pool.copy(self._reading, place, length)
-            self._lengths[place] = length
+            self._lengths[place], self._adapters[place] = length, adapter
         self.running += copies
         self._prompt = self._reading = self._decoding = None
 
     def step(self, ids: Sequence[int]) -> Array:
         running = self.running
         size = next(size for size in self.sizes if size >= running)
-        stream = self._decoding or self._pool.stream(0, self._padded(size))
+        # Rows that fill up are computed for nothing, and with whatever adapter.
+        adapters = [*self._adapters[:running], *[None] * (size - running)]
+        stream = self._decoding or self._pool.stream(0, self._padded(size), adapters=adapters)
         column = np.zeros((size, 1), np.int64)
         column[:running, 0] = ids
         # A stream whose call raised must not be used again.
@@ -163,7 +198,8 @@ class PooledRows:
 
     def read(self, place: int, ids: Sequence[int]) -> Array:
         self._decoding = None
-        stream = self._pool.stream(place, [self._lengths[place]])
+        adapters = [self._adapters[place]]
+        stream = self._pool.stream(place, [self._lengths[place]], adapters=adapters)
         logits: Array = feed(stream, np.array([ids], np.int64))[0]
         self._lengths[place] += len(ids)
         return logits
@@ -177,6 +213,7 @@ class PooledRows:
         if place != last:
             self._pool.copy(last, place, self._lengths[last])
             self._lengths[place] = self._lengths[last]
+            self._adapters[place] = self._adapters[last]
         self._lengths[last] = 0
         self.running, self._decoding = last, None
 
@@ -204,11 +241,11 @@ class SeparateRows:
     def running(self) -> int:
         return len(self._streams)
 
-    def begin(self) -> Stream:
+    def begin(self, adapter: str | None = None) -> Stream:
         assert self._prompt is None
         assert self.running < self.count
         # Whole rows are not taken at once: the room doubles when it is needed.
-        self._prompt = self._model.stream()
+        self._prompt = self._model.stream(adapter=adapter)
         return self._prompt
 
     def abandon(self) -> None:

@@ -61,6 +61,7 @@ class SequenceStep:
 class _Request:
     step: SequenceStep
     inputs: Mapping[str, npt.ArrayLike]
+    adapter: str | None
     future: Future[dict[str, Array]]
 
 
@@ -95,7 +96,7 @@ class SequenceEngine(QueuedEngine[_Request]):
         super().__init__(queue=self.options.queue, thread_name="causal-onnx-sequences")
         self._own = model.contract.without_cache()
         # The least recently used first; it belongs to the engine's thread, but for its length.
-        self._sequences: OrderedDict[int | str, _Sequence] = OrderedDict()
+        self._sequences: OrderedDict[tuple[str | None, int | str], _Sequence] = OrderedDict()
         self._begin()
 
     @property
@@ -104,13 +105,18 @@ class SequenceEngine(QueuedEngine[_Request]):
         return len(self._sequences)
 
     def submit(
-        self, step: SequenceStep, inputs: Mapping[str, npt.ArrayLike]
+        self,
+        step: SequenceStep,
+        inputs: Mapping[str, npt.ArrayLike],
+        *,
+        adapter: str | None = None,
     ) -> Future[dict[str, Array]]:
         """Enqueue a request; `asyncio.wrap_future` lets an event loop wait for it.
 
         Args:
             step: Its sequence. One that starts replaces a sequence of the same identity.
             inputs: The next positions by input name, without the cache.
+            adapter: The name of the adapter that changes the model; each has sequences of its own.
 
         Returns:
             A future with the outputs by name, without the cache. It raises what `Stream.run`
@@ -121,7 +127,7 @@ class SequenceEngine(QueuedEngine[_Request]):
             BusyError: The queue is full.
             UnavailableError: The engine is closing.
         """
-        item = _Request(step, inputs, Future())
+        item = _Request(step, inputs, adapter, Future())
         self._enqueue(item)
         return item.future
 
@@ -130,7 +136,7 @@ class SequenceEngine(QueuedEngine[_Request]):
     def _run(self) -> None:
         while (item := self._next()) is not None:
             try:
-                outputs = self._answer(item.step, item.inputs)
+                outputs = self._answer(item)
             except Exception as error:  # whoever waits for it is given it
                 item.future.set_exception(error)
             else:
@@ -163,26 +169,27 @@ class SequenceEngine(QueuedEngine[_Request]):
 
     def _drop_idle(self) -> None:
         while self._idle_in() == 0:
-            identity, _ = self._sequences.popitem(last=False)
+            (_, identity), _ = self._sequences.popitem(last=False)
             log.info("sequence %r was idle for %g s and is dropped", identity, self.options.idle_s)
 
-    def _answer(self, step: SequenceStep, inputs: Mapping[str, npt.ArrayLike]) -> dict[str, Array]:
-        identity, options = step.identity, self.options
+    def _answer(self, item: _Request) -> dict[str, Array]:
+        step, inputs, options = item.step, item.inputs, self.options
+        key = (item.adapter, step.identity)
         given = self._in_order(inputs)
-        known = self._sequences.get(identity)
+        known = self._sequences.get(key)
         if step.starts:
             if known is None and len(self._sequences) >= options.sequences:
                 raise BusyError(
                     f"{len(self._sequences)} sequences of this model are kept, which is the limit; "
                     "end one with sequence_end, or try again later"
                 )
-            found = _Sequence(
-                self.model.stream(batch=self._size(inputs, "batch")), time.monotonic()
-            )
+            batch = self._size(inputs, "batch")
+            stream = self.model.stream(batch=batch, adapter=item.adapter)
+            found = _Sequence(stream, time.monotonic())
         elif known is None:
             raise BadRequestError(
-                f"there is no sequence {identity!r} of this model: it has ended, was idle for more "
-                f"than {options.idle_s:g} s, or never began; begin it with sequence_start",
+                f"there is no sequence {step.identity!r} of this model: it has ended, was idle for "
+                f"more than {options.idle_s:g} s, or never began; begin it with sequence_start",
                 param="sequence_id",
             )
         else:
@@ -191,10 +198,10 @@ class SequenceEngine(QueuedEngine[_Request]):
         outputs = found.stream.run(*given)
         found.used = time.monotonic()
         if step.ends:
-            self._sequences.pop(identity, None)
+            self._sequences.pop(key, None)
         else:
-            self._sequences[identity] = found
-            self._sequences.move_to_end(identity)
+            self._sequences[key] = found
+            self._sequences.move_to_end(key)
         return outputs
 
     def _in_order(self, inputs: Mapping[str, npt.ArrayLike]) -> list[npt.ArrayLike]:

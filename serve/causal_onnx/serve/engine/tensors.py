@@ -77,11 +77,14 @@ class TensorEngine(QueuedEngine[_Request]):
         """Of the model, so far."""
         self._begin()
 
-    def submit(self, inputs: Mapping[str, npt.ArrayLike]) -> Future[dict[str, Array]]:
+    def submit(
+        self, inputs: Mapping[str, npt.ArrayLike], *, adapter: str | None = None
+    ) -> Future[dict[str, Array]]:
         """Enqueue a request; `asyncio.wrap_future` lets an event loop wait for it.
 
         Args:
             inputs: Arrays by input name, as for `Model.run`.
+            adapter: The name of the adapter that changes the model for all rows.
 
         Returns:
             A future with the outputs by name. Cancelling it withdraws a request that still waits.
@@ -92,8 +95,15 @@ class TensorEngine(QueuedEngine[_Request]):
             UnavailableError: The engine is closing.
         """
         request = self.model.runner.checker.check((), inputs)
-        rows = self._rows(request.feeds)
-        item = _Request(request.feeds, request.unbatched, rows, self._kind(request.feeds), Future())
+        rows, feeds = self._rows(request.feeds), request.feeds
+        if adapter is not None:
+            own = sorted(self.model.contract.adapter_names & inputs.keys())
+            if own:
+                raise ValueError(
+                    f"input {own[0]!r} is that of the adapter {adapter!r}; leave it out"
+                )
+            feeds = feeds | self.model.adapter_inputs([adapter] * rows)
+        item = _Request(feeds, request.unbatched, rows, self._kind(feeds), Future())
         self._enqueue(item)
         return item.future
 

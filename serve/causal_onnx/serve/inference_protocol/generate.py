@@ -96,6 +96,7 @@ def prepare_text(served: ServedModel, data: Mapping[str, Any]) -> Pieces:
         stop=choosing.stop,
         seed=choosing.seed,
         priority=choosing.priority,
+        adapter=served.adapter,
     )
     head = {"model_name": served.name, "model_version": VERSION}
     if identity:

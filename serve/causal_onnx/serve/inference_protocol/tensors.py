@@ -136,7 +136,7 @@ async def infer(service: Service, served: ServedModel, request: TensorRequest) -
     step, timeout_s = _sequence(parameters), _timeout(parameters)
     wanted = _wanted(served, request.requested, without_cache=step is not None)
     if step is None:
-        future = served.tensors.submit(request.inputs)
+        future = served.tensors.submit(request.inputs, adapter=served.adapter)
     elif served.sequences is None:
         raise BadRequestError(
             f"{served.name} keeps no sequences: it has no KV cache, or its requests are shared out "
@@ -144,7 +144,7 @@ async def infer(service: Service, served: ServedModel, request: TensorRequest) -
             param="sequence_id",
         )
     else:
-        future = served.sequences.submit(step, request.inputs)
+        future = served.sequences.submit(step, request.inputs, adapter=served.adapter)
     try:
         outputs = await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
     except TimeoutError:

@@ -160,6 +160,7 @@ def _prepare(asked: _Asked, served: ServedModel) -> Generation:
         priority=choosing.priority,
         joins_prompt=continues(asked.messages),
         prediction=asked.prediction,
+        adapter=served.adapter,
     )
 
 

@@ -112,6 +112,7 @@ def _prepare(asked: _Asked, served: ServedModel) -> list[Generation]:
             top_logprobs=asked.logprobs or 0,
             score_prompt=asked.echo and (asked.logprobs is not None or asked.max_tokens == 0),
             priority=choosing.priority,
+            adapter=served.adapter,
         )
         for prompt in asked.prompts
     ]

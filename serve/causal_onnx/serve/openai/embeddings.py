@@ -75,9 +75,9 @@ async def embeddings(request: Request) -> Response:
     fields.text("user")
     fields.end({})
     ids = await prepare_aside(lambda: [_ids(prompt, served) for prompt in prompts])
+    inputs = [{given.name: np.array([row], given.dtype)} for row in ids]
     futures = [
-        asyncio.wrap_future(served.tensors.submit({given.name: np.array([row], given.dtype)}))
-        for row in ids
+        asyncio.wrap_future(served.tensors.submit(item, adapter=served.adapter)) for item in inputs
     ]
     results = await while_connected(request, _all(futures))
     data = [

@@ -41,6 +41,8 @@ def _described(served: ServedModel) -> dict[str, object]:
     }
     if served.engine is not None:
         found["max_model_len"] = served.engine.context
+    if served.parent is not None:
+        found["parent"] = served.parent
     return found
 
 

@@ -103,6 +103,7 @@ MODEL = object_of(
         "created": ID,
         "owned_by": text(),
         "max_model_len": integer(1),
+        "parent": text(),
     },
     required=["id", "object", "created", "owned_by"],
 )

@@ -97,29 +97,32 @@ def metrics_text(models: list[ServedModel], *, prefix: str = PREFIX) -> str:
 
 
 def _lines(models: list[ServedModel], prefix: str) -> Iterator[str]:
-    engines = [(served.name, served.engine) for served in models if served.engine is not None]
+    spoken = [(served, served.engine) for served in models if served.engine is not None]
+    # What a model holds, its adapters hold together; what was done is counted by name.
+    engines = [(served.name, engine) for served, engine in spoken if served.parent is None]
+    records = [(served.name, engine.records[served.adapter]) for served, engine in spoken]
     for name, (meaning, value) in GAUGES.items():
         yield from _head(prefix + name, meaning, "gauge")
         for model, engine in engines:
             yield f'{prefix}{name}{{model_name="{model}"}} {value(engine):g}'
     for name, (meaning, count) in COUNTERS.items():
         yield from _head(prefix + name, meaning, "counter")
-        for model, engine in engines:
-            with engine.record.lock:
-                yield f'{prefix}{name}{{model_name="{model}"}} {count(engine.record)}'
+        for model, record in records:
+            with record.lock:
+                yield f'{prefix}{name}{{model_name="{model}"}} {count(record)}'
     name = f"{prefix}request_success_total"
     yield from _head(name, "Continuations, by the reason why they ended.", "counter")
-    for model, engine in engines:
-        with engine.record.lock:
-            ended = dict(engine.record.finished)
+    for model, record in records:
+        with record.lock:
+            ended = dict(record.finished)
         for reason in dict.fromkeys(REASONS.values()):
             count_of = sum(ended.get(finish, 0) for finish in REASONS if REASONS[finish] == reason)
             yield f'{name}{{model_name="{model}",finished_reason="{reason}"}} {count_of}'
     for name, (meaning, histogram) in HISTOGRAMS.items():
         yield from _head(prefix + name, meaning, "histogram")
-        for model, engine in engines:
-            with engine.record.lock:
-                found = histogram(engine.record)
+        for model, record in records:
+            with record.lock:
+                found = histogram(record)
                 counts, total = list(found.counts), found.total
             yield from _histogram(prefix + name, model, found.bounds, counts, total)
 
