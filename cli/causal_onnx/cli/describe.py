@@ -110,8 +110,8 @@ def _cache_text(contract: Contract) -> str:
         f"; {len(bounds)} of {len(contract.cache)} hold the last positions only" if bounds else ""
     )
     if once:
-        names = ", ".join(spec.name for spec in contract.inputs if spec.name in contract.once_names)
-        kept += f"; {len(once)} of {len(contract.cache)} are computed once, from {names}"
+        read = ", ".join(spec.name for spec in contract.inputs if spec.name in contract.once_names)
+        kept += f"; {len(once)} of {len(contract.cache)} are computed once, from {read}"
     computed = [item.name for item in contract.computed]
     names = ["past inputs", *(["the mask"] if contract.mask else []), *computed]
     left_out = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -151,9 +151,9 @@ class _Frontier:
     def sizes_of(self, shape: ir.Node) -> list[_Size] | None:
         """What a `Shape` gives, if no length decides it."""
         value = shape.inputs[0]
+        assert value is not None
         if not isinstance(self.layouts.base.values.get(value), Known | Elements):
             return None
-        assert value is not None
         rank = len(self.layouts.axes(value))
         chosen = range(rank)[attr(shape, "start", 0) : attr(shape, "end", rank)]
         return _all_known([self._axis_of(value, axis) for axis in chosen])

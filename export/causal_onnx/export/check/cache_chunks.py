@@ -72,7 +72,7 @@ def prove_cache(
             later = other_inputs(specs, contract, arrays, seed=seq + 1)
             for name, chunks in _chunkings(seq, generator):
                 try:
-                    got = _fed(session, specs, contract, arrays, chunks, later)
+                    got = _fed(session, specs, contract, arrays, chunks=chunks, later=later)
                 except (SessionError, _SlotsError) as error:
                     text = " ".join(str(error).split())[:120]
                     cases.append(_failed(batch, seq, f"{name} ({text})"))
@@ -199,6 +199,7 @@ def _fed(
     specs: Sequence[InputSpec],
     contract: Contract,
     inputs: Sequence[Array],
+    *,
     chunks: Sequence[tuple[int, int]],
     later: Sequence[Array],
 ) -> list[Array]:
