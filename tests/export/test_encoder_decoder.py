@@ -12,6 +12,7 @@ import torch
 
 from causal_onnx.export import export
 from causal_onnx.runtime import Model, load
+from tests.export.quick import quick_export
 
 transformers = pytest.importorskip("transformers")
 
@@ -138,3 +139,10 @@ def test_a_source_that_is_missing_or_wrong_is_named(exported: tuple[str, Any, Pa
         model.generate([START], inputs={"memory": source[key]})
     with pytest.raises(ValueError, match=f"'{key}' has 2 rows, expected 1, or one"):
         model.generate([START], inputs=source)
+
+
+def test_what_it_is_called_with_need_not_be_told(tmp_path: Path) -> None:
+    model = quick_export(model_of("t5"), tmp_path / "m.onnx", cache=True)
+    first = [spec.axes for spec in model.contract.inputs[:3]]
+    assert first == [("batch", "source"), ("batch", "source"), ("batch", "seq")]
+    assert model.contract.inputs[1].kind == "keep_mask"

@@ -65,7 +65,8 @@ def export(
             does not end in .onnx is a folder for the file and everything that belongs with it,
             which other languages can use too (docs/bundle.md).
         example: A tensor, a tuple of tensors, or a dict of them by keyword; any sizes will do.
-            None: the module has a method `example_input(batch, seq)`, or is a Hugging Face decoder.
+            None: the module has a method `example_input(batch, seq)`, or is a decoder of Hugging
+            Face or an encoder with one, of which `axes` and `inputs` are known too.
         axes: One {axis: name} per input, names "batch" and "seq" ("past_seq", "total_seq" for
             modules with a cache of their own). None: integer 2-D is (batch, seq), float 3-D
             (batch, seq, features), float 2-D (seq, features).

@@ -14,7 +14,6 @@ from torch import nn
 
 from causal_onnx.export.arguments import check_file, check_options
 from causal_onnx.export.checkpoint.adapter import ADAPTER_CONFIG, base_of, merge_adapter
-from causal_onnx.export.checkpoint.encoder_decoder import example_call
 from causal_onnx.export.checkpoint.huggingface import (
     CONFIG,
     TOKENIZER,
@@ -132,16 +131,12 @@ def export_checkpoint(
     if not opened.is_mapped:
         goal.parent.mkdir(parents=True, exist_ok=True)
         move_to_file(opened.module, goal.parent)
-    call = example_call(opened.module) if opened.is_huggingface else None
 
     def write(file: Path) -> ExportReport:
         with quiet_transformers() if opened.is_huggingface else contextlib.nullcontext():
             report = export(
                 opened.module,
                 file,
-                example=None if call is None else dict(call.example),
-                axes=None if call is None else call.axes,
-                inputs=None if call is None else call.inputs,
                 adaptable=adaptable,
                 cache=is_folder if cache is None else cache,
                 target=target,

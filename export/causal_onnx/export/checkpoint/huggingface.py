@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from causal_onnx.export.checkpoint.encoder_decoder import SPEECH
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
+from causal_onnx.export.source.encoder_decoder import SPEECH
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.json_text import read_json_object
 from causal_onnx.runtime.text.extras import import_extra

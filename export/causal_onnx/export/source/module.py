@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.adaptable import Adaptable, Layer, find_layers, with_layers
+from causal_onnx.export.source.encoder_decoder import example_call
 from causal_onnx.export.source.inputs import Input, InputSpec, describe_inputs
 
 __all__ = [
@@ -239,6 +240,10 @@ def open_source(
     if not isinstance(module, nn.Module):
         raise TypeError(f"export takes a torch.nn.Module, got {type(module).__name__}")
     fixed = _fixed_arguments(module)
+    call = example_call(module) if example is None else None
+    if call is not None:
+        example, axes = dict(call.example), axes or call.axes
+        inputs = {**call.inputs, **(inputs or {})}
     if example is None:
         example = default_example(module)
     if not isinstance(example, Tensor | Mapping | tuple | list):

@@ -36,7 +36,7 @@ def example_call(model: nn.Module) -> ExampleCall | None:
     A source text has a mask, so that sources of different lengths can share a call. The features of
     sound that Whisper reads are always of 30 seconds, as its configuration says.
     """
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
     if not getattr(config, "is_encoder_decoder", False):
         return None
     vocab = config.get_text_config(decoder=True).vocab_size
