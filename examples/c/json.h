@@ -36,7 +36,7 @@ const char *json_unknown(const Json *object, const char *known);
   "last_only mask max_seq_len min_onnxruntime min_seq_len opset outputs pad_token_id precision "   \
   "ragged unbatched"
 #define TENSOR_KEYS "name dtype axes vocab_size kind value_range"
-#define PAIR_KEYS "past present bounded shared"
+#define PAIR_KEYS "past present bounded shared computed_from"
 
 #ifdef __cplusplus
 }

@@ -28,7 +28,7 @@ _CONTRACT = {
     *("eos_token_ids", "bos_token_id", "pad_token_id", "min_onnxruntime"),
 }
 _TENSOR = {"name", "dtype", "axes", "vocab_size", "kind", "value_range"}
-_PAIR = {"past", "present", "bounded", "shared"}
+_PAIR = {"past", "present", "bounded", "shared", "computed_from"}
 
 
 class Bundle:

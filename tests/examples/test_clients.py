@@ -19,6 +19,7 @@ import pytest
 from causal_onnx.cli import parser as cli
 from causal_onnx.export import adopt
 from causal_onnx.runtime import Contract, load, verify_bundle
+from causal_onnx.runtime.contract import CachePair
 from examples.bundles import BLOCK, PREFIX, SERVED, byte_characters
 from examples.clients.__main__ import fresh_text, generation_table, main, table
 from examples.clients.client import Client, MissingError, Outcome, find_problem, run_client
@@ -217,17 +218,21 @@ def test_a_client_refuses_a_newer_format(
 
 
 @pytest.mark.parametrize(
-    ("file", "start", "end"),
+    ("file", "start", "middle", "end"),
     [
-        ("python_plain/client.py", "_CONTRACT", "_TENSOR"),
-        ("node/src/bundle.ts", "contract:", "tensor:"),
-        ("c/json.h", "CONTRACT_KEYS", "TENSOR_KEYS"),
+        ("python_plain/client.py", "_CONTRACT", "_PAIR =", "class"),
+        ("node/src/bundle.ts", "contract:", "pair:", "};"),
+        ("c/json.h", "CONTRACT_KEYS", "PAIR_KEYS", "#ifdef"),
     ],
 )
-def test_clients_know_every_key_of_a_contract(file: str, start: str, end: str) -> None:
+def test_clients_know_every_key_of_a_contract(file: str, start: str, middle: str, end: str) -> None:
     text = (Path(__file__).parents[2] / "examples" / file).read_text()
-    known = set(re.findall(r"\w+", text[text.index(start) : text.index(end)]))
+    _, first, rest = text.partition(start)
+    contract, _, pair = (first + rest).partition(middle)
+    known = set(re.findall(r"\w+", contract))
     assert {"format", *(field.name for field in fields(Contract))} <= known
+    known = set(re.findall(r"\w+", pair[: pair.index(end)]))
+    assert {field.name for field in fields(CachePair)} <= known
 
 
 @pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)

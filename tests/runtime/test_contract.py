@@ -184,6 +184,37 @@ def test_a_kind_or_range_that_is_none_is_refused(change: dict[str, Any], message
         Contract.from_json(changed(inputs=spec_with(**change)))
 
 
+def once(names: list[Any], count: int | None = 1) -> dict[str, Any]:
+    """The keys of a contract with a pair that is computed once."""
+    keys = bounded(count, "past_slots", "present_slots")
+    mask = {"name": "mask", "dtype": "int64", "axes": ["batch", "total_seq"]}
+    memory = {"name": "m", "dtype": "float32", "axes": ["batch", 4]}
+    pair = {**keys["cache"][0], "computed_from": names}
+    return {**keys, "inputs": [*keys["inputs"], mask, memory], "cache": [pair], "mask": "mask"}
+
+
+def test_what_is_computed_once_survives_the_round_trip() -> None:
+    contract = Contract.from_json(changed(**once(["m"])))
+    assert contract.once_names == {"m"}
+    assert Contract.from_json(contract.to_json()) == contract
+    assert "computed_from" not in json.loads(Contract.from_json(changed(**CACHED)).to_json())
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (once(["x"]), "computed_from names inputs without positions, .* got x"),
+        (once(["mask"]), "computed_from names inputs without positions, .* got mask"),
+        (once(["banana"]), "computed_from names inputs without positions, .* got banana"),
+        (once([3]), "computed_from must be names of inputs"),
+        (once(["m"], 2), "is for pairs that are bounded by 1, got .* with bounded 2"),
+    ],
+)
+def test_what_cannot_be_computed_once_is_refused(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        Contract.from_json(changed(**keys))
+
+
 def test_free_axes_survive_the_round_trip() -> None:
     free = (FreeAxis(name="frames", largest=40),)
     contract = replace(CONTRACT, inputs=(IDS, MEMORY), free_axes=free)

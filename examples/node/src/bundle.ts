@@ -27,7 +27,7 @@ const KNOWN = {
     "adapters bos_token_id cache causal_block computed eos_token_ids form format free_axes inputs last_only mask " +
     "max_seq_len min_onnxruntime min_seq_len opset outputs pad_token_id precision ragged unbatched",
   tensor: "name dtype axes vocab_size kind value_range",
-  pair: "past present bounded shared",
+  pair: "past present bounded shared computed_from",
 };
 
 function refuseUnknown(found: object, known: string): void {

@@ -42,6 +42,8 @@ class Binding:
         self._in_place = [spec for spec in contract.outputs if spec.name in shared]
         self._copied = others if self._device is None else []
         """Presents that come as arrays of their own."""
+        self._handed_on = {pair.present: pair.past for pair in contract.cache if pair.computed_from}
+        """Presents that are the past where no row begins, and are bound to its memory then."""
         self._staying = [] if self._device is None else [spec.name for spec in others]
         """Presents that stay on the device, where onnxruntime allocates them."""
         self._outputs = [spec for spec in contract.outputs if spec.name not in self._bounded]
@@ -94,8 +96,12 @@ class Binding:
             for spec in self._outputs
         }
         copied = self._copied if in_place else (*self._copied, *self._in_place)
+        handed_on = self._handed_on if read.lengths.all() else {}
         presents: dict[str, Array | DeviceMemory] = {
-            spec.name: self._allocated(spec, sizes) for spec in copied
+            spec.name: inputs[handed_on[spec.name]]
+            if spec.name in handed_on
+            else self._allocated(spec, sizes)
+            for spec in copied
         }
         if not in_place:
             self._are_bound = False
