@@ -76,8 +76,8 @@ def test_an_export_that_fails_is_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not resident.is_supported(), reason="the system does not tell the peak")
-def test_an_export_takes_no_more_than_four_times_the_weights() -> None:
-    # The module, a session, activations and logits: 3.6 times were seen; it was 10.
+def test_an_export_takes_no_more_than_three_and_a_half_times_the_weights() -> None:
+    # The module, a session, activations and logits: 2.8 times were seen; it was 10.
     found = measure(SMALL)
     assert 230e6 < found.weights_bytes < 235e6
-    assert found.peak_bytes <= 4 * found.weights_bytes
+    assert found.peak_bytes <= 3.5 * found.weights_bytes
