@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from causal_onnx.cli import parser as cli
-from causal_onnx.export import adopt
+from causal_onnx.export import adopt, export_checkpoint
 from causal_onnx.runtime import Contract, load, verify_bundle
 from causal_onnx.runtime.contract import CachePair
 from examples.bundles import BLOCK, PREFIX, SERVED, byte_characters
@@ -28,6 +28,7 @@ from examples.clients.generation import PROMPT, generate
 from examples.clients.languages import CLIENTS, GENERATORS
 from tests.runtime.foreign.files import unpack
 
+REAL = Path(__file__).parent.parent / "data" / "real"
 # WebGPU in software takes a minute: `make examples` runs it.
 QUICK = [client for client in CLIENTS if "WebGPU" not in client.name and not client.prefix]
 # In a browser it is the code that runs in Node.
@@ -76,6 +77,23 @@ def test_a_client_takes_an_adopted_folder_with_weights_beside_the_model(
     client: Client, adopted: Path
 ) -> None:
     outcome = run_or_skip(client, [adopted])
+    assert outcome.problems == ()
+    assert outcome.passed == 1
+
+
+@pytest.fixture(scope="module")
+def adaptable(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model with a cache whose layers adapters may change."""
+    place = tmp_path_factory.mktemp("adaptable") / "model"
+    export_checkpoint(REAL / "baby105", place, adaptable=["*.q_proj"], effort="quick")
+    return place
+
+
+@pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
+def test_a_client_without_adapters_takes_a_model_that_takes_some(
+    client: Client, adaptable: Path
+) -> None:
+    outcome = run_or_skip(client, [adaptable])
     assert outcome.problems == ()
     assert outcome.passed == 1
 

@@ -218,7 +218,7 @@ def test_the_report_and_the_file_say_which_layers_adapters_may_change(llama: Mad
     pairs = {pair.module: pair for pair in model.contract.adapters}
     assert len(pairs) == 8
     pair = pairs["model.layers.1.mlp.up_proj"]
-    assert (pair.down, pair.up) == (f"{pair.module}.lora_A", f"{pair.module}.lora_B")
+    assert (pair.down, pair.up) == (f"{pair.module}.lora_down", f"{pair.module}.lora_up")
     assert model.certificate is not None
     assert model.certificate["verdict"] == "causal"
     assert verify(llama.model, llama.folder / "adaptable.onnx").passed

@@ -18,10 +18,10 @@ from causal_onnx.runtime.request.adapters import RANK_STEP, Adapters
 from causal_onnx.runtime.request.request import RequestChecker
 
 X = TensorSpec(name="x", dtype="float32", axes=("batch", "seq", 4))
-DOWN = TensorSpec(name="up.lora_A", dtype="float32", axes=("batch", "rank", 4))
-UP = TensorSpec(name="up.lora_B", dtype="float32", axes=("batch", 6, "rank"))
+DOWN = TensorSpec(name="up.lora_down", dtype="float32", axes=("batch", 4, "rank"))
+UP = TensorSpec(name="up.lora_up", dtype="float32", axes=("batch", "rank", 6))
 Y = TensorSpec(name="y", dtype="float32", axes=("batch", "seq", 6))
-PAIR = AdapterPair(module="up", down="up.lora_A", up="up.lora_B")
+PAIR = AdapterPair(module="up", down="up.lora_down", up="up.lora_up")
 OPTIONS: dict[str, Any] = {"outputs": (Y,), "free_axes": (FreeAxis(name="rank"),)}
 CONTRACT = Contract(inputs=(X, DOWN, UP), adapters=(PAIR,), **OPTIONS)
 SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "bias": "none"}
@@ -162,14 +162,14 @@ def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
 
 def test_rows_have_matrices_of_one_rank_filled_up_with_zeros(tmp_path: Path) -> None:
     found = loaded(tmp_path, two=2, many=RANK_STEP + 1).inputs(["two", None, "many"])
-    down, up = found["up.lora_A"], found["up.lora_B"]
-    assert (down.shape, up.shape) == ((3, 2 * RANK_STEP, 4), (3, 6, 2 * RANK_STEP))
-    np.testing.assert_array_equal(down[0, :2], matrices(2)["up.lora_A"])
-    assert not down[0, 2:].any()
-    assert not up[0, :, 2:].any()
+    down, up = found["up.lora_down"], found["up.lora_up"]
+    assert (down.shape, up.shape) == ((3, 4, 2 * RANK_STEP), (3, 2 * RANK_STEP, 6))
+    np.testing.assert_array_equal(down[0, :, :2], matrices(2)["up.lora_A"].T)
+    assert not down[0, :, 2:].any()
+    assert not up[0, 2:].any()
     assert not down[1].any()
-    assert down[2, RANK_STEP].all()
-    assert loaded(tmp_path, two=2).inputs([None, None])["up.lora_A"].shape == (2, 0, 4)
+    assert down[2, :, RANK_STEP].all()
+    assert loaded(tmp_path, two=2).inputs([None, None])["up.lora_down"].shape == (2, 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ def test_half_precision_holds_no_large_matrices(tmp_path: Path) -> None:
 def test_a_request_may_leave_adapters_out() -> None:
     x = np.zeros((2, 3, 4), np.float32)
     feeds = RequestChecker(CONTRACT).check([x], {}).feeds
-    assert (feeds["up.lora_A"].shape, feeds["up.lora_B"].shape) == ((2, 0, 4), (2, 6, 0))
-    given = {"up.lora_A": np.ones((2, 5, 4), np.float32)}
+    assert (feeds["up.lora_down"].shape, feeds["up.lora_up"].shape) == ((2, 4, 0), (2, 0, 6))
+    given = {"up.lora_down": np.ones((2, 4, 5), np.float32)}
     feeds = RequestChecker(CONTRACT).check([x], given).feeds
-    assert feeds["up.lora_B"].shape == (2, 6, 5)
-    assert not feeds["up.lora_B"].any()
+    assert feeds["up.lora_up"].shape == (2, 5, 6)
+    assert not feeds["up.lora_up"].any()
     with pytest.raises(ValueError, match="its axis 'seq' is empty"):
         RequestChecker(CONTRACT).check([x[:, :0]], {})
 
@@ -212,7 +212,7 @@ def test_a_request_may_leave_adapters_out() -> None:
 def test_the_contract_survives_the_round_trip_and_names_the_rank() -> None:
     assert Contract.from_json(CONTRACT.to_json()) == CONTRACT
     assert CONTRACT.rank_axis == "rank"
-    assert CONTRACT.optional_names == {"up.lora_A", "up.lora_B"}
+    assert CONTRACT.optional_names == {"up.lora_down", "up.lora_up"}
     assert "adapters" not in json.loads(Contract(inputs=(X,), outputs=(Y,)).to_json())
 
 
@@ -220,14 +220,14 @@ def test_the_contract_survives_the_round_trip_and_names_the_rank() -> None:
     ("changes", "complaint"),
     [
         ({"down": "x", "up": "x"}, "names layers and inputs, each once"),
-        ({"down": "none"}, "'none' and 'up.lora_B' must be 3-D inputs"),
-        ({"down": "up.lora_B", "up": "up.lora_A"}, r"expected \(batch, rank, features\) and"),
-        ({"down": "x"}, r"expected \(batch, rank, features\) and"),
+        ({"down": "none"}, "'none' and 'up.lora_up' must be 3-D inputs"),
+        ({"down": "up.lora_up", "up": "up.lora_down"}, r"expected \(batch, features, rank\) and"),
+        ({"down": "x"}, r"expected \(batch, features, rank\) and"),
     ],
 )
 def test_a_contract_whose_adapters_do_not_fit_is_refused(
     changes: dict[str, str], complaint: str
 ) -> None:
-    pair = AdapterPair(**{"module": "up", "down": "up.lora_A", "up": "up.lora_B", **changes})
+    pair = AdapterPair(**{"module": "up", "down": "up.lora_down", "up": "up.lora_up", **changes})
     with pytest.raises(ValueError, match=complaint):
         Contract(inputs=(X, DOWN, UP), adapters=(pair,), **OPTIONS)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from causal_onnx.cli import main as cli
-from causal_onnx.runtime import Model, PrefixCache, PromptLookup, load
+from causal_onnx.runtime import Chat, Model, PrefixCache, PromptLookup, Sampling, load
 from causal_onnx.serve import Engine, EngineOptions, Registry, ServedModel, open_models
 from causal_onnx.serve.engine.rows import equal_sizes, open_rows
 from causal_onnx.serve.engine.sequences import SequenceEngine, SequenceStep
 from causal_onnx.serve.engine.tensors import TensorEngine
 from causal_onnx.serve.operate.metrics import metrics_text
 from tests.serve.conftest import STORIES
+from tests.serve.models import with_template
 from tests.serve.serving import post, served
 
 RANKS = {"fairy": 2, "night": 20}
@@ -48,9 +49,10 @@ def paths(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     for name, rank in RANKS.items():
         arrays: dict[str, Any] = {}
         for pair in contract.adapters:
-            width, height = int(specs[pair.down].axes[2]), int(specs[pair.up].axes[1])
-            arrays[pair.down] = random.standard_normal((rank, width)) / width**0.5
-            arrays[pair.up] = random.standard_normal((height, rank)) * 0.3
+            width, height = int(specs[pair.down].axes[1]), int(specs[pair.up].axes[2])
+            down = random.standard_normal((rank, width)) / width**0.5
+            arrays[f"{pair.module}.lora_A"] = down
+            arrays[f"{pair.module}.lora_B"] = random.standard_normal((height, rank)) * 0.3
         np.savez(place / f"{name}.npz", **arrays)
     return {name: place / f"{name}.npz" for name in RANKS}
 
@@ -115,6 +117,21 @@ def test_generation_shares_a_prefix_cache_among_adapters(model: Model) -> None:
         model.generate(LONG, max_new_tokens=8, adapter=name).ids for name in ROWS
     ]
     assert (cache.stats.prompts, cache.stats.hits) == (9, 6)
+
+
+def test_a_chat_keeps_its_adapter_from_turn_to_turn(
+    folder: Path, paths: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("jinja2", reason="chat templates need the extra text")
+    model = load(with_template(folder, tmp_path / "chatty"), adapters=paths)
+    said = [{"role": "user", "content": PROMPT}]
+    options: dict[str, Any] = {"max_new_tokens": 12, "sampling": Sampling()}
+    replies = {name: model.chat(said, adapter=name, **options) for name in ROWS}
+    assert len({reply.ids for reply in replies.values()}) == 3
+    talk = Chat(model, adapter="night", **options)
+    assert talk.send(PROMPT).ids == replies["night"].ids
+    again = [*said, {"role": "assistant", "content": talk.messages[-1]["content"]}, *said]
+    assert talk.send(PROMPT).ids == model.chat(again, adapter="night", **options).ids
 
 
 def test_guesses_change_no_token_of_an_adapted_model(model: Model) -> None:

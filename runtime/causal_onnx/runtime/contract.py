@@ -265,7 +265,7 @@ class CachePair:
 class AdapterPair:
     """The two inputs by which a low-rank adapter changes a linear layer y = W x + b.
 
-    y becomes W x + b + up (down x), for each row of the batch with matrices of its own. All pairs
+    y becomes W x + b + (x down) up, for each row of the batch with matrices of its own. All pairs
     have one rank, which may be 0: then y is what it was, to the bit. A request may leave the inputs
     out, and then the rank is 0.
     """
@@ -273,9 +273,9 @@ class AdapterPair:
     module: str
     """The layer, by its name in the module that was exported."""
     down: str
-    """The input (batch, rank, features in)."""
+    """The input (batch, features in, rank)."""
     up: str
-    """The input (batch, features out, rank); the adapter's scale is in it."""
+    """The input (batch, rank, features out); the adapter's scale is in it."""
 
 
 CHUNKED = "ort-1.32"
@@ -485,19 +485,19 @@ class Contract:
             down, up = specs.get(pair.down), specs.get(pair.up)
             if down is None or up is None or len(down.axes) != 3 or len(up.axes) != 3:
                 raise ValueError(f"adapters: {pair.down!r} and {pair.up!r} must be 3-D inputs")
-            rank = down.axes[1]
+            rank = down.axes[2]
             ranks.add(rank)
             if (
                 rank not in free
-                or (down.axes[0], up.axes[0], up.axes[2]) != ("batch", "batch", rank)
-                or not isinstance(down.axes[2], int)
-                or not isinstance(up.axes[1], int)
+                or (down.axes[0], up.axes[:2]) != ("batch", ("batch", rank))
+                or not isinstance(down.axes[1], int)
+                or not isinstance(up.axes[2], int)
                 or "float" not in down.dtype
                 or down.dtype != up.dtype
                 or len(ranks) > 1
             ):
                 raise ValueError(
-                    f"adapters: expected (batch, rank, features) and (batch, features, rank), of "
+                    f"adapters: expected (batch, features, rank) and (batch, rank, features), of "
                     f"one rank for all, got {down.describe()} and {up.describe()}"
                 )
 
@@ -512,7 +512,7 @@ class Contract:
         if not self.adapters:
             return None
         down = next(spec for spec in self.inputs if spec.name == self.adapters[0].down)
-        return str(down.axes[1])
+        return str(down.axes[2])
 
     def _check_once(self) -> None:
         """What is computed once is so from inputs that have no positions."""

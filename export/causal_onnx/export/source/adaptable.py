@@ -32,7 +32,9 @@ class Layer:
     @property
     def pair(self) -> AdapterPair:
         """How the contract names it."""
-        return AdapterPair(module=self.name, down=f"{self.name}.lora_A", up=f"{self.name}.lora_B")
+        return AdapterPair(
+            module=self.name, down=f"{self.name}.lora_down", up=f"{self.name}.lora_up"
+        )
 
 
 @dataclass(slots=True)
@@ -41,9 +43,9 @@ class _Hook:
 
     name: str
     down: Tensor | None = None
-    """(batch, rank, in_features) of the running call."""
+    """(batch, in_features, rank) of the running call."""
     up: Tensor | None = None
-    """(batch, out_features, rank) of it."""
+    """(batch, rank, out_features) of it."""
     was_called: bool = False
 
     def __call__(self, layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -61,9 +63,10 @@ class _Hook:
         down = self.down.view(self.down.shape[0], *between, *self.down.shape[1:])
         up = self.up.view(self.up.shape[0], *between, *self.up.shape[1:])
         rows = x.unsqueeze(1) if x.dim() == 2 else x
-        # y - (-h) B^T and not y + h B^T: with a rank of 0 the product is +0 everywhere, and
-        # y - (+0) is y to the bit, also where y is -0.
-        change = torch.neg(rows @ down.mT) @ up.mT
+        # y - (-h) up and not y + h up: with a rank of 0 the product is +0 everywhere, and
+        # y - (+0) is y to the bit, also where y is -0. Nothing is transposed: onnxruntime before
+        # 1.32 leaves the product of rank 0 unwritten where it fuses a transposition into it.
+        change = torch.neg(rows @ down) @ up
         return output - (change.squeeze(1) if x.dim() == 2 else change)
 
 
@@ -197,15 +200,15 @@ def with_layers(specs: Sequence[InputSpec], layers: Sequence[Layer]) -> tuple[In
     generator = torch.Generator().manual_seed(0)
     added = []
     for layer in layers:
-        pair, size = layer.pair, (batch, _EXAMPLE_RANK, layer.in_features)
+        pair, size = layer.pair, (batch, layer.in_features, _EXAMPLE_RANK)
         if {pair.down, pair.up} & taken:
             raise ValueError(f"the module has an input {pair.down!r} or {pair.up!r} of its own")
         # So large that an adapter changes the layer's output by about a third.
         down = torch.randn(size, generator=generator) / layer.in_features**0.5
-        up = torch.randn((batch, layer.out_features, _EXAMPLE_RANK), generator=generator) / 6
+        up = torch.randn((batch, _EXAMPLE_RANK, layer.out_features), generator=generator) / 6
         for name, example, axes in (
-            (pair.down, down, {0: "batch", 1: ADAPTER_RANK}),
-            (pair.up, up, {0: "batch", 2: ADAPTER_RANK}),
+            (pair.down, down, {0: "batch", 2: ADAPTER_RANK}),
+            (pair.up, up, {0: "batch", 1: ADAPTER_RANK}),
         ):
             added.append(InputSpec(name=name, example=example, axes=axes, kind="features"))
     return (*specs, *added)

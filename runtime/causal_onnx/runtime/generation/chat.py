@@ -11,6 +11,7 @@ from causal_onnx.runtime.generation.continuation import Continuation, GrowingSeq
 from causal_onnx.runtime.generation.defaults import default_sampling
 from causal_onnx.runtime.generation.generate import grow
 from causal_onnx.runtime.generation.kept_stream import KeptStream
+from causal_onnx.runtime.generation.language_model import conditioned
 from causal_onnx.runtime.generation.plan import (
     check_model,
     make_plan,
@@ -99,6 +100,7 @@ def chat(
     seed: int | None = None,
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
+    adapter: str | None = None,
 ) -> Reply:
     """Reply to a conversation. `Chat` holds one over several turns, and gives replies in pieces.
 
@@ -121,6 +123,7 @@ def chat(
         seed: As for `tokens`.
         constraint: What the reply must be.
         prefix_cache: As for `tokens`: for conversations that begin alike.
+        adapter: As for `tokens`.
 
     Returns:
         The reply: text, calls of tools, ids, log-probabilities, and why it ended.
@@ -142,7 +145,7 @@ def chat(
         seed=seed,
         constraint=constraint,
     )
-    replier = _Replier(model, options)
+    replier = _Replier(conditioned(model, None, adapter), options)
     sequence, choices = replier.reply(messages, prefix_cache)
     for _ in choices:
         pass
@@ -175,6 +178,7 @@ class Chat:
         sampling: Sampling | None = None,
         stop: Collection[int | str] | str = (),
         seed: int | None = None,
+        adapter: str | None = None,
     ) -> None:
         """Begin a conversation.
 
@@ -189,6 +193,7 @@ class Chat:
             sampling: As for `chat`.
             stop: As for `chat`.
             seed: As for `chat`: each reply begins with it anew.
+            adapter: As for `chat`.
 
         Raises:
             ValueError: As for `chat`.
@@ -210,6 +215,7 @@ class Chat:
         self.reply: Reply | None = None
         """The last reply."""
         self._system = system
+        model = conditioned(model, None, adapter)
         self._replier = _Replier(model, options)
         self._kept = KeptStream(model)
         self._going: Generator[str] | None = None

@@ -96,7 +96,7 @@ class Adapters:
                     f"the adapter {path} changes {layer}, and {name} takes adapters of {known} "
                     f"only; export it with adaptable=[{path!r}]"
                 )
-            width, height = self._specs[pair.down].axes[2], self._specs[pair.up].axes[1]
+            width, height = self._specs[pair.down].axes[1], self._specs[pair.up].axes[2]
             if (found.down.shape[1], found.up.shape[0]) != (width, height):
                 raise ArtifactError(
                     f"the adapter {path} has {layer} from {found.down.shape[1]} to "
@@ -149,8 +149,8 @@ class Adapters:
             for index, row in enumerate(rows):
                 layer = None if row is None else self._found[row].get(pair.module)
                 if layer is not None:
-                    down[index, : len(layer.down)] = layer.down
-                    up[index, :, : len(layer.down)] = layer.up
+                    down[index, :, : len(layer.down)] = layer.down.T
+                    up[index, : len(layer.down)] = layer.up.T
             found |= {pair.down: down, pair.up: up}
         for array in found.values():
             array.flags.writeable = False
