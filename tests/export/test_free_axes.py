@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from causal_onnx.export import CausalityError, ExportError, ExportReport, attest, export
 from causal_onnx.runtime import load
+from tests.export.quick import quick_export
 
 DIM = 16
 BATCHED, MEMORY = {0: "batch", 1: "seq"}, {0: "batch", 1: "memory"}
@@ -177,3 +178,24 @@ def test_what_stays_is_not_given_again(tmp_path: Path) -> None:
         stream(x, memory)
     with pytest.raises(ValueError, match="'memory' was given when the stream was started"):
         stream(x, memory=memory)
+
+
+class RowsOfTokens(Decoder):
+    """The heads of the memory are split by the batch of the tokens."""
+
+    def forward(self, x: Tensor, memory: Tensor, pad: Tensor | None = None) -> Tensor:
+        x = super().forward(x, memory, pad)
+        key, value = memory.repeat(1, 1, 2).chunk(2, -1)
+        key, value = (y.view(x.shape[0], memory.shape[1], 2, -1).mT for y in (key, value))
+        return x + (key * value).sum((1, 2, 3))[:, None, None]
+
+
+def test_axes_of_one_name_are_one_size_from_the_start(tmp_path: Path) -> None:
+    # Two symbols, of tokens and memory, would make the strides of a view a condition on both.
+    example = (torch.randn(2, 7, DIM), torch.randn(2, 5, DIM))
+    module = RowsOfTokens().eval()
+    model = quick_export(module, tmp_path / "m.onnx", example=example, axes=[BATCHED, MEMORY])
+    x, memory = torch.randn(1, 3, DIM), torch.randn(1, 1, DIM)
+    np.testing.assert_allclose(
+        model(x.numpy(), memory.numpy()), module(x, memory).detach(), atol=1e-5
+    )

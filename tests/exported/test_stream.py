@@ -268,7 +268,7 @@ def test_a_cache_on_a_device_is_not_copied_from_there(
         pytest.skip("in host memory")
     stream, ids = subject.model.stream(batch=2), subject.ids(2, 20)
     got = [stream(ids[:, :5])]
-    kept = [*stream._cache.buffers.values(), *stream._cache.feeds(stream._read).values()]
+    kept = [*stream._cache.buffers.values(), *stream._cache.feeds(stream._read, {}).values()]
     assert len(kept) == 4
     assert all(isinstance(one, DeviceMemory) for one in kept)
     with monkeypatch.context() as patch:

@@ -291,6 +291,63 @@ class DecoderWithMemory(nn.Module):
 
 
 @beside.add(
+    "beside_memory_rows_of_tokens",
+    inputs=given(memory, axes=[MEMORY]),
+    origin="cross attention that splits the memory's heads by the batch of the tokens",
+    footprint="causal / full",
+)
+class RowsOfTokens(Beside):
+    def __init__(self):
+        super().__init__(Fused)
+        self.query, self.of_memory = nn.Linear(DIM, DIM), nn.Linear(DIM, 2 * DIM)
+
+    def forward(self, x, memory):
+        rows = x.shape[0]
+        x = x + self.attend(x)
+        q = self.query(x).view(rows, x.shape[1], HEADS, -1).transpose(1, 2)
+        k, v = (
+            part.view(rows, memory.shape[1], HEADS, -1).transpose(1, 2)
+            for part in self.of_memory(memory).chunk(2, -1)
+        )
+        seen = F.scaled_dot_product_attention(q, k, v)
+        return x + seen.transpose(1, 2).reshape(x.shape)
+
+
+@beside.add(
+    "beside_two_memories",
+    inputs=given(
+        memory,
+        lambda batch, seq, rng: torch.randn(batch, 3 + seq % 4, DIM, generator=rng),
+        axes=[MEMORY, {0: "batch", 1: "patches"}],
+    ),
+    origin="text and image beside what is written",
+    footprint="causal / full",
+)
+class TwoMemories(Beside):
+    def __init__(self):
+        super().__init__(Fused)
+
+    def forward(self, x, memory, patches):
+        x = x + self.attend(x)
+        return x + self.cross(x, memory=memory) + self.cross(x, memory=self.project(patches))
+
+
+@beside.add(
+    "beside_scale_and_shift",
+    inputs=given(lambda batch, seq, rng: torch.randn(batch, 7, generator=rng), axes=[ROW]),
+    origin="adaptive norms: what a network makes of a condition scales and shifts",
+)
+class ScaleAndShift(Beside):
+    def __init__(self):
+        super().__init__(Fused)
+        self.made = nn.Sequential(nn.Linear(7, 20), nn.SiLU(), nn.Linear(20, 2 * DIM))
+
+    def forward(self, x, condition):
+        scale, shift = self.made(condition)[:, None].chunk(2, -1)
+        return x + self.attend(self.norm(x) * (1 + scale) + shift)
+
+
+@beside.add(
     "beside_translator",
     inputs=given(memory, axes=[MEMORY]),
     origin="nn.Transformer, encoder and decoder",

@@ -63,7 +63,8 @@ PASTS = (0, 1, 5)
 LEAK_BATCH = 2
 MASKED_PAST = 3
 MASK = "attention_mask"
-PASTS_BEGIN, PRESENTS_BEGIN = ("past_key_values.", "past_state."), ("present.", "present_state.")
+PASTS_BEGIN = ("past_key_values.", "past_state.", "past_memory.")
+PRESENTS_BEGIN = ("present.", "present_state.", "present_memory.")
 PAST_DTYPES = {
     "tensor(float16)": np.float16,
     "tensor(float)": np.float32,
@@ -238,7 +239,7 @@ class File:
         sizes: dict[Any, int] = self._sizes(values)
         return [
             np.zeros(
-                # What is neither fixed nor the batch counts positions, of which there are none.
+                # What no input has counts the positions before, of which there are none.
                 [axis if isinstance(axis, int) else sizes.get(axis, 0) for axis in item.shape],
                 PAST_DTYPES[item.type],
             )
@@ -250,7 +251,7 @@ class File:
             name: size
             for item, value in zip(self.inputs, values, strict=False)
             for name, size in zip(item.shape, value.shape, strict=False)
-            if name in ("batch", "seq")
+            if isinstance(name, str)
         }
 
 

@@ -138,6 +138,15 @@ def _dynamic_axes(specs: Sequence[InputSpec], fixed_seq: int | None) -> _Dynamic
     )
 
 
+def _axes_alike(specs: Sequence[InputSpec]) -> list[list[tuple[int, int]]]:
+    """The axes of the same name, where several inputs have it: place and axis of each."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for place, spec in enumerate(specs):
+        for axis, label in spec.axes.items():
+            found.setdefault(label, []).append((place, axis))
+    return [places for places in found.values() if len(places) > 1]
+
+
 def attempts(
     source: Source, specs: Sequence[InputSpec], sizes: CallSizes, observed: Observed, *, opset: int
 ) -> Iterator[Capture | ExportError]:
@@ -160,6 +169,7 @@ def attempts(
     for name, trace in ways:
         sized: list[str] = []
         twin, inputs = source.fresh(), make_inputs(specs, sizes)
+        twin.alike = _axes_alike(specs)
         stage = Stage.TRACE
         try:
             with _quiet(), torch.no_grad(), watching_sizes(sized):

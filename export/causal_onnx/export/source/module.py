@@ -117,10 +117,17 @@ class Source(nn.Module):
         self.filled: Filled | None = None
         """The padding mask that is made here."""
         self._lengths: tuple[int, ...] | None = None
+        self.alike: Sequence[Sequence[tuple[int, int]]] = ()
+        """Axes of inputs, by place and axis, that are one size. A trace gives each a symbol of its
+        own, and would take what is computed from two of them for a condition on both."""
         self.eval()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The tensors among the module's outputs, in order."""
+        for (first, first_axis), *others in self.alike:
+            for place, axis in others:
+                same = inputs[place].shape[axis] == inputs[first].shape[first_axis]
+                torch._check(same)  # type: ignore[no-untyped-call]
         return tuple(tensor for _, tensor in flatten_outputs(self._call(inputs)))
 
     def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
