@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from causal_onnx.cli.describe import contract_pairs, file_rows
 from causal_onnx.runtime import Contract, TensorSpec
-from causal_onnx.runtime.contract import CachePair
+from causal_onnx.runtime.contract import AdapterPair, CachePair, FreeAxis
 
 
 def tensor(name: str, *axes: str | int, dtype: str = "float32") -> TensorSpec:
@@ -38,6 +38,17 @@ def test_a_cache_is_described_by_what_its_rows_may_do_and_what_it_keeps() -> Non
         "yes; sequences of a call may differ in length; 1 of 2 hold the last positions only; past "
         "inputs and the mask may be left out"
     )
+
+
+def test_layers_that_adapters_may_change_are_counted() -> None:
+    x, y = tensor("x", "seq", 4), tensor("y", "seq")
+    down, up = tensor("a.lora_down", 4, "rank"), tensor("a.lora_up", "rank", 6)
+    pair = AdapterPair(module="a", down=down.name, up=up.name)
+    free = (FreeAxis(name="rank"),)
+    contract = Contract(inputs=(x, down, up), outputs=(y,), free_axes=free, adapters=(pair,))
+    expected = ("adapters", "of 1 layer, by row; may be left out")
+    assert expected in contract_pairs(contract)
+    assert "adapters" not in dict(contract_pairs(Contract(inputs=(x,), outputs=(y,))))
 
 
 def test_files_in_folders_are_counted_in_one_row() -> None:

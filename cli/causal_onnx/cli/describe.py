@@ -67,10 +67,18 @@ def contract_pairs(contract: Contract) -> Pairs:
         ("seq", _lengths_text(contract)),
         ("batch axis", batch if has_batch else "none"),
         ("KV cache", _cache_text(contract)),
+        *_adapter_pairs(contract),
         ("form", contract.form),
         ("precision", contract.precision),
         *_token_pairs(contract),
     ]
+
+
+def _adapter_pairs(contract: Contract) -> Pairs:
+    if not contract.adapters:
+        return []
+    count = len(contract.adapters)
+    return [("adapters", f"of {count} layer{'s' * (count > 1)}, by row; may be left out")]
 
 
 def _token_pairs(contract: Contract) -> Pairs:
