@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export.source.dry_run import MOST_STEPS, DryRun, dry_run
+from causal_onnx.export.source.dry_run import MOST_STEPS, SHORT_CALL, DryRun, dry_run
 from causal_onnx.export.source.inputs import CallSizes
 from causal_onnx.export.source.module import open_source
 from tests.export.modules import DIM, Head, example
@@ -91,11 +91,15 @@ def test_a_loop_over_positions_is_not_followed_to_its_end() -> None:
 
 
 def test_many_layers_are_followed_to_their_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = nn.Sequential(*(Head() for _ in range(40)))
+    deep, called = nn.Sequential(*(Head() for _ in range(40))), []
+    deep.register_forward_pre_hook(lambda _, inputs: called.append(inputs[0].shape[1]))
+    source, specs = open_source(deep.eval(), example(), None)
     monkeypatch.setattr("causal_onnx.export.source.dry_run.MOST_STEPS", 100)
-    found = tried(deep, 8192)
-    assert found.accepted
-    assert found.flops >= 40 * 2 * 2 * 8192**2 * DIM
+    called.clear()
+    runs = [dry_run(source, specs, CallSizes(batch=1, seq=n)) for n in (8192, 4096)]
+    assert [found.accepted for found in runs] == [True, True]
+    assert runs[0].flops >= 40 * 2 * 2 * 8192**2 * DIM
+    assert called == [8192, SHORT_CALL, 8192, 4096]  # the depth is found out once
 
 
 def test_what_runs_out_of_memory_is_no_answer_of_the_module() -> None:

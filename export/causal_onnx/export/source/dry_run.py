@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -41,6 +42,9 @@ MORE_STEPS = 4
 """What does not loop takes nearly as many operators for many positions as for few, so `MORE_STEPS`
 times those of a call of `SHORT_CALL` positions are followed in any case. Some layers have 100
 operators, and some modules hundreds of layers."""
+
+_short_steps: WeakKeyDictionary[Source, int] = WeakKeyDictionary()
+"""Operators of a short call, of sources that had more than `MOST_STEPS` in a longer one."""
 
 _aten = torch.ops.aten
 
@@ -79,11 +83,13 @@ def dry_run(source: Source, specs: Sequence[InputSpec], sizes: CallSizes) -> Dry
     short = _shortened(sizes)
     if short == sizes:
         return _followed(source, specs, sizes, math.inf)[0]
-    found, steps = _followed(source, specs, sizes, MOST_STEPS)
-    if steps <= MOST_STEPS:
+    most = max(MOST_STEPS, MORE_STEPS * _short_steps.get(source, 0))
+    found, steps = _followed(source, specs, sizes, most)
+    if steps <= most or source in _short_steps:
         return found
     # It loops over positions, or it is deep.
-    most = MORE_STEPS * _followed(source, specs, short, math.inf)[1]
+    _short_steps[source] = _followed(source, specs, short, math.inf)[1]
+    most = MORE_STEPS * _short_steps[source]
     return _followed(source, specs, sizes, most)[0] if most > MOST_STEPS else found
 
 
