@@ -112,6 +112,18 @@ def test_greedy_continuations_are_those_of_transformers(
     assert list(found.ids) == theirs(module, source)
 
 
+def test_the_encoder_runs_in_the_first_call_of_a_stream_only(
+    exported: tuple[str, Any, Path],
+) -> None:
+    name, _, path = exported
+    assert loaded(path).contract.once_names == set(source_of(name, 1, 4))
+    ids, source = np.array([[START, 5, 9, 4]]), arrays(source_of(name, 1, 4))
+    stream = loaded(path).stream(inputs=source)
+    steps = [stream.run(ids[:, t : t + 1])["logits"] for t in range(4)]
+    whole = loaded(path).run(decoder_input_ids=ids, **source)["logits"]
+    np.testing.assert_allclose(np.concatenate(steps, 1), whole, rtol=0, atol=1e-5)
+
+
 def test_beams_are_those_of_transformers(exported: tuple[str, Any, Path]) -> None:
     name, module, path = exported
     source = source_of(name, 1, 6)

@@ -145,7 +145,7 @@ def test_a_name_that_reads_as_one_of_ours_is_no_free_axis(
         made(Decoder(), tmp_path, torch.randn(3, 5, DIM), axes=[BATCHED, {0: "batch", 1: name}])
 
 
-def test_a_derived_cache_reads_the_memory_in_every_step(tmp_path: Path) -> None:
+def test_a_derived_cache_is_given_the_memory_in_every_call(tmp_path: Path) -> None:
     module = Decoder()
     report = made(module, tmp_path, torch.randn(3, 5, DIM), cache=True)
     assert report.cache is not None

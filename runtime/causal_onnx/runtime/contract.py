@@ -406,7 +406,10 @@ class Contract:
         self._check_slots()
         if self.mask is not None:
             self._check_mask(self.mask)
-        elif any(pair.bounded is not None or pair.shared for pair in self.cache):
+        elif any(
+            (pair.bounded is not None and not pair.computed_from) or pair.shared
+            for pair in self.cache
+        ):
             raise ValueError(
                 "a cache that is bounded or shared needs a mask: its size does not tell how long "
                 "rows are"
@@ -522,10 +525,11 @@ class Contract:
             for spec in self.inputs
             if spec.name not in derived and not {"seq", "total_seq"} & set(spec.axes)
         }
-        if not self.once_names <= plain or (self.once_names and self.mask is None):
+        tells_length = self.mask is not None or any(pair.bounded is None for pair in self.cache)
+        if not self.once_names <= plain or (self.once_names and not tells_length):
             raise ValueError(
-                f"computed_from names inputs without positions, in a contract with a mask, got "
-                f"{', '.join(sorted(self.once_names))}"
+                f"computed_from names inputs without positions, in a contract whose cache or mask "
+                f"tells the length, got {', '.join(sorted(self.once_names))}"
             )
 
     def _check_slots(self) -> None:

@@ -66,13 +66,13 @@ def write_once(
     Returns:
         The states, in the order of their names; and why there are none, where something is costly.
     """
-    if lengths.row_past is None or not steady:
+    if not steady:
         return [], None
     frontier = _Frontier(graph, layouts, steady)
     reason = frontier.search()
     if reason is not None or not frontier.values:
         return [], reason
-    return _Move(graph, frontier, lengths.row_past).write(), None
+    return _Move(graph, frontier, lengths).write(), None
 
 
 class _Frontier:
@@ -181,8 +181,9 @@ def _all_known(axes: list[_Size | None]) -> list[_Size] | None:
 class _Move:
     """Writes the branches."""
 
-    def __init__(self, graph: ir.Graph, frontier: _Frontier, row_past: ir.Value) -> None:
-        self.graph, self.frontier, self.row_past = graph, frontier, row_past
+    def __init__(self, graph: ir.Graph, frontier: _Frontier, lengths: Lengths) -> None:
+        self.graph, self.frontier = graph, frontier
+        self.row_past, self.past_seq = lengths.row_past, lengths.past_seq
         self.has_batch = frontier.layouts.signature.has_batch
         for value in frontier.values:
             if value.is_graph_output():
@@ -199,7 +200,10 @@ class _Move:
         states = [self._state(number, value) for number, value in enumerate(values)]
         graph.inputs.extend(state.past for state in states)
         write = Writer(graph, None)
-        first = write("ReduceMin", self.row_past, keepdims=0)
+        if self.row_past is None:
+            first = write("Squeeze", self.past_seq)
+        else:
+            first = write("ReduceMin", self.row_past, keepdims=0)
         begins = write("Equal", first, write.scalar(0))
         new, old = (
             ir.Graph([], [], nodes=[], opset_imports=dict(graph.opset_imports), name=name)
@@ -207,7 +211,7 @@ class _Move:
         )
         graph.remove(self.inside, safe=False)
         new.extend(self.inside)
-        slot = self._slot(Writer(new, None, graph))
+        slot = None if self.row_past is None else self._slot(Writer(new, None, graph))
         for value, state in zip(values, states, strict=True):
             begun = self._begun(Writer(new, None, graph), value, state, slot)
             kept = Writer(old, None, graph)("Identity", state.past)
@@ -256,12 +260,19 @@ class _Move:
         pair = (write("Unsqueeze", part, write.ints(1, 2)) for part in (rows, slot))
         return write("Concat", *pair, axis=2)
 
-    def _begun(self, write: Writer, value: ir.Value, state: Once, slot: ir.Value) -> ir.Value:
-        """(batch, 1, 1, ...): of rows that begin the value, of the others what they hold."""
+    def _begun(
+        self, write: Writer, value: ir.Value, state: Once, slot: ir.Value | None
+    ) -> ir.Value:
+        """(batch, 1, 1, ...): of rows that begin the value, of the others what they hold.
+
+        Without a slot, all rows begin.
+        """
         order = self._order(value)
         if order != sorted(order):
             value = write("Transpose", value, perm=order)
         lead = write.ints(1) if self.has_batch else write.ints(0, 1)
+        if slot is None:
+            return write("Unsqueeze", write("Unsqueeze", value, lead), write.ints(1))
         both = write(
             "Concat",
             write("Unsqueeze", value, lead),

@@ -226,7 +226,8 @@ class RequestChecker:
                 f"batch={self._batch}"
             )
         if self._bounds:
-            sizes.setdefault("past_seq", sizes["total_seq"] - sizes["seq"])
+            if "past_seq" not in sizes:
+                sizes["past_seq"] = sizes["total_seq"] - sizes["seq"]
             for name, bounded in self._bounds.items():
                 expected = min(bounded, sizes["past_seq"])
                 slots = arrays[name].shape[self._specs[name].axes.index("past_slots")]
