@@ -196,8 +196,13 @@ class GraphChecker:
             axes = spec.axes
         else:  # of another rank than the contract says, which `load` refuses
             axes = [dim.get("dim_param") for dim in dims]
+        slots = self._slots(name)
         shape = [
-            dim["dim_value"] if dim.get("dim_value") else self._open_axis(promised)
+            dim["dim_value"]
+            if dim.get("dim_value")
+            else slots
+            if promised in SLOT_AXES
+            else self._open_axis(promised)
             for dim, promised in zip(dims, axes, strict=True)
         ]
         dtype = tensor.get("elem_type", 0)
@@ -210,11 +215,17 @@ class GraphChecker:
             known = Contents(None, chosen_by_caller(*INTEGERS[dtype]))
         return Value(dtype, tuple(shape), of_type(known, dtype) if known else None)
 
+    def _slots(self, name: str) -> Number:
+        """How many slots a bounded past may have: few are less than an open axis is judged at."""
+        pairs = () if self._contract is None else self._contract.cache
+        bounded = next((pair.bounded for pair in pairs if pair.past == name), None)
+        return axis(0) if bounded is None or bounded > STATED else between((0,), (bounded,))
+
     def _open_axis(self, promised: str | int | None) -> Number:
         """The size of an axis that the graph leaves open; requests keep to the contract."""
         if isinstance(promised, int):
             return promised
-        if not promised or promised in SLOT_AXES:
+        if not promised:
             return axis(0)
         if promised not in self._axes:
             names = {
