@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from causal_onnx.runtime import Limits, UnsafeFileError, load
+from causal_onnx.runtime import Limits, TensorSpec, UnsafeFileError, load
+from causal_onnx.runtime.contract import CONTRACT_KEY, CachePair
 from causal_onnx.runtime.scan.rules import ALLOWED, OPSETS
 from tests.runtime.artifacts import field, metadata
 from tests.runtime.onnx_bytes import (
@@ -563,3 +566,46 @@ def test_every_operator_of_the_list_has_a_reviewed_domain_and_opset() -> None:
         first, last = OPSETS[domain]
         assert first <= max(ALLOWED[domain, op_type].since, first) <= last, op_type
     assert not {name for _, name in ALLOWED if name.startswith(("String", "Scan", "Det"))}
+
+
+WIDE = 1 << 22
+"""Elements of a slot: 16 of them for 16 rows are more than a file may give, and one is not."""
+
+
+def slotted(bounded: int) -> bytes:
+    """A file that hands on a past of so many slots."""
+    axes = [("batch", 1, f"{when}_slots", WIDE) for when in ("past", "present")]
+    names = ("past", "present")
+    past, present = (
+        TensorSpec(name=name, dtype="float32", axes=own)
+        for name, own in zip(names, axes, strict=True)
+    )
+    mask = TensorSpec(name="mask", dtype="int64", axes=("batch", "total_seq"))
+    plain = contract()
+    whole = replace(
+        plain,
+        inputs=(*plain.inputs, mask, past),
+        outputs=(*plain.outputs, present),
+        cache=(CachePair(past="past", present="present", bounded=bounded),),
+        mask="mask",
+    )
+    main = graph(
+        [node("Identity", ["x"], ["y"]), node("Identity", ["past"], ["present"])],
+        inputs=[
+            value("x", "batch", "seq", 4),
+            value("mask", "batch", "total_seq", dtype=7),
+            value("past", *axes[0]),
+        ],
+        outputs=[value("y", "batch", "seq", 4), value("present", *axes[1])],
+    )
+    opsets = field(8, field(2, 20)) + field(8, CONTRIB)
+    return field(1, 10) + field(7, main) + opsets + metadata(CONTRACT_KEY, whole.to_json())
+
+
+def test_a_past_is_judged_at_the_slots_that_it_may_have(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(slotted(1))
+    assert load(path).contract.cache[0].bounded == 1
+    path.write_bytes(slotted(16))
+    with pytest.raises(UnsafeFileError, match=r"gives 1\.07e.09 elements, more than"):
+        load(path)
