@@ -353,8 +353,9 @@ def test_the_client_raises_what_the_server_says(client, models) -> None:
 
 def ask_without_answer(models, future: Future):
     """Ask a model whose engine answers by this."""
-    engine = SimpleNamespace(submit=lambda inputs: future)
-    model = SimpleNamespace(contract=models["small"].contract, tensors=engine, name="small")
+    engine = SimpleNamespace(submit=lambda inputs, adapter: future)
+    contract = models["small"].contract
+    model = SimpleNamespace(contract=contract, tensors=engine, name="small", adapter=None)
     asked = TensorRequest(id="", inputs={}, requested=[], parameters={"timeout": 1})
     return asyncio.run(infer(Service(Registry(), ServeOptions()), model, asked))
 
