@@ -110,7 +110,11 @@ def judge(name: str, model: Any, folder: Path, trained_len: int | None) -> Row:
         )
     expected = found[0, len(PROMPT) :].tolist()
     settings = json.loads((folder / "generation_config.json").read_text())
-    windows = {pair.bounded for pair in contract.cache if pair.bounded is not None}
+    windows = {
+        pair.bounded
+        for pair in contract.cache
+        if pair.bounded is not None and not pair.computed_from
+    }
     words = " ".join(f"w{token}" for token in PROMPT)
     return Row(
         name=name,
