@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from causal_onnx.cli.main import main
 from causal_onnx.export import ExportError, export, export_checkpoint, verify
 from causal_onnx.runtime import ArtifactError, Model, load, verify_bundle
 
@@ -378,3 +379,16 @@ def test_a_name_that_is_not_loaded_is_refused(llama: Made) -> None:
         model.adapter_inputs(["four"])
     with pytest.raises(ValueError, match=r"plain.onnx takes no adapters: export it with adaptable"):
         llama.file("plain")
+
+
+def test_the_commands_take_an_adapter(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = prepare("llama", tmp_path_factory.mktemp("command"))
+    place, adapter = found.folder / "adaptable.onnx", found.folder / "three"
+    arguments = ["generate", str(place), "--ids", "3,4,5", "--max-new-tokens", "6"]
+    assert main([*arguments, "--adapter", str(adapter)]) == 0
+    expected = found.file("adaptable").generate([3, 4, 5], max_new_tokens=6, adapter="three").ids
+    assert capsys.readouterr().out.strip() == ",".join(map(str, expected))
+    assert main([*arguments, "--adapter", str(found.folder / "none")]) == 1
+    assert f"there is no adapter {found.folder / 'none'}" in capsys.readouterr().err

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from causal_onnx.runtime import Sampling
 
 __all__ = [
+    "adapters_of",
+    "add_adapter_argument",
     "add_device_arguments",
     "add_draft_arguments",
     "add_model_argument",
@@ -104,6 +106,20 @@ def add_prepared_argument(parser: argparse.ArgumentParser) -> None:
         help="keep there what onnxruntime makes of the file for this processor, and start from it "
         "the next time (twice the size of the weights; only you may write there)",
     )
+
+
+def add_adapter_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare `--adapter`; `adapters_of` and `args.adapter` are what `load` and a call take."""
+    parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="a LoRA adapter of the model, which must be exported with --adaptable",
+    )
+
+
+def adapters_of(args: argparse.Namespace) -> dict[str, str]:
+    """The adapter to load, under its own path as the name; empty: none."""
+    return {} if args.adapter is None else {args.adapter: args.adapter}
 
 
 def add_draft_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

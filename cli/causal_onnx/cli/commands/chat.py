@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.options import (
+    adapters_of,
+    add_adapter_argument,
     add_device_arguments,
     add_model_argument,
     add_prepared_argument,
@@ -79,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a text that ends a reply (repeatable)",
     )
     add_sampling_arguments(parser, default="as generation_config.json says")
+    add_adapter_argument(parser)
     add_device_arguments(parser)
     add_prepared_argument(parser)
     add_trusted_argument(parser)
@@ -96,6 +99,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         tokenizer=args.tokenizer,
         trusted=args.trusted,
         prepared=args.prepared,
+        adapters=adapters_of(args),
     )
     talk = Chat(
         model,
@@ -105,6 +109,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         sampling=sampling_of(args, model.default_sampling),
         stop=args.stop,
         seed=args.seed,
+        adapter=args.adapter,
     )
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         while line := sys.stdin.readline():

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from causal_onnx.cli.console import Console
 from causal_onnx.cli.errors import CommandError, UsageError
 from causal_onnx.cli.options import (
+    adapters_of,
+    add_adapter_argument,
     add_device_arguments,
     add_draft_arguments,
     add_model_argument,
@@ -94,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shape.add_argument("--regex", metavar="PATTERN", help="write what this pattern matches")
     shape.add_argument("--lark", type=Path, metavar="FILE", help="write what this grammar allows")
     add_draft_arguments(parser)
+    add_adapter_argument(parser)
     add_device_arguments(parser)
     add_prepared_argument(parser)
     add_trusted_argument(parser)
@@ -117,6 +120,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         tokenizer=args.tokenizer,
         trusted=args.trusted,
         prepared=args.prepared,
+        adapters=adapters_of(args),
     )
     inputs: dict[str, Source] = {**given, **_source_of(model, source)}
     sampling = sampling_of(args, model.greedy if inputs else Sampling())
@@ -132,6 +136,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             constraint=constraint,
             draft=draft,
             inputs=inputs,
+            adapter=args.adapter,
         )
         console.json(
             {
@@ -153,6 +158,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         constraint=constraint,
         draft=draft,
         inputs=inputs,
+        adapter=args.adapter,
     )
     for place, choice in enumerate(choices):
         if choice.text is not None:
