@@ -34,6 +34,29 @@ def attention(width: int = 64, seed: int = 0) -> CausalMechanismV1:
     return CausalMechanismV1(width, width, 12, seed=seed)
 
 
+class Copies(nn.Module):
+    """PyTorch copies a layer: before training, all hold the same numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(64, 2, 128, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.layers(x, mask=mask, is_causal=True)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "w8a8"])
+def test_layers_that_are_copies_are_rounded_alike(precision: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, path = Copies().eval(), tmp_path / "m.onnx"
+    x = torch.randn(2, 7, 64)
+    report = export(module, path, example=x, precision=precision, effort="quick")
+    assert report.parity.passed
+    assert verify(module, path, example=x).passed
+
+
 def operators(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(path).graph.node]
 

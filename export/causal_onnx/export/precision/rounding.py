@@ -82,6 +82,10 @@ def round_weights(
         wanted.setdefault(name, set()).add(use.axis ^ is_transposed)
         if moments is not None:
             seen.setdefault(name, []).append(_moment(use, moments))
+    for name, twin in _twins(wanted, parameters):
+        wanted[twin] = wanted[name]
+        if name in seen:
+            seen[twin] = seen[name]
     _refuse_idle_patterns(coding, wanted)
     axes = {}
     for name, found in wanted.items():
@@ -124,6 +128,30 @@ def _weights(model: ir.Model, module: nn.Module) -> tuple[dict[int, ir.Value], d
         if place is not None:
             owners[id(value)], places[id(value)] = value, place
     return owners, places
+
+
+def _twins(
+    names: Collection[str], parameters: Mapping[str, torch.Tensor]
+) -> list[tuple[str, str]]:
+    """The parameters that hold the same numbers as one of `names`, each with that one.
+
+    A weight of the graph is known by its numbers, so those that have the same are one: layers that
+    are copies of each other, as before training.
+    """
+    found = []
+    for name in names:
+        value = parameters[name]
+        first = value[:1]
+        found += [
+            (name, other)
+            for other, candidate in parameters.items()
+            if other not in names
+            and candidate.shape == value.shape
+            and candidate.dtype == value.dtype
+            and torch.equal(candidate[:1], first)
+            and torch.equal(candidate, value)
+        ]
+    return found
 
 
 def _moment(use: Use, moments: Moments) -> Moment | None:
