@@ -41,6 +41,7 @@ class Form:
 
 
 _AGAIN = "all its inputs are kept, and its results are computed from them again in each call"
+_DECODED = "onnxruntime does not find coded weights that are decoded inside a branch"
 _EVERY_CALL = "what inputs without positions decide is computed in every call"
 _REWRITTEN, _RAGGED = "attention rewritten", "cache for rows of different lengths"
 _CONSEQUENCES = {
@@ -116,6 +117,7 @@ def _rewritten(
             ragged=ragged,
             use_contrib=contract.form in ORT_FORMS,
             steady=[spec.name for spec in contract.inputs if _is_steady(spec)],
+            unfit=_DECODED if _decodes(contract.form, grids) else None,
         )
         contract = _with_cache(contract, derived, shared_pasts(model, contract.form))
         order = [value.name for value in model.graph.outputs]
@@ -155,6 +157,11 @@ def _with_cache(contract: Contract, derived: DerivedCache, shared: frozenset[str
         ),
         mask=None if mask is None else mask.name,
     )
+
+
+def _decodes(form: str, grids: Sequence[Grid]) -> bool:
+    """Whether coded weights are decoded by a node of their own."""
+    return bool(grids) and (form not in ORT_FORMS or any(grid.per_row for grid in grids))
 
 
 def _is_steady(spec: TensorSpec) -> bool:

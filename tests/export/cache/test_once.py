@@ -329,6 +329,8 @@ def test_the_proof_looks_into_the_branch_of_rows_that_begin(written: Path) -> No
         {"target": "tiled"},
         {"target": "ort-1.32"},
         {"precision": "fp16"},
+        {"precision": "bf16"},
+        {"precision": "int8"},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
@@ -339,6 +341,19 @@ def test_every_form_computes_the_memory_once(options: dict[str, Any], tmp_path: 
     assert report.certificate.verdict == "causal"
     assert report.cache is not None
     assert report.cache.passed
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "int8", "target": "portable"}, {"precision": "w8a8"}], ids=str
+)
+def test_weights_that_are_decoded_do_not_stand_in_a_branch(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    example = torch.randn(3, 6, DIM), torch.randn(3, 5, DIM)
+    report = made(Crossed(), tmp_path / "m.onnx", example, [IDS, MEMORY], **options)
+    assert report.contract.once_names == frozenset()
+    reasons = [fallback.reason for fallback in report.fallbacks]
+    assert "onnxruntime does not find coded weights that are decoded inside a branch" in reasons
 
 
 @pytest.mark.parametrize(

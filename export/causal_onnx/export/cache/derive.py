@@ -91,6 +91,7 @@ def derive_cache(
     ragged: bool = True,
     use_contrib: bool = False,
     steady: Collection[str] = (),
+    unfit: str | None = None,
 ) -> DerivedCache:
     """Give every core of a canonical graph a past, in place.
 
@@ -104,6 +105,7 @@ def derive_cache(
         use_contrib: Operators of onnxruntime's own may be written.
         steady: The inputs without positions of which a sequence has one value: what they decide
             alone is computed once for each row.
+        unfit: Why that cannot be computed in a branch; None: it can.
 
     Returns:
         The new inputs and outputs.
@@ -150,7 +152,7 @@ def derive_cache(
         common.RemoveUnusedNodesPass()(model)
         del graph.outputs[len(graph.outputs) - len(own) :]
     derived = _with_states(_tensors(cores, pasts, bounds, lengths), states)
-    once, not_once = write_once(graph, layouts, lengths, steady)
+    once, not_once = write_once(graph, layouts, lengths, steady, unfit=unfit)
     derived = _with_once(derived, once)
     again = dict.fromkeys(s.node for s in sites if s.kind == INPUTS)
     return replace(

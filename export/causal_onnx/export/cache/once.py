@@ -53,7 +53,12 @@ class Once:
 
 
 def write_once(
-    graph: ir.Graph, layouts: Layouts, lengths: Lengths, steady: Collection[str]
+    graph: ir.Graph,
+    layouts: Layouts,
+    lengths: Lengths,
+    steady: Collection[str],
+    *,
+    unfit: str | None = None,
 ) -> tuple[list[Once], str | None]:
     """Give what depends on inputs without positions a state, in place.
 
@@ -62,6 +67,7 @@ def write_once(
         layouts: Of the graph as it was before that.
         lengths: Where the rows stand.
         steady: Names of inputs without positions, of which a sequence has one value.
+        unfit: Why nodes of this graph cannot stand in a branch; None: they can.
 
     Returns:
         The states, in the order of their names; and why there are none, where something is costly.
@@ -72,6 +78,8 @@ def write_once(
     reason = frontier.search()
     if reason is not None or not frontier.values:
         return [], reason
+    if unfit is not None:
+        return [], unfit
     return _Move(graph, frontier, lengths).write(), None
 
 

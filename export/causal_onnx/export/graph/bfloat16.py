@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from causal_onnx.export.graph.subgraphs import name_inside
 from causal_onnx.runtime.contract import Contract, TensorSpec
 
 __all__ = ["compute_wide", "contract_of_twin", "make_twin"]
@@ -37,6 +38,8 @@ def make_twin(model: ir.Model) -> ir.Model:
             name, value.name = value.name, f"{value.name}_bfloat16"
             result.name = name
             graph.outputs[index] = result
+    for index, body in enumerate(graph.subgraphs()):  # the new values have no names yet
+        name_inside(body, f"inside_{index}")
     return twin
 
 

@@ -130,9 +130,7 @@ def _weights(model: ir.Model, module: nn.Module) -> tuple[dict[int, ir.Value], d
     return owners, places
 
 
-def _twins(
-    names: Collection[str], parameters: Mapping[str, torch.Tensor]
-) -> list[tuple[str, str]]:
+def _twins(names: Collection[str], parameters: Mapping[str, torch.Tensor]) -> list[tuple[str, str]]:
     """The parameters that hold the same numbers as one of `names`, each with that one.
 
     A weight of the graph is known by its numbers, so those that have the same are one: layers that
