@@ -107,10 +107,13 @@ class ParityReport:
         for seq in lengths:
             row = [_cell(cells.get((seq, batch))) for batch in batches]
             lines.append(f"{seq:>6}  " + "".join(f"{cell:>12}" for cell in row))
+        remarked: dict[tuple[int, str], list[str]] = {}
+        for case in self.cases:
+            if case.remark:
+                remarked.setdefault((case.seq, case.remark), []).append(str(case.batch))
         notes = [
-            f"  seq {case.seq}, batch {case.batch}: {case.remark}"
-            for case in self.cases
-            if case.remark
+            f"  seq {seq}, batch {', '.join(rows)}: {remark}"
+            for (seq, remark), rows in remarked.items()
         ]
         skipped = [f"  not run: {reason}" for reason in self.skipped]
         return "\n".join(lines + notes + skipped)
