@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from causal_onnx.runtime.artifact.adapter import LowRank, read_adapter
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.errors import ArtifactError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from causal_onnx.runtime.artifact.adapter import LowRank
 
     Array = npt.NDArray[Any]
 
@@ -59,7 +59,9 @@ class Adapters:
         for key, path in paths.items():
             if not isinstance(key, str) or not key:
                 raise ValueError(f"the name of an adapter must be a non-empty text, got {key!r}")
-            layers = read_adapter(path)
+            from causal_onnx.runtime.artifact import adapter  # noqa: PLC0415 - few have any
+
+            layers = adapter.read_adapter(path)
             self._check(layers, os.fspath(path), name)
             self._found[key] = layers
 
@@ -76,6 +78,8 @@ class Adapters:
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """What tells the adapters from others of the same name: the hash of each."""
+        import hashlib  # noqa: PLC0415 - few have any
+
         found = {}
         for name, layers in self._found.items():
             digest = hashlib.sha256()
