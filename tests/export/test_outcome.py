@@ -192,7 +192,7 @@ def test_onnxruntimes_refusal_is_typed_and_a_wrong_call_of_ours_is_not() -> None
 def test_a_slip_in_an_evaluation_is_no_refusal(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(region, "_initializer", broken)
+    monkeypatch.setattr(region, "constant", broken)
     with pytest.raises(AttributeError, match="a slip of ours"):
         export(Masked().eval(), tmp_path / "m.onnx", example=example(), cache=True)
 
