@@ -392,3 +392,25 @@ def test_the_commands_take_an_adapter(
     assert capsys.readouterr().out.strip() == ",".join(map(str, expected))
     assert main([*arguments, "--adapter", str(found.folder / "none")]) == 1
     assert f"there is no adapter {found.folder / 'none'}" in capsys.readouterr().err
+
+
+def test_an_encoder_that_adapters_change_is_still_computed_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(vocab_size=61, decoder_start_token_id=0, **sizes)
+    module, place = transformers.T5ForConditionalGeneration(config).eval(), tmp_path / "m.onnx"
+    report = export(module, place, adaptable=["*.q", "*.v"], cache=True, effort="quick")
+    assert report.contract.once_names == {"input_ids", "attention_mask"}
+    pair = next(pair for pair in report.contract.adapters if pair.module.startswith("encoder."))
+    layer = module.get_submodule(pair.module)
+    shapes = {"A": (4, layer.in_features), "B": (layer.out_features, 4)}
+    arrays = {f"{pair.module}.lora_{k}": np.ones(v, np.float32) for k, v in shapes.items()}
+    np.savez(tmp_path / "a.npz", **arrays)
+    model = load(place, adapters={"a": tmp_path / "a.npz"})
+    source = {"input_ids": some_ids(1, 5), "attention_mask": np.ones((1, 5), np.int64)}
+    ids, rows = some_ids(1, 4), model.adapter_inputs(["a"])
+    whole = model.run(decoder_input_ids=ids, **source, **rows)["logits"]
+    stream = model.stream(inputs=source, adapter="a")
+    steps = [stream.run(ids[:, t : t + 1])["logits"] for t in range(4)]
+    np.testing.assert_allclose(np.concatenate(steps, 1), whole, rtol=0, atol=1e-5)
+    assert np.abs(whole - model.run(decoder_input_ids=ids, **source)["logits"]).max() > 1e-3

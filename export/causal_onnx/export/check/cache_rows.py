@@ -95,9 +95,9 @@ def other_inputs(
 
     A graph that reads them again gives other results.
     """
-    taken = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
     if not contract.once_names:
         return list(inputs)
+    taken = [spec for spec in contract.inputs if spec.name not in contract.added_names]
     sizes = {
         label: x.shape[axis]
         for spec, x in zip(specs, inputs, strict=True)

@@ -11,10 +11,10 @@ from torch import nn
 from causal_onnx.export.checkpoint.huggingface import read_config
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.outcome import Refusal, ask, handed_over
+from causal_onnx.runtime.artifact.adapter import ADAPTER_CONFIG, is_adapter
 
-__all__ = ["ADAPTER_CONFIG", "base_of", "merge_adapter"]
+__all__ = ["base_of", "merge_adapter"]
 
-ADAPTER_CONFIG = "adapter_config.json"
 _LACKING = "missing adapter keys"
 """What peft warns of where an adapter's file has no weights for a part that it adapts."""
 
@@ -46,7 +46,7 @@ def merge_adapter(model: nn.Module, adapter: Path) -> nn.Module:
         ExportError: It does not fit the model, or is of a kind that cannot be merged.
         ImportError: peft is not installed.
     """
-    if not (adapter / ADAPTER_CONFIG).is_file():
+    if not is_adapter(adapter):
         raise ExportError(f"{adapter} is not a PEFT adapter: it has no {ADAPTER_CONFIG}")
     try:
         import peft  # noqa: PLC0415 - only adapters need it

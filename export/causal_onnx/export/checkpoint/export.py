@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from causal_onnx.export.arguments import check_file, check_options
-from causal_onnx.export.checkpoint.adapter import ADAPTER_CONFIG, base_of, merge_adapter
+from causal_onnx.export.checkpoint.adapter import base_of, merge_adapter
 from causal_onnx.export.checkpoint.huggingface import (
     CONFIG,
     TOKENIZER,
@@ -29,6 +29,7 @@ from causal_onnx.export.pipeline import export
 from causal_onnx.export.report import ExportReport, Progress
 from causal_onnx.export.source.budget import NORMAL
 from causal_onnx.models import load_checkpoint
+from causal_onnx.runtime.artifact.adapter import is_adapter
 
 __all__ = ["export_checkpoint"]
 
@@ -190,7 +191,7 @@ class _Opened:
 def _open(place: Path, *, adapter: Path | None, trust_remote_code: bool) -> _Opened:
     if not place.exists():
         raise FileNotFoundError(f"there is no checkpoint {place}")
-    if (place / ADAPTER_CONFIG).is_file():
+    if is_adapter(place):
         if adapter is not None:
             raise ValueError(
                 f"{place} is an adapter itself, and adapter={str(adapter)!r} is another; pass one"
