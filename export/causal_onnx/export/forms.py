@@ -21,6 +21,7 @@ from causal_onnx.export.passes.fuse import fuse
 from causal_onnx.export.passes.length_limit import enforce_max_seq_len
 from causal_onnx.export.passes.position_matrices import compute_position_matrices
 from causal_onnx.export.passes.tied_weights import share_transposed_weights
+from causal_onnx.export.passes.transposed_products import part_transposes
 from causal_onnx.export.precision.codes import quantise
 from causal_onnx.export.precision.grid import Grid
 from causal_onnx.export.report import Fallback
@@ -181,6 +182,7 @@ def _finish(model: ir.Model, contract: Contract, grids: Sequence[Grid]) -> Contr
     """Run the last passes, the same for every form; the contract with what the graph then needs."""
     compute_position_matrices(model)
     share_transposed_weights(model)
+    part_transposes(model)
     if grids:
         quantise(model, contract.form, grids)
     if contract.max_seq_len is not None:

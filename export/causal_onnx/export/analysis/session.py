@@ -46,6 +46,10 @@ def plain_session(
     options.log_severity_level = 4  # errors reach us as exceptions
     options.intra_op_num_threads = threads
     options.enable_cpu_mem_arena = False
+    # On some graphs of others it ends the process, see passes/transposed_products.py.
+    options.add_session_config_entry(
+        "optimization.disable_specified_optimizers", "NchwcTransformer"
+    )
     for key, value in (settings or {}).items():
         options.add_session_config_entry(key, value)
     # Held until the session is made: the options point to them.

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from causal_onnx.runtime.artifact.artifact import Artifact
 from causal_onnx.runtime.artifact.held import FOLDER_OPTION, NO_FOLDER, Held
+from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError, DeviceError
 from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.session.device import (
@@ -122,7 +123,16 @@ def computing_settings(
     contract = artifact.contract
     if device.kind == "cpu" and contract is not None and contract.precision == PRECISION:
         found.update(exact_product_settings())
+    if device.kind == "cpu" and (contract is None or _has_fp16(contract)):
+        # In files of others, it ends the process where fp16 is transposed and multiplied:
+        # https://github.com/microsoft/onnxruntime/issues/28392. It serves Conv of two dimensions.
+        found["optimization.disable_specified_optimizers"] = "NchwcTransformer"
     return found
+
+
+def _has_fp16(contract: Contract) -> bool:
+    specs = (*contract.inputs, *contract.outputs)
+    return contract.precision == "fp16" or any(spec.dtype == "float16" for spec in specs)
 
 
 def _open(
