@@ -100,7 +100,7 @@ suites: setup  ## Judge the server by suites that are not ours, and run it on Ra
 	@$(SUITES)/python -m pip install --quiet --no-deps --upgrade --target build/suites/triton $(TRITON) || \
 	echo "Triton cannot be had here; its tests are skipped"
 	@rm -rf build/suites/stories
-	@$(BIN)/causal-onnx export tests/data/real/baby105 -o build/suites/stories
+	@$(BIN)/causal-onnx export tests/data/real/baby105 -o build/suites/stories --adaptable '*.q_proj'
 	@$(TEST_ENV) $(SUITES)/python -m pytest -q -o filterwarnings=default --disable-warnings tests/suites
 
 .PHONY: zoo

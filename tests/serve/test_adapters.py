@@ -19,7 +19,7 @@ from causal_onnx.serve.engine.sequences import SequenceEngine, SequenceStep
 from causal_onnx.serve.engine.tensors import TensorEngine
 from causal_onnx.serve.operate.metrics import metrics_text
 from tests.serve.conftest import STORIES
-from tests.serve.models import with_template
+from tests.serve.models import with_template, write_adapter
 from tests.serve.serving import post, served
 
 RANKS = {"fairy": 2, "night": 20}
@@ -43,18 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def paths(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Adapters of random weights that change what is written."""
     place = tmp_path_factory.mktemp("adapters")
-    contract = load(folder).contract
-    specs = {spec.name: spec for spec in contract.inputs}
-    random = np.random.default_rng(0)
-    for name, rank in RANKS.items():
-        arrays: dict[str, Any] = {}
-        for pair in contract.adapters:
-            width, height = int(specs[pair.down].axes[1]), int(specs[pair.up].axes[2])
-            down = random.standard_normal((rank, width)) / width**0.5
-            arrays[f"{pair.module}.lora_A"] = down
-            arrays[f"{pair.module}.lora_B"] = random.standard_normal((height, rank)) * 0.3
-        np.savez(place / f"{name}.npz", **arrays)
-    return {name: place / f"{name}.npz" for name in RANKS}
+    return {
+        name: write_adapter(folder, place / f"{name}.npz", rank=rank, seed=rank)
+        for name, rank in RANKS.items()
+    }
 
 
 @pytest.fixture(scope="module")

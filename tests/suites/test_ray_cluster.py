@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 pytest.importorskip("ray", reason="run by make suites")
@@ -21,7 +22,8 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from causal_onnx.runtime import load
-from causal_onnx.serve.ray import RayOptions, build_app
+from causal_onnx.serve.ray import OnnxLM, RayOptions, build_app
+from tests.serve.models import write_adapter
 from tests.suites.conftest import ROOT
 from tests.suites.suite import free_ports
 
@@ -96,7 +98,13 @@ def machines() -> Iterator[Machines]:
         cluster.shutdown()
 
 
-def deploy(stories: Path, *, names: tuple[str, ...] = ("stories",), **options: Any) -> None:
+def deploy(
+    stories: Path,
+    *,
+    names: tuple[str, ...] = ("stories",),
+    adapters: dict[str, Path] | None = None,
+    **options: Any,
+) -> None:
     """Serve under these names, one replica a node, and wait until it runs."""
     serve.run(
         build_app(
@@ -107,6 +115,7 @@ def deploy(stories: Path, *, names: tuple[str, ...] = ("stories",), **options: A
                 **options,
             ),
             threads=1,
+            adapters=adapters,
         )
     )
 
@@ -132,6 +141,12 @@ def two(machines: Machines, stories: Path) -> Machines:
     deploy(stories, min_replicas=2, max_replicas=2)
     wait_for(lambda: running_replicas() == 2)
     return machines
+
+
+@pytest.fixture(scope="module")
+def adapter(stories: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter of random weights, which changes what is written."""
+    return write_adapter(stories, tmp_path_factory.mktemp("adapters") / "odd.npz")
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +227,29 @@ def test_models_that_are_loaded_when_they_are_asked_for_give_way_to_others(
     for name in (*names, "first"):
         found = two.complete(STARTS[1], model=name)
         assert (found["model"], found["choices"][0]["text"]) == (name, expected[STARTS[1]])
+
+
+@pytest.mark.parametrize("lazily", [{}, {"models_per_replica": 1}], ids=["held", "asked_for"])
+def test_an_adapter_is_served_beside_its_model(
+    two: Machines, stories: Path, expected: dict[str, str], adapter: Path, lazily: dict[str, int]
+) -> None:
+    deploy(stories, adapters={"odd": adapter}, min_replicas=1, max_replicas=1, **lazily)
+    model = load(stories, threads=1, adapters={"odd": adapter})
+    changed = model.generate(STARTS[0], max_new_tokens=TOKENS, adapter="odd").text
+    with ThreadPoolExecutor(2) as pool:
+        plain, odd = pool.map(lambda name: two.complete(STARTS[0], model=name), ("stories", "odd"))
+    assert plain["choices"][0]["text"] == expected[STARTS[0]] != changed
+    assert (odd["model"], odd["choices"][0]["text"]) == ("odd", changed)
+
+
+def test_a_column_is_written_with_an_adapter(stories: Path, adapter: Path, tmp_path: Path) -> None:
+    model = load(stories, threads=1, adapters={"odd": adapter})
+    batch, options = {"prompt": np.array([STARTS[0]])}, {"max_new_tokens": 9, "threads": 1}
+    plain, odd = (
+        OnnxLM(str(stories), done=str(tmp_path), adapter=path, **options)(batch)["text"][0]
+        for path in (None, str(adapter))
+    )
+    assert odd == model.generate(STARTS[0], max_new_tokens=9, adapter="odd").text != plain
 
 
 @pytest.mark.parametrize(

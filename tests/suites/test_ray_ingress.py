@@ -38,9 +38,11 @@ class Replicas:
     def __init__(self, app: Any, losses: list[int], instead: AnswerPart | None = None) -> None:
         self._app, self._losses, self._instead = app, losses, instead
         self.requests: list[Any] = []
+        self.model_ids: list[str] = []
         self.answer = self
 
-    def options(self, **_: Any) -> Replicas:
+    def options(self, **given: Any) -> Replicas:
+        self.model_ids.append(given["multiplexed_model_id"])
         return self
 
     def remote(self, request: Any) -> _Stream:
@@ -85,6 +87,7 @@ def asked(
     ingress = Ingress(
         replicas,
         models=["language"],
+        adapters=options.pop("adapters", ()),
         is_multiplexed=options.pop("is_multiplexed", False),
         prefix_characters=64,
         retry_s=options.pop("retry_s", 60.0),
@@ -283,3 +286,16 @@ def test_the_router_asks_the_replica_of_a_prefix_first(monkeypatch: pytest.Monke
     router.on_request_routed(request, other.replica_id, None)
     assert first("Once" * 50) is other
     assert first("Once") is chosen
+
+
+def test_an_adapter_is_asked_of_who_holds_its_model(app: Any) -> None:
+    replicas = Replicas(app, [])
+    given: Any = {"is_multiplexed": True, "adapters": ["french"]}
+    _, listed = asked(replicas, "/v1/models", None, method="GET", **given)
+    parents = {item["id"]: item.get("parent") for item in json.loads(listed)["data"]}
+    assert parents == {"language": None, "french": "language"}
+    status, found = asked(replicas, "/v1/completions", {**BODY, "model": "french"}, **given)
+    assert replicas.model_ids == ["language"]
+    assert (status, b"french" in found) == (404, True)  # this replica was not given it
+    status, _ = asked(replicas, "/v1/completions", {**BODY, "model": "german"}, **given)
+    assert (status, len(replicas.model_ids)) == (404, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,14 @@ from causal_onnx.serve.errors import NotServedError, no_such_model
 if TYPE_CHECKING:
     from causal_onnx.runtime import Contract, Model, Tokenizer
 
-__all__ = ["ModelSource", "Registry", "ServedModel", "open_models", "split_name"]
+__all__ = [
+    "ModelSource",
+    "Registry",
+    "ServedModel",
+    "check_adapters",
+    "open_models",
+    "split_name",
+]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 
@@ -349,13 +356,7 @@ def open_models(
     if repository is not None and not repository.is_dir():
         raise FileNotFoundError(f"there is no folder {repository}")
     given = [split_name(place) for place in places]
-    if adapters and len(given) != 1:
-        raise ValueError(
-            f"adapters are of one model, and {len(given)} are served; serve theirs in a process of "
-            "its own"
-        )
-    for name in adapters or {}:
-        _check_name(name, "ADAPTER=path/to/adapter")
+    check_adapters(adapters or {}, [name for name, _ in given])
     registry = Registry(source=ModelSource(given=dict(given), root=repository, open=open_model))
     try:
         for name, path in given:
@@ -364,6 +365,23 @@ def open_models(
         registry.close()
         raise
     return registry
+
+
+def check_adapters(adapters: Collection[str], models: Sequence[str]) -> None:
+    """Check that adapters can be served by their names beside these models.
+
+    Raises:
+        ValueError: There are several models, or a name cannot be that of a model.
+    """
+    if adapters and len(models) != 1:
+        raise ValueError(
+            f"adapters are of one model, and {len(models)} are served; serve theirs in a process "
+            "of its own"
+        )
+    for name in adapters:
+        _check_name(name, "ADAPTER=path/to/adapter")
+        if name in models:
+            raise ValueError(f"two models are called {name!r}; give one another name: NAME=path")
 
 
 def _check_name(name: str, example: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -15,7 +17,7 @@ from causal_onnx.serve.options import ServeOptions
 from causal_onnx.serve.ray.ingress import Ingress
 from causal_onnx.serve.ray.replica import replica_class
 from causal_onnx.serve.ray.router import PrefixRouter
-from causal_onnx.serve.registry import split_name
+from causal_onnx.serve.registry import check_adapters, split_name
 
 __all__ = ["RayOptions", "app", "build_app"]
 
@@ -63,6 +65,7 @@ def build_app(
     serve_options: ServeOptions | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> serve.Application:
     """The application that serves models on a cluster, for `serve.run`.
 
@@ -73,9 +76,11 @@ def build_app(
         serve_options: How requests are taken. Limits of keys count in each replica.
         device: As for `load`.
         threads: As for `load`; None: as many as the node has cores.
+        adapters: As for `open_models`; the paths are the same on every node.
 
     Raises:
-        ValueError: An option does not fit, or two models have one name.
+        ValueError: An option does not fit, two models have one name, or there are adapters and
+            several models.
     """
     options, engine_options = options or RayOptions(), engine_options or EngineOptions()
     serve_options = serve_options or ServeOptions()
@@ -83,6 +88,8 @@ def build_app(
     models = {name: str(path.resolve()) for name, path in named}
     if len(models) < len(named) or not models:
         raise ValueError(f"models need names of their own: NAME=path; got {list(places)}")
+    check_adapters(adapters or {}, list(models))
+    adapted = {name: str(Path(path).resolve()) for name, path in (adapters or {}).items()}
     replicas = serve.deployment(replica_class(options.models_per_replica)).options(
         name="models",
         max_ongoing_requests=engine_options.sequences + engine_options.queue,
@@ -109,10 +116,12 @@ def build_app(
         threads=threads,
         group_s=options.group_s,
         loads_lazily=options.models_per_replica is not None,
+        adapters=adapted,
     )
     return ingress.bind(
         bound,
         models=list(models),
+        adapters=list(adapted),
         is_multiplexed=options.models_per_replica is not None,
         prefix_characters=options.prefix_characters,
         retry_s=options.retry_s,
@@ -133,6 +142,7 @@ def _scale(options: RayOptions, engine_options: EngineOptions) -> dict[str, Any]
     }
 
 
+PLACES = ("models", "adapters")
 NUMBERS = ("min_replicas", "max_replicas", "target_requests", "models_per_replica", "imbalance")
 
 
@@ -140,21 +150,24 @@ def app(args: dict[str, str]) -> serve.Application:
     """What `serve run causal_onnx.serve.ray:app models=PATH,NAME=PATH max_replicas=4` calls.
 
     Args:
-        args: `models`, places with commas between them; `threads`; and whole numbers of
-            `RayOptions`.
+        args: `models`, places with commas between them; `adapters`, such places of LoRA adapters of
+            the one model; `threads`; and whole numbers of `RayOptions`.
 
     Raises:
         ValueError: There is no model, or an argument is not known or no number.
     """
     left = dict(args)
-    models = [place for place in left.pop("models", "").split(",") if place]
+    models, adapters = (
+        [place for place in left.pop(name, "").split(",") if place] for name in PLACES
+    )
     given: dict[str, Any] = {}
     for name, text in left.items():
         if name not in (*NUMBERS, "threads"):
-            known = ", ".join(("models", "threads", *NUMBERS))
+            known = ", ".join((*PLACES, "threads", *NUMBERS))
             raise ValueError(f"{name!r} is not known; what may be given is {known}")
         if not (text.isascii() and text.isdigit()):
             raise ValueError(f"{name} must be a whole number, got {text!r}")
         given[name] = int(text)
     threads = given.pop("threads", None)
-    return build_app(models, RayOptions(**given), threads=threads)
+    named = dict(split_name(place) for place in adapters)
+    return build_app(models, RayOptions(**given), threads=threads, adapters=named)

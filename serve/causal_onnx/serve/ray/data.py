@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     Batch = dict[str, npt.NDArray[Any]]
 
 __all__ = ["OnnxLM"]
+
+ADAPTER = "adapter"
+"""What the engine knows it by."""
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ class OnnxLM:
         engine_options: EngineOptions | None = None,
         device: str = "cpu",
         threads: int | None = None,
+        adapter: str | None = None,
     ) -> None:
         """Load a model.
 
@@ -71,9 +75,11 @@ class OnnxLM:
             engine_options: Of the engine.
             device: As for `load`.
             threads: As for `load`.
+            adapter: The file or folder of a LoRA adapter to write with, which is on every node.
 
         Raises:
-            ValueError: The model is no language model with a cache, or an option does not fit.
+            ValueError: The model is no language model with a cache, an option does not fit, or the
+                model does not take this adapter.
         """
         self._prompts, self._texts = prompts, texts
         self._options: dict[str, Any] = {
@@ -81,14 +87,18 @@ class OnnxLM:
             "sampling": sampling,
             "seed": seed,
         }
-        model = load(path, device=device, threads=threads)
+        adapters = {} if adapter is None else {ADAPTER: adapter}
+        model = load(path, device=device, threads=threads, adapters=adapters)
         self._writes_ids = model.tokenizer is None
         self._engine = Engine(model, options=engine_options)
         self._most = self._engine.options.queue
         self._done = None
         if done is not None:
             told = {**self._options, "sampling": None if sampling is None else asdict(sampling)}
-            self._done = _Done(Path(done), _digest(Path(path)), told)
+            digests = [_digest(Path(place)) for place in (path, *adapters.values())]
+            self._done = _Done(Path(done), digests, told)
+        if adapters:
+            self._options["adapter"] = ADAPTER
         self._began, self._count, self._found = time.monotonic(), 0, 0
 
     def __call__(self, batch: Batch) -> Batch:
@@ -143,7 +153,7 @@ class OnnxLM:
 class _Done:
     """What was written, as lines of JSON: each actor appends to a file of its own."""
 
-    def __init__(self, folder: Path, model: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, model: Sequence[str], options: Mapping[str, Any]) -> None:
         self._key = json.dumps([model, options], sort_keys=True)
         folder.mkdir(parents=True, exist_ok=True)
         self._known: dict[str, tuple[Any, str]] = {}

@@ -52,6 +52,7 @@ class Ingress:
         replicas: DeploymentHandle,
         *,
         models: Sequence[str],
+        adapters: Sequence[str] = (),
         is_multiplexed: bool,
         prefix_characters: int,
         retry_s: float,
@@ -63,13 +64,16 @@ class Ingress:
         Args:
             replicas: Of `ModelReplica`.
             models: The names of all models.
+            adapters: Those of the adapters of the one model, if it has some.
             is_multiplexed: Whether replicas load models as they are asked for.
             prefix_characters: How much of a prompt the router is told.
             retry_s: How long a request is tried again after its replica was lost.
             max_body_bytes: The largest body of a request.
             body_timeout_s: How long a client may take to send one.
         """
-        self._replicas, self._models = replicas, tuple(models)
+        self._replicas, self._models = replicas, dict(zip(models, models, strict=True))
+        # Whoever holds a model holds its adapters.
+        self._models.update(dict.fromkeys(adapters, models[0]))
         self._is_multiplexed = is_multiplexed
         self._prefix_characters, self._retry_s = prefix_characters, retry_s
         self._most, self._body_timeout_s = max_body_bytes, body_timeout_s
@@ -107,7 +111,8 @@ class Ingress:
         if request.path == "/v1/models":
             models = [
                 {"id": name, "object": "model", "created": self._created, "owned_by": "causal-onnx"}
-                for name in self._models
+                | ({} if name == held else {"parent": held})
+                for name, held in self._models.items()
             ]
             return answer({"object": "list", "data": models})
         if request.path.startswith(("/health", "/v2/health")):
@@ -142,7 +147,7 @@ class Ingress:
         """
         handle = self._replicas.options(
             stream=True,
-            multiplexed_model_id=(request.model or "") if self._is_multiplexed else "",
+            multiplexed_model_id=self._models[request.model or ""] if self._is_multiplexed else "",
         )
         was_lost, until = False, math.inf
         while True:

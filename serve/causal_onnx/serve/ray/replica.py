@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -37,6 +38,7 @@ class ModelReplica:
         threads: int | None = None,
         group_s: float = 0.02,
         loads_lazily: bool = False,
+        adapters: Mapping[str, str] | None = None,
     ) -> None:
         """Load the models, or take note of where they are.
 
@@ -48,11 +50,13 @@ class ModelReplica:
             threads: As for `load`.
             group_s: Seconds that events are collected after the first ones.
             loads_lazily: Whether a model is loaded when a request names it.
+            adapters: Of the one model, as for `open_models`.
         """
         self._places = dict(places)
         self._options = serve_options or ServeOptions()
         self._engine_options, self._group_s = engine_options, group_s
         self._device, self._threads = device, threads
+        self._adapters = {name: Path(path) for name, path in (adapters or {}).items()}
         self._all = None if loads_lazily else self._open(self._places)
 
     def _open(self, places: Mapping[str, str]) -> _Opened:
@@ -62,6 +66,7 @@ class ModelReplica:
             threads=self._threads,
             engine_options=self._engine_options,
             keeps_sequences=False,
+            adapters=self._adapters,
         )
         return _Opened(registry, create_app(registry, self._options), self._options.drain_s)
 
