@@ -164,16 +164,16 @@ def _refuse_unfit(analysis: Analysis, core: AttentionCore) -> None:
         raise UnsupportedError("the attention has a past of its own")
     if core.sink is not None and core.sink_scores is None:
         raise UnsupportedError("the score of its sink depends on data or on the position")
-    for operand, width in (
-        (core.q, core.head_dim),
-        (core.k, core.head_dim),
-        (core.v, core.v_dim),
-        (core.output, core.v_dim),
+    for what, operand, width in (
+        ("queries", core.q, core.head_dim),
+        ("keys", core.k, core.head_dim),
+        ("values", core.v, core.v_dim),
+        ("results", core.output, core.v_dim),
     ):
         if operand is None or width is None:
             raise UnsupportedError("an operand was not found")
         for found in analysis.runs:
-            _refuse_other_shape(core, operand, width, found)
+            _refuse_other_shape(core, what, operand, width, found)
     assert core.q is not None
     if core.q.layout.picks is None and core.q.layout.heads != core.num_heads:
         raise UnsupportedError("its queries are repeated over the heads")
@@ -263,7 +263,9 @@ def _numbers(core: AttentionCore) -> list[tuple[str, tuple[float, ...]]]:
     return found
 
 
-def _refuse_other_shape(core: AttentionCore, operand: Operand, width: int, found: Run) -> None:
+def _refuse_other_shape(
+    core: AttentionCore, what: str, operand: Operand, width: int, found: Run
+) -> None:
     """The layout was read at one choice of sizes: it must explain the shape at every other.
 
     Raises:
@@ -274,7 +276,10 @@ def _refuse_other_shape(core: AttentionCore, operand: Operand, width: int, found
     )
     tensor: Abstract = tensor_of(found, operand.value)
     if not isinstance(tensor, Elements | Known) or tensor.shape != shape:
-        raise UnsupportedError(f"{operand.value.name} does not have one entry for each position")
+        raise UnsupportedError(
+            f"its {what} ({operand.value.name}) do not stand for the positions of the sequence, "
+            "one each, as those of a memory do not"
+        )
 
 
 class _Rewriting:
