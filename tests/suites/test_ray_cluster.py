@@ -244,12 +244,12 @@ def test_an_adapter_is_served_beside_its_model(
 
 def test_a_column_is_written_with_an_adapter(stories: Path, adapter: Path, tmp_path: Path) -> None:
     model = load(stories, threads=1, adapters={"odd": adapter})
-    batch, options = {"prompt": np.array([STARTS[0]])}, {"max_new_tokens": 9, "threads": 1}
+    batch, options = {"prompt": np.array([STARTS[0]])}, {"max_new_tokens": TOKENS, "threads": 1}
     plain, odd = (
         OnnxLM(str(stories), done=str(tmp_path), adapter=path, **options)(batch)["text"][0]
         for path in (None, str(adapter))
     )
-    assert odd == model.generate(STARTS[0], max_new_tokens=9, adapter="odd").text != plain
+    assert odd == model.generate(STARTS[0], max_new_tokens=TOKENS, adapter="odd").text != plain
 
 
 @pytest.mark.parametrize(
