@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -138,8 +139,15 @@ def _refuse_bound(bound: Bound, subject: Subject, text: str) -> None:
         )
 
 
-def simplified(capture: Capture, subject: Subject) -> tuple[ir.Model, Subject]:
+def simplified(
+    capture: Capture, subject: Subject, folder: Path | None = None
+) -> tuple[ir.Model, Subject]:
     """Make the captured graph smaller, in place, and round its weights where they get few bits.
+
+    Args:
+        capture: The graph.
+        subject: What it was captured from.
+        folder: As for `round_weights`.
 
     Returns:
         The graph as it was captured, with the same weights; and the subject, whose reference holds
@@ -147,6 +155,7 @@ def simplified(capture: Capture, subject: Subject) -> tuple[ir.Model, Subject]:
 
     Raises:
         ExportError: There is no weight to round.
+        OSError: As for `round_weights`.
     """
     contract = subject.contract
     untouched = capture.model.clone()
@@ -161,7 +170,7 @@ def simplified(capture: Capture, subject: Subject) -> tuple[ir.Model, Subject]:
     moments = None
     if coding.rounding != "nearest":
         moments = measure_moments(capture.model, reference.fresh(), subject.specs, contract)
-    rounded = round_weights(capture.model, reference.module, coding, moments)
+    rounded = round_weights(capture.model, reference.module, coding, moments, folder)
     if not rounded.axes:
         raise ExportError(
             f"{subject.name} has no weight to store in {coding.grid.bits} bits: "

@@ -276,7 +276,7 @@ def _finish(
         RewriteError: A form disagrees with the module, and the capture does not.
         ParityError: The capture itself disagrees with the module.
     """
-    captured, subject = simplified(capture, subject)
+    captured, subject = simplified(capture, subject, path.parent)
     fallbacks: list[Fallback] = []
     grids = subject.coding.grids if subject.coding is not None else ()
     for form in forms_of(capture.model, subject.contract, cache=cache, grids=grids):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from causal_onnx.export.precision import grid
 from causal_onnx.export.precision.grid import Grid, code, decode, round_to_grid
 
 
@@ -52,6 +53,18 @@ def test_blocks_of_zeros_and_of_denormals_are_zero() -> None:
         rounded = round_to_grid(matrix, bits=bits, block=32)
         assert not rounded[[3, 5]].any()
         assert not np.signbit(rounded[rounded == 0]).any()
+
+
+@pytest.mark.parametrize(("bits", "block"), [(4, 32), (8, 96), (8, 40)])
+def test_rows_are_coded_alike_whatever_is_coded_at_once(
+    bits: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = code(weights(), bits=bits, block=block)
+    monkeypatch.setattr(grid, "_AT_ONCE", 7 * 96)
+    parts = code(weights(), bits=bits, block=block)
+    np.testing.assert_array_equal(parts.codes, whole.codes)
+    np.testing.assert_array_equal(parts.scales, whole.scales)
+    np.testing.assert_array_equal(decode(parts), round_to_grid(weights(), bits=bits, block=block))
 
 
 def test_wrong_sizes_are_named() -> None:

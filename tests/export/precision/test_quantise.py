@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from causal_onnx.export import DriftError, ExportError, ParityError, export, forms, verify
+from causal_onnx.export.precision import rounding
 from causal_onnx.export.precision.choose import Coding
 from causal_onnx.export.precision.codes import quantise
 from causal_onnx.export.precision.grid import Grid
@@ -234,3 +235,19 @@ def test_float64_weights_are_refused(tmp_path: Path) -> None:
 def test_rounding_names_a_parameter_that_is_not_there() -> None:
     with pytest.raises(ValueError, match=r"'head.weight' cannot be rounded: there is no such"):
         round_module(attention(), {"head.weight": 1}, Coding(grid=Grid(bits=8)))
+
+
+def test_rounded_weights_of_a_large_module_lie_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [name for name, _ in attention().named_parameters() if name.endswith("weight")]
+    coding, axes = Coding(grid=Grid(bits=4)), {names[0]: 1, names[1]: 0}
+    expected, large = attention(), attention()
+    round_module(expected, axes, coding)
+    monkeypatch.setattr(rounding, "_MOST_IN_MEMORY", 0)
+    round_module(large, axes, coding, folder=tmp_path)
+    for name in axes:
+        value = large.get_parameter(name)
+        assert torch.equal(value, expected.get_parameter(name))
+        assert value.data_ptr() % 4096 == 0
+    assert list(tmp_path.iterdir()) == []

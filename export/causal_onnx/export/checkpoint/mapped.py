@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
-import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+
+from causal_onnx.export.graph.weight_file import WeightFile
 
 __all__ = ["are_mapped", "move_to_file"]
 
@@ -38,32 +37,23 @@ def _is_in_fp32(file: Path) -> bool:
 def move_to_file(module: nn.Module, folder: Path) -> None:
     """Let the large parameters of `module` lie in a file in `folder`, which has no name.
 
-    One by one, so that none is in memory twice. The system drops parts of such a file from memory
-    as it gets scarce, and reads them again; memory of the process it has to keep. Left as they are:
-    parameters that share memory, or whose numbers lie apart.
+    One by one, so that none is in memory twice. Left as they are: parameters that share memory, or
+    whose numbers lie apart.
 
     Raises:
         OSError: There is no room.
     """
-    moved, end = [], 0
-    for value in module.parameters():
-        if value.nbytes >= _LARGE and value.is_contiguous() and _is_alone(value):
-            moved.append((value, end))
-            end += -(-value.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    moved = [
+        value
+        for value in module.parameters()
+        if value.nbytes >= _LARGE and value.is_contiguous() and _is_alone(value)
+    ]
     if not moved:
         return
-    with tempfile.TemporaryFile(dir=folder) as file:
-        # One mapping for all: each holds a descriptor, of which a process has some hundreds.
-        file.truncate(end)
-        file.flush()
-        whole = np.memmap(file, np.uint8, "r+", shape=(end,))
-        for value, start in moved:
-            raw = value.detach().view(-1).view(torch.uint8)
-            file.seek(start)
-            file.write(raw.numpy().data)
-            file.flush()
-            place = torch.from_numpy(whole[start : start + value.nbytes])
-            value.data = place.view(value.dtype).view(value.shape)
+    with WeightFile(folder, [value.nbytes for value in moved]) as file:
+        for value in moved:
+            held = file.hold(value.detach().view(-1).view(torch.uint8).numpy())
+            value.data = torch.from_numpy(held).view(value.dtype).view(value.shape)
 
 
 def _is_alone(value: nn.Parameter) -> bool:

@@ -7,6 +7,7 @@ coding a rounded weight gives the same codes and scales again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,10 @@ SMALLEST_SCALE = 1e-30
 
 SMALLEST_ELEMENTS = 1 << 8
 """Weights of fewer elements stay: the nodes that unpack them are no smaller."""
+
+
+_AT_ONCE = 1 << 22
+"""Numbers of a matrix that are coded at once."""
 
 
 CODES = {4: (-8, 7), 8: (-127, 127)}
@@ -123,6 +128,15 @@ def code(matrix: Floats, *, bits: int, block: int) -> Coded:
         raise ValueError(f"bits must be 4 or 8, got {bits}")
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
+    codes = np.empty((rows, width), np.int8)
+    scales = np.empty((rows, -(-width // block)), np.float32)
+    for part in _slices(matrix.shape):
+        codes[part], scales[part] = _coded(matrix[part], bits, block)
+    return Coded(codes=codes, scales=scales, bits=bits, block=block)
+
+
+def _coded(matrix: Floats, bits: int, block: int) -> tuple[npt.NDArray[np.int8], Floats]:
+    rows, width = matrix.shape
     parts = _in_blocks(np.ascontiguousarray(matrix, np.float32), block)
     if bits == 8:
         top = np.abs(parts).max(axis=-1)
@@ -136,22 +150,34 @@ def code(matrix: Floats, *, bits: int, block: int) -> Coded:
     scales = np.where(is_empty, np.float32(1), scales)
     ratio = np.where(is_empty[..., None], np.float32(0), parts / scales[..., None])
     codes = np.clip(np.rint(ratio), low, high).astype(np.int8)
-    codes = np.ascontiguousarray(codes.reshape(rows, -1)[:, :width])
-    return Coded(codes=codes, scales=scales, bits=bits, block=block)
+    return codes.reshape(rows, -1)[:, :width], scales
 
 
 def decode(coded: Coded) -> Floats:
     """The matrix that the codes stand for; exact."""
-    rows, width = coded.codes.shape
-    parts = coded.in_blocks.astype(np.float32)
-    # A code of 0 and a negative scale would be -0.
-    whole = (parts * coded.scales[..., None] + np.float32(0)).reshape(rows, -1)
-    return np.ascontiguousarray(whole[:, :width])
+    matrix = np.empty(coded.codes.shape, np.float32)
+    for part in _slices(matrix.shape):
+        parts = _in_blocks(coded.codes[part], coded.block).astype(np.float32)
+        # A code of 0 and a negative scale would be -0.
+        whole = parts * coded.scales[part][..., None] + np.float32(0)
+        matrix[part] = whole.reshape(len(whole), -1)[:, : matrix.shape[1]]
+    return matrix
 
 
 def round_to_grid(matrix: Floats, *, bits: int, block: int) -> Floats:
     """The nearest matrix that `code` loses nothing of."""
-    return decode(code(matrix, bits=bits, block=block))
+    rounded = np.empty(matrix.shape, np.float32)
+    for part in _slices(matrix.shape):
+        rounded[part] = decode(code(matrix[part], bits=bits, block=block))
+    return rounded
+
+
+def _slices(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows that are computed at once: of a table of 400 million numbers, each step of the whole
+    would take more memory than a layer."""
+    rows, width = shape
+    step = max(1, _AT_ONCE // max(width, 1))
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def _in_blocks(matrix: npt.NDArray[Any], block: int) -> npt.NDArray[Any]:

@@ -7,9 +7,11 @@ the other.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ import torch
 from torch import nn
 
 from causal_onnx.export.errors import ExportError
+from causal_onnx.export.graph.weight_file import WeightFile
 from causal_onnx.export.graph.weights import Use, find_uses
 from causal_onnx.export.precision.carry import Moment, joined, round_carrying
 from causal_onnx.export.precision.choose import Coding
@@ -26,6 +29,9 @@ from causal_onnx.export.precision.grid import SMALLEST_ELEMENTS, Grid, round_to_
 from causal_onnx.export.precision.moments import Moments
 
 __all__ = ["Rounded", "round_module", "round_weights"]
+
+_MOST_IN_MEMORY = 1 << 30
+"""Bytes of rounded weights; more are held in a file, where there may be one."""
 
 _TOO_SMALL = f"fewer than {SMALLEST_ELEMENTS} elements"
 
@@ -48,7 +54,11 @@ class Rounded:
 
 
 def round_weights(
-    model: ir.Model, module: nn.Module, coding: Coding, moments: Moments | None = None
+    model: ir.Model,
+    module: nn.Module,
+    coding: Coding,
+    moments: Moments | None = None,
+    folder: Path | None = None,
 ) -> Rounded:
     """Round the weights of `model` and the parameters of `module` that they are, in place.
 
@@ -61,8 +71,10 @@ def round_weights(
         module: Whose parameters it holds.
         coding: How each is rounded.
         moments: What the weights are multiplied by, to carry errors on; None: to the nearest.
+        folder: As for `round_module`.
 
     Raises:
+        OSError: As for `round_module`.
         ExportError: A pattern of what to keep fits no weight.
     """
     owners, places = _weights(model, module)
@@ -98,7 +110,7 @@ def round_weights(
             kept.append(f"{name}: {reason}")
         else:
             axes[name] = axis
-    round_module(module, axes, coding, seen if moments is not None else None)
+    round_module(module, axes, coding, seen if moments is not None else None, folder)
     for key, value in owners.items():
         name, is_transposed, start = places[key]
         if name in axes:
@@ -186,6 +198,7 @@ def round_module(
     axes: Mapping[str, int],
     coding: Coding,
     moments: Mapping[str, Sequence[Moment | None]] | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Round the named parameters in place, blocks along the named axes.
 
@@ -195,30 +208,45 @@ def round_module(
         coding: How each is rounded.
         moments: Name -> of each use what the parameter is multiplied by (None: rows are looked up);
             errors are then carried on. None: to the nearest.
+        folder: Where a file may hold the rounded numbers of a large module, beside those that they
+            are made of; None: they are held in memory.
 
     Raises:
+        OSError: There is no room in the folder.
         ValueError: The module has no such parameter, or none of that shape.
     """
     parameters = dict(module.named_parameters())
-    for name, axis in axes.items():
-        value, grid = parameters.get(name), coding.grid_of(name)
-        reason = "there is no such 2-D parameter"
-        if grid is None:
-            reason = "it is to be kept"
-        elif value is not None and value.ndim == 2:
-            reason = _reason(value, axis, grid)
-        if value is None or grid is None or reason:
-            raise ValueError(f"the parameter {name!r} cannot be rounded: {reason}")
-        matrix = value.detach().float().numpy()
-        rows = np.ascontiguousarray(matrix if axis == 1 else matrix.T)
-        block = grid.block(rows.shape[1])
-        assert block is not None
-        if moments is None:
-            rounded = round_to_grid(rows, bits=grid.bits, block=block)
-        else:
-            rounded = round_carrying(rows, joined(moments[name]), bits=grid.bits, block=block)
-        # In memory of its own: copies of a module share that of its weights.
-        value.data = torch.from_numpy(rounded if axis == 1 else rounded.T.copy()).to(value.dtype)
+    sizes = [parameters[name].nbytes for name in axes if name in parameters]
+    with contextlib.ExitStack() as stack:
+        hold: Callable[[Floats], Floats] = np.ascontiguousarray
+        if folder is not None and sum(sizes) > _MOST_IN_MEMORY:
+            hold = stack.enter_context(WeightFile(folder, sizes)).hold
+        for name, axis in axes.items():
+            value, grid = parameters.get(name), coding.grid_of(name)
+            reason = "there is no such 2-D parameter"
+            if grid is None:
+                reason = "it is to be kept"
+            elif value is not None and value.ndim == 2:
+                reason = _reason(value, axis, grid)
+            if value is None or grid is None or reason:
+                raise ValueError(f"the parameter {name!r} cannot be rounded: {reason}")
+            rounded = _round(value, axis, grid, None if moments is None else moments[name])
+            # Not in its place: copies of a module share the memory of its weights.
+            value.data = torch.from_numpy(hold(rounded)).to(value.dtype)
+
+
+def _round(
+    value: torch.Tensor, axis: int, grid: Grid, moments: Sequence[Moment | None] | None
+) -> Floats:
+    matrix = value.detach().float().numpy()
+    rows = matrix if axis == 1 else matrix.T
+    block = grid.block(rows.shape[1])
+    assert block is not None
+    if moments is None:
+        rounded = round_to_grid(rows, bits=grid.bits, block=block)
+    else:
+        rounded = round_carrying(rows, joined(moments), bits=grid.bits, block=block)
+    return rounded if axis == 1 else rounded.T
 
 
 def _reason(value: torch.Tensor, axis: int, grid: Grid) -> str:
