@@ -20,11 +20,11 @@ PUBLIC = {
         ParityReport QuantisationReport adopt attest export export_checkpoint verify
     """,
     "causal_onnx.runtime": """
-        Artifact ArtifactError BundleReport CausalOnnxError Chat Choice Constraint Continuation
-        Contract DeviceError DraftModel Limits Model PrefixCache PrefixStats Profile PromptLookup
-        Reply RunError Sampling SelfTestCase SelfTestReport Speculation Stream TensorSpec Tokenizer
-        ToolCall TrialLimits UnsafeFileError __version__ load read_artifact verify_bundle
-        write_bundle
+        Artifact ArtifactError BundleReport CausalOnnxError Chat Choice Codes Constraint
+        Continuation Contract DeviceError DraftModel Frame Limits Model PrefixCache PrefixStats
+        Profile PromptLookup Reply RunError Sampling SelfTestCase SelfTestReport Speculation Stream
+        TensorSpec Tokenizer ToolCall TrialLimits UnsafeFileError __version__ load read_artifact
+        verify_bundle write_bundle
     """,
     "causal_onnx.serve": """
         BadRequestError BusyError Engine EngineOptions EngineState Generation GrpcServer

@@ -14,6 +14,7 @@ from causal_onnx.runtime.errors import (
     UnsafeFileError,
 )
 from causal_onnx.runtime.generation.chat import Chat, Reply
+from causal_onnx.runtime.generation.codes import Codes, Frame
 from causal_onnx.runtime.generation.constraint import Constraint
 from causal_onnx.runtime.generation.continuation import Continuation, Speculation
 from causal_onnx.runtime.generation.prefix_cache import PrefixCache, PrefixStats
@@ -54,11 +55,13 @@ __all__ = [
     "CausalOnnxError",
     "Chat",
     "Choice",
+    "Codes",
     "Constraint",
     "Continuation",
     "Contract",
     "DeviceError",
     "DraftModel",
+    "Frame",
     "Limits",
     "Model",
     "PrefixCache",

@@ -15,6 +15,7 @@ from causal_onnx.runtime.contract import Contract, describe_all
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.generation import beam
 from causal_onnx.runtime.generation import chat as chatting
+from causal_onnx.runtime.generation import codes as coding
 from causal_onnx.runtime.generation import generate as generating
 from causal_onnx.runtime.generation.defaults import decoder_start, default_sampling
 from causal_onnx.runtime.generation.plan import is_language_model
@@ -323,6 +324,9 @@ class Model:
     generate_batch = generating.generate_batch
     beam_search = beam.beam_search
     chat = chatting.chat
+    frames = coding.frames
+    generate_codes = coding.generate_codes
+    generate_codes_batch = coding.generate_codes_batch
 
     def profile(
         self, *, seq: int = 1, past: int = 0, batch: int = 1, calls: int | None = None

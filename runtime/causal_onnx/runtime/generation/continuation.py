@@ -100,6 +100,11 @@ class GrowingSequence:
         )
 
     @property
+    def last(self) -> int:
+        """The token that was chosen last."""
+        return self.ids[-1]
+
+    @property
     def left(self) -> int:
         """How many tokens more it may have."""
         return self._plan.max_new_tokens - len(self.ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,11 +22,28 @@ from causal_onnx.runtime.generation.speculate import (
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from causal_onnx.runtime.generation.codebooks import Codebooks
     from causal_onnx.runtime.generation.constraint import Constraint
     from causal_onnx.runtime.generation.language_model import LanguageModel
     from causal_onnx.runtime.generation.prefix_cache import PrefixCache
+    from causal_onnx.runtime.generation.prompt import PromptReader
 
-__all__ = ["generate", "generate_batch", "grow", "tokens"]
+    Array = npt.NDArray[Any]
+
+__all__ = [
+    "Growing",
+    "generate",
+    "generate_batch",
+    "generator_of",
+    "grow",
+    "grow_alone",
+    "grow_together",
+    "tokens",
+]
+
+Chosen_co = TypeVar("Chosen_co", covariant=True)
 
 
 def tokens(
@@ -86,7 +103,7 @@ def tokens(
     (ids,) = prompt_ids(model, [prompt])
     if draft is None:
         return grow(model, ids, plan, seed=seed)[1]
-    sequence = GrowingSequence(ids, plan, _generator(seed, 0))
+    sequence = GrowingSequence(ids, plan, generator_of(seed, 0))
     return Speculator(model, sequence, plan, check_draft(model, draft)).tokens()
 
 
@@ -136,7 +153,7 @@ def generate(
     (ids,) = prompt_ids(model, [prompt])
     if draft is None:
         return _batch(model, [ids], plan, n=1, seed=seed)[0]
-    sequence = GrowingSequence(ids, plan, _generator(seed, 0))
+    sequence = GrowingSequence(ids, plan, generator_of(seed, 0))
     speculator = Speculator(model, sequence, plan, check_draft(model, draft))
     for _ in speculator.tokens():
         pass
@@ -205,21 +222,46 @@ def grow(
     model: LanguageModel, prompt: Sequence[int], plan: Plan, *, seed: int | None
 ) -> tuple[GrowingSequence, Iterator[Choice]]:
     """A sequence, and the steps by which it grows: `tokens` for those who look at it meanwhile."""
-    sequence = GrowingSequence(prompt, plan, _generator(seed, 0))
-    return sequence, _tokens(model, sequence, plan)
+    sequence = GrowingSequence(prompt, plan, generator_of(seed, 0))
+    return sequence, grow_alone(model, prompt, sequence, reader=plan.reader)
 
 
-def _batch(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], plan: Plan, *, n: int, seed: int | None
-) -> list[Continuation]:
-    stream, logits = start(model, prompts, plan.reader)
-    if n > 1:
-        copies = np.repeat(np.arange(len(prompts)), n)
+class Growing(Protocol[Chosen_co]):
+    """What is continued position by position until it has a `finish`."""
+
+    finish: str | None
+
+    @property
+    def last(self) -> int | Sequence[int]:
+        """What was chosen last, and the model reads next: one id, or one of each codebook."""
+        ...
+
+    def choose(self, logits: Array, *, is_last: bool) -> Chosen_co:
+        """Choose what comes next; `is_last`: the model takes no more."""
+        ...
+
+
+def grow_together(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[Any]],
+    sequences: Sequence[Growing[Any]],
+    *,
+    reader: PromptReader | None = None,
+    codebooks: Codebooks | None = None,
+) -> None:
+    """Continue sequences to their ends; those that have ended leave the batch.
+
+    Args:
+        model: A language model with a cache.
+        prompts: What the sequences continue, each of them as many, next to each other.
+        sequences: A multiple of the prompts.
+        reader: What may have read the prompts before.
+        codebooks: Of a model with several; None: it has one.
+    """
+    stream, logits = start(model, prompts, reader, codebooks)
+    if len(sequences) > len(prompts):
+        copies = np.repeat(np.arange(len(prompts)), len(sequences) // len(prompts))
         stream, logits = stream.select(copies.tolist()), logits[copies]
-    sequences = [
-        GrowingSequence(prompts[index // n], plan, _generator(seed, index))
-        for index in range(len(prompts) * n)
-    ]
     running = sequences
     limit = model.contract.max_seq_len
     while True:
@@ -227,27 +269,45 @@ def _batch(
             sequence.choose(logits[place], is_last=stream.lengths[place] == limit)
         going = [place for place, sequence in enumerate(running) if sequence.finish is None]
         if not going:
-            return [sequence.continuation() for sequence in sequences]
+            return
         if len(going) < len(running):
             stream, running = stream.select(going), [running[place] for place in going]
-        logits = feed(stream, np.array([[sequence.ids[-1]] for sequence in running], np.int64))[
-            :, -1
-        ]
+        ids = np.array([[sequence.last] for sequence in running], np.int64)
+        logits = feed(stream, ids, codebooks=codebooks)[:, -1]
 
 
-def _tokens(model: LanguageModel, sequence: GrowingSequence, plan: Plan) -> Iterator[Choice]:
-    stream, logits = start(model, [sequence.prompt], plan.reader)
+def grow_alone(
+    model: LanguageModel,
+    prompt: Sequence[Any],
+    sequence: Growing[Chosen_co],
+    *,
+    reader: PromptReader | None = None,
+    codebooks: Codebooks | None = None,
+) -> Iterator[Chosen_co]:
+    """Continue one sequence, yielding what is chosen at each position; see `grow_together`."""
+    stream, logits = start(model, [prompt], reader, codebooks)
     limit = model.contract.max_seq_len
     while True:
-        choice = sequence.choose(logits[0], is_last=stream.lengths[0] == limit)
-        yield choice
+        yield sequence.choose(logits[0], is_last=stream.lengths[0] == limit)
         if sequence.finish is not None:
             return
-        logits = feed(stream, np.array([[choice.id]], np.int64))[:, -1]
+        logits = feed(stream, np.array([[sequence.last]], np.int64), codebooks=codebooks)[:, -1]
 
 
-def _generator(seed: int | None, index: int) -> np.random.Generator:
+def generator_of(seed: int | None, index: int) -> np.random.Generator:
+    """The random numbers of sequence `index` of a call."""
     if seed is None:
         return np.random.default_rng()
     wanted = "an integer of at least 0, or None"
     return np.random.default_rng([whole_number("seed", seed, least=0, wanted=wanted), index])
+
+
+def _batch(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], plan: Plan, *, n: int, seed: int | None
+) -> list[Continuation]:
+    sequences = [
+        GrowingSequence(prompts[index // n], plan, generator_of(seed, index))
+        for index in range(len(prompts) * n)
+    ]
+    grow_together(model, prompts, sequences, reader=plan.reader)
+    return [sequence.continuation() for sequence in sequences]

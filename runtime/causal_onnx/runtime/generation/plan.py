@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from causal_onnx.runtime.generation.codebooks import has_codebooks
 from causal_onnx.runtime.generation.constraint import Constraint, Grammar
 from causal_onnx.runtime.generation.continuation import Plan
 from causal_onnx.runtime.generation.sampling import Sampling
@@ -163,12 +164,14 @@ def check_model(model: LanguageModel) -> None:
             f"{', '.join(spec.describe() for spec in inputs)} -> "
             f"{', '.join(spec.describe() for spec in outputs)}"
             + ("" if contract.cache else ", without a cache")
-            + _remedy(inputs)
+            + _remedy(contract, inputs)
         )
 
 
-def _remedy(inputs: Sequence[TensorSpec]) -> str:
-    """Where one input is of new ids: how the others are given."""
+def _remedy(contract: Contract, inputs: Sequence[TensorSpec]) -> str:
+    """What continues several codebooks; or where one input is of new ids, how others are given."""
+    if has_codebooks(contract):
+        return "; for models with several codebooks there is generate_codes(...)"
     others = [spec for spec in inputs if "seq" not in spec.axes]
     if len(others) != len(inputs) - 1:
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -10,12 +10,22 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from causal_onnx.runtime.generation.codebooks import Codebooks
     from causal_onnx.runtime.generation.language_model import LanguageModel
     from causal_onnx.runtime.stream.stream import Stream
 
     Array = npt.NDArray[Any]
 
-__all__ = ["CHUNK", "Prefill", "PromptReader", "can_rewind", "feed", "prefill", "start"]
+__all__ = [
+    "CHUNK",
+    "Prefill",
+    "PromptReader",
+    "can_rewind",
+    "feed",
+    "logits_of",
+    "prefill",
+    "start",
+]
 
 CHUNK = 512
 """Positions of a prompt that are read at once: its logits are held for no more than these."""
@@ -40,9 +50,18 @@ class PromptReader(Protocol):
 
 
 def start(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], reader: PromptReader | None
+    model: LanguageModel,
+    prompts: Sequence[Sequence[Any]],
+    reader: PromptReader | None,
+    codebooks: Codebooks | None = None,
 ) -> tuple[Stream, Array]:
-    """A stream that has read the prompts, and the logits (batch, vocab) after each."""
+    """A stream that has read the prompts, and the logits (batch, vocab) after each.
+
+    With `codebooks`, prompts hold lists of one id each, and logits are (batch, codebooks, vocab).
+    """
+    if codebooks is not None:
+        stream = model.stream(batch=len(prompts))
+        return stream, prefill(stream, prompts, codebooks)
     if reader is not None and reader.model is model:
         return reader.read(prompts)
     stream = model.stream(batch=len(prompts))
@@ -51,12 +70,14 @@ def start(
     return stream, prefill(stream, prompts)
 
 
-def prefill(stream: Stream, prompts: Sequence[Sequence[int]]) -> Array:
+def prefill(
+    stream: Stream, prompts: Sequence[Sequence[Any]], codebooks: Codebooks | None = None
+) -> Array:
     """Read the prompts, one per row, padded to one another; return the logits after each.
 
-    Every prompt holds at least one id. The logits are (batch, vocab).
+    Every prompt holds at least one id. The logits are (batch, vocab); for `codebooks` see `start`.
     """
-    steps = Prefill(stream, prompts)
+    steps = Prefill(stream, prompts, codebooks)
     while steps.is_going:
         steps.step(CHUNK)
     return steps.logits
@@ -65,11 +86,17 @@ def prefill(stream: Stream, prompts: Sequence[Sequence[int]]) -> Array:
 class Prefill:
     """Reads prompts, one per row, in steps."""
 
-    def __init__(self, stream: Stream, prompts: Sequence[Sequence[int]]) -> None:
-        """Every prompt holds at least one id."""
-        self._stream = stream
+    def __init__(
+        self,
+        stream: Stream,
+        prompts: Sequence[Sequence[Any]],
+        codebooks: Codebooks | None = None,
+    ) -> None:
+        """Every prompt holds at least one id, or with `codebooks` one of each."""
+        self._stream, self._codebooks = stream, codebooks
         self._lengths = np.array([len(prompt) for prompt in prompts])
-        self._ids = np.zeros((len(prompts), int(self._lengths.max())), np.int64)
+        each = () if codebooks is None else (codebooks.count,)
+        self._ids = np.zeros((len(prompts), int(self._lengths.max()), *each), np.int64)
         for row, prompt in enumerate(prompts):
             self._ids[row, : len(prompt)] = prompt
         self._start = 0
@@ -78,7 +105,7 @@ class Prefill:
     @property
     def is_going(self) -> bool:
         """Whether something is left to read."""
-        return self._start < self._ids.shape[1]
+        return self._start < int(self._ids.shape[1])
 
     @property
     def logits(self) -> Array:
@@ -94,21 +121,35 @@ class Prefill:
         # A cache without a mask has rows of one length, and takes no word about it.
         is_full = (new == chunk.shape[1]).all()
         given = None if is_full else new.tolist()
-        here = feed(self._stream, chunk, given, last_only=True)[:, 0]
+        here = feed(self._stream, chunk, given, last_only=True, codebooks=self._codebooks)[:, 0]
         ending = (lengths > start) & (lengths <= start + chunk.shape[1])
+        ending = ending.reshape(-1, *[1] * (here.ndim - 1))
         before = self._logits
-        self._logits = here if before is None else np.where(ending[:, None], here, before)
+        self._logits = here if before is None else np.where(ending, here, before)
         self._start += chunk.shape[1]
 
 
 def feed(
-    stream: Stream, ids: Array, lengths: Sequence[int] | None = None, *, last_only: bool = False
+    stream: Stream,
+    ids: Array,
+    lengths: Sequence[int] | None = None,
+    *,
+    last_only: bool = False,
+    codebooks: Codebooks | None = None,
 ) -> Array:
     """Read ids (batch, seq); the logits (batch, seq, vocab) after each of them.
 
-    With `last_only` those after each row's last one, (batch, 1, vocab).
+    With `last_only` those after each row's last one, (batch, 1, vocab). With `codebooks` the ids
+    are (batch, seq, codebooks), and the logits (batch, seq, codebooks, vocab).
     """
-    results = stream.run(ids, lengths=lengths, last_only=last_only)
+    if codebooks is not None:
+        arrays = codebooks.arrays(ids)
+        return codebooks.logits(stream.run(*arrays, lengths=lengths, last_only=last_only))
+    return logits_of(stream.run(ids, lengths=lengths, last_only=last_only))
+
+
+def logits_of(results: Mapping[str, Array]) -> Array:
+    """The logits of the next token among what a language model returned."""
     return results["logits"] if "logits" in results else next(iter(results.values()))
 
 
