@@ -61,6 +61,11 @@ def test_guesses_are_counted_and_change_nothing(capsys: pytest.CaptureFixture[st
         assert capsys.readouterr().out.count(",") == 39
 
 
+def test_heads_are_asked_of_the_model_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", MODEL, "--ids", "5,3,8", "--heads"]) == 1
+    assert "the model has no heads to draft with" in capsys.readouterr().err
+
+
 def test_text_is_streamed(
     tokenizer: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,15 @@ import httpx
 import numpy as np
 import pytest
 
-from causal_onnx.runtime import Constraint, DraftModel, Model, PromptLookup, Sampling, load
+from causal_onnx.runtime import (
+    Constraint,
+    DraftHeads,
+    DraftModel,
+    Model,
+    PromptLookup,
+    Sampling,
+    load,
+)
 from causal_onnx.runtime.generation.continuation import GrowingSequence, Plan
 from causal_onnx.serve import BadRequestError, Engine, EngineOptions, open_models
 from causal_onnx.serve.engine import guesses, rows
@@ -202,6 +210,8 @@ def test_a_draft_that_fits_no_model_is_refused(model: Model, tmp_path: Path) -> 
         engine_of(model, DraftModel(model=other))
     with pytest.raises(TypeError, match="draft must be a PromptLookup, a DraftModel or a model"):
         engine_of(model, "lookup")
+    with pytest.raises(TypeError, match="DraftHeads are for generate and tokens; an engine"):
+        engine_of(model, DraftHeads())
     with pytest.raises(ValueError, match="generating needs a language model"):
         DraftModel(model=load(fixture("small"), threads=1))
 

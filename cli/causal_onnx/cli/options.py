@@ -122,8 +122,10 @@ def adapters_of(args: argparse.Namespace) -> dict[str, str]:
     return {} if args.adapter is None else {args.adapter: args.adapter}
 
 
-def add_draft_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Declare `--lookup` and `--draft`, of which one may be given."""
+def add_draft_arguments(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, heads: bool = False
+) -> None:
+    """Declare `--lookup` and `--draft`, and with `heads` also `--heads`; one may be given."""
     draft = parser.add_mutually_exclusive_group()
     draft.add_argument(
         "--lookup",
@@ -133,6 +135,12 @@ def add_draft_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGrou
     draft.add_argument(
         "--draft", type=Path, metavar="MODEL", help="let a smaller model guess several tokens ahead"
     )
+    if heads:
+        draft.add_argument(
+            "--heads",
+            action="store_true",
+            help="let the model's own further outputs guess the tokens after the next",
+        )
 
 
 def parse_axes(text: str) -> dict[int, str]:

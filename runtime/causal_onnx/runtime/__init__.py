@@ -19,7 +19,7 @@ from causal_onnx.runtime.generation.constraint import Constraint
 from causal_onnx.runtime.generation.continuation import Continuation, Speculation
 from causal_onnx.runtime.generation.prefix_cache import PrefixCache, PrefixStats
 from causal_onnx.runtime.generation.sampling import Choice, Sampling
-from causal_onnx.runtime.generation.speculate import DraftModel, PromptLookup
+from causal_onnx.runtime.generation.speculate import DraftHeads, DraftModel, PromptLookup
 from causal_onnx.runtime.model import Model, load
 from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.session.trial import TrialLimits
@@ -60,6 +60,7 @@ __all__ = [
     "Continuation",
     "Contract",
     "DeviceError",
+    "DraftHeads",
     "DraftModel",
     "Frame",
     "Limits",

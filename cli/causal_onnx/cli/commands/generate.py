@@ -28,7 +28,7 @@ from causal_onnx.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from causal_onnx.runtime import Constraint, Model, PromptLookup
+    from causal_onnx.runtime import Constraint, DraftHeads, Model, PromptLookup
     from causal_onnx.runtime.generation.source import Source
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shape.add_argument("--regex", metavar="PATTERN", help="write what this pattern matches")
     shape.add_argument("--lark", type=Path, metavar="FILE", help="write what this grammar allows")
-    add_draft_arguments(parser)
+    add_draft_arguments(parser, heads=True)
     add_adapter_argument(parser)
     add_device_arguments(parser)
     add_prepared_argument(parser)
@@ -226,9 +226,11 @@ def _constraint(args: argparse.Namespace) -> Constraint | None:
     return None
 
 
-def _draft(args: argparse.Namespace) -> PromptLookup | Model | None:
-    from causal_onnx.runtime import PromptLookup, load
+def _draft(args: argparse.Namespace) -> PromptLookup | DraftHeads | Model | None:
+    from causal_onnx.runtime import DraftHeads, PromptLookup, load
 
     if args.draft is not None:
         return load(args.draft, device=args.device, threads=args.threads)
+    if args.heads:
+        return DraftHeads()
     return PromptLookup() if args.lookup else None

@@ -13,12 +13,7 @@ from causal_onnx.runtime.generation.plan import make_plan, prompt_ids
 from causal_onnx.runtime.generation.prompt import feed, start
 from causal_onnx.runtime.generation.sampling import Choice, Sampling
 from causal_onnx.runtime.generation.source import Source
-from causal_onnx.runtime.generation.speculate import (
-    DraftModel,
-    PromptLookup,
-    Speculator,
-    check_draft,
-)
+from causal_onnx.runtime.generation.speculate import Draft, DraftHeads, Speculator, check_draft
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number
 
 if TYPE_CHECKING:
@@ -56,7 +51,7 @@ def tokens(
     seed: int | None = None,
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
-    draft: PromptLookup | DraftModel | LanguageModel | None = None,
+    draft: Draft | DraftHeads | LanguageModel | None = None,
     inputs: Mapping[str, Source] | None = None,
     adapter: str | None = None,
 ) -> Iterator[Choice]:
@@ -78,9 +73,10 @@ def tokens(
             time.
         constraint: What the continuation must be.
         prefix_cache: Keeps what was read of this prompt for others that begin alike.
-        draft: Guess tokens ahead, by `PromptLookup()` or a smaller model with the same ids, and
-            have several judged in one call. Greedy continuations are the same with and without, up
-            to the rounding of logits; random ones have the same distribution.
+        draft: Guess tokens ahead, by `PromptLookup()`, a smaller model with the same ids, or the
+            heads of the model itself (`DraftHeads()`), and have several judged in one call. Greedy
+            continuations are the same with and without, up to the rounding of logits; random ones
+            have the same distribution.
         inputs: What the model takes beside the ids and stays for the whole continuation, by name:
             a source text, a memory, a label; of one row. For an input of ids also a text; a mask
             of a source, which says what of it counts, may be left out.
@@ -117,7 +113,7 @@ def generate(
     seed: int | None = None,
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
-    draft: PromptLookup | DraftModel | LanguageModel | None = None,
+    draft: Draft | DraftHeads | LanguageModel | None = None,
     inputs: Mapping[str, Source] | None = None,
     adapter: str | None = None,
 ) -> Continuation:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from causal_onnx.runtime.generation.continuation import GrowingSequence, Plan, Speculation
+from causal_onnx.runtime.generation.heads import DraftHeads, HeadsGuesser, check_heads
 from causal_onnx.runtime.generation.plan import check_model, vocab_size
-from causal_onnx.runtime.generation.prompt import can_rewind, feed, prefill, start
+from causal_onnx.runtime.generation.prompt import can_rewind, feed, logits_of, prefill, start
 from causal_onnx.runtime.generation.sampling import Choice, Sampling, draw, probabilities
 from causal_onnx.runtime.request.whole_numbers import whole_number
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Draft",
     "DraftGuesser",
+    "DraftHeads",
     "DraftModel",
     "Guesser",
     "LookupGuesser",
@@ -68,6 +70,7 @@ class DraftModel:
 
 
 Draft = PromptLookup | DraftModel
+"""What guesses for a server, too."""
 
 Guess = tuple[int, "Array | None"]
 """An id, and the distribution it was drawn from; None where there was no choice."""
@@ -95,14 +98,21 @@ class Speculator:
     """
 
     def __init__(
-        self, model: LanguageModel, sequence: GrowingSequence, plan: Plan, draft: Draft
+        self,
+        model: LanguageModel,
+        sequence: GrowingSequence,
+        plan: Plan,
+        draft: Draft | DraftHeads,
     ) -> None:
         self._model, self._sequence, self._plan = model, sequence, plan
-        self._guesser: Guesser = (
-            LookupGuesser(draft)
-            if isinstance(draft, PromptLookup)
-            else DraftGuesser(draft, plan.sampling, sequence.generator)
-        )
+        self._heads: HeadsGuesser | None = None
+        self._guesser: Guesser
+        if isinstance(draft, PromptLookup):
+            self._guesser = LookupGuesser(draft)
+        elif isinstance(draft, DraftModel):
+            self._guesser = DraftGuesser(draft, plan.sampling, sequence.generator)
+        else:
+            self._guesser = self._heads = HeadsGuesser(model.contract, draft)
         self._model_calls = self._proposed = self._accepted = 0
 
     @property
@@ -134,7 +144,8 @@ class Speculator:
             # Where nothing can be taken back, the guesses are read by a copy.
             before = stream if rewinds or not guesses else stream.fork()
             ids = [*unread, *(token for token, _ in guesses)]
-            logits = feed(stream, np.array([ids], np.int64))[0, len(unread) - 1 :]
+            results = stream.run(np.array([ids], np.int64))
+            logits = logits_of(results)[0, len(unread) - 1 :]
             self._model_calls += 1
             self._proposed += len(guesses)
             accepted = 0
@@ -147,6 +158,8 @@ class Speculator:
                 if sequence.finish is not None or not is_right:
                     break
             self._accepted += accepted
+            if self._heads is not None:
+                self._heads.look(results, len(unread) - 1 + accepted)
             if accepted == len(guesses):
                 unread = sequence.ids[-1:]
             elif rewinds:
@@ -264,17 +277,25 @@ class DraftGuesser:
         return np.asarray(prefill(self._stream, [new])[0])
 
 
-def check_draft(model: LanguageModel, draft: Draft | LanguageModel) -> Draft:
+def check_draft(
+    model: LanguageModel, draft: Draft | DraftHeads | LanguageModel
+) -> Draft | DraftHeads:
     """The settings that `draft` stands for.
 
     Raises:
-        ValueError: A draft model has other ids.
+        ValueError: A draft model has other ids, or the model no such heads.
     """
     if isinstance(draft, PromptLookup):
         return draft
+    if isinstance(draft, DraftHeads):
+        check_heads(model.contract, draft)
+        return draft
     if not isinstance(draft, DraftModel):
         if not hasattr(draft, "contract"):
-            raise TypeError(f"draft must be a PromptLookup, a DraftModel or a model, got {draft!r}")
+            raise TypeError(
+                "draft must be a PromptLookup, a DraftModel or a model, or DraftHeads, got "
+                f"{draft!r}"
+            )
         draft = DraftModel(model=draft)
     sizes = vocab_size(draft.model), vocab_size(model)
     if sizes[0] != sizes[1]:

@@ -27,7 +27,7 @@ from causal_onnx.runtime.generation.plan import (
 )
 from causal_onnx.runtime.generation.prompt import feed
 from causal_onnx.runtime.generation.sampling import log_softmax
-from causal_onnx.runtime.generation.speculate import Draft, check_draft
+from causal_onnx.runtime.generation.speculate import Draft, DraftHeads, check_draft
 from causal_onnx.runtime.request.whole_numbers import whole_number, whole_numbers
 from causal_onnx.runtime.stream import cache_blocks
 from causal_onnx.serve.engine.generation import Generation, Score, Token
@@ -171,7 +171,7 @@ class Engine:
         vocabs = [spec.vocab_size for spec in model.contract.inputs if spec.vocab_size is not None]
         self.vocab_size = min([*vocabs, vocab_size(model)])
         """Ids of prompts lie in [0, vocab_size)."""
-        self._draft = None if options.draft is None else check_draft(model, options.draft)
+        self._draft = None if options.draft is None else _checked_draft(model, options.draft)
         self._pieces: Pieces | None = None
         self.no_guesses: str | None = None
         """Why nothing is guessed ahead; None: guesses are made."""
@@ -754,6 +754,16 @@ class Engine:
                 loop.call_soon_threadsafe(_set_all, mine)
             except RuntimeError:  # the loop is closed: nobody waits there any more
                 log.debug("an event loop ended before its requests")
+
+
+def _checked_draft(model: Model, draft: Draft) -> Draft:
+    found = None if isinstance(draft, DraftHeads) else check_draft(model, draft)
+    if found is None or isinstance(found, DraftHeads):
+        raise TypeError(
+            "DraftHeads are for generate and tokens; an engine guesses ahead by PromptLookup() or "
+            "DraftModel(...)"
+        )
+    return found
 
 
 def _sequences(prompt: Sequence[int], plan: Plan, seed: int, n: int) -> list[GrowingSequence]:

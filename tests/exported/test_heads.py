@@ -1,0 +1,180 @@
+"""A model's own heads guess tokens, and change none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name the field uses
+from torch import Tensor, nn
+
+from causal_onnx.runtime import DraftHeads, Model, Sampling
+from tests.export.quick import quick_export
+from tests.exported.codebook_modules import DIM, PLACES, Attention
+
+VOCAB, COUNT = 13, 3
+PROMPT = [4, 2, 9]
+
+
+class Decoder(nn.Module):
+    """Logits of the next token, and of the three after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.place = nn.Embedding(VOCAB, DIM), nn.Embedding(PLACES, DIM)
+        self.layers = nn.ModuleList(Attention() for _ in range(2))
+        self.head = nn.Linear(DIM, VOCAB)
+        self.further = nn.ModuleList(nn.Linear(DIM, VOCAB) for _ in range(COUNT))
+
+    def scores(self, ids: Tensor) -> list[Tensor]:
+        x = self.embed(ids) + self.place(torch.arange(ids.shape[1]))
+        for layer in self.layers:
+            x = x + layer(x)
+        return [head(x) for head in (self.head, *self.further)]
+
+    def forward(self, ids: Tensor) -> Any:
+        return tuple(self.scores(ids))
+
+
+class Stacked(Decoder):
+    """As in Medusa: the further ones in one tensor, (heads, batch, seq, vocab)."""
+
+    def forward(self, ids: Tensor) -> Any:
+        logits, *further = self.scores(ids)
+        return logits, torch.stack(further)
+
+
+class StackedLast(Decoder):
+    """As in multi-token prediction: (batch, seq, heads, vocab)."""
+
+    def forward(self, ids: Tensor) -> Any:
+        logits, *further = self.scores(ids)
+        return logits, torch.stack(further, dim=2)
+
+
+class Plain(Decoder):
+    """The same without heads."""
+
+    def forward(self, ids: Tensor) -> Any:
+        return self.scores(ids)[0]
+
+
+def texts(count: int) -> Tensor:
+    """(count, PLACES): each id follows from the one before by a rule, but for one in sixteen."""
+    random = torch.Generator().manual_seed(count)
+    columns = [torch.randint(0, VOCAB, (count,), generator=random)]
+    for _ in range(PLACES - 1):
+        ruled = (2 * columns[-1] + 3) % VOCAB
+        drawn = torch.randint(0, VOCAB, (count,), generator=random)
+        columns.append(torch.where(torch.rand(count, generator=random) < 1 / 16, drawn, ruled))
+    return torch.stack(columns, dim=1)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    """Trained to follow the rule, every head as far ahead as it looks."""
+    module, ids = Decoder(), texts(256)
+    optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
+    for _ in range(100):
+        losses = [
+            F.cross_entropy(scores[:, : -1 - ahead].flatten(0, 1), ids[:, 1 + ahead :].flatten())
+            for ahead, scores in enumerate(module(ids))
+        ]
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+    return module.state_dict()
+
+
+def exported(kind: type[Decoder], weights: dict[str, Tensor], path: Path) -> Model:
+    module = kind().eval()
+    module.load_state_dict(weights)
+    return quick_export(module, path, example=texts(2)[:, :7], cache=True)
+
+
+@pytest.fixture(scope="module")
+def plain(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return exported(Plain, weights, tmp_path_factory.mktemp("plain") / "model.onnx")
+
+
+@pytest.fixture(scope="module", params=[Decoder, Stacked, StackedLast], ids=lambda k: k.__name__)
+def model(
+    request: pytest.FixtureRequest,
+    weights: dict[str, Tensor],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Model:
+    return exported(request.param, weights, tmp_path_factory.mktemp("heads") / "model.onnx")
+
+
+@pytest.mark.parametrize("count", [None, 1, 2])
+def test_heads_save_calls_and_change_no_token(
+    model: Model, plain: Model, count: int | None
+) -> None:
+    expected = plain.generate(PROMPT, max_new_tokens=32)
+    assert model.generate(PROMPT, max_new_tokens=32).ids == expected.ids
+    found = model.generate(PROMPT, max_new_tokens=32, draft=DraftHeads(count=count))
+    assert (found.ids, found.finish) == (expected.ids, expected.finish)
+    told = found.speculation
+    assert told.draft_calls == 0
+    assert told.model_calls + told.accepted in (31, 32)
+    assert told.accepted >= 0.8 * told.proposed
+    assert told.model_calls <= 31 / ((count or COUNT) + 1) + 3
+
+
+def test_heads_draw_what_is_drawn_without(model: Model) -> None:
+    sampling, told, drawn = Sampling(temperature=1.5), [], set()
+    for seed in range(8):
+        options = {"max_new_tokens": 30, "sampling": sampling, "seed": seed}
+        found = model.generate(PROMPT, draft=DraftHeads(), **options)
+        assert found.ids == model.generate(PROMPT, **options).ids
+        tokens = model.tokens(PROMPT, draft=DraftHeads(), **options)
+        assert tuple(choice.id for choice in tokens) == found.ids
+        told.append(found.speculation)
+        drawn.add(found.ids)
+    assert len(drawn) == 8
+    assert 0 < sum(one.accepted for one in told) < sum(one.proposed for one in told)
+
+
+def test_a_wrong_order_costs_calls_only(
+    weights: dict[str, Tensor], plain: Model, tmp_path: Path
+) -> None:
+    model = exported(Decoder, weights, tmp_path / "model.onnx")
+    expected = plain.generate(PROMPT, max_new_tokens=32)
+    names = [spec.name for spec in model.contract.outputs if len(spec.axes) == 3][1:]
+    right, wrong = (
+        model.generate(PROMPT, max_new_tokens=32, draft=DraftHeads(outputs=tuple(order)))
+        for order in (names, names[::-1])
+    )
+    assert right.ids == wrong.ids == expected.ids
+    assert wrong.speculation.accepted < 0.3 * wrong.speculation.proposed
+    assert right.speculation.model_calls < wrong.speculation.model_calls
+
+
+@pytest.mark.parametrize("length", [PLACES - 6, PLACES - 1, PLACES])
+def test_the_models_limit_ends_guessing(model: Model, length: int) -> None:
+    prompt = texts(1)[0, :length].tolist()
+    expected = model.generate(prompt)
+    found = model.generate(prompt, draft=DraftHeads())
+    assert (found.ids, found.finish) == (expected.ids, "limit")
+
+
+def test_a_stop_among_guesses_ends_there(model: Model) -> None:
+    stop = [model.generate(PROMPT, max_new_tokens=20).ids[6]]
+    expected = model.generate(PROMPT, max_new_tokens=20, stop=stop)
+    found = model.generate(PROMPT, max_new_tokens=20, stop=stop, draft=DraftHeads())
+    assert (found.ids, found.finish) == (expected.ids, "stop")
+
+
+def test_what_is_no_head_is_refused(model: Model, plain: Model) -> None:
+    with pytest.raises(ValueError, match="has no heads to draft with: outputs besides its logits"):
+        plain.generate(PROMPT, draft=DraftHeads())
+    for name in ("banana", "output"):
+        with pytest.raises(ValueError, match=f"'{name}' is no output that could be a head"):
+            model.generate(PROMPT, draft=DraftHeads(outputs=(name,)))
+    with pytest.raises(ValueError, match="count must be at least 1, or None, got 0"):
+        DraftHeads(count=0)
+    with pytest.raises(TypeError, match="outputs must be names of outputs, or None, got 'head'"):
+        DraftHeads(outputs="head")
