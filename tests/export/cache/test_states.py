@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 from torch import Tensor, nn
 
-from causal_onnx.export import ExportError, export
+from causal_onnx.export import ExportError, ExportReport, export
 from causal_onnx.export.cache import derive, states
 from causal_onnx.export.cache.mixture import Labels
 from causal_onnx.export.errors import CausalityError, RewriteError
@@ -25,12 +27,13 @@ from tests.export.modules import Head, future
 from tests.export.quick import quick_export
 
 WIDTH = 16
+Mix = Callable[[Tensor, nn.Conv1d], Tensor]
 
 
 class Made(nn.Module):
     """A linear layer after what a function makes of (batch, seq, width) and a convolution."""
 
-    def __init__(self, mix: Callable[[Tensor, nn.Conv1d], Tensor], conv: nn.Conv1d | None = None):
+    def __init__(self, mix: Mix, conv: nn.Conv1d | None = None):
         super().__init__()
         self.mix, self.conv = mix, conv or nn.Conv1d(WIDTH, WIDTH, 3)
         self.out = nn.Linear(WIDTH, WIDTH)
@@ -180,6 +183,9 @@ class Counted(nn.Module):
         valid = torch.arange(x.shape[1])[None] < lengths[:, None]
         hidden = future(x.shape[1]) | ~valid[:, None]
         return (x @ x.cos().mT).masked_fill(hidden, -1e9).softmax(-1) @ x.sin() * valid[..., None]
+
+
+COUNTED = Counted().eval()
 
 
 class WithWeights(nn.Module):
@@ -418,7 +424,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, int | None]]] = {
 SUMS = ("retention", "linear attention", "state space dual")
 
 
+@cache
 def made(name: str) -> nn.Module:
+    """The module of a case: the same for all tests, so that it is captured once."""
     torch.manual_seed(0)
     return CASES[name][0]().eval()
 
@@ -441,8 +449,13 @@ def fed(stream: Stream, x: np.ndarray, cuts: list[int]) -> np.ndarray:
 
 def opened(name: str, folder: Path) -> tuple[nn.Module, Model]:
     module = made(name)
-    quick_export(module, folder / "m.onnx", example=tokens(2, 5), cache=True)
-    return module, load(folder / "m.onnx", threads=1)
+    return module, quick_export(module, folder / "m.onnx", example=tokens(2, 5), cache=True)
+
+
+def checked(module: nn.Module, path: Path, **options: Any) -> ExportReport:
+    """Export with a cache and all proofs, at the shapes that cost least."""
+    given = {"example": tokens(2, 5)} | options
+    return export(module.eval(), path, cache=True, effort="quick", **given)
 
 
 def refuse_any_difference(module: nn.Module, model: Model) -> None:
@@ -490,7 +503,7 @@ def test_chunks_steps_ragged_rows_and_forks_equal_float64(name: str, tmp_path: P
 )
 def test_the_file_is_proved_and_a_saved_stream_goes_on(name: str, tmp_path: Path) -> None:
     module = made(name)
-    report = export(module, tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+    report = checked(module, tmp_path / "m.onnx")
     assert report.cache is not None
     assert report.cache.passed
     assert report.certificate is not None
@@ -526,9 +539,7 @@ def test_the_state_of_a_sum_has_one_slot_at_any_position(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("mix", [within_a_window, divided_by_the_row, limited_decay, curved])
-def test_a_sum_whose_decays_do_not_multiply_keeps_its_inputs(
-    mix: Callable[[Tensor, nn.Conv1d], Tensor], tmp_path: Path
-) -> None:
+def test_a_sum_whose_decays_do_not_multiply_keeps_its_inputs(mix: Mix, tmp_path: Path) -> None:
     module = Made(mix).eval()
     model = quick_export(module, tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
     assert any(pair.past.endswith("inputs") for pair in model.contract.cache)
@@ -540,13 +551,11 @@ def test_a_sum_whose_decays_do_not_multiply_keeps_its_inputs(
 def test_a_recurrence_in_both_directions_is_refused(tmp_path: Path) -> None:
     module = Recurrent(nn.GRU(WIDTH, WIDTH, bidirectional=True)).eval()
     with pytest.raises(CausalityError, match="NOT causal"):
-        export(module, tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+        checked(module, tmp_path / "m.onnx")
 
 
 def test_what_needs_all_inputs_again_is_said(tmp_path: Path) -> None:
-    report = export(
-        made("any causal function"), tmp_path / "m.onnx", example=tokens(2, 5), cache=True
-    )
+    report = checked(made("any causal function"), tmp_path / "m.onnx")
     (fallback,) = report.fallbacks
     assert fallback.form.startswith("the state of MatMul")
     assert "computed from them again in each call" in fallback.reason
@@ -564,7 +573,7 @@ def test_padding_in_front_of_a_row_is_no_key_of_its_tokens(tmp_path: Path) -> No
     torch.manual_seed(0)
     module, ids = OfItems(43).eval(), torch.randint(0, 43, (3, 30))
     ids[0, 0], ids[1, :4], ids[2, :1], ids[:, 9] = 3, 0, 0, 0
-    report = export(module, tmp_path / "m.onnx", example=ids[:2, :5], cache=True)
+    report = checked(module, tmp_path / "m.onnx", example=ids[:2, :5])
     expected, model = module(ids).detach().numpy(), load(tmp_path / "m.onnx", threads=1)
     got = fed(model.stream(batch=3), ids.numpy(), [*range(12), 30])
     for row, first in enumerate((ids != 0).int().argmax(1)):
@@ -576,18 +585,19 @@ def test_padding_in_front_of_a_row_is_no_key_of_its_tokens(tmp_path: Path) -> No
 WEIGHTS = ("output_1", "output_2")
 
 
+@cache
+def with_weights() -> nn.Module:
+    torch.manual_seed(0)
+    return WithWeights().eval()
+
+
 def weights_in(folder: Path) -> tuple[Model, Tensor, dict[str, np.ndarray]]:
     """A model of `WithWeights`, an input, and what its full pass gives."""
-    torch.manual_seed(0)
-    module, x = WithWeights().eval(), tokens(2, 30)
-    export(module, folder / "m.onnx", example=x[:, :5], cache=True)
+    module, x = with_weights(), tokens(2, 30)
+    model = quick_export(module, folder / "m.onnx", example=x[:, :5], cache=True)
     with torch.no_grad():
         found = [y.numpy() for y in module(x)]
-    return (
-        load(folder / "m.onnx", threads=1),
-        x,
-        dict(zip(("output", *WEIGHTS), found, strict=True)),
-    )
+    return model, x, dict(zip(("output", *WEIGHTS), found, strict=True))
 
 
 def rows_equal(got: np.ndarray, whole: np.ndarray, start: int) -> None:
@@ -627,9 +637,8 @@ def test_columns_of_returned_weights_are_the_positions_of_the_row_itself(tmp_pat
 
 
 def test_a_folder_of_a_model_with_weights_is_streamed_by_its_check_alone(tmp_path: Path) -> None:
-    torch.manual_seed(0)
     folder = tmp_path / "model"
-    export(WithWeights().eval(), folder, example=tokens(2, 5), cache=True)
+    checked(with_weights(), folder)
     report = verify_bundle(folder)
     assert (report.passed, bool(report.streams)) == (True, True)
     # Clients of other languages join chunks along `seq` alone.
@@ -649,7 +658,7 @@ def test_columns_shifted_by_one_are_found(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(states.SiteWriter, "result", shifted_columns)
     with pytest.raises(RewriteError, match="first at Concat"):
-        export(WithWeights().eval(), tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+        checked(with_weights(), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -668,8 +677,8 @@ def test_pairs_that_are_not_0_at_later_keys_are_refused(tmp_path: Path) -> None:
 
 def test_positions_of_all_calls_are_compared_with_a_vector_of_lengths(tmp_path: Path) -> None:
     x, lengths = tokens(2, 30), np.array([30, 11])
-    module = Counted().eval()
-    export(module, tmp_path / "m.onnx", example=(x[:, :5], torch.tensor([5, 3])), cache=True)
+    module = COUNTED
+    checked(module, tmp_path / "m.onnx", example=(x[:, :5], torch.tensor([5, 3])))
     model = load(tmp_path / "m.onnx", threads=1)
     expected = module(x, torch.from_numpy(lengths)).numpy()
     assert all(spec.dtype != "bool" for spec in model.contract.inputs)  # nothing of the lengths
@@ -681,7 +690,7 @@ def test_positions_of_all_calls_are_compared_with_a_vector_of_lengths(tmp_path: 
 
 def test_lengths_that_stay_are_given_once(tmp_path: Path) -> None:
     x, lengths = tokens(2, 30), torch.tensor([30, 11])
-    module = Counted().eval()
+    module = COUNTED
     example = (x[:, :5], torch.tensor([5, 3]))
     model = quick_export(module, tmp_path / "m.onnx", example=example, cache=True)
     stream = model.stream(batch=2, inputs={"lengths": lengths.numpy()})
@@ -702,7 +711,7 @@ class CountedToTheLongest(nn.Module):
 def test_a_mask_of_as_many_positions_as_the_lengths_hold_is_refused(tmp_path: Path) -> None:
     example = (tokens(2, 5), torch.tensor([5, 3]))
     with pytest.raises(ExportError, match=r"depends on the data .* their shapes alone \(x.shape"):
-        export(CountedToTheLongest().eval(), tmp_path / "m.onnx", example=example, cache=True)
+        checked(CountedToTheLongest(), tmp_path / "m.onnx", example=example)
 
 
 def test_lengths_compared_with_the_places_of_the_call_alone_are_found(
@@ -711,7 +720,7 @@ def test_lengths_compared_with_the_places_of_the_call_alone_are_found(
     monkeypatch.setattr(derive, "write_new_positions", lambda *given, **_: given[2].value)
     example = (tokens(2, 5), torch.tensor([5, 3]))
     with pytest.raises(RewriteError, match=r"cache: .* is off"):
-        export(Counted().eval(), tmp_path / "m.onnx", example=example, cache=True)
+        checked(COUNTED, tmp_path / "m.onnx", example=example)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -813,9 +822,9 @@ def test_a_wrong_state_is_found_before_a_file_appears(
 ) -> None:
     the_write(monkeypatch, part, change)
     # With target="ort" a sum is an operator's (test_linear_attention.py).
-    options = {"example": tokens(2, 5), "target": "portable" if name in SUMS else "ort"}
+    target = "portable" if name in SUMS else "ort"
     with pytest.raises(RewriteError, match=r"cache: .* is off|causal"):
-        export(made(name), tmp_path / "m.onnx", cache=True, **options)
+        checked(made(name), tmp_path / "m.onnx", target=target)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -830,8 +839,8 @@ def test_a_wrong_state_is_found_before_a_file_appears(
     ],
 )
 def test_what_looks_ahead_or_counts_the_length_is_refused(
-    mix: Callable[[Tensor, nn.Conv1d], Tensor], message: str, tmp_path: Path
+    mix: Mix, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=message):
-        export(Made(mix).eval(), tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+        checked(Made(mix), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -22,6 +22,7 @@ from causal_onnx.export.graph.bfloat16 import contract_of_twin, make_twin
 from causal_onnx.export.precision.choose import CODED_BITS
 from causal_onnx.export.report import ParityReport
 from causal_onnx.export.source.arrays import Array, to_numpy
+from causal_onnx.export.source.budget import Budget
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.subject import Subject
@@ -50,6 +51,7 @@ def blamed(
         contract=subject.contract,
         source=subject.reference,
         specs=subject.specs,
+        budget=subject.budget,
     )
     parity = error.report if isinstance(error, ParityError) else ParityReport(cases=(), tolerance=0)
     limit = form.contract.max_seq_len
@@ -88,6 +90,8 @@ class AsCaptured:
     """Of the module: without a cache."""
     source: Source
     specs: Sequence[InputSpec]
+    budget: Budget | None = None
+    """Which shapes may be run; None: one of its own."""
 
     def agrees(self, beside: Path) -> bool:
         """Whether it equals the module at every shape; files go to a folder beside `beside`."""
@@ -104,7 +108,8 @@ class AsCaptured:
                 session = Session(path, ran)
             except ExportError:  # onnxruntime does not load it
                 return False
-            found = compare(session, self.source.fresh(), self.specs, contract)
+            source = self.source.fresh()
+            found = compare(session, source, self.specs, contract, budget=self.budget)
         limit = contract.max_seq_len
         # The node that refuses longer calls is ours.
         within = [case for case in found.cases if limit is None or case.seq <= limit]
