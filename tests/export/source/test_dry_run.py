@@ -47,6 +47,15 @@ class CountsPositions(nn.Module):
         return x
 
 
+class Distances(nn.Module):
+    """Sums what is far apart: every pair of positions is subtracted, and multiplied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = torch.arange(x.shape[1], dtype=x.dtype)
+        apart = places[:, None] - places
+        return x + (apart * places).sum(-1)[:, None]
+
+
 def test_small_inputs_are_a_real_run() -> None:
     found = tried(Head(), 6)
     assert found.is_real
@@ -60,6 +69,12 @@ def test_scores_of_8192_positions_are_followed_and_counted() -> None:
     assert not found.is_real
     assert found.largest == 8192**2
     assert found.flops >= 2 * 2 * 8192**2 * DIM  # the scores, and the values they weigh
+
+
+def test_a_difference_of_all_pairs_is_followed_and_not_computed() -> None:
+    found = tried(Distances(), 1_000_000)  # 4 TB, where they were computed
+    assert found.accepted
+    assert found.largest == 1_000_000**2
 
 
 def test_a_table_that_is_too_short_shows_where_nothing_large_is_computed() -> None:

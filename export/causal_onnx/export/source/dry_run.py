@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from causal_onnx.export.outcome import Refusal, ask, handed_over
@@ -177,8 +177,15 @@ class _ShapesOfLarge(TorchDispatchMode):
             result = handed_over(func, *args, **kwargs)
             self.largest = max(self.largest, 0 if func.is_view else _elements(result))
             return result
-        with self._shapes:
-            result = ask(handed_over, func, *args, **kwargs)
+        followed: Any = (args, kwargs)
+        if not has_shapes and not func._schema.is_mutable:
+            # Of tensors that hold values alone, PyTorch computes sums and products, whatever the
+            # size of the result, to look whether it is a constant.
+            followed = ask(handed_over, tree_map_only, Tensor, self._shapes.from_tensor, followed)
+        result: Any = followed
+        if not isinstance(followed, Refusal):
+            with self._shapes:
+                result = ask(handed_over, func, *followed[0], **followed[1])
         if isinstance(result, Refusal):
             if has_shapes:
                 raise result.error
