@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
 from torch import Tensor, nn
 
-from causal_onnx.export import export
 from causal_onnx.export.cache import states
 from causal_onnx.export.errors import RewriteError
 from causal_onnx.runtime import ArtifactError, Model, load
 from causal_onnx.runtime.session.ort import import_onnxruntime
 from tests.export.cache.test_states import (
     Made,
+    Mix,
+    checked,
     decays_of_each_feature,
     fed,
     heads_of,
@@ -33,8 +35,6 @@ from tests.export.cache.test_states import (
     within_a_window,
 )
 from tests.export.quick import quick_export
-
-Mix = Callable[[Tensor, nn.Conv1d], Tensor]
 
 
 def divided_by_sums(x: Tensor, _: nn.Conv1d) -> Tensor:
@@ -101,10 +101,16 @@ USED: dict[str, tuple[Mix, int]] = {
 }
 
 
+@cache
+def module_of(mix: Mix) -> nn.Module:
+    """The same for all tests, so that it is captured once."""
+    torch.manual_seed(0)
+    return Made(mix).eval()
+
+
 def exported(mix: Mix, folder: Path, **options: str) -> tuple[nn.Module, Model, int]:
     """The module, its file, and how many of the operator are in it."""
-    torch.manual_seed(0)
-    module, path = Made(mix).eval(), folder / "m.onnx"
+    module, path = module_of(mix), folder / "m.onnx"
     model = quick_export(module, path, example=tokens(2, 5), cache=True, **options)
     nodes = onnx.load(path, load_external_data=False).graph.node
     return module, model, sum(node.op_type == "LinearAttention" for node in nodes)
@@ -165,8 +171,7 @@ def test_outputs_at_padding_are_finite_in_a_row_that_read_nothing(tmp_path: Path
 
 @pytest.mark.parametrize("mix", [decays_as_reciprocals, shared_by_queries, decays_of_each_feature])
 def test_the_file_is_proved_for_every_length(mix: Mix, tmp_path: Path) -> None:
-    module = Made(mix).eval()
-    report = export(module, tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+    report = checked(module_of(mix), tmp_path / "m.onnx")
     assert report.certificate is not None
     assert report.certificate.every_length
     assert report.contract.min_onnxruntime == "1.30"
@@ -203,7 +208,7 @@ def test_a_wrong_state_is_found_before_a_file_appears(
         states.LinearAttentionWriter, part, lambda self, *given: change(self, made, *given)
     )
     with pytest.raises(RewriteError, match=r"cache: .* is off|first at \w+ '"):
-        export(Made(retained).eval(), tmp_path / "m.onnx", example=tokens(2, 5), cache=True)
+        checked(module_of(retained), tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
