@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -12,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import ExportError, export, forms
+from causal_onnx.export import ExportError, ExportReport, export, forms
 from causal_onnx.export.attention.canonical import canonicalise
 from causal_onnx.export.cache.derive import derive_cache
 from causal_onnx.export.errors import RewriteError
@@ -26,6 +28,7 @@ from causal_onnx.models import (
 from causal_onnx.runtime import load
 from tests.export.captured import captured, run_model, zoo_inputs
 from tests.export.modules import Head, example
+from tests.export.quick import quick_export
 from tests.zoo import entry
 
 CACHED = [
@@ -71,6 +74,18 @@ def test_chunks_equal_one_pass(name: str) -> None:
         np.testing.assert_allclose(fed(model, name, empty, cuts), expected, rtol=0, atol=5e-6)
 
 
+@cache
+def tiny(name: str) -> DecoderLM:
+    """The same for all tests, so that it is captured once."""
+    config = tiny_gpt2_config() if name == "gpt2" else tiny_llama_config()
+    return DecoderLM(config, seed=0).eval()
+
+
+def checked(module: nn.Module, folder: Path, **options: Any) -> ExportReport:
+    """Export with a cache and all proofs, at the shapes that cost least."""
+    return export(module.eval(), folder / "m.onnx", cache=True, effort="quick", **options)
+
+
 class FromTheEnd(nn.Module):
     """Adds positions counted from the end, so that every output changes as the sequence grows."""
 
@@ -86,14 +101,14 @@ class FromTheEnd(nn.Module):
 
 def test_what_cannot_be_cached_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="changes with the total length"):
-        export(FromTheEnd(), tmp_path / "m.onnx", example=torch.randn(2, 5, 16), cache=True)
+        checked(FromTheEnd(), tmp_path, example=torch.randn(2, 5, 16))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("config", [tiny_gpt2_config(), tiny_llama_config()], ids=["gpt2", "llama"])
-def test_decoder_streams_from_the_file(config: object, tmp_path: Path) -> None:
-    decoder = DecoderLM(config, seed=0).eval()  # type: ignore[arg-type]
-    report = export(decoder, tmp_path / "m.onnx", cache=True, max_seq_len=12)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_decoder_streams_from_the_file(name: str, tmp_path: Path) -> None:
+    decoder = tiny(name)
+    report = checked(decoder, tmp_path, max_seq_len=12)
     assert report.cache is not None
     assert report.cache.passed
     model = load(tmp_path / "m.onnx")
@@ -154,16 +169,15 @@ def test_a_wrong_cache_is_found_before_a_file_appears(
     mutate: Mutation, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mutated(monkeypatch, mutate)
-    decoder = DecoderLM(tiny_gpt2_config(), seed=0).eval()
     with pytest.raises(RewriteError, match=message):
-        export(decoder, tmp_path / "m.onnx", cache=True, max_seq_len=12)
+        checked(tiny("gpt2"), tmp_path, max_seq_len=12)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_of_different_lengths_share_every_call(tmp_path: Path) -> None:
-    decoder = DecoderLM(tiny_llama_config(), seed=0).eval()
-    export(decoder, tmp_path / "m.onnx", cache=True, max_seq_len=12)
-    model, ids = load(tmp_path / "m.onnx"), decoder.example_input(3, 6).numpy()
+    decoder = tiny("llama")
+    model = quick_export(decoder, tmp_path / "m.onnx", cache=True, max_seq_len=12)
+    ids = decoder.example_input(3, 6).numpy()
     lengths, past = np.array([5, 2, 0]), {}
     mask = (np.arange(5) < lengths[:, None]).astype(np.int64)
     for columns in (ids[:, :5], ids[:, 5:]):
@@ -191,7 +205,7 @@ class Relative(nn.Module):
 
 
 def test_where_positions_enter_a_product_rows_must_be_equally_long(tmp_path: Path) -> None:
-    report = export(Relative(), tmp_path / "m.onnx", example=torch.randn(2, 5, 16), cache=True)
+    report = checked(Relative(), tmp_path, example=torch.randn(2, 5, 16))
     assert report.contract.mask is None
     assert report.cache is not None
     assert report.cache.passed
@@ -215,7 +229,7 @@ class Routed(nn.Module):
 
 
 def test_a_value_of_one_number_needs_no_positions(tmp_path: Path) -> None:
-    report = export(Routed().eval(), tmp_path / "m.onnx", example=example(), cache=True)
+    report = checked(Routed(), tmp_path, example=example())
     assert report.cache is not None
     assert report.cache.passed
     assert report.contract.mask is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ def made(
     )
 
 
+@cache
+def crossed(kind: type[Crossed] = Crossed) -> Crossed:
+    """The same for all tests, so that it is captured once for each opset and precision."""
+    torch.manual_seed(0)
+    return kind().eval()
+
+
+@cache
 def translator() -> Translator:
     torch.manual_seed(0)
     module = Translator().eval()
@@ -336,7 +345,7 @@ def test_the_proof_looks_into_the_branch_of_rows_that_begin(written: Path) -> No
 )
 def test_every_form_computes_the_memory_once(options: dict[str, Any], tmp_path: Path) -> None:
     example = torch.randn(3, 6, DIM), torch.randn(3, 5, DIM)
-    report = made(Crossed(), tmp_path / "m.onnx", example, [IDS, MEMORY], **options)
+    report = made(crossed(), tmp_path / "m.onnx", example, [IDS, MEMORY], **options)
     assert report.contract.once_names == {"memory"}
     assert report.certificate.verdict == "causal"
     assert report.cache is not None
@@ -350,7 +359,7 @@ def test_weights_that_are_decoded_do_not_stand_in_a_branch(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
     example = torch.randn(3, 6, DIM), torch.randn(3, 5, DIM)
-    report = made(Crossed(), tmp_path / "m.onnx", example, [IDS, MEMORY], **options)
+    report = made(crossed(), tmp_path / "m.onnx", example, [IDS, MEMORY], **options)
     assert report.contract.once_names == frozenset()
     reasons = [fallback.reason for fallback in report.fallbacks]
     assert "onnxruntime does not find coded weights that are decoded inside a branch" in reasons
@@ -359,16 +368,16 @@ def test_weights_that_are_decoded_do_not_stand_in_a_branch(
 @pytest.mark.parametrize(
     ("module", "kept"), [(Crossed, 2), (MergedHeads, 2), (Transposed, 2)], ids=str
 )
-def test_any_layout_of_a_memory_is_kept(module: type[nn.Module], kept: int, tmp_path: Path) -> None:
+def test_any_layout_of_a_memory_is_kept(module: type[Crossed], kept: int, tmp_path: Path) -> None:
     example = torch.randn(3, 6, DIM), torch.randn(3, 5, DIM)
-    report = made(module(), tmp_path / "m.onnx", example, [IDS, MEMORY])
+    report = made(crossed(module), tmp_path / "m.onnx", example, [IDS, MEMORY])
     assert report.contract.once_names == {"memory"}
     assert sum(bool(pair.computed_from) for pair in report.contract.cache) == kept
 
 
 def test_a_module_without_rows_keeps_its_memory(tmp_path: Path) -> None:
     example = torch.randn(6, DIM), torch.randn(5, DIM)
-    report = made(Crossed(), tmp_path / "m.onnx", example, [{0: "seq"}, {0: "memory"}])
+    report = made(crossed(), tmp_path / "m.onnx", example, [{0: "seq"}, {0: "memory"}])
     assert report.contract.once_names == {"memory"}
     x, memory = np.zeros((4, DIM), np.float32), np.ones((7, DIM), np.float32)
     stream = load(tmp_path / "m.onnx").stream(inputs={"memory": memory})
