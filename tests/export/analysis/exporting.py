@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from causal_onnx.export.torch_patches.translator import listed_once, tried_where_they_can_match
+
 __all__ = ["export_dynamo", "export_torchscript", "input_names"]
 
 STEMS = {
@@ -56,7 +58,7 @@ def export_dynamo(
 ) -> Path:
     """The exporter built on torch.export."""
     dynamic = torch.export.Dim.DYNAMIC
-    with _quiet():
+    with _quiet(), tried_where_they_can_match(), listed_once():  # the same graph, sooner
         program = torch.onnx.export(
             module.eval(),
             inputs,
