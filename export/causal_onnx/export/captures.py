@@ -15,7 +15,8 @@ from causal_onnx.export.errors import ExportError, Stage
 from causal_onnx.export.graph.bfloat16 import compute_wide
 from causal_onnx.export.graph.cleanup import simplify
 from causal_onnx.export.outcome import short
-from causal_onnx.export.precision.moments import measure_moments
+from causal_onnx.export.precision.choose import INTEGER_PRODUCTS
+from causal_onnx.export.precision.moments import measure_inputs
 from causal_onnx.export.precision.rounding import round_weights
 from causal_onnx.export.source import probe
 from causal_onnx.export.subject import Subject, crops
@@ -167,10 +168,18 @@ def simplified(
     if coding is None:
         return untouched, subject
     reference = subject.reference.fresh()
-    moments = None
-    if coding.rounding != "nearest":
-        moments = measure_moments(capture.model, reference.fresh(), subject.specs, contract)
-    rounded = round_weights(capture.model, reference.module, coding, moments, folder)
+    carries, smooths = coding.rounding != "nearest", contract.precision == INTEGER_PRODUCTS
+    seen = None
+    if carries or smooths:
+        seen = measure_inputs(
+            capture.model,
+            reference.fresh(),
+            subject.specs,
+            contract,
+            moments=carries,
+            samples=smooths,
+        )
+    rounded = round_weights(capture.model, reference.module, coding, seen, folder)
     if not rounded.axes:
         raise ExportError(
             f"{subject.name} has no weight to store in {coding.grid.bits} bits: "

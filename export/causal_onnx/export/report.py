@@ -371,7 +371,9 @@ class QuantisationReport:
     """The graph against PyTorch with the same rounded weights, activations left alone."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """How it was done, where the caller chose: "block_size", "rounding", and "wider": the bits of
-    weights that were kept wider, by name."""
+    weights that were kept wider, by name. And "smoothing", where scale was moved into weights: by
+    the name of the weight a letter for each channel of its input, which is divided by 2^k ("m": k
+    is 0, "n": 1)."""
 
     def summary(self) -> str:
         """What was rounded, on one line."""
@@ -387,6 +389,8 @@ class QuantisationReport:
             how += f", in blocks of {self.options['block_size']}"
         if "rounding" in self.options:
             how += f", rounded by {self.options['rounding']}"
+        if "smoothing" in self.options:
+            how += f", {len(self.options['smoothing'])} behind smoothed activations"
         return (
             f"{len(self.axes) - len(coded)} weights in {self.bits} bits{how}{kept}; with the "
             f"rounded weights equal to PyTorch at {compared} shapes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -13,6 +14,7 @@ from causal_onnx.export.check.parity import Session, compare
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.precision.choose import PRECISIONS, coding_of_record
 from causal_onnx.export.precision.rounding import round_module
+from causal_onnx.export.precision.smoothing import exponents_of_text
 from causal_onnx.export.report import ParityReport, Progress
 from causal_onnx.export.source.inputs import Input
 from causal_onnx.export.source.module import Axes, Example
@@ -68,7 +70,7 @@ def verify(
             coding=coding_of_record(contract.precision, contract.form, contract.opset or 0, found),
         )
         _refuse_another_interface(contract, subject.contract)
-        subject = _rounded(subject, found.get("axes", {}))
+        subject = _rounded(subject, found)
         session = Session(path, contract)
         with with_callers_threads():
             return compare(
@@ -80,13 +82,16 @@ def verify(
             )
 
 
-def _rounded(subject: Subject, axes: Mapping[str, int]) -> Subject:
+def _rounded(subject: Subject, record: Mapping[str, Any]) -> Subject:
     """The subject with a reference whose weights are rounded as the file's are."""
     coding = subject.coding
     if coding is None:
         return subject
     if coding.rounding == "nearest":
-        round_module(subject.reference.module, axes, coding)
+        texts = record.get("smoothing", {})
+        smoothing = {name: exponents_of_text(text) for name, text in texts.items()}
+        axes = record.get("axes", {})
+        round_module(subject.reference.module, axes, coding, smoothing=smoothing)
         return subject
     # What the weights are multiplied by shows in a captured graph.
     errors: list[ExportError] = []

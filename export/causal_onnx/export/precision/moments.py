@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,30 +16,60 @@ from causal_onnx.export.analysis.session import plain_session
 from causal_onnx.export.graph.weights import find_uses
 from causal_onnx.export.outcome import ask_onnxruntime
 from causal_onnx.export.precision.carry import Moment
-from causal_onnx.export.source.arrays import to_numpy
+from causal_onnx.export.precision.smoothing import Sample
+from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.source.sampling import inputs_of_text, is_logits, sampled_text
 from causal_onnx.runtime.contract import Contract
 
-__all__ = ["Moments", "measure_moments"]
+__all__ = ["Seen", "measure_inputs"]
 
-Moments = Mapping[str, Moment]
-"""Name of a value that a weight is multiplied by -> its moment."""
 
-ROWS, LONGEST = 32, 128
-"""Texts, and the tokens of one."""
-FLOPS = 1e12
-"""What writing them may cost: a minute at worst."""
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """By the name of a value that a weight is multiplied by."""
+
+    moments: Mapping[str, Moment] | None
+    """None: they were not asked for."""
+    samples: Mapping[str, Sample] | None
+    """As above."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """How much of it is written."""
+
+    rows: int
+    flops: float
+    """What writing it may cost."""
+
+
+LONGEST = 128
+"""Tokens of a row."""
+_FOR_MOMENTS = _Text(rows=32, flops=1e12)
+"""A minute at worst."""
+_FOR_SAMPLES = _Text(rows=8, flops=2e11)
+"""The largest numbers of channels are seen soon."""
+
+SAMPLED = 16
+"""Positions of each row that are kept."""
+
 SEED = 5
 """Not that of the drift's text: what is fitted to a text is not measured on it."""
 
 
-def measure_moments(
-    model: ir.Model, source: Source, specs: Sequence[InputSpec], contract: Contract
-) -> Moments:
-    """Run the graph in fp32 and add up x x^T of all that is multiplied by a stored matrix.
+def measure_inputs(
+    model: ir.Model,
+    source: Source,
+    specs: Sequence[InputSpec],
+    contract: Contract,
+    *,
+    moments: bool,
+    samples: bool,
+) -> Seen:
+    """Run the graph in fp32 and look at all that is multiplied by a stored matrix.
 
     A language model reads text that it samples itself, in fp32; other modules, and those that take
     more than ids, get inputs like their example. One thread, so that equal modules give equal sums.
@@ -48,10 +79,42 @@ def measure_moments(
         source: The module in fp32.
         specs: Its inputs.
         contract: Of the module, without a cache.
+        moments: Add up x x^T.
+        samples: Keep some rows, and the largest magnitudes.
 
     Raises:
         SessionError: onnxruntime does not run the graph.
     """
+    sums: dict[str, Tensor] = {}
+    rows: dict[str, list[Tensor]] = {}
+    largest: dict[str, Tensor] = {}
+    text = _FOR_MOMENTS if moments else _FOR_SAMPLES
+    for values in _values(model, source, specs, contract, text):
+        for name, value in values.items():
+            x = torch.from_numpy(np.ascontiguousarray(value).reshape(-1, value.shape[-1]))
+            if moments:
+                moment = x.T @ x
+                sums[name] = sums[name] + moment if name in sums else moment
+            if samples:
+                top = x.abs().amax(0)
+                largest[name] = torch.maximum(largest[name], top) if name in largest else top
+                rows.setdefault(name, []).append(x[:: -(-len(x) // SAMPLED)].clone())
+    return Seen(
+        moments=sums if moments else None,
+        samples={n: Sample(rows=torch.cat(rows[n]), largest=largest[n]) for n in rows}
+        if samples
+        else None,
+    )
+
+
+def _values(
+    model: ir.Model,
+    source: Source,
+    specs: Sequence[InputSpec],
+    contract: Contract,
+    text: _Text,
+) -> Iterator[Mapping[str, Array]]:
+    """Of each call, what is multiplied by a stored matrix, by name."""
     copy = model.clone()
     watched: dict[str, ir.Value] = {}
     for use in find_uses(copy):
@@ -64,34 +127,35 @@ def measure_moments(
         if not watched[name].is_graph_output():
             watched[name].shape = None
             copy.graph.outputs.append(watched[name])
-    sums: dict[str, Tensor] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "m.onnx"
         ir.save(copy, path, external_data="m.data")
         session = ask_onnxruntime(plain_session, str(path))
-        for inputs in _texts(source, specs, contract):
+        for inputs in _texts(source, specs, contract, text):
             arrays = [to_numpy(x) for x in inputs]
             feed = {spec.name: x for spec, x in zip(contract.inputs, arrays, strict=True)}
             # Asked for nothing, onnxruntime gives everything.
             found = ask_onnxruntime(session.run, asked, feed) if asked else []
             values = dict(zip(asked, found, strict=True))
-            values |= {name: arrays[given[name]] for name in watched if name in given}
-            for name, value in values.items():
-                rows = torch.from_numpy(np.ascontiguousarray(value).reshape(-1, value.shape[-1]))
-                moment = rows.T @ rows
-                sums[name] = sums[name] + moment if name in sums else moment
-    return sums
+            yield values | {name: arrays[given[name]] for name in watched if name in given}
 
 
 def _texts(
-    source: Source, specs: Sequence[InputSpec], contract: Contract
+    source: Source, specs: Sequence[InputSpec], contract: Contract, text: _Text
 ) -> Sequence[Sequence[Tensor]]:
     """Inputs of single calls."""
     longest = max(contract.min_seq_len, min(LONGEST, contract.max_seq_len or LONGEST))
     scores = next((i for i, s in enumerate(contract.outputs) if is_logits(s, contract)), None)
     if scores is not None:
         ids = sampled_text(
-            source, specs, contract, scores, rows=ROWS, longest=longest, flops=FLOPS, seed=SEED
+            source,
+            specs,
+            contract,
+            scores,
+            rows=text.rows,
+            longest=longest,
+            flops=text.flops,
+            seed=SEED,
         )
         if ids is not None:
             rows = [ids[i : i + 1] for i in range(len(ids))] if ids.ndim > 1 else [ids]
@@ -100,4 +164,4 @@ def _texts(
     while longest > contract.min_seq_len and not allows(CallSizes(batch=1, seq=longest)):
         longest = max(contract.min_seq_len, longest // 2)
     sizes = CallSizes(batch=1, seq=longest)
-    return [make_inputs(specs, sizes, seed=SEED + index) for index in range(ROWS)]
+    return [make_inputs(specs, sizes, seed=SEED + index) for index in range(text.rows)]

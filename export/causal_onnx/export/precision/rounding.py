@@ -25,8 +25,10 @@ from causal_onnx.export.graph.weight_file import WeightFile
 from causal_onnx.export.graph.weights import Use, find_uses
 from causal_onnx.export.precision.carry import Moment, joined, round_carrying
 from causal_onnx.export.precision.choose import Coding
+from causal_onnx.export.precision.fold import Exponents, Place, find_places, fold
 from causal_onnx.export.precision.grid import SMALLEST_ELEMENTS, Grid, round_to_grid
-from causal_onnx.export.precision.moments import Moments
+from causal_onnx.export.precision.moments import Seen
+from causal_onnx.export.precision.smoothing import Sample, choose_exponents, text_of
 
 __all__ = ["Rounded", "round_module", "round_weights"]
 
@@ -57,7 +59,7 @@ def round_weights(
     model: ir.Model,
     module: nn.Module,
     coding: Coding,
-    moments: Moments | None = None,
+    seen: Seen | None = None,
     folder: Path | None = None,
 ) -> Rounded:
     """Round the weights of `model` and the parameters of `module` that they are, in place.
@@ -66,11 +68,15 @@ def round_weights(
     It stays as it is if it is small, if no block divides it, if it is no parameter (nor rows of
     one), if it is to be kept, or if one use sums over its rows and another over its columns.
 
+    Where activations are smoothed, the weights of the graph lie on the grid, and the parameters do
+    so times powers of two: graph and module compute the same, and the module's norms stay.
+
     Args:
         model: The graph.
         module: Whose parameters it holds.
         coding: How each is rounded.
-        moments: What the weights are multiplied by, to carry errors on; None: to the nearest.
+        seen: What the weights are multiplied by. Moments: to carry errors on; None: to the nearest.
+            Samples: to smooth activations; None: they are not.
         folder: As for `round_module`.
 
     Raises:
@@ -81,7 +87,8 @@ def round_weights(
     parameters = dict(module.named_parameters())
     wanted: dict[str, set[int]] = {}
     kept = []
-    seen: dict[str, list[Moment | None]] = {}
+    moments = None if seen is None else seen.moments
+    inputs: dict[str, list[Moment | None]] = {}
     for use in find_uses(model):
         label = use.node.name or use.node.op_type
         if id(use.weight) not in owners:
@@ -93,11 +100,12 @@ def round_weights(
         name, is_transposed, _ = places[id(use.weight)]
         wanted.setdefault(name, set()).add(use.axis ^ is_transposed)
         if moments is not None:
-            seen.setdefault(name, []).append(_moment(use, moments))
-    for name, twin in _twins(wanted, parameters):
+            inputs.setdefault(name, []).append(_moment(use, moments))
+    twins = _twins(wanted, parameters)
+    for name, twin in twins:
         wanted[twin] = wanted[name]
-        if name in seen:
-            seen[twin] = seen[name]
+        if name in inputs:
+            inputs[twin] = inputs[name]
     _refuse_idle_patterns(coding, wanted)
     axes = {}
     for name, found in wanted.items():
@@ -110,7 +118,18 @@ def round_weights(
             kept.append(f"{name}: {reason}")
         else:
             axes[name] = axis
-    round_module(module, axes, coding, seen if moments is not None else None, folder)
+    chosen: list[tuple[Place, Exponents]] = []
+    if seen is not None and seen.samples is not None:
+        chosen = _smoothed(model, places, axes, coding.grid, seen.samples)
+    smoothing = {
+        places[id(use.weight)][0]: exponents
+        for place, exponents in chosen
+        for use in place.uses
+        if id(use.weight) in places and places[id(use.weight)][0] in axes
+    }
+    smoothing |= {twin: smoothing[name] for name, twin in twins if name in smoothing}
+    carried = inputs if moments is not None else None
+    round_module(module, axes, coding, carried, smoothing=smoothing, folder=folder)
     for key, value in owners.items():
         name, is_transposed, start = places[key]
         if name in axes:
@@ -120,11 +139,66 @@ def round_weights(
             # A view: the module's rounded weights are the graph's, in the same memory.
             part = rows[start : start + int(value.shape[0])]  # type: ignore[arg-type]
             value.const_value = ir.tensor(part, name=value.name)
+    for place, exponents in chosen:
+        fold(model, place, exponents)
     return Rounded(
         axes=dict(sorted(axes.items())),
         kept=tuple(sorted(set(kept))),
-        options=_options(coding, wanted),
+        options=_options(coding, wanted, smoothing),
     )
+
+
+def _smoothed(
+    model: ir.Model,
+    places: Mapping[int, Owner],
+    axes: Collection[str],
+    grid: Grid,
+    samples: Mapping[str, Sample],
+) -> list[tuple[Place, Exponents]]:
+    """Where activations are smoothed, and by how much."""
+    chosen = []
+    for place in find_places(model):
+        sample = samples.get(place.value.name or "")
+        weights = [
+            _by_row(use)
+            for use in place.uses
+            if id(use.weight) in places and places[id(use.weight)][0] in axes
+        ]
+        if sample is None or not weights or not _is_whole(place, places):
+            continue
+        if not bool(torch.isfinite(sample.rows).all()):
+            continue
+        exponents = choose_exponents(sample, weights, grid).exponents
+        if exponents is not None:
+            chosen.append((place, exponents))
+    return chosen
+
+
+def _by_row(use: Use) -> Floats:
+    assert use.weight.const_value is not None
+    array = use.weight.const_value.numpy()
+    return array if use.axis == 1 else array.T
+
+
+def _is_whole(place: Place, places: Mapping[int, Owner]) -> bool:
+    """Whether the parameters behind the place's weights are nothing else in the graph.
+
+    Rows of a parameter that other nodes read too (a table tied to a head, a layer used twice) would
+    have to be scaled there as well. What reads the place has all rows of its parameter.
+    """
+    readers = {id(use.weight) for use in place.uses}
+    for weight in place.weights:
+        if id(weight) not in places:
+            continue
+        name, is_transposed, start = places[id(weight)]
+        for key, (other, turned, first) in places.items():
+            if other != name or key == id(weight):
+                continue
+            if id(weight) in readers and key not in readers:
+                return False
+            if turned != is_transposed or first == start:
+                return False
+    return True
 
 
 def _weights(model: ir.Model, module: nn.Module) -> tuple[dict[int, ir.Value], dict[int, Owner]]:
@@ -164,7 +238,7 @@ def _twins(names: Collection[str], parameters: Mapping[str, torch.Tensor]) -> li
     return found
 
 
-def _moment(use: Use, moments: Moments) -> Moment | None:
+def _moment(use: Use, moments: Mapping[str, Moment]) -> Moment | None:
     """Of what the weight is multiplied by; None: it is looked up, or that was not seen."""
     source = use.node.inputs[0]
     return None if use.is_lookup or source is None else moments.get(source.name or "")
@@ -180,7 +254,9 @@ def _refuse_idle_patterns(coding: Coding, names: Collection[str]) -> None:
             )
 
 
-def _options(coding: Coding, names: Collection[str]) -> dict[str, Any]:
+def _options(
+    coding: Coding, names: Collection[str], smoothing: Mapping[str, Exponents]
+) -> dict[str, Any]:
     """What differs from a rounding that nobody chose anything of."""
     found: dict[str, Any] = {}
     if coding.grid.block_size != Grid(bits=coding.grid.bits).block_size:
@@ -190,6 +266,8 @@ def _options(coding: Coding, names: Collection[str]) -> dict[str, Any]:
     if coding.keep:
         grids = {name: coding.grid_of(name) for name in sorted(names)}
         found["wider"] = {n: g.bits if g else 32 for n, g in grids.items() if g != coding.grid}
+    if smoothing:
+        found["smoothing"] = {name: text_of(smoothing[name]) for name in sorted(smoothing)}
     return found
 
 
@@ -198,6 +276,8 @@ def round_module(
     axes: Mapping[str, int],
     coding: Coding,
     moments: Mapping[str, Sequence[Moment | None]] | None = None,
+    *,
+    smoothing: Mapping[str, Exponents] | None = None,
     folder: Path | None = None,
 ) -> None:
     """Round the named parameters in place, blocks along the named axes.
@@ -208,6 +288,8 @@ def round_module(
         coding: How each is rounded.
         moments: Name -> of each use what the parameter is multiplied by (None: rows are looked up);
             errors are then carried on. None: to the nearest.
+        smoothing: Name -> exponents of two along the axis, by which the parameter is multiplied
+            while it is rounded.
         folder: Where a file may hold the rounded numbers of a large module, beside those that they
             are made of; None: they are held in memory.
 
@@ -230,23 +312,42 @@ def round_module(
                 reason = _reason(value, axis, grid)
             if value is None or grid is None or reason:
                 raise ValueError(f"the parameter {name!r} cannot be rounded: {reason}")
-            rounded = _round(value, axis, grid, None if moments is None else moments[name])
+            matrix = value.detach().float().numpy()
+            rows = matrix if axis == 1 else matrix.T
+            exponents = (smoothing or {}).get(name)
+            factors = None if exponents is None else _factors(exponents, name, rows.shape[1])
+            rounded = _round(rows, grid, None if moments is None else moments[name], factors)
             # Not in its place: copies of a module share the memory of its weights.
-            value.data = torch.from_numpy(hold(rounded)).to(value.dtype)
+            value.data = torch.from_numpy(hold(rounded if axis == 1 else rounded.T)).to(value.dtype)
 
 
 def _round(
-    value: torch.Tensor, axis: int, grid: Grid, moments: Sequence[Moment | None] | None
+    rows: Floats,
+    grid: Grid,
+    moments: Sequence[Moment | None] | None,
+    factors: Floats | None,
 ) -> Floats:
-    matrix = value.detach().float().numpy()
-    rows = matrix if axis == 1 else matrix.T
+    """Rows on the grid, or, with factors of their columns, such as lie on it times these."""
     block = grid.block(rows.shape[1])
     assert block is not None
+    if factors is not None:
+        rows = rows * factors
     if moments is None:
         rounded = round_to_grid(rows, bits=grid.bits, block=block)
     else:
-        rounded = round_carrying(rows, joined(moments), bits=grid.bits, block=block)
-    return rounded if axis == 1 else rounded.T
+        moment = joined(moments)
+        if factors is not None and moment is not None:
+            moment = moment / torch.from_numpy(np.outer(factors, factors))
+        rounded = round_carrying(rows, moment, bits=grid.bits, block=block)
+    return rounded if factors is None else rounded / factors
+
+
+def _factors(exponents: Exponents, name: str, width: int) -> Floats:
+    if len(exponents) != width:
+        raise ValueError(
+            f"the parameter {name!r} is {width} wide, and its smoothing {len(exponents)}"
+        )
+    return np.exp2(exponents.astype(np.float32))
 
 
 def _reason(value: torch.Tensor, axis: int, grid: Grid) -> str:
