@@ -276,7 +276,9 @@ def _finish(
         RewriteError: A form disagrees with the module, and the capture does not.
         ParityError: The capture itself disagrees with the module.
     """
-    captured, subject = simplified(capture, subject, path.parent)
+    # The last folders of the path are made with the file.
+    folder = next(place for place in path.absolute().parents if place.is_dir())
+    captured, subject = simplified(capture, subject, folder)
     fallbacks: list[Fallback] = []
     grids = subject.coding.grids if subject.coding is not None else ()
     for form in forms_of(capture.model, subject.contract, cache=cache, grids=grids):

@@ -251,3 +251,15 @@ def test_rounded_weights_of_a_large_module_lie_in_a_file(
         assert torch.equal(value, expected.get_parameter(name))
         assert value.data_ptr() % 4096 == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_large_module_is_exported_to_a_folder_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"example": torch.randn(2, 6, 64), "precision": "int8", "effort": "quick"}
+    export(attention(), tmp_path / "small.onnx", **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(rounding, "_MOST_IN_MEMORY", 0)
+    goal = tmp_path / "new" / "folder" / "large.onnx"
+    export(attention(), goal, **options)  # type: ignore[arg-type]
+    assert goal.read_bytes() == (tmp_path / "small.onnx").read_bytes()
+    assert sorted(path.name for path in goal.parent.iterdir()) == ["large.onnx"]
