@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench.client import ROOT, worker_environment
 from bench.command import one_line_errors
+from bench.generation.files import BUILDER
 from bench.generation.run import Plan, run
 from bench.generation.subjects import subjects_for
 from bench.generation.table import to_markdown
@@ -81,6 +82,7 @@ def make_plan(device: str, *, full: bool, folder: Path) -> Plan:
         device="cuda",
         # TF32 is onnxruntime's default; ours and PyTorch compute fp32 in fp32.
         genai={"provider": {"cuda": {"use_tf32": "0"}}, "peers": str(PEERS)},
+        builder=BUILDER,
     )
     return Plan(
         sizes=FULL if full else SMALL,
@@ -93,6 +95,7 @@ def make_plan(device: str, *, full: bool, folder: Path) -> Plan:
         provider="cuda",
         requirements=REQUIREMENTS,
         packages=PEERS,
+        builder=tuple(BUILDER),
     )
 
 

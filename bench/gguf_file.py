@@ -25,6 +25,9 @@ __all__ = ["TYPES", "main", "write_gguf"]
 
 TYPES = ("f32", "q8_0", "q4_0")
 
+_FILE_TYPES = {"f32": "ALL_F32", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
+"""As the file itself says; OpenVINO GenAI reads no file that does not."""
+
 _NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _PARTS = {
     "self_attn.q_proj": "attn_q",
@@ -60,6 +63,7 @@ def write_gguf(folder: Path, path: Path, kind: str) -> None:
     gguf = importlib.import_module("gguf")
     writer = gguf.GGUFWriter(path, "llama")
     _add_sizes(writer, config)
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[kind]])
     _add_numbers_as_vocabulary(writer, config["vocab_size"], gguf.TokenType)
     coding = gguf.GGMLQuantizationType[kind.upper()]
     for name, array in _tensors(folder, config):
@@ -88,14 +92,16 @@ def _add_sizes(writer: Any, config: dict[str, Any]) -> None:
 
 
 def _add_numbers_as_vocabulary(writer: Any, size: int, types: Any) -> None:
-    texts = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))]
-    kinds = [types.UNKNOWN, types.CONTROL, types.CONTROL, *[types.BYTE] * 256]
+    """As pairs of bytes are joined, the only kind that OpenVINO GenAI reads, with one such pair."""
+    texts = [*_SPECIAL, "0", "1", "01"]
     texts += [f"t{number}" for number in range(len(texts), size)]
+    kinds = [types.UNKNOWN, types.CONTROL, types.CONTROL]
     kinds += [types.NORMAL] * (size - len(kinds))
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(texts[:size])
-    writer.add_token_scores([0.0] * size)
-    writer.add_token_types(kinds[:size])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(texts)
+    writer.add_token_types(kinds)
+    writer.add_token_merges(["0 1"])
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -19,10 +19,12 @@ from bench.rounds import Clock, RoundPolicy, Turn, calls_per_turn, run_rounds, t
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ["Bench", "Outputs", "Work"]
+__all__ = ["Bench", "Check", "Outputs", "Work"]
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 """Name of a subject -> what it gave for the case."""
+
+Check = Callable[[Outputs], Mapping[str, str] | None]
 
 Work = TypeVar("Work", bound="DataclassInstance")
 
@@ -52,7 +54,7 @@ class Bench:
         names: Iterable[str],
         case: Mapping[str, Any],
         *,
-        check: Callable[[Outputs], None],
+        check: Check,
         lose: Callable[[str, WorkerError], None] = _refuse,
         tell: Callable[[str], None] = lambda text: None,
     ) -> dict[str, list[Turn]]:
@@ -62,7 +64,8 @@ class Bench:
             crew: The processes.
             names: Who takes part.
             case: What is done.
-            check: Raises where outputs do not agree.
+            check: Raises where outputs do not agree, or gives the subjects that are left out for
+                it, each with the reason.
             lose: Called for a subject that failed or died, which takes part no longer; raises the
                 error where it must not be missing, as it does by default.
             tell: Called with what goes on.
@@ -87,7 +90,9 @@ class Bench:
             calls[name] = calls_per_turn(warm["seconds"], self.policy)
             outputs[name] = np.load(path, mmap_mode="r")  # all of them may be large
             path.unlink()
-        check(outputs)
+        for name, reason in (check(outputs) or {}).items():
+            lose(name, WorkerError(reason))
+            del calls[name]
         outputs.clear()
         while True:  # where a subject dies of it, once more without that one
             try:
@@ -121,11 +126,12 @@ class Bench:
         works: Sequence[Work],
         *,
         sets: int,
-        check: Callable[[Work, Outputs], None],
+        check: Callable[[Work, Outputs], Mapping[str, str] | None],
         begin: Callable[[Work, int], None],
         amount: Callable[[Work], float],
         unit: str = "tokens/s",
         row: Callable[[Work], str] = str,
+        lose: Callable[[str, WorkerError], None] = _refuse,
     ) -> list[Figure]:
         """Do all works in several sets of fresh processes, one set after the other.
 
@@ -133,23 +139,35 @@ class Bench:
             starts: The subjects.
             works: What is done, as it is sent to the workers.
             sets: How many.
-            check: Raises where outputs of a work do not agree.
+            check: See `interleave`.
             begin: Called before each work, with the number of the set.
             amount: See `figures`.
             unit: See `figures`.
             row: What the figures of a work are called.
+            lose: Called for a subject that failed, which takes part no longer and has no figures;
+                raises the error where it must not be missing, as it does by default.
 
         Raises:
-            WorkerError: A subject failed.
+            WorkerError: By `lose`.
             DisagreementError: By `check`.
         """
         seen: dict[Work, list[Times]] = {work: [] for work in works}
+        left = list(starts)
+
+        def drop(name: str, error: WorkerError) -> None:
+            lose(name, error)
+            left.remove(name)
+
         for number in range(sets):
             with Crew(starts) as crew:
                 for work in works:
                     begin(work, number + 1)
-                    turns = self.interleave(crew, starts, asdict(work), check=partial(check, work))
+                    turns = self.interleave(
+                        crew, tuple(left), asdict(work), check=partial(check, work), lose=drop
+                    )
                     seen[work].append(times_of(turns, self.clock))
+        for sets_of_work in seen.values():
+            sets_of_work[:] = [{name: times[name] for name in left} for times in sets_of_work]
         return [
             figure
             for work, times in seen.items()

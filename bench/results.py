@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -72,10 +72,16 @@ def _read(hint: Any, data: Any) -> Any:
         return data
     assert isinstance(hint, type)
     expected = {field.name for field in fields(hint)}
-    if set(data) != expected:
+    # What a run before did not measure yet has a default.
+    needed = {
+        field.name
+        for field in fields(hint)
+        if field.default is MISSING and field.default_factory is MISSING
+    }
+    if not needed <= set(data) <= expected:
         raise ValueError(
             f"{hint.__name__} has the fields {', '.join(sorted(expected))}; missing: "
-            f"{', '.join(sorted(expected - set(data))) or 'none'}, unknown: "
+            f"{', '.join(sorted(needed - set(data))) or 'none'}, unknown: "
             f"{', '.join(sorted(set(data) - expected)) or 'none'}"
         )
     hints = get_type_hints(hint)

@@ -18,18 +18,18 @@ import json
 import os
 import random
 import re
-import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-import urllib.request
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.program import Program, llama_command, processor_clock
 from causal_onnx.runtime import load
 from causal_onnx.serve import Engine, EngineOptions
 
@@ -40,7 +40,6 @@ __all__ = [
     "Works",
     "main",
     "measure",
-    "running_llama_server",
     "running_server",
 ]
 
@@ -237,48 +236,23 @@ def running_server(
         process.communicate()
 
 
-@contextlib.contextmanager
-def running_llama_server(program: Path, gguf: Path, threads: int) -> Iterator[tuple[int, str]]:
-    """The process id and address of llama.cpp's server; it is terminated in the end.
-
-    Raises:
-        RuntimeError: It does not start.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    count = ["--threads", str(threads), "--threads-batch", str(threads)]
-    slots = ["--parallel", str(CLIENTS), "--ctx-size", str(CLIENTS * SLOT_POSITIONS)]
-    command = [str(program), "--model", str(gguf), "--port", str(port), "--no-webui"]
-    process = subprocess.Popen(
-        [*command, *count, *slots], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health"):
-                break
-            if process.poll() is not None:
-                raise RuntimeError(f"{program} ended with code {process.returncode} at its start")
-            time.sleep(0.1)
-        yield process.pid, address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _processor_s(pid: int) -> float:
-    """Processor time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LlamaServer:
     """llama.cpp's server, and the file that it serves."""
 
     program: Path
     gguf: Path
+
+    def start(self, threads: int, log: Path) -> Program:
+        """Start it, with a slot for each client.
+
+        Raises:
+            RuntimeError: It does not start.
+        """
+        command = llama_command(
+            self.program, self.gguf, threads=threads, slots=CLIENTS, positions=SLOT_POSITIONS
+        )
+        return Program(command, log=log)
 
 
 def measure(
@@ -312,12 +286,11 @@ def measure(
             running_server(model, threads, "--prefix-positions", "0")
         )
         client = _Client(address, name)
-        servers = [_Server(client, process.pid)]
+        servers = [_Server(client, processor_clock(process.pid))]
         if beside is not None:
-            pid, address = stack.enter_context(
-                running_llama_server(beside.program, beside.gguf, threads)
-            )
-            servers.append(_Server(_LlamaClient(address), pid))
+            log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "llama.log"
+            peer = stack.enter_context(beside.start(threads, log))
+            servers.append(_Server(_LlamaClient(peer.address), peer.processor_s))
         return asyncio.run(_over_http(servers, prompts, long_prompt, in_process, works))
 
 
@@ -354,8 +327,8 @@ async def _over_http(
 class _Server:
     """One server, and what was measured of it so far."""
 
-    def __init__(self, client: _Client, pid: int) -> None:
-        self.client, self._pid = client, pid
+    def __init__(self, client: _Client, processor_s: Callable[[], float]) -> None:
+        self.client, self._processor_s = client, processor_s
         self._times: dict[str, list[float]] = defaultdict(list)
 
     async def round(
@@ -363,17 +336,17 @@ class _Server:
     ) -> None:
         """Do each work once."""
         times, client, total = self._times, self.client, CLIENTS * works.tokens
-        began, used = time.perf_counter(), _processor_s(self._pid)
+        began, used = time.perf_counter(), self._processor_s()
         for ids in prompts:
             answer = await client.ask(ids, works.tokens)
             times["alone"].append(answer.times[0] - answer.began)
         times["in turn"].append(total / (time.perf_counter() - began))
-        times["cpu in turn"].append((_processor_s(self._pid) - used) / total)
+        times["cpu in turn"].append((self._processor_s() - used) / total)
         times["gap alone"].append(_longest_gap(answer))
-        began, used = time.perf_counter(), _processor_s(self._pid)
+        began, used = time.perf_counter(), self._processor_s()
         await asyncio.gather(*(client.ask(ids, works.tokens) for ids in prompts))
         times["together"].append(total / (time.perf_counter() - began))
-        times["cpu"].append((_processor_s(self._pid) - used) / total)
+        times["cpu"].append((self._processor_s() - used) / total)
         times["company"].append(await _first_in_company(client, prompts, works))
         reading = await _gap_while_reading(client, prompts[0], long_prompt, works)
         times["gap reading"].append(reading)

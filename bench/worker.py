@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from bench import resident
+from bench.program import Elsewhere
 
 __all__ = ["Forward", "Prepare", "Subject", "main"]
 
@@ -65,7 +66,7 @@ class Subject:
         self._is_slow = min(calls) > SLOW_S
         gc.collect()
         gc.freeze()  # else every turn would begin with a tenth of a second over PyTorch's objects
-        rest()
+        rest(_clock_of(self._forward))
         return {"seconds": min(calls)}
 
     def save(self, path: str) -> dict[str, Any]:
@@ -79,19 +80,19 @@ class Subject:
         forward = self._forward
         if forward is None:
             raise RuntimeError("turn before prepare")
-        walls, cpus = [], []
+        walls, cpus, processor_s = [], [], _clock_of(forward)
         if not self._is_slow:
             forward()  # the others have used the caches since
         gc.disable()
         try:
             for _ in range(calls):
-                wall, cpu = time.perf_counter(), time.process_time()
+                wall, cpu = time.perf_counter(), processor_s()
                 forward()
-                cpus.append(time.process_time() - cpu)
+                cpus.append(processor_s() - cpu)
                 walls.append(time.perf_counter() - wall)
         finally:
             gc.enable()
-        rest()
+        rest(processor_s)
         return {"wall_s": walls, "cpu_s": cpus}
 
     def memory(self, case: Mapping[str, Any], settle: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,18 +119,23 @@ class Subject:
         return {"resident_bytes": resident.current_bytes()}
 
 
-def rest() -> None:
-    """Return when no thread of this process computes any more.
+def rest(processor_s: Callable[[], float] = time.process_time) -> None:
+    """Return when no thread of the process with this clock computes any more.
 
     The thread pools of PyTorch and onnxruntime go on in a busy loop after a call (5 and 26 ms of
     processor time were seen), and would slow down whoever has the next turn.
     """
     end = time.monotonic() + REST_LIMIT_S
     while time.monotonic() < end:
-        start = time.process_time()
+        start = processor_s()
         time.sleep(REST_STEP_S)
-        if time.process_time() - start < REST_SHARE * REST_STEP_S:
+        if processor_s() - start < REST_SHARE * REST_STEP_S:
             return
+
+
+def _clock_of(forward: Forward) -> Callable[[], float]:
+    """Of the process that does the work."""
+    return forward.processor_s if isinstance(forward, Elsewhere) else time.process_time
 
 
 def main(spec_text: str) -> None:

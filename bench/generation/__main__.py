@@ -10,9 +10,21 @@ from pathlib import Path
 
 from bench.client import ROOT
 from bench.command import one_line_errors, positive
-from bench.generation.cases import TINY, WORKS, Batch, Work, as_small_as
+from bench.generation.cases import (
+    GGUF_KINDS,
+    PRECISIONS,
+    TINY,
+    WORKS,
+    Batch,
+    Work,
+    as_small_as,
+)
+from bench.generation.openvino import OPENVINO, OPENVINO_REQUIREMENTS
 from bench.generation.run import Plan, run
+from bench.generation.subjects import llama, openvino, subjects_for
 from bench.generation.table import to_markdown
+from bench.peers import install_peers
+from bench.program import LLAMA_SERVER, NO_LLAMA, find_program
 from bench.readme import publish
 from bench.rounds import RoundPolicy
 from bench.sizes import FULL, SMALL
@@ -51,7 +63,23 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     sizes = FULL if arguments.full else SMALL
     folder = WORK if arguments.out is None else arguments.out.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan(sizes=sizes, folder=folder, tiny=as_small_as(TINY, sizes), policy=POLICY)
+    program = find_program(LLAMA_SERVER, arguments.llama_server)
+    missing = {} if program else {"llama.cpp": NO_LLAMA}
+    subjects = subjects_for(PRECISIONS) + (llama(GGUF_KINDS, program) if program else ())
+    try:
+        install_peers(OPENVINO_REQUIREMENTS, OPENVINO)
+        subjects += openvino(kind for kind in GGUF_KINDS if kind != "f32")
+        missing["OpenVINO GenAI F32"] = "it reads no GGUF file in float32"
+    except RuntimeError as error:
+        missing["OpenVINO GenAI"] = str(error)
+    plan = Plan(
+        sizes=sizes,
+        folder=folder,
+        tiny=as_small_as(TINY, sizes),
+        policy=POLICY,
+        subjects=subjects,
+        missing=missing,
+    )
     if arguments.threads:
         plan = replace(plan, threads=tuple(arguments.threads))
     if arguments.quick:
@@ -77,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--full", action="store_true", help="135M parameters instead of 32M")
     parser.add_argument("--quick", action="store_true", help="shorter works, one set of processes")
+    parser.add_argument(
+        "--llama-server", type=Path, metavar="PROGRAM", help="llama.cpp's (default: on the PATH)"
+    )
     parser.add_argument("--threads", type=positive, nargs="+", metavar="N")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where all files go")
     return parser

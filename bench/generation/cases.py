@@ -10,6 +10,10 @@ from bench.sizes import ModelSizes
 
 __all__ = [
     "BATCH",
+    "BATCH_POSITIONS",
+    "BATCH_ROW",
+    "GGUF_KINDS",
+    "LONG",
     "PEERLESS",
     "PRECISIONS",
     "TINY",
@@ -40,6 +44,9 @@ PRECISIONS = ("fp32", "int4", "int4-128", "w8a8")
 PEERLESS = ("w8a8",)
 """Precisions that the builder has not: they are set beside all others."""
 
+GGUF_KINDS = ("q8_0", "q4_0", "f32")
+"""Of files for peers that read GGUF."""
+
 
 def options_of(precision: str) -> dict[str, Any]:
     """The arguments of our `export`."""
@@ -66,6 +73,11 @@ class Work:
     def tokens(self) -> int:
         """Those that count: read, or chosen."""
         return self.prompt if self.kind == "prefill" else self.new
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it takes so long that it is measured less."""
+        return self.prompt > LONG
 
     def __str__(self) -> str:
         if self.kind == "prefill":
@@ -95,12 +107,20 @@ class Batch:
         return f"batch of {self.rows}"
 
 
+LONG = 1024
+"""Prompts that are longer are read in one set of processes, by the runtimes in process alone: four
+times the tokens of the others, to say how attention weighs."""
+
 WORKS = (
     Work(kind="prefill", prompt=512),
     Work(kind="prefill", prompt=2048),
     Work(kind="decode", prompt=16, new=128),
 )
 BATCH = Batch()
+BATCH_ROW = "batch"
+"""What its figures are called."""
+BATCH_POSITIONS = 256
+"""Of the cache of each sequence of a batch, where a peer asks for it beforehand."""
 
 
 def as_small_as(tiny: ModelSizes, model: ModelSizes) -> ModelSizes:

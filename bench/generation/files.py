@@ -9,21 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.client import ROOT
+from bench.client import ROOT, worker_environment
 from bench.generation.cases import PEERLESS, options_of
 from bench.generation.eager import MODEL
 from bench.generation.ours import ours_name
 from bench.make import MODULE_ARTIFACT, MODULE_WEIGHTS, job
-from bench.peers import PEERS, REQUIREMENTS, Builder, install_peers
+from bench.peers import PEERS, REQUIREMENTS, Builder, install_peers, run_quietly
 from bench.sizes import ModelSizes, ModuleSizes
 
-__all__ = ["Files", "make_files", "source_digest"]
+__all__ = ["BUILDER", "Files", "gguf_name", "make_files", "make_gguf", "source_digest"]
 
 SOURCES = ("export", "models", "runtime")
 DONE = ".done"
@@ -32,6 +33,9 @@ DONE = ".done"
 INT4 = ("accuracy_level=4", "block_size=32")
 """What our own int4 files have; both are the builder's defaults for the CPU. A precision that names
 other blocks has those."""
+
+
+BUILDER = {"genai": (), "tuned": ("prune_lm_head=true",)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +73,7 @@ def make_files(
     provider: str = "cpu",
     requirements: Path = REQUIREMENTS,
     packages: Path = PEERS,
+    builder: Sequence[str] = ("tuned",),
 ) -> Files:
     """Make what is missing.
 
@@ -82,12 +87,13 @@ def make_files(
         provider: The builder's `-e`.
         requirements: The peers.
         packages: Where they are installed.
+        builder: The graphs of the builder: "genai", as it makes them, and "tuned".
 
     Raises:
         RuntimeError: Something could not be made; carries what was said last.
     """
     install_peers(requirements, packages)
-    builder = Builder(provider=provider, packages=packages)
+    build = Builder(provider=provider, packages=packages)
     key = _digest(
         json.dumps([asdict(sizes), provider, INT4]),
         requirements.read_text(encoding="utf-8"),
@@ -103,9 +109,9 @@ def make_files(
         quantised = INT4 if name == "int4" else ()
         if size:
             quantised = (*quantised[:1], f"block_size={size}")
-        for runtime, extra in (("genai", ()), ("tuned", ("prune_lm_head=true",))):
-            built = peers / f"{runtime}-{precision}"
-            _once(built, note, partial(builder, saved, built, name, (*quantised, *extra)))
+        for runtime in builder:
+            built, extra = peers / f"{runtime}-{precision}", (*quantised, *BUILDER[runtime])
+            _once(built, note, partial(build, saved, built, name, extra))
     own = folder / f"ours-{source_digest()}"
     _forget_older(folder, own)
     ours = own / f"{sizes.name}-{provider}"
@@ -120,6 +126,28 @@ def make_files(
     attention = own / f"attention-{module.embed_dim}-{module.num_heads}"
     _once(attention, note, lambda: job("attention", folder=str(attention), sizes=asdict(module)))
     return Files(peers=peers, ours=ours, tiny=own / f"{tiny.name}.onnx", module=attention)
+
+
+def gguf_name(kind: str) -> str:
+    """Of a file in the peers' folder."""
+    return f"gguf-{kind}/model.gguf"
+
+
+def make_gguf(peers: Path, kind: str, note: Callable[[str], None]) -> None:
+    """Write the saved model as GGUF, unless it is there.
+
+    Args:
+        peers: The peers' folder.
+        kind: Of the file.
+        note: Told what is being made.
+
+    Raises:
+        RuntimeError: It could not be written; carries what was said last.
+    """
+    path = peers / gguf_name(kind)
+    command = [sys.executable, "-m", "bench.gguf_file", str((peers / MODEL).resolve())]
+    command += [str(path.resolve()), "--type", kind]
+    _once(path.parent, note, lambda: run_quietly(command, worker_environment(1)))
 
 
 def source_digest(root: Path = ROOT) -> str:
@@ -153,7 +181,7 @@ def _artifact(
     )
 
 
-def _once(folder: Path, note: Callable[[str], None], fill: Callable[[], None]) -> None:
+def _once(folder: Path, note: Callable[[str], None], fill: Callable[[], object]) -> None:
     """Fill a folder, unless it is full already."""
     if (folder / DONE).exists():
         return

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bench import subject
-from bench.agreement import check_agreement, check_tokens
+from bench.agreement import DisagreementError, check_agreement, check_choice, check_tokens, drift
+from bench.client import WorkerError
 from bench.crew import Starts
 from bench.figures import Figure
-from bench.generation.cases import BATCH, PRECISIONS, TINY, WORKS, Batch, Work
-from bench.generation.files import Files, make_files
+from bench.generation.cases import BATCH, BATCH_ROW, PRECISIONS, TINY, WORKS, Batch, Work
+from bench.generation.files import Files, make_files, make_gguf
 from bench.generation.graphs import describe_graph
 from bench.generation.ours import ours_name
 from bench.generation.overhead import measure_overhead
 from bench.generation.section import Section
 from bench.generation.starts import measure_starts
-from bench.generation.subjects import Subject, agreeing, subjects_for
+from bench.generation.subjects import APART, EAGER, Subject, agreeing, batch_subjects, subjects_for
 from bench.interleave import Bench, Outputs
 from bench.peers import PEERS, REQUIREMENTS
 from bench.progress import Progress
@@ -26,7 +26,7 @@ from bench.results import begin_section
 from bench.rounds import Clock, RoundPolicy, clock_of
 from bench.sizes import ModelSizes, ModuleSizes
 
-__all__ = ["APART", "TOGETHER", "Plan", "run"]
+__all__ = ["Plan", "run"]
 
 DISTRIBUTIONS = ("onnxruntime", "torch", "transformers", "onnx", "numpy", "causal-onnx")
 
@@ -34,8 +34,6 @@ TOLERANCES = {"fp32": 5e-5}
 """Of the scale of the logits; 30 layers in float32, summed in another order."""
 LOW_TOLERANCE = 0.1
 """At lower precisions: int4 rounds weights by either tool's rule, and what is multiplied too."""
-
-TOGETHER, APART = "together", "apart"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +60,10 @@ class Plan:
     """The builder's name for it."""
     requirements: Path = REQUIREMENTS
     packages: Path = PEERS
+    builder: Sequence[str] = ("tuned",)
+    """Of the builder's graphs, see `make_files`."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Peers that are not here -> the reason."""
 
     def clock_of(self, threads: int) -> Clock:
         """Wall time on a GPU, which the processor waits for."""
@@ -77,7 +79,8 @@ def run(plan: Plan) -> Section:
         RuntimeError: A file could not be made.
     """
     ended = begin_section(DISTRIBUTIONS)
-    steps = len(plan.threads) * (len(plan.works) * plan.sets + len(plan.precisions) + 1) + 1
+    short = sum(not work.is_long for work in plan.works)
+    steps = len(plan.threads) * (short * plan.sets + len(plan.works) - short + 2) + 1
     progress = Progress(1.0, steps)
     files = make_files(
         plan.folder,
@@ -89,24 +92,22 @@ def run(plan: Plan) -> Section:
         provider=plan.provider,
         requirements=plan.requirements,
         packages=plan.packages,
+        builder=plan.builder,
     )
     runner = Runner(plan, files, progress)
+    runner.find_peers()
     found: list[Figure] = []
     for threads in plan.threads:
-        found += runner.works(threads)
+        found += runner.part(f"works, {threads}", partial(runner.works, threads))
         if plan.device != "cpu":
             continue
-        found += runner.batches(threads)
-        progress.begin(f"starts, threads: {threads}")
-        found += measure_starts(
-            files.artifact, files.weights, plan.folder, threads=threads, rounds=plan.start_rounds
-        )
+        found += runner.part(f"batches, {threads}", partial(runner.batches, threads))
+        found += runner.part(f"starts, {threads}", partial(runner.starts, threads))
     if plan.device == "cpu":
-        progress.begin("Python's part of a step")
-        found += measure_overhead(
-            files.tiny, plan.tiny, plan.folder, rounds=plan.overhead_rounds, policy=plan.policy
-        )
+        found += runner.part("Python's part of a step", runner.overhead)
     progress.close()
+    if not found:
+        raise RuntimeError("; ".join(f"{what}: {why}" for what, why in runner.left_out.items()))
     return Section(
         **ended(),
         device=plan.device,
@@ -118,6 +119,8 @@ def run(plan: Plan) -> Section:
         graphs=_graphs(plan, files),
         errors=runner.errors,
         figures=found,
+        drifts=runner.drifts,
+        left_out=runner.left_out,
     )
 
 
@@ -126,55 +129,98 @@ class Runner:
 
     def __init__(self, plan: Plan, files: Files, progress: Progress) -> None:
         self.plan, self.files, self.progress = plan, files, progress
+        self.subjects = list(plan.subjects)
         self.errors: dict[str, float] = {}
+        self.drifts: dict[str, float] = {}
+        self.left_out = dict(plan.missing)
+
+    def find_peers(self) -> None:
+        """Make the files that peers need; those whose file cannot be made are left out."""
+        for kind in sorted({x for one in self.subjects if (x := one.options.get("kind"))}):
+            try:
+                make_gguf(self.files.peers, kind, self.progress.note)
+            except RuntimeError as error:
+                for one in [one for one in self.subjects if one.options.get("kind") == kind]:
+                    self._lose(one.name, error)
+
+    def part(self, name: str, measure: Callable[[], list[Figure]]) -> list[Figure]:
+        """Its figures; where it failed, none, and the reason is kept: the others go on."""
+        try:
+            return measure()
+        except (DisagreementError, WorkerError, RuntimeError) as error:
+            self.left_out[name] = str(error)
+            self.progress.note(f"{name}: {error}")
+            return []
 
     def works(self, threads: int) -> list[Figure]:
-        """Every work in every set of processes."""
-        subjects = self.plan.subjects
+        """Every work in every set of processes; long prompts in one, without programs."""
+        works = self.plan.works
+        return [
+            *self._measure_works([one for one in works if not one.is_long], threads),
+            *self._measure_works([one for one in works if one.is_long], threads),
+        ]
+
+    def _measure_works(self, works: Sequence[Work], threads: int) -> list[Figure]:
+        if not works:
+            return []
+        is_long = works[0].is_long
+        subjects = [one for one in self.subjects if not (is_long and "kind" in one.options)]
         return self._bench(threads, reference=subjects[0].name).measure(
             self._starts(subjects, threads),
-            self.plan.works,
-            sets=self.plan.sets,
+            works,
+            sets=1 if is_long else self.plan.sets,
             check=self._check,
             begin=lambda work, number: self.progress.begin(
                 f"{work}, threads: {threads}, processes: {number}"
             ),
             amount=lambda work: work.tokens,
+            lose=self._lose,
         )
 
     def batches(self, threads: int) -> list[Figure]:
-        """Several prompts continued together, or one after another, by ours."""
-        return [
-            figure
-            for precision in self.plan.precisions
-            for figure in self._batch(precision, threads)
-        ]
-
-    def _batch(self, precision: str, threads: int) -> list[Figure]:
-        subjects = [
-            subject.Subject(
-                name=name,
-                title=name,
-                about="",
-                factory="bench.generation.ours:batch",
-                options={"precision": precision, "together": name == TOGETHER},
-            )
-            for name in (TOGETHER, APART)
-        ]
+        """Several prompts continued together, and one after another by ours."""
+        subjects = batch_subjects(self.subjects)
 
         def check(_: Batch, outputs: Outputs) -> None:
-            if precision == "fp32":
-                check_tokens(TOGETHER, outputs[TOGETHER], outputs[APART], where="the batch")
+            if {"ours-fp32", f"{APART}-fp32"} <= set(outputs):
+                alone = outputs[f"{APART}-fp32"]
+                check_tokens("ours-fp32", outputs["ours-fp32"], alone, where="the batch")
 
-        return self._bench(threads, reference=APART).measure(
+        return self._bench(threads, reference=subjects[0].name).measure(
             self._starts(subjects, threads),
             [self.plan.batch],
             sets=1,
             check=check,
-            begin=lambda batch, _: self.progress.begin(f"{batch}, {precision}, threads: {threads}"),
+            begin=lambda batch, _: self.progress.begin(f"{batch}, threads: {threads}"),
             amount=lambda batch: batch.tokens,
-            row=lambda _: f"batch {precision}",
+            row=lambda _: BATCH_ROW,
+            lose=self._lose,
         )
+
+    def starts(self, threads: int) -> list[Figure]:
+        """Of the module, in processes of their own."""
+        self.progress.begin(f"starts, threads: {threads}")
+        files, plan = self.files, self.plan
+        return measure_starts(
+            files.artifact, files.weights, plan.folder, threads=threads, rounds=plan.start_rounds
+        )
+
+    def overhead(self) -> list[Figure]:
+        """Python's part of a step."""
+        self.progress.begin("Python's part of a step")
+        plan = self.plan
+        return measure_overhead(
+            self.files.tiny, plan.tiny, plan.folder, rounds=plan.overhead_rounds, policy=plan.policy
+        )
+
+    def _lose(self, name: str, error: Exception) -> None:
+        """Go on without a peer; ours and PyTorch must not be missing."""
+        mine = next((one for one in self.subjects if one.name == name), None)
+        if mine is None or not mine.is_peer:
+            raise error
+        self.left_out[name] = str(error)
+        self.progress.note(f"{name} is left out: {error}")
+        self.subjects.remove(mine)
 
     def _bench(self, threads: int, *, reference: str) -> Bench:
         plan = self.plan
@@ -186,7 +232,7 @@ class Runner:
             reference=reference,
         )
 
-    def _starts(self, subjects: Sequence[subject.Subject], threads: int) -> Starts:
+    def _starts(self, subjects: Sequence[Subject], threads: int) -> Starts:
         setup = {
             "folder": str(self.files.peers.resolve()),
             "ours": str(self.files.ours.resolve()),
@@ -194,22 +240,47 @@ class Runner:
         }
         return {one.name: partial(one.start, threads, self.plan.folder, setup) for one in subjects}
 
-    def _check(self, work: Work, outputs: Outputs) -> None:
-        """Logits by their scale; tokens to the last one, but only where nothing is rounded."""
-        precisions = {one.name: one.precision for one in self.plan.subjects}
-        for reference, names in agreeing(self.plan.subjects).items():
+    def _check(self, work: Work, outputs: Outputs) -> dict[str, str]:
+        """Logits by their scale; tokens to the last one, but only where nothing is rounded.
+
+        Returns:
+            Peers that compute something else, each with the reason.
+
+        Raises:
+            DisagreementError: One of ours does.
+        """
+        present = [one for one in self.subjects if one.name in outputs]
+        by_name = {one.name: one for one in present}
+        wrong: dict[str, str] = {}
+        for reference, names in agreeing(present).items():
             for name in names:
-                is_alike = precisions[reference] == precisions[name]
-                bound = TOLERANCES.get(precisions[reference], LOW_TOLERANCE)
-                tolerance = bound if is_alike else LOW_TOLERANCE
-                got, expected = outputs[name], outputs[reference]
-                if work.kind == "prefill":
-                    error = check_agreement(
-                        name, got, expected, tolerance=tolerance, where=str(work)
-                    )
-                    self.errors[name] = max(error, self.errors.get(name, 0.0))
-                elif is_alike and precisions[name] == "fp32":
-                    check_tokens(name, got, expected, where=str(work))
+                try:
+                    self._compare(work, by_name[name], by_name[reference], outputs)
+                except DisagreementError as error:
+                    if not by_name[name].is_peer:
+                        raise
+                    wrong[name] = str(error)
+        wide = next((one.name for one in present if one.runtime == EAGER), None)
+        if wide is not None and work.kind == "prefill":
+            for name, logits in outputs.items():
+                if name != wide and logits.shape == outputs[wide].shape:
+                    found = drift(logits, outputs[wide])
+                    self.drifts[name] = max(found, self.drifts.get(name, 0.0))
+        return wrong
+
+    def _compare(self, work: Work, one: Subject, reference: Subject, outputs: Outputs) -> None:
+        is_alike = one.precision == reference.precision
+        tolerance = TOLERANCES.get(one.precision, LOW_TOLERANCE) if is_alike else LOW_TOLERANCE
+        got, expected, where = outputs[one.name], outputs[reference.name], str(work)
+        if work.kind == "decode":
+            if is_alike and one.precision == "fp32":
+                check_tokens(one.name, got, expected, where=where)
+            return
+        if "kind" in one.options:  # log-probabilities, or the token that was chosen
+            error = check_choice(one.name, got, expected, tolerance=tolerance, where=where)
+        else:
+            error = check_agreement(one.name, got, expected, tolerance=tolerance, where=where)
+        self.errors[one.name] = max(error, self.errors.get(one.name, 0.0))
 
 
 def _graphs(plan: Plan, files: Files) -> dict[str, str]:

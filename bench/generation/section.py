@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench import results
@@ -32,6 +32,11 @@ class Section(results.Section):
     errors: Mapping[str, float]
     """Subject -> the largest difference of its logits from the reference's, by their scale."""
     figures: Sequence[Figure]
+    drifts: Mapping[str, float] = field(default_factory=dict)
+    """Subject -> how far its logits lie from those of PyTorch in fp32: the root of the mean square
+    of the difference by that of the logits, both without their mean."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """What was not measured, a subject or a part -> the reason."""
 
     def find(self, row: str, subject: str, threads: int, unit: str | None = None) -> Figure | None:
         """The figure of these, or None where there is none."""

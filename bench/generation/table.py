@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from bench.figures import Figure
-from bench.generation.cases import PEERLESS
+from bench.generation.cases import BATCH_ROW, PEERLESS
 from bench.generation.overhead import BARE, OVERHEAD, STREAM
 from bench.generation.overhead import ROW as STEP
 from bench.generation.section import Section
 from bench.generation.starts import OURS, TORCH
 from bench.generation.starts import ROW as START
+from bench.generation.subjects import APART
 from bench.markdown import caution, clock_text, facts, marked, table, threads_text
 
 __all__ = ["to_markdown"]
 
 LOSS = 0.995
 """What is printed as less than 1.00."""
+
+EXACT = 1e-4
+"""Drifts that are less are rounding."""
+
+NEAR = {"fp32": ("fp32", "f32"), "int4": ("int4", "q4_0"), "int4-128": ("int4-128", "q4_0")}
+"""Precision of ours -> those of peers that it is set beside."""
 
 
 def to_markdown(section: Section) -> str:
@@ -44,6 +51,14 @@ def _subjects(section: Section) -> str:
     if section.errors:
         found = ", ".join(f"{titles[name]} {x:.0e}" for name, x in section.errors.items())
         text += f"\n\nLargest difference of a prompt's logits, by their scale: {found}."
+    if section.drifts:
+        found = ", ".join(
+            f"{titles[name]} {100 * x:.2g} %" for name, x in section.drifts.items() if x > EXACT
+        )
+        text += f"\n\nHow far they lie from PyTorch's in fp32, root of the mean square: {found}."
+    if section.left_out:
+        lines = [f"- {titles.get(name, name)}: {why}" for name, why in section.left_out.items()]
+        text += "\n\n" + "\n".join(["Not measured:", "", *lines])
     return text
 
 
@@ -57,7 +72,7 @@ def _works(section: Section) -> str:
         shown = [
             figure
             for figure in section.figures
-            if figure.threads == threads and figure.subject in titles
+            if figure.threads == threads and figure.subject in titles and figure.row != BATCH_ROW
         ]
         if not shown:
             continue
@@ -86,12 +101,13 @@ def _works(section: Section) -> str:
 
 
 def _faster(section: Section, figure: Figure, own: str) -> str:
-    """Against the same precision, and against PyTorch at any; without a peer, against all."""
+    """Against what is near its precision, and PyTorch at any; without a peer, against all."""
     runtime, _, precision = figure.subject.partition("-")
     mine_at = own.removeprefix("ours-")
     if figure.subject == own or (mine_at not in PEERLESS and runtime == "ours"):
         return ""
-    if mine_at not in PEERLESS and runtime != "eager" and precision != mine_at:
+    near = NEAR.get(mine_at, (mine_at,))
+    if mine_at not in PEERLESS and runtime != "eager" and precision not in near:
         return ""
     mine = section.find(figure.row, own, figure.threads)
     if mine is None or figure.subject not in mine.better:
@@ -101,26 +117,42 @@ def _faster(section: Section, figure: Figure, own: str) -> str:
 
 
 def _batches(section: Section) -> str:
-    found = [figure for figure in section.figures if figure.row.startswith("batch ")]
-    together = [figure for figure in found if figure.subject == "together"]
-    if not together:
+    titles = {one.name: one.title for one in section.subjects}
+    found = [
+        figure for figure in section.figures if figure.row == BATCH_ROW and figure.subject in titles
+    ]
+    if not found:
         return ""
     batch = section.batch
+    ours = [name for name in titles if name.startswith("ours-")]
     rows = []
-    for figure in together:
-        apart = section.find(figure.row, "apart", figure.threads)
-        assert apart is not None
-        cells = [figure.row.removeprefix("batch "), str(figure.threads), _value(apart)]
-        rows.append([*cells, _value(figure), _times(figure.better["apart"][1])])
+    for figure in found:
+        one_by_one = f"{APART}-{figure.subject.partition('-')[2]}"
+        apart = section.find(BATCH_ROW, one_by_one, figure.threads)
+        in_turn = ["-", "-"]
+        if apart is not None and figure.subject in ours:
+            in_turn = [_value(apart), _times(figure.better[one_by_one][1])]
+        cells = [titles[figure.subject], str(figure.threads), in_turn[0], _value(figure)]
+        rows.append([*cells, in_turn[1], *(_faster(section, figure, own) for own in ours)])
     lines = [
         "### A batch",
         "",
-        f"{batch['rows']} prompts of {batch['prompt']} tokens, each continued by {batch['new']}, "
-        "by causal-onnx: one `generate_batch`, or one `generate` after another; reading the "
-        "prompts is part of it. Tokens a second of all rows.",
+        f"{batch['rows']} prompts of {batch['prompt']} tokens, each continued by {batch['new']}: "
+        "by causal-onnx in one `generate_batch`, or one `generate` after another; by llama.cpp's "
+        "server in as many requests at once. Reading the prompts is part of it. Tokens a second of "
+        "all sequences, then how many times faster causal-onnx is.",
         "",
         *table(
-            ["precision", "threads", "one after another", "together", "times faster"], rows, left=1
+            [
+                "subject",
+                "threads",
+                "one after another",
+                "together",
+                "times faster",
+                *(titles[name] for name in ours),
+            ],
+            rows,
+            left=1,
         ),
     ]
     return "\n".join(lines)

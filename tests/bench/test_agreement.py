@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.agreement import DisagreementError, check_agreement
+from bench.agreement import DisagreementError, check_agreement, check_choice, drift
 
 Array = npt.NDArray[np.float32]
 
@@ -44,3 +46,21 @@ def test_nan_is_a_disagreement() -> None:
     wrong[0, 0, 0] = np.nan
     with pytest.raises(DisagreementError, match="by inf of the output's scale"):
         check(wrong, output())
+
+
+def test_a_choice_is_judged_by_what_it_falls_short_of() -> None:
+    logits = np.array([[1.0, 4.0, 3.8, -2.0]], np.float32)
+    given: Any = {"tolerance": 0.1, "where": "prefill 4"}
+    assert check_choice("peer", logits - 7, logits, **given) == 0
+    near = check_choice("peer", np.array([2]), logits, **given)
+    assert near == pytest.approx(0.05)
+    with pytest.raises(DisagreementError, match=r"peer at prefill 4 chose token 0, .* by 7.5e-01"):
+        check_choice("peer", np.array([0]), logits, **given)
+    with pytest.raises(DisagreementError, match="peer at prefill 4 gives NaN"):
+        check_choice("peer", logits * np.nan, logits, **given)
+
+
+def test_a_drift_is_the_same_for_logits_and_log_probabilities() -> None:
+    logits = output().reshape(1, -1)
+    assert drift(logits - 3, logits) < 1e-6
+    assert drift(logits * 1.5, logits) == pytest.approx(0.5, rel=1e-5)

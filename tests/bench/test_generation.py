@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,21 +13,31 @@ import numpy as np
 import pytest
 
 from bench.agreement import DisagreementError, check_tokens
-from bench.client import ROOT
-from bench.figures import figures
+from bench.client import ROOT, WorkerError
+from bench.figures import Figure, figures
 from bench.generation import __main__ as command
 from bench.generation import files, ours
-from bench.generation.cases import TINY, Batch, Work, as_small_as
+from bench.generation import llama as llama_peer
+from bench.generation.cases import LONG, TINY, Batch, Work, as_small_as
 from bench.generation.files import Files, source_digest
 from bench.generation.graphs import describe_graph
 from bench.generation.run import Plan, Runner
 from bench.generation.section import Section
-from bench.generation.subjects import agreeing, subjects_for
+from bench.generation.subjects import (
+    Subject,
+    agreeing,
+    batch_subjects,
+    llama,
+    openvino,
+    subjects_for,
+)
 from bench.generation.table import to_markdown
 from bench.progress import Progress
 from bench.rounds import RoundPolicy
 from bench.sizes import SMALL
 from tests.bench.generation import overhead, section, work
+from tests.bench.llama import VOCAB as VOCAB_OF_LLAMA
+from tests.bench.llama import fake_llama
 from tests.runtime.artifacts import fixture
 from tests.runtime.language import CONTEXT, VOCAB, language_model
 
@@ -55,7 +67,7 @@ def test_figures_are_medians_over_sets_and_ratios_are_paired() -> None:
 
 
 def test_a_section_survives_json_and_unknown_fields_are_refused() -> None:
-    made = section([*work("prefill 512", {"ours-fp32": 1.0, "genai-fp32": 2.0}), *overhead(80)])
+    made = section([*work("prefill 512", {"ours-fp32": 1.0, "tuned-fp32": 2.0}), *overhead(80)])
     data = json.loads(json.dumps(made.to_dict()))
     assert Section.from_dict(data) == made
     with pytest.raises(ValueError, match=r"Section has the fields .* unknown: more"):
@@ -63,20 +75,26 @@ def test_a_section_survives_json_and_unknown_fields_are_refused() -> None:
 
 
 def test_the_table_marks_losses_and_sets_int4_beside_pytorch() -> None:
-    seconds = {"ours-fp32": 1.0, "ours-int4": 0.25, "genai-fp32": 0.5, "eager-fp32": 2.0}
+    seconds = {"ours-fp32": 1.0, "ours-int4": 0.25, "tuned-fp32": 0.5, "eager-fp32": 2.0}
     text = to_markdown(section([*work("prefill 512", seconds), *overhead(80)]))
-    assert "| onnxruntime-genai fp32 | 200 | **0.50** (0.50-0.50) |  |" in text
+    assert "| onnxruntime-genai fp32, tuned | 200 | **0.50** (0.50-0.50) |  |" in text
     assert "| PyTorch + transformers fp32 | 50 | 2.00 (2.00-2.00) | 8.00 (8.00-8.00) |" in text
     assert "busy" not in text
     assert "**The machine was busy" in to_markdown(section([], load=1.0))
 
 
 def test_every_precision_has_a_reference() -> None:
-    found = agreeing(subjects_for(("fp32", "int4")))
-    assert found == {
-        "eager-fp32": ("ours-fp32", "genai-fp32", "tuned-fp32"),
-        "genai-int4": ("ours-int4", "tuned-int4"),
+    peers = (*llama(("q4_0",), Path("llama-server")), *openvino(("q4_0",)))
+    assert agreeing((*subjects_for(("fp32", "int4", "w8a8")), *peers)) == {
+        "eager-fp32": ("ours-fp32", "tuned-fp32", "ours-w8a8", "llama-q4_0", "openvino-q4_0"),
+        "tuned-int4": ("ours-int4",),
     }
+
+
+def test_peers_that_continue_several_sequences_do_so_beside_ours() -> None:
+    found = batch_subjects((*subjects_for(("fp32",)), *llama(("f32",), Path("llama-server"))))
+    assert [one.name for one in found] == ["ours-fp32", "apart-fp32", "llama-f32"]
+    assert [one.options["together"] for one in found] == [True, False, True]
 
 
 def test_one_other_token_is_found() -> None:
@@ -94,7 +112,9 @@ class MadeUpWorker:
     """Answers like a worker: so many seconds a call, and this output."""
 
     seconds: ClassVar[dict[str, float]] = {}
-    outputs: ClassVar[dict[str, list[float]]] = {}
+    outputs: ClassVar[dict[str, list[Any]]] = {}
+    lives: ClassVar[dict[str, int]] = {}
+    """Requests that a subject answers before it dies."""
 
     def __init__(self, factory: str, *, name: str, **_: Any) -> None:
         self.name = name
@@ -103,16 +123,25 @@ class MadeUpWorker:
         pass
 
     def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        if self.name in self.lives:
+            self.lives[self.name] -= 1
+            if self.lives[self.name] < 0:
+                raise WorkerError(f"{self.name}: it died")
         if operation == "save":
-            np.save(arguments["path"], np.array(self.outputs.get(self.name, [1.0])))
+            np.save(arguments["path"], np.array(self.outputs.get(self.name, [[2.0, 1.0]])))
             return {}
         seconds = [self.seconds.get(self.name, 1.0)] * 3
         return {"seconds": seconds[0], "wall_s": seconds, "cpu_s": seconds}
 
 
-def runner(folder: Path, monkeypatch: pytest.MonkeyPatch, *works: Work) -> Runner:
+def runner(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *works: Work,
+    subjects: Sequence[Subject] = subjects_for(("fp32", "int4")),
+) -> Runner:
     monkeypatch.setattr("bench.subject.Worker", MadeUpWorker)
-    plan = Plan(sizes=TINY, folder=folder, works=works, sets=2, policy=POLICY)
+    plan = Plan(sizes=TINY, folder=folder, works=works, sets=2, policy=POLICY, subjects=subjects)
     made = Files(peers=folder, ours=folder, tiny=folder, module=folder)
     return Runner(plan, made, Progress(1.0, 1))
 
@@ -120,23 +149,24 @@ def runner(folder: Path, monkeypatch: pytest.MonkeyPatch, *works: Work) -> Runne
 def test_ratios_say_how_many_times_faster_ours_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MadeUpWorker, "seconds", {"ours-fp32": 0.5, "together": 0.25})
+    monkeypatch.setattr(MadeUpWorker, "seconds", {"ours-fp32": 0.5})
     made = runner(tmp_path, monkeypatch, PREFILL)
     mine = next(one for one in made.works(1) if one.subject == "ours-fp32")
-    assert (mine.value[1], mine.better["genai-fp32"][1]) == (16.0, 2.0)
+    assert (mine.value[1], mine.better["tuned-fp32"][1]) == (16.0, 2.0)
     together = made.batches(2)[0]
-    assert (together.row, together.better["apart"][1]) == ("batch fp32", 4.0)
+    assert (together.row, together.subject) == ("batch", "ours-fp32")
+    assert together.better["apart-fp32"][1] == together.better["ours-int4"][1] == 2.0
 
 
 @pytest.mark.parametrize(
     ("subject", "doing", "output", "message"),
     [
-        ("ours-fp32", PREFILL, [1.001], "ours-fp32 at prefill 8 differs .* by 1.0e-03"),
-        ("tuned-int4", PREFILL, [1.5], "tuned-int4 at prefill 8 differs .* by 5.0e-01"),
-        ("genai-fp32", DECODE, [2.0], "genai-fp32 at decode 128 after 16 chose other tokens"),
+        ("ours-fp32", PREFILL, [[2.002, 1.0]], "ours-fp32 at prefill 8 differs .* by 1.0e-03"),
+        ("ours-int4", PREFILL, [[3.0, 1.0]], "ours-int4 at prefill 8 differs .* by 5.0e-01"),
+        ("ours-fp32", DECODE, [[3.0, 1.0]], "ours-fp32 at decode 128 after 16 chose other tokens"),
     ],
 )
-def test_subjects_that_disagree_are_not_timed(
+def test_ours_is_not_timed_where_it_disagrees(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     subject: str,
@@ -149,12 +179,102 @@ def test_subjects_that_disagree_are_not_timed(
         runner(tmp_path, monkeypatch, doing).works(1)
 
 
+@pytest.mark.parametrize(
+    ("subject", "doing", "output", "message"),
+    [
+        ("tuned-fp32", PREFILL, [[3.0, 1.0]], "differs from the reference by 5.0e-01"),
+        ("tuned-fp32", DECODE, [[3.0, 1.0]], "chose other tokens"),
+        ("llama-q4_0", PREFILL, [1], "chose token 1, which falls short .* by 5.0e-01"),
+    ],
+)
+def test_a_peer_that_disagrees_is_left_out_with_the_reason_and_the_rest_is_timed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    subject: str,
+    doing: Work,
+    output: list[Any],
+    message: str,
+) -> None:
+    monkeypatch.setattr(MadeUpWorker, "outputs", {subject: output})
+    peers = llama(("q4_0",), Path("llama-server")) if subject.startswith("llama") else ()
+    made = runner(tmp_path, monkeypatch, doing, subjects=(*subjects_for(("fp32",)), *peers))
+    found = made.works(1)
+    assert {one.subject for one in found} == {"ours-fp32", "tuned-fp32", "eager-fp32"} - {subject}
+    assert re.search(message, made.left_out[subject])
+    assert all(subject not in one.better for one in found)
+
+
+def test_a_peer_that_dies_in_a_later_set_has_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MadeUpWorker, "lives", {"tuned-fp32": 5})
+    made = runner(tmp_path, monkeypatch, PREFILL, subjects=subjects_for(("fp32",)))
+    assert {one.subject for one in made.works(1)} == {"ours-fp32", "eager-fp32"}
+    assert made.left_out == {"tuned-fp32": "tuned-fp32: it died"}
+
+
+def test_a_part_that_fails_leaves_its_reason_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runner(tmp_path, monkeypatch, PREFILL)
+
+    def fail() -> list[Figure]:
+        raise RuntimeError("no PyTorch here")
+
+    assert made.part("starts", fail) == []
+    assert made.left_out == {"starts": "no PyTorch here"}
+    assert made.part("works", lambda: made.works(1))
+
+
+def test_a_file_that_cannot_be_made_leaves_its_peers_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(peers: Path, kind: str, note: object) -> None:
+        if kind == "q4_0":
+            raise RuntimeError("no gguf package")
+
+    monkeypatch.setattr("bench.generation.run.make_gguf", fail)
+    subjects = (*subjects_for(("fp32",)), *llama(("q4_0", "q8_0"), Path("llama-server")))
+    made = runner(tmp_path, monkeypatch, PREFILL, subjects=subjects)
+    made.find_peers()
+    assert made.left_out == {"llama-q4_0": "no gguf package"}
+    assert "llama-q8_0" in [one.name for one in made.subjects]
+
+
+def test_long_prompts_are_read_once_and_not_by_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subjects = (*subjects_for(("fp32",)), *llama(("f32",), Path("llama-server")))
+    works = (PREFILL, Work(kind="prefill", prompt=LONG + 1))
+    found = runner(tmp_path, monkeypatch, *works, subjects=subjects).works(1)
+    sets = {(one.row, one.subject): one.sets for one in found}
+    assert sets["prefill 8", "llama-f32"] == 2
+    assert sets["prefill 1025", "ours-fp32"] == 1
+    assert ("prefill 1025", "llama-f32") not in sets
+
+
 def test_a_batch_that_chooses_other_tokens_is_not_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(MadeUpWorker, "outputs", {"together": [7.0]})
-    with pytest.raises(DisagreementError, match="together at the batch chose other tokens"):
+    monkeypatch.setattr(MadeUpWorker, "outputs", {"ours-fp32": [[7.0, 1.0]]})
+    with pytest.raises(DisagreementError, match="ours-fp32 at the batch chose other tokens"):
         runner(tmp_path, monkeypatch, PREFILL).batches(1)
+
+
+def test_llama_is_asked_for_the_same_work(tmp_path: Path) -> None:
+    given = {"threads": 1, "folder": str(tmp_path), "ours": ""}
+    given |= {"sizes": {"vocab_size": VOCAB_OF_LLAMA, "max_seq_len": 64}}
+    given |= {"kind": "q8_0", "program": str(fake_llama(tmp_path))}
+    (tmp_path / "gguf-q8_0").mkdir()
+    ids = ours.token_ids(9, VOCAB_OF_LLAMA)[0]
+    prepare = llama_peer.generation(**given)
+    prefill = prepare({"kind": "prefill", "prompt": 9, "new": 0})
+    assert prefill().shape == (1, VOCAB_OF_LLAMA)
+    assert prefill().argmax() == ids[-1]
+    decode = prepare({"kind": "decode", "prompt": 9, "new": 12})
+    assert decode().tolist() == [ids[-1]] * 12
+    together = llama_peer.generation(**given, together=True)
+    assert together({"rows": 3, "prompt": 3, "new": 5})().tolist() == [[x] * 5 for x in ids[2::3]]
 
 
 def options(folder: Path) -> dict[str, Any]:
@@ -269,7 +389,7 @@ def test_only_a_whole_run_rewrites_the_page(
     page: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], is_whole: bool
 ) -> None:
     plans: list[Plan] = []
-    made = section(work("prefill 512", {"ours-fp32": 1.0, "genai-fp32": 2.0}))
+    made = section(work("prefill 512", {"ours-fp32": 1.0, "tuned-fp32": 2.0}))
     monkeypatch.setattr(command, "run", lambda plan: plans.append(plan) or made)
     before = page.read_bytes()
     assert command.main(arguments) == 0

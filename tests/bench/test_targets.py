@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from bench import targets as module
+from bench.figures import Figure
 from bench.readme import replace_between_markers
 from bench.results import read_results
-from bench.targets import MARKER, PAGE, RESULTS, Target, targets, to_markdown
+from bench.targets import MARKER, MODEL, PAGE, RESULTS, Target, targets, to_markdown
 from tests.bench import generation, sections
 
 
@@ -40,16 +44,46 @@ def test_what_is_missed_and_every_loss_stand_in_bold() -> None:
     assert "1.20x (0) | **missed**" in target(1.2).to_row()
 
 
-def test_every_setting_of_the_peer_has_a_row_and_each_number_of_threads_counts() -> None:
-    one = {"ours-fp32": 1.0, "genai-fp32": 3.0, "tuned-fp32": 2.0}
-    two = {"ours-fp32": 1.0, "genai-fp32": 1.5, "tuned-fp32": 0.9}
+def rows_of(figures: Sequence[Figure], **others: Any) -> dict[tuple[str, str], Target]:
+    made = {**generation.section(figures).to_dict(), **others}
+    return {(row.work, row.against): row for row in targets({"generation": made})}
+
+
+def test_each_number_of_threads_counts() -> None:
+    one = {"ours-w8a8": 1.0, "llama-q8_0": 5.0}
+    two = {"ours-w8a8": 1.0, "llama-q8_0": 3.6}
     made = [*generation.work("prefill 512", one), *generation.work("prefill 512", two, threads=2)]
-    rows = targets({"generation": generation.section(made).to_dict()})
-    built, tuned = [row for row in rows if row.work.endswith("prefill 512, fp32")]
-    assert built.found == {"(one thread)": 3.0, "(two threads)": 1.5}
-    assert tuned.found == {"(one thread)": 2.0, "(two threads)": 0.9}
-    assert "every setting" in tuned.against
-    assert (built.verdict, tuned.verdict) == ("at least", "missed")
+    row = rows_of(made)[f"{MODEL}, prefill 512, int8 (w8a8)", "llama.cpp Q8_0"]
+    assert row.found == {"(one thread)": 5.0, "(two threads)": 3.6}
+    assert row.verdict == "at least"
+
+
+def test_a_peer_that_is_missing_has_its_reason_in_the_row() -> None:
+    rows = rows_of([], left_out={"llama.cpp": "no program", "tuned-fp32": "it died"})
+    text = {key: row.to_row() for key, row in rows.items()}
+    key = f"{MODEL}, decode 128 after 16, fp32"
+    assert text[key, "llama.cpp F32"].endswith("| - | not measured: no program |")
+    assert text[key, "onnxruntime-genai fp32, tuned"].endswith("| not measured: it died |")
+
+
+@pytest.mark.parametrize(
+    ("drifts", "found"),
+    [
+        ({"ours-int4": 0.2, "ours-int4-128": 0.1, "llama-q4_0": 0.15}, {"(one thread)": 4.0}),
+        ({"ours-int4": 0.1, "ours-int4-128": 0.2, "llama-q4_0": 0.15}, {"(one thread)": 2.0}),
+        ({"ours-int4": 0.1, "ours-int4-128": 0.151, "llama-q4_0": 0.15}, {"(one thread)": 4.0}),
+        ({"ours-int4": 0.2, "ours-int4-128": 0.3, "llama-q4_0": 0.15}, {}),
+    ],
+)
+def test_only_files_of_no_more_drift_are_set_beside_llama(
+    drifts: dict[str, float], found: dict[str, float]
+) -> None:
+    seconds = {"ours-int4": 2.0, "ours-int4-128": 1.0, "llama-q4_0": 4.0}
+    rows = rows_of(generation.work("decode 128 after 16", seconds), drifts=drifts)
+    what = f"{MODEL}, decode 128 after 16, int4 of no more drift than Q4_0"
+    row = rows[what, "llama.cpp Q4_0"]
+    assert row.found == found
+    assert ("both of ours drift more: int4 in blocks of 32 20.0 %" in row.to_row()) == (not found)
 
 
 def test_the_slowest_length_of_the_module_counts() -> None:
@@ -66,7 +100,7 @@ def test_the_slowest_length_of_the_module_counts() -> None:
     made = sections.section(times, memory=memory)
     rows = targets({"attention": made.to_dict()})
     assert rows[0].found == {"(one thread)": pytest.approx(1.25)}
-    assert (rows[1].found, rows[1].verdict) == ({"(one thread)": 0.8}, "at least")
+    assert (rows[1].found, rows[1].verdict) == ({"(one thread)": 0.8}, "missed")
     sizes = [row for row in rows if "memory at 8192" in row.work]
     assert [row.found for row in sizes] == [{"": pytest.approx(20.0)}, {}]
 

@@ -10,7 +10,7 @@ import pytest
 
 from bench import serving_soak
 from bench.gguf_file import write_gguf
-from bench.serving import LlamaServer, Works, measure, running_llama_server
+from bench.serving import LlamaServer, Works, measure
 from bench.serving_soak import ALLOWED_BYTES, KINDS, Report, soak_server
 from tests.runtime.artifacts import fixture
 
@@ -59,11 +59,9 @@ def test_another_server_does_the_same_works(stories: Path, tmp_path: Path) -> No
 
 
 def test_a_server_that_does_not_start_is_named(tmp_path: Path) -> None:
-    with (
-        pytest.raises(RuntimeError, match=r"/bin/false ended with code 1 at its start"),
-        running_llama_server(Path("/bin/false"), tmp_path / "model.gguf", 1),
-    ):
-        pass
+    beside = LlamaServer(program=Path("/bin/false"), gguf=tmp_path / "model.gguf")
+    with pytest.raises(RuntimeError, match=r"/bin/false ended with code 1 at its start"):
+        beside.start(1, tmp_path / "log.txt")
 
 
 def test_only_a_llama_is_written_as_gguf(tmp_path: Path) -> None:
