@@ -31,7 +31,7 @@ def prepare_node(install: bool) -> Sequence[str]:
     """Install what package-lock.json names, and compile."""
     folder = EXAMPLES / "node"
     _npm_install(folder, install)
-    run_tool([_need("npx"), "tsc"], folder=folder, why="the TypeScript client does not compile")
+    _build([_need("npx"), "tsc"], folder, why="the TypeScript client does not compile")
     return [_need("node"), str(folder / "dist" / "main.js")]
 
 
@@ -85,8 +85,9 @@ def prepare_rust(install: bool) -> Sequence[str]:
 def prepare_browser(provider: str, install: bool) -> Sequence[str]:
     """Install, compile, and find a browser."""
     folder = need_browser(install=install)
-    _npm_install(EXAMPLES / "node", install)  # its code is shared
-    run_tool([_need("npm"), "run", "build"], folder=folder, why="the page does not compile")
+    node = EXAMPLES / "node"
+    _npm_install(node, install)  # its code is shared
+    _build([_need("npm"), "run", "build"], folder, node, why="the page does not compile")
     return [_need("node"), str(folder / "selftest.mjs"), provider]
 
 
@@ -108,6 +109,16 @@ def _need(name: str) -> str:
     if found is None:
         raise MissingError(f"{name} is not installed")
     return found
+
+
+def _build(command: Sequence[str], folder: Path, *shared: Path, why: str) -> None:
+    """Make `folder/dist`, unless it is newer than its sources: others may be using it."""
+    sources = (path for place in (folder, *shared) for path in (place, place / "src"))
+    files = [path for place in sources for path in place.iterdir() if path.is_file()]
+    stamp = folder / "dist" / ".built"
+    if not _is_newer(stamp, *files):
+        run_tool(command, folder=folder, why=why)
+        stamp.touch()
 
 
 def _is_newer(program: Path, *sources: Path) -> bool:
