@@ -157,10 +157,10 @@ def decode(coded: Coded) -> Floats:
     """The matrix that the codes stand for; exact."""
     matrix = np.empty(coded.codes.shape, np.float32)
     for part in _slices(matrix.shape):
-        parts = _in_blocks(coded.codes[part], coded.block).astype(np.float32)
+        parts: Floats = _in_blocks(coded.codes[part], coded.block).astype(np.float32)
         # A code of 0 and a negative scale would be -0.
-        whole = parts * coded.scales[part][..., None] + np.float32(0)
-        matrix[part] = whole.reshape(len(whole), -1)[:, : matrix.shape[1]]
+        parts = parts * coded.scales[part][..., None] + np.float32(0)
+        matrix[part] = parts.reshape(len(parts), -1)[:, : coded.codes.shape[1]]
     return matrix
 
 

@@ -174,9 +174,9 @@ class _ShapesOfLarge(TorchDispatchMode):
         given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
         has_shapes = any(isinstance(x, FakeTensor) for x in given)
         if not has_shapes and _is_small(func, given):
-            result = handed_over(func, *args, **kwargs)
-            self.largest = max(self.largest, 0 if func.is_view else _elements(result))
-            return result
+            small = handed_over(func, *args, **kwargs)
+            self.largest = max(self.largest, 0 if func.is_view else _elements(small))
+            return small
         followed: Any = (args, kwargs)
         if not has_shapes and not func._schema.is_mutable:
             # Of tensors that hold values alone, PyTorch computes sums and products, whatever the
