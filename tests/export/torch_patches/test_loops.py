@@ -78,7 +78,21 @@ def with_what_is_left_at_the_end(x: Tensor) -> Tensor:
     return torch.stack(rows, 1) + 0 * last.unsqueeze(1) + 0 * h.unsqueeze(1)
 
 
+def beside_functions_of_its_index_name(x: Tensor) -> Tensor:
+    halved = lambda t: 0.5 * t  # noqa: E731 - so it stands in modules of others
+
+    def doubled(t: Tensor) -> Tensor:
+        return 2 * t
+
+    h, rows = torch.zeros(x.shape[0], WIDTH), []
+    for t in range(x.shape[1]):
+        h = h + doubled(halved(x[:, t]))
+        rows.append(h)
+    return torch.stack(rows, 1)
+
+
 TAKEN = [
+    beside_functions_of_its_index_name,
     appended,
     appended_with_their_axis,
     written_over_what_was_there,
@@ -136,6 +150,13 @@ def keeps_on_an_object(x: Tensor) -> Tensor:
     return x
 
 
+def gives_its_last_index_to_a_function(x: Tensor) -> Tensor:
+    for t in range(x.shape[1]):
+        x = x + t
+    scaled = lambda scale=t: x * scale  # noqa: E731 - as above
+    return scaled()
+
+
 def has_no_range(x: Tensor) -> Tensor:
     for part in (x, x):
         x = x + part
@@ -143,7 +164,15 @@ def has_no_range(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "function", [leaves_early, returns, reads_its_last_index, keeps_on_an_object, has_no_range]
+    "function",
+    [
+        leaves_early,
+        returns,
+        reads_its_last_index,
+        gives_its_last_index_to_a_function,
+        keeps_on_an_object,
+        has_no_range,
+    ],
 )
 def test_a_loop_that_is_no_function_of_a_step_is_left_alone(function: FunctionType) -> None:
     assert rewritten(function) is None
@@ -164,11 +193,18 @@ def counts(x: Tensor) -> Tensor:
     return torch.stack(rows, 1)
 
 
-@pytest.mark.parametrize("function", [reads_another_position, counts])
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (reads_another_position, "it reads more than its own position of a tensor"),
+        (counts, "it computes with its index"),
+    ],
+)
 def test_a_step_that_is_none_of_a_scan_is_refused_at_its_line(
-    function: Callable[[Tensor], Tensor], tmp_path: Path
+    function: Callable[[Tensor], Tensor], reason: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportError, match=r"test_loops\.py:\d+ .*Python loop over positions"):
+    message = rf"test_loops\.py:\d+ .*Python loop over positions.*This loop does not: {reason}"
+    with pytest.raises(ExportError, match=message):
         export(Applied(function).eval(), tmp_path / "m.onnx", example=sample(5))
 
 

@@ -30,6 +30,7 @@ from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, free_axes, make_inputs
 from causal_onnx.export.source.module import Observed, Source
 from causal_onnx.export.source.probe import runs
+from causal_onnx.export.torch_patches.loop_scan import why_not
 from causal_onnx.export.torch_patches.patched import patched
 from causal_onnx.export.torch_patches.translator import listed_once, tried_where_they_can_match
 from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
@@ -408,6 +409,9 @@ def _explained(
     place = sized[0] if kind == "length" and sized else line_of_error(error)
     if place is None and program is not None:
         place = _line_of_node(text, program)
+    reason = why_not(place) if kind == "length" else None
+    if reason is not None:
+        remedy += f". This loop does not: {reason}"
     failure = ExportError(
         f"{module} cannot be captured{f' at {place}' if place else ''}: "
         f"{_headline(chain)}. Remedy: {remedy}"
@@ -480,8 +484,10 @@ _REMEDIES = (
     (
         "length",
         r"specializ|inferred a static shape|Constraints violated",
-        "a Python loop over positions or a number taken from the example fixes the length; build "
-        "masks and positions from x.shape with torch.arange, and use tensor operations, not loops",
+        "a Python loop over positions or a number taken from the example fixes the length. Build "
+        "masks and positions from x.shape with torch.arange; a loop is captured if it is "
+        "`for t in range(x.shape[1])` and each step reads and writes tensors at t alone, carries "
+        "tensors of one shape to the next, and appends one tensor to a list",
     ),
     (
         "data",

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from causal_onnx.export.outcome import handed_over
 
-__all__ = ["replacements", "run"]
+__all__ = ["replacements", "run", "why_not"]
 
 _Step = Callable[..., tuple[Any, ...]]
 
@@ -100,11 +100,25 @@ def run(  # noqa: PLR0917 - what the rewritten loop hands over, in its order
         try:
             loop = _Loop(step, count, values, set(appended), set(carried), set(live))
             return loop.run()
-        except _NoStepError:
-            pass  # step by step, as it stands
+        except _NoStepError as error:  # step by step, as it stands
+            code = getattr(step, "__code__", None)
+            if code is not None:
+                _refused[code.co_filename, code.co_firstlineno] = str(error)
     for index in range(count):
         values = dict(zip(names, handed_over(step, index, *values.values()), strict=True))
     return values
+
+
+_refused: dict[tuple[str, int], str] = {}
+"""File and line of a loop -> why it was no Scan when it was last traced."""
+
+
+def why_not(place: str | None) -> str | None:
+    """Why the loop at a place, `file:line (text)`, was no Scan; None where it was, or is none."""
+    for (file, line), reason in _refused.items():
+        if place is not None and place.startswith(f"{file}:{line} "):
+            return reason
+    return None
 
 
 class _Position:

@@ -208,8 +208,17 @@ def _is_load(node: ast.AST) -> bool:
 
 
 def _is_reset(index: str, rest: list[ast.AST]) -> bool:
-    """Whether every other use of the index is that of another loop or comprehension over it."""
+    """Whether every other use of the index is that of another loop or comprehension over it, or of
+    a function that has a parameter of its name."""
     inner = {
+        id(node)
+        for scope in rest
+        if isinstance(scope, ast.FunctionDef | ast.Lambda)
+        and any(isinstance(part, ast.arg) and part.arg == index for part in ast.walk(scope.args))
+        for part in (scope.body if isinstance(scope.body, list) else [scope.body])
+        for node in ast.walk(part)
+    }
+    inner |= {
         id(node)
         for loop in rest
         if isinstance(loop, ast.For | ast.ListComp | ast.GeneratorExp | ast.SetComp | ast.DictComp)
