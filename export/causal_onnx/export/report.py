@@ -73,6 +73,8 @@ class ParityReport:
     tolerance: float
     skipped: tuple[str, ...] = ()
     """Shapes that were not run, each with its reason."""
+    roundings: int = 2
+    """How many times as far from float64 as PyTorch the artifact may be."""
 
     @property
     def passed(self) -> bool:
@@ -84,9 +86,9 @@ class ParityReport:
 
     @property
     def widest_tolerance(self) -> float:
-        """The tolerance, or twice what PyTorch itself is from float64 where that is more."""
-        rounding = [case.from_float64 for case in self.cases if case.from_float64 is not None]
-        return max([self.tolerance, *(2 * error for error in rounding)])
+        """The tolerance, or `roundings` times what PyTorch itself is from float64 if it is more."""
+        theirs = [case.from_float64 for case in self.cases if case.from_float64 is not None]
+        return max([self.tolerance, *(self.roundings * error for error in theirs)])
 
     @property
     def longest(self) -> dict[int | None, int]:
