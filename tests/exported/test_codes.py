@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,43 +14,64 @@ import torch
 
 from causal_onnx.runtime import Model, Sampling
 from tests.export.quick import quick_export
-from tests.exported import codebook_modules as modules
-from tests.exported.codebook_modules import BOOKS, PLACES
+from tests.zoo.codebooks import BOOKS, DIM, PLACES, VOCAB, Books, Each, First, Last
 
 PROMPT = [[1, 2, 3, 4], [5, 6, 7, 8], [0, 8, 0, 8]]
 DELAYS = [None, (0, 1, 2), (0, 2, 2), (1, 0, 5)]
 
 
+class ListOfLogits(First):
+    """ids (batch, codebooks, seq) -> an output (batch, seq, vocab) for each codebook."""
+
+    def forward(self, codes: torch.Tensor) -> Any:
+        return super().forward(codes).unbind(1)
+
+
 @dataclass(frozen=True)
 class Subject:
-    module: modules.BooksFirst
+    module: Books
     model: Model
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """For each codebook, the id that stands for none."""
+        return self.module.sizes
 
 
 @pytest.fixture(
-    scope="module",
-    params=[
-        modules.BooksFirst,
-        modules.BooksLast,
-        modules.ListOfLogits,
-        modules.OneInputEach,
-    ],
-    ids=lambda cls: cls.__name__,
+    scope="module", params=[First, Last, ListOfLogits, Each], ids=lambda cls: cls.__name__
 )
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return exported(request.param(), tmp_path_factory.mktemp("codes") / "model.onnx")
+    torch.manual_seed(1)
+    module = request.param().eval()
+    for head in module.heads:
+        head.weight.data *= 6  # or all ids are about equally likely
+    example = inputs(module, torch.arange(2 * BOOKS * 5).reshape(2, BOOKS, 5) % 9)
+    path = tmp_path_factory.mktemp("codes") / "model.onnx"
+    axes = [{0: "batch", example[0].ndim - 1: "seq"}] * len(example)
+    if isinstance(module, Last):
+        axes = [{0: "batch", 1: "seq"}]
+    return Subject(module, quick_export(module, path, example=example, axes=axes, cache=True))
 
 
-def exported(module: modules.BooksFirst, path: Any) -> Subject:
-    module.eval()
-    example = modules.example(module)
-    return Subject(
-        module, quick_export(module, path, example=example, axes=module.axes, cache=True)
-    )
+def inputs(module: Books, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The module's inputs, from ids (batch, codebooks, seq)."""
+    if isinstance(module, Each):
+        return ids.unbind(1)
+    return (ids.mT,) if isinstance(module, Last) else (ids,)
+
+
+def logits(module: Books, ids: torch.Tensor) -> list[torch.Tensor]:
+    """The logits of each codebook (batch, seq, vocab), from ids (batch, codebooks, seq)."""
+    with torch.no_grad():
+        found = module(*inputs(module, ids))
+    if isinstance(found, tuple):
+        return list(found)
+    return list(found.unbind(2 if isinstance(module, Last) else 1))
 
 
 def loop(
-    module: modules.BooksFirst,
+    module: Books,
     prompt: Sequence[Sequence[int]],
     count: int,
     *,
@@ -62,11 +85,11 @@ def loop(
     """
     lags, random = delays or (0,) * BOOKS, np.random.default_rng(seed)
     first, total = len(prompt[0]), len(prompt[0]) + count
-    grid = torch.tensor(module.fill)[:, None].repeat(1, total + max(lags))
+    grid = torch.tensor(module.sizes)[:, None].repeat(1, total + max(lags))
     for book, lag in enumerate(lags):
         grid[book, lag : lag + total] = torch.tensor([*prompt[book], *[-1] * count])
     for place in range(first, grid.shape[1]):
-        scores = modules.logits(module, grid[None, :, :place])
+        scores = logits(module, grid[None, :, :place])
         for book in range(BOOKS):
             if grid[book, place] == -1:
                 grid[book, place] = pick(scores[book][0, -1], temperature, random)
@@ -87,7 +110,7 @@ def as_lists(ids: tuple[tuple[int, ...], ...]) -> list[list[int]]:
 
 @pytest.mark.parametrize("delays", DELAYS, ids=str)
 def test_greedy_codes_are_those_of_a_plain_loop(subject: Subject, delays: Any) -> None:
-    options = {"max_new_frames": 12, "delays": delays, "fill": subject.module.fill}
+    options = {"max_new_frames": 12, "delays": delays, "fill": subject.fill}
     found = subject.model.generate_codes(PROMPT, **options)
     assert as_lists(found.ids) == loop(subject.module, PROMPT, 12, delays=delays)
     assert found.finish == "length"
@@ -104,7 +127,7 @@ def test_drawn_codes_are_those_of_a_plain_loop(subject: Subject, delays: Any) ->
             PROMPT,
             max_new_frames=9,
             delays=delays,
-            fill=subject.module.fill,
+            fill=subject.fill,
             sampling=sampling,
             seed=seed,
         )
@@ -115,13 +138,13 @@ def test_drawn_codes_are_those_of_a_plain_loop(subject: Subject, delays: Any) ->
 
 def test_prompts_together_become_what_each_becomes_alone(subject: Subject) -> None:
     prompts = [PROMPT, [[7], [8], [2]], None]
-    options = {"max_new_frames": 8, "delays": (0, 1, 2), "fill": subject.module.fill}
+    options = {"max_new_frames": 8, "delays": (0, 1, 2), "fill": subject.fill}
     together = subject.model.generate_codes_batch(prompts, **options)
     assert [row.ids for row in together] == [
         subject.model.generate_codes(prompt, **options).ids for prompt in prompts
     ]
     assert as_lists(together[2].ids) == loop(
-        subject.module, [[one] for one in subject.module.fill], 8, delays=(0, 1, 2)
+        subject.module, [[one] for one in subject.fill], 8, delays=(0, 1, 2)
     )
 
 
@@ -147,7 +170,7 @@ def test_each_codebook_may_have_a_sampling_of_its_own(subject: Subject) -> None:
 @pytest.mark.parametrize("delays", [None, (0, 1, 2), (2, 0, 1)], ids=str)
 @pytest.mark.parametrize("book", range(BOOKS))
 def test_a_stop_ends_with_the_frame_that_holds_it(subject: Subject, delays: Any, book: int) -> None:
-    options = {"max_new_frames": 14, "delays": delays, "fill": subject.module.fill}
+    options = {"max_new_frames": 14, "delays": delays, "fill": subject.fill}
     plain = subject.model.generate_codes(PROMPT, **options)
     wanted = plain.ids[book][5]
     place = plain.ids[book].index(wanted)
@@ -161,18 +184,19 @@ def test_a_stop_ends_with_the_frame_that_holds_it(subject: Subject, delays: Any,
 
 def test_the_models_limit_ends_with_whole_frames(subject: Subject) -> None:
     delays = (0, 1, 2)
-    found = subject.model.generate_codes(PROMPT, delays=delays, fill=subject.module.fill)
+    found = subject.model.generate_codes(PROMPT, delays=delays, fill=subject.fill)
     count = PLACES + 1 - len(PROMPT[0]) - max(delays)
     assert (found.finish, {len(ids) for ids in found.ids}) == ("limit", {count})
     assert as_lists(found.ids) == loop(subject.module, PROMPT, count, delays=delays)
 
 
 def test_penalties_count_the_ids_of_their_own_codebook(subject: Subject) -> None:
-    prompt = [[1] * 3, [2] * 3, [3] * 3]
-    never = Sampling(repetition_penalty=1e9)
-    found = subject.model.generate_codes(prompt, max_new_frames=5, sampling=never)
-    for book, ids in enumerate(found.ids):
-        assert len({*ids, prompt[book][0]}) == 6
+    never_again = Sampling(presence_penalty=1e4)
+    count = min(subject.module.sizes)
+    found = subject.model.generate_codes(PROMPT, max_new_frames=count, sampling=never_again)
+    assert [len(set(ids)) for ids in found.ids] == [count] * BOOKS
+    plain = subject.model.generate_codes(PROMPT, max_new_frames=count)
+    assert max(len(set(ids)) for ids in plain.ids) < count
 
 
 @pytest.mark.parametrize(
@@ -206,6 +230,29 @@ def test_texts_and_other_generation_are_refused(subject: Subject) -> None:
         subject.model.generate_codes(PROMPT, sampling=[Sampling()])
     with pytest.raises(ValueError, match=r"several codebooks there is generate_codes\(\.\.\.\)"):
         subject.model.generate([1, 2], max_new_tokens=3)
+
+
+class Conditioned(First):
+    """A text in front of everything: its mean is added at each position."""
+
+    def forward(self, codes: torch.Tensor, memory: torch.Tensor) -> Any:
+        mean = memory.mean(1, keepdim=True)
+        return torch.stack([head(self.hidden(codes.unbind(1)) + mean) for head in self.heads], 1)
+
+
+def test_inputs_that_stay_are_those_of_each_prompt(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    module, memories = Conditioned().eval(), torch.randn(2, 4, DIM) * 3
+    example = (torch.arange(2 * BOOKS * 5).reshape(2, BOOKS, 5) % 9, memories)
+    axes = [{0: "batch", 2: "seq"}, {0: "batch", 1: "memory"}]
+    model = quick_export(module, tmp_path / "m.onnx", example=example, axes=axes, cache=True)
+    options = {"max_new_frames": 8, "delays": (0, 1, 2), "fill": VOCAB}
+    both = model.generate_codes_batch([PROMPT] * 2, inputs={"memory": memories.numpy()}, **options)
+    for memory, found in zip(memories, both, strict=True):
+        fixed = partial(module, memory=memory[None])
+        fixed.sizes = module.sizes
+        assert as_lists(found.ids) == loop(fixed, PROMPT, 8, delays=(0, 1, 2))
+    assert both[0].ids != both[1].ids
 
 
 class MusicGen(torch.nn.Module):

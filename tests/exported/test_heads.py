@@ -8,58 +8,36 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name the field uses
-from torch import Tensor, nn
+from torch import Tensor
 
 from causal_onnx.runtime import DraftHeads, Model, Sampling
 from tests.export.quick import quick_export
-from tests.exported.codebook_modules import DIM, PLACES, Attention
+from tests.zoo.codebooks import BOOKS, PLACES, VOCAB, Medusa
 
-VOCAB, COUNT = 13, 3
+COUNT = BOOKS - 1
 PROMPT = [4, 2, 9]
 
 
-class Decoder(nn.Module):
-    """Logits of the next token, and of the three after it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed, self.place = nn.Embedding(VOCAB, DIM), nn.Embedding(PLACES, DIM)
-        self.layers = nn.ModuleList(Attention() for _ in range(2))
-        self.head = nn.Linear(DIM, VOCAB)
-        self.further = nn.ModuleList(nn.Linear(DIM, VOCAB) for _ in range(COUNT))
-
-    def scores(self, ids: Tensor) -> list[Tensor]:
-        x = self.embed(ids) + self.place(torch.arange(ids.shape[1]))
-        for layer in self.layers:
-            x = x + layer(x)
-        return [head(x) for head in (self.head, *self.further)]
+class Separate(Medusa):
+    """Logits of the next token, and an output for each further one."""
 
     def forward(self, ids: Tensor) -> Any:
-        return tuple(self.scores(ids))
+        return tuple(head(self.hidden((ids,))) for head in self.heads)
 
 
-class Stacked(Decoder):
-    """As in Medusa: the further ones in one tensor, (heads, batch, seq, vocab)."""
-
-    def forward(self, ids: Tensor) -> Any:
-        logits, *further = self.scores(ids)
-        return logits, torch.stack(further)
-
-
-class StackedLast(Decoder):
+class StackedLast(Medusa):
     """As in multi-token prediction: (batch, seq, heads, vocab)."""
 
     def forward(self, ids: Tensor) -> Any:
-        logits, *further = self.scores(ids)
-        return logits, torch.stack(further, dim=2)
+        logits, further = super().forward(ids)
+        return logits, further.permute(1, 2, 0, 3)
 
 
-class Plain(Decoder):
-    """The same without heads."""
+class Plain(Medusa):
+    """The same without further heads."""
 
     def forward(self, ids: Tensor) -> Any:
-        return self.scores(ids)[0]
+        return super().forward(ids)[0]
 
 
 def texts(count: int) -> Tensor:
@@ -76,7 +54,8 @@ def texts(count: int) -> Tensor:
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
     """Trained to follow the rule, every head as far ahead as it looks."""
-    module, ids = Decoder(), texts(256)
+    torch.manual_seed(0)
+    module, ids = Separate(), texts(256)
     optimizer = torch.optim.Adam(module.parameters(), lr=5e-3)
     for _ in range(100):
         losses = [
@@ -89,7 +68,7 @@ def weights() -> dict[str, Tensor]:
     return module.state_dict()
 
 
-def exported(kind: type[Decoder], weights: dict[str, Tensor], path: Path) -> Model:
+def exported(kind: type[Medusa], weights: dict[str, Tensor], path: Path) -> Model:
     module = kind().eval()
     module.load_state_dict(weights)
     return quick_export(module, path, example=texts(2)[:, :7], cache=True)
@@ -100,7 +79,7 @@ def plain(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) 
     return exported(Plain, weights, tmp_path_factory.mktemp("plain") / "model.onnx")
 
 
-@pytest.fixture(scope="module", params=[Decoder, Stacked, StackedLast], ids=lambda k: k.__name__)
+@pytest.fixture(scope="module", params=[Separate, Medusa, StackedLast], ids=lambda k: k.__name__)
 def model(
     request: pytest.FixtureRequest,
     weights: dict[str, Tensor],
@@ -141,7 +120,7 @@ def test_heads_draw_what_is_drawn_without(model: Model) -> None:
 def test_a_wrong_order_costs_calls_only(
     weights: dict[str, Tensor], plain: Model, tmp_path: Path
 ) -> None:
-    model = exported(Decoder, weights, tmp_path / "model.onnx")
+    model = exported(Separate, weights, tmp_path / "model.onnx")
     expected = plain.generate(PROMPT, max_new_tokens=32)
     names = [spec.name for spec in model.contract.outputs if len(spec.axes) == 3][1:]
     right, wrong = (

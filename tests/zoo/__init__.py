@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .attention import ENTRIES as _ATTENTION
 from .beside import ENTRIES as _BESIDE
+from .codebooks import ENTRIES as _CODEBOOKS
 from .dtypes import ENTRIES as _DTYPES
 from .entry import ZooEntry, output_tensors
 from .graph_mutants import GRAPH_MUTANTS, GraphMutant
@@ -41,6 +42,7 @@ ZOO: tuple[ZooEntry, ...] = (
     *_PADDING,
     *_GUARDS,
     *_BESIDE,
+    *_CODEBOOKS,
     *_OWN_CACHES,
     *_DTYPES,
     *_SCANS,
