@@ -147,6 +147,21 @@ def test_a_stop_among_guesses_ends_there(model: Model) -> None:
     assert (found.ids, found.finish) == (expected.ids, "stop")
 
 
+class AllInOne(Medusa):
+    """The next token and those after it in one tensor: none says which is which."""
+
+    def forward(self, ids: Tensor) -> Any:
+        return torch.stack([head(self.hidden((ids,))) for head in self.heads], dim=2)
+
+
+def test_which_head_is_the_next_token_is_not_guessed(
+    weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    model = exported(AllInOne, weights, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="returns those of the next token as an output of its own"):
+        model.generate(PROMPT, draft=DraftHeads())
+
+
 def test_what_is_no_head_is_refused(model: Model, plain: Model) -> None:
     with pytest.raises(ValueError, match="has no heads to draft with: outputs besides its logits"):
         plain.generate(PROMPT, draft=DraftHeads())

@@ -138,6 +138,14 @@ def test_a_batch_that_is_refused_comes_with_what_was_raised() -> None:
         refuse_rigid(*opened(lambda m, x: x + torch.ones(2, 1, 1)))
 
 
+def test_a_batch_joined_with_another_axis_is_named_with_the_way_out() -> None:
+    message = r"joins the batch with another axis: .*\. Return the two apart: .*\(-1, 3\)\)"
+    with pytest.raises(ExportError, match=message):
+        refuse_rigid(*opened(lambda m, x: torch.stack([x, x, x], 1).flatten(0, 1)))
+    with pytest.raises(ExportError, match=r"batch of 2 but not of 1: .* It takes 4, so that axis"):
+        refuse_rigid(*opened(lambda m, x: x.unflatten(0, (-1, 2)).sum(1)))
+
+
 def test_a_gap_below_the_examples_length_is_refused() -> None:
     def run(_: Any, x: Tensor) -> Tensor:
         if x.shape[1] == 3:

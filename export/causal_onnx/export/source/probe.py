@@ -119,10 +119,16 @@ def refuse_rigid(source: Source, specs: Sequence[InputSpec]) -> None:
         for other in (1, batch + 1, 2):
             error = failure(other, seq)
             if error is not None:
+                remedy = "Take the batch size from the input: x.view(x.shape[0], ...)"
+                if batch > 1 and failure(2 * batch, seq) is None:
+                    remedy = (
+                        f"It takes {2 * batch}, so that axis may hold the batch and another one, "
+                        "such as codebooks: export it within a module whose input has the two "
+                        "apart, and which joins them: x.flatten(0, 1)"
+                    )
                 raise ExportError(
                     f"{module} accepts a batch of {batch} but not of {other}: "
-                    f"{type(error).__name__}: {error}. Take the batch size from the input: "
-                    "x.view(x.shape[0], ...)"
+                    f"{type(error).__name__}: {error}. {remedy}"
                 ) from error
             _refuse_fixed_batch(module, seq, (batch, shapes(batch)), (other, shapes(other)))
     some = batch or 1
@@ -153,6 +159,13 @@ def _refuse_fixed_batch(
     for a, b in zip(here, there, strict=False):
         moved = [(m, n) for m, n in zip(a, b, strict=False) if m != n]
         if len(a) != len(b) or any(pair != (batch, other) for pair in moved):
+            times = a[0] // batch if len(moved) == 1 and a and a[0] % batch == 0 else 0
+            if times > 1 and moved == [(times * batch, times * other)] and a[0] != b[0]:
+                raise ExportError(
+                    f"{module} joins the batch with another axis: an output has shape {tuple(a)} "
+                    f"for a batch of {batch} and {tuple(b)} for one of {other}, both of length "
+                    f"{seq}. Return the two apart: y.unflatten(0, (-1, {times}))"
+                )
             raise ExportError(
                 f"{module} has a fixed batch size: an output has shape {tuple(a)} for a batch of "
                 f"{batch} and {tuple(b)} for one of {other}, both of length {seq}. Take it from "

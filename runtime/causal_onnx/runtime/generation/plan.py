@@ -164,14 +164,19 @@ def check_model(model: LanguageModel) -> None:
             f"{', '.join(spec.describe() for spec in inputs)} -> "
             f"{', '.join(spec.describe() for spec in outputs)}"
             + ("" if contract.cache else ", without a cache")
-            + _remedy(contract, inputs)
+            + _remedy(contract, inputs, outputs)
         )
 
 
-def _remedy(contract: Contract, inputs: Sequence[TensorSpec]) -> str:
-    """What continues several codebooks; or where one input is of new ids, how others are given."""
+def _remedy(contract: Contract, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    """What continues several codebooks, how inputs beside the ids are given, or how heads are."""
     if has_codebooks(contract):
         return "; for models with several codebooks there is generate_codes(...)"
+    if contract.cache and len(inputs) == 1 and {len(spec.axes) for spec in outputs} == {4}:
+        return (
+            "; if these are the logits of several tokens ahead, export a module that returns those "
+            "of the next token as an output of its own, the first one, and the others beside it"
+        )
     others = [spec for spec in inputs if "seq" not in spec.axes]
     if len(others) != len(inputs) - 1:
         return ""
