@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from causal_onnx.cli.main import main
 from causal_onnx.runtime import Model, Sampling
 from tests.export.quick import quick_export
 from tests.zoo.codebooks import BOOKS, DIM, PLACES, VOCAB, Books, Each, First, Last
@@ -230,6 +231,23 @@ def test_texts_and_other_generation_are_refused(subject: Subject) -> None:
         subject.model.generate_codes(PROMPT, sampling=[Sampling()])
     with pytest.raises(ValueError, match=r"several codebooks there is generate_codes\(\.\.\.\)"):
         subject.model.generate([1, 2], max_new_tokens=3)
+
+
+def test_the_command_line_refuses_and_says_why(
+    subject: Subject, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(subject.model.runner.artifact.location)
+    assert main(["generate", path, "--ids", "1,2", "--trusted"]) == 1
+    assert "several codebooks there is generate_codes(...)" in capsys.readouterr().err
+
+
+def test_a_server_has_no_engine_for_codes_but_keeps_their_cache(subject: Subject) -> None:
+    pytest.importorskip("starlette", reason="serving needs the extra `serve`")
+    from causal_onnx.serve.registry import ServedModel
+
+    served = ServedModel.of("codes", subject.model)
+    assert served.engine is None
+    assert served.sequences is not None
 
 
 class Conditioned(First):
