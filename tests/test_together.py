@@ -1,0 +1,39 @@
+"""Tests that share what is slow to make run in one process; the others anywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TOGETHER, unit_of
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("place", TOGETHER)
+def test_each_place_exists(place: str) -> None:
+    assert (ROOT / place).exists()
+
+
+def test_the_tests_of_a_place_are_one_unit_and_others_are_alone() -> None:
+    states = "tests/export/cache/test_states.py"
+    assert unit_of(f"{states}::test_a[x]") == unit_of(f"{states}::test_b") == states
+    assert unit_of("tests/export/test_write.py::test_a") == "tests/export/test_write.py::test_a"
+
+
+def test_processes_get_the_units(tmp_path: Path) -> None:
+    place = tmp_path / "tests" / "demo"
+    place.mkdir(parents=True)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "tests" / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
+    case = "import os, pathlib, pytest\n@pytest.mark.parametrize('n', range(9))\ndef test_it(n):\n"
+    for folder, name in ((place, "together"), (tmp_path / "tests", "alone")):
+        note = f"    pathlib.Path({str(tmp_path)!r}, f'{name}-{{os.getpid()}}').touch()\n"
+        (folder / f"test_{name}.py").write_text(case + note)
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert len(list(tmp_path.glob("together-*"))) == 1
+    assert len(list(tmp_path.glob("alone-*"))) == 2
