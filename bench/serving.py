@@ -1,11 +1,14 @@
 """Time the server over HTTP: many clients at once, first tokens, gaps, and what HTTP itself costs.
 
-    python -m bench.serving model/ --threads 2
+    python -m bench.serving                            # 135M, int8 and fp32, beside its peers
+    python -m bench.serving model/ --threads 2         # any model, alone
     python -m bench.serving model/ --llama-server /usr/bin/llama-server --gguf model.gguf
 
 The server is a process of its own, as `causal-onnx serve` starts it; the clients are in this one.
 Works are interleaved, and repeated; of each the best round counts, as other work only slows them.
-llama.cpp's server does the same works in turns with ours, on a file of `bench.gguf_file`.
+Other servers do the same works in turns with ours: llama.cpp's on a file of `bench.gguf_file`,
+onnx-genai-server on our own file, OpenVINO GenAI by its Python functions. A whole run writes
+bench/README.md and bench/results.json.
 """
 
 from __future__ import annotations
@@ -13,98 +16,74 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import itertools
 import json
 import os
 import random
-import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.program import Program, llama_command, processor_clock
+from bench.client import ROOT, WorkerError
+from bench.command import one_line_errors
+from bench.generation.cases import TINY
+from bench.generation.files import Files, gguf_name, make_files, make_gguf
+from bench.generation.openvino import OPENVINO, OPENVINO_REQUIREMENTS
+from bench.generation.ours import ours_name
+from bench.markdown import caution, facts, marked, table
+from bench.peers import install_peers
+from bench.program import LLAMA_SERVER, NO_LLAMA, find_program, processor_clock
+from bench.readme import publish
+from bench.results import Section, begin_section
+from bench.serving_clients import (
+    CHUNK,
+    CLIENTS,
+    Answer,
+    Client,
+    HttpFigures,
+    HttpServer,
+    Server,
+    Works,
+)
+from bench.serving_peers import LlamaServer, OnnxGenaiServer, OpenVino, Peer
+from bench.sizes import FULL, SMALL, ModelSizes, ModuleSizes
 from causal_onnx.runtime import load
 from causal_onnx.serve import Engine, EngineOptions
 
 __all__ = [
+    "OURS",
+    "SECTION",
     "Figures",
-    "HttpFigures",
-    "LlamaServer",
-    "Works",
+    "ServingSection",
     "main",
     "measure",
     "running_server",
+    "to_markdown",
 ]
 
-CHUNK = 64
-CLIENTS, DECODING = 8, 4
-SLOT_POSITIONS = 4096
-"""Of the cache of each of llama.cpp's clients."""
+PAGE = ROOT / "bench"
+WORK = ROOT / "build" / "bench-serving"
+FILES = ROOT / "build" / "bench-generation"
+SECTION = "serving"
+DISTRIBUTIONS = ("onnxruntime", "numpy")
 
+PAIRS = {"w8a8": "q8_0", "fp32": "f32"}
+"""Our precision -> the kind of GGUF file beside it."""
+OURS = "causal-onnx"
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Works:
-    """How much is done."""
-
-    tokens: int = 64
-    """That each client asks for."""
-    prompt: int = 32
-    """Ids of their prompts."""
-    long_prompt: int = 512
-    rounds: int = 3
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HttpFigures:
-    """What clients see of a server, and what it costs."""
-
-    in_turn_tokens_s: float
-    together_tokens_s: float
-    first_token_alone_ms: float
-    first_token_in_company_ms: float
-    gap_alone_ms: float
-    """The longest between two tokens."""
-    gap_in_reading_ms: float
-    """The same, while a long prompt is read."""
-    server_cpu_ms: float
-    """Processor time for a token of eight clients, of the server's process."""
-    in_turn_cpu_ms: float
-    """The same, of clients one after another."""
-
-    def rows(self) -> list[tuple[str, str]]:
-        """What is told, and its figure."""
-        gain = self.together_tokens_s / self.in_turn_tokens_s
-        wait = self.first_token_in_company_ms / self.first_token_alone_ms
-        saved = ""
-        if self.server_cpu_ms:  # the system counts in hundredths of a second
-            saved = f", {self.in_turn_cpu_ms / self.server_cpu_ms:.1f}x"
-        return [
-            ("one after another", f"{self.in_turn_tokens_s:.0f} tokens/s"),
-            (f"{CLIENTS} at once", f"{self.together_tokens_s:.0f} tokens/s, {gain:.1f}x"),
-            ("first token, alone", f"{self.first_token_alone_ms:.1f} ms"),
-            (
-                f"first token, {DECODING} others decoding",
-                f"{self.first_token_in_company_ms:.1f} ms, {wait:.1f}x",
-            ),
-            ("longest gap, alone", f"{self.gap_alone_ms:.1f} ms"),
-            ("longest gap while a long prompt is read", f"{self.gap_in_reading_ms:.1f} ms"),
-            (
-                "processor time a token, at once and in turn",
-                f"{self.server_cpu_ms:.2f} and {self.in_turn_cpu_ms:.2f} ms{saved}",
-            ),
-        ]
+ROUND_S = 900.0
+"""A server that does not end a round in this time is left out."""
+WHOLE = Works(long_prompt=1984)
+"""31 chunks: what, with the token after it, the model of 135M takes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """What was found."""
+    """What was found of one model."""
 
     ours: HttpFigures
     engine_cpu_ms: float
@@ -113,101 +92,39 @@ class Figures:
     """Requests of a mixed load that were sent again alone."""
     different: int
     """Of them, those whose tokens or log-probabilities were others."""
-    llama_server: HttpFigures | None
-    """llama.cpp's server, in turns with ours."""
+    peers: Mapping[str, HttpFigures]
+    """Other servers, in turns with ours."""
+    left_out: Mapping[str, str]
+    """Those that were not measured, each with the reason."""
+
+    @property
+    def http_cpu_ms(self) -> float:
+        """Processor time of HTTP itself, for a token."""
+        return self.ours.server_cpu_ms - self.engine_cpu_ms
 
     def rows(self) -> list[tuple[str, ...]]:
-        """What is told, our figure, and that of the other server."""
-        cost = self.ours.server_cpu_ms - self.engine_cpu_ms
+        """What is told, our figure, and those of the other servers."""
         shared = self.ours.rows()
-        others = [] if self.llama_server is None else [text for _, text in self.llama_server.rows()]
+        others = [[text for _, text in peer.rows()] for peer in self.peers.values()]
+        blank = ("-",) * len(others)
         return [
-            *((*row, *others[place : place + 1]) for place, row in enumerate(shared)),
-            ("processor time of HTTP itself", f"{cost:.2f} ms a token"),
-            ("replayed alone", f"{self.replayed}, {self.different} different"),
+            *((*row, *(one[place] for one in others)) for place, row in enumerate(shared)),
+            ("processor time of HTTP itself", f"{self.http_cpu_ms:.2f} ms a token", *blank),
+            ("replayed alone", f"{self.replayed}, {self.different} different", *blank),
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    times: list[float]
-    """When each event with a token came."""
-    began: float
-    tokens: list[tuple[Any, Any]]
-    """What came, ids and log-probabilities."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServingSection(Section):
+    """All that a run found."""
 
-
-class _Client:
-    """Asks for streams, over a connection each, with as little of its own as can be."""
-
-    path = "/v1/completions"
-
-    def __init__(self, address: str, model: str = "") -> None:
-        host, port = re.sub(r"^http://", "", address).rsplit(":", 1)
-        self._host, self._port, self._model = host, int(port), model
-
-    def body(self, prompt: Sequence[int], count: int) -> dict[str, object]:
-        return {
-            "model": self._model,
-            "prompt": list(prompt),
-            "max_tokens": count,
-            "stream": True,
-            "return_token_ids": True,
-        }
-
-    def token(self, data: dict[str, Any]) -> tuple[Any, Any]:
-        """The ids of an event, and their log-probabilities."""
-        choice = data["choices"][0]
-        return choice["token_ids"], choice["logprobs"]
-
-    async def ask(self, prompt: Sequence[int], count: int, **options: object) -> _Answer:
-        """The whole answer, with the time of each event."""
-        began, times = time.perf_counter(), []
-        tokens: list[tuple[Any, Any]] = []
-        async for data in self.events(prompt, count, **options):
-            times.append(time.perf_counter())
-            tokens.append(self.token(data))
-        return _Answer(times, began, tokens)
-
-    async def events(
-        self, prompt: Sequence[int], count: int, **options: object
-    ) -> AsyncIterator[dict[str, Any]]:
-        """The events of an answer."""
-        body = json.dumps({**self.body(prompt, count), **options}).encode()
-        reader, writer = await asyncio.open_connection(self._host, self._port)
-        head = f"POST {self.path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n"
-        head += "Content-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        try:
-            async for line in reader:
-                if not line.startswith(b"data: {"):
-                    continue
-                data = json.loads(line[6:])
-                if "error" in data:
-                    raise RuntimeError(data["error"]["message"])
-                if not data.get("stop"):  # llama.cpp's last event, without a token
-                    yield data
-        finally:
-            writer.close()
-
-
-class _LlamaClient(_Client):
-    """The same of llama.cpp's server, by its own route."""
-
-    path = "/completion"
-
-    def body(self, prompt: Sequence[int], count: int) -> dict[str, object]:
-        return {
-            "prompt": list(prompt),
-            "n_predict": count,
-            "stream": True,
-            "temperature": 0,
-            "ignore_eos": True,
-            "cache_prompt": False,
-        }
-
-    def token(self, data: dict[str, Any]) -> tuple[Any, Any]:
-        return data["tokens"], None
+    sizes: Mapping[str, Any]
+    works: Mapping[str, int]
+    threads: int
+    files: Mapping[str, Figures]
+    """By precision of ours."""
+    left_out: Mapping[str, str]
+    """Precisions that were not measured, each with the reason."""
 
 
 @contextlib.contextmanager
@@ -236,27 +153,13 @@ def running_server(
         process.communicate()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LlamaServer:
-    """llama.cpp's server, and the file that it serves."""
-
-    program: Path
-    gguf: Path
-
-    def start(self, threads: int, log: Path) -> Program:
-        """Start it, with a slot for each client.
-
-        Raises:
-            RuntimeError: It does not start.
-        """
-        command = llama_command(
-            self.program, self.gguf, threads=threads, slots=CLIENTS, positions=SLOT_POSITIONS
-        )
-        return Program(command, log=log)
-
-
 def measure(
-    model: Path, *, threads: int, works: Works, beside: LlamaServer | None = None
+    model: Path,
+    *,
+    threads: int,
+    works: Works,
+    beside: Sequence[Peer] = (),
+    left_out: Mapping[str, str] | None = None,
 ) -> Figures:
     """Measure one model.
 
@@ -264,10 +167,11 @@ def measure(
         model: A language model with a cache: its folder or file.
         threads: Of the server's calls.
         works: How much is done.
-        beside: Does the same works in turns.
+        beside: Do the same works in turns; one that fails is left out, with the reason.
+        left_out: Peers that are known to be missing, each with the reason.
 
     Raises:
-        RuntimeError: A server does not start, or refuses a request.
+        RuntimeError: Our server does not start, or refuses a request.
     """
     loaded = load(model, threads=threads, trusted=True)
     vocab = next(s.vocab_size for s in loaded.contract.inputs if s.vocab_size is not None)
@@ -281,17 +185,30 @@ def measure(
         in_process = min(_engine_cpu(engine, prompts, works) for _ in range(works.rounds))
     del loaded, engine
     long_prompt = prompt(works.long_prompt)
+    lost = dict(left_out or {})
     with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         process, address, name = stack.enter_context(
             running_server(model, threads, "--prefix-positions", "0")
         )
-        client = _Client(address, name)
-        servers = [_Server(client, processor_clock(process.pid))]
-        if beside is not None:
-            log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "llama.log"
-            peer = stack.enter_context(beside.start(threads, log))
-            servers.append(_Server(_LlamaClient(peer.address), peer.processor_s))
-        return asyncio.run(_over_http(servers, prompts, long_prompt, in_process, works))
+        client = Client(address, name)
+        servers: dict[str, Server] = {OURS: HttpServer(client, processor_clock(process.pid))}
+        for peer in beside:
+            try:
+                servers[peer.name] = peer.start(stack, threads, folder)
+            except (RuntimeError, OSError, WorkerError) as error:
+                lost[peer.name] = str(error)
+        asyncio.run(_in_turns(servers, prompts, long_prompt, works, lost))
+        replayed, different = asyncio.run(_replays(client, prompts, long_prompt))
+    found = {name: server.figures() for name, server in servers.items()}
+    return Figures(
+        ours=found.pop(OURS),
+        engine_cpu_ms=in_process,
+        replayed=replayed,
+        different=different,
+        peers=found,
+        left_out=lost,
+    )
 
 
 def _engine_cpu(engine: Engine, prompts: Sequence[Sequence[int]], works: Works) -> float:
@@ -301,110 +218,27 @@ def _engine_cpu(engine: Engine, prompts: Sequence[Sequence[int]], works: Works) 
     return (time.process_time() - began) / count * 1000
 
 
-async def _over_http(
-    servers: Sequence[_Server],
+async def _in_turns(
+    servers: dict[str, Server],
     prompts: Sequence[Sequence[int]],
     long_prompt: Sequence[int],
-    in_process_ms: float,
     works: Works,
-) -> Figures:
-    for server in servers:
-        await server.client.ask(prompts[0], 4)
+    lost: dict[str, str],
+) -> None:
+    """All rounds; a peer that fails leaves `servers`, and `lost` says why."""
     for _ in range(works.rounds):
-        for server in servers:
-            await server.round(prompts, long_prompt, works)
-    replayed, different = await _replays(servers[0].client, prompts, long_prompt)
-    found = [server.figures() for server in servers]
-    return Figures(
-        ours=found[0],
-        engine_cpu_ms=in_process_ms,
-        replayed=replayed,
-        different=different,
-        llama_server=found[1] if len(found) > 1 else None,
-    )
-
-
-class _Server:
-    """One server, and what was measured of it so far."""
-
-    def __init__(self, client: _Client, processor_s: Callable[[], float]) -> None:
-        self.client, self._processor_s = client, processor_s
-        self._times: dict[str, list[float]] = defaultdict(list)
-
-    async def round(
-        self, prompts: Sequence[Sequence[int]], long_prompt: Sequence[int], works: Works
-    ) -> None:
-        """Do each work once."""
-        times, client, total = self._times, self.client, CLIENTS * works.tokens
-        began, used = time.perf_counter(), self._processor_s()
-        for ids in prompts:
-            answer = await client.ask(ids, works.tokens)
-            times["alone"].append(answer.times[0] - answer.began)
-        times["in turn"].append(total / (time.perf_counter() - began))
-        times["cpu in turn"].append((self._processor_s() - used) / total)
-        times["gap alone"].append(_longest_gap(answer))
-        began, used = time.perf_counter(), self._processor_s()
-        await asyncio.gather(*(client.ask(ids, works.tokens) for ids in prompts))
-        times["together"].append(total / (time.perf_counter() - began))
-        times["cpu"].append((self._processor_s() - used) / total)
-        times["company"].append(await _first_in_company(client, prompts, works))
-        reading = await _gap_while_reading(client, prompts[0], long_prompt, works)
-        times["gap reading"].append(reading)
-
-    def figures(self) -> HttpFigures:
-        """Of all rounds."""
-        times = self._times
-        return HttpFigures(
-            in_turn_tokens_s=max(times["in turn"]),
-            together_tokens_s=max(times["together"]),
-            first_token_alone_ms=statistics.median(times["alone"]) * 1000,
-            first_token_in_company_ms=statistics.median(times["company"]) * 1000,
-            gap_alone_ms=min(times["gap alone"]) * 1000,
-            gap_in_reading_ms=min(times["gap reading"]) * 1000,
-            server_cpu_ms=min(times["cpu"]) * 1000,
-            in_turn_cpu_ms=min(times["cpu in turn"]) * 1000,
-        )
-
-
-def _longest_gap(answer: _Answer) -> float:
-    """The longest wait between two events; the only one where all tokens came in one event."""
-    times = answer.times if len(answer.times) > 1 else [answer.began, *answer.times]
-    return max(after - before for before, after in itertools.pairwise(times))
-
-
-async def _first_in_company(
-    client: _Client, prompts: Sequence[Sequence[int]], works: Works
-) -> float:
-    """The time to a first token while others are decoded."""
-    events = [client.events(ids, 4 * works.tokens) for ids in prompts[:DECODING]]
-    for stream in events:
-        await anext(stream)
-    answer = await client.ask(prompts[-1], 1)
-    for stream in events:
-        await stream.aclose()  # type: ignore[attr-defined]
-    return answer.times[0] - answer.began
-
-
-async def _gap_while_reading(
-    client: _Client, prompt: Sequence[int], long_prompt: Sequence[int], works: Works
-) -> float:
-    """The longest gap of one client's tokens while another's long prompt is read."""
-    events, times = client.events(prompt, 4 * works.tokens), []
-
-    async def follow() -> None:
-        async for _ in events:
-            times.append(time.perf_counter())
-
-    await anext(events)
-    decoding = asyncio.ensure_future(follow())
-    first = await client.ask(long_prompt, 1)
-    await decoding
-    gaps = itertools.pairwise(times)
-    return max((b - a for a, b in gaps if b >= first.began and a <= first.times[0]), default=0.0)
+        for name, server in list(servers.items()):
+            try:
+                await asyncio.wait_for(server.round(prompts, long_prompt, works), ROUND_S)
+            except (RuntimeError, OSError, WorkerError, TimeoutError, ValueError) as error:
+                if name == OURS:
+                    raise
+                lost[name] = str(error) or f"a round took more than {ROUND_S:.0f} s"
+                del servers[name]
 
 
 async def _replays(
-    client: _Client, prompts: Sequence[Sequence[int]], long_prompt: Sequence[int]
+    client: Client, prompts: Sequence[Sequence[int]], long_prompt: Sequence[int]
 ) -> tuple[int, int]:
     """How many requests of a mixed load were sent again alone, and how many became others."""
     asked = [
@@ -421,7 +255,7 @@ async def _replays(
     return len(asked), different
 
 
-def _told(answer: _Answer) -> list[object]:
+def _told(answer: Answer) -> list[object]:
     """What an answer told, however its tokens came together in events."""
     told: list[object] = []
     for ids, logprobs in answer.tokens:
@@ -429,29 +263,176 @@ def _told(answer: _Answer) -> list[object]:
     return told
 
 
+def to_markdown(section: ServingSection) -> str:
+    """A table for each precision, losses in bold."""
+    works = section.works
+    parts = [
+        f"{facts(section)}\n\n{section.sizes['name']} parameters with random weights, "
+        f"{section.threads} thread{'s' * (section.threads > 1)} a server, in turns; {CLIENTS} "
+        f"clients ask for {works['tokens']} tokens each after prompts of {works['prompt']} ids, "
+        f"the long prompt has {works['long_prompt']}. The best of {works['rounds']} rounds.",
+        caution(section.machine),
+    ]
+    for precision, figures in section.files.items():
+        rows = figures.rows()
+        ahead = {name: _losses(figures.ours, peer) for name, peer in figures.peers.items()}
+        lines = []
+        for place, (what, own, *others) in enumerate(rows):
+            shown = [
+                marked(text, place in ahead[name])
+                for name, text in zip(figures.peers, others, strict=True)
+            ]
+            lines.append([what, own, *shown])
+        heads = (
+            "",
+            f"{OURS}, {precision}",
+            *(f"{name}, {_beside(name, precision)}" for name in figures.peers),
+        )
+        text = ["In bold: better than ours.", "", *table(heads, lines, left=1)]
+        if figures.left_out:
+            text += ["", "Not measured:", ""]
+            text += [f"- {name}: {why}" for name, why in figures.left_out.items()]
+        parts.append("\n".join([f"### {precision}", "", *text]))
+    parts += [f"{precision} was not measured: {why}" for precision, why in section.left_out.items()]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _beside(name: str, precision: str) -> str:
+    return "the same file" if name == OnnxGenaiServer.name else PAIRS[precision].upper()
+
+
+def _losses(ours: HttpFigures, peer: HttpFigures) -> set[int]:
+    """The rows, by place, in which the peer is better."""
+    less = [
+        (peer.in_turn_tokens_s, ours.in_turn_tokens_s),
+        (peer.together_tokens_s, ours.together_tokens_s),
+        (ours.first_token_alone_ms, peer.first_token_alone_ms),
+        (ours.first_token_in_company_ms, peer.first_token_in_company_ms),
+        (ours.chunk_ms, peer.chunk_ms),
+        (ours.gap_alone_ms, peer.gap_alone_ms),
+        (ours.gap_in_reading_ms, peer.gap_in_reading_ms),
+        (ours.server_cpu_ms, peer.server_cpu_ms),
+    ]
+    return {
+        place
+        for place, (high, low) in enumerate(less)
+        if high is not None and low is not None and high > low
+    }
+
+
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("model", type=Path, help="a language model with a cache: folder or file")
-    parser.add_argument("--threads", type=int, default=1)
-    for name, default in asdict(Works()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--llama-server", type=Path, metavar="PROGRAM", help="measured beside ours")
-    parser.add_argument("--gguf", type=Path, help="the file that it serves; see bench.gguf_file")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    """Measure, and print a table; 0 done, 1 our server failed, 2 wrong usage."""
+    parser = _parser()
     args = parser.parse_args(argv)
-    works = Works(**{name: getattr(args, name) for name in asdict(Works())})
+    given = {name: value for name in asdict(WHOLE) if (value := getattr(args, name)) is not None}
+    program = find_program(LLAMA_SERVER, args.llama_server)
+    if args.model is None:
+        if args.gguf is not None:
+            parser.error("--gguf is given with a model")
+        section = _whole(
+            SMALL if args.quick else FULL, replace(WHOLE, **given), args.threads, program
+        )
+        is_whole = not (args.quick or given or args.threads != 1)
+        page = PAGE if is_whole else None
+        publish(SECTION, section, to_markdown(section), WORK, page=page)
+        return 0
     if (args.llama_server is None) != (args.gguf is None):
         parser.error("--llama-server and --gguf are given together")
-    beside = args.gguf and LlamaServer(program=args.llama_server, gguf=args.gguf)
-    figures = measure(args.model, threads=args.threads, works=works, beside=beside)
+    beside = [LlamaServer(program=program, gguf=args.gguf)] if program and args.gguf else []
+    figures = measure(
+        args.model, threads=args.threads, works=replace(Works(), **given), beside=beside
+    )
     if args.json:
         print(json.dumps(asdict(figures), indent=2))
-    else:
-        print(f"{'':42} {'causal-onnx':24} {'llama.cpp' if beside else ''}".rstrip())
-        for what, *found in figures.rows():
-            print(f"{what:42} {' '.join(f'{text:24}' for text in found)}".rstrip())
+        return 0
+    for what, *found in [("", OURS, *figures.peers), *figures.rows()]:
+        print(f"{what:44} {' '.join(f'{text:26}' for text in found)}".rstrip())
+    for name, why in figures.left_out.items():
+        print(f"{name} was not measured: {why}")
     return 0
+
+
+def _whole(sizes: ModelSizes, works: Works, threads: int, program: Path | None) -> ServingSection:
+    """The model of `bench.generation` at each precision, beside all peers."""
+    ended = begin_section(DISTRIBUTIONS)
+    WORK.mkdir(parents=True, exist_ok=True)
+    FILES.mkdir(parents=True, exist_ok=True)
+    made = make_files(
+        FILES, sizes, TINY, ModuleSizes(), precisions=tuple(PAIRS), note=_note, builder=()
+    )
+    found, left_out = {}, {}
+    for precision, kind in PAIRS.items():
+        _note(f"serving {sizes.name} {precision}")
+        beside, missing = _peers(made, precision, kind, sizes, program)
+        model = made.ours / ours_name(precision)
+        try:
+            found[precision] = measure(
+                model, threads=threads, works=works, beside=beside, left_out=missing
+            )
+        except (RuntimeError, OSError) as error:
+            left_out[precision] = str(error)
+            _note(f"{precision}: {error}")
+    if not found:
+        raise RuntimeError("; ".join(f"{what}: {why}" for what, why in left_out.items()))
+    return ServingSection(
+        **ended(),
+        sizes=asdict(sizes),
+        works=asdict(works),
+        threads=threads,
+        files=found,
+        left_out=left_out,
+    )
+
+
+def _peers(
+    made: Files, precision: str, kind: str, sizes: ModelSizes, program: Path | None
+) -> tuple[list[Peer], dict[str, str]]:
+    """Those that can be tried, and the reasons of the others."""
+    model = made.ours / ours_name(precision)
+    served = OnnxGenaiServer(model=model, vocab_size=sizes.vocab_size)
+    beside: list[Peer] = [served]
+    missing = {}
+    try:
+        make_gguf(made.peers, kind, _note)
+    except RuntimeError as error:
+        return beside, dict.fromkeys((LlamaServer.name, OpenVino.name), str(error))
+    if program is None:
+        missing[LlamaServer.name] = NO_LLAMA
+    else:
+        beside.append(LlamaServer(program=program, gguf=made.peers / gguf_name(kind)))
+    try:
+        install_peers(OPENVINO_REQUIREMENTS, OPENVINO)
+        beside.append(OpenVino(peers=made.peers, kind=kind))
+    except RuntimeError as error:
+        missing[OpenVino.name] = str(error)
+    return beside, missing
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.serving", description=str(__doc__).splitlines()[0]
+    )
+    parser.add_argument(
+        "model",
+        type=Path,
+        nargs="?",
+        help="a language model with a cache: folder or file (default: that of bench.generation)",
+    )
+    parser.add_argument("--quick", action="store_true", help="32M parameters instead of 135M")
+    parser.add_argument("--threads", type=int, default=1)
+    for name in asdict(WHOLE):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
+    parser.add_argument(
+        "--llama-server", type=Path, metavar="PROGRAM", help="llama.cpp's (default: on the PATH)"
+    )
+    parser.add_argument("--gguf", type=Path, help="the file that it serves; see bench.gguf_file")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    return parser
 
 
 if __name__ == "__main__":

@@ -87,12 +87,20 @@ def generation(
 
     def prepare(case: Mapping[str, Any]) -> Forward:
         if together:
-            ids = token_ids(case["rows"] * case["prompt"], sizes["vocab_size"])
-            prompts = ids.reshape(case["rows"], -1)
-            return lambda: pipeline.choose(prompts, case["new"])
+            prompts, new = _prompts(case, sizes), case["new"]
+            if case.get("at_once", True):
+                return lambda: pipeline.choose(prompts, new)
+            return lambda: np.concatenate([pipeline.choose(row[None], new) for row in prompts])
         work = work_of(case)
         ids = token_ids(work.prompt, sizes["vocab_size"])
         # It cannot go on from a cache: to decode, it reads the prompt and takes a step less.
         return lambda: pipeline.choose(ids, work.new or 1)[0]
 
     return prepare
+
+
+def _prompts(case: Mapping[str, Any], sizes: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+    """(rows, seq): those that are given, or made of as many ids."""
+    if "prompts" in case:
+        return np.array(case["prompts"], np.int64)
+    return token_ids(case["rows"] * case["prompt"], sizes["vocab_size"]).reshape(case["rows"], -1)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import serving_soak
+from bench.client import ROOT
 from bench.gguf_file import write_gguf
-from bench.serving import LlamaServer, Works, measure
+from bench.serving import SECTION, Figures, ServingSection, measure, to_markdown
+from bench.serving_clients import HttpFigures, OnnxGenaiClient, Works
+from bench.serving_peers import LlamaServer, OpenVino
 from bench.serving_soak import ALLOWED_BYTES, KINDS, Report, soak_server
+from tests.bench.sections import MACHINE
 from tests.runtime.artifacts import fixture
 
 
@@ -52,16 +59,90 @@ def test_another_server_does_the_same_works(stories: Path, tmp_path: Path) -> No
     program.chmod(0o755)
     works = Works(tokens=4, prompt=8, long_prompt=20, rounds=1)
     beside = LlamaServer(program=program, gguf=tmp_path / "model.gguf")
-    figures = measure(stories, threads=1, works=works, beside=beside)
-    assert figures.llama_server is not None
-    assert figures.llama_server.together_tokens_s > 0
-    assert [len(row) for row in figures.rows()] == [3] * 7 + [2] * 2
+    missing = OpenVino(peers=tmp_path, kind="f32")
+    figures = measure(stories, threads=1, works=works, beside=[beside, missing])
+    assert figures.peers["llama.cpp"].together_tokens_s > 0
+    assert figures.peers["llama.cpp"].gap_alone_ms is None  # it sends all tokens at once
+    assert {len(row) for row in figures.rows()} == {3}
+    assert figures.left_out == {"OpenVINO GenAI": "it reads no GGUF file in float32"}
+
+
+def test_a_server_that_gives_fewer_tokens_is_left_out_and_ours_is_measured(
+    stories: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "llama-server"
+    fewer = ANOTHER_SERVER.replace('asked["n_predict"] + 1', "3")
+    program.write_text(fewer.format(python=sys.executable))
+    program.chmod(0o755)
+    works = Works(tokens=6, prompt=8, long_prompt=20, rounds=1)
+    beside = LlamaServer(program=program, gguf=tmp_path / "model.gguf")
+    figures = measure(stories, threads=1, works=works, beside=[beside])
+    assert figures.peers == {}
+    assert figures.left_out == {"llama.cpp": "it gave 3 tokens where 6 were asked for"}
+    assert figures.ours.gain > 0
+
+
+def http(**others: float | None) -> HttpFigures:
+    given: dict[str, Any] = {"in_turn_tokens_s": 100.0, "together_tokens_s": 300.0}
+    given |= {"server_cpu_ms": 2.0, "in_turn_cpu_ms": 8.0}
+    return HttpFigures(**given | others)
+
+
+def serving_section(ours: HttpFigures, peer: HttpFigures) -> ServingSection:
+    figures = Figures(
+        ours=ours,
+        engine_cpu_ms=1.8,
+        replayed=17,
+        different=0,
+        peers={"llama.cpp": peer},
+        left_out={"OpenVINO GenAI": "no wheel for this Python"},
+    )
+    return ServingSection(
+        date="2026-11-30T10:00+00:00",
+        seconds=60.0,
+        machine=MACHINE,
+        sizes={"name": "135M"},
+        works={"tokens": 64, "prompt": 32, "long_prompt": 1984, "rounds": 3},
+        threads=1,
+        files={"w8a8": figures},
+        left_out={},
+    )
+
+
+def test_the_page_marks_what_others_do_better_and_says_what_is_missing() -> None:
+    text = to_markdown(serving_section(http(gap_alone_ms=5.0), http(server_cpu_ms=1.0)))
+    assert "|  | causal-onnx, w8a8 | llama.cpp, Q8_0 |" in text
+    assert "| 2.00 and 8.00 ms, 4.0x | **1.00 and 8.00 ms, 8.0x** |" in text
+    assert "| longest gap, alone | 5.0 ms | - |" in text
+    assert "| one after another | 100 tokens/s | 100 tokens/s |" in text
+    assert "- OpenVINO GenAI: no wheel for this Python" in text
+
+
+def test_a_section_of_servers_survives_json() -> None:
+    made = serving_section(http(), http(chunk_ms=3.0))
+    assert ServingSection.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_words_and_ids_are_the_same_for_a_server_that_takes_text() -> None:
+    client = OnnxGenaiClient("http://127.0.0.1:1", "m")
+    assert client.body([5, 300], 2)["prompt"] == "t5 t300"
+    assert client.token({"choices": [{"text": " t7"}]}) == ([7], None)
+    for event in ({"choices": [{"text": ""}]}, {"output": "tokens"}):
+        assert not client.has_token(event)
+
+
+def test_the_page_has_a_place_for_servers() -> None:
+    page = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    assert page.count(f"<!-- {SECTION}: begin -->") == 1
 
 
 def test_a_server_that_does_not_start_is_named(tmp_path: Path) -> None:
     beside = LlamaServer(program=Path("/bin/false"), gguf=tmp_path / "model.gguf")
-    with pytest.raises(RuntimeError, match=r"/bin/false ended with code 1 at its start"):
-        beside.start(1, tmp_path / "log.txt")
+    with (
+        ExitStack() as stack,
+        pytest.raises(RuntimeError, match=r"/bin/false ended with code 1 at its start"),
+    ):
+        beside.start(stack, 1, tmp_path)
 
 
 def test_only_a_llama_is_written_as_gguf(tmp_path: Path) -> None:
