@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812 - the name the field uses
 from torch import Tensor
 
 from causal_onnx.runtime import DraftHeads, Model, Sampling
+from causal_onnx.runtime.generation.prompt import can_rewind
 from tests.export.quick import quick_export
-from tests.zoo.codebooks import BOOKS, PLACES, VOCAB, Medusa
+from tests.zoo.codebooks import BOOKS, HEADS, PLACES, VOCAB, Medusa
 
 COUNT = BOOKS - 1
 PROMPT = [4, 2, 9]
@@ -145,6 +146,32 @@ def test_a_stop_among_guesses_ends_there(model: Model) -> None:
     expected = model.generate(PROMPT, max_new_tokens=20, stop=stop)
     found = model.generate(PROMPT, max_new_tokens=20, stop=stop, draft=DraftHeads())
     assert (found.ids, found.finish) == (expected.ids, "stop")
+
+
+class Windowed(Medusa):
+    """Each position sees itself and the four before it: its cache cannot be rewound."""
+
+    def hidden(self, books: Any) -> Tensor:
+        x = self.embed[0](books[0])
+        place = torch.arange(x.shape[1])
+        seen = (place <= place[:, None]) & (place > place[:, None] - 5)
+        for qkv, out in zip(self.qkv, self.out, strict=True):
+            q, k, v = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in qkv(x).chunk(3, -1))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+            x = x + out(y.transpose(1, 2).flatten(2))
+        return x
+
+
+def test_heads_guess_where_a_cache_keeps_a_window(
+    weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    model = exported(Windowed, weights, tmp_path / "model.onnx")
+    assert not can_rewind(model)
+    for seed in range(4):
+        options = {"max_new_tokens": 60, "sampling": Sampling(temperature=2.0), "seed": seed}
+        found = model.generate(PROMPT, draft=DraftHeads(), **options)
+        assert found.ids == model.generate(PROMPT, **options).ids
+        assert 0 < found.speculation.accepted < found.speculation.proposed
 
 
 class AllInOne(Medusa):
