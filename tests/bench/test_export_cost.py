@@ -78,6 +78,9 @@ def test_an_export_that_fails_is_named() -> None:
 @pytest.mark.skipif(not resident.is_supported(), reason="the system does not tell the peak")
 def test_an_export_takes_no_more_than_three_and_a_half_times_the_weights() -> None:
     # The module, a session, activations and logits: 2.8 times were seen; it was 10.
-    found = measure(SMALL)
-    assert 230e6 < found.weights_bytes < 235e6
+    # Few wide layers, since what is captured and proved grows with the layers, and memory does not.
+    sizes = {"num_hidden_layers": 4, "hidden_size": 768, "intermediate_size": 3072}
+    wide = replace(SMALL, config=(SMALL.config[0], {**SMALL.config[1], **sizes}))
+    found = measure(wide)
+    assert 240e6 < found.weights_bytes < 245e6
     assert found.peak_bytes <= 3.5 * found.weights_bytes

@@ -23,5 +23,7 @@ def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a trained checkpoint becomes."""
     folder = tmp_path_factory.mktemp("stories") / "model"
-    export_checkpoint(Path(__file__).parent.parent / "data" / "real" / "baby105", folder)
+    export_checkpoint(
+        Path(__file__).parent.parent / "data" / "real" / "baby105", folder, effort="quick"
+    )
     return folder

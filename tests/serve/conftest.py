@@ -33,7 +33,7 @@ def stories(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from causal_onnx.export import export_checkpoint
 
     folder = tmp_path_factory.mktemp("served") / "stories"
-    export_checkpoint(STORIES, folder)
+    export_checkpoint(STORIES, folder, effort="quick")
     return folder
 
 

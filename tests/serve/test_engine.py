@@ -50,7 +50,7 @@ def test_every_token_of_a_mixed_load_is_the_same_alone(engine: Engine) -> None:
 def test_one_operator_for_all_calls_gives_the_same_tokens(engine: Engine, tmp_path: Path) -> None:
     from causal_onnx.export import export_checkpoint
 
-    export_checkpoint(STORIES, tmp_path / "stories", target="ort-1.32")
+    export_checkpoint(STORIES, tmp_path / "stories", target="ort-1.32", effort="quick")
 
     def served(engine: Engine) -> list[object]:
         begun = [

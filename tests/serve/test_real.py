@@ -18,7 +18,7 @@ SORTER = Path(__file__).parents[1] / "data" / "real" / "gpt-nano-sort"
 def test_a_model_that_sorts_sorts_many_at_once(tmp_path: Path) -> None:
     from causal_onnx.export import export_checkpoint
 
-    export_checkpoint(SORTER, tmp_path / "sorter")
+    export_checkpoint(SORTER, tmp_path / "sorter", effort="quick")
     inputs = [list(digits) for digits in product(range(3), repeat=6)][::9]
     with Engine(load(tmp_path / "sorter", threads=1)) as engine:
         begun = [engine.prepare(digits, max_new_tokens=6) for digits in inputs]

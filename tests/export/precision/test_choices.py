@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -13,7 +14,9 @@ from causal_onnx.runtime import load
 from tests.export.real import STORIES, reference
 
 
+@cache
 def decoder(seed: int = 0) -> DecoderLM:
+    """The same for all tests, so that it is captured once."""
     return DecoderLM(tiny_llama_config(), seed=seed)
 
 
@@ -26,8 +29,9 @@ def test_a_trained_model_drifts_no_more_in_blocks_of_128_by_gptq_than_of_32_by_r
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("transformers")
+    module = reference(STORIES)
     nearest, fitted = (
-        export(reference(STORIES), tmp_path / "m.onnx", precision="int4", **options).drift
+        export(module, tmp_path / "m.onnx", precision="int4", **options).drift
         for options in ({}, {"block_size": 128, "rounding": "gptq"})
     )
     assert nearest is not None
@@ -37,7 +41,7 @@ def test_a_trained_model_drifts_no_more_in_blocks_of_128_by_gptq_than_of_32_by_r
 
 def test_the_file_says_how_it_was_rounded_and_is_verified_so(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    export(decoder(), path, precision="int4", rounding="gptq")
+    export(decoder(), path, precision="int4", rounding="gptq", effort="quick")
     certificate = load(path).certificate
     assert certificate is not None
     assert certificate["quantisation"]["rounding"] == "gptq"
@@ -47,8 +51,10 @@ def test_the_file_says_how_it_was_rounded_and_is_verified_so(tmp_path: Path) -> 
 
 
 def test_the_same_module_gives_the_same_bytes(tmp_path: Path) -> None:
+    options = {"precision": "int4", "rounding": "gptq", "block_size": 64, "effort": "quick"}
     for name in ("a.onnx", "b.onnx"):
-        export(decoder(), tmp_path / name, precision="int4", rounding="gptq", block_size=64)
+        module = DecoderLM(tiny_llama_config(), seed=0)  # not the same object: captured anew
+        export(module, tmp_path / name, **options)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
@@ -84,9 +90,10 @@ def test_a_short_block_in_a_table_and_the_head_tied_to_it(tmp_path: Path) -> Non
     )  # fmt: skip
     module = transformers.LlamaForCausalLM(config).eval()
     path = tmp_path / "m.onnx"
-    report = export(module, path, precision="int4", block_size=32, cache=True)
+    options = {"precision": "int4", "cache": True, "effort": "quick"}
+    report = export(module, path, block_size=32, **options)
     assert block_sizes(path) == {16, 32}
-    report = export(module, path, precision="int4", block_size=64, rounding="gptq", cache=True)
+    report = export(module, path, block_size=64, rounding="gptq", **options)
     assert report.quantisation is not None
     assert report.quantisation.parity.max_error < 1e-5
     assert report.certificate.verdict == "causal"
@@ -96,7 +103,7 @@ def test_weights_are_kept_wider_by_name(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     table = next(name for name, p in decoder().named_parameters() if p.ndim == 2)
     keep = {"*down*": "fp32", table: "int8"}
-    report = export(decoder(), path, precision="int4", keep=keep, cache=True)
+    report = export(decoder(), path, precision="int4", keep=keep, cache=True, effort="quick")
     assert report.quantisation is not None
     wider = report.quantisation.options["wider"]
     assert wider[table] == 8
@@ -129,5 +136,6 @@ def test_wrong_requests(options: dict[str, object], message: str, tmp_path: Path
 
 
 def test_a_pattern_that_names_nothing_is_refused(tmp_path: Path) -> None:
+    options = {"precision": "int4", "keep": {"tail*": "fp32"}, "effort": "quick"}
     with pytest.raises(ExportError, match=r"the pattern 'tail\*', which matches no weight"):
-        export(decoder(), tmp_path / "m.onnx", precision="int4", keep={"tail*": "fp32"})
+        export(decoder(), tmp_path / "m.onnx", **options)
