@@ -81,9 +81,7 @@ docs: setup  ## The documentation's site; writes build/site/index.html
 
 .PHONY: bench
 bench: setup  ## Time modules and language models against their peers; writes bench/README.md
-	@$(BIN)/python -m bench
-	@$(BIN)/python -m bench.generation --full
-	@$(BIN)/python -m bench.targets
+	@$(BIN)/python -m bench.whole
 
 .PHONY: examples
 examples: setup  ## Export bundles, run the clients of every language on them; prints a table

@@ -16,25 +16,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench import resident
 from bench.client import ROOT, WorkerError, worker_environment
 from bench.command import one_line_errors
+from bench.first_token import PROMPT
 from bench.generation.cases import TINY
-from bench.generation.files import make_files
+from bench.generation.files import gguf_name, make_files, make_gguf
 from bench.generation.ours import ours_name
 from bench.markdown import caution, facts, marked, table
 from bench.peers import PEERS
+from bench.program import LLAMA_SERVER, NO_LLAMA, Program, find_program, llama_command
 from bench.readme import publish
 from bench.results import Section, begin_section
 from bench.rounds import rotated
 from bench.sizes import FULL, SMALL, ModuleSizes
 from causal_onnx.runtime.bundle.weights import write_beside
 
-__all__ = ["OURS", "StartRow", "StartSection", "main", "measure", "to_markdown"]
+__all__ = ["OURS", "SECTION", "StartRow", "StartSection", "main", "measure", "to_markdown"]
 
 PAGE = ROOT / "bench"
 WORK = ROOT / "build" / "bench-cold-start"
@@ -43,14 +46,19 @@ SECTION = "cold-start"
 DISTRIBUTIONS = ("onnxruntime", "numpy")
 PRECISIONS = ("fp32", "int4")
 MB = 1e6
+LLAMA_POSITIONS = 512
 
 TITLES = {
     "bare": "onnxruntime alone",
     "load": "causal-onnx, `load(path)`",
     "beside": "causal-onnx, `load(folder)`, weights beside",
     "prepared": "causal-onnx, `load(path, prepared=...)`",
-    "genai": "onnxruntime-genai",
+    "genai": "onnxruntime-genai, tuned",
+    "llama": "llama.cpp, `llama-server`",
 }
+PEERS_OF_OURS = ("genai", "llama")
+GGUF = {"fp32": "f32", "int4": "q4_0"}
+"""Our precision -> the kind of GGUF file beside it."""
 
 
 OURS = ("load", "beside", "prepared")
@@ -67,6 +75,8 @@ class StartRow:
     peak_bytes: int
     together_bytes: int
     """Of each of the processes that held the file at once (PSS)."""
+    alone_bytes: int = 0
+    """Of one process that holds it alone (PSS)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +88,8 @@ class StartSection(Section):
     """Bytes of each file."""
     rounds: int
     together: int
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Peers that were not measured, by file and name, each with the reason."""
 
 
 @one_line_errors
@@ -94,20 +106,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     finish = begin_section(DISTRIBUTIONS)
     files = _given(arguments.files) if arguments.files else _made(quick=arguments.quick)
     rows: list[StartRow] = []
-    sizes = {}
+    sizes, left_out = {}, {}
+    program = find_program(LLAMA_SERVER, arguments.llama_server)
+    if program is None and not arguments.files:
+        left_out[TITLES["llama"]] = NO_LLAMA
     for name, kinds in files.items():
         print(f"{name} ...", file=sys.stderr, flush=True)
         sizes[name] = kinds["load"].stat().st_size
-        rows += measure(name, kinds, rounds=arguments.rounds, together=arguments.together)
+        rows += measure(
+            name,
+            kinds,
+            rounds=arguments.rounds,
+            together=arguments.together,
+            program=program,
+            left_out=left_out,
+        )
     section = StartSection(
-        rows=rows, sizes=sizes, rounds=arguments.rounds, together=arguments.together, **finish()
+        rows=rows,
+        sizes=sizes,
+        rounds=arguments.rounds,
+        together=arguments.together,
+        left_out=left_out,
+        **finish(),
     )
     page = PAGE if arguments.page or not (arguments.files or arguments.quick) else None
     publish(SECTION, section, to_markdown(section), WORK, page=page)
     return 0
 
 
-def measure(name: str, kinds: Mapping[str, Path], *, rounds: int, together: int) -> list[StartRow]:
+def measure(
+    name: str,
+    kinds: Mapping[str, Path],
+    *,
+    rounds: int,
+    together: int,
+    program: Path | None = None,
+    left_out: dict[str, str] | None = None,
+) -> list[StartRow]:
     """Start every kind in turn, each time in a process of its own; then several at once.
 
     The round before the first is not counted: it reads the libraries from the disk, and prepares.
@@ -117,9 +152,11 @@ def measure(name: str, kinds: Mapping[str, Path], *, rounds: int, together: int)
         kinds: What is started -> its file or folder.
         rounds: Counted starts of each.
         together: Processes that hold the file at once.
+        program: llama.cpp's server, for the kind "llama".
+        left_out: Takes the peers that fail, each with the reason; the others go on.
 
     Raises:
-        WorkerError: A start failed, or two of ours gave different logits.
+        WorkerError: A start failed that is not a peer's, or two of ours gave different logits.
     """
     WORK.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
@@ -127,11 +164,23 @@ def measure(name: str, kinds: Mapping[str, Path], *, rounds: int, together: int)
             (beside := Path(folder) / "beside").mkdir()
             write_beside(kinds["beside"], beside)
             kinds = {**kinds, "beside": beside}
+        if program is None:
+            kinds = {kind: path for kind, path in kinds.items() if kind != "llama"}
         found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+        start = partial(_start, folder=Path(folder), program=program)
         for number in range(rounds + 1):
             for kind in rotated(list(kinds), number):
-                with _started(kind, kinds[kind], Path(folder)) as one:
-                    found[kind] += [one] if number else []
+                try:
+                    with start(kind, kinds[kind]) as one:
+                        one["share_bytes"] = _share_bytes(one["pid"])
+                        if kind in found:
+                            found[kind] += [one] if number else []
+                except (WorkerError, RuntimeError, OSError) as error:
+                    if kind not in PEERS_OF_OURS:
+                        raise
+                    if left_out is not None:
+                        left_out[f"{name}, {TITLES[kind]}"] = str(error)
+                    found.pop(kind, None)
         digests = {one["digest"] for kind in OURS for one in found.get(kind, ())}
         if len(digests) > 1:
             raise WorkerError(
@@ -140,10 +189,7 @@ def measure(name: str, kinds: Mapping[str, Path], *, rounds: int, together: int)
         rows = []
         for kind, starts in found.items():
             with contextlib.ExitStack() as stack:
-                held = [
-                    stack.enter_context(_started(kind, kinds[kind], Path(folder)))
-                    for _ in range(together)
-                ]
+                held = [stack.enter_context(start(kind, kinds[kind])) for _ in range(together)]
                 shares = [_share_bytes(one["pid"]) for one in held]
             rows.append(
                 StartRow(
@@ -153,6 +199,7 @@ def measure(name: str, kinds: Mapping[str, Path], *, rounds: int, together: int)
                     wall_s=statistics.median(one["wall_s"] for one in starts),
                     peak_bytes=int(statistics.median(one["peak_bytes"] for one in starts)),
                     together_bytes=sum(shares) // together,
+                    alone_bytes=int(statistics.median(one["share_bytes"] for one in starts)),
                 )
             )
         return rows
@@ -171,17 +218,20 @@ def to_markdown(section: StartSection) -> str:
     for row in section.rows:
         bare = next(one for one in section.rows if one.file == row.file and one.kind == "bare")
         found = [f"{row.file}, {section.sizes[row.file] / MB:.0f} MB", TITLES[row.kind]]
-        for field, unit, form in (
+        for name, unit, form in (
             ("processor_s", 1, "{:.2f}"),
             ("wall_s", 1, "{:.2f}"),
             ("peak_bytes", MB, "{:.0f}"),
             ("together_bytes", MB, "{:.0f}"),
         ):
-            value, least = getattr(row, field), getattr(bare, field)
+            value, least = getattr(row, name), getattr(bare, name)
             found.append(marked(form.format(value / unit), value > least))
         cells.append(found)
     heads = ("file", "how", "processor time, s", "wall, s", "peak, MB", "together, MB each")
     lines += [*table(heads, cells, left=2), "", facts(section)]
+    if section.left_out:
+        lines += ["", "Not measured:", ""]
+        lines += [f"- {what}: {why}" for what, why in section.left_out.items()]
     busy = caution(section.machine)
     return "\n".join([*lines, *(["", busy] if busy else [])])
 
@@ -217,6 +267,31 @@ def _started(kind: str, path: Path, folder: Path) -> Iterator[dict[str, Any]]:
         process.stdin.close()
 
 
+def _start(
+    kind: str, path: Path, *, folder: Path, program: Path | None
+) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    if kind == "llama":
+        assert program is not None
+        return _started_llama(program, path, folder)
+    return _started(kind, path, folder)
+
+
+@contextlib.contextmanager
+def _started_llama(program: Path, gguf: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    """The same of llama.cpp's server, which is asked for one token."""
+    command = llama_command(program, gguf, threads=1, slots=1, positions=LLAMA_POSITIONS)
+    began = time.perf_counter()
+    with Program(command, log=folder / "said.txt") as server:
+        ids = list(range(3, 3 + PROMPT))
+        server.post("/completion", {"prompt": ids, "n_predict": 1, "temperature": 0})
+        yield {
+            "wall_s": time.perf_counter() - began,
+            "processor_s": server.processor_s(),
+            "peak_bytes": resident.field_bytes(Path(f"/proc/{server.pid}/status"), "VmHWM"),
+            "pid": server.pid,
+        }
+
+
 def _share_bytes(pid: int) -> int:
     """What a process holds, with its part of what it shares."""
     return resident.field_bytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
@@ -234,19 +309,26 @@ def _given(texts: Sequence[str]) -> dict[str, dict[str, Path]]:
 def _made(*, quick: bool) -> dict[str, dict[str, Path]]:
     """Our files and the peer's, those of `bench.generation`."""
     sizes = SMALL if quick else FULL
+
+    def note(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
     made = make_files(
         FILES,
         sizes,
         TINY,
         ModuleSizes(),
         precisions=PRECISIONS,
-        note=lambda text: print(text, file=sys.stderr, flush=True),
+        note=note,
     )
     found = {}
     for precision in PRECISIONS:
         own = made.ours / ours_name(precision)
         kinds = dict.fromkeys(("bare", *OURS), own)
-        found[f"{sizes.name} {precision}"] = {**kinds, "genai": made.peers / f"genai-{precision}"}
+        gguf = made.peers / gguf_name(GGUF[precision])
+        make_gguf(made.peers, GGUF[precision], note)
+        peers = {"genai": made.peers / f"tuned-{precision}", "llama": gguf}
+        found[f"{sizes.name} {precision}"] = {**kinds, **peers}
     return found
 
 
@@ -260,6 +342,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="the model of 32M")
     parser.add_argument(
         "--files", nargs="+", metavar="NAME=PATH", help="these files of ours, without the peer"
+    )
+    parser.add_argument(
+        "--llama-server", type=Path, metavar="PROGRAM", help="llama.cpp's (default: on the PATH)"
     )
     parser.add_argument("--page", action="store_true", help="write the page in any case")
     parser.add_argument("--rounds", type=int, default=5, help="starts of each (default: 5)")

@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 import time
 
+__all__ = ["PROMPT", "main"]
+
 PROMPT = 16
 """Tokens."""
 

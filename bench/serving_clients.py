@@ -31,7 +31,7 @@ CHUNK = 64
 CLIENTS, DECODING = 8, 4
 
 AT_ONCE = 0.5
-"""Of the time that a token takes: where the longest gap is shorter, no token came as it was made."""
+"""Of the time of a token: where the longest gap is shorter, tokens did not come one by one."""
 
 REST_STEP_S = 0.05
 REST_SHARE = 0.1

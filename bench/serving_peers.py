@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from bench.client import ROOT, Worker, worker_environment
 from bench.peers import install_peers, run_quietly
@@ -66,7 +66,7 @@ class LlamaServer:
 
     program: Path
     gguf: Path
-    name: str = "llama.cpp"
+    name: ClassVar[str] = "llama.cpp"
 
     def start(self, stack: ExitStack, threads: int, folder: Path) -> Server:
         """Start it, with a slot for each client."""
@@ -86,7 +86,7 @@ class OnnxGenaiServer:
 
     model: Path
     vocab_size: int
-    name: str = "onnx-genai-server"
+    name: ClassVar[str] = "onnx-genai-server"
 
     def start(self, stack: ExitStack, threads: int, folder: Path) -> Server:
         """Install it, write the folder, and start it."""
@@ -132,7 +132,7 @@ class OpenVino:
     peers: Path
     """With its GGUF file, as `bench.generation` makes them."""
     kind: str
-    name: str = "OpenVINO GenAI"
+    name: ClassVar[str] = "OpenVINO GenAI"
 
     def start(self, stack: ExitStack, threads: int, folder: Path) -> Server:
         """Start a process for clients at once, and one for clients in turn."""

@@ -9,8 +9,9 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from bench import cold_start, serving
 from bench.attention import section as attention
 from bench.client import ROOT
 from bench.generation import section as generation
@@ -21,7 +22,10 @@ from bench.generation.starts import OURS, TORCH
 from bench.generation.starts import ROW as START
 from bench.markdown import threads_text
 from bench.readme import rewrite_page
-from bench.results import read_results
+from bench.results import Section, read_results
+from bench.serving_clients import CHUNK, CLIENTS, DECODING
+from bench.serving_peers import LlamaServer, OnnxGenaiServer, OpenVino
+from bench.sizes import FULL
 
 __all__ = ["Target", "main", "targets", "to_markdown"]
 
@@ -34,6 +38,11 @@ SLACK = 0.995
 
 MODULE = "attention, dim 768, 12 heads, batch 1"
 MODEL = "Llama-style 135M"
+
+AT_MOST = "at most x"
+"""A unit: how many times as much; less is better."""
+
+Found = TypeVar("Found", bound=Section)
 
 Bounds = tuple[float, float | None]
 """At least, and the aim where there is one."""
@@ -98,7 +107,7 @@ class Target:
     found: Mapping[str, float]
     """Where -> how many times better; empty: not measured."""
     unit: str = "x"
-    """ "us": the numbers are microseconds, and less is better."""
+    """ "us": the numbers are microseconds, and less is better, as with `AT_MOST`."""
     reason: str = ""
     """Why it was not measured."""
 
@@ -113,7 +122,7 @@ class Target:
         return "missed"
 
     def _reaches(self, value: float, bound: float) -> bool:
-        return value <= bound / SLACK if self.unit == "us" else value >= bound * SLACK
+        return value >= bound * SLACK if self.unit == "x" else value <= bound / SLACK
 
     def to_row(self) -> str:
         """The row as Markdown; what is missed, and every loss, in bold."""
@@ -130,18 +139,21 @@ class Target:
         if self.unit == "us":
             return f"{value:.0f} us"
         text = f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
-        return f"**{text}**" if value < SLACK else text
+        return f"**{text}**" if value < SLACK and self.unit == "x" else text
 
     def _bound(self, value: float | None) -> str:
-        return "-" if value is None else f"{value:g}{'x' if self.unit == 'x' else ' us'}"
+        if value is None:
+            return "-"
+        return f"{value:g} us" if self.unit == "us" else f"{self.unit[:-1]}{value:g}x"
 
 
 def targets(sections: Mapping[str, Any]) -> list[Target]:
     """All rows, from the sections of results.json; those of a missing section are empty."""
-    module, model = sections.get("attention"), sections.get("generation")
     return [
-        *_module_rows(None if module is None else attention.Section.from_dict(module)),
-        *_model_rows(None if model is None else generation.Section.from_dict(model)),
+        *_module_rows(_read(sections, "attention", attention.Section)),
+        *_model_rows(_read(sections, "generation", generation.Section)),
+        *_start_rows(_read(sections, cold_start.SECTION, cold_start.StartSection)),
+        *_serving_rows(_read(sections, serving.SECTION, serving.ServingSection)),
     ]
 
 
@@ -156,7 +168,12 @@ def to_markdown(sections: Mapping[str, Any]) -> str:
         *(row.to_row() for row in targets(sections)),
         "",
     ]
-    for name, title in (("attention", "The module"), ("generation", "The model")):
+    for name, title in (
+        ("attention", "The module"),
+        ("generation", "The model"),
+        (cold_start.SECTION, "Starts of the model"),
+        (serving.SECTION, "The server"),
+    ):
         found = sections.get(name)
         if found is None:
             lines.append(f"{title}: not measured yet.")
@@ -273,6 +290,74 @@ def _reason(section: generation.Section, subject: str) -> str:
     """Why a subject has no figures; empty where nothing is said."""
     runtime = _TITLES[subject].partition(" ")[0]
     return section.left_out.get(subject) or section.left_out.get(runtime, "")
+
+
+def _start_rows(section: cold_start.StartSection | None) -> list[Target]:
+    """Of 135M: a process to its first token, and what ten processes hold."""
+    starts = {(row.file, row.kind): row for row in section.rows} if section else {}
+    left_out = section.left_out if section else {}
+    rows: list[Target] = []
+    shared: dict[str, float] = {}
+    for precision in cold_start.PRECISIONS:
+        file = f"{FULL.name} {precision}"
+        ours = [starts[file, kind] for kind in cold_start.OURS if (file, kind) in starts]
+        for peer, bounds in (("genai", (2.0, 4.0)), ("llama", (0.3, 0.7))):
+            other, title = starts.get((file, peer)), cold_start.TITLES[peer]
+            found = {}
+            if ours and other:
+                best = min(ours, key=lambda row: row.processor_s)
+                found[f"({best.kind})"] = other.processor_s / best.processor_s
+            reason = left_out.get(f"{file}, {title}", left_out.get(title, ""))
+            what = f"{MODEL}, {precision}, process to first token, processor time"
+            rows.append(_target(what, title, bounds, found, reason=reason))
+        for row in ours:
+            if row.alone_bytes:
+                gain = row.alone_bytes / row.together_bytes
+                shared[precision] = max(gain, shared.get(precision, 0.0))
+    found = {f"({precision})": gain for precision, gain in shared.items()}
+    what = f"{MODEL}, memory of ten processes on one file"
+    rows.append(_target(what, "ten times one", (3.0, 6.0), found))
+    return rows
+
+
+def _serving_rows(section: serving.ServingSection | None) -> list[Target]:
+    files = section.files if section else {}
+
+    def each(value: Callable[[serving.Figures], float | None]) -> dict[str, float]:
+        found = {precision: value(figures) for precision, figures in files.items()}
+        return {f"({name})": x for name, x in found.items() if x is not None}
+
+    def ratio(value: float | None, base: float | None) -> float | None:
+        return None if value is None or not base else value / base
+
+    eight = f"server, {MODEL}, {CLIENTS} clients at once, processor time a token"
+    rows = [_target(eight, "one after another", (3.5, 5.0), each(lambda one: one.ours.gain))]
+    for name in (LlamaServer.name, OnnxGenaiServer.name, OpenVino.name):
+        reasons = {reason for figures in files.values() if (reason := figures.left_out.get(name))}
+
+        def cheaper(one: serving.Figures, name: str = name) -> float | None:
+            peer = one.peers.get(name)
+            return None if peer is None else peer.server_cpu_ms / one.ours.server_cpu_ms
+
+        reason = "; ".join(sorted(reasons))
+        rows.append(_target("the same", name, (1.0, 1.3), each(cheaper), reason=reason))
+    company = each(
+        lambda one: ratio(one.ours.first_token_in_company_ms, one.ours.first_token_alone_ms)
+    )
+    work = f"server, first token while {DECODING} others decode"
+    rows.append(_target(work, "alone", (2.0, 1.5), company, unit=AT_MOST))
+    gap = each(lambda one: ratio(one.ours.gap_in_reading_ms, one.ours.chunk_ms))
+    work = "server, longest gap while a prompt of 2k is read"
+    rows.append(_target(work, f"a chunk of {CHUNK}, alone", (1.0, 0.5), gap, unit=AT_MOST))
+    http = each(lambda one: one.http_cpu_ms * 1000)
+    work = "server, HTTP's part of a token"
+    rows.append(_target(work, "the engine in process", (300.0, 150.0), http, unit="us"))
+    return rows
+
+
+def _read(sections: Mapping[str, Any], name: str, kind: type[Found]) -> Found | None:
+    data = sections.get(name)
+    return None if data is None else kind.from_dict(data)
 
 
 def _target(

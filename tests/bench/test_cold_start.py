@@ -10,6 +10,7 @@ import pytest
 from bench import cold_start, resident
 from bench.client import WorkerError
 from bench.cold_start import OURS, StartRow, StartSection, main, measure, to_markdown
+from tests.bench.llama import fake_llama
 from tests.bench.sections import MACHINE
 from tests.runtime.artifacts import fixture
 
@@ -77,3 +78,22 @@ def test_all_ways_of_ours_are_measured(work: Path) -> None:
     assert [one.kind for one in rows] == ["load", "beside", "prepared"]
     assert all(one.processor_s > 0 and one.together_bytes > 1e6 for one in rows)
     assert all(one.wall_s > 0 and one.peak_bytes >= one.together_bytes for one in rows)
+
+
+@needs_linux
+def test_a_program_starts_beside_ours(work: Path) -> None:
+    kinds = {"load": fixture("language"), "llama": work / "model.gguf"}
+    program = fake_llama(work)
+    rows = measure("a", kinds, rounds=1, together=2, program=program)
+    assert [one.kind for one in rows] == ["load", "llama"]
+    assert all(one.processor_s > 0 and one.alone_bytes > 1e6 for one in rows)
+
+
+@needs_linux
+def test_a_peer_that_does_not_start_is_left_out_with_the_reason(work: Path) -> None:
+    left_out: dict[str, str] = {}
+    kinds = {"load": fixture("language"), "genai": work, "llama": work}
+    rows = measure("a", kinds, rounds=1, together=1, program=Path("/bin/false"), left_out=left_out)
+    assert [one.kind for one in rows] == ["load"]
+    assert "onnxruntime-genai, tuned did not start" in left_out["a, onnxruntime-genai, tuned"]
+    assert "ended with code 1" in left_out["a, llama.cpp, `llama-server`"]

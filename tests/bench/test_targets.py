@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
+from bench import cold_start, serving
 from bench import targets as module
 from bench.figures import Figure
 from bench.readme import replace_between_markers
 from bench.results import read_results
+from bench.serving_clients import CHUNK
 from bench.targets import MARKER, MODEL, PAGE, RESULTS, Target, targets, to_markdown
 from tests.bench import generation, sections
+from tests.bench.servers import http, serving_section
 
 
 def target(*found: float, unit: str = "x") -> Target:
@@ -103,6 +106,57 @@ def test_the_slowest_length_of_the_module_counts() -> None:
     assert (rows[1].found, rows[1].verdict) == ({"(one thread)": 0.8}, "missed")
     sizes = [row for row in rows if "memory at 8192" in row.work]
     assert [row.found for row in sizes] == [{"": pytest.approx(20.0)}, {}]
+
+
+def test_the_best_way_of_loading_is_set_beside_each_peer() -> None:
+    def row(kind: str, seconds: float, together: int) -> cold_start.StartRow:
+        return cold_start.StartRow(
+            file="135M fp32",
+            kind=kind,
+            processor_s=seconds,
+            wall_s=seconds,
+            peak_bytes=900,
+            together_bytes=together,
+            alone_bytes=600,
+        )
+
+    made = cold_start.StartSection(
+        date="2026-11-30T10:00+00:00",
+        seconds=60.0,
+        machine=sections.MACHINE,
+        rows=[row("load", 2.0, 300), row("prepared", 0.5, 100), row("genai", 2.0, 900)],
+        sizes={},
+        rounds=5,
+        together=10,
+        left_out={cold_start.TITLES["llama"]: "no program"},
+    )
+    rows = [
+        row
+        for row in targets({cold_start.SECTION: made.to_dict()})
+        if "fp32, process to first" in row.work or "ten processes" in row.work
+    ]
+    assert [row.found for row in rows] == [{"(prepared)": 4.0}, {}, {"(fp32)": 6.0}]
+    assert [row.verdict for row in rows] == ["aim", "not measured", "aim"]
+    assert rows[1].to_row().endswith("| not measured: no program |")
+
+
+def test_the_server_is_judged_by_processor_time_and_by_waits() -> None:
+    ours = {"in_turn_cpu_ms": 8.0, "server_cpu_ms": 2.0, "first_token_alone_ms": 10.0}
+    waits = {"first_token_in_company_ms": 18.0, "chunk_ms": 50.0, "gap_in_reading_ms": 60.0}
+    made = serving_section(http(**ours, **waits), http(server_cpu_ms=1.0))
+    rows = {(row.work, row.against): row for row in targets({serving.SECTION: made.to_dict()})}
+    found = {against: row for (work, against), row in rows.items() if "server" in work}
+    assert (found["one after another"].found, found["one after another"].verdict) == (
+        {"(w8a8)": 4.0},
+        "at least",
+    )
+    assert (
+        found["alone"].to_row().endswith("| at most 2x | at most 1.5x | 1.80x (w8a8) | at least |")
+    )
+    assert found[f"a chunk of {CHUNK}, alone"].verdict == "missed"
+    assert found["the engine in process"].found == {"(w8a8)": pytest.approx(200.0)}
+    assert "**0.50x** (w8a8) | **missed**" in rows["the same", "llama.cpp"].to_row()
+    assert "not measured: no wheel" in rows["the same", "OpenVINO GenAI"].to_row()
 
 
 def test_without_results_every_row_is_there_and_says_so() -> None:

@@ -7,18 +7,17 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bench import serving_soak
 from bench.client import ROOT
 from bench.gguf_file import write_gguf
-from bench.serving import SECTION, Figures, ServingSection, measure, to_markdown
-from bench.serving_clients import HttpFigures, OnnxGenaiClient, Works
+from bench.serving import SECTION, ServingSection, measure, to_markdown
+from bench.serving_clients import OnnxGenaiClient, Works
 from bench.serving_peers import LlamaServer, OpenVino
 from bench.serving_soak import ALLOWED_BYTES, KINDS, Report, soak_server
-from tests.bench.sections import MACHINE
+from tests.bench.servers import http, serving_section
 from tests.runtime.artifacts import fixture
 
 
@@ -80,33 +79,6 @@ def test_a_server_that_gives_fewer_tokens_is_left_out_and_ours_is_measured(
     assert figures.peers == {}
     assert figures.left_out == {"llama.cpp": "it gave 3 tokens where 6 were asked for"}
     assert figures.ours.gain > 0
-
-
-def http(**others: float | None) -> HttpFigures:
-    given: dict[str, Any] = {"in_turn_tokens_s": 100.0, "together_tokens_s": 300.0}
-    given |= {"server_cpu_ms": 2.0, "in_turn_cpu_ms": 8.0}
-    return HttpFigures(**given | others)
-
-
-def serving_section(ours: HttpFigures, peer: HttpFigures) -> ServingSection:
-    figures = Figures(
-        ours=ours,
-        engine_cpu_ms=1.8,
-        replayed=17,
-        different=0,
-        peers={"llama.cpp": peer},
-        left_out={"OpenVINO GenAI": "no wheel for this Python"},
-    )
-    return ServingSection(
-        date="2026-11-30T10:00+00:00",
-        seconds=60.0,
-        machine=MACHINE,
-        sizes={"name": "135M"},
-        works={"tokens": 64, "prompt": 32, "long_prompt": 1984, "rounds": 3},
-        threads=1,
-        files={"w8a8": figures},
-        left_out={},
-    )
 
 
 def test_the_page_marks_what_others_do_better_and_says_what_is_missing() -> None:
