@@ -182,7 +182,7 @@ class _ShapesOfLarge(TorchDispatchMode):
             # Of tensors that hold values alone, PyTorch computes sums and products, whatever the
             # size of the result, to look whether it is a constant.
             followed = ask(handed_over, tree_map_only, Tensor, self._shapes.from_tensor, followed)
-        result: Any = followed
+        result = followed
         if not isinstance(followed, Refusal):
             with self._shapes:
                 result = ask(handed_over, func, *followed[0], **followed[1])
