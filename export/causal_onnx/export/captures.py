@@ -179,7 +179,9 @@ def simplified(
             moments=carries,
             samples=smooths,
         )
-    rounded = round_weights(capture.model, reference.module, coding, seen, folder)
+    rounded = round_weights(
+        capture.model, reference.module, coding, seen, contract.max_seq_len, folder=folder
+    )
     if not rounded.axes:
         raise ExportError(
             f"{subject.name} has no weight to store in {coding.grid.bits} bits: "

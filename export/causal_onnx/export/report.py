@@ -444,6 +444,9 @@ class DriftReport:
     sampled_argmax_flips: int | None = None
     skipped: tuple[str, ...] = ()
     """Samples that were not taken, with the reason."""
+    products: tuple[tuple[str, float], ...] = ()
+    """Where activations are rounded: the weights whose products lose most by it and by the rounding
+    of the weight, each with the error relative to the product (both as root mean squares)."""
 
     @property
     def drift(self) -> float:
@@ -463,8 +466,11 @@ class DriftReport:
         """What was measured, on one line."""
         start = f"drift from fp32 over {self.positions} positions: "
         end = f" (limit {self.limit:g})"
+        worst = ", ".join(f"{name} {error:.1e}" for name, error in self.products)
+        if worst:
+            worst = f"; products that lose most: {worst}"
         if self.mean_kl is None:
-            return f"{start}relative error {self.relative_error:.1e}{end}"
+            return f"{start}relative error {self.relative_error:.1e}{end}{worst}"
         sampled = ""
         if self.sampled_mean_kl is not None:
             sampled = (
@@ -474,7 +480,17 @@ class DriftReport:
         return (
             f"{start}mean KL {self.mean_kl:.1e} nats{end}, largest {self.max_kl:.1e}, "
             f"{self.argmax_flips} argmax flips, largest logit error {self.max_logit_error:.1e}"
-            f"{sampled}"
+            f"{sampled}{worst}"
+        )
+
+    def remedy(self) -> str:
+        """What to do where it is too much."""
+        if not self.products:
+            return "Use a wider precision, or keep some weights wider with keep="
+        keep = ", ".join(f"{name!r}: 'fp32'" for name, _ in self.products)
+        return (
+            "Use a wider precision, or keep weights wider, those first whose products lose most: "
+            f"keep={{{keep}}}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -483,7 +499,11 @@ class DriftReport:
     def to_record(self) -> dict[str, Any]:
         """What the file keeps: the same, figures rounded to two digits."""
         figures = ("relative_error", "max_logit_error", "mean_kl", "max_kl", "sampled_mean_kl")
-        return _told(self.to_dict() | {name: _rounded(getattr(self, name)) for name in figures})
+        record = self.to_dict() | {name: _rounded(getattr(self, name)) for name in figures}
+        del record["products"]
+        if self.products:
+            record["products"] = {name: _rounded(error) for name, error in self.products}
+        return _told(record)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,6 +45,8 @@ def model(factor: float = 64.0, *, seed: int = 0, is_tied: bool = False) -> Deco
                 norm.weight[CHANNELS] *= factor
                 for layer in readers:
                     layer.weight[:, CHANNELS] /= factor
+            attention.v_proj.weight[5] *= factor  # two heads read it
+            attention.out_proj.weight[:, [5, 13]] /= factor
     return module
 
 
@@ -71,6 +73,11 @@ def folded(module: DecoderLM, chosen: dict[str, np.ndarray]) -> DecoderLM:
             elif name.endswith(("q_proj.weight", "gate_proj.weight")):
                 norm = "attention_norm" if "attention" in name else "mlp_norm"
                 parameters[f"{block}.{norm}.weight"] /= factors
+            elif name.endswith("out_proj.weight"):
+                # Query heads 0 and 1 read the first head of keys and values, 2 and 3 the second.
+                heads = factors.reshape(2, 2, 8)
+                assert torch.equal(heads[:, 0], heads[:, 1])
+                parameters[f"{block}.attention.v_proj.weight"] /= heads[:, 0].reshape(-1, 1)
             elif name.endswith("down_proj.weight"):
                 parameters[f"{block}.mlp.up_proj.weight"] /= factors[:, None]
     return module
@@ -96,7 +103,7 @@ def rounded(module: DecoderLM) -> DecoderLM:
 
 def test_large_channels_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert exported(tmp_path / "a.onnx").parity.max_error < 0.05
-    monkeypatch.setattr(rounding, "find_places", lambda graph: [])
+    monkeypatch.setattr(rounding, "find_places", lambda graph, limit: [])
     with pytest.raises(DriftError, match="with activations rounded too, results are off by"):
         exported(tmp_path / "b.onnx")
 
@@ -104,7 +111,8 @@ def test_large_channels_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_file_equals_pytorch_with_the_same_folding_and_rounding(tmp_path: Path) -> None:
     module = model()
     chosen = smoothing(exported(tmp_path / "m.onnx", module))
-    assert {f"blocks.1.attention.{name}_proj.weight" for name in "qkv"} <= set(chosen)
+    layers = ("q_proj", "k_proj", "v_proj", "out_proj")
+    assert {f"blocks.1.attention.{name}.weight" for name in layers} <= set(chosen)
     ids = torch.randint(256, (3, 9), generator=torch.Generator().manual_seed(0))
     expected = rounded(folded(module, chosen))(ids).detach().numpy()
     far = module(ids).detach().numpy()
@@ -134,6 +142,50 @@ def test_what_is_proved_stays_proved(tmp_path: Path) -> None:
     assert not verify(model(seed=1), tmp_path / "m.onnx").passed
 
 
+def llama() -> tuple[nn.Module, nn.Module]:
+    """A model whose values are repeated for each query head; and what reads the result."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    module = transformers.LlamaForCausalLM(config).eval()
+    attention = module.model.layers[0].self_attn
+    with torch.no_grad():
+        attention.v_proj.weight[13] *= 64  # of the second head of values
+        attention.o_proj.weight[:, [21, 29]] /= 64
+    return module, attention.o_proj
+
+
+def gpt2() -> tuple[nn.Module, nn.Module]:
+    """A model whose values are the last third of one product."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=96, n_positions=24, n_embd=32, n_layer=1, n_head=2, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    module = transformers.GPT2LMHeadModel(config).eval()
+    attention = module.transformer.h[0].attn
+    with torch.no_grad():
+        attention.c_attn.bias.uniform_(-0.1, 0.1)
+        attention.c_attn.weight[:, 64 + 21] *= 64
+        attention.c_attn.bias[64 + 21] *= 64
+        attention.c_proj.weight[21] /= 64
+    return module, attention.c_proj
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_values_of_attention_are_smoothed_through_it(make: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, after = make()
+    report = exported(tmp_path / "m.onnx", module)
+    chosen = smoothing(report)
+    (name,) = (n for n, p in module.named_parameters() if p is after.weight)
+    large = {21, 29} if make is llama else {21}
+    assert set(np.argsort(chosen[name])[-len(large) :].tolist()) == large
+    assert report.quantisation.parity.max_error < 1e-5
+
+
 def test_equal_modules_give_equal_files(tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
         assert smoothing(exported(tmp_path / name))
@@ -148,6 +200,22 @@ def test_a_tied_head_is_left_alone(tmp_path: Path) -> None:
     assert "token_embedding.weight" in report.quantisation.axes
     assert "token_embedding.weight" not in smoothing(report)
     assert any(name.startswith("blocks.0.attention") for name in smoothing(report))
+
+
+def test_the_report_names_the_weight_to_keep(tmp_path: Path) -> None:
+    module = model(factor=1.0, is_tied=True)
+    with torch.no_grad():
+        module.final_norm.weight[CHANNELS] *= 64
+    before = exported(tmp_path / "a.onnx", module).drift
+    (first, error), *others = before.products
+    assert first == "token_embedding.weight"
+    assert error > others[0][1]
+    assert f"products that lose most: {first} {error:.1e}" in before.summary()
+    after = exported(tmp_path / "b.onnx", module, keep={first: "fp32"}).drift
+    assert first not in dict(after.products)
+    assert after.drift < 0.5 * before.drift
+    with pytest.raises(DriftError, match=r"lose most: keep=\{'token_embedding.weight': 'fp32', "):
+        export(module, tmp_path / "c.onnx", precision="w8a8", max_drift=1e-9)
 
 
 def test_a_reader_that_is_kept_in_fp32_follows(tmp_path: Path) -> None:
@@ -178,10 +246,10 @@ def sample(x: torch.Tensor) -> Sample:
 def test_the_scale_moves_only_where_it_helps() -> None:
     weight = np.random.default_rng(0).standard_normal((32, 48)).astype(np.float32)
     grid = Grid(bits=8, per_row=True)
-    assert choose_exponents(sample(rows(1.0)), [weight], grid).exponents is None
+    assert choose_exponents(sample(rows(1.0)), [weight], grid) is None
     found = choose_exponents(sample(rows(60.0)), [weight], grid)
-    assert found.exponents is not None
-    assert found.exponents[CHANNELS].min() > np.delete(found.exponents, CHANNELS).max()
+    assert found is not None
+    assert found[CHANNELS].min() > np.delete(found, CHANNELS).max()
 
 
 def test_channels_that_are_never_seen_keep_their_scale() -> None:

@@ -59,6 +59,9 @@ from causal_onnx.runtime.contract import CERTIFICATE_KEY, CONTRACT_KEY, GOLDEN_K
 
 __all__ = ["prove_and_write"]
 
+PRODUCTS_NAMED = 3
+"""In a report of drift: those that lose most."""
+
 LARGE_FILE = 1 << 26
 """Bytes of a file for which it matters how it is loaded."""
 
@@ -271,8 +274,7 @@ def _check_parity(draft: _Draft, session: Session) -> ParityReport:
         raise DriftError(
             f"{subject.name} in {contract.precision}: with activations rounded too, results are "
             f"off by {parity.max_error:.1e} of their scale, more than {parity.tolerance:g}; "
-            f"{drift.summary()}; no file was written. Use a wider precision, or keep some weights "
-            "wider with keep=",
+            f"{drift.summary()}; no file was written. {drift.remedy()}",
             parity,
             drift,
         )
@@ -317,7 +319,8 @@ def _check_drift(draft: _Draft, session: Session, parity: ParityReport) -> Drift
     drift = _measured_drift(draft, session)
     if not drift.passed:
         raise DriftError(
-            f"{subject.name} in {contract.precision}: {drift.summary()}; no file was written",
+            f"{subject.name} in {contract.precision}: {drift.summary()}; no file was written"
+            + (f". {drift.remedy()}" if contract.precision in CODED_BITS else ""),
             parity,
             drift,
         )
@@ -328,9 +331,13 @@ def _measured_drift(draft: _Draft, session: Session) -> DriftReport:
     subject = draft.subject
     assert subject.full is not None
     full, contract = subject.full.fresh(), draft.form.contract
-    return measure_drift(
+    drift = measure_drift(
         session, full, subject.specs, contract, subject.max_drift, effort=subject.budget.effort
     )
+    if subject.rounded is None:
+        return drift
+    errors = sorted(subject.rounded.errors.items(), key=lambda item: (-item[1], item[0]))
+    return replace(drift, products=tuple(errors[:PRODUCTS_NAMED]))
 
 
 def _check_by_perturbing(draft: _Draft, session: Session) -> CausalityReport:

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.interpret import SizesRefusedError, StuckError
+from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.edit import constant, constant_value
+from causal_onnx.export.graph.facts import Axis, Layouts
 from causal_onnx.export.graph.match import producer
 from causal_onnx.export.graph.weights import Use, find_uses
 
@@ -51,6 +55,11 @@ class Place:
     """All that reads it."""
     before: tuple[_Stored, ...]
     """What is divided instead."""
+    columns: npt.NDArray[np.int64]
+    """(channels,): for each channel the one of what is divided. Several heads may read one of V,
+    and these channels have one exponent."""
+    width: int
+    """Channels of what is divided; those that `columns` does not name stay."""
 
     @property
     def weights(self) -> Iterator[ir.Value]:
@@ -62,15 +71,16 @@ class Place:
                 yield weight
 
 
-def find_places(model: ir.Model) -> list[Place]:
-    """All of them, in the order of the graph."""
+def find_places(model: ir.Model, max_seq_len: int | None = None) -> list[Place]:
+    """All of them, in the order of the graph, which takes at most so many positions."""
     products = {id(use.node): use for use in find_uses(model) if not use.is_lookup}
+    attention = _Attention(model, max_seq_len)
     found: dict[int, Place] = {}
     for use in products.values():
         root = _root(use.node.inputs[0], _width(use))
         if root is None or id(root) in found or use.node.graph is not model.graph:
             continue
-        place = _place(root, use.node.inputs[0], _width(use), products, model.graph)
+        place = _place(root, use.node.inputs[0], _width(use), products, attention)
         if place is not None:
             found[id(root)] = place
     return list(found.values())
@@ -79,10 +89,12 @@ def find_places(model: ir.Model) -> list[Place]:
 def fold(model: ir.Model, place: Place, exponents: Exponents) -> None:
     """Divide what makes the activations, and multiply what reads them, in place."""
     factors = np.exp2(exponents.astype(np.float32))
+    divisors = np.ones(place.width, np.float32)
+    divisors[place.columns] = factors
     for stored in place.before:
         old = constant_value(stored.node.inputs[stored.index])
         assert old is not None
-        new = old / _along(factors, stored.axis, old.ndim)
+        new = old / _along(divisors, stored.axis, old.ndim)
         weight = stored.node.inputs[stored.index]
         if weight is not None and stored.node.op_type in ("MatMul", "Gemm") and stored.index == 1:
             weight.const_value = ir.tensor(new, name=weight.name)
@@ -111,17 +123,133 @@ def _place(
     read: ir.Value | None,
     channels: int,
     products: Mapping[int, Use],
-    graph: ir.Graph,
+    attention: _Attention,
 ) -> Place | None:
+    graph = attention.graph
     uses = _readers(root, channels, products, graph)
     if uses is None or read is None or channels < 2:
         return None
     if any(not _is_own(use) or _width(use) != channels for use in uses):
         return None
+    columns, width = np.arange(channels), channels
     before = _before(root, channels, products, graph)
     if before is None:
+        values = attention.values(root, channels)
+        if values is None:
+            return None
+        columns, width = values.columns, values.width
+        before = _before(values.source, width, products, graph)
+    if before is None:
         return None
-    return Place(value=read, channels=channels, uses=tuple(uses), before=tuple(before))
+    return Place(
+        value=read,
+        channels=channels,
+        uses=tuple(uses),
+        before=tuple(before),
+        columns=columns,
+        width=width,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Values:
+    """What the values of an attention are made of."""
+
+    source: ir.Value
+    """(..., width), read by nothing else."""
+    columns: npt.NDArray[np.int64]
+    """For each channel of the result."""
+    width: int
+
+
+class _Attention:
+    """Attention, from its result back to its values: each channel is a sum of theirs."""
+
+    def __init__(self, model: ir.Model, max_seq_len: int | None):
+        self.graph = model.graph
+        self._model, self._limit = model, max_seq_len
+
+    def values(self, result: ir.Value | None, channels: int) -> _Values | None:
+        """Where the channels of all heads together come from; None: that is not understood."""
+        flat = producer(result, "Reshape")  # to a last axis that it need not name
+        if flat is not None and self._sizes(result, 1) == (channels,):
+            result = flat.inputs[0] if _is_read_once(flat.inputs[0]) else None
+        turned = _turned(result)
+        node = producer(turned, "Attention")
+        if node is None or turned is None or turned is not node.outputs[0]:
+            return None
+        if any(node.inputs[4:]) or any(x.uses() or x.is_graph_output() for x in node.outputs[1:]):
+            return None  # past and present values would have to be scaled, too
+        given = self._before_repeated(node.inputs[2])
+        apart = _turned(given) if _is_read_once(given) else None
+        shaped = producer(apart, "Reshape") if _is_read_once(apart) else None
+        source = None if shaped is None else shaped.inputs[0]
+        if apart is None or source is None or not (_is_read_once(turned) and _is_read_once(source)):
+            return None
+        heads, head_dim = self._sizes(result, 2)
+        kv_heads, kv_dim = self._sizes(apart, 2)
+        (width,) = self._sizes(source, 1)
+        if not kv_heads or not head_dim:
+            return None
+        is_whole = heads * head_dim == channels and kv_heads * kv_dim == width
+        if not is_whole or kv_dim != head_dim or heads % kv_heads:
+            return None
+        kv_head = np.arange(heads) // (heads // kv_heads)
+        columns = (kv_head[:, None] * head_dim + np.arange(head_dim)).reshape(-1)
+        split = producer(source, "Split")
+        if split is None or not _is_read_once(split.inputs[0]):
+            return _Values(source=source, columns=columns, width=width)
+        (whole,) = self._sizes(split.inputs[0], 1)
+        parts = [self._sizes(part, 1)[0] for part in split.outputs]
+        before = sum(parts[: split.outputs.index(source)])
+        assert split.inputs[0] is not None
+        if sum(parts) != whole or 0 in parts:
+            return None  # along another axis
+        return _Values(source=split.inputs[0], columns=columns + before, width=whole)
+
+    def _before_repeated(self, value: ir.Value | None) -> ir.Value | None:
+        """Values (batch, kv_heads, seq, head_dim) before each head was repeated for its queries."""
+        chain, source = [], value
+        for op_type in ("Reshape", "Expand", "Unsqueeze"):
+            node = producer(source, op_type) if _is_read_once(source) else None
+            if node is None:
+                return value
+            chain.append(node.outputs[0])
+            source = node.inputs[0]
+        many, wide, apart = chain
+        new_axis = apart.producer()
+        place = None if new_axis is None else constant_value(new_axis.inputs[1])
+        if place is None or place.tolist() != [2] or len(self._axes(wide)) != 5:
+            return value
+        heads, times, _, head_dim = self._sizes(wide, 4)
+        total, _, last = self._sizes(many, 3)
+        is_repeated = self._sizes(source, 3)[0] == heads and total == heads * times
+        return source if is_repeated and last == head_dim and len(self._axes(many)) == 4 else value
+
+    def _axes(self, value: ir.Value) -> tuple[Axis, ...]:
+        return () if self._layouts is None else self._layouts.axes(value)
+
+    def _sizes(self, value: ir.Value | None, count: int) -> tuple[int, ...]:
+        """Of the last axes, 0 where one is not fixed."""
+        axes = () if value is None else self._axes(value)[-count:]
+        found = tuple(axis.count if axis.is_fixed else 0 for axis in axes)
+        return found if len(found) == count else (0,) * count
+
+    @cached_property
+    def _layouts(self) -> Layouts | None:
+        try:
+            return Layouts(self._model, self._limit)
+        except (NotSupportedError, SizesRefusedError, StuckError):
+            return None
+
+
+def _turned(value: ir.Value | None) -> ir.Value | None:
+    """What becomes `value` when heads and positions change places."""
+    node = producer(value, "Transpose")
+    perm = None if node is None else node.attributes.get("perm")
+    if node is None or perm is None or list(perm.as_ints()) != [0, 2, 1, 3]:
+        return None
+    return node.inputs[0]
 
 
 def _root(value: ir.Value | None, channels: int) -> ir.Value | None:

@@ -99,12 +99,10 @@ def measure_inputs(
                 top = x.abs().amax(0)
                 largest[name] = torch.maximum(largest[name], top) if name in largest else top
                 rows.setdefault(name, []).append(x[:: -(-len(x) // SAMPLED)].clone())
-    return Seen(
-        moments=sums if moments else None,
-        samples={n: Sample(rows=torch.cat(rows[n]), largest=largest[n]) for n in rows}
-        if samples
-        else None,
-    )
+    # What is not finite tells nothing of other inputs.
+    whole = [name for name, top in largest.items() if bool(torch.isfinite(top).all())]
+    kept = {name: Sample(rows=torch.cat(rows[name]), largest=largest[name]) for name in whole}
+    return Seen(moments=sums if moments else None, samples=kept if samples else None)
 
 
 def _values(

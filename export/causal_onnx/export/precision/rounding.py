@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,13 @@ from causal_onnx.export.precision.choose import Coding
 from causal_onnx.export.precision.fold import Exponents, Place, find_places, fold
 from causal_onnx.export.precision.grid import SMALLEST_ELEMENTS, Grid, round_to_grid
 from causal_onnx.export.precision.moments import Seen
-from causal_onnx.export.precision.smoothing import Sample, choose_exponents, text_of
+from causal_onnx.export.precision.smoothing import (
+    Sample,
+    choose_exponents,
+    error_of_product,
+    some_outputs,
+    text_of,
+)
 
 __all__ = ["Rounded", "round_module", "round_weights"]
 
@@ -49,7 +56,11 @@ class Rounded:
     kept: tuple[str, ...]
     """What was looked up or multiplied by and stays as it is, with the reason."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """How, where the caller chose: the size of blocks, the rounding, what was left wider."""
+    """How, where the caller chose: the size of blocks, the rounding, what was left wider; and by
+    what activations are divided."""
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """Where activations are rounded too, by the name of a parameter: of its products with some of
+    them the error, relative to the products; both as root mean squares."""
 
     def to_dict(self) -> dict[str, Any]:
         return {"axes": dict(self.axes), "kept": list(self.kept), **self.options}
@@ -60,6 +71,8 @@ def round_weights(
     module: nn.Module,
     coding: Coding,
     seen: Seen | None = None,
+    max_seq_len: int | None = None,
+    *,
     folder: Path | None = None,
 ) -> Rounded:
     """Round the weights of `model` and the parameters of `module` that they are, in place.
@@ -77,6 +90,7 @@ def round_weights(
         coding: How each is rounded.
         seen: What the weights are multiplied by. Moments: to carry errors on; None: to the nearest.
             Samples: to smooth activations; None: they are not.
+        max_seq_len: The most positions that the graph takes; None: any.
         folder: As for `round_module`.
 
     Raises:
@@ -118,9 +132,11 @@ def round_weights(
             kept.append(f"{name}: {reason}")
         else:
             axes[name] = axis
+    samples = (None if seen is None else seen.samples) or {}
     chosen: list[tuple[Place, Exponents]] = []
-    if seen is not None and seen.samples is not None:
-        chosen = _smoothed(model, places, axes, coding.grid, seen.samples)
+    if samples:
+        whole = [p for p in find_places(model, max_seq_len) if _is_whole(p, places)]
+        chosen = _smoothed(whole, places, axes, coding.grid, samples)
     smoothing = {
         places[id(use.weight)][0]: exponents
         for place, exponents in chosen
@@ -128,6 +144,7 @@ def round_weights(
         if id(use.weight) in places and places[id(use.weight)][0] in axes
     }
     smoothing |= {twin: smoothing[name] for name, twin in twins if name in smoothing}
+    exact = {id(use.node): some_outputs(_by_row(use)) for use in _products(model, places, axes)}
     carried = inputs if moments is not None else None
     round_module(module, axes, coding, carried, smoothing=smoothing, folder=folder)
     for key, value in owners.items():
@@ -139,17 +156,25 @@ def round_weights(
             # A view: the module's rounded weights are the graph's, in the same memory.
             part = rows[start : start + int(value.shape[0])]  # type: ignore[arg-type]
             value.const_value = ir.tensor(part, name=value.name)
+    errors: dict[str, float] = {}
+    for use in _products(model, places, axes):
+        name, sample = places[id(use.weight)][0], samples.get(_input_of(use))
+        if sample is not None:
+            before, after = exact[id(use.node)], some_outputs(_by_row(use))
+            squared = error_of_product(sample.rows, before, after, smoothing.get(name))
+            errors[name] = max(errors.get(name, 0.0), math.sqrt(squared))
     for place, exponents in chosen:
         fold(model, place, exponents)
     return Rounded(
         axes=dict(sorted(axes.items())),
         kept=tuple(sorted(set(kept))),
         options=_options(coding, wanted, smoothing),
+        errors=errors,
     )
 
 
 def _smoothed(
-    model: ir.Model,
+    found: Sequence[Place],
     places: Mapping[int, Owner],
     axes: Collection[str],
     grid: Grid,
@@ -157,21 +182,33 @@ def _smoothed(
 ) -> list[tuple[Place, Exponents]]:
     """Where activations are smoothed, and by how much."""
     chosen = []
-    for place in find_places(model):
+    for place in found:
         sample = samples.get(place.value.name or "")
         weights = [
             _by_row(use)
             for use in place.uses
             if id(use.weight) in places and places[id(use.weight)][0] in axes
         ]
-        if sample is None or not weights or not _is_whole(place, places):
+        if sample is None or not weights:
             continue
-        if not bool(torch.isfinite(sample.rows).all()):
-            continue
-        exponents = choose_exponents(sample, weights, grid).exponents
+        exponents = choose_exponents(sample, weights, grid, place.columns)
         if exponents is not None:
             chosen.append((place, exponents))
     return chosen
+
+
+def _products(model: ir.Model, places: Mapping[int, Owner], axes: Collection[str]) -> list[Use]:
+    """The products with a weight that is rounded."""
+    return [
+        use
+        for use in find_uses(model)
+        if not use.is_lookup and id(use.weight) in places and places[id(use.weight)][0] in axes
+    ]
+
+
+def _input_of(use: Use) -> str:
+    value = use.node.inputs[0]
+    return (value.name if value is not None else None) or ""
 
 
 def _by_row(use: Use) -> Floats:
@@ -240,8 +277,7 @@ def _twins(names: Collection[str], parameters: Mapping[str, torch.Tensor]) -> li
 
 def _moment(use: Use, moments: Mapping[str, Moment]) -> Moment | None:
     """Of what the weight is multiplied by; None: it is looked up, or that was not seen."""
-    source = use.node.inputs[0]
-    return None if use.is_lookup or source is None else moments.get(source.name or "")
+    return None if use.is_lookup else moments.get(_input_of(use))
 
 
 def _refuse_idle_patterns(coding: Coding, names: Collection[str]) -> None:

@@ -23,12 +23,16 @@ from causal_onnx.export.precision.grid import Grid, round_to_grid
 __all__ = [
     "SHARES",
     "Sample",
-    "Smoothing",
     "choose_exponents",
+    "error_of_product",
     "exponents_of",
     "exponents_of_text",
+    "some_outputs",
     "text_of",
 ]
+
+Floats = npt.NDArray[np.float32]
+Integers = npt.NDArray[np.int64]
 
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Values of a that are tried."""
@@ -38,8 +42,8 @@ LEAST_GAIN = 0.9
 
 WIDEST_EXPONENT = 12
 
-ROWS_LOOKED_AT = 256
-"""Outputs of one weight whose error is measured."""
+OUTPUTS_LOOKED_AT = 256
+"""Of one weight, those whose error is measured."""
 
 _ZERO = ord("m")
 
@@ -54,41 +58,45 @@ class Sample:
     """(width,): the largest magnitude of each channel, of all of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Smoothing:
-    """What was chosen for one place, and what it costs and cost."""
-
-    exponents: Exponents | None
-    """None: nothing is moved."""
-    error: float
-    """Of the products, squared, relative to their squares."""
-
-
 def choose_exponents(
-    sample: Sample, weights: Sequence[npt.NDArray[np.float32]], grid: Grid
-) -> Smoothing:
-    """Look for the exponents of the least error of all products together.
+    sample: Sample, weights: Sequence[Floats], grid: Grid, columns: Integers | None = None
+) -> Exponents | None:
+    """Look for the exponents of the least error of all products together; None: of none.
 
     Args:
         sample: Of what the products read.
         weights: Each (outputs, width), in fp32.
         grid: On which they are rounded.
+        columns: Channels of the same number have one exponent; None: each its own.
     """
-    parts = [matrix[:: -(-len(matrix) // ROWS_LOOKED_AT)] for matrix in weights]
+    parts = [some_outputs(matrix) for matrix in weights]
     tops = np.max([np.abs(matrix).max(0) for matrix in weights], axis=0)
+    seen = sample.largest.numpy()
+    if columns is not None:
+        seen, tops = _shared(seen, columns), _shared(tops, columns)
     plain = _error(sample.rows, parts, None, grid)
-    best = Smoothing(exponents=None, error=plain)
+    chosen, least = None, LEAST_GAIN * plain
     for share in SHARES:
-        exponents = exponents_of(sample.largest.numpy(), tops, share)
+        exponents = exponents_of(seen, tops, share)
         error = _error(sample.rows, parts, exponents, grid)
-        if error < min(best.error, LEAST_GAIN * plain):
-            best = Smoothing(exponents=exponents, error=error)
-    return best
+        if error < least:
+            chosen, least = exponents, error
+    return chosen
 
 
-def exponents_of(
-    largest: npt.NDArray[np.float32], tops: npt.NDArray[np.float32], share: float
-) -> Exponents:
+def _shared(values: Floats, columns: Integers) -> Floats:
+    """For each channel, the largest value of those with the same number."""
+    largest = np.zeros(columns.max() + 1, np.float32)
+    np.maximum.at(largest, columns, values)
+    return largest[columns]
+
+
+def some_outputs(weight: Floats) -> Floats:
+    """Rows of (outputs, width), evenly spaced: enough to judge the error of all."""
+    return weight[:: -(-len(weight) // OUTPUTS_LOOKED_AT)]
+
+
+def exponents_of(largest: Floats, tops: Floats, share: float) -> Exponents:
     """Of each channel, k of the power of two that is nearest to its scale.
 
     The scales of all channels together change nothing, and are made 1 in the middle.
@@ -109,27 +117,46 @@ def exponents_of(
 
 def _error(
     rows: Tensor,
-    weights: Sequence[npt.NDArray[np.float32]],
+    weights: Sequence[Floats],
     exponents: Exponents | None,
     grid: Grid,
 ) -> float:
     """The squared error of products with rounded inputs, over their squares; the mean of all."""
-    factors = torch.ones(rows.shape[1])
-    if exponents is not None:
-        factors = torch.from_numpy(np.exp2(exponents.astype(np.float32)))
-    smoothed = rows / factors
-    largest = smoothed.abs().amax(1, keepdim=True).clamp(min=1e-30)
-    rounded = (smoothed / largest * 127).round() / 127 * largest
+    factors = _factors(exponents, rows.shape[1])
     errors = []
     for weight in weights:
-        scaled = np.ascontiguousarray(weight * factors.numpy())
+        scaled = np.ascontiguousarray(weight * factors)
         block = grid.block(scaled.shape[1])
         assert block is not None
-        coded = torch.from_numpy(round_to_grid(scaled, bits=grid.bits, block=block))
-        exact = rows @ torch.from_numpy(np.ascontiguousarray(weight)).T
-        squares = float(exact.square().sum())
-        errors.append(float((rounded @ coded.T - exact).square().sum()) / max(squares, 1e-30))
+        coded = round_to_grid(scaled, bits=grid.bits, block=block)
+        errors.append(error_of_product(rows, weight, coded / factors, exponents))
     return float(np.mean(errors))
+
+
+def error_of_product(
+    rows: Tensor, weight: Floats, rounded: Floats, exponents: Exponents | None
+) -> float:
+    """The squared error of a product of integers, over its squares.
+
+    Args:
+        rows: (positions, width): of its inputs, in fp32.
+        weight: (outputs, width).
+        rounded: The same, on a grid times `exponents`.
+        exponents: By which the inputs are divided before they are rounded; None: they are not.
+    """
+    factors = torch.from_numpy(_factors(exponents, rows.shape[1]))
+    smoothed = rows / factors
+    largest = smoothed.abs().amax(1, keepdim=True).clamp(min=1e-30)
+    coded = (smoothed / largest * 127).round() / 127 * largest * factors
+    exact = rows @ torch.from_numpy(np.ascontiguousarray(weight)).T
+    got = coded @ torch.from_numpy(np.ascontiguousarray(rounded)).T
+    return float((got - exact).square().sum()) / max(float(exact.square().sum()), 1e-30)
+
+
+def _factors(exponents: Exponents | None, width: int) -> Floats:
+    if exponents is None:
+        return np.ones(width, np.float32)
+    return np.exp2(exponents.astype(np.float32))
 
 
 def text_of(exponents: Exponents) -> str:
