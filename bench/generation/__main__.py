@@ -56,7 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     section = run(plan)
     page = PAGE if is_whole else None
     publish(SECTION, section, to_markdown(section), plan.folder, page=page)
-    return 0
+    known = {one.name for one in plan.subjects} | set(plan.missing)
+    failed = [f"{part}: {why}" for part, why in section.left_out.items() if part not in known]
+    for text in failed:
+        print(f"error: {text}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:

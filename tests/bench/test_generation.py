@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -378,6 +379,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(ROOT / "bench" / "README.md", tmp_path / "README.md")
     monkeypatch.setattr(command, "PAGE", tmp_path)
     monkeypatch.setattr(command, "WORK", tmp_path / "work")
+    monkeypatch.setattr(command, "install_peers", lambda *_: None)
     return tmp_path / "README.md"
 
 
@@ -397,6 +399,17 @@ def test_only_a_whole_run_rewrites_the_page(
     assert (page.parent / "results.json").exists() == is_whole
     assert (page.parent / "work" / "results.json").exists()
     assert plans[0].sizes.name == ("135M" if "--full" in arguments else "32M")
+
+
+def test_a_part_that_failed_is_told_and_the_code_is_1(
+    page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = work("prefill 512", {"ours-fp32": 1.0, "tuned-fp32": 2.0})
+    left_out = {"starts, 1": "no PyTorch here", "tuned-int4": "it died"}
+    made = replace(section(found), left_out=left_out)
+    monkeypatch.setattr(command, "run", lambda plan: made)
+    assert command.main(["--quick"]) == 1
+    assert capsys.readouterr().err == "error: starts, 1: no PyTorch here\n"
 
 
 def test_a_failure_is_one_line_and_writes_nothing(
