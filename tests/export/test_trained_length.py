@@ -47,6 +47,16 @@ CONFIGS = {
         lambda: rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=6),
         24,
     ),
+    "llama 3.2": (
+        lambda: rope(
+            rope_type="llama3",
+            factor=32.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=6,
+        ),
+        24,
+    ),
     "gpt2": (lambda: transformers.GPT2Config(n_positions=11), 11),
     "mpt": (lambda: transformers.MptConfig(max_seq_len=33), 33),
     "bloom as published": (lambda: transformers.BloomConfig(seq_length=2048), 2048),

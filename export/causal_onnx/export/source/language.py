@@ -83,8 +83,11 @@ def trained_length(module: nn.Module) -> int | None:
 
 
 def _stretched(parameters: Any) -> Iterator[int]:
-    """The length before stretching times the factor, for each kind of layer that states both."""
-    if not isinstance(parameters, Mapping):
+    """The length before stretching times the factor, for each kind of layer that states both.
+
+    Llama 3's factor is none of the length: 3.2 has 32 beside 8192, and was trained on 131072.
+    """
+    if not isinstance(parameters, Mapping) or parameters.get("rope_type") == "llama3":
         return
     before, factor = parameters.get("original_max_position_embeddings"), parameters.get("factor")
     if isinstance(before, int) and isinstance(factor, int | float):
