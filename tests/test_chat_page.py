@@ -7,12 +7,33 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from tests.cli.test_chat import write_folder
+from tests.export.quick import quick_export
 from tests.test_readme import blocks_of, commands_of, complaint
+from tests.zoo.codebooks import DIM, First
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = (DOCS / "chat.md").read_text(encoding="utf-8")
+
+
+class FourBooks(First):
+    """As large in its ids as MusicGen."""
+
+    sizes = (2048,) * 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Embedding(520, DIM)
+
+
+def write_codes(path: Path) -> None:
+    torch.manual_seed(0)
+    example = torch.randint(0, 2048, (2, 4, 5))
+    axes = [{0: "batch", 2: "seq"}]
+    quick_export(FourBooks().eval(), path, example=example, axes=axes, cache=True)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +44,8 @@ def test_python_blocks_run(tmp_path: Path, page: str, printed: str) -> None:
         pytest.importorskip(needed, reason="text needs the extra `text`")
     for folder in ("model", "small"):
         write_folder(tmp_path / folder)
+    if page == "generation":
+        write_codes(tmp_path / "codes.onnx")
     script = "\n".join(blocks_of((DOCS / f"{page}.md").read_text(encoding="utf-8"), "python"))
     done = subprocess.run(
         [sys.executable, "-c", script],
