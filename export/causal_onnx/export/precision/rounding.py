@@ -144,7 +144,9 @@ def round_weights(
         if id(use.weight) in places and places[id(use.weight)][0] in axes
     }
     smoothing |= {twin: smoothing[name] for name, twin in twins if name in smoothing}
-    exact = {id(use.node): some_outputs(_by_row(use)) for use in _products(model, places, axes)}
+    # Errors are told where there are activations to multiply by.
+    products = _products(model, places, axes) if samples else []
+    exact = {id(use.node): some_outputs(_by_row(use)) for use in products}
     carried = inputs if moments is not None else None
     round_module(module, axes, coding, carried, smoothing=smoothing, folder=folder)
     for key, value in owners.items():
@@ -157,7 +159,7 @@ def round_weights(
             part = rows[start : start + int(value.shape[0])]  # type: ignore[arg-type]
             value.const_value = ir.tensor(part, name=value.name)
     errors: dict[str, float] = {}
-    for use in _products(model, places, axes):
+    for use in products:
         name, sample = places[id(use.weight)][0], samples.get(_input_of(use))
         if sample is not None:
             before, after = exact[id(use.node)], some_outputs(_by_row(use))
