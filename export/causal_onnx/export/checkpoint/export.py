@@ -22,7 +22,8 @@ from causal_onnx.export.checkpoint.huggingface import (
     quiet_transformers,
     read_config,
 )
-from causal_onnx.export.checkpoint.mapped import are_mapped, move_to_file
+from causal_onnx.export.checkpoint.mapped import move_to_file
+from causal_onnx.export.checkpoint.widened import are_mapped, widened
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.folder import FILE_SUFFIX, check_folder, device_of, export_into
 from causal_onnx.export.pipeline import export
@@ -65,7 +66,7 @@ def export_checkpoint(
             extra `hf`), a folder with a PEFT adapter of such a model, or whatever
             `causal_onnx.models.load_checkpoint` reads: nanoGPT's folder, a .safetensors or .pt
             file. It is loaded in fp32; nothing is downloaded. Weights that cannot be mapped as they
-            are lie in a file without a name beside `path` meanwhile, 4 bytes each.
+            are lie in files beside `path` meanwhile, 4 bytes each, and 8 with an adapter.
         path: A path that ends in .onnx is the file to write. Any other path is a folder for the
             model with its tokenizer, chat template, generation settings, licence, certificate and
             golden vectors (docs/bundle.md), which `load(path)` takes. Either is written whole or
@@ -127,6 +128,7 @@ def export_checkpoint(
         place,
         adapter=None if adapter is None else Path(adapter),
         trust_remote_code=trust_remote_code,
+        scratch=next(one for one in goal.absolute().parents if one.is_dir()),
     )
 
     if not opened.is_mapped:
@@ -188,7 +190,9 @@ class _Opened:
     warnings: list[str] = field(default_factory=list)
 
 
-def _open(place: Path, *, adapter: Path | None, trust_remote_code: bool) -> _Opened:
+def _open(
+    place: Path, *, adapter: Path | None, trust_remote_code: bool, scratch: Path
+) -> _Opened:
     if not place.exists():
         raise FileNotFoundError(f"there is no checkpoint {place}")
     if is_adapter(place):
@@ -201,14 +205,18 @@ def _open(place: Path, *, adapter: Path | None, trust_remote_code: bool) -> _Ope
         if adapter is not None:
             raise ExportError(f"an adapter is merged into a Hugging Face folder; {place} is none")
         return _Opened(module=load_checkpoint(place), folder=place if place.is_dir() else None)
-    module, warnings = open_huggingface(place, trust_remote_code=trust_remote_code)
+    with widened(place, scratch) as source:
+        is_mapped = are_mapped(source)
+        module, warnings = open_huggingface(
+            place, trust_remote_code=trust_remote_code, source=source
+        )
     if adapter is None:
         return _Opened(
             module=module,
             folder=place,
             warnings=warnings,
             is_huggingface=True,
-            is_mapped=are_mapped(place),
+            is_mapped=is_mapped,
         )
     return _Opened(
         module=merge_adapter(module, adapter),

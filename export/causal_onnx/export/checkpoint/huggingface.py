@@ -54,7 +54,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ExportError(str(error)) from error
 
 
-def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Module, list[str]]:
+def open_huggingface(
+    folder: Path, *, trust_remote_code: bool, source: Path | None = None
+) -> tuple[nn.Module, list[str]]:
     """Load the language model in a folder, in fp32 and eval mode, without its cache.
 
     Nothing is fetched, and no code of the folder is run unless it is trusted.
@@ -62,6 +64,7 @@ def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Modul
     Args:
         folder: With config.json and safetensors files.
         trust_remote_code: Run the Python files that config.json names in `auto_map`.
+        source: Where the same checkpoint lies with weights that can be mapped. None: `folder`.
 
     Returns:
         The model, and what the caller should be told.
@@ -86,14 +89,15 @@ def open_huggingface(folder: Path, *, trust_remote_code: bool) -> tuple[nn.Modul
         answer = ask(
             handed_over,
             opener.from_pretrained,
-            folder,
+            source or folder,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             dtype=torch.float32,
             output_loading_info=True,
         )
     if isinstance(answer, Refusal):
-        raise ExportError(f"{folder} cannot be loaded by transformers: {answer}") from answer.error
+        said = str(answer).replace(str(source or folder), str(folder))
+        raise ExportError(f"{folder} cannot be loaded by transformers: {said}") from answer.error
     model, info = answer
     if not isinstance(model, nn.Module):
         raise ExportError(f"{folder} was loaded as {type(model).__name__}, expected a module")

@@ -5,33 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from causal_onnx.export.graph.weight_file import WeightFile
 
-__all__ = ["are_mapped", "move_to_file"]
+__all__ = ["move_to_file"]
 
 _LARGE = 1 << 16
 """Bytes of a weight that is worth moving."""
-
-
-def are_mapped(folder: Path) -> bool:
-    """Whether a loader maps the weights in `folder`: all are in fp32, in safetensors files.
-
-    Others are read and converted, and so lie in the memory of the process.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    return bool(files) and all(map(_is_in_fp32, files))
-
-
-def _is_in_fp32(file: Path) -> bool:
-    try:
-        with safe_open(file, framework="pt") as held:
-            names = held.keys()
-            return all(held.get_slice(name).get_dtype() == "F32" for name in names)
-    except SafetensorError:  # no file that the weights came from
-        return False
 
 
 def move_to_file(module: nn.Module, folder: Path) -> None:
