@@ -115,16 +115,14 @@ def model(*, folder: str, sizes: dict[str, Any]) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def artifact(
-    *, model: str, path: str, max_seq_len: int, options: dict[str, Any], target: str
-) -> None:
+def artifact(*, model: str, path: str, max_seq_len: int, options: dict[str, Any]) -> None:
     """Our file of a saved language model, with all proofs."""
     import transformers  # noqa: PLC0415 - not in the driver
 
     from causal_onnx.export import export  # noqa: PLC0415
 
     module = transformers.AutoModelForCausalLM.from_pretrained(model)
-    export(module, path, cache=True, target=target, max_seq_len=max_seq_len, **options)
+    export(module, path, cache=True, max_seq_len=max_seq_len, **options)
 
 
 def main(text: str) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "LONG",
     "PEERLESS",
     "PRECISIONS",
+    "TARGET",
     "TINY",
     "WORKS",
     "Batch",
@@ -44,14 +45,20 @@ PRECISIONS = ("fp32", "int4", "int4-128", "w8a8")
 PEERLESS = ("w8a8",)
 """Precisions that the builder has not: they are set beside all others."""
 
+TARGET = "ort-1.32"
+"""Of our files on the CPU: the onnxruntime that runs them has the operator, as the peer's own has."""
+
 GGUF_KINDS = ("q8_0", "q4_0", "f32")
 """Of files for peers that read GGUF."""
 
 
-def options_of(precision: str) -> dict[str, Any]:
+def options_of(precision: str, device: str = "cpu") -> dict[str, Any]:
     """The arguments of our `export`."""
     name, _, block_size = precision.partition("-")
-    return {"precision": name, **({"block_size": int(block_size)} if block_size else {})}
+    # CUDA computes attention of the form for onnxruntime in half precision only.
+    target = TARGET if device == "cpu" else "portable" if name == "fp32" else "ort"
+    blocks = {"block_size": int(block_size)} if block_size else {}
+    return {"target": target, "precision": name, **blocks}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, order=True)

@@ -10,11 +10,12 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from bench.client import ROOT, worker_environment
 from bench.generation.cases import PEERLESS, options_of
@@ -114,15 +115,14 @@ def make_files(
             _once(built, note, partial(build, saved, built, name, extra))
     own = folder / f"ours-{source_digest()}"
     _forget_older(folder, own)
-    ours = own / f"{sizes.name}-{provider}"
+    ours = own / f"{sizes.name}-{provider}-{options_of('fp32', provider)['target']}"
     ours.mkdir(parents=True, exist_ok=True)
-    # CUDA computes attention of the form for onnxruntime in half precision only.
     for precision in precisions:
-        target = "portable" if provider == "cuda" and precision == "fp32" else "ort"
-        _artifact(saved, ours / ours_name(precision), sizes, precision, note, target=target)
+        options = options_of(precision, provider)
+        _artifact(saved, ours / ours_name(precision), sizes, options, note)
     small = folder / f"{tiny.name}-{_digest(json.dumps(asdict(tiny)))}" / MODEL
     _once(small, note, lambda: job("model", folder=str(small), sizes=asdict(tiny)))
-    _artifact(small, own / f"{tiny.name}.onnx", tiny, "fp32", note)
+    _artifact(small, own / f"{tiny.name}.onnx", tiny, {}, note)
     attention = own / f"attention-{module.embed_dim}-{module.num_heads}"
     _once(attention, note, lambda: job("attention", folder=str(attention), sizes=asdict(module)))
     return Files(peers=peers, ours=ours, tiny=own / f"{tiny.name}.onnx", module=attention)
@@ -162,22 +162,19 @@ def _artifact(
     model: Path,
     path: Path,
     sizes: ModelSizes,
-    precision: str,
+    options: Mapping[str, Any],
     note: Callable[[str], None],
-    *,
-    target: str = "ort",
 ) -> None:
     """Export; the file appears whole or not at all."""
     if path.is_file():
         return
-    note(f"exporting {sizes.name} {precision}")
+    note(f"exporting {sizes.name} {' '.join(map(str, options.values()))}")
     job(
         "artifact",
         model=str(model),
         path=str(path),
         max_seq_len=sizes.max_seq_len,
-        options=options_of(precision),
-        target=target,
+        options=dict(options),
     )
 
 

@@ -149,14 +149,14 @@ def _ours(precision: str, device: str) -> Subject:
         name=f"ours-{precision}",
         factory="bench.generation.ours:generation",
         title=f"causal-onnx {precision}",
-        about=f"`export(model, path, cache=True, {_said(precision)})`, `load(path, threads=...)`, "
+        about=f"`export(model, path, cache=True, {_said(precision, device)})`, `load(path, threads=...)`, "
         "`model.stream()`; prompts with `last_only=True`",
         options={"precision": precision, "device": device},
     )
 
 
-def _said(precision: str) -> str:
-    return ", ".join(f"{name}={value!r}" for name, value in options_of(precision).items())
+def _said(precision: str, device: str) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in options_of(precision, device).items())
 
 
 def _built(precision: str) -> str:
