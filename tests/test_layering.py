@@ -155,7 +155,7 @@ def test_every_package_is_typed() -> None:
 
 ORDER = {
     "runtime": """
-        errors json_text contract artifact request scan session stream text generation profile
+        errors later json_text contract artifact request scan session stream text generation profile
         model bundle triton __init__ doctor trial_child
     """,
     "export": """

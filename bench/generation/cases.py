@@ -46,7 +46,7 @@ PEERLESS = ("w8a8",)
 """Precisions that the builder has not: they are set beside all others."""
 
 TARGET = "ort-1.32"
-"""Of our files on the CPU: the onnxruntime that runs them has the operator, as the peer's own has."""
+"""Of our files on the CPU: the onnxruntime that runs them has the operator, as the peer's has."""
 
 GGUF_KINDS = ("q8_0", "q4_0", "f32")
 """Of files for peers that read GGUF."""

@@ -35,8 +35,8 @@ TOLERANCES = {"fp32": 5e-5}
 LOW_TOLERANCE = 0.1
 """At lower precisions: int4 rounds weights by either tool's rule, and what is multiplied too."""
 FOUR_BITS_TOLERANCE = 0.2
-"""Of the choice of a GGUF file of four bits beside ours: each rounds by its own rule, and with random
-weights either half of the logits' spread is rounding."""
+"""Of the choice of a GGUF file of four bits beside ours: each rounds by its own rule, and with
+random weights half of the logits' spread is rounding in either."""
 FOUR_BITS = "q4"
 
 

@@ -149,8 +149,8 @@ def _ours(precision: str, device: str) -> Subject:
         name=f"ours-{precision}",
         factory="bench.generation.ours:generation",
         title=f"causal-onnx {precision}",
-        about=f"`export(model, path, cache=True, {_said(precision, device)})`, `load(path, threads=...)`, "
-        "`model.stream()`; prompts with `last_only=True`",
+        about=f"`export(model, path, cache=True, {_said(precision, device)})`, "
+        "`load(path, threads=...)`, `model.stream()`; prompts with `last_only=True`",
         options={"precision": precision, "device": device},
     )
 

@@ -147,7 +147,9 @@ def test_what_cannot_be_widened_is_read_where_it_is(tmp_path: Path) -> None:
 def test_a_checkpoint_that_does_not_fit_is_named_by_its_own_folder(tmp_path: Path) -> None:
     folder = saved(tmp_path / "checkpoint", torch.bfloat16)
     config = folder / "config.json"
-    config.write_text(config.read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 3'))
+    config.write_text(
+        config.read_text().replace('"num_hidden_layers": 1', '"num_hidden_layers": 3')
+    )
     with pytest.raises(ExportError, match=f"^{folder} lacks") as caught:
         export_checkpoint(folder, tmp_path / "m.onnx")
     assert str(caught.value).count(str(tmp_path)) == 1

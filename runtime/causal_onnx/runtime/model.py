@@ -10,27 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from causal_onnx.runtime.artifact.artifact import read_artifact
-from causal_onnx.runtime.artifact.selftest import SelfTestCase, SelfTestReport
 from causal_onnx.runtime.contract import Contract, describe_all
 from causal_onnx.runtime.errors import ArtifactError
-from causal_onnx.runtime.generation import beam
-from causal_onnx.runtime.generation import chat as chatting
-from causal_onnx.runtime.generation import codes as coding
-from causal_onnx.runtime.generation import generate as generating
-from causal_onnx.runtime.generation.defaults import decoder_start, default_sampling
-from causal_onnx.runtime.generation.plan import is_language_model
-from causal_onnx.runtime.generation.sampling import Sampling
+from causal_onnx.runtime.later import Later
 from causal_onnx.runtime.request.request import RequestChecker
-from causal_onnx.runtime.scan import Limits
 from causal_onnx.runtime.session.runner import LoadOptions, Runner
-from causal_onnx.runtime.session.trial import TrialLimits
-from causal_onnx.runtime.stream.stream import Stream
-from causal_onnx.runtime.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from causal_onnx.runtime.artifact.selftest import SelfTestReport
+    from causal_onnx.runtime.generation import beam
+    from causal_onnx.runtime.generation import chat as chatting
+    from causal_onnx.runtime.generation import codes as coding
+    from causal_onnx.runtime.generation import generate as generating
+    from causal_onnx.runtime.generation.sampling import Sampling
     from causal_onnx.runtime.profile import Profile
+    from causal_onnx.runtime.scan import Limits
+    from causal_onnx.runtime.session.trial import TrialLimits
+    from causal_onnx.runtime.stream.stream import Stream
+    from causal_onnx.runtime.text.tokenizer import Tokenizer
 
     Array = npt.NDArray[Any]
 
@@ -103,6 +102,11 @@ def load(
         DeviceError: The device cannot be used, or not for all of the model.
         ImportError: onnxruntime is not installed.
     """
+    text = None
+    if tokenizer is not None:
+        from causal_onnx.runtime.text.tokenizer import Tokenizer  # noqa: PLC0415 - few pass it
+
+        text = Tokenizer(tokenizer).path
     options = LoadOptions(
         device=device,
         threads=threads,
@@ -112,7 +116,7 @@ def load(
         check_finite=check_finite,
         flush_denormals=flush_denormals,
         huge_pages=huge_pages,
-        tokenizer=None if tokenizer is None else Tokenizer(tokenizer).path,
+        tokenizer=text,
         trusted=trusted,
         limits=limits,
         isolated_trial=isolated_trial,
@@ -188,6 +192,11 @@ class Model:
             ArtifactError: It cannot be read.
             ImportError: The package tokenizers is not installed (extra `text`).
         """
+        from causal_onnx.runtime.text.tokenizer import (  # noqa: PLC0415
+            TOKENIZER_FILE,
+            Tokenizer,
+        )
+
         path, location = self.runner.options.tokenizer, self.runner.artifact.location
         if path is None and isinstance(location, Path):
             beside = location.with_name(TOKENIZER_FILE)
@@ -205,6 +214,9 @@ class Model:
         Raises:
             ArtifactError: The file is damaged.
         """
+        from causal_onnx.runtime.generation.defaults import default_sampling  # noqa: PLC0415
+        from causal_onnx.runtime.generation.sampling import Sampling  # noqa: PLC0415
+
         folder = self._settings_folder
         return Sampling() if folder is None else default_sampling(folder)
 
@@ -218,6 +230,9 @@ class Model:
         Raises:
             ArtifactError: The file is damaged.
         """
+        from causal_onnx.runtime.generation.defaults import decoder_start  # noqa: PLC0415
+        from causal_onnx.runtime.generation.plan import is_language_model  # noqa: PLC0415
+
         folder = self._settings_folder
         if folder is None or is_language_model(self.contract):
             return ()
@@ -228,6 +243,8 @@ class Model:
         """How `generate` and the others choose tokens where no `sampling` is given: the likeliest.
         Where there are `start_ids`, ids that the settings force or suppress are so here, too: such
         a model begins and ends its texts by them."""
+        from causal_onnx.runtime.generation.sampling import Sampling  # noqa: PLC0415
+
         if not self.start_ids:
             return Sampling()
         return replace(self.default_sampling, temperature=0.0, top_k=None, top_p=None, min_p=None)
@@ -307,6 +324,8 @@ class Model:
             ValueError: The model has no cache, or `batch`, `capacity`, `inputs` or `adapter` do not
                 fit it.
         """
+        from causal_onnx.runtime.stream.stream import Stream  # noqa: PLC0415
+
         rows = [adapter] * batch if isinstance(adapter, str) else adapter
         return Stream(self.runner, batch=batch, capacity=capacity, inputs=inputs, adapters=rows)
 
@@ -317,16 +336,28 @@ class Model:
             FileNotFoundError: There is no such file.
             ArtifactError: The file is damaged, is not a saved stream, or is of another model.
         """
+        from causal_onnx.runtime.stream.stream import Stream  # noqa: PLC0415
+
         return Stream.restore(self.runner, path)
 
-    tokens = generating.tokens
-    generate = generating.generate
-    generate_batch = generating.generate_batch
-    beam_search = beam.beam_search
-    chat = chatting.chat
-    frames = coding.frames
-    generate_codes = coding.generate_codes
-    generate_codes_batch = coding.generate_codes_batch
+    if TYPE_CHECKING:
+        tokens = generating.tokens
+        generate = generating.generate
+        generate_batch = generating.generate_batch
+        beam_search = beam.beam_search
+        chat = chatting.chat
+        frames = coding.frames
+        generate_codes = coding.generate_codes
+        generate_codes_batch = coding.generate_codes_batch
+    else:
+        tokens = Later("causal_onnx.runtime.generation.generate")
+        generate = Later("causal_onnx.runtime.generation.generate")
+        generate_batch = Later("causal_onnx.runtime.generation.generate")
+        beam_search = Later("causal_onnx.runtime.generation.beam")
+        chat = Later("causal_onnx.runtime.generation.chat")
+        frames = Later("causal_onnx.runtime.generation.codes")
+        generate_codes = Later("causal_onnx.runtime.generation.codes")
+        generate_codes_batch = Later("causal_onnx.runtime.generation.codes")
 
     def profile(
         self, *, seq: int = 1, past: int = 0, batch: int = 1, calls: int | None = None
@@ -348,7 +379,6 @@ class Model:
             RunError: onnxruntime failed.
             ArtifactError: The file is gone, has changed, or its graph cannot be read.
         """
-        # Whoever only runs models need not wait for it.
         from causal_onnx.runtime.profile import profile  # noqa: PLC0415
 
         return profile(self.runner, seq=seq, past=past, batch=batch, calls=calls)
@@ -360,6 +390,11 @@ class Model:
             ArtifactError: The file has no golden vectors, or they do not fit its contract.
             RunError: onnxruntime failed.
         """
+        from causal_onnx.runtime.artifact.selftest import (  # noqa: PLC0415
+            SelfTestCase,
+            SelfTestReport,
+        )
+
         artifact = self.runner.artifact
         golden = artifact.golden
         if golden is None or not golden.cases:

@@ -30,6 +30,10 @@ NO_MEMORY = ("bad_alloc", "ailed to allocate memory", "Cannot allocate", "start 
 """How onnxruntime says that there is none."""
 
 
+THREAD_BYTES = 16 << 20
+"""Stack and heap of the thread that loads: Python waits for ever for one that could not begin."""
+
+
 def main() -> None:
     """Carry out the order, and answer what came of it."""
     order = json.load(sys.stdin)
@@ -40,10 +44,19 @@ def main() -> None:
     seconds = order["processor_s"]
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
     resource.setrlimit(resource.RLIMIT_DATA, (order["memory_bytes"], order["memory_bytes"]))
-    json.dump(_outcome(order), replies)
+    json.dump(_too_small(order["memory_bytes"]) or _outcome(order), replies)
     replies.flush()
     # Without taking anything apart: what the file did to this process is none of its concern.
     os._exit(0)
+
+
+def _too_small(limit: int) -> dict[str, str] | None:
+    """The answer where the limit is less than what the libraries hold without any model."""
+    told = Path("/proc/self/status").read_text(encoding="ascii")
+    held = 1024 * int(told.partition("VmData:")[2].split()[0])
+    if held + THREAD_BYTES <= limit:
+        return None
+    return {"kind": "memory", "text": f"the libraries alone hold {held}"}
 
 
 def _outcome(order: dict[str, Any]) -> dict[str, str]:

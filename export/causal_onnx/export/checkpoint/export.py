@@ -190,9 +190,7 @@ class _Opened:
     warnings: list[str] = field(default_factory=list)
 
 
-def _open(
-    place: Path, *, adapter: Path | None, trust_remote_code: bool, scratch: Path
-) -> _Opened:
+def _open(place: Path, *, adapter: Path | None, trust_remote_code: bool, scratch: Path) -> _Opened:
     if not place.exists():
         raise FileNotFoundError(f"there is no checkpoint {place}")
     if is_adapter(place):

@@ -133,12 +133,14 @@ def installed_wheels() -> dict[str, str]:
     places = (spec.submodule_search_locations or ()) if spec else ()
     found = {}
     for place in places:
-        for record in Path(place).parent.glob("o*.dist-info/RECORD"):
-            if not record.parent.name.startswith(("onnxruntime", "ort_")):
+        for folder in Path(place).parent.iterdir():
+            is_ours = folder.name.startswith(("onnxruntime", "ort_"))
+            if not is_ours or not (folder / "RECORD").is_file():
                 continue
             # Companions such as onnxruntime-genai have a folder of their own.
-            if "\nonnxruntime/__init__.py," in "\n" + record.read_text(encoding="utf-8"):
-                name, _, version = record.parent.stem.partition("-")
+            listed = "\n" + (folder / "RECORD").read_text(encoding="utf-8")
+            if folder.suffix == ".dist-info" and "\nonnxruntime/__init__.py," in listed:
+                name, _, version = folder.stem.partition("-")
                 found[name.replace("_", "-")] = version
     return dict(sorted(found.items()))
 

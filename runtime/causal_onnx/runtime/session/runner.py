@@ -38,10 +38,11 @@ from causal_onnx.runtime.session.open import (
 from causal_onnx.runtime.session.ort import first_line, import_onnxruntime, onnxruntime_errors
 from causal_onnx.runtime.session.prepared import PreparedFolder, PreparedSession, Recipe
 from causal_onnx.runtime.session.threads import available_cores
-from causal_onnx.runtime.session.trial import TRIED_OPTIONS, TrialLimits, hold_unjudged, try_out
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from causal_onnx.runtime.session.trial import TrialLimits
 
     Array = npt.NDArray[Any]
 
@@ -79,10 +80,14 @@ class LoadOptions:
             raise ValueError(f"trusted must be True or False, got {self.trusted!r}")
         if self.limits is not None and not isinstance(self.limits, Limits):
             raise TypeError(f"limits must be a Limits, got {type(self.limits).__name__}")
-        if not isinstance(self.isolated_trial, bool | TrialLimits):
-            raise TypeError(
-                f"isolated_trial must be True, False or a TrialLimits, got {self.isolated_trial!r}"
-            )
+        if not isinstance(self.isolated_trial, bool):
+            from causal_onnx.runtime.session.trial import TrialLimits  # noqa: PLC0415 - few ask
+
+            if not isinstance(self.isolated_trial, TrialLimits):
+                raise TypeError(
+                    "isolated_trial must be True, False or a TrialLimits, got "
+                    f"{self.isolated_trial!r}"
+                )
         self.settings()
 
     def settings(
@@ -409,6 +414,8 @@ def _files(
     if not options.trusted:
         return scan(artifact, options.limits or Limits(), contract, copied=copied)
     if options.isolated_trial or options.prepared is not None:
+        from causal_onnx.runtime.session.trial import hold_unjudged  # noqa: PLC0415
+
         return hold_unjudged(artifact, copied=copied)
     return nullcontext()
 
@@ -419,6 +426,12 @@ def _try_out(
     """Load the model in a process of its own first, where that was asked for."""
     asked = options.isolated_trial
     if asked and held is not None:
+        from causal_onnx.runtime.session.trial import (  # noqa: PLC0415
+            TRIED_OPTIONS,
+            TrialLimits,
+            try_out,
+        )
+
         limits = TrialLimits() if isinstance(asked, bool) else asked
         chosen = {name: getattr(options, name) for name in TRIED_OPTIONS}
         try_out(held, limits, artifact=artifact, contract=contract, options=chosen)
