@@ -181,13 +181,13 @@ def measure(
         return [random_ids.randrange(3, vocab) for _ in range(length)]
 
     prompts = [prompt(works.prompt) for _ in range(CLIENTS)]
-    with Engine(loaded, options=EngineOptions(chunk=CHUNK, prefix_positions=0)) as engine:
-        in_process = min(_engine_cpu(engine, prompts, works) for _ in range(works.rounds))
-    del loaded, engine
+    options = EngineOptions(chunk=CHUNK, prefix_positions=0)
+    in_process: list[float] = []
     long_prompt = prompt(works.long_prompt)
     lost = dict(left_out or {})
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engine = stack.enter_context(Engine(loaded, options=options))
         process, address, name = stack.enter_context(
             running_server(model, threads, "--prefix-positions", "0")
         )
@@ -198,12 +198,14 @@ def measure(
                 servers[peer.name] = peer.start(stack, threads, folder)
             except (RuntimeError, OSError, WorkerError) as error:
                 lost[peer.name] = str(error)
-        asyncio.run(_in_turns(servers, prompts, long_prompt, works, lost))
+        for _ in range(works.rounds):
+            in_process.append(_engine_cpu(engine, prompts, works))
+            asyncio.run(_in_turns(servers, prompts, long_prompt, works, lost))
         replayed, different = asyncio.run(_replays(client, prompts, long_prompt))
     found = {name: server.figures() for name, server in servers.items()}
     return Figures(
         ours=found.pop(OURS),
-        engine_cpu_ms=in_process,
+        engine_cpu_ms=min(in_process),
         replayed=replayed,
         different=different,
         peers=found,
@@ -225,16 +227,15 @@ async def _in_turns(
     works: Works,
     lost: dict[str, str],
 ) -> None:
-    """All rounds; a peer that fails leaves `servers`, and `lost` says why."""
-    for _ in range(works.rounds):
-        for name, server in list(servers.items()):
-            try:
-                await asyncio.wait_for(server.round(prompts, long_prompt, works), ROUND_S)
-            except (RuntimeError, OSError, WorkerError, TimeoutError, ValueError) as error:
-                if name == OURS:
-                    raise
-                lost[name] = str(error) or f"a round took more than {ROUND_S:.0f} s"
-                del servers[name]
+    """A round; a peer that fails leaves `servers`, and `lost` says why."""
+    for name, server in list(servers.items()):
+        try:
+            await asyncio.wait_for(server.round(prompts, long_prompt, works), ROUND_S)
+        except (RuntimeError, OSError, WorkerError, TimeoutError, ValueError) as error:
+            if name == OURS:
+                raise
+            lost[name] = str(error) or f"a round took more than {ROUND_S:.0f} s"
+            del servers[name]
 
 
 async def _replays(
