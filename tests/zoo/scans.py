@@ -489,6 +489,87 @@ class OnlineNorm(Qkv):
         return self.softmax_attention((x - mean) * torch.rsqrt(var.clamp(min=0) + 0.1))
 
 
+@scans.add(
+    "scan_block_recurrent",
+    inputs=features(16),
+    footprint="other",
+    origin="block-recurrent attention: blocks by split, learned states that each block rewrites",
+)
+class BlockRecurrent(Qkv):
+    def __init__(self, dim=16, block=4, states=3):
+        super().__init__()
+        self.block = block
+        self.first = nn.Parameter(torch.randn(states, dim))
+        self.read, self.write = nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, x):
+        state = self.first.expand(x.size(0), -1, -1)
+        outs = []
+        for block in x.split(self.block, dim=1):
+            seen = (self.read(block) @ state.mT / 4).softmax(-1) @ state
+            outs.append(self.softmax_attention(block) + seen)
+            new = (self.write(state) @ block.mT / 4).softmax(-1) @ block
+            state = 0.7 * state + 0.3 * new
+        return torch.cat(outs, dim=1)
+
+
+@scans.add(
+    "scan_queries_in_blocks",
+    inputs=features(16),
+    footprint="other",
+    origin="memory-saving attention: a loop over blocks of queries, each against all keys",
+)
+class QueriesInBlocks(Qkv):
+    def forward(self, x):
+        q, k, v = self.split(x)
+        n, size = x.size(1), 4
+        out = torch.zeros_like(q)
+        for i in range(0, n, size):
+            end = min(i + size, n)
+            s = q[:, :, i:end] @ k.mT / 3
+            hidden = torch.arange(i, end)[:, None] < torch.arange(n)
+            out[:, :, i:end] = s.masked_fill(hidden, -torch.inf).softmax(-1) @ v
+        return self.merge(out)
+
+
+@scans.add(
+    "scan_state_space_blocks",
+    inputs=features(16),
+    origin="a state-space layer in blocks: decays within each, a state from block to block",
+)
+class StateSpaceBlocks(Qkv):
+    def forward(self, x):
+        q, k, v = self.split(x)
+        state, outs = x.new_zeros(x.size(0), self.heads, 8, 8), []
+        for qs, ks, vs in zip(q.split(4, dim=2), k.split(4, dim=2), v.split(4, dim=2)):
+            n = torch.arange(qs.size(2))
+            decay = torch.where(n[:, None] >= n, 0.9 ** (n[:, None] - n).clamp(min=0), 0.0)
+            carried = 0.9 ** (n + 1)[:, None] * (qs @ state)
+            outs.append((qs @ ks.mT * decay) @ vs + carried)
+            left = 0.9 ** (qs.size(2) - 1 - n)[:, None]
+            state = 0.9 ** qs.size(2) * state + (ks * left).mT @ vs
+        return self.merge(torch.cat(outs, dim=2) / 3)
+
+
+@scans.add(
+    "scan_state_space_einsum",
+    inputs=features(16),
+    footprint="other",
+    origin="Mamba-2's SSD with all factors in one einsum of four operands",
+)
+class StateSpaceEinsum(Qkv):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Linear(16, 2)
+
+    def forward(self, x):
+        q, k, v = self.split(x)
+        total = F.logsigmoid(self.gate(x)).cumsum(1).transpose(1, 2)
+        gap = total[..., :, None] - total[..., None, :]
+        decay = gap.masked_fill(torch.ones(x.size(1), x.size(1)).triu(1).bool(), -torch.inf).exp()
+        return self.merge(torch.einsum("bhln,bhsn,bhls,bhsp->bhlp", q, k, decay, v) / 3)
+
+
 tricky = Family("tricky", "scan")
 
 

@@ -91,7 +91,55 @@ def beside_functions_of_its_index_name(x: Tensor) -> Tensor:
     return torch.stack(rows, 1)
 
 
+def in_blocks(x: Tensor) -> Tensor:
+    h, rows = torch.zeros(x.shape[0], 1, WIDTH), []
+    for block in x.split(4, dim=1):
+        y = block.cumsum(1) + h
+        h = y[:, -1:].tanh()
+        rows.append(y)
+    return torch.cat(rows, dim=1)
+
+
+def in_blocks_that_are_named_first(x: Tensor) -> Tensor:
+    blocks, rows = x.mT.split(16, -1), []
+    for block in blocks:
+        block = block - 1  # noqa: PLW2901 - so it stands in modules of others
+        rows.append(block.cumsum(-1) * block.shape[-1])
+    return torch.cat(rows, dim=-1).mT
+
+
+def in_blocks_of_several_tensors(x: Tensor) -> Tensor:
+    h, rows = torch.zeros(x.shape[0], 1, WIDTH), []
+    for number, (a, b) in enumerate(zip(x.split(3, 1), torch.split(x.exp(), 3, 1), strict=True)):
+        rows.append(a + b.cumsum(1) + h)
+        h = 0.5 * h + b[:, :1]
+    return torch.cat(rows, dim=1)
+
+
+def from_starts_of_blocks(x: Tensor) -> Tensor:
+    n, h, found = x.shape[1], torch.zeros(x.shape[0], WIDTH), torch.zeros_like(x)
+    at = torch.arange(n)[:, None].to(x.dtype)
+    for i in range(0, n, 4):
+        end = min(i + 4, n)
+        found[:, i:end] = x[:, i:end].cumsum(1) * at[i:end] + h.unsqueeze(1)
+        h = h + x[:, i:end].tanh()[:, 0]
+    return found
+
+
+def with_numbers_of_its_positions(x: Tensor) -> Tensor:
+    rows, n = [], x.shape[1]
+    for i in range(0, n, 4):
+        numbers = torch.arange(i, min(n, i + 4))
+        rows.append(x[:, i : i + 4] / (1 + numbers[:, None]))
+    return torch.cat(rows, 1)
+
+
 TAKEN = [
+    in_blocks,
+    in_blocks_that_are_named_first,
+    in_blocks_of_several_tensors,
+    from_starts_of_blocks,
+    with_numbers_of_its_positions,
     beside_functions_of_its_index_name,
     appended,
     appended_with_their_axis,
@@ -111,7 +159,7 @@ def test_a_loop_over_positions_is_right_at_every_length(
     function: Callable[[Tensor], Tensor], tmp_path: Path
 ) -> None:
     model = quick_export(Applied(function).eval(), tmp_path / "m.onnx", example=sample(5))
-    for seq in (1, 2, 30):
+    for seq in (1, 2, 4, 15, 30, 32):
         wanted = function(sample(seq)).numpy()
         np.testing.assert_allclose(model(sample(seq).numpy()), wanted, rtol=1e-5, atol=1e-5)
 
@@ -193,9 +241,34 @@ def counts(x: Tensor) -> Tensor:
     return torch.stack(rows, 1)
 
 
+def reads_the_block_before(x: Tensor) -> Tensor:
+    rows = []
+    for i in range(0, x.shape[1], 4):
+        rows.append(x[:, max(i - 4, 0) : i + 4].sum(1, keepdim=True) + x[:, i : i + 4])
+    return torch.cat(rows, 1)
+
+
+def reads_its_state_afterwards(x: Tensor) -> Tensor:
+    h, rows = torch.zeros(x.shape[0], 1, WIDTH), []
+    for block in x.split(4, 1):
+        rows.append(block + h)
+        h = h + block.mean(1, keepdim=True)
+    return torch.cat(rows, 1) + 0 * h
+
+
+def has_blocks_of_several_sizes(x: Tensor) -> Tensor:
+    rows = []
+    for a, b in zip(x.split(4, 1), x.split(2, 1), strict=False):
+        rows.append(a + b[:, :1])
+    return torch.cat(rows, 1)
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
+        (reads_the_block_before, "it computes with its index"),
+        (reads_its_state_afterwards, "h is read afterwards, and the last block may be shorter"),
+        (has_blocks_of_several_sizes, "its blocks are of several sizes"),
         (reads_another_position, "it reads more than its own position of a tensor"),
         (counts, "it computes with its index"),
     ],

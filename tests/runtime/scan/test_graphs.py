@@ -194,8 +194,15 @@ SIZES = {
         "operations, with every open axis of its inputs at 16, more than",
     ),
     "Einsum": (
-        model(node("Einsum", ["x", "x", "x"], ["z"], text("equation", "abc,def,ghi->adgbehcfi"))),
-        "gives 1.07e.09 elements",
+        model(node("Einsum", ["x"] * 4, ["z"], text("equation", "abc,def,ghi,jkl->adgjbehkcfil"))),
+        "gives 1.1e.12 elements",
+    ),
+    "Einsum with a large product in between": (
+        model(
+            node("Einsum", ["x", "d", "d", "w"], ["z"], text("equation", "abc,d,e,de->abc")),
+            tensors=[floats("d", 1536), floats("w", 1536, 1536)],
+        ),
+        "make 3.87e.10 bytes",
     ),
     "a wide kernel": (
         model(
@@ -238,9 +245,8 @@ SIZES = {
     ),
     "many small ones": (
         model(
-            *(node("Mul", ["x", "x"], [f"m{i}"]) for i in range(50_000)),
-            node("Expand", ["x", "s"], ["z"]),
-            tensors=[tensor("s", 1 << 18, 1, 1, 1)],
+            *(node("ConstantOfShape", ["s"], [f"m{i}"]) for i in range(50_000)),
+            tensors=[tensor("s", 6000)],
         ),
         "the nodes before it make",
     ),
@@ -541,6 +547,10 @@ HARMLESS = {
         node("GroupNormalization", ["flat", "one", "one"], ["z"], integer("num_groups", 2)),
         tensors=[tensor("rows", -1, 4), floats("one", 4)],
     ),
+    "Einsum that sums what it needs no more": model(
+        node("Einsum", ["x", "d", "w", "e"], ["z"], text("equation", "abd,dn,ns,sp->abp")),
+        tensors=[floats("d", 4, 512), floats("w", 512, 512), floats("e", 512, 4)],
+    ),
     "Einsum of inputs": model(node("Einsum", ["x", "x"], ["z"], text("equation", "bij,bkj->bik"))),
 }
 
@@ -561,6 +571,30 @@ def test_limits_raise_what_a_file_may_take() -> None:
         load(content, limits=Limits(max_memory_bytes=1 << 20))
 
 
+def scored(places: int) -> bytes:
+    """A file whose rows have scores between so many places, whatever their length."""
+    return model(
+        node("ReduceSum", ["x", "one"], ["sum"]),
+        node("Expand", ["sum", "shape"], ["queries"]),
+        node("Transpose", ["queries"], ["keys"], ints("perm", 0, 2, 1)),
+        node("MatMul", ["queries", "keys"], ["scores"]),
+        node("Softmax", ["scores"], ["z"]),
+        tensors=[ONE, tensor("shape", 1, places, 4)],
+    )
+
+
+def test_a_file_of_large_rows_takes_as_many_as_keep_to_the_limits() -> None:
+    with pytest.raises(UnsafeFileError, match=r"at 16, more than"):
+        load(scored(10_000))  # 400 MB of scores a row
+    found = load(scored(3000))
+    found(np.ones((8, 3, 4), np.float32))
+    for call in (found, found.runner.run_step):
+        feeds = np.ones((9, 3, 4), np.float32)
+        with pytest.raises(ValueError, match=r"a batch of 9, but .* 8 at most.*max_memory_bytes"):
+            call({"x": feeds} if call is not found else feeds)  # type: ignore[operator]
+    load(scored(3000), limits=Limits(max_memory_bytes=2 << 30))(np.ones((9, 3, 4), np.float32))
+
+
 def test_every_operator_of_the_list_has_a_reviewed_domain_and_opset() -> None:
     for domain, op_type in ALLOWED:
         first, last = OPSETS[domain]
@@ -568,8 +602,8 @@ def test_every_operator_of_the_list_has_a_reviewed_domain_and_opset() -> None:
     assert not {name for _, name in ALLOWED if name.startswith(("String", "Scan", "Det"))}
 
 
-WIDE = 1 << 22
-"""Elements of a slot: 16 of them for 16 rows are more than a file may give, and one is not."""
+WIDE = 1 << 23
+"""Elements of a slot: 16 of them for two rows are more than a file may give, one for 16 is not."""
 
 
 def slotted(bounded: int) -> bytes:
@@ -607,5 +641,5 @@ def test_a_past_is_judged_at_the_slots_that_it_may_have(tmp_path: Path) -> None:
     path.write_bytes(slotted(1))
     assert load(path).contract.cache[0].bounded == 1
     path.write_bytes(slotted(16))
-    with pytest.raises(UnsafeFileError, match=r"gives 1\.07e.09 elements, more than"):
+    with pytest.raises(UnsafeFileError, match=r"gives 2\.15e.09 elements, with every"):
         load(path)

@@ -1,4 +1,4 @@
-"""One step of a loop over positions, traced as the body of a Scan.
+"""One step of a loop over positions, or over blocks of them, traced as the body of a Scan.
 
 The step is run once to see what it does: which tensors it reads at its position and which whole,
 which it writes at its position, what it appends, and what it carries to the next step. Then
@@ -8,8 +8,9 @@ stands, step by step.
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from causal_onnx.export.outcome import handed_over
+from causal_onnx.export.torch_patches.blocks import Blocks, Numbered, Starts, Zipped, padded
 
-__all__ = ["replacements", "run", "why_not"]
+__all__ = ["replacements", "run", "run_blocks", "why_not"]
 
 _Step = Callable[..., tuple[Any, ...]]
 
@@ -36,6 +38,7 @@ class _Unset:
 
 _UNSET = _Unset()
 
+_original_arange = torch.arange
 _original_cat = torch.cat
 _original_stack = torch.stack
 
@@ -43,7 +46,11 @@ _original_stack = torch.stack
 def replacements() -> list[tuple[Any, Callable[..., Any]]]:
     """Pairs of a function of PyTorch and ours."""
     joins: list[Any] = [torch.cat, torch.concat, torch.concatenate]
-    return [(torch.stack, _stack), *((join, _cat) for join in joins)]
+    return [
+        (torch.arange, _arange),
+        (torch.stack, _stack),
+        *((join, _cat) for join in joins),
+    ]
 
 
 class _NoStepError(Exception):
@@ -56,6 +63,26 @@ class _Rows:
 
     stacked: Tensor
     """The steps in front."""
+    size: int = 1
+    """Positions of a step."""
+    length: Any = None
+    """Of all steps together, of which the last may have fewer positions. None: each has its own."""
+
+    def joined(self, dim: int) -> Tensor:
+        axis = dim % (self.stacked.ndim - 1)
+        whole = self.stacked.movedim(0, axis).flatten(axis, axis + 1)
+        if self.length is None or self.stacked.shape[axis + 1] != self.size:
+            return whole
+        return whole.narrow(axis, 0, self.length)
+
+
+def _arange(*ends: Any, dtype: Any = None, device: Any = None, **options: Any) -> Any:
+    """`arange(start, start + size)` of a block, by way of the numbers of all positions."""
+    if len(ends) == 2 and all(isinstance(end, _Position) for end in ends):
+        start, end = ends
+        if start.numbers is not None:
+            return start.numbers[start:end].to(device=device, dtype=dtype)
+    return handed_over(_original_arange, *ends, dtype=dtype, device=device, **options)
 
 
 def _stack(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
@@ -65,11 +92,11 @@ def _stack(tensors: Any, dim: int = 0, *, out: Any = None) -> Any:
 
 
 def _cat(tensors: Any, dim: int = 0, **options: Any) -> Any:
+    dim = options.pop("axis", dim)
     if isinstance(tensors, _Rows):
-        rows = tensors.stacked
-        axis = dim % (rows.ndim - 1)
-        return rows.movedim(0, axis).flatten(axis, axis + 1)
-    return handed_over(_original_cat, tensors, options.pop("axis", dim), **options)
+        return tensors.joined(dim)
+    tensors = tuple(tensors) if isinstance(tensors, Blocks) else tensors
+    return handed_over(_original_cat, tensors, dim, **options)
 
 
 def run(  # noqa: PLR0917 - what the rewritten loop hands over, in its order
@@ -97,15 +124,112 @@ def run(  # noqa: PLR0917 - what the rewritten loop hands over, in its order
     """
     values = {name: known.get(name, _UNSET) for name in names}
     if isinstance(count, torch.SymInt) and not count.node.expr.is_number:
+        loop = _Loop(step, count, values, set(appended), set(carried), set(live))
+        found = _as_scan(loop)
+        if found is not None:
+            return found
+    return _by_steps(step, range(count), values)
+
+
+def run_blocks(  # noqa: PLR0917 - as for `run`
+    step: _Step,
+    items: Iterable[Any],
+    known: Mapping[str, Any],
+    names: Sequence[str],
+    appended: Sequence[str],
+    carried: Sequence[str],
+    live: Sequence[str],
+) -> dict[str, Any]:
+    """Do what `for item in items` did, where the items may be blocks of positions.
+
+    Args:
+        step: The body: (item, *values of `names`) -> their values after it.
+        items: What it goes through.
+        known: As for `run`.
+        names: As for `run`.
+        appended: As for `run`.
+        carried: As for `run`.
+        live: As for `run`.
+
+    Returns:
+        The values of `names` after the loop.
+    """
+    values = {name: known.get(name, _UNSET) for name in names}
+    if isinstance(items, Blocks | Starts | Zipped | Numbered):
         try:
-            loop = _Loop(step, count, values, set(appended), set(carried), set(live))
-            return loop.run()
-        except _NoStepError as error:  # step by step, as it stands
-            code = getattr(step, "__code__", None)
-            if code is not None:
-                _refused[code.co_filename, code.co_firstlineno] = str(error)
-    for index in range(count):
-        values = dict(zip(names, handed_over(step, index, *values.values()), strict=True))
+            loop = _loop_over(items, step, values, set(appended), set(carried), set(live))
+        except _NoStepError as error:
+            _note(step, error)
+        else:
+            found = _as_scan(loop)
+            if found is not None:
+                return found
+    return _by_steps(step, items, values)
+
+
+def _loop_over(  # noqa: PLR0917 - those of `run_blocks`
+    items: Any,
+    step: _Step,
+    values: dict[str, Any],
+    appended: set[str],
+    carried: set[str],
+    live: set[str],
+) -> _Loop:
+    """A loop over blocks.
+
+    Raises:
+        _NoStepError: They are not alike.
+    """
+    first, *others = _blocks_of(items)
+    size, length = first.size, first.length
+    for other in others:
+        if other.size != size or not statically_known_true(other.length == length):
+            raise _NoStepError("its blocks are of several sizes")
+    start = _Position(size=size, length=length, numbers=torch.arange(length))
+    item = functools.partial(_item, items, start)
+    return _Loop(step, None, values, appended, carried, live, item, size, length)
+
+
+def _blocks_of(items: Any) -> Iterator[Blocks | Starts]:
+    if isinstance(items, Zipped):
+        for part in items.parts:
+            yield from _blocks_of(part)
+    elif isinstance(items, Numbered):
+        yield from _blocks_of(items.part)
+    else:
+        yield items
+
+
+def _item(items: Any, start: _Position) -> Any:
+    """What the step over the block at `start` is given."""
+    if isinstance(items, Zipped):
+        return tuple(_item(part, start) for part in items.parts)
+    if isinstance(items, Numbered):
+        return _Position(size=0), _item(items.part, start)
+    if isinstance(items, Starts):
+        return start
+    return items.tensor[(*(slice(None),) * items.axis, slice(start, start + start.size))]
+
+
+def _as_scan(loop: _Loop) -> dict[str, Any] | None:
+    """The values after a loop that is a Scan; None where it is none."""
+    try:
+        return loop.run()
+    except _NoStepError as error:
+        _note(loop.step, error)
+        return None
+
+
+def _note(step: _Step, error: _NoStepError) -> None:
+    code = getattr(step, "__code__", None)
+    if code is not None:
+        _refused[code.co_filename, code.co_firstlineno] = str(error)
+
+
+def _by_steps(step: _Step, items: Iterable[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The loop as it stands."""
+    for item in items:
+        values = dict(zip(values, handed_over(step, item, *values.values()), strict=True))
     return values
 
 
@@ -122,14 +246,37 @@ def why_not(place: str | None) -> str | None:
 
 
 class _Position:
-    """The index of the loop: which position a step is at. It indexes tensors, and nothing else."""
+    """The index of the loop: which position a step is at, or where its block of positions begins.
 
-    def __init__(self, offset: int = 0):
-        self.offset = offset
+    It indexes tensors, and nothing else.
+    """
+
+    def __init__(
+        self,
+        offset: int = 0,
+        *,
+        size: int = 1,
+        length: Any = None,
+        numbers: Tensor | None = None,
+    ):
+        self.offset, self.size, self.length, self.numbers = offset, size, length, numbers
 
     def __add__(self, other: Any) -> _Position:
-        if other == 1 and not self.offset:
-            return _Position(1)
+        if not self.offset and isinstance(other, int) and other == self.size:
+            return _Position(self.size, size=self.size, length=self.length)
+        raise _NoStepError("it computes with its index")
+
+    def __lt__(self, other: Any) -> bool:
+        """`min(start + size, length)` is the end of a block, of which what is there is read."""
+        return self._is_end_before(other)
+
+    def __gt__(self, other: Any) -> bool:
+        return not self._is_end_before(other)
+
+    def _is_end_before(self, other: Any) -> bool:
+        is_end = self.offset and self.length is not None and isinstance(other, torch.SymInt)
+        if is_end and statically_known_true(other == self.length):
+            return True
         raise _NoStepError("it computes with its index")
 
     __radd__ = __add__
@@ -139,7 +286,7 @@ class _Position:
 
     __index__ = __int__ = __float__ = __bool__ = __neg__ = __sub__ = __rsub__ = _refuse
     __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __floordiv__ = __mod__ = __pow__ = _refuse
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __eq__ = __ne__ = __le__ = __ge__ = _refuse
     __hash__ = object.__hash__
 
 
@@ -152,6 +299,8 @@ class _Place:
     """Whether the axis stays, with one entry: `x[:, t : t + 1]`."""
     rest: tuple[Any, ...]
     """The index of the entry at the position."""
+    size: int = 1
+    """Positions of the entry: more than one are a block, and an axis of it."""
 
 
 def _place(tensor: Tensor, index: Any) -> _Place | None:
@@ -164,19 +313,21 @@ def _place(tensor: Tensor, index: Any) -> _Place | None:
         raise _NoStepError("it indexes a tensor by its position in more than one way")
     item = items[at[0]]
     keeps = isinstance(item, slice)
+    size = (item.start if isinstance(item.start, _Position) else item.stop).size if keeps else 1
+    own = "block" if size > 1 else "position"
     if keeps:
         ends = (item.start, item.stop)
         is_one = item.step in (None, 1) and all(isinstance(end, _Position) for end in ends)
-        if not is_one or [end.offset for end in ends] != [0, 1]:
-            raise _NoStepError("it reads more than its own position of a tensor")
-    elif item.offset:
-        raise _NoStepError("it reads another position than its own")
+        if not is_one or [end.offset for end in ends] != [0, size]:
+            raise _NoStepError(f"it reads more than its own {own} of a tensor")
+    elif item.offset or item.size != 1:
+        raise _NoStepError("it reads another position than its own" + " block" * (item.size != 1))
     taking = [n for n, other in enumerate(items) if other is not None and other is not Ellipsis]
     axis = taking.index(at[0])
     if Ellipsis in items[: at[0]]:
         axis += tensor.ndim - len(taking)
     one = (slice(None),) if keeps else ()
-    return _Place(axis, keeps, (*items[: at[0]], *one, *items[at[0] + 1 :]))
+    return _Place(axis, keeps, (*items[: at[0]], *one, *items[at[0] + 1 :]), size)
 
 
 def _has_position(item: Any) -> bool:
@@ -200,7 +351,7 @@ class _Appended:
 class _Seen(TorchFunctionMode):
     """What a step does, seen while it runs; and the tensors that it gets in the place of others."""
 
-    count: Any
+    loop: _Loop
     instead: dict[int, Tensor] = field(default_factory=dict)
     """For what is read whole, by its id."""
     slices: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -257,21 +408,22 @@ class _Seen(TorchFunctionMode):
         else:
             self.scanned[key] = tensor
             # Within the body of a Scan nothing may be made of what is outside of it.
-            entry = self.slices[key] if self.slices else tensor.select(place.axis, 0)
-        if place.keeps:
+            entry = self.slices[key] if self.slices else self.loop.first(tensor, place.axis)
+        if place.keeps and place.size == 1:
             entry = entry.unsqueeze(place.axis)
         return entry if all(map(_is_whole, place.rest)) else entry[place.rest]
 
     def _write(self, tensor: Tensor, place: _Place, value: Any) -> None:
         if id(tensor) in self.made or not all(map(_is_whole, place.rest)):
             raise _NoStepError("it writes a part of a position")
-        shape = [size for axis, size in enumerate(tensor.shape) if axis != place.axis]
+        shape = list(tensor.shape)
+        shape[place.axis : place.axis + 1] = [place.size] * (place.size > 1)
         if not isinstance(value, Tensor):
             value = torch.full(shape, value, dtype=tensor.dtype, device=tensor.device)
             self.add(value)
         self._read(value)
         value = self._own(value)
-        if place.keeps:
+        if place.keeps and place.size == 1:
             value = value.expand([*shape[: place.axis], 1, *shape[place.axis :]])
             value = value.squeeze(place.axis)
         if not _have_sizes(value.shape, shape):
@@ -307,11 +459,18 @@ class _Loop:
     """One loop as a Scan."""
 
     step: _Step
-    count: torch.SymInt
+    count: Any
+    """How many steps there are; None: one for each block."""
     values: dict[str, Any]
     appended: set[str]
     carried: set[str]
     live: set[str]
+    item: Callable[[], Any] = _Position
+    """What a step is given."""
+    size: int = 1
+    """Positions of a step."""
+    length: Any = None
+    """Of all steps together; None: `count`."""
 
     def run(self) -> dict[str, Any]:
         """Trace it; the values after the loop.
@@ -339,7 +498,7 @@ class _Loop:
         return self._scan(seen, states, after)
 
     def _tried(self, states: Mapping[str, Tensor]) -> tuple[_Seen, dict[str, Any]]:
-        seen = _Seen(self.count)
+        seen = _Seen(self)
         return seen, self._stepped(seen, {name: value.clone() for name, value in states.items()})
 
     def _stepped(self, seen: _Seen, states: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -347,7 +506,12 @@ class _Loop:
         given = {**self.values, **states, **{name: _Appended() for name in self.appended}}
         seen.add(list(states.values()))
         with seen:
-            results = handed_over(self.step, _Position(), *given.values())
+            try:
+                results = handed_over(self.step, self.item(), *given.values())
+            except TypeError as error:
+                if _Position.__name__ not in str(error):
+                    raise
+                raise _NoStepError("it computes with its index") from error
         return dict(zip(given, results, strict=True))
 
     def _check(self, seen: _Seen, states: Mapping[str, Tensor], after: Mapping[str, Any]) -> None:
@@ -360,6 +524,8 @@ class _Loop:
                 raise _NoStepError(f"it carries {name}, which is no tensor before the first step")
             elif name in self.live and not is_made and value is not self.values[name]:
                 raise _NoStepError(f"{name}, which is read afterwards, is no tensor of its own")
+            elif name in self.live and is_made and self.size > 1:
+                raise _NoStepError(f"{name} is read afterwards, and the last block may be shorter")
         for key in (*seen.scanned, *seen.written):
             if key[0] in seen.whole and key in seen.written:
                 raise _NoStepError("it reads as a whole what it writes by position")
@@ -377,7 +543,7 @@ class _Loop:
 
         def body(*flat: Tensor) -> list[Tensor]:
             begun = dict(zip(starts, flat, strict=False))
-            inner = _Seen(self.count)
+            inner = _Seen(self)
             inner.slices = dict(zip(keys, flat[len(starts) :], strict=False))
             inner.instead = dict(zip(wholes, flat[len(starts) + len(keys) :], strict=True))
             inner.add(list(flat[: len(starts) + len(keys)]))
@@ -388,7 +554,7 @@ class _Loop:
             results += [end[name] for name in lasts]
             return [inner.instead.get(id(x), x).clone().contiguous() for x in results]
 
-        lines = [self._line(tensor, axis) for (_, axis), tensor in seen.scanned.items()]
+        lines = [self.line(tensor, axis) for (_, axis), tensor in seen.scanned.items()]
         found = list(
             scan_op(
                 body,
@@ -402,21 +568,32 @@ class _Loop:
             values[name] = found.pop(0)
         for (_, axis), (tensor, _) in seen.written.items():
             stacked = found.pop(0).movedim(0, axis)
-            if not statically_known_true(tensor.shape[axis] == self.count):
-                rest = tensor.narrow(axis, self.count, tensor.shape[axis] - self.count)
+            if self.size > 1:
+                stacked = stacked.flatten(axis, axis + 1).narrow(axis, 0, self.length)
+            if not statically_known_true(tensor.shape[axis] == self.positions):
+                rest = tensor.narrow(axis, self.positions, tensor.shape[axis] - self.positions)
                 stacked = torch.cat((stacked, rest), axis)
             tensor.copy_(stacked)
         for name in rows:
-            values[name] = _Rows(found.pop(0))
+            values[name] = _Rows(found.pop(0), self.size, self.length)
         for name in lasts:
             values[name] = found.pop(0)[-1]
         return values
 
-    def _line(self, tensor: Tensor, axis: int) -> Tensor:
-        """(count, ...), what is read at each position."""
-        if not statically_known_true(tensor.shape[axis] == self.count):
-            tensor = tensor.narrow(axis, 0, self.count)
-        return tensor.movedim(axis, 0)
+    def first(self, tensor: Tensor, axis: int) -> Tensor:
+        """What is read at the first position, or in the first block."""
+        return tensor.select(axis, 0) if self.size == 1 else self.line(tensor, axis)[0]
+
+    @property
+    def positions(self) -> Any:
+        """How many there are for all steps."""
+        return self.count if self.length is None else self.length
+
+    def line(self, tensor: Tensor, axis: int) -> Tensor:
+        """(count, ...), what is read at each position, or (count, ..., size, ...) in each block."""
+        if not statically_known_true(tensor.shape[axis] == self.positions):
+            tensor = tensor.narrow(axis, 0, self.positions)
+        return tensor.movedim(axis, 0) if self.size == 1 else padded(tensor, axis, self.size)
 
 
 def _is_new(value: Any, seen: _Seen) -> bool:

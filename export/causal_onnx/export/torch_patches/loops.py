@@ -1,7 +1,7 @@
-"""Loops over positions, rewritten so that they are traced as one Scan instead of step by step.
+"""Loops over positions and blocks of them, rewritten so that they are traced as one Scan instead of step by step.
 
-A trace writes out `for t in range(x.shape[1])` for the length of its example: "Constraints
-violated". Here the body of such a loop becomes a function of its own, in the code of the module and
+A trace writes out `for t in range(x.shape[1])`, `for block in x.split(16, 1)` or
+`for i in range(0, n, 16)` for the length of its example: "Constraints violated". Here the body of such a loop becomes a function of its own, in the code of the module and
 of what it calls, and `loop_scan.run` decides where it runs whether it is one step of a Scan. The
 rewritten code is in place while the module is captured, and does what it did in every other thread.
 """
@@ -9,10 +9,11 @@ rewritten code is in place while the module is captured, and does what it did in
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -21,13 +22,18 @@ import torch
 
 __all__ = ["functions_of", "rewritten"]
 
-_RUN = f"__import__({__package__ + '.loop_scan'!r}, fromlist=['run']).run"
-"""`loop_scan.run` in code that has only the module's own globals."""
+_LOOPS, _BLOCKS = (
+    f"__import__({f'{__package__}.{name}'!r}, fromlist=['run'])" for name in ("loop_scan", "blocks")
+)
+"""Modules of ours in code that has only the module's own globals."""
 
-_BODY, _STATE, _FIRST = "_causal_onnx_body", "_causal_onnx_state", "_causal_onnx_outer"
+_BODY, _STATE, _FIRST, _ITEM = (
+    f"_causal_onnx_{name}" for name in ("body", "state", "outer", "item")
+)
 _LEAVES = (ast.Return, ast.Yield, ast.YieldFrom, ast.Await, ast.Global, ast.Nonlocal, ast.Delete)
 _OF_ITS_PLACE = {"super", "locals", "vars", "eval", "exec", "__class__"}
 """What means something else in a function within the function."""
+_PLAIN_TARGETS = (ast.Name, ast.Tuple, ast.List, ast.expr_context)
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 
 
@@ -93,13 +99,13 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def rewritten(function: FunctionType) -> CodeType | None:
-    """The code of `function` with its loops over a range rewritten.
+    """The code of `function` with its loops over a range, or over what `split` gives, rewritten.
 
     Returns:
         None where there is none, where the source is not at hand, or where the loop does what no
         function of its own could: it leaves the function, or its last index is read behind it.
     """
-    if "range" not in set(_names(function.__code__)):
+    if set(_names(function.__code__)).isdisjoint(("range", "split")):
         return None
     try:
         lines, first = inspect.getsourcelines(function)
@@ -172,9 +178,14 @@ class _Loops:
                 self._in_block(handler.body)
 
     def _rewritten(self, loop: ast.For, after: list[ast.stmt]) -> ast.stmt | None:
-        end = _end_of_range(loop.iter)
+        runner, items = "run", _end_of_range(loop.iter)
+        if items is None:
+            runner, items = "run_blocks", self._blocks(loop.iter)
         inside = [node for statement in loop.body for node in ast.walk(statement)]
-        if end is None or loop.orelse or not isinstance(loop.target, ast.Name):
+        targets = list(ast.walk(loop.target))
+        if items is None or loop.orelse:
+            return None
+        if not all(isinstance(node, _PLAIN_TARGETS) for node in targets):
             return None
         if any(isinstance(node, (*_LEAVES, *_SCOPES)) for node in inside) or _breaks(loop.body):
             return None
@@ -186,12 +197,12 @@ class _Loops:
             return None  # what the module keeps would be kept of one step
         own = set(map(id, ast.walk(loop)))
         rest = [node for node in ast.walk(self.function) if id(node) not in own]
-        index = loop.target.id
-        if any(isinstance(node, ast.Name) and node.id == index for node in rest) and not _is_reset(
-            index, rest
-        ):
-            return None
-        assigned = _stored(inside) - {index}
+        indices = _stored(targets)
+        for index in indices:
+            is_read = any(isinstance(node, ast.Name) and node.id == index for node in rest)
+            if is_read and not _is_reset(index, rest):
+                return None
+        assigned = _stored(inside) - indices
         appended = {name for node in inside if (name := _appended(node))} - assigned
         carried = _read_first(loop.body, assigned)
         live = {
@@ -200,7 +211,58 @@ class _Loops:
             if not _is_overwritten(name, after)
             and any(isinstance(n, ast.Name) and n.id == name for n in rest if _is_load(n))
         }
-        return _call(loop, end, sorted(assigned), sorted(appended), sorted(carried), sorted(live))
+        names = (sorted(part) for part in (assigned, appended, carried, live))
+        return _call(loop, runner, items, *names)
+
+    def _blocks(self, iterated: ast.expr) -> ast.expr | None:
+        """What gives blocks of positions, perhaps, and nothing but that otherwise.
+
+        `range(0, n, size)`, `x.split(size, 1)`, a name of such, and `zip` and `enumerate` of these.
+        """
+        match iterated:
+            case ast.Call(
+                func=ast.Name("range"), args=[ast.Constant(value=0), end, size], keywords=[]
+            ) if not isinstance(size, ast.Constant) or size.value != 1:
+                return _ours("starts", [end, size], iterated)
+            case ast.Call(func=ast.Attribute(attr="split")):
+                return iterated
+            case ast.Name(name) if name in self._splits:
+                return iterated
+            case ast.Call(func=ast.Name("zip" | "enumerate" as name), args=[_, *_], keywords=given):
+                first = iterated.args if name == "zip" else iterated.args[:1]
+                parts = [self._blocks(part) for part in first]
+                found = [part for part in parts if part is not None]
+                if len(found) < len(parts):
+                    return None
+                ours = "zipped" if name == "zip" else "numbered"
+                return _ours(ours, [*found, *iterated.args[len(found) :]], iterated, given)
+        return None
+
+    @functools.cached_property
+    def _splits(self) -> set[str]:
+        """The names to which the function assigns what a `split` gives."""
+        return {
+            target.id
+            for node in ast.walk(self.function)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and isinstance(node.value.func, ast.Attribute)
+            and node.value.func.attr == "split"
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+
+
+def _ours(
+    name: str, args: list[ast.expr], place: ast.expr, keywords: Sequence[ast.keyword] = ()
+) -> ast.expr:
+    """A call of a function in `blocks.py`."""
+    call = ast.parse(f"{_BLOCKS}.{name}()", mode="eval").body
+    assert isinstance(call, ast.Call)
+    for node in ast.walk(call):
+        ast.copy_location(node, place)
+    call.args, call.keywords = args, list(keywords)
+    return call
 
 
 def _is_load(node: ast.AST) -> bool:
@@ -307,20 +369,20 @@ def _is_overwritten(name: str, after: list[ast.stmt]) -> bool:
 
 def _call(  # noqa: PLR0917 - what the call hands over, in its order
     loop: ast.For,
-    end: ast.expr,
+    runner: str,
+    items: ast.expr,
     assigned: list[str],
     appended: list[str],
     carried: list[str],
     live: list[str],
 ) -> ast.stmt:
     """`if True:` a function of the body, its call, and the names as they are afterwards."""
-    assert isinstance(loop.target, ast.Name)
     names = [*assigned, *appended]
     whole = ast.parse(
         f"if True:\n"
-        f"    def {_BODY}({', '.join([loop.target.id, *names])}):\n"
+        f"    def {_BODY}({', '.join([_ITEM, *names])}):\n"
         f"        return ({''.join(f'{name}, ' for name in names)})\n"
-        f"    {_STATE} = {_RUN}({_BODY}, None, locals(), {names!r}, {appended!r}, {carried!r}, "
+        f"    {_STATE} = {_LOOPS}.{runner}({_BODY}, None, locals(), {names!r}, {appended!r}, {carried!r}, "
         f"{live!r})\n" + "".join(f"    {name} = {_STATE}[{name!r}]\n" for name in names)
     ).body[0]
     for node in ast.walk(whole):
@@ -330,6 +392,7 @@ def _call(  # noqa: PLR0917 - what the call hands over, in its order
     assert isinstance(body, ast.FunctionDef)
     assert isinstance(call, ast.Assign)
     assert isinstance(call.value, ast.Call)
-    body.body[:0] = loop.body
-    call.value.args[1] = end
+    given = ast.Assign([loop.target], ast.Name(_ITEM, ast.Load()), lineno=loop.target.lineno)
+    body.body[:0] = [given, *loop.body]
+    call.value.args[1] = items
     return whole

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from causal_onnx.export.outcome import handed_over
+from causal_onnx.export.torch_patches.blocks import Blocks
 
 __all__ = ["methods", "replacements"]
 
@@ -113,6 +114,8 @@ def _split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> Sequenc
         count = length // size
         if isinstance(count, int) or count.node.expr.is_number:
             return handed_over(_original_split, tensor, [size] * int(count), dim)  # type: ignore[no-any-return]
+    if is_open and isinstance(size, int) and size > 1:
+        return Blocks(tensor, size, dim % tensor.ndim)
     return handed_over(_original_split, tensor, size, dim)  # type: ignore[no-any-return]
 
 

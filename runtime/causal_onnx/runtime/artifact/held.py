@@ -87,6 +87,9 @@ class Held:
         self._copied = copied
         self.size = 0
         """Bytes of the .onnx file."""
+        self.largest_batch: int | None = None
+        """The most batch rows of a call with which the model was found to be harmless; None: any
+        number, or it was not judged."""
         with contextlib.ExitStack() as undo:
             undo.push(self._stack)
             self._name = name_of(location)

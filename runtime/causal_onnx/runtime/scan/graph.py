@@ -91,6 +91,7 @@ class GraphChecker:
         opsets: Sequence[Message],
         ir_version: int,
         contract: Contract | None = None,
+        rows: int | None = None,
     ) -> None:
         """Prepare.
 
@@ -103,6 +104,8 @@ class GraphChecker:
             contract: What requests are checked against before they reach the graph: which axes are
                 of the same size, and which are never empty. None, when a file is only looked at:
                 the names in the graph say so.
+            rows: The most batch rows that a call may have, fewer than an open axis is judged at.
+                None: any number.
 
         Raises:
             Refused: An operator set or the format is of a version that was not reviewed.
@@ -112,8 +115,11 @@ class GraphChecker:
         self._limits = limits
         self._opsets = _versions(opsets)
         self._contract = contract
-        self._budget = Growth(limits, 0)
+        self._rows = rows
+        self._budget = self._new_budget(0)
         self._axes: dict[str, Number] = {}
+        if rows is not None:
+            self._axes["batch"] = between((1,), (rows,))
         self._nodes = 0
         first, last = IR_VERSIONS
         if not first <= ir_version <= last:
@@ -150,7 +156,7 @@ class GraphChecker:
         for tensor in graph.get("initializer", []):
             self._initializer(tensor, scope, defaults)
         if is_main:
-            self._budget = Growth(self._limits, self._tensors.bytes)
+            self._budget = self._new_budget(self._tensors.bytes)
         for index, node in enumerate(graph.get("node", [])):
             self._nodes += 1
             if self._nodes > self._limits.max_nodes:
@@ -166,6 +172,9 @@ class GraphChecker:
                 raise Refused(f"nothing computes the output {value.get('name', '')!r}")
             outputs.append(found)
         return outputs
+
+    def _new_budget(self, weight_bytes: int) -> Growth:
+        return Growth(self._limits, weight_bytes, rows=self._rows or STATED)
 
     def _define(self, scope: _Scope, name: str, value: Value, *, where: str) -> None:
         if not name:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-__all__ = ["Limits", "Refused"]
+__all__ = ["Limits", "Overrun", "Refused"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +16,9 @@ class Limits:
     max_weight_bytes: int = 64 << 30
     """All tensors together, those in files beside the model included."""
     max_value_elements: int = 1 << 28
-    """Elements of one value, with every axis that the inputs leave open at 16."""
+    """Elements of one value, with every axis that the inputs leave open at 16. Of this limit and
+    the next two: a file that keeps to them with fewer batch rows alone takes no more than 8, 4 or 2
+    in a call."""
     max_memory_bytes: int = 1 << 30
     """All values of a graph together at that size; 16 bytes more for each byte of its weights."""
     max_work: int = 1 << 35
@@ -49,3 +51,7 @@ class Refused(Exception):  # noqa: N818 - becomes an UnsafeFileError, which name
     def __init__(self, found: str, remedy: str = "") -> None:
         super().__init__(found)
         self.found, self.remedy = found, remedy
+
+
+class Overrun(Refused):
+    """It takes too much at the sizes at which it was judged; at smaller ones perhaps not."""

@@ -15,12 +15,15 @@ from causal_onnx.runtime.contract import (
     Contract,
 )
 from causal_onnx.runtime.errors import ArtifactError, UnsafeFileError
-from causal_onnx.runtime.scan.decode import Decoder
+from causal_onnx.runtime.scan.decode import Decoder, Message
 from causal_onnx.runtime.scan.graph import GraphChecker
-from causal_onnx.runtime.scan.limits import Limits, Refused
+from causal_onnx.runtime.scan.limits import Limits, Overrun, Refused
 from causal_onnx.runtime.scan.tensors import TensorChecker
 
 __all__ = ["judge", "scan"]
+
+FEWER_ROWS = (2, 4, 8)
+"""Batch rows at which a file is judged that takes too much at more. Golden vectors have two."""
 
 KEYS = frozenset((CONTRACT_KEY, SOURCE_KEY, GOLDEN_KEY, CERTIFICATE_KEY))
 
@@ -37,7 +40,8 @@ def scan(
         copied: As for `Held`.
 
     Returns:
-        The files that were judged, for `open_session`; to be closed after that.
+        The files that were judged, for `open_session`; to be closed after that. Calls must have no
+        more rows than their `largest_batch`.
 
     Raises:
         ArtifactError: The file is damaged, or is not the one whose header was read.
@@ -62,9 +66,7 @@ def judge(held: Held, artifact: Artifact, limits: Limits, contract: Contract | N
                 "raise it: limits=Limits(max_file_bytes=...)",
             )
         held.check_header(artifact)
-        _check_model(
-            WindowedFile(held.stream), TensorChecker(limits, held), limits, artifact, contract
-        )
+        held.largest_batch = _largest_batch(held, artifact, limits, contract)
     except WireError as error:
         raise ArtifactError(
             f"{name} is not an ONNX model, or the file is damaged: {error}; export or download it "
@@ -78,14 +80,45 @@ def judge(held: Held, artifact: Artifact, limits: Limits, contract: Contract | N
         ) from refusal
 
 
-def _check_model(
-    source: WindowedFile,
-    tensors: TensorChecker,
-    limits: Limits,
-    artifact: Artifact,
-    contract: Contract | None,
-) -> None:
+def _largest_batch(
+    held: Held, artifact: Artifact, limits: Limits, contract: Contract | None
+) -> int | None:
+    """Judge what a file holds: the most rows of a call for which it passes; None: any number."""
+    source = WindowedFile(held.stream)
     model = Decoder(source, max_fields=limits.max_fields).message("model", 0, source.size)
+    _check_model(model, artifact)
+    contract = artifact.contract if contract is None else contract
+
+    def check(rows: int | None) -> None:
+        GraphChecker(
+            source,
+            TensorChecker(limits, held),
+            limits,
+            opsets=model.get("opset_import", []),
+            ir_version=model.get("ir_version", 0),
+            contract=contract,
+            rows=rows,
+        ).check(model["graph"])
+
+    try:
+        check(None)
+    except Overrun as overrun:
+        if contract is None or not any("batch" in spec.axes for spec in contract.inputs):
+            raise
+        found = None
+        for rows in FEWER_ROWS:
+            try:
+                check(rows)
+            except Refused:
+                break
+            found = rows
+        if found is None:
+            raise overrun
+        return found
+    return None
+
+
+def _check_model(model: Message, artifact: Artifact) -> None:
     unknown = sorted(set(artifact.header.metadata) - KEYS)
     if unknown:
         raise Refused(
@@ -100,11 +133,3 @@ def _check_model(
         )
     if "training_info" in model or "configuration" in model:
         raise Refused("it has training graphs or placements on devices, which exports do not have")
-    GraphChecker(
-        source,
-        tensors,
-        limits,
-        opsets=model.get("opset_import", []),
-        ir_version=model.get("ir_version", 0),
-        contract=artifact.contract if contract is None else contract,
-    ).check(model["graph"])

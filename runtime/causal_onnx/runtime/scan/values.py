@@ -88,7 +88,9 @@ class Node:
     work: float = 0
     """Multiplications, and steps that take as long."""
     scratch: float = 0
-    """Bytes that it needs besides its outputs."""
+    """Bytes that it needs besides its outputs, and may keep."""
+    transient: float = 0
+    """Bytes that it needs besides its outputs while it runs."""
     ints: dict[str, list[int]] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError, RunError
 from causal_onnx.runtime.request.adapters import Adapters
 from causal_onnx.runtime.request.example import make_request
-from causal_onnx.runtime.request.request import RequestChecker
+from causal_onnx.runtime.request.request import RequestChecker, check_batch
 from causal_onnx.runtime.scan import Limits, scan
 from causal_onnx.runtime.session import bfloat16
 from causal_onnx.runtime.session.denormals import run_flushed
@@ -120,9 +120,12 @@ class Runner:
         device: Device,
         options: LoadOptions,
         loaded_from: Mapping[str, tuple[int, ...]],
+        largest_batch: int | None = None,
     ) -> None:
         self.loaded_from = loaded_from
         """The files that were judged and loaded, by name: what tells one from another."""
+        self.largest_batch = largest_batch
+        """The most rows of a call, as the scan found; None: any number."""
         self.artifact = artifact
         self.contract = contract
         self.session = session
@@ -133,6 +136,9 @@ class Runner:
         self._pid = os.getpid()
         self._output_names = [spec.name for spec in contract.outputs]
         self._output_batch_axes = {spec.name: spec.axis_of("batch") for spec in contract.outputs}
+        self._input_batch_axes = {
+            spec.name: spec.axes.index("batch") for spec in contract.inputs if "batch" in spec.axes
+        }
         self._has_bfloat16 = any(
             spec.dtype == "bfloat16" for spec in (*contract.inputs, *contract.outputs)
         )
@@ -254,6 +260,7 @@ class Runner:
             device=device,
             options=options,
             loaded_from={} if held is None else held.identities,
+            largest_batch=None if held is None else held.largest_batch,
         )
 
     @functools.cached_property
@@ -268,6 +275,7 @@ class Runner:
             cast=self.options.cast,
             check_finite=self.options.check_finite,
             batch=batch,
+            largest_batch=self.largest_batch,
         )
 
     @property
@@ -317,9 +325,11 @@ class Runner:
         """Run with all inputs by name, as the graph wants them.
 
         Raises:
+            ValueError: There are more rows than the file was judged for.
             RunError: onnxruntime failed.
         """
         self._refuse_forked()
+        self._check_rows(feeds)
         return dict(zip(self._output_names, self._outputs(feeds, self._output_names), strict=True))
 
     def new_binding(self) -> Any:
@@ -327,12 +337,14 @@ class Runner:
         return self.session.io_binding()
 
     def run_bound(self, binding: Any, feeds: Mapping[str, Array | DeviceMemory]) -> None:
-        """Run with inputs and outputs bound already; `feeds` is for the message of an error.
+        """Run with inputs and outputs bound already; `feeds` are the inputs, for their shapes.
 
         Raises:
+            ValueError: There are more rows than the file was judged for.
             RunError: onnxruntime failed.
         """
         self._refuse_forked()
+        self._check_rows(feeds)
         try:
             self._call(lambda: self.session.run_with_iobinding(binding))
         except self._errors as error:
@@ -363,6 +375,13 @@ class Runner:
                 "this model was loaded before os.fork(), which does not copy the threads of its "
                 "session; load it in the child process, or start processes with 'spawn'"
             )
+
+    def _check_rows(self, feeds: Mapping[str, Array | DeviceMemory]) -> None:
+        """Of inputs that no checker has seen as they are: calls that were joined, and streams."""
+        if self.largest_batch is not None:
+            for name, axis in self._input_batch_axes.items():
+                if name in feeds:
+                    check_batch(feeds[name].shape[axis], self.largest_batch)
 
     def _failed(self, feeds: Mapping[str, Array | DeviceMemory], error: Exception) -> RunError:
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())

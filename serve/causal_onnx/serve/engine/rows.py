@@ -74,8 +74,9 @@ def open_rows(model: Model, *, count: int, capacity: int) -> Rows:
     They share buffers and are decoded together where the model's cache allows it, and where some
     number of rows gives the same bits as others; elsewhere each has a stream of its own.
     """
-    if count > 1 and RowPool.fits(model.runner):
-        sizes = equal_sizes(model, count=count, capacity=capacity)
+    together = min(count, model.runner.largest_batch or count)
+    if together > 1 and RowPool.fits(model.runner):
+        sizes = equal_sizes(model, count=together, capacity=capacity)
         if len(sizes) > 1:
             return PooledRows(model, count=sizes[-1], capacity=capacity, sizes=sizes)
     return SeparateRows(model, count=count, capacity=capacity)

@@ -71,6 +71,7 @@ class TensorEngine(QueuedEngine[_Request]):
         self._batches = all(
             spec.axis_of("batch") is not None for spec in (*contract.inputs, *contract.outputs)
         )
+        self._most_rows = min(self.options.rows, model.runner.largest_batch or self.options.rows)
         self._equal: OrderedDict[tuple[object, ...], bool] = OrderedDict()
         """A kind of request and the rows of each -> whether together they have their own bits."""
         self.calls = 0
@@ -160,7 +161,7 @@ class TensorEngine(QueuedEngine[_Request]):
                     fits = not items or (
                         self._batches
                         and item.kind == first.kind
-                        and rows + item.rows <= self.options.rows
+                        and rows + item.rows <= self._most_rows
                     )
                     if not fits:
                         kept.append(item)

@@ -46,7 +46,7 @@ def _shown(size: Number) -> str:
 def _attend(node: Node, scores: Value, widths: Number) -> None:
     """What all scores cost, which are held at once."""
     node.work += scores.elements * (extent(widths) + 32)
-    node.scratch += 3 * scores.elements * 4
+    node.transient += 3 * scores.elements * 4
 
 
 def _past(node: Node, index: int) -> Number:
@@ -92,7 +92,7 @@ def attention(node: Node) -> list[Value]:
     values = node.result(query.dtype, (batch, kv_heads, total, value_width))
     scores = node.result(query.dtype, (batch, heads, seq, total))
     _attend(node, scores, multiply(hull([width, value_width]), 2))
-    node.scratch += 2 * (keys.bytes + values.bytes) * copies + result.bytes * 4
+    node.transient += 2 * (keys.bytes + values.bytes) * copies + result.bytes * 4
     return [result, keys, values, scores][: max(node.outputs, 1)]
 
 
@@ -132,7 +132,7 @@ def grouped_query(node: Node) -> list[Value]:
     present = node.result(query.dtype, (batch, kv_heads, total, width))
     scores = node.result(query.dtype, (batch, heads, seq, total))
     _attend(node, scores, multiply(width, 2))
-    node.scratch += query.bytes * 4 + result.bytes * 2
+    node.transient += query.bytes * 4 + result.bytes * 2
     return [result, present, present, scores][: max(node.outputs, 1)]
 
 
@@ -167,7 +167,7 @@ def multi_head(node: Node) -> list[Value]:
     values = node.result(query.dtype, (batch, heads, total, value_width))
     scores = node.result(query.dtype, (batch, heads, seq, total))
     _attend(node, scores, multiply(hull([width, value_width]), 2))
-    node.scratch += 3 * (keys.bytes + values.bytes) + result.bytes * 4
+    node.transient += 3 * (keys.bytes + values.bytes) + result.bytes * 4
     return [result, keys, values][: max(node.outputs, 1)]
 
 
@@ -193,7 +193,7 @@ def linear_attention(node: Node) -> list[Value]:
     state = node.result(query.dtype, (batch, kv_heads, width, value_width))
     steps = node.result(query.dtype, (batch, seq, multiply(width, heads), value_width))
     node.work += steps.elements * 4
-    node.scratch += state.bytes * 2 + result.bytes
+    node.transient += state.bytes * 2 + result.bytes
     return [result, state][: max(node.outputs, 1)]
 
 
@@ -223,7 +223,8 @@ def contrib_attention(node: Node) -> list[Value]:
     result = node.result(value.dtype, (batch, seq, sizes[2]))
     present = node.result(value.dtype, (2, batch, heads, total, hull(widths)))
     node.work += extent(batch) * extent(seq) * extent(weight.shape[0]) * int(columns)
-    node.scratch += 3 * node.result(value.dtype, projected).bytes + weight.bytes
+    node.transient += 3 * node.result(value.dtype, projected).bytes
+    node.scratch += weight.bytes
     scores = node.result(value.dtype, (batch, heads, seq, total))
     _attend(node, scores, multiply(hull(widths), 2))
     return [result, present][: max(node.outputs, 1)]
@@ -247,5 +248,5 @@ def rotary_embedding(node: Node) -> list[Value]:
     if node.number("is_packed_batching", 0):
         node.refuse("has packed rows, which exports do not have")
     half = divide(value.shape[-1], 2)
-    node.scratch += extent(half) * 8
+    node.transient += extent(half) * 8
     return [node.result(value.dtype, value.shape)]

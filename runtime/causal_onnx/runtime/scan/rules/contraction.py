@@ -108,8 +108,8 @@ def einsum(node: Node) -> list[Value]:
         node.refuse(f"has the equation {text[:80]!r}, expected '...' in all terms or in none")
     dots = "0123456789"[:hidden]
     sizes: dict[str, Number] = {}
-    for index, part in enumerate(terms):
-        letters = part.replace("...", dots)
+    terms = [part.replace("...", dots) for part in terms]
+    for index, letters in enumerate(terms):
         value = node.ranked(index, len(letters))
         node.nonempty(value)
         for letter, size in zip(letters, value.shape, strict=True):
@@ -121,19 +121,23 @@ def einsum(node: Node) -> list[Value]:
     joined = "".join(terms)
     last = match[2]
     if last is None:
-        last = "..." * ("..." in joined) + "".join(
+        last = "..." * ("..." in match[1]) + "".join(
             sorted(x for x in sizes if joined.count(x) == 1 and x not in dots)
         )
     last = last.replace("...", dots)
     if len(set(last)) != len(last) or not set(last) <= set(sizes):
         node.refuse(f"has the equation {text[:80]!r}, whose result is none of its axes, once each")
     result = node.result(node.input(0).dtype, [sizes[letter] for letter in last])
-    # Tensors are multiplied one after the other, each product with all axes that are still needed.
-    whole = math.prod(extent(size) for size in sizes.values())
-    node.work += whole * _cost(result.dtype) * max(len(terms) - 1, 1)
-    if len(terms) > 2:
-        node.scratch += whole * 8
-    node.scratch += 2 * sum(node.input(index).bytes for index in range(len(terms)))
+    # Tensors are multiplied one after the other. An axis is summed over with the last tensor that
+    # has it, if the result has not. Each tensor and product may be there in two orders of its axes.
+    node.transient += 2 * sum(node.input(index).bytes for index in range(len(terms)))
+    kept = terms[0]
+    for place, letters in enumerate(terms[1:] or [""], 1):
+        both = set(kept + letters)
+        node.work += math.prod(extent(sizes[x]) for x in both) * _cost(result.dtype)
+        kept = "".join(sorted(both.intersection("".join([last, *terms[place + 1 :]]))))
+        node.transient += 2 * node.result(result.dtype, [sizes[x] for x in kept]).bytes
+    node.transient -= result.bytes  # which is one of the last two
     return [result]
 
 
@@ -211,7 +215,7 @@ def conv(node: Node) -> list[Value]:
     each = depth * math.prod(kernel)
     node.work += result.elements * each * (_cost(value.dtype) + 1)
     # The input unfolded, once for each kernel position.
-    node.scratch += math.prod(map(extent, places)) * depth * groups * math.prod(kernel) * 4
+    node.transient += math.prod(map(extent, places)) * depth * groups * math.prod(kernel) * 4
     return [result]
 
 
@@ -248,7 +252,7 @@ def conv_transpose(node: Node) -> list[Value]:
         places.append(_positive(node, whole))
     result = node.result(value.dtype, (value.shape[0], filters * groups, *places))
     node.work += value.elements * filters * math.prod(kernel) * (_cost(value.dtype) + 1)
-    node.scratch += value.elements * filters * math.prod(kernel) * 4
+    node.transient += value.elements * filters * math.prod(kernel) * 4
     return [result]
 
 
@@ -311,5 +315,6 @@ def recurrent(node: Node) -> list[Value]:
     full = node.result(value.dtype, (seq, both, batch, hidden))
     last = node.result(value.dtype, (both, batch, hidden))
     node.work += full.elements * gates * (extent(width) + hidden + 32)
-    node.scratch += full.bytes * gates * 4 + weight.bytes + recurrence.bytes
+    node.transient += full.bytes * gates * 4
+    node.scratch += weight.bytes + recurrence.bytes
     return [full, last, last][: max(node.outputs, 1)]
