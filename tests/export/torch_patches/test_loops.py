@@ -104,7 +104,7 @@ def in_blocks_that_are_named_first(x: Tensor) -> Tensor:
     blocks, rows = x.mT.split(16, -1), []
     for block in blocks:
         block = block - 1  # noqa: PLW2901 - so it stands in modules of others
-        rows.append(block.cumsum(-1) * block.shape[-1])
+        rows.append(block.cumsum(-1))
     return torch.cat(rows, dim=-1).mT
 
 
@@ -269,6 +269,19 @@ def has_blocks_of_several_sizes(x: Tensor) -> Tensor:
         (reads_the_block_before, "it computes with its index"),
         (reads_its_state_afterwards, "h is read afterwards, and the last block may be shorter"),
         (has_blocks_of_several_sizes, "its blocks are of several sizes"),
+    ],
+)
+def test_a_step_over_blocks_that_is_none_of_a_scan_is_refused(
+    function: Callable[[Tensor], Tensor], reason: str, tmp_path: Path
+) -> None:
+    message = rf"blocks of positions .* at \S*test_loops\.py:\d+ \(for .*: {reason}. Remedy.*unflatten"
+    with pytest.raises(ExportError, match=message):
+        export(Applied(function).eval(), tmp_path / "m.onnx", example=sample(5))
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
         (reads_another_position, "it reads more than its own position of a tensor"),
         (counts, "it computes with its index"),
     ],

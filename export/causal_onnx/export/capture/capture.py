@@ -30,6 +30,7 @@ from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, free_axes, make_inputs
 from causal_onnx.export.source.module import Observed, Source
 from causal_onnx.export.source.probe import runs
+from causal_onnx.export.torch_patches.blocks import BlocksError, watching_blocks
 from causal_onnx.export.torch_patches.loop_scan import why_not
 from causal_onnx.export.torch_patches.patched import patched
 from causal_onnx.export.torch_patches.translator import listed_once, tried_where_they_can_match
@@ -167,14 +168,20 @@ def attempts(
         (STRICT, lambda s, x: _trace_strict(s, axes, x)),
         (WARM, lambda s, x: _trace(_filled(s, specs, sizes, longest), axes, x, opset)),
     ]
+    longer = None
     for name, trace in ways:
         sized: list[str] = []
         twin, inputs = source.fresh(), make_inputs(specs, sizes)
         twin.alike = _axes_alike(specs)
         stage = Stage.TRACE
+        blocks: list[int] = []
         try:
             with _quiet(), torch.no_grad(), watching_sizes(sized):
-                program = ask(trace, twin, inputs)
+                with watching_blocks(blocks):
+                    program = ask(trace, twin, inputs)
+                longer = _longer(source, specs, sizes, max(blocks, default=0))
+                if longer is not None:
+                    break
                 if isinstance(program, Refusal):
                     raise _explained(program.error, source, sized, None)
                 stage = Stage.DOMAIN
@@ -188,11 +195,28 @@ def attempts(
             # without the replacements, so what its translation lacks is no news of the module.
             most = Stage.TRACE if name == STRICT else stage
             yield error.at(min(most, stage, error.stage))
+            if isinstance(error, BlocksError):
+                return
             continue
         del program, twin  # while the graph is proved, they would hold what no one needs
         write_running(model)
         _name_axes(model, specs, observed.output_names)
         yield Capture(model=model, domain=domain, way=name)
+    if longer is not None:
+        yield from attempts(source, specs, longer, observed, opset=opset)
+
+
+def _longer(
+    source: Source, specs: Sequence[InputSpec], sizes: CallSizes, block: int
+) -> CallSizes | None:
+    """Sizes with more positions than a block has; None where there are, or the module has none."""
+    widths = {n for tensor in (*source.parameters(), *source.buffers()) for n in tensor.shape}
+    if sizes.seq > block:
+        return None
+    used = {sizes.batch, sizes.past, *(size for _, size in sizes.free)}
+    lengths = [n for n in range(block + 2, 2 * block) if n not in used] or [block + 1]
+    found = replace(sizes, seq=next((n for n in lengths if n not in widths), lengths[0]))
+    return found if runs(source, specs, found) else None
 
 
 def _trace(
@@ -488,10 +512,7 @@ _REMEDIES = (
         "masks and positions from x.shape with torch.arange; a loop is captured if it is "
         "`for t in range(x.shape[1])` and each step reads and writes tensors at t alone, carries "
         "tensors of one shape to the next, and appends one tensor to a list; or if it is `for block "
-        "in x.split(size, dim=1)` or `for i in range(0, x.shape[1], size)`, with x[:, i : i + size] "
-        "alone. A loop that reads other blocks is written without one: pad with F.pad(x, (0, 0, 0, "
-        "-x.shape[1] % size)), give each block an axis with x.unflatten(1, (-1, size)), shift blocks "
-        "along it, and cut the result",
+        "in x.split(size, dim=1)`, or `for i in range(0, x.shape[1], size)` with x[:, i : i + size]",
     ),
     (
         "data",

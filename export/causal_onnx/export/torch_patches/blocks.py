@@ -8,28 +8,65 @@ That it is so is checked on the graph, at lengths that are no multiples of the p
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from causal_onnx.export.outcome import handed_over
+from causal_onnx.export.errors import ExportError
+from causal_onnx.export.torch_patches.user_code import user_line
 
-__all__ = ["Blocks", "Numbered", "Starts", "Zipped", "numbered", "padded", "starts", "zipped"]
+__all__ = [
+    "Blocks", "BlocksError", "Numbered", "Starts", "Zipped", "note_length", "numbered", "padded",
+    "starts", "watching_blocks", "zipped",
+]  # fmt: skip
 
-_original_split = Tensor.split
+_one_block: ContextVar[list[int] | None] = ContextVar("_one_block", default=None)
+
+
+@contextlib.contextmanager
+def watching_blocks(sizes: list[int]) -> Iterator[None]:
+    """Inside, put into `sizes` that of each block which holds all positions of the example.
+
+    PyTorch takes a number that is 1 for one that is always 1: such an example says nothing of a
+    second block.
+    """
+    token = _one_block.set(sizes)
+    try:
+        yield
+    finally:
+        _one_block.reset(token)
+
+
+def note_length(length: Any, size: int) -> None:
+    """Take note where the example has one block alone."""
+    found = _one_block.get()
+    if found is not None and length.node.hint <= size:
+        found.append(size)
+
+
+class BlocksError(ExportError):
+    """Blocks of positions are used otherwise than in a loop that is a Scan: no way captures that."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"a loop over blocks of positions cannot be captured at {user_line()}: {reason}. Remedy: "
+            "let each step of a `for` read and write its own block alone, carry tensors of one "
+            "shape to the next, and append one tensor to a list; or write it without a loop: pad "
+            "with F.pad(x, (0, 0, 0, -x.shape[1] % size)), give the blocks an axis of their own "
+            "with x.unflatten(1, (-1, size)), shift them along it where one reads another, and cut "
+            "the result to x.shape[1]"
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks(Sequence[Tensor]):
-    """What `tensor.split(size, axis)` gives, along an axis of any size.
-
-    To a loop it is a Scan over them. Whatever else is done with it fixes the length, as PyTorch's
-    own `split` does.
-    """
+    """What `tensor.split(size, axis)` gives, along an axis of any size: for a loop alone."""
 
     tensor: Tensor
     size: int
@@ -40,21 +77,14 @@ class Blocks(Sequence[Tensor]):
         """Of all blocks together."""
         return self.tensor.shape[self.axis]
 
-    def _parts(self) -> Sequence[Tensor]:
-        return handed_over(_original_split, self.tensor, self.size, self.axis)  # type: ignore[no-any-return]
+    def __len__(self) -> NoReturn:
+        raise BlocksError("the number of blocks depends on the length")
 
-    def __len__(self) -> int:
-        return len(self._parts())
+    def __iter__(self) -> NoReturn:
+        raise BlocksError("they are read outside of such a `for`")
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._parts())
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        return self._parts()[index]
+    def __getitem__(self, index: Any) -> NoReturn:
+        raise BlocksError("one of them is read by its number")
 
 
 @dataclass(frozen=True)

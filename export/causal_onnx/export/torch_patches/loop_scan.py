@@ -22,7 +22,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from causal_onnx.export.outcome import handed_over
-from causal_onnx.export.torch_patches.blocks import Blocks, Numbered, Starts, Zipped, padded
+from causal_onnx.export.torch_patches.blocks import (
+    Blocks,
+    BlocksError,
+    Numbered,
+    Starts,
+    Zipped,
+    note_length,
+    padded,
+)
 
 __all__ = ["replacements", "run", "run_blocks", "why_not"]
 
@@ -70,10 +78,19 @@ class _Rows:
 
     def joined(self, dim: int) -> Tensor:
         axis = dim % (self.stacked.ndim - 1)
-        whole = self.stacked.movedim(0, axis).flatten(axis, axis + 1)
+        whole = _joined(self.stacked, axis)
         if self.length is None or self.stacked.shape[axis + 1] != self.size:
             return whole
         return whole.narrow(axis, 0, self.length)
+
+
+def _joined(stacked: Tensor, axis: int) -> Tensor:
+    """The steps in front become positions along an axis.
+
+    A copy has strides that need no question: "number of blocks != 1".
+    """
+    moved = stacked.movedim(0, axis)
+    return moved.clone(memory_format=torch.contiguous_format).flatten(axis, axis + 1)
 
 
 def _arange(*ends: Any, dtype: Any = None, device: Any = None, **options: Any) -> Any:
@@ -95,7 +112,6 @@ def _cat(tensors: Any, dim: int = 0, **options: Any) -> Any:
     dim = options.pop("axis", dim)
     if isinstance(tensors, _Rows):
         return tensors.joined(dim)
-    tensors = tuple(tensors) if isinstance(tensors, Blocks) else tensors
     return handed_over(_original_cat, tensors, dim, **options)
 
 
@@ -124,10 +140,13 @@ def run(  # noqa: PLR0917 - what the rewritten loop hands over, in its order
     """
     values = {name: known.get(name, _UNSET) for name in names}
     if isinstance(count, torch.SymInt) and not count.node.expr.is_number:
-        loop = _Loop(step, count, values, set(appended), set(carried), set(live))
-        found = _as_scan(loop)
-        if found is not None:
-            return found
+        try:
+            loop = _Loop(step, count, values, set(appended), set(carried), set(live))
+            return loop.run()
+        except _NoStepError as error:  # step by step, as it stands
+            code = getattr(step, "__code__", None)
+            if code is not None:
+                _refused[code.co_filename, code.co_firstlineno] = str(error)
     return _by_steps(step, range(count), values)
 
 
@@ -153,18 +172,18 @@ def run_blocks(  # noqa: PLR0917 - as for `run`
 
     Returns:
         The values of `names` after the loop.
+
+    Raises:
+        BlocksError: They are blocks, and the body is no step of a Scan.
     """
     values = {name: known.get(name, _UNSET) for name in names}
-    if isinstance(items, Blocks | Starts | Zipped | Numbered):
-        try:
-            loop = _loop_over(items, step, values, set(appended), set(carried), set(live))
-        except _NoStepError as error:
-            _note(step, error)
-        else:
-            found = _as_scan(loop)
-            if found is not None:
-                return found
-    return _by_steps(step, items, values)
+    if not isinstance(items, Blocks | Starts | Zipped | Numbered):
+        return _by_steps(step, items, values)
+    try:
+        loop = _loop_over(items, step, values, set(appended), set(carried), set(live))
+        return loop.run()
+    except _NoStepError as error:
+        raise BlocksError(str(error)) from error
 
 
 def _loop_over(  # noqa: PLR0917 - those of `run_blocks`
@@ -185,6 +204,7 @@ def _loop_over(  # noqa: PLR0917 - those of `run_blocks`
     for other in others:
         if other.size != size or not statically_known_true(other.length == length):
             raise _NoStepError("its blocks are of several sizes")
+    note_length(length, size)
     start = _Position(size=size, length=length, numbers=torch.arange(length))
     item = functools.partial(_item, items, start)
     return _Loop(step, None, values, appended, carried, live, item, size, length)
@@ -209,21 +229,6 @@ def _item(items: Any, start: _Position) -> Any:
     if isinstance(items, Starts):
         return start
     return items.tensor[(*(slice(None),) * items.axis, slice(start, start + start.size))]
-
-
-def _as_scan(loop: _Loop) -> dict[str, Any] | None:
-    """The values after a loop that is a Scan; None where it is none."""
-    try:
-        return loop.run()
-    except _NoStepError as error:
-        _note(loop.step, error)
-        return None
-
-
-def _note(step: _Step, error: _NoStepError) -> None:
-    code = getattr(step, "__code__", None)
-    if code is not None:
-        _refused[code.co_filename, code.co_firstlineno] = str(error)
 
 
 def _by_steps(step: _Step, items: Iterable[Any], values: dict[str, Any]) -> dict[str, Any]:
@@ -266,17 +271,12 @@ class _Position:
             return _Position(self.size, size=self.size, length=self.length)
         raise _NoStepError("it computes with its index")
 
-    def __lt__(self, other: Any) -> bool:
-        """`min(start + size, length)` is the end of a block, of which what is there is read."""
-        return self._is_end_before(other)
-
-    def __gt__(self, other: Any) -> bool:
-        return not self._is_end_before(other)
-
-    def _is_end_before(self, other: Any) -> bool:
-        is_end = self.offset and self.length is not None and isinstance(other, torch.SymInt)
-        if is_end and statically_known_true(other == self.length):
-            return True
+    def at_most(self, other: Any) -> _Position:
+        """`min(start + size, length)`: the end of a block, of which what is there is read."""
+        if self.offset and isinstance(other, torch.SymInt) and self.length is not None:
+            # By their expressions: within a Scan's body nothing may be computed from outside of it.
+            if other.node.expr == self.length.node.expr:
+                return self
         raise _NoStepError("it computes with its index")
 
     __radd__ = __add__
@@ -286,7 +286,7 @@ class _Position:
 
     __index__ = __int__ = __float__ = __bool__ = __neg__ = __sub__ = __rsub__ = _refuse
     __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __floordiv__ = __mod__ = __pow__ = _refuse
-    __eq__ = __ne__ = __le__ = __ge__ = _refuse
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
     __hash__ = object.__hash__
 
 
@@ -379,6 +379,10 @@ class _Seen(TorchFunctionMode):
             result = self._entry(args[0], place)
         elif func is Tensor.__setitem__ and (place := _place(*args[:2])) is not None:
             return self._write(args[0], place, args[2])
+        elif func is torch.sym_min and (ends := [x for x in args if isinstance(x, _Position)]):
+            # What `min` is while PyTorch traces.
+            (other,) = (x for x in args if x is not ends[0])
+            return ends[0].at_most(other)
         else:
             self._refuse_changes(func, args, kwargs)
             own_args, own_kwargs = pytree.tree_map(self._own, (args, kwargs))
@@ -567,9 +571,11 @@ class _Loop:
         for name in starts:
             values[name] = found.pop(0)
         for (_, axis), (tensor, _) in seen.written.items():
-            stacked = found.pop(0).movedim(0, axis)
+            stacked = found.pop(0)
             if self.size > 1:
-                stacked = stacked.flatten(axis, axis + 1).narrow(axis, 0, self.length)
+                stacked = _joined(stacked, axis).narrow(axis, 0, self.length)
+            else:
+                stacked = stacked.movedim(0, axis)
             if not statically_known_true(tensor.shape[axis] == self.positions):
                 rest = tensor.narrow(axis, self.positions, tensor.shape[axis] - self.positions)
                 stacked = torch.cat((stacked, rest), axis)

@@ -224,9 +224,9 @@ class _Loops:
                 func=ast.Name("range"), args=[ast.Constant(value=0), end, size], keywords=[]
             ) if not isinstance(size, ast.Constant) or size.value != 1:
                 return _ours("starts", [end, size], iterated)
-            case ast.Call(func=ast.Attribute(attr="split")):
-                return iterated
             case ast.Name(name) if name in self._splits:
+                return iterated
+            case _ if _is_split(iterated):
                 return iterated
             case ast.Call(func=ast.Name("zip" | "enumerate" as name), args=[_, *_], keywords=given):
                 first = iterated.args if name == "zip" else iterated.args[:1]
@@ -241,16 +241,26 @@ class _Loops:
     @functools.cached_property
     def _splits(self) -> set[str]:
         """The names to which the function assigns what a `split` gives."""
-        return {
-            target.id
+        pairs = [
+            (target, node.value)
             for node in ast.walk(self.function)
             if isinstance(node, ast.Assign)
-            and isinstance(node.value, ast.Call)
-            and isinstance(node.value.func, ast.Attribute)
-            and node.value.func.attr == "split"
             for target in node.targets
-            if isinstance(target, ast.Name)
+        ]
+        for target, value in pairs:
+            if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+                pairs += zip(target.elts, value.elts, strict=False)
+        return {
+            target.id
+            for target, value in pairs
+            if isinstance(target, ast.Name) and _is_split(value)
         }
+
+
+def _is_split(value: ast.expr) -> bool:
+    """Whether it calls something of the name `split`."""
+    function = value.func if isinstance(value, ast.Call) else None
+    return isinstance(function, ast.Attribute) and function.attr == "split"
 
 
 def _ours(
