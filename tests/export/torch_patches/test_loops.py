@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from causal_onnx.export import ExportError, export
 from causal_onnx.export.torch_patches.loops import functions_of, rewritten
 from tests.export.quick import quick_export
+from tests.zoo import entry
 
 WIDTH = 8
 
@@ -162,6 +163,16 @@ def test_a_loop_over_positions_is_right_at_every_length(
     for seq in (1, 2, 4, 15, 30, 32):
         wanted = function(sample(seq)).numpy()
         np.testing.assert_allclose(model(sample(seq).numpy()), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_loop_over_blocks_goes_on_from_its_cache(tmp_path: Path) -> None:
+    item = entry("scan_queries_in_blocks")  # whose steps read all keys, from outside of the Scan
+    (x,) = item.inputs(2, 11)
+    model = quick_export(item.factory().eval(), tmp_path / "m.onnx", example=x, cache=True)
+    stream, wanted = model.stream(batch=2), item.factory().eval()(x).detach().numpy()
+    for start, end in ((0, 3), (3, 4), (4, 9), (9, 10), (10, 11)):
+        found = stream(x[:, start:end].numpy())
+        np.testing.assert_allclose(found, wanted[:, start:end], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("function", TAKEN)

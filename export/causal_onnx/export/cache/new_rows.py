@@ -16,6 +16,7 @@ from causal_onnx.export.cache.row_lookup import RaggedError, RowPlan, plan_rows
 from causal_onnx.export.cache.row_operands import rows_of_operands
 from causal_onnx.export.cache.spans import BATCH, own_axis
 from causal_onnx.export.graph.position_region import PositionRegion
+from causal_onnx.export.graph.subgraphs import outer_values
 
 __all__ = ["NewRows"]
 
@@ -112,7 +113,7 @@ class NewRows:
             node = value.producer()
             if node in self._inside:
                 assert node is not None
-                stack.extend(v for v in node.inputs if v is not None)
+                stack.extend(v for v in (*node.inputs, *outer_values(node)) if v is not None)
         return found
 
     def write(

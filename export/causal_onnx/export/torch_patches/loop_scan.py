@@ -564,7 +564,8 @@ class _Loop:
                 body,
                 [value.clone().contiguous() for value in starts.values()],
                 lines,
-                tuple(seen.whole.values()),
+                # "scan might be aliasing": parts of one tensor, as keys and values often are.
+                tuple(x.clone() if x._is_view() else x for x in seen.whole.values()),
             )
         )
         values = dict(self.values)
