@@ -18,6 +18,7 @@ TOGETHER = (
     "tests/export/test_adapters.py",
     "tests/export/test_encoder_decoder.py",
     "tests/export/test_encoder_decoder_checkpoint.py",
+    "tests/exported/test_first_positions.py",
     "tests/exported/test_generate.py",
     "tests/exported/test_generate_huggingface.py",
     "tests/exported/test_interrupts.py",

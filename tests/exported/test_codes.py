@@ -28,6 +28,18 @@ class ListOfLogits(First):
         return super().forward(codes).unbind(1)
 
 
+class Described(First):
+    """The same, with what describes the first positions: (batch, seq, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed.append(torch.nn.Linear(4, DIM, bias=False))
+
+    def forward(self, codes: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        x = self.hidden((*codes.unbind(1), text))
+        return torch.stack([head(x) for head in self.heads], 1)
+
+
 @dataclass(frozen=True)
 class Subject:
     module: Books
@@ -335,3 +347,21 @@ def test_musicgen_writes_what_transformers_writes(
     assert len(set(found.ids[0])) > 3
     if not rest[0]:
         assert model.generate_codes(**options) == found
+
+
+def test_codes_follow_what_describes_the_first_positions(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    module = Described().eval()
+    codes, text = torch.tensor([PROMPT]), torch.randn(1, 3, 4) * 3
+    example = (codes.repeat(2, 1, 1), torch.randn(2, 4, 4))
+    axes = [{0: "batch", 2: "seq"}, {0: "batch", 1: "seq"}]
+    model = quick_export(module, tmp_path / "m.onnx", example=example, axes=axes, cache=True)
+    with torch.no_grad():
+        while codes.shape[2] < len(PROMPT[0]) + 8:
+            whole = torch.nn.functional.pad(text, (0, 0, 0, codes.shape[2] - 3))
+            codes = torch.cat([codes, module(codes, whole)[:, :, -1:].argmax(-1)], 2)
+    found = model.generate_codes(PROMPT, max_new_frames=8, inputs={"text": text.numpy()})
+    assert as_lists(found.ids) == codes[0, :, len(PROMPT[0]) :].tolist()
+    assert found.ids != model.generate_codes(PROMPT, max_new_frames=8, inputs={"text": [None]}).ids
+    with pytest.raises(ValueError, match=r"the prompt has 1 positions, .* for the first 3"):
+        model.generate_codes([[1], [2], [3]], inputs={"text": text.numpy()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,4 +178,18 @@ def test_values_are_checked_where_that_was_asked_for(subject: Subject, steps: li
     stream = load(subject.path, threads=1, check_finite=True).stream()
     for position in range(4):
         subject.expect(0, position, stream(subject.ids[:1, position : position + 1])[0, 0])
+    assert not steps
+
+
+def test_a_range_is_checked_in_each_step(subject: Subject, steps: list[int]) -> None:
+    contract = subject.model.contract
+    ids = replace(contract.inputs[0], vocab_size=None, kind="values", value_range=(0, VOCAB))
+    model = load(
+        subject.path, threads=1, contract=replace(contract, inputs=(ids, *contract.inputs[1:]))
+    )
+    stream = model.stream()
+    for position in range(4):
+        stream(subject.ids[:1, position : position + 1])
+    with pytest.raises(ValueError, match=f"expected values in .0, {VOCAB}."):
+        stream(np.array([[VOCAB]]))
     assert not steps

@@ -1,4 +1,4 @@
-"""Inputs that stay for a stream: which may, and what is left of the contract."""
+"""What is left of a contract where inputs are given beforehand, and what rows began with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from causal_onnx.runtime import Contract, TensorSpec
 from causal_onnx.runtime.contract import CachePair, FreeAxis
-from causal_onnx.runtime.stream.staying import Begun, staying_inputs, without_inputs
+from causal_onnx.runtime.stream.staying import Begun, without_inputs
 
 IDS = TensorSpec(name="ids", dtype="int64", axes=("batch", "seq"), vocab_size=7)
 MEMORY = TensorSpec(name="memory", dtype="float32", axes=("batch", "frames", 2))
@@ -19,35 +19,6 @@ ECHO = TensorSpec(name="echo", dtype="float32", axes=("batch", "frames", 2))
 CONTRACT = Contract(
     inputs=(IDS, MEMORY, SCALE), outputs=(OUT, ECHO), free_axes=(FreeAxis(name="frames"),)
 )
-
-
-def test_one_row_is_given_to_all_rows_of_the_batch() -> None:
-    memory = np.arange(6, dtype=np.float32).reshape(1, 3, 2)
-    found = staying_inputs(CONTRACT, {"memory": memory, "scale": [2.0]}, 4)
-    np.testing.assert_array_equal(found["memory"], memory.repeat(4, 0))
-    np.testing.assert_array_equal(found["scale"], np.array([2.0], np.float32))
-
-
-def test_what_stays_is_a_copy() -> None:
-    memory = np.zeros((1, 3, 2), np.float32)
-    found = staying_inputs(CONTRACT, {"memory": memory}, 1)
-    memory += 1
-    assert not found["memory"].any()
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({"banana": [1.0]}, "unknown input 'banana'; the inputs are ids, memory, scale"),
-        ({"ids": [[1]]}, "'ids' cannot stay: it has new positions in every call"),
-        ({"memory": np.zeros((3, 4, 2), np.float32)}, "has 3 rows, expected 2, or one that all"),
-        ({"memory": np.zeros((4, 2), np.float32)}, r"has rank 2, shape \(4, 2\); expected rank 3"),
-    ],
-    ids=["unknown", "positions", "rows", "rank"],
-)
-def test_what_cannot_stay_is_refused(inputs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        staying_inputs(CONTRACT, inputs, 2)
 
 
 def test_what_is_left_of_the_contract_has_no_axis_that_is_gone() -> None:

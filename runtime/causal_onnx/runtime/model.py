@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from causal_onnx.runtime.profile import Profile
     from causal_onnx.runtime.scan import Limits
     from causal_onnx.runtime.session.trial import TrialLimits
+    from causal_onnx.runtime.stream.given import Given
     from causal_onnx.runtime.stream.stream import Stream
     from causal_onnx.runtime.text.tokenizer import Tokenizer
 
@@ -305,7 +306,7 @@ class Model:
         *,
         batch: int = 1,
         capacity: int | None = None,
-        inputs: Mapping[str, npt.ArrayLike] | None = None,
+        inputs: Mapping[str, Given] | None = None,
         adapter: str | Sequence[str | None] | None = None,
     ) -> Stream:
         """Start `batch` sequences that are read chunk by chunk; for models with a KV cache.
@@ -314,9 +315,12 @@ class Model:
             batch: How many.
             capacity: Positions that each may have, allocated at once. None: as many as the model
                 allows, in buffers that double when they are full.
-            inputs: Inputs that are the same in every call, by name, and are not passed to the
-                calls: a memory, a label, a source text. They have `batch` rows, or one row that
-                all share.
+            inputs: Inputs that are given here, by name, and are not passed to the calls. They have
+                `batch` rows, or one row that all share. Without an axis of positions, they are the
+                same in every call: a memory, a label, a source text. Along the positions, they are
+                for the first ones of each row, and zero (False) behind them: embeddings of an
+                image. A list with an array or None for each row, without the axis of rows, is for
+                as many positions of each as its array has.
             adapter: The name of the adapter that changes the model for these sequences, or one name
                 or None for each.
 
@@ -329,16 +333,26 @@ class Model:
         rows = [adapter] * batch if isinstance(adapter, str) else adapter
         return Stream(self.runner, batch=batch, capacity=capacity, inputs=inputs, adapters=rows)
 
-    def restore(self, path: str | os.PathLike[str]) -> Stream:
+    def restore(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        inputs: Mapping[str, Given] | None = None,
+    ) -> Stream:
         """Restore a stream that `Stream.save` wrote.
+
+        Args:
+            path: The file.
+            inputs: As for `stream`: the file does not hold what the stream was started with.
 
         Raises:
             FileNotFoundError: There is no such file.
+            ValueError: `inputs` do not fit the model.
             ArtifactError: The file is damaged, is not a saved stream, or is of another model.
         """
         from causal_onnx.runtime.stream.stream import Stream  # noqa: PLC0415
 
-        return Stream.restore(self.runner, path)
+        return Stream.restore(self.runner, path, inputs=inputs)
 
     if TYPE_CHECKING:
         tokens = generating.tokens

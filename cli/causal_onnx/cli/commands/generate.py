@@ -40,6 +40,7 @@ examples:
   causal-onnx generate model.onnx --ids 5,3,8 --json
   causal-onnx generate model.onnx --prompt "A person: " --json-schema person.json
   causal-onnx generate t5/ --source "translate English to German: Good morning"
+  causal-onnx generate vlm/ --input image=features.npy --prompt "<image><image> What is this?"
   causal-onnx generate whisper/ --input input_features=features.npy --prompt "<|en|><|transcribe|>"
 """
 
@@ -62,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="the .npy file of what else the model takes, such as features of sound (repeatable)",
+        help="the .npy file of what else the model takes, such as features of sound, or embeddings "
+        "for the first positions of the prompt (repeatable)",
     )
     parser.add_argument(
         "--tokenizer", type=Path, metavar="PATH", help="a tokenizer.json, or the folder of one"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from causal_onnx.runtime.generation.prefix_cache import PrefixCache
     from causal_onnx.runtime.generation.prompt import PromptReader
     from causal_onnx.runtime.generation.sampling import Choice, Sampling
+    from causal_onnx.runtime.generation.source import Source
     from causal_onnx.runtime.text.tokenizer import Tokenizer
 
 __all__ = ["Chat", "PromptWriter", "Reply", "chat", "continues"]
@@ -100,6 +101,7 @@ def chat(
     seed: int | None = None,
     constraint: Constraint | None = None,
     prefix_cache: PrefixCache | None = None,
+    inputs: Mapping[str, Source] | None = None,
     adapter: str | None = None,
 ) -> Reply:
     """Reply to a conversation. `Chat` holds one over several turns, and gives replies in pieces.
@@ -123,6 +125,8 @@ def chat(
         seed: As for `tokens`.
         constraint: What the reply must be.
         prefix_cache: As for `tokens`: for conversations that begin alike.
+        inputs: As for `tokens`; those along the positions are for the first ones of the whole
+            conversation, as the template writes it.
         adapter: As for `tokens`.
 
     Returns:
@@ -145,7 +149,7 @@ def chat(
         seed=seed,
         constraint=constraint,
     )
-    replier = _Replier(conditioned(model, None, adapter), options)
+    replier = _Replier(conditioned(model, inputs, adapter), options)
     sequence, choices = replier.reply(messages, prefix_cache)
     for _ in choices:
         pass
@@ -178,6 +182,7 @@ class Chat:
         sampling: Sampling | None = None,
         stop: Collection[int | str] | str = (),
         seed: int | None = None,
+        inputs: Mapping[str, Source] | None = None,
         adapter: str | None = None,
     ) -> None:
         """Begin a conversation.
@@ -193,6 +198,7 @@ class Chat:
             sampling: As for `chat`.
             stop: As for `chat`.
             seed: As for `chat`: each reply begins with it anew.
+            inputs: As for `chat`, for all turns.
             adapter: As for `chat`.
 
         Raises:
@@ -215,7 +221,7 @@ class Chat:
         self.reply: Reply | None = None
         """The last reply."""
         self._system = system
-        model = conditioned(model, None, adapter)
+        model = conditioned(model, inputs, adapter)
         self._replier = _Replier(model, options)
         self._kept = KeptStream(model)
         self._going: Generator[str] | None = None

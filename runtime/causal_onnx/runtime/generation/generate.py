@@ -77,9 +77,11 @@ def tokens(
             heads of the model itself (`DraftHeads()`), and have several judged in one call. Greedy
             continuations are the same with and without, up to the rounding of logits; random ones
             have the same distribution.
-        inputs: What the model takes beside the ids and stays for the whole continuation, by name:
-            a source text, a memory, a label; of one row. For an input of ids also a text; a mask
-            of a source, which says what of it counts, may be left out.
+        inputs: What the model takes beside the ids, by name; of one row. Without an axis of
+            positions it stays for the whole continuation: a source text, a memory, a label. For the
+            ids of a source also a text; a mask of a source, which says what of it counts, may be
+            left out. Along the positions, such as embeddings of an image, it is for the first ones
+            of the prompt, at which ids stand too, and zero (False) behind them.
         adapter: The name of the adapter that changes the model, of those that it was loaded with.
 
     Raises:
@@ -186,8 +188,10 @@ def generate_batch(
         seed: As for `tokens`.
         constraint: As for `tokens`, for each sequence.
         prefix_cache: As for `tokens`.
-        inputs: As for `tokens`; of one row that all prompts share, or of one for each: an array, or
-            for an input of ids a list of texts or of ids, of any lengths.
+        inputs: As for `tokens`; of one row that all prompts share, or of one for each: an array,
+            for the ids of a source a list of texts or of ids, of any lengths, or along the
+            positions a list of arrays without the axis of rows, for any numbers of positions, in
+            which None stands for none.
         adapter: As for `tokens`; one that all prompts have, or for each prompt one or None.
 
     Returns:

@@ -11,10 +11,9 @@ from causal_onnx.runtime.generation.source import Source, complete_inputs
 from causal_onnx.runtime.stream.staying import without_inputs
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from causal_onnx.runtime.contract import Contract
     from causal_onnx.runtime.generation.sampling import Sampling
+    from causal_onnx.runtime.stream.given import Given
     from causal_onnx.runtime.stream.stream import Stream
     from causal_onnx.runtime.text.tokenizer import Tokenizer
 
@@ -51,7 +50,7 @@ class LanguageModel(Protocol):
 
 
 class _Conditionable(Protocol):
-    """A language model whose streams take inputs that stay, and adapters."""
+    """A language model whose streams are started with inputs, and adapters."""
 
     @property
     def contract(self) -> Contract: ...
@@ -70,23 +69,23 @@ class _Conditionable(Protocol):
         *,
         batch: int = 1,
         capacity: int | None = None,
-        inputs: Mapping[str, npt.ArrayLike] | None = None,
+        inputs: Mapping[str, Given] | None = None,
         adapter: str | Sequence[str | None] | None = None,
     ) -> Stream: ...
 
 
 @dataclass(frozen=True)
 class _Conditioned:
-    """A model with inputs that stay, or adapters: what is left of it is a language model."""
+    """A model with inputs that are given, or adapters: what is left of it is a language model."""
 
     model: _Conditionable
-    inputs: Mapping[str, npt.ArrayLike]
+    inputs: Mapping[str, Given]
     contract: Contract
     adapter: str | Sequence[str | None] | None = None
 
     @property
     def unadapted(self) -> object:
-        """The model of which prefix caches are: their keys and values depend on what stays, and
+        """The model of which prefix caches are: their keys and values depend on what is given, and
         are kept by adapter."""
         return self if self.inputs else self.model
 
@@ -113,7 +112,7 @@ def conditioned(
     inputs: Mapping[str, Source] | None,
     adapter: str | Sequence[str | None] | None = None,
 ) -> LanguageModel:
-    """The model with inputs that stay, and adapters; itself where there are none.
+    """The model with inputs that are given beside the prompt, and adapters; itself where there are none.
 
     Args:
         model: What is left of it is a language model.

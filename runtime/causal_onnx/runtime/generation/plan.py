@@ -177,11 +177,12 @@ def _remedy(contract: Contract, inputs: Sequence[TensorSpec], outputs: Sequence[
             "; if these are the logits of several tokens ahead, export a module that returns those "
             "of the next token as an output of its own, the first one, and the others beside it"
         )
-    others = [spec for spec in inputs if "seq" not in spec.axes]
-    if len(others) != len(inputs) - 1:
+    ids = [spec for spec in inputs if spec.axes == ("batch", "seq") and "int" in spec.dtype]
+    ids = [spec for spec in ids if spec.vocab_size is not None] or ids
+    if not contract.cache or len(ids) != 1 or len(inputs) == 1:
         return ""
-    named = ", ".join(f"{spec.name!r}: ..." for spec in others)
-    return f"; give the others as inputs={{{named}}}" if others else ""
+    named = ", ".join(f"{spec.name!r}: ..." for spec in inputs if spec is not ids[0])
+    return f"; give the others as inputs={{{named}}}"
 
 
 def _given(contract: Contract) -> list[TensorSpec]:

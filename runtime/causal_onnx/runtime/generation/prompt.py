@@ -92,9 +92,22 @@ class Prefill:
         prompts: Sequence[Sequence[Any]],
         codebooks: Codebooks | None = None,
     ) -> None:
-        """Every prompt holds at least one id, or with `codebooks` one of each."""
+        """Every prompt holds at least one id, or with `codebooks` one of each.
+
+        Raises:
+            ValueError: A prompt ends before the inputs that the stream was started with.
+        """
         self._stream, self._codebooks = stream, codebooks
         self._lengths = np.array([len(prompt) for prompt in prompts])
+        rows = zip(stream.lengths, self._lengths.tolist(), stream.covered, strict=True)
+        for row, (read, new, covered) in enumerate(rows):
+            if read + new < covered:
+                raise ValueError(
+                    f"{'the prompt' if len(prompts) == 1 else f'prompt {row}'} has {read + new} "
+                    f"positions, and the inputs given with it are for the first {covered}; an id "
+                    "stands at each of these too: put so many before the others, of whatever token "
+                    "stood there in training, such as one that stands for an image"
+                )
         each = () if codebooks is None else (codebooks.count,)
         self._ids = np.zeros((len(prompts), int(self._lengths.max()), *each), np.int64)
         for row, prompt in enumerate(prompts):

@@ -10,12 +10,14 @@ import numpy.typing as npt
 
 from causal_onnx.runtime.contract import Contract, TensorSpec
 from causal_onnx.runtime.request.whole_numbers import whole_numbers
+from causal_onnx.runtime.stream.given import Given
 
 __all__ = ["Source", "complete_inputs", "text_input"]
 
 Array = npt.NDArray[Any]
-Source: TypeAlias = npt.ArrayLike | str | Sequence[str] | Sequence[Sequence[int]]
-"""An array; for an input of ids also a text, or a list of texts or of ids of any lengths."""
+Source: TypeAlias = Given | str | Sequence[str] | Sequence[Sequence[int]]
+"""An array; along the positions also a list with an array or None for each row; for an input of the
+ids of a source also a text, or a list of texts or of ids of any lengths."""
 
 
 def text_input(contract: Contract) -> TensorSpec | None:
@@ -28,7 +30,7 @@ def complete_inputs(
     contract: Contract,
     inputs: Mapping[str, Source],
     encode: Callable[[str], Sequence[int]],
-) -> dict[str, npt.ArrayLike]:
+) -> dict[str, Given]:
     """Turn texts into ids, fill rows up to the longest one, and add the masks that say so.
 
     Args:
@@ -40,7 +42,7 @@ def complete_inputs(
         ValueError: A text is given for another input than one of ids; or rows have different
             lengths, and the model takes no mask that says which ids count.
     """
-    found: dict[str, npt.ArrayLike] = {}
+    found: dict[str, Given] = {}
     keeps: dict[tuple[str | int, ...], Array] = {}
     for spec in contract.inputs:
         if spec.name not in inputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,13 +129,19 @@ class Binding:
         self._order[name] = None
 
     def repeated_step(
-        self, own: Contract, feeds: Mapping[str, Array], lengths: Array, most: int | None
+        self,
+        own: Contract,
+        feeds: Mapping[str, Array],
+        moving: Sequence[str],
+        lengths: Array,
+        most: int | None,
     ) -> RepeatedStep | None:
         """What takes more steps like the last run; None where not all can stay bound.
 
         Args:
             own: The contract without the cache.
             feeds: As for that run, of one position per row.
+            moving: Those of the inputs of `own` that are not the same in the next steps.
             lengths: Positions that the rows have read, that run's among them.
             most: Positions that a row may have, if there is a limit.
         """
@@ -144,7 +150,9 @@ class Binding:
             return None
         room = self._cache.room
         most = room if most is None else min(room, most)
-        return RepeatedStep(self._model, self._io, own, feeds, lengths=lengths, most=most)
+        return RepeatedStep(
+            self._model, self._io, own, feeds, moving=moving, lengths=lengths, most=most
+        )
 
     def _allocated(self, spec: TensorSpec, sizes: Mapping[str, int]) -> Array:
         bounded = self._bounded.get(spec.name)

@@ -42,6 +42,7 @@ class RepeatedStep:
         own: Contract,
         feeds: Mapping[str, Array],
         *,
+        moving: Sequence[str],
         lengths: Array,
         most: int,
     ) -> None:
@@ -51,7 +52,8 @@ class RepeatedStep:
             model: The stream's.
             io: The binding; nobody else may run it while this is in use.
             own: The contract without the cache.
-            feeds: Its inputs, (batch, 1, ...) those of `own`.
+            feeds: Its inputs, (batch, 1, ...) those of `own` that have positions.
+            moving: The inputs of `own` that each step is given; the others stay what they are.
             lengths: Positions that each row has read, (batch,), that run's among them.
             most: Positions that there is room for in the longest row.
         """
@@ -66,13 +68,13 @@ class RepeatedStep:
         self._mask_dtype = dtype
         # Of one row, a view of it is every mask.
         self._ones = np.ones((1, most), dtype) if len(lengths) == 1 else None
-        self._bound = [np.array(feeds[spec.name], order="C") for spec in own.inputs]
-        """What is bound, and its dtype, shape and vocabulary."""
+        self._feeds = {spec.name: np.array(feeds[spec.name], order="C") for spec in own.inputs}
+        self._bound = [self._feeds[name] for name in moving]
+        """What is bound and changes, and its dtype, shape and vocabulary."""
+        vocabs = {spec.name: spec.vocab_size for spec in own.inputs}
         self._wanted = [
-            (array.dtype, array.shape, spec.vocab_size)
-            for array, spec in zip(self._bound, own.inputs, strict=True)
+            (self._feeds[name].dtype, self._feeds[name].shape, vocabs[name]) for name in moving
         ]
-        self._feeds = dict(zip((spec.name for spec in own.inputs), self._bound, strict=True))
         if contract.last_only is not None:
             # Of a sequence of one, the last position is all there is.
             self._feeds[LAST_ONLY] = np.array(False)

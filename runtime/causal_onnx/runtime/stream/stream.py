@@ -13,17 +13,20 @@ import numpy as np
 from causal_onnx.runtime.contract import LARGEST_AXIS, LAST_ONLY, TensorSpec
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.request.computed import computed_inputs
+from causal_onnx.runtime.request.convert import read_array
 from causal_onnx.runtime.request.whole_numbers import MOST_ROWS, whole_number, whole_numbers
 from causal_onnx.runtime.session.device_memory import on_host
 from causal_onnx.runtime.stream.binding import Binding
+from causal_onnx.runtime.stream.given import GivenInputs
 from causal_onnx.runtime.stream.kv_cache import KVCache, Read, token_mask
 from causal_onnx.runtime.stream.repeated_step import RepeatedStep
-from causal_onnx.runtime.stream.staying import Begun, free_axis_places, staying_inputs
+from causal_onnx.runtime.stream.staying import Begun, free_axis_places
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from causal_onnx.runtime.session.runner import Runner
+    from causal_onnx.runtime.stream.given import Given
 
     Array = npt.NDArray[Any]
 
@@ -51,12 +54,13 @@ class Stream:
         *,
         batch: int = 1,
         capacity: int | None = None,
-        inputs: Mapping[str, npt.ArrayLike] | None = None,
+        inputs: Mapping[str, Given] | None = None,
         adapters: Sequence[str | None] | None = None,
     ) -> None:
         """Start `batch` empty sequences with room for `capacity` positions each.
 
-        `inputs` are given to every call. `adapters` names that of each row; None: none has one.
+        `inputs` are part of every call, or of those for the first positions (`GivenInputs`).
+        `adapters` names that of each row; None: none has one.
 
         Raises:
             ValueError: The model has no cache, or `batch`, `capacity`, `inputs` or `adapters` do
@@ -86,13 +90,15 @@ class Stream:
         # What a caller gives is checked; what the stream makes itself is right.
         self._own = contract.without_cache()
         self._checker = model.checker_of(self._own, batch=batch)
-        self._staying = staying_inputs(self._own, inputs or {}, batch)
+        given = GivenInputs(self._own, inputs or {}, batch, cast=model.options.cast)
+        self._given, self._covered = given, given.covered
         self.adapters = self._checked_adapters(adapters, batch)
         """The name of each row's adapter, or None."""
         self._adapted = model.adapters.inputs(self.adapters) if contract.adapters else {}
         """Those adapters, as inputs of every call."""
-        self._moving = [spec.name for spec in self._own.inputs if spec.name not in self._staying]
-        self._may_repeat = not model.options.check_finite and not self._staying
+        # A repeated step checks nothing but ids.
+        is_ranged = any(spec.value_range is not None for spec in self._own.inputs)
+        self._may_repeat = not model.options.check_finite and not is_ranged
         self._outputs = {spec.name: spec for spec in self._own.outputs}
         self._only = self._own.outputs[0].name if len(self._outputs) == 1 else None
         self._pasts = {pair.present: pair.past for pair in contract.cache}
@@ -155,6 +161,17 @@ class Stream:
     def lengths(self) -> tuple[int, ...]:
         """How many positions each row has read."""
         return tuple(self._read.lengths.tolist())
+
+    @property
+    def covered(self) -> tuple[int, ...]:
+        """For how many of its first positions each row was given inputs when it was started."""
+        return tuple(self._covered.tolist())
+
+    @property
+    def _moving(self) -> list[str]:
+        """The inputs that each call is given."""
+        names = self._given.names
+        return [spec.name for spec in self._own.inputs if spec.name not in names]
 
     def __call__(
         self,
@@ -228,8 +245,8 @@ class Stream:
     ) -> dict[str, Array]:
         """Any call."""
         contract, read = self._model.contract, self._read
-        if self._staying:
-            inputs, named = (), self._with_staying(inputs, named)
+        if self._given.names:
+            inputs, named = (), self._with_given(inputs, named)
         request = self._checker.check(inputs, named)
         feeds = request.feeds
         seq = self._new_positions(feeds)
@@ -248,8 +265,10 @@ class Stream:
             is_regular = bool((new == seq).all()) and (seq == 1 or len(new) == 1)
             in_place = read.used == 0 or is_regular or contract.shares_every_call
             outputs, presents = binding.run(feeds, read, seq=seq, in_place=in_place)
-            if seq == 1 and is_regular and self._may_repeat and not request.unbatched:
-                repeated = binding.repeated_step(self._own, feeds, after, self._limit)
+            # The next step is like this one only if this one has left behind what was given.
+            is_alike = seq == 1 and is_regular and bool((read.lengths >= self._covered).all())
+            if is_alike and self._may_repeat and not request.unbatched:
+                repeated = binding.repeated_step(self._own, feeds, self._moving, after, self._limit)
         else:
             free = {axis: feeds[name].shape[at] for axis, (name, at) in self._free.items()}
             past = {name: on_host(kept) for name, kept in self._cache.feeds(read, free).items()}
@@ -269,21 +288,35 @@ class Stream:
         self._binding, self._repeated = binding, repeated
         return outputs
 
-    def _with_staying(
+    def _with_given(
         self, inputs: Sequence[npt.ArrayLike], named: Mapping[str, npt.ArrayLike]
     ) -> dict[str, npt.ArrayLike]:
-        """All inputs of a call by name, those that stay among them."""
-        if len(inputs) > len(self._moving):
+        """All inputs of a call by name, those among them that were given at the start."""
+        moving, names = self._moving, self._given.names
+        if len(inputs) > len(moving):
             raise ValueError(
-                f"got {len(inputs)} positional inputs, expected at most {len(self._moving)}: "
-                f"{', '.join(self._moving)} (beside what stays, {', '.join(self._staying)})"
+                f"got {len(inputs)} positional inputs, expected at most {len(moving)}: "
+                f"{', '.join(moving)} (beside what the stream was started with, "
+                f"{', '.join(sorted(names))})"
             )
-        given = dict(zip(self._moving, inputs, strict=False))
+        found = dict(zip(moving, inputs, strict=False))
         for name in named:
-            if name in given or name in self._staying:
-                how = "when the stream was started" if name in self._staying else "by position"
+            if name in found or name in names:
+                how = "when the stream was started" if name in names else "by position"
                 raise ValueError(f"input {name!r} was given {how}, and now by name")
-        return {**given, **named, **self._staying}
+        found |= named
+        return found | self._given.feeds(self._read.lengths, self._stated_positions(found))
+
+    def _stated_positions(self, inputs: Mapping[str, npt.ArrayLike]) -> int:
+        """How many positions inputs that are not checked yet state; 1 where they do not fit."""
+        for spec in self._own.inputs:
+            axis = spec.axis_of("seq")
+            if axis is not None and spec.name in inputs:
+                shape = read_array(spec, inputs[spec.name], cast=self._model.options.cast).shape
+                if len(shape) == len(spec.axes):
+                    self._check_room(shape[axis])
+                    return shape[axis]
+        return 1
 
     def _made_up(self, read: Read, new: Array, seq: int) -> dict[str, Array]:
         """The mask and the computed inputs of a call."""
@@ -419,19 +452,14 @@ class Stream:
         return twin
 
     def _twin(self, rows: Array) -> Stream:
-        """An empty stream of these rows, with their inputs that stay."""
-        specs = {spec.name: spec for spec in self._own.inputs}
-        staying = {}
-        for name, value in self._staying.items():
-            axis = specs[name].axis_of("batch")
-            staying[name] = value if axis is None else value.take(rows, axis)
+        """An empty stream of these rows, with the inputs that they were started with."""
         twin = Stream(
             self._model,
             batch=len(rows),
             capacity=self._capacity,
-            inputs=staying,
             adapters=[self.adapters[row] for row in rows.tolist()],
         )
+        twin._given, twin._covered = self._given.rows(rows), self._covered[rows]
         twin._begun = Begun(self._model.contract, self._begun.rows(rows))
         return twin
 
@@ -472,8 +500,9 @@ class Stream:
         """Write what was read so far; `Model.restore` continues from it, also in another process.
 
         The file is written whole or not at all, whoever else writes there at the same time, and
-        carries a hash of its content. Inputs that stay are not in it: the restored stream takes
-        them in every call, and refuses others than before where the model reads them once.
+        carries a hash of its content. The inputs that the stream was started with are not in it:
+        they are given to `restore` again, or to every call. Where the model reads them once, others
+        than before are refused.
 
         Raises:
             OSError: The place is not writable, or there is no room.
@@ -489,11 +518,18 @@ class Stream:
         drafts.write_whole(Path(path), content)
 
     @classmethod
-    def restore(cls, model: Runner, path: str | os.PathLike[str]) -> Stream:
-        """Take up what `save` wrote.
+    def restore(
+        cls,
+        model: Runner,
+        path: str | os.PathLike[str],
+        *,
+        inputs: Mapping[str, Given] | None = None,
+    ) -> Stream:
+        """Take up what `save` wrote, with the inputs that the stream was started with.
 
         Raises:
             FileNotFoundError: There is no such file.
+            ValueError: `inputs` do not fit.
             ArtifactError: The file is damaged, no saved stream, or of another model.
         """
         if not model.contract.cache:
@@ -505,7 +541,7 @@ class Stream:
         lengths, found, adapters = saved.read_saved(
             path, model.contract, model=model.artifact.name, loaded=model.adapters.digests
         )
-        stream = cls(model, batch=len(lengths), adapters=adapters)
+        stream = cls(model, batch=len(lengths), inputs=inputs, adapters=adapters)
         stream.take_over(lengths, found)
         begun = {name: found[name] for name in model.contract.once_names & found.keys()}
         stream._begun = Begun(model.contract, begun)
@@ -542,6 +578,11 @@ class Stream:
                 raise ValueError(f"lengths must lie in [0, {seq}], got {_listed(new)}")
             if contract.mask is None and (new != seq).any():
                 raise ValueError("the rows of this model's cache must have the same length")
+        self._check_room(seq)
+        return new
+
+    def _check_room(self, seq: int) -> None:
+        """Raise `ValueError` where so many positions more are too many."""
         # Padding is computed too, at positions that a table of the model must have.
         most = int(self._read.lengths.max()) + seq
         if most > self._limit:
@@ -550,7 +591,6 @@ class Stream:
                 f"{seq} positions after {int(self._read.lengths.max())} make {most}; {whose} "
                 f"at most {self._limit}"
             )
-        return new
 
 
 def _part(spec: TensorSpec, array: Array, row: int, positions: slice) -> Array:
