@@ -314,8 +314,9 @@ class Stream:
             if axis is not None and spec.name in inputs:
                 shape = read_array(spec, inputs[spec.name], cast=self._model.options.cast).shape
                 if len(shape) == len(spec.axes):
-                    self._check_room(shape[axis])
-                    return shape[axis]
+                    seq = int(shape[axis])
+                    self._check_room(seq)
+                    return seq
         return 1
 
     def _made_up(self, read: Read, new: Array, seq: int) -> dict[str, Array]:
