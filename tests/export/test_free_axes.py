@@ -174,7 +174,9 @@ def test_what_stays_is_not_given_again(tmp_path: Path) -> None:
     made(Decoder(), tmp_path, torch.randn(3, 5, DIM), cache=True)
     x, memory = np.zeros((1, 2, DIM), np.float32), np.zeros((1, 4, DIM), np.float32)
     stream = load(tmp_path / "m.onnx").stream(inputs={"memory": memory})
-    with pytest.raises(ValueError, match=r"at most 1: x .beside what the stream was started with, memory"):
+    with pytest.raises(
+        ValueError, match=r"at most 1: x .beside what the stream was started with, memory"
+    ):
         stream(x, memory)
     with pytest.raises(ValueError, match="'memory' was given when the stream was started"):
         stream(x, memory=memory)

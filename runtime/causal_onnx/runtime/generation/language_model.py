@@ -112,7 +112,7 @@ def conditioned(
     inputs: Mapping[str, Source] | None,
     adapter: str | Sequence[str | None] | None = None,
 ) -> LanguageModel:
-    """The model with inputs that are given beside the prompt, and adapters; itself where there are none.
+    """The model with inputs that are given, and adapters; itself where there are none.
 
     Args:
         model: What is left of it is a language model.
