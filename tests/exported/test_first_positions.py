@@ -61,6 +61,11 @@ class Added(Decoder):
         return self.logits(self.embed(ids) + self.project(image))
 
 
+class Labelled(Decoder):
+    def forward(self, ids: Tensor, label: Tensor) -> Tensor:
+        return self.logits(self.embed(ids) + self.embed(label)[:, None])
+
+
 class Speaking(Added):
     vocab = language.VOCAB
 
@@ -318,17 +323,35 @@ def test_a_saved_stream_goes_on_with_the_image_that_it_is_given_again(
         bare(chunk)
 
 
-def test_steps_are_short_once_the_image_is_read(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    taken: list[int] = []
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the steps that were taken the short way."""
+    found: list[int] = []
     run = RepeatedStep.run
 
     def counted(self: RepeatedStep, inputs: Sequence[Any]) -> dict[str, np.ndarray]:
-        taken.append(1)
+        found.append(1)
         return run(self, inputs)
 
     monkeypatch.setattr(RepeatedStep, "run", counted)
+    return found
+
+
+def test_steps_with_what_stays_are_short(tmp_path: Path, taken: list[int]) -> None:
+    torch.manual_seed(2)
+    module = Labelled().eval()
+    example = (torch.randint(0, VOCAB, (2, 6)), torch.tensor([1, 4]))
+    axes = [{0: "batch", 1: "seq"}, {0: "batch"}]
+    model = quick_export(module, tmp_path / "m.onnx", example=example, axes=axes, cache=True)
+    stream = model.stream(batch=3, inputs={"label": [5, 2, 7]}).select([2, 0])
+    got = [stream(IDS[:2, place : place + 1]) for place in range(14)]
+    with torch.no_grad():
+        expected = module(torch.from_numpy(IDS[:2]), torch.tensor([7, 5]))
+    close(np.concatenate(got, 1), expected)
+    assert len(taken) == 13
+
+
+def test_steps_are_short_once_the_image_is_read(subject: Subject, taken: list[int]) -> None:
     stream = subject.model.stream(inputs=subject.given([IMAGES[0]]))
     got = [stream(IDS[:1, place : place + 1])[0, 0] for place in range(14)]
     close(np.stack(got), subject.logits(IDS[0], IMAGES[0]))

@@ -64,7 +64,6 @@ class GivenInputs:
                 self._first[name] = _First.of(spec, given, batch, cast=cast)
                 continue
             value, axis = _copied(spec, given, cast=cast), spec.axis_of("batch")
-            _check_axes(spec, value.shape)
             if axis is not None and _repeats(name, value.shape[axis], batch):
                 value = np.repeat(value, batch, axis)
             self._staying[name] = axis, value
@@ -153,7 +152,6 @@ class _First:
             rows = _rows(spec, given, cast=cast)
         else:
             value = _copied(spec, given, cast=cast)
-            _check_axes(spec, value.shape)
             rows = [value] if axis is None else list(np.moveaxis(value, axis, 0))
         is_one = axis is None or _repeats(spec.name, len(rows), batch)
         return cls(spec, rows * batch if is_one else rows)
@@ -182,7 +180,13 @@ class _First:
 
 
 def _copied(spec: TensorSpec, given: Any, *, cast: bool) -> Array:
+    """A copy of what is given, of which values are checked in the calls.
+
+    Raises:
+        ValueError: Dtype or axes do not fit.
+    """
     array = read_array(spec, given, cast=cast)
+    _check_axes(spec, array.shape)
     # A call converts bfloat16, which numpy lacks, and takes nothing else for it.
     return np.array(array if spec.dtype == "bfloat16" else cast_array(spec, array))
 
@@ -197,12 +201,12 @@ def _are_rows(given: Any) -> bool:
 def _rows(spec: TensorSpec, given: Sequence[Any], *, cast: bool) -> list[Array]:
     """What a list holds for each row."""
     axes = tuple(axis for axis in spec.axes if axis != "batch")
-    found: list[Array | None] = []
-    for place, item in enumerate(given):
-        row = None if item is None else _copied(spec, item, cast=cast)
-        if row is not None:
-            _check_axes(replace(spec, name=f"{spec.name}[{place}]", axes=axes), row.shape)
-        found.append(row)
+    found = [
+        None
+        if item is None
+        else _copied(replace(spec, name=f"{spec.name}[{place}]", axes=axes), item, cast=cast)
+        for place, item in enumerate(given)
+    ]
     arrays, at = [row for row in found if row is not None], axes.index("seq")
     if len({(*row.shape[:at], *row.shape[at + 1 :]) for row in arrays}) > 1:
         raise ValueError(
