@@ -120,7 +120,8 @@ def _rewritten(
             steady=[spec.name for spec in contract.inputs if _is_steady(spec)],
             unfit=_DECODED if _decodes(contract.form, grids) else None,
         )
-        contract = _with_cache(contract, derived, shared_pasts(model, contract.form))
+        cores = [*derived.cores]
+        contract = _with_cache(contract, derived, shared_pasts(model, cores, contract.form))
         order = [value.name for value in model.graph.outputs]
         assert order == [spec.name for spec in contract.outputs], order
         again += [Fallback(form=f"the state of {node}", reason=_AGAIN) for node in derived.again]
@@ -132,7 +133,7 @@ def _rewritten(
         Fallback(form=f"attention at {node.op_type} {node.name!r}", reason=reason)
         for node, reason in others.items()
     )
-    lower(model, contract.form, contract.max_seq_len)
+    lower(model, cores, contract.form, contract.max_seq_len)
     if cache:
         write_depthwise(model)
     contract = _finish(model, contract, grids)

@@ -9,8 +9,9 @@ from causal_onnx.export.analysis.analyse import default_grid
 from causal_onnx.export.analysis.graph import load_model
 from causal_onnx.export.analysis.signature import read_signature
 from causal_onnx.export.attention.axis_map import layout_of
+from causal_onnx.export.attention.core import AttentionCore
 from causal_onnx.export.attention.footprint import Footprint, Seen, footprint_of, pattern
-from causal_onnx.export.attention.recognise import AttentionCore, find_cores
+from causal_onnx.export.attention.in_branches import find_all_cores
 from causal_onnx.export.proof.prove import prove
 from tests.export.analysis.graphs import build, i64
 from tests.export.analysis.rule_cases import attend
@@ -32,7 +33,7 @@ def cores(body: str, signature: str = WIDE, **rest: object) -> list[AttentionCor
     found = read_signature(model)
     proof = prove(model, found, default_grid(found))
     assert proof.analysis is not None
-    return find_cores(proof.analysis)
+    return find_all_cores(proof.analysis)
 
 
 def only(body: str, signature: str = WIDE, **rest: object) -> AttentionCore:
@@ -130,7 +131,7 @@ def test_footprints_of_the_stock_graphs(graph) -> None:
     assert proof.analysis is not None
     words = {
         str(core.footprint).replace("causal window ", "window:")
-        for core in find_cores(proof.analysis)
+        for core in find_all_cores(proof.analysis)
     }
     assert words <= {graph.footprint}
 

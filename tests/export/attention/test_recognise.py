@@ -7,7 +7,8 @@ import onnx_ir as ir
 import pytest
 
 from causal_onnx.export.analysis.graph import load_model
-from causal_onnx.export.attention.canonical import CanonicalCore, canonicalise, sink_of
+from causal_onnx.export.attention.canonical import canonicalise
+from causal_onnx.export.attention.canonical_core import CanonicalCore
 from causal_onnx.export.lower import lower
 from tests.export.analysis.graphs import build, i64
 from tests.export.captured import run_model
@@ -174,11 +175,12 @@ def rewritten(body: str) -> tuple[ir.Model, list[CanonicalCore]]:
 
 @pytest.mark.parametrize("body", SAME.values(), ids=SAME)
 def test_every_spelling_is_one_causal_core_that_computes_the_same(body: str) -> None:
-    model, (core,) = rewritten(body)
+    model, cores = rewritten(body)
+    (core,) = cores
     assert core.footprint.kind == "causal"
     assert (core.num_heads, core.value_dim) == (1, 4)
     assert "Softmax" not in [node.op_type for node in model.graph]
-    lower(model, "portable")
+    lower(model, cores, "portable")
     for seq in (1, 2, 9, 30):
         x = np.random.default_rng(seq).standard_normal((3, seq, 4)).astype(np.float32)
         expected, got = run_model(model_of(body), [x])[0], run_model(model, [x])[0]
@@ -202,7 +204,7 @@ def test_what_is_not_attention_is_left_alone(body: str) -> None:
     ],
 )
 def test_a_sink_is_one_score_per_head(name: str, score: float) -> None:
-    sink = sink_of(rewritten(SAME[name])[1][0].node)
+    sink = rewritten(SAME[name])[1][0].sink
     assert sink is not None
     assert sink.const_value is not None
     np.testing.assert_allclose(sink.const_value.numpy(), [score], rtol=1e-6)
@@ -211,8 +213,8 @@ def test_a_sink_is_one_score_per_head(name: str, score: float) -> None:
 @pytest.mark.parametrize("target", ["portable", "ort", "tiled"])
 def test_every_form_counts_the_sink(target: str) -> None:
     body = SAME["sink after the keys"]
-    model, _ = rewritten(body)
-    lower(model, target)
+    model, cores = rewritten(body)
+    lower(model, cores, target)
     x = np.random.default_rng(1).standard_normal((2, 7, 4)).astype(np.float32)
     expected, got = run_model(model_of(body), [x])[0], run_model(model, [x])[0]
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
@@ -238,7 +240,7 @@ def test_parts_of_the_weights_become_cores_of_their_own() -> None:
     """
     model, cores = rewritten(body)
     assert [core.footprint.kind for core in cores] == ["causal", "causal"]
-    lower(model, "portable")
+    lower(model, cores, "portable")
     x = np.random.default_rng(0).standard_normal((2, 11, 4)).astype(np.float32)
     expected, got = run_model(model_of(body), [x])[0], run_model(model, [x])[0]
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
@@ -248,7 +250,7 @@ def test_weights_of_two_products_become_two_cores() -> None:
     body = "p = Softmax <axis = -1> (m) y0 = MatMul(p, values) y1 = MatMul(p, q) y = Sub(y0, y1)"
     model, cores = rewritten(body)
     assert [core.footprint.kind for core in cores] == ["causal", "causal"]
-    lower(model, "portable")
+    lower(model, cores, "portable")
     x = np.random.default_rng(0).standard_normal((2, 11, 4)).astype(np.float32)
     expected, got = run_model(model_of(body), [x])[0], run_model(model, [x])[0]
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)

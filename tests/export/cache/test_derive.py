@@ -67,7 +67,7 @@ def test_chunks_equal_one_pass(name: str) -> None:
     limit = entry(name).limit
     cores, others = canonicalise(model, limit)
     derived = derive_cache(model, cores, others, max_seq_len=limit)
-    lower(model, "portable")
+    lower(model, derived.cores, "portable")
     empty = [np.zeros((2, s.axes[1], 0, s.axes[3]), np.float32) for s in derived.past]  # type: ignore[arg-type]
     expected = run_model(captured(name), zoo_inputs(name, 2, 11))[0]
     for cuts in ([0, 11], [0, 1, 2, 11], [0, 7, 8, 9, 10, 11]):

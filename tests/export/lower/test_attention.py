@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from causal_onnx.export import export
-from causal_onnx.export.attention.canonical import DOMAIN, canonicalise
-from causal_onnx.export.attention.notes import CoreNotes, note
+from causal_onnx.export.attention.canonical import canonicalise
+from causal_onnx.export.attention.canonical_core import DOMAIN, CanonicalCore
+from causal_onnx.export.attention.footprint import Footprint
 from causal_onnx.export.attestation import attest
 from causal_onnx.export.errors import RewriteError
 from causal_onnx.export.lower import lower, tiled
@@ -46,7 +47,7 @@ class Core:
     has_rows: bool = False
     """With a past: rows of different lengths."""
 
-    def model(self, opset: int) -> ir.Model:
+    def model(self, opset: int) -> tuple[ir.Model, list[CanonicalCore]]:
         names = {
             "q": ("batch", self.heads, "seq", self.width),
             "k": ("batch", self.kv_heads, "new", self.width),
@@ -80,13 +81,16 @@ class Core:
         node = ir.node("Attention", inputs, attributes, domain=DOMAIN, num_outputs=outputs)
         for output, name in zip(node.outputs, ("y", "present_key", "present_value"), strict=False):
             output.name, output.type = name, float32
-        notes = CoreNotes(
+        core = CanonicalCore(
+            node=node,
+            footprint=Footprint(kind="other", never_later=False),
+            has_bias=self.bias is not None,
+            has_batch=True,
             num_heads=self.heads,
             num_kv_heads=self.kv_heads,
             head_dim=self.width,
             value_dim=self.value_width,
         )
-        note(node, notes)
         graph = ir.Graph(
             list(values.values()),
             list(node.outputs),
@@ -94,7 +98,7 @@ class Core:
             opset_imports={"": opset, DOMAIN: 1},
             name="core",
         )
-        return ir.Model(graph, ir_version=10)
+        return ir.Model(graph, ir_version=10), [core]
 
     def inputs(self, batch: int, seq: int, past: int, seed: int = 0) -> dict[str, np.ndarray]:
         random = np.random.default_rng([seed, seq, past])
@@ -146,8 +150,8 @@ class Core:
 
     def error(self, form: tuple[str, int], *, batch: int, seq: int, past: int = 0) -> float:
         """The largest error of one form."""
-        model = self.model(form[1])
-        assert lower(model, form[0]) == 1
+        model, cores = self.model(form[1])
+        assert lower(model, cores, form[0]) == 1
         given, expected = _case(self, batch, seq, past)
         got = run_model(model, [given[v.name or ""] for v in model.graph.inputs])[0]
         assert got.shape == expected.shape
@@ -210,8 +214,8 @@ def test_forms_agree_after_a_past(name: str, form: tuple[str, int]) -> None:
 @pytest.mark.parametrize("window", [0, 7, 80])
 def test_rows_of_different_lengths(form: tuple[str, int], window: int) -> None:
     core = Core(heads=4, window=window, has_past=True, has_rows=True)
-    model = core.model(form[1])
-    lower(model, form[0])
+    model, cores = core.model(form[1])
+    lower(model, cores, form[0])
     for seq, past, held, new in ((1, 9, (9, 0), (1, 1)), (130, 40, (0, 33), (130, 71))):
         given = core.inputs(2, seq, past)
         lengths = {"row_past": np.array(held), "row_total": np.array(held) + new}
@@ -251,8 +255,8 @@ def test_random_cores_agree_in_blocks(seed: int) -> None:
 
 
 def test_blocks_hold_no_square_of_the_length() -> None:
-    model = Core().model(20)
-    lower(model, "tiled")
+    model, cores = Core().model(20)
+    lower(model, cores, "tiled")
     (choice,) = [node for node in model.graph if node.op_type == "If"]
     looped = choice.attributes["then_branch"].as_graph()
     assert "Softmax" not in {node.op_type for node in looped}
@@ -304,6 +308,6 @@ def test_proof_alone_sees_a_block_that_looks_ahead(
 ) -> None:
     shift_in_blocks(shift, monkeypatch)
     model = captured("attn_sdpa_is_causal", 20)
-    canonicalise(model, None)
-    lower(model, "tiled")
+    cores, _ = canonicalise(model, None)
+    lower(model, cores, "tiled")
     assert attest(model, dynamic=False).verdict == verdict

@@ -6,9 +6,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from causal_onnx.export.attention.notes import CoreNotes, note
+from causal_onnx.export.attention.canonical_core import CanonicalCore
+from causal_onnx.export.attention.footprint import Footprint
 from causal_onnx.export.graph.writer import Writer
-from causal_onnx.export.lower.cache_rows import has_rows, join_rows
+from causal_onnx.export.lower.cache_rows import join_rows
 from tests.export.captured import run_model
 
 HEADS, WIDTH, SLOTS, NEW = 2, 3, 4, 2
@@ -26,17 +27,25 @@ def joined(window: int = 0, bounded: int = 0) -> ir.Model:
     tensors = {name: value(name, shape, ir.DataType.FLOAT) for name, shape in INPUTS.items()}
     rows = [value(name, ("batch",), ir.DataType.INT64) for name in ("row_past", "row_total")]
     q, k, v, past_k, past_v = tensors.values()
-    core = ir.node(
+    node = ir.node(
         "Core",
         [q, k, v, None, past_k, past_v, *rows],
         {"window": window, "bounded": bounded},
         domain="causal_onnx",
     )
-    heads = CoreNotes(num_heads=HEADS, num_kv_heads=HEADS, head_dim=WIDTH, value_dim=WIDTH)
-    note(core, heads)
-    graph = ir.Graph([*tensors.values(), *rows], [], nodes=[core], opset_imports={"": 20})
-    write = Writer(graph, core)
-    assert has_rows(core)
+    graph = ir.Graph([*tensors.values(), *rows], [], nodes=[node], opset_imports={"": 20})
+    write = Writer(graph, node)
+    core = CanonicalCore(
+        node=node,
+        footprint=Footprint(kind="other", never_later=False),
+        has_bias=False,
+        has_batch=True,
+        num_heads=HEADS,
+        num_kv_heads=HEADS,
+        head_dim=WIDTH,
+        value_dim=WIDTH,
+    )
+    assert core.rows == tuple(rows)
     result = join_rows(write, core)
     outputs = (result.k, result.allowed(write), result.present_k)
     for name, out, dtype in zip(("k_all", "allowed", "present"), outputs, "fbf", strict=True):
@@ -44,7 +53,7 @@ def joined(window: int = 0, bounded: int = 0) -> ir.Model:
         kept.name = name
         kept.type = ir.TensorType(ir.DataType.BOOL if dtype == "b" else ir.DataType.FLOAT)
         graph.outputs.append(kept)
-    graph.remove(core)
+    graph.remove(node)
     graph.inputs[:] = [i for i in graph.inputs if i.uses()]
     return ir.Model(graph, ir_version=10)
 

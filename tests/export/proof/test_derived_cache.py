@@ -25,8 +25,8 @@ from tests.zoo import entry
 def cached(name: str) -> ir.Model:
     model = captured(name)
     limit = entry(name).limit
-    derive_cache(model, *canonicalise(model, limit), max_seq_len=limit)
-    lower(model, "portable")
+    derived = derive_cache(model, *canonicalise(model, limit), max_seq_len=limit)
+    lower(model, derived.cores, "portable")
     tidy(model)
     return model
 

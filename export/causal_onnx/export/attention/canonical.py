@@ -23,7 +23,7 @@ position max(row_past[b] - c, 0) + s, and likewise in the present of min(bounded
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -37,56 +37,21 @@ from causal_onnx.export.analysis.interpret import Constants, Run, run
 from causal_onnx.export.analysis.signature import Sizes, read_signature
 from causal_onnx.export.attention.arrange import Arranger
 from causal_onnx.export.attention.axis_map import Layout
+from causal_onnx.export.attention.canonical_core import DOMAIN, CanonicalCore
 from causal_onnx.export.attention.core import AttentionCore, MaskTerm, Operand
 from causal_onnx.export.attention.find_footprint import footprint_by_positions
 from causal_onnx.export.attention.footprint import Footprint
 from causal_onnx.export.attention.identities import respell
 from causal_onnx.export.attention.mask_terms import spread
-from causal_onnx.export.attention.notes import CoreNotes, note, notes_of
 from causal_onnx.export.attention.operands import tensor_of
 from causal_onnx.export.attention.recognise import core_at, recognise
 from causal_onnx.export.graph.edit import constant
 from causal_onnx.export.graph.facts import probing_sizes
 
-__all__ = ["DOMAIN", "CanonicalCore", "bias_of", "canonicalise", "is_canonical", "sink_of"]
-
-DOMAIN = "causal_onnx"
+__all__ = ["canonicalise"]
 
 SINK = 8
 """The place of the sink among the inputs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CanonicalCore:
-    """One rewritten core."""
-
-    node: ir.Node
-    footprint: Footprint
-    """What positions alone decide."""
-    has_bias: bool
-    """Position changes scores that count."""
-    has_batch: bool
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    value_dim: int
-    has_data_mask: bool
-    """Part of the mask depends on the data of an input (padding)."""
-
-
-def bias_of(node: ir.Node) -> ir.Value | None:
-    """The bias input of a canonical core."""
-    return node.inputs[3] if len(node.inputs) > 3 else None
-
-
-def sink_of(node: ir.Node) -> ir.Value | None:
-    """The sink input of a canonical core."""
-    return node.inputs[SINK] if len(node.inputs) > SINK else None
-
-
-def is_canonical(node: ir.Node) -> bool:
-    """Whether `node` is an attention core in canonical form."""
-    return node.domain == DOMAIN and node.op_type == "Attention"
 
 
 def canonicalise(
@@ -336,18 +301,7 @@ class _Rewriting:
         )
         node.outputs[0].type = ir.TensorType(self._dtype or ir.DataType.FLOAT)
         node.metadata_props.update(core.node.metadata_props)
-        notes = CoreNotes(
-            num_heads=core.num_heads,
-            num_kv_heads=groups,
-            head_dim=core.head_dim,
-            value_dim=core.v_dim,
-            bias_is_whole=self._bias_is_whole(),
-            bias_is_known=all(term.known for term in core.terms),
-        )
-        note(node, notes)
-        self._replace_output(node)
-        if k_heads == v_heads:
-            self._note_packed(node)
+        packed_output = self._replace_output(node)
         return CanonicalCore(
             node=node,
             footprint=self._footprint,
@@ -357,7 +311,10 @@ class _Rewriting:
             num_kv_heads=groups,
             head_dim=core.head_dim,
             value_dim=core.v_dim,
-            has_data_mask=any(not term.known for term in core.terms),
+            bias_is_whole=self._bias_is_whole(),
+            bias_is_known=all(term.known for term in core.terms),
+            packed_inputs=self._packed_inputs() if k_heads == v_heads else (),
+            packed_output=packed_output,
         )
 
     def _numpy_dtype(self) -> np.dtype[np.generic]:
@@ -373,33 +330,32 @@ class _Rewriting:
         order = np.repeat(np.arange(heads), wanted // heads)
         return self._write("Gather", value, self._write.ints(*order.tolist()), axis=1)
 
-    def _replace_output(self, node: ir.Node) -> None:
-        """Give the readers of the core's output the new one, in the axes that the module had."""
+    def _replace_output(self, node: ir.Node) -> ir.Value | None:
+        """Give the readers of the core's output the new one, in the axes that the module had.
+
+        Returns the new one where it is packed.
+        """
         core, graph = self._core, self._write.graph
         assert core.output is not None
         assert core.v_dim is not None
         old = core.output.value
         restored = self._write.restore(node.outputs[0], core.output.layout, core.v_dim)
         result = self._write.cast(restored, old.dtype)
-        if _is_packed(core.output) and result is restored:
-            note(node, replace(notes_of(node), packed_output=result))
         if old.is_graph_output():
             index = list(graph.outputs).index(old)
             result.name, old.name = old.name, f"{old.name}_replaced"
             result.type, result.shape = old.type, old.shape
             graph.outputs[index] = result
         old.replace_all_uses_with(result)
+        return result if _is_packed(core.output) and result is restored else None
 
-    def _note_packed(self, node: ir.Node) -> None:
-        """Note where q, k, v exist as (batch, seq, heads * width), heads not yet split: operators
-        that take that form spare the transpositions."""
-        core = self._core
-        operands = (core.q, core.k, core.v)
-        if all(_is_packed(operand) for operand in operands) and (
-            len({operand.value.dtype for operand in operands if operand is not None}) == 1
-        ):
-            packed = tuple(op.value for op in operands if op is not None)
-            note(node, replace(notes_of(node), packed_inputs=packed))
+    def _packed_inputs(self) -> tuple[ir.Value, ...]:
+        """q, k, v as (batch, seq, heads * width), heads not yet split: operators that take that
+        form spare the transpositions. Empty where the graph does not have them."""
+        operands = (self._core.q, self._core.k, self._core.v)
+        packed = tuple(op.value for op in operands if op is not None and _is_packed(op))
+        is_whole = len(packed) == len(operands) and len({value.dtype for value in packed}) == 1
+        return packed if is_whole else ()
 
     def _bias(self) -> ir.Value | None:
         """What the mask adds to the scores, where the causal rule and the window do not say it."""
@@ -503,8 +459,8 @@ def _splits_groups(analysis: Analysis, term: MaskTerm, layout: Layout) -> bool:
     return layout.groups > 1 and ("g" in letters) != ("h" in letters)
 
 
-def _is_packed(operand: Operand | None) -> bool:
-    if operand is None or operand.layout.picks is not None:
+def _is_packed(operand: Operand) -> bool:
+    if operand.layout.picks is not None:
         return False
     return operand.layout.axes in ((("b",), ("s",), ("h", "d")), (("b",), ("s",), ("d",)))
 

@@ -18,11 +18,10 @@ from causal_onnx.export.analysis.elements import Abstract, Elements, Known
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.attention.axis_map import Index, Layout
 from causal_onnx.export.attention.core import AttentionCore, MaskTerm, Operand
-from causal_onnx.export.attention.find_footprint import find_footprint
 from causal_onnx.export.attention.operands import outcome, plainest, tensor_of
 from causal_onnx.export.attention.softmax import SoftmaxCore
 
-__all__ = ["AttentionCore", "MaskTerm", "Operand", "core_at", "find_cores", "recognise"]
+__all__ = ["core_at", "recognise"]
 
 FUSED = {
     ("", "Attention"),
@@ -35,16 +34,11 @@ BOOLEAN = {"And", "Or", "Not", "Xor", "Equal", "Greater", "Less", "GreaterOrEqua
 """Operators with a boolean result."""
 
 
-def find_cores(analysis: Analysis) -> list[AttentionCore]:
-    """All attention cores of a graph outside its branches, in the order it computes them."""
-    found = recognise(analysis)
-    for core in found:
-        find_footprint(analysis, core)
-    return found
-
-
 def recognise(analysis: Analysis) -> list[AttentionCore]:
-    """The same with the footprints left open."""
+    """All attention cores of a graph outside its branches, in the order it computes them.
+
+    Their footprints are left open.
+    """
     sizes = analysis.probe_sizes()
     probe = None if sizes is None else analysis.by_position(sizes)
     if probe is None or sizes is None:

@@ -17,14 +17,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.session import plain_session
-from causal_onnx.export.attention.canonical import CanonicalCore
-from causal_onnx.export.attention.notes import (
+from causal_onnx.export.attention.canonical_core import (
+    CanonicalCore,
     Heads,
     Projected,
     Rotary,
     feature_pairs,
-    note,
-    notes_of,
 )
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.edit import constant_value
@@ -32,7 +30,7 @@ from causal_onnx.export.graph.facts import Axis, Layouts
 from causal_onnx.export.graph.position_region import PositionRegion
 from causal_onnx.export.outcome import SessionError, ask_onnxruntime
 
-__all__ = ["note_projections"]
+__all__ = ["find_projections"]
 
 Array = npt.NDArray[Any]
 
@@ -47,12 +45,12 @@ TOLERANCE = 1e-6
 PROBE_SEQ = 5
 
 
-def note_projections(
+def find_projections(
     layouts: Layouts, cores: Sequence[CanonicalCore], max_seq_len: int | None
-) -> None:
-    """Note on each core what its operands were before positions came in.
+) -> list[CanonicalCore]:
+    """The cores, each with what its operands were before positions came in.
 
-    The graph stays as it is; `lower` takes the note where the target turns queries and keys itself.
+    The graph stays as it is; `lower` takes this where the target turns queries and keys itself.
 
     Args:
         layouts: Of the graph with the cores cut out.
@@ -60,21 +58,19 @@ def note_projections(
         max_seq_len: The longest sequence. None, or more than a table may have: the tables are not
             complete, and what lies beyond must be turned as the graph does it.
     """
-    finder = _Finder(layouts, max_seq_len)
+    finder, found = _Finder(layouts, max_seq_len), []
     for core in cores:
-        q, k, v = core.node.inputs[:3]
-        assert q is not None
-        assert k is not None
-        assert v is not None
+        q, k, v = core.operands
         before_q, before_k = finder.turn(q), finder.turn(k)
-        rotary = None
+        rotary = projected = None
         if before_q is not None and before_k is not None and before_q[1].equals(before_k[1]):
             (q, rotary), (k, _) = before_q, before_k
         if all(_is_split(layouts.axes(value)) for value in (q, k, v)):
             projected = Projected(
                 q=_heads(layouts, q), k=_heads(layouts, k), v=_heads(layouts, v), rotary=rotary
             )
-            note(core.node, replace(notes_of(core.node), projected=projected))
+        found.append(replace(core, projected=projected))
+    return found
 
 
 class _Finder:

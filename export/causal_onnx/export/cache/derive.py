@@ -18,9 +18,8 @@ from dataclasses import dataclass, field, replace
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from causal_onnx.export.attention.canonical import CanonicalCore, bias_of
-from causal_onnx.export.attention.notes import note, notes_of
-from causal_onnx.export.attention.rotary import note_projections
+from causal_onnx.export.attention.canonical_core import CanonicalCore
+from causal_onnx.export.attention.rotary import find_projections
 from causal_onnx.export.cache.lengths import Lengths, write_lengths
 from causal_onnx.export.cache.once import Once, write_once
 from causal_onnx.export.cache.refusals import (
@@ -60,8 +59,10 @@ _SHAPE_OPERANDS: Mapping[str, Sequence[int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DerivedCache:
-    """The tensors that a derived cache adds to the graph."""
+    """What a derived cache adds to the graph."""
 
+    cores: tuple[CanonicalCore, ...]
+    """The attention, now with a past and a present."""
     past: tuple[TensorSpec, ...]
     present: tuple[TensorSpec, ...]
     bounded: tuple[int | None, ...]
@@ -108,7 +109,7 @@ def derive_cache(
         unfit: Why that cannot be computed in a branch; None: it can.
 
     Returns:
-        The new inputs and outputs.
+        The cores as they are then, and the new inputs and outputs.
 
     Raises:
         RaggedError: It can only be derived with `ragged=False`. The model is then unusable, as it
@@ -134,7 +135,7 @@ def derive_cache(
     refuse_nothing_kept(cores, sites, others)
     if ragged:
         refuse_shared_inputs(layouts.signature)
-    note_projections(layouts, cores, max_seq_len)
+    cores = find_projections(layouts, cores, max_seq_len)
     edges = list(_position_edges(layouts, cores, alive))
     states = states_of(sites, ragged=ragged)
     bounds = [_bound(core, max_seq_len) if ragged else None for core in cores]
@@ -143,7 +144,7 @@ def derive_cache(
     lengths = write_lengths(graph, layouts.signature, aligned=None if ragged else first)
     for edge in edges:
         _shift(graph, layouts, edge, lengths)
-    _rejoin(graph, cores, cut, pasts=pasts, bounds=bounds, lengths=lengths)
+    cores = _rejoin(graph, cores, cut, pasts=pasts, bounds=bounds, lengths=lengths)
     if sites:
         write_states(graph, sites, states, lengths)
         # What was written again goes. Where the rows stand is for later steps to read, too.
@@ -168,7 +169,7 @@ def _bound(core: CanonicalCore, max_seq_len: int | None) -> int | None:
     window = core.footprint.window
     if window is None or window < 2:
         return None
-    if core.has_bias or bias_of(core.node) is not None:
+    if core.has_bias or core.bias is not None:
         return None  # the bias has a column for each position, not for each slot
     kept = window - 1
     return kept if max_seq_len is None or kept < max_seq_len else None
@@ -215,9 +216,8 @@ def _position_edges(
             if value is not None and index not in operands and layouts.is_position_only(value):
                 yield _Edge(value, node, index, is_bias=False)
     for core in cores:
-        bias = bias_of(core.node)
-        if bias is not None and layouts.is_position_only(bias):
-            yield _Edge(bias, core.node, 3, is_bias=True)
+        if core.bias is not None and layouts.is_position_only(core.bias):
+            yield _Edge(core.bias, core.node, 3, is_bias=True)
 
 
 def _shift(graph: ir.Graph, layouts: Layouts, edge: _Edge, lengths: Lengths) -> None:
@@ -273,12 +273,10 @@ def _pasts(index: int, core: CanonicalCore, bounded: int | None) -> tuple[ir.Val
     slots = "past_seq" if bounded is None else f"past_slots_{bounded}"
 
     def past(kind: str, width: int) -> ir.Value:
-        keys = core.node.inputs[1]
-        assert keys is not None
         return ir.Value(
             name=f"past_key_values.{index}.{kind}",
             shape=ir.Shape(["batch" if core.has_batch else 1, core.num_kv_heads, slots, width]),
-            type=keys.type,
+            type=core.operands[1].type,
         )
 
     return past("key", core.head_dim), past("value", core.value_dim)
@@ -292,17 +290,17 @@ def _rejoin(
     pasts: Sequence[tuple[ir.Value, ir.Value]],
     bounds: Sequence[int | None],
     lengths: Lengths,
-) -> None:
+) -> list[CanonicalCore]:
     """Put the cores back, now with a past and a present."""
+    found = []
     for index, (core, stand_in, (past_k, past_v), bounded) in enumerate(
         zip(cores, cut, pasts, bounds, strict=True)
     ):
         graph.inputs.remove(stand_in)
         graph.inputs.extend([past_k, past_v])
         old = core.node
-        sink = old.inputs[8] if len(old.inputs) > 8 else None
-        inputs = [*old.inputs[:3], bias_of(old), past_k, past_v]
-        inputs += [lengths.row_past, lengths.row_total, sink]
+        inputs = [*core.operands, core.bias, past_k, past_v]
+        inputs += [lengths.row_past, lengths.row_total, core.sink]
         while inputs[-1] is None:
             inputs.pop()
         joined = ir.node(
@@ -317,7 +315,7 @@ def _rejoin(
         for place in range(len(old.inputs)):
             old.replace_input_with(place, None)  # it is gone, and must keep nothing alive
         # Shared by all cores, so that what is computed from them is computed once.
-        note(joined, replace(notes_of(old), seq=lengths.seq, past_seq=lengths.past_seq))
+        found.append(replace(core, node=joined, seq=lengths.seq, past_seq=lengths.past_seq))
         joined.outputs[0].type = old.outputs[0].type
         first_user = _first_user(graph, stand_in)
         graph.insert_before(first_user, joined)
@@ -331,6 +329,7 @@ def _rejoin(
             output.type = past.type
             output.shape = ir.Shape([past.shape[0], past.shape[1], slots, past.shape[3]])
             graph.outputs.append(output)
+    return found
 
 
 def _first_user(graph: ir.Graph, value: ir.Value) -> ir.Node:
@@ -374,6 +373,7 @@ def _tensors(
         assert lengths.mask.name is not None
         mask = TensorSpec(name=lengths.mask.name, dtype="int64", axes=(rows, "total_seq"))
     return DerivedCache(
+        cores=tuple(cores),
         past=tuple(past),
         present=tuple(present),
         bounded=tuple(bounded),

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.elements import NONE, Elements, view
 from causal_onnx.export.analysis.signature import Signature
-from causal_onnx.export.attention.canonical import CanonicalCore
+from causal_onnx.export.attention.canonical_core import CanonicalCore
 from causal_onnx.export.cache.lengths import MASK, MASKS
 from causal_onnx.export.cache.row_lookup import RaggedError
 from causal_onnx.export.cache.spans import Spans, picks_positions
@@ -60,7 +60,7 @@ def refuse_odd_cores(cores: Sequence[CanonicalCore]) -> None:
         NotSupportedError: One is not.
     """
     for core in cores:
-        if core.has_data_mask:
+        if not core.bias_is_known:
             raise NotSupportedError(
                 f"no cache can be derived: what is added to the scores of {named(core.node)} "
                 "depends on data. Export without a padding mask as input (rows of different "
@@ -140,7 +140,7 @@ def refuse_mixing(
                 f"the attention that was recognised, and not only with earlier ones{hint}"
             )
     for core in cores:
-        for value in core.node.inputs[:3]:
+        for value in core.operands:
             _refuse_shift(layouts, value, core.node)
     for value in layouts.model.graph.outputs:
         _refuse_shift(layouts, value, value.producer())

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
+from causal_onnx.export.attention.canonical_core import is_canonical
 from causal_onnx.export.cache.lengths import Lengths
 from causal_onnx.export.cache.row_operands import BROADCASTING, rows_of_operands
 from causal_onnx.export.errors import NotSupportedError
@@ -69,7 +70,7 @@ def plan_rows(
         RaggedError: The reader has no place for a batch axis, or the value differs between rows.
     """
     rank = len(layouts.axes(value))
-    if reader.domain == "causal_onnx":  # the bias of a core: (batch, heads, seq, total_seq)
+    if is_canonical(reader):  # the bias of a core: (batch, heads, seq, total_seq)
         axes: tuple[Axis, ...] = (Axis(1, 1, 0), Axis(0), Axis(1, 0, 1), Axis(0))
     elif reader.op_type in BROADCASTING or reader.op_type in _BY_ENTRY:
         axes = layouts.axes(reader.outputs[0])

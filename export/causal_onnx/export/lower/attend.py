@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.attention.canonical import bias_of, sink_of
-from causal_onnx.export.attention.notes import notes_of
+from causal_onnx.export.attention.canonical_core import CanonicalCore
 from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["attend", "hiding"]
@@ -28,7 +27,7 @@ def hiding(
 
 def attend(
     write: Writer,
-    node: ir.Node,
+    core: CanonicalCore,
     q: ir.Value,
     k: ir.Value,
     v: ir.Value,
@@ -40,7 +39,7 @@ def attend(
 
     Args:
         write: Where to.
-        node: The canonical core: its scale, softcap, sink and heads.
+        core: Its scale, softcap, sink and heads.
         q: (batch, num_heads, count, head_dim).
         k: (batch, num_kv_heads, columns, head_dim).
         v: (batch, num_kv_heads, columns, value_dim).
@@ -50,25 +49,22 @@ def attend(
     Returns:
         (batch, num_heads, count, value_dim).
     """
-    notes = notes_of(node)
-    heads, groups = notes.num_heads, notes.num_kv_heads
+    heads, groups = core.num_heads, core.num_kv_heads
     grouped, like = heads != groups, q  # what is made of q has no dtype here
-    q = write("Mul", q, write.number(node.attributes["scale"].as_float(), like))
+    q = write("Mul", q, write.number(core.scale, like))
     if grouped:
         # (batch, groups, heads per group * count, d): the queries of a group share its keys.
-        q = write("Reshape", q, write.ints(0, groups, -1, notes.head_dim))
+        q = write("Reshape", q, write.ints(0, groups, -1, core.head_dim))
     scores = write("MatMul", q, write("Transpose", k, perm=[0, 1, 3, 2]))
     if grouped:
         scores = write("Reshape", scores, _split(write, heads, count))
-    cap = node.attributes["softcap"].as_float()
-    if cap:
-        number = write.number(cap, like)
+    if core.softcap:
+        number = write.number(core.softcap, like)
         scores = write("Mul", write("Tanh", write("Div", scores, number)), number)
     if mask is not None:
         scores = write("Add", scores, mask)
-    bias, sink = bias_of(node), sink_of(node)
-    weights = _weights(write, scores, sink, heads)
-    if bias is not None and sink is None:
+    weights = _weights(write, scores, core.sink, heads)
+    if core.bias is not None and core.sink is None:
         # Where nothing may be attended to the softmax is 0 / 0; the output is 0 by definition.
         weights = write("Where", write("IsNaN", weights), write.number(0.0, like), weights)
     if grouped:

@@ -9,47 +9,48 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.attention.notes import notes_of
+from causal_onnx.export.attention.canonical_core import CanonicalCore
 from causal_onnx.export.graph.writer import Writer
-from causal_onnx.export.lower.cache_rows import JoinedRows, has_rows, join_rows
-from causal_onnx.export.lower.positions import core_inputs, window_mask
+from causal_onnx.export.lower.cache_rows import JoinedRows, join_rows
+from causal_onnx.export.lower.positions import window_mask
 
 __all__ = ["attention_attributes", "attention_of_rows", "write_attention"]
 
 
-def write_attention(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
+def write_attention(write: Writer, core: CanonicalCore) -> Sequence[ir.Value]:
     """The standard operator: https://onnx.ai/onnx/operators/onnx__Attention.html."""
-    if has_rows(node):
-        joined = join_rows(write, node)
-        result = attention_of_rows(write, node, joined)
+    if core.rows is not None:
+        joined = join_rows(write, core)
+        result = attention_of_rows(write, core, joined)
         return [result, joined.present_k, joined.present_v]
-    q, k, v, bias, past_k, past_v = core_inputs(node)
-    window = node.attributes["window"].as_int()
-    if bias is not None and not notes_of(node).bias_is_known:
+    (q, k, v), bias = core.operands, core.bias
+    past_k, past_v = core.past or (None, None)
+    if bias is not None and not core.bias_is_known:
         bias = _without_least(write, bias)
-    if window:
-        allowed = window_mask(write, q, k, past_k, window)
+    if core.window:
+        allowed = window_mask(write, q, k, past_k, core.window)
         if bias is None:
             bias = allowed
         else:
             bias = write("Where", allowed, bias, write.number(-np.inf, bias))
-    elif bias is not None and not notes_of(node).bias_is_whole:
+    elif bias is not None and not core.bias_is_whole:
         bias = _whole(write, q, k, past_k, bias)
     inputs = [q, k, v, bias, past_k, past_v] if past_k is not None else [q, k, v, bias]
     if inputs[-1] is None:
         inputs.pop()
-    attributes = attention_attributes(node)
-    return write.node("Attention", inputs, attributes, outputs=len(node.outputs)).outputs
+    attributes = attention_attributes(core)
+    return write.node("Attention", inputs, attributes, outputs=len(core.node.outputs)).outputs
 
 
-def attention_of_rows(write: Writer, node: ir.Node, joined: JoinedRows) -> ir.Value:
+def attention_of_rows(write: Writer, core: CanonicalCore, joined: JoinedRows) -> ir.Value:
     """With a cache of rows of different lengths: a mask says what each row sees of its own."""
-    q, _, _, bias, *_ = core_inputs(node)
     mask = joined.allowed(write)
-    if bias is not None:
-        mask = write("Where", mask, bias, write.number(-np.inf, bias))
-    attributes = {**attention_attributes(node), "is_causal": 0}
-    return write.node("Attention", [q, joined.k, joined.v, mask], attributes).outputs[0]
+    if core.bias is not None:
+        mask = write("Where", mask, core.bias, write.number(-np.inf, core.bias))
+    attributes = {**attention_attributes(core), "is_causal": 0}
+    return write.node(
+        "Attention", [core.operands[0], joined.k, joined.v, mask], attributes
+    ).outputs[0]
 
 
 def _without_least(write: Writer, bias: ir.Value) -> ir.Value:
@@ -76,11 +77,8 @@ def _whole(
     return write("Expand", bias, shape)
 
 
-def attention_attributes(node: ir.Node) -> dict[str, Any]:
-    attributes: dict[str, Any] = {
-        "scale": node.attributes["scale"].as_float(),
-        "is_causal": node.attributes["is_causal"].as_int(),
-    }
-    if node.attributes["softcap"].as_float():
-        attributes["softcap"] = node.attributes["softcap"].as_float()
+def attention_attributes(core: CanonicalCore) -> dict[str, Any]:
+    attributes: dict[str, Any] = {"scale": core.scale, "is_causal": int(core.is_causal)}
+    if core.softcap:
+        attributes["softcap"] = core.softcap
     return attributes

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.attention.canonical import sink_of
-from causal_onnx.export.attention.notes import notes_of
+from causal_onnx.export.attention.canonical_core import CanonicalCore
 from causal_onnx.export.graph.subgraphs import choose
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attention import (
@@ -21,10 +20,10 @@ from causal_onnx.export.lower.attention import (
     attention_of_rows,
     write_attention,
 )
-from causal_onnx.export.lower.cache_rows import has_rows, join_rows
+from causal_onnx.export.lower.cache_rows import join_rows
 from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
 from causal_onnx.export.lower.heads import give_merged, merge_heads, split_heads
-from causal_onnx.export.lower.positions import core_inputs, window_mask
+from causal_onnx.export.lower.positions import window_mask
 from causal_onnx.export.lower.primitives import primitives_of_rows, write_primitives
 from causal_onnx.export.lower.tiled import Blocks
 
@@ -48,19 +47,19 @@ AMD Zen 4, onnxruntime 1.32):
 
 
 def write_by_length(
-    write: Writer, node: ir.Node, max_seq_len: int | None = None
+    write: Writer, core: CanonicalCore, max_seq_len: int | None = None
 ) -> Sequence[ir.Value]:
     """A core in one form where the sequence is short and in others where it is long.
 
     Args:
         write: Before the core.
-        node: A canonical core, without a past or with one whose rows differ in length.
+        core: Without a past or with one whose rows differ in length.
         max_seq_len: No form is written for lengths beyond.
 
     Returns:
         Output (batch, num_heads, seq, value_dim); with a cache present keys and values too.
     """
-    forms = _Forms(write, node)
+    forms = _Forms(write, core)
     most = math.inf if max_seq_len is None else max_seq_len
     long: Callable[[Writer], ir.Value]
     if forms.has_blocks and forms.has_flash and most > LONGEST_LOOPED:
@@ -70,7 +69,7 @@ def write_by_length(
     else:
         switch, long = LONGEST_SHORT_FP16, forms.flash
     if most > switch and (forms.has_blocks or forms.has_flash):
-        chosen = choose(write, node, forms.beyond(write, switch), long, forms.short)
+        chosen = choose(write, core.node, forms.beyond(write, switch), long, forms.short)
     else:
         chosen = forms.short(write)
     return forms.results(write, chosen)
@@ -83,16 +82,14 @@ class _Forms:
     (batch, seq, heads * width) and give that; only the forms that need it transpose.
     """
 
-    def __init__(self, write: Writer, node: ir.Node) -> None:
-        self.node = node
-        q, k, v, *_ = core_inputs(node)
-        is_plain = _is_plain(node)
-        self.has_blocks, self.has_flash = _fits_blocks(node), is_plain and _fits_flash(node)
-        notes = notes_of(node)
-        self.is_merged = notes.packed_output is not None
-        self.is_packed = is_plain and self.is_merged and bool(notes.packed_inputs)
-        self.values: Sequence[ir.Value] = notes.packed_inputs if self.is_packed else [q, k, v]
-        self.joined = join_rows(write, node) if has_rows(node) else None
+    def __init__(self, write: Writer, core: CanonicalCore) -> None:
+        self.core = core
+        is_plain = _is_plain(core)
+        self.has_blocks, self.has_flash = _fits_blocks(core), is_plain and _fits_flash(core)
+        self.is_merged = core.packed_output is not None
+        self.is_packed = is_plain and self.is_merged and bool(core.packed_inputs)
+        self.values = core.packed_inputs if self.is_packed else core.operands
+        self.joined = None if core.rows is None else join_rows(write, core)
 
     def beyond(self, write: Writer, length: int) -> ir.Value:
         """Whether the sequence is longer than `length`."""
@@ -103,42 +100,41 @@ class _Forms:
     def short(self, write: Writer) -> ir.Value:
         """All queries at once."""
         if self.is_packed:
-            return _packed(write, self.node, self.values)
-        has_sink = sink_of(self.node) is not None
+            return _packed(write, self.core, self.values)
+        has_sink = self.core.sink is not None
         if self.joined is not None:
             of_rows = primitives_of_rows if has_sink else attention_of_rows
-            return self.merged(write, of_rows(write, self.node, self.joined))
+            return self.merged(write, of_rows(write, self.core, self.joined))
         standard = write_primitives if has_sink else write_attention
-        return self.merged(write, standard(write, self.node)[0])
+        return self.merged(write, standard(write, self.core)[0])
 
     def blocks(self, write: Writer) -> ir.Value:
         """A Loop over blocks of queries."""
         q, k, v = self.heads(write)
         if self.joined is None:
-            return Blocks(write, self.node, (q, k, v)).looped(write)
+            return Blocks(write, self.core, (q, k, v)).looped(write)
         joined = self.joined
-        return Blocks(write, self.node, (q, joined.k, joined.v), joined.held).looped(write)
+        return Blocks(write, self.core, (q, joined.k, joined.v), joined.held).looped(write)
 
     def blocks_or_flash(self, write: Writer) -> ir.Value:
         """The loop, and the flash kernel where even that is slower."""
         is_longer = self.beyond(write, LONGEST_LOOPED)
-        return choose(write, self.node, is_longer, self.flash, self.blocks, stem="long_")
+        return choose(write, self.core.node, is_longer, self.flash, self.blocks, stem="long_")
 
     def flash(self, write: Writer) -> ir.Value:
         """The flash kernel of the contrib operator."""
-        merged = _flash(write, self.node, self.values, packed=self.is_packed)
+        merged = _flash(write, self.core, self.values, packed=self.is_packed)
         if self.is_merged:
             return merged
-        notes = notes_of(self.node)
-        return split_heads(write, merged, notes.num_heads, notes.value_dim)
+        return split_heads(write, merged, self.core.num_heads, self.core.value_dim)
 
     def heads(self, write: Writer) -> Sequence[ir.Value]:
         """Queries, keys and values as (batch, heads, seq, width)."""
         if not self.is_packed:
             return self.values
-        notes = notes_of(self.node)
-        counts = (notes.num_heads, notes.num_kv_heads, notes.num_kv_heads)
-        widths = (notes.head_dim, notes.head_dim, notes.value_dim)
+        core = self.core
+        counts = (core.num_heads, core.num_kv_heads, core.num_kv_heads)
+        widths = (core.head_dim, core.head_dim, core.value_dim)
         found = []
         for value, count, width in zip(self.values, counts, widths, strict=True):
             found.append(split_heads(write, value, count, width))
@@ -149,66 +145,57 @@ class _Forms:
         """The result as its reader wants it."""
         if not self.is_merged:
             return result
-        notes = notes_of(self.node)
-        return merge_heads(write, result, notes.num_heads, notes.value_dim)
+        return merge_heads(write, result, self.core.num_heads, self.core.value_dim)
 
     def results(self, write: Writer, chosen: ir.Value) -> Sequence[ir.Value]:
         """The outputs of the core."""
-        chosen.type = self.node.outputs[0].type
+        chosen.type = self.core.node.outputs[0].type
         if self.is_merged:
-            chosen = give_merged(write, self.node, chosen)
+            chosen = give_merged(write, self.core, chosen)
         if self.joined is None:
             return [chosen]
         return [chosen, self.joined.present_k, self.joined.present_v]
 
 
-def _is_plain(node: ir.Node) -> bool:
+def _is_plain(core: CanonicalCore) -> bool:
     """Whether this core is causal attention without bias, sink and past."""
-    bias, past_k = core_inputs(node)[3:5]
-    is_causal = node.attributes["is_causal"].as_int() == 1
-    return is_causal and bias is None and past_k is None and sink_of(node) is None
+    return core.is_causal and core.bias is None and core.past is None and core.sink is None
 
 
-def _fits_blocks(node: ir.Node) -> bool:
+def _fits_blocks(core: CanonicalCore) -> bool:
     """Whether blocks of queries leave something out: what is above the diagonal of this core.
 
     Not in half precision, which is for CUDA, where a Loop costs more than it saves.
     """
-    q = node.inputs[0]
-    return (
-        q is not None
-        and q.dtype == ir.DataType.FLOAT
-        and node.attributes["is_causal"].as_int() == 1
-        and (has_rows(node) or core_inputs(node)[4] is None)
-    )
+    is_float = core.operands[0].dtype == ir.DataType.FLOAT
+    return is_float and core.is_causal and (core.rows is not None or core.past is None)
 
 
-def _fits_flash(node: ir.Node) -> bool:
+def _fits_flash(core: CanonicalCore) -> bool:
     """Whether `GroupQueryAttention` computes this plain core; a window it reads slowly."""
-    q = node.inputs[0]
-    is_half = q is not None and q.dtype == ir.DataType.FLOAT16
-    return fits_operator(node) and (is_half or not node.attributes["window"].as_int())
+    is_half = core.operands[0].dtype == ir.DataType.FLOAT16
+    return fits_operator(core) and (is_half or not core.window)
 
 
-def _packed(write: Writer, node: ir.Node, values: Sequence[ir.Value]) -> ir.Value:
+def _packed(write: Writer, core: CanonicalCore, values: Sequence[ir.Value]) -> ir.Value:
     """The standard operator on (batch, seq, heads * width)."""
     bias = None
-    window = node.attributes["window"].as_int()
-    if window:
-        bias = window_mask(write, values[0], values[1], None, window, axis=1)
+    if core.window:
+        bias = window_mask(write, values[0], values[1], None, core.window, axis=1)
     attributes = {
-        **attention_attributes(node),
-        "q_num_heads": notes_of(node).num_heads,
-        "kv_num_heads": notes_of(node).num_kv_heads,
+        **attention_attributes(core),
+        "q_num_heads": core.num_heads,
+        "kv_num_heads": core.num_kv_heads,
     }
     inputs = [*values, bias] if bias is not None else list(values)
     return write.node("Attention", inputs, attributes).outputs[0]
 
 
-def _flash(write: Writer, node: ir.Node, values: Sequence[ir.Value], *, packed: bool) -> ir.Value:
+def _flash(
+    write: Writer, core: CanonicalCore, values: Sequence[ir.Value], *, packed: bool
+) -> ir.Value:
     """The contrib operator, with an empty past; gives (batch, seq, heads * width)."""
-    notes = notes_of(node)
-    heads, groups, width = notes.num_heads, notes.num_kv_heads, notes.head_dim
+    heads, groups, width = core.num_heads, core.num_kv_heads, core.head_dim
     merged = list(values)
     if not packed:
         counts = (heads, groups, groups)
@@ -219,8 +206,8 @@ def _flash(write: Writer, node: ir.Node, values: Sequence[ir.Value], *, packed: 
     lasts = write("Expand", last, batch)
     total = write("Squeeze", write("Cast", seq, to=ir.DataType.INT32.value))
     shape = write("Concat", batch, write.ints(groups, 0, width), axis=0)
-    dtype = (node.inputs[0].dtype or ir.DataType.FLOAT).numpy()  # type: ignore[union-attr]
+    dtype = (core.operands[0].dtype or ir.DataType.FLOAT).numpy()
     empty = write("ConstantOfShape", shape, value=ir.tensor(np.zeros(1, dtype)))
     inputs = [*merged, empty, empty, lasts, total]
-    attributes = operator_attributes(node)
+    attributes = operator_attributes(core)
     return write.node("GroupQueryAttention", inputs, attributes, 3, CONTRIB).outputs[0]

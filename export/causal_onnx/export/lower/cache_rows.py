@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from causal_onnx.export.attention.notes import notes_of
+from causal_onnx.export.attention.canonical_core import CanonicalCore
 from causal_onnx.export.graph.writer import Writer
 
-__all__ = ["JoinedRows", "has_rows", "join_rows"]
+__all__ = ["JoinedRows", "join_rows"]
 
 
 @dataclass(frozen=True)
@@ -32,24 +32,20 @@ class JoinedRows:
     present_v: ir.Value
 
 
-def has_rows(node: ir.Node) -> bool:
-    """Whether the rows of this core may stand at different positions."""
-    return len(node.inputs) > 6 and node.inputs[6] is not None
-
-
-def join_rows(write: Writer, node: ir.Node) -> JoinedRows:
+def join_rows(write: Writer, core: CanonicalCore) -> JoinedRows:
     """Put new keys and values behind the past of each row.
 
     Slots are counted from the first position that the past holds: `held` tokens of row b are
     there, its query i looks at slots up to held + i.
     """
-    k, v, past_k, past_v, row_past, row_total = (_input(node, i) for i in (1, 2, 4, 5, 6, 7))
-    seq, past = _lengths(write, node, k, past_k)
-    bounded = node.attributes["bounded"].as_int()
+    assert core.past is not None
+    assert core.rows is not None
+    (_, k, v), (past_k, past_v), (row_past, row_total) = core.operands, core.past, core.rows
+    seq, past = _lengths(write, core, k, past_k)
+    bounded, window, heads = core.bounded, core.window, core.num_kv_heads
     slots = write("Min", past, write.ints(bounded)) if bounded else past
     held = write("Min", row_past, slots) if bounded else row_past
     total = write("Add", slots, seq)
-    heads = notes_of(node).num_kv_heads
     zero, one = write.scalar(0), write.scalar(1)
     steps = write("Range", zero, write("Squeeze", seq), one)
     places = write("Add", write("Unsqueeze", held, write.ints(1)), steps)  # (batch, seq)
@@ -63,7 +59,6 @@ def join_rows(write: Writer, node: ir.Node) -> JoinedRows:
     # All cores share what is outside; only what is as large as the mask may stand in a branch.
     rows = write("Unsqueeze", places, write.ints(1, 3))
     columns = write("Range", zero, write("Squeeze", total), one)
-    window = node.attributes["window"].as_int()
     least = write("Sub", rows, write.ints(window - 1)) if window else None
 
     def allowed(write: Writer) -> ir.Value:
@@ -106,17 +101,10 @@ def _slot_index(write: Writer, slots: ir.Value, heads: int) -> ir.Value:
     return write("Concat", *parts, axis=3)
 
 
-def _input(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
-
-
 def _lengths(
-    write: Writer, node: ir.Node, k: ir.Value, past_k: ir.Value
+    write: Writer, core: CanonicalCore, k: ir.Value, past_k: ir.Value
 ) -> tuple[ir.Value, ir.Value]:
     """(seq, past_seq), of the whole graph where the core knows them: computed once for all."""
-    seq, past = notes_of(node).seq, notes_of(node).past_seq
-    if seq is None or past is None:
+    if core.seq is None or core.past_seq is None:
         return write("Shape", k, start=2, end=3), write("Shape", past_k, start=2, end=3)
-    return seq, past
+    return core.seq, core.past_seq

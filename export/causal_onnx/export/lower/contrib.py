@@ -9,33 +9,31 @@ from typing import Any
 
 import onnx_ir as ir
 
-from causal_onnx.export.attention.notes import notes_of
+from causal_onnx.export.attention.canonical_core import CanonicalCore
 
 __all__ = ["CONTRIB", "fits_operator", "operator_attributes"]
 
 CONTRIB = "com.microsoft"
 
 
-def fits_operator(node: ir.Node) -> bool:
+def fits_operator(core: CanonicalCore) -> bool:
     """Whether it computes heads of this core's sizes and dtype."""
-    q = node.inputs[0]
     return (
-        q is not None
-        and q.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-        and notes_of(node).head_dim == notes_of(node).value_dim
-        and notes_of(node).head_dim % 8 == 0  # it refuses others
+        core.operands[0].dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+        and core.head_dim == core.value_dim
+        and core.head_dim % 8 == 0  # it refuses others
     )
 
 
-def operator_attributes(node: ir.Node) -> dict[str, Any]:
+def operator_attributes(core: CanonicalCore) -> dict[str, Any]:
     """Heads, scale, softcap and window of a causal core."""
     attributes: dict[str, Any] = {
-        "num_heads": notes_of(node).num_heads,
-        "kv_num_heads": notes_of(node).num_kv_heads,
-        "scale": node.attributes["scale"].as_float(),
+        "num_heads": core.num_heads,
+        "kv_num_heads": core.num_kv_heads,
+        "scale": core.scale,
     }
-    if node.attributes["softcap"].as_float():
-        attributes["softcap"] = node.attributes["softcap"].as_float()
-    if node.attributes["window"].as_int():
-        attributes["local_window_size"] = node.attributes["window"].as_int()
+    if core.softcap:
+        attributes["softcap"] = core.softcap
+    if core.window:
+        attributes["local_window_size"] = core.window
     return attributes

@@ -9,12 +9,18 @@ given the number of new positions of each row, and takes every call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
 
-from causal_onnx.export.attention.canonical import DOMAIN
-from causal_onnx.export.attention.notes import Heads, Projected, Rotary, note, notes_of
+from causal_onnx.export.attention.canonical_core import (
+    DOMAIN,
+    CanonicalCore,
+    Heads,
+    Projected,
+    Rotary,
+)
 from causal_onnx.export.graph.subgraphs import name_inside
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
@@ -22,55 +28,54 @@ from causal_onnx.export.lower.packed_projection import join_projections
 
 __all__ = ["fits_grouped", "shares_buffers", "write_chunked", "write_grouped"]
 
-Fallback = Callable[[Writer, ir.Node], Sequence[ir.Value]]
+Fallback = Callable[[Writer, CanonicalCore], Sequence[ir.Value]]
 
 
-def fits_grouped(node: ir.Node) -> bool:
+def fits_grouped(core: CanonicalCore) -> bool:
     """Whether the operator computes this core: cached, causal, without bias, rows of their own."""
-    bias, *cache = (*node.inputs, *[None] * 8)[3:8]
     return (
-        bias is None
-        and all(value is not None for value in cache)
-        and notes_of(node).projected is not None
-        and node.attributes["is_causal"].as_int() == 1
-        and not node.attributes["bounded"].as_int()
-        and fits_operator(node)
+        core.bias is None
+        and core.past is not None
+        and core.rows is not None
+        and core.projected is not None
+        and core.is_causal
+        and not core.bounded
+        and fits_operator(core)
     )
 
 
-def _projected(node: ir.Node) -> Projected:
-    found = notes_of(node).projected
-    assert found is not None
-    return found
+def _projected(core: CanonicalCore) -> Projected:
+    assert core.projected is not None
+    return core.projected
 
 
-def shares_buffers(node: ir.Node) -> bool:
+def shares_buffers(core: CanonicalCore) -> bool:
     """Whether every call that fits the operator goes there by `write_grouped`, whatever the length.
 
     Its past may then be a larger buffer that is the present too (`CachePair.shared`).
     """
-    notes = notes_of(node)
-    rotary = _projected(node).rotary
-    return rotary is None or rotary.complete or not _turns_inside(rotary, notes.head_dim)
+    rotary = _projected(core).rotary
+    return rotary is None or rotary.complete or not _turns_inside(rotary, core.head_dim)
 
 
-def write_grouped(write: Writer, node: ir.Node, fallback: Fallback) -> Sequence[ir.Value]:
+def write_grouped(write: Writer, core: CanonicalCore, fallback: Fallback) -> Sequence[ir.Value]:
     """Output (batch, num_heads, seq, head_dim), present keys, present values.
 
     Past buffers may have more slots than are in use, where the first branch runs.
 
     Args:
         write: Before the core.
-        node: A core for which `fits_grouped` holds.
+        core: One for which `fits_grouped` holds.
         fallback: Writes a canonical core, for calls that the operator does not take.
     """
-    operands = _Operands(write, node)
-    lengths = _Lengths(write, node, operands.rotary)
+    node = core.node
+    operands = _Operands(write, core)
+    lengths = _Lengths(write, core, operands.rotary)
     branches = []
     for name, build in (("grouped", _grouped), ("general", _general)):
         graph = ir.Graph([], [], nodes=[], opset_imports=dict(write.graph.opset_imports), name=name)
         inner = Writer(graph, None, write.graph, node)
-        results = build(inner, node, operands, lengths, fallback)
+        results = build(inner, core, operands, lengths, fallback)
         for result, old in zip(results, node.outputs, strict=True):
             result.type = old.type
         graph.outputs.extend(results)
@@ -78,10 +83,10 @@ def write_grouped(write: Writer, node: ir.Node, fallback: Fallback) -> Sequence[
         branches.append(graph)
     attributes = {"then_branch": branches[0], "else_branch": branches[1]}
     chosen, present_k, present_v = write.node("If", [lengths.fit], attributes, 3).outputs
-    return [_as_read(write, node, chosen), present_k, present_v]
+    return [_as_read(write, core, chosen), present_k, present_v]
 
 
-def write_chunked(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
+def write_chunked(write: Writer, core: CanonicalCore) -> Sequence[ir.Value]:
     """The same by one operator for all calls, in onnxruntime 1.32 and newer.
 
     Each row is said to have as many new positions as the call. Those of padding are then computed
@@ -92,43 +97,42 @@ def write_chunked(write: Writer, node: ir.Node) -> Sequence[ir.Value]:
 
     Args:
         write: Before the core.
-        node: A core for which `fits_grouped` holds.
+        core: One for which `fits_grouped` holds.
     """
-    operands = _Operands(write, node, within_tables=False)
-    notes, row_past = notes_of(node), node.inputs[6]
-    assert notes.seq is not None
-    assert row_past is not None
+    operands = _Operands(write, core, within_tables=False)
+    seq, past, row_past, _ = _places_of(core)
     int32 = ir.DataType.INT32.value
-    last = write("Sub", write("Add", row_past, notes.seq), write.ints(1))
-    total = write("Squeeze", write("Add", notes.past_seq, notes.seq))
-    new = write("Expand", notes.seq, write("Shape", row_past))
+    last = write("Sub", write("Add", row_past, seq), write.ints(1))
+    total = write("Squeeze", write("Add", past, seq))
+    new = write("Expand", seq, write("Shape", row_past))
     last, total, new = (write("Cast", value, to=int32) for value in (last, total, new))
-    output, *presents = _operator(write, node, operands, last, total, new=new)
-    return [_as_read(write, node, output), *presents]
+    output, *presents = _operator(write, core, operands, last, total, new=new)
+    return [_as_read(write, core, output), *presents]
 
 
-def _as_read(write: Writer, node: ir.Node, result: ir.Value) -> ir.Value:
+def _places_of(core: CanonicalCore) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value]:
+    """Its new positions and those of the past, `row_past` and `row_total`."""
+    assert core.seq is not None
+    assert core.past_seq is not None
+    assert core.rows is not None
+    return core.seq, core.past_seq, *core.rows
+
+
+def _as_read(write: Writer, core: CanonicalCore, result: ir.Value) -> ir.Value:
     """The output of the core, of (batch, seq, heads * head_dim)."""
-    result.type = node.outputs[0].type
-    notes = notes_of(node)
-    packed_output = notes.packed_output
+    result.type = core.node.outputs[0].type
+    packed_output = core.packed_output
     if packed_output is not None and not packed_output.is_graph_output():
         # The reader of the transposed and merged output takes this one; what led there falls away.
         packed_output.replace_all_uses_with(result)
-    return _split(write, result, notes.num_heads, notes.head_dim)
+    return _split(write, result, core.num_heads, core.head_dim)
 
 
 class _Lengths:
     """What the operator wants to know of the lengths; the same values for every core."""
 
-    def __init__(self, write: Writer, node: ir.Node, rotary: Rotary | None):
-        row_past, row_total = node.inputs[6:8]
-        assert row_past is not None
-        assert row_total is not None
-        notes = notes_of(node)
-        assert notes.seq is not None
-        assert notes.past_seq is not None
-        self.seq, self.past = notes.seq, notes.past_seq
+    def __init__(self, write: Writer, core: CanonicalCore, rotary: Rotary | None):
+        self.seq, self.past, row_past, row_total = _places_of(core)
         self.row_past = row_past
         one, int32 = write.ints(1), ir.DataType.INT32.value
         # A row without any token yet counts one, of padding, which its first token overwrites.
@@ -150,17 +154,17 @@ class _Lengths:
 class _Operands:
     """Queries, keys and values as (batch, seq, heads * head_dim), before rotation if inside."""
 
-    def __init__(self, write: Writer, node: ir.Node, *, within_tables: bool = True):
+    def __init__(self, write: Writer, core: CanonicalCore, *, within_tables: bool = True):
         """See `write_grouped`.
 
         Args:
             write: Before the core.
-            node: The core.
+            core: The core.
             within_tables: Calls beyond the rotary tables, where those are not complete, do not go
                 to the operator.
         """
-        projected, notes = _projected(node), notes_of(node)
-        heads, groups, self.width = notes.num_heads, notes.num_kv_heads, notes.head_dim
+        projected = _projected(core)
+        heads, groups, self.width = core.num_heads, core.num_kv_heads, core.head_dim
         self.counts = (heads, groups, groups)
         self.projected, self.rotary = projected, projected.rotary
         sides: list[Heads | ir.Value | None] = [projected.q, projected.k, projected.v]
@@ -168,12 +172,12 @@ class _Operands:
             _turns_inside(self.rotary, self.width) and (self.rotary.complete or within_tables)
         ):
             self.rotary = None
-            sides[:2] = node.inputs[:2]
+            sides[:2] = core.operands[:2]
         self._values = [
             _packed(write, side, count * self.width)
             for side, count in zip(sides, self.counts, strict=True)
         ]
-        self._joined = join_projections(write.graph, node, self._values)
+        self._joined = join_projections(write.graph, core.node, self._values)
 
     def for_operator(self) -> list[ir.Value | None]:
         """Its first three inputs; what q, k, v are the parts of goes in as one."""
@@ -193,15 +197,15 @@ def _turns_inside(rotary: Rotary, width: int) -> bool:
 
 
 def _grouped(
-    write: Writer, node: ir.Node, operands: _Operands, lengths: _Lengths, _: Fallback
+    write: Writer, core: CanonicalCore, operands: _Operands, lengths: _Lengths, _: Fallback
 ) -> Sequence[ir.Value]:
     """The contrib operator."""
-    return _operator(write, node, operands, lengths.last, lengths.total)
+    return _operator(write, core, operands, lengths.last, lengths.total)
 
 
 def _operator(
     write: Writer,
-    node: ir.Node,
+    core: CanonicalCore,
     operands: _Operands,
     last: ir.Value,
     total: ir.Value,
@@ -212,29 +216,33 @@ def _operator(
 
     Args:
         write: Where to.
-        node: The core.
+        core: The core.
         operands: Of the core.
         last: int32 (batch,), the position of each row's last query.
         total: int32 (), the most positions of a row.
         new: int32 (batch,), queries of each row (`query_seqlens`). None: the operator infers them.
     """
-    inputs = [*operands.for_operator(), *node.inputs[4:6], last, total]
-    attributes = operator_attributes(node)
+    inputs = [*operands.for_operator(), *(core.past or ()), last, total]
+    attributes = operator_attributes(core)
     if operands.rotary is not None:
         inputs += [write.array(operands.rotary.cos), write.array(operands.rotary.sin)]
         attributes |= {"do_rotary": 1, "rotary_interleaved": int(operands.rotary.interleaved)}
-    sink = node.inputs[8] if len(node.inputs) > 8 else None
-    if sink is not None:
-        inputs += [None] * (11 - len(inputs)) + [sink]
+    if core.sink is not None:
+        inputs += [None] * (11 - len(inputs)) + [core.sink]
     if new is not None:
         inputs += [None] * (16 - len(inputs)) + [new]
     return write.node("GroupQueryAttention", inputs, attributes, 3, CONTRIB).outputs
 
 
 def _general(
-    write: Writer, node: ir.Node, operands: _Operands, lengths: _Lengths, fallback: Fallback
+    write: Writer,
+    core: CanonicalCore,
+    operands: _Operands,
+    lengths: _Lengths,
+    fallback: Fallback,
 ) -> Sequence[ir.Value]:
     """Through the canonical core again, with the rotation written before it."""
+    node = core.node
     parts = operands.apart(write)
     if operands.rotary is not None and operands.rotary.complete:
         places = _places(write, lengths, len(operands.rotary.cos))
@@ -258,19 +266,18 @@ def _general(
     for value, old in zip((*heads, *pasts), (*node.inputs[:3], *node.inputs[4:6]), strict=True):
         assert old is not None
         value.type = old.type
-    core = ir.node(
+    again = ir.node(
         node.op_type,
         [*heads, None, *pasts, *node.inputs[6:]],
         {a.name: a.value for a in node.attributes.values()},
         domain=DOMAIN,
         num_outputs=3,
     )
-    note(core, notes_of(node))
-    for new, old in zip(core.outputs, node.outputs, strict=True):
+    for new, old in zip(again.outputs, node.outputs, strict=True):
         new.type = old.type
-    output, present_k, present_v = fallback(write, core)
-    for index in range(len(core.inputs)):
-        core.replace_input_with(index, None)
+    output, present_k, present_v = fallback(write, replace(core, node=again))
+    for index in range(len(again.inputs)):
+        again.replace_input_with(index, None)
     moved = write("Transpose", output, perm=[0, 2, 1, 3])
     width = operands.counts[0] * operands.width
     return [write("Reshape", moved, write.ints(0, 0, width)), present_k, present_v]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from causal_onnx.export.attention.notes import notes_of
+from causal_onnx.export.attention.canonical_core import CanonicalCore
 from causal_onnx.export.graph.writer import Writer
 
 __all__ = ["give_merged", "merge_heads", "split_heads"]
@@ -25,14 +25,13 @@ def merge_heads(write: Writer, value: ir.Value, heads: int, width: int) -> ir.Va
 SWAPPED = (0, 2, 1, 3)
 
 
-def give_merged(write: Writer, node: ir.Node, merged: ir.Value) -> ir.Value:
+def give_merged(write: Writer, core: CanonicalCore, merged: ir.Value) -> ir.Value:
     """Hand an output with merged heads to its reader; returns it with the heads split, for others.
 
     The reader of the transposed and merged output takes this one; what led there falls away.
     """
-    notes = notes_of(node)
-    wanted = notes.packed_output
+    wanted = core.packed_output
     assert wanted is not None
     if not wanted.is_graph_output():
         wanted.replace_all_uses_with(merged)
-    return split_heads(write, merged, notes.num_heads, notes.value_dim)
+    return split_heads(write, merged, core.num_heads, core.value_dim)

@@ -1,23 +1,23 @@
-"""Which keys a query may look at, computed from the lengths; and the inputs of a core."""
+"""Which keys a query may look at, computed from the lengths."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
+from causal_onnx.export.attention.canonical_core import CanonicalCore
 from causal_onnx.export.graph.writer import Writer
 
-__all__ = ["allowed_pairs", "core_inputs", "positions", "window_mask"]
+__all__ = ["allowed_pairs", "positions", "window_mask"]
 
 
-def allowed_pairs(write: Writer, node: ir.Node, q: ir.Value, k: ir.Value) -> ir.Value | None:
+def allowed_pairs(write: Writer, core: CanonicalCore, q: ir.Value, k: ir.Value) -> ir.Value | None:
     """(seq, total_seq) bool: where the causal rule and the window let a query look."""
-    if not node.attributes["is_causal"].as_int():
+    if not core.is_causal:
         return None
     rows, columns = positions(write, q, k)
     allowed = write("LessOrEqual", columns, rows)
-    window = node.attributes["window"].as_int()
-    if window:
-        least = write("Sub", rows, write.ints(window - 1))
+    if core.window:
+        least = write("Sub", rows, write.ints(core.window - 1))
         allowed = write("And", allowed, write("GreaterOrEqual", columns, least))
     return allowed
 
@@ -49,14 +49,3 @@ def positions(
     rows = write("Range", past, end, one)
     columns = write("Range", zero, end, one)
     return write("Unsqueeze", rows, write.ints(1)), write("Unsqueeze", columns, write.ints(0))
-
-
-def core_inputs(
-    node: ir.Node,
-) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | None, ir.Value | None, ir.Value | None]:
-    q, k, v, *rest = node.inputs
-    assert q is not None
-    assert k is not None
-    assert v is not None
-    bias, past_k, past_v = (*rest, None, None, None)[:3]
-    return q, k, v, bias, past_k, past_v

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from causal_onnx.export.attention.canonical import DOMAIN, is_canonical, sink_of
+from causal_onnx.export.attention.canonical_core import DOMAIN, CanonicalCore, is_canonical
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attention import write_attention
 from causal_onnx.export.lower.by_length import LONGEST_LOOPED, LONGEST_SHORT, write_by_length
-from causal_onnx.export.lower.cache_rows import has_rows
 from causal_onnx.export.lower.contrib import CONTRIB
 from causal_onnx.export.lower.grouped import (
     fits_grouped,
@@ -18,7 +17,6 @@ from causal_onnx.export.lower.grouped import (
     write_chunked,
     write_grouped,
 )
-from causal_onnx.export.lower.positions import core_inputs
 from causal_onnx.export.lower.primitives import write_primitives
 from causal_onnx.export.lower.tiled import BLOCK, write_tiled
 from causal_onnx.runtime.contract import CHUNKED, ORT_FORMS
@@ -42,26 +40,30 @@ def switching_lengths(target: str) -> tuple[int, ...]:
     return (*LOOPED.get(target, ()), *flash)
 
 
-def shared_pasts(model: ir.Model, target: str) -> frozenset[str]:
+def shared_pasts(model: ir.Model, cores: Sequence[CanonicalCore], target: str) -> frozenset[str]:
     """The inputs of past keys and values that `lower` will let be shared (`CachePair.shared`)."""
     return frozenset(
         value.name or ""
-        for node in model.graph
-        if is_canonical(node)
-        and _is_grouped(node, target, model)
-        and (target == CHUNKED or shares_buffers(node))
-        for value in node.inputs[4:6]
-        if value is not None
+        for core in cores
+        if _is_grouped(core, target, model) and (target == CHUNKED or shares_buffers(core))
+        for value in core.past or ()
     )
 
 
-def _is_grouped(node: ir.Node, target: str, model: ir.Model) -> bool:
+def _is_grouped(core: CanonicalCore, target: str, model: ir.Model) -> bool:
     is_new = model.opset_imports[""] >= OLDEST_ATTENTION_OPSET
-    return target in ORT_FORMS and is_new and fits_grouped(node)
+    return target in ORT_FORMS and is_new and fits_grouped(core)
 
 
-def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
+def lower(
+    model: ir.Model,
+    cores: Sequence[CanonicalCore],
+    target: str,
+    max_seq_len: int | None = None,
+) -> int:
     """Replace every canonical core in place; returns how many there were.
+
+    `cores` holds all that are in the graph.
 
     "portable": from opset 23 on the standard `Attention` operator, below (and for cores with a
     sink, which that does not know) MatMul and Softmax. "ort": from opset 23 on that too where the
@@ -70,25 +72,25 @@ def lower(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
     blocks of queries. Key/value heads are not repeated in any form.
     """
     opset = model.opset_imports[""]
-    count = 0
+    known, count = {core.node: core for core in cores}, 0
     for node in list(model.graph):
         if not is_canonical(node):
             continue
+        core = known[node]
         write = Writer(model.graph, node)
         results: Sequence[ir.Value]
         is_new = opset >= OLDEST_ATTENTION_OPSET
-        has_sink = sink_of(node) is not None
-        standard = write_attention if is_new and not has_sink else write_primitives
+        standard = write_attention if is_new and core.sink is None else write_primitives
         if target == "tiled":
-            results = write_tiled(write, node, max_seq_len)
-        elif _is_grouped(node, target, model) and target == CHUNKED:
-            results = write_chunked(write, node)
-        elif _is_grouped(node, target, model):
-            results = write_grouped(write, node, standard)
-        elif target in ORT_FORMS and is_new and (has_rows(node) or core_inputs(node)[4] is None):
-            results = write_by_length(write, node, max_seq_len)
+            results = write_tiled(write, core, max_seq_len)
+        elif _is_grouped(core, target, model) and target == CHUNKED:
+            results = write_chunked(write, core)
+        elif _is_grouped(core, target, model):
+            results = write_grouped(write, core, standard)
+        elif target in ORT_FORMS and is_new and (core.rows is not None or core.past is None):
+            results = write_by_length(write, core, max_seq_len)
         else:
-            results = standard(write, node)
+            results = standard(write, core)
         for old, new in zip(node.outputs, results, strict=True):
             if new is old:
                 continue

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from causal_onnx.export.attention.notes import notes_of
+from causal_onnx.export.attention.canonical_core import CanonicalCore
 from causal_onnx.export.graph.subgraphs import choose, repeat
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attend import attend, hiding
-from causal_onnx.export.lower.cache_rows import has_rows, join_rows
+from causal_onnx.export.lower.cache_rows import join_rows
 from causal_onnx.export.lower.heads import give_merged, merge_heads
-from causal_onnx.export.lower.positions import core_inputs
 
 __all__ = ["BLOCK", "Blocks", "blocks_of", "write_tiled"]
 
@@ -29,7 +28,9 @@ the other forms (12 heads of 64, batch 1, fp32, one thread, AMD Zen 4, onnxrunti
 """
 
 
-def write_tiled(write: Writer, node: ir.Node, max_seq_len: int | None = None) -> Sequence[ir.Value]:
+def write_tiled(
+    write: Writer, core: CanonicalCore, max_seq_len: int | None = None
+) -> Sequence[ir.Value]:
     """Attention block of queries by block of queries, all heads at once.
 
     A step multiplies its queries with the keys up to the block's end (and, with a window, from the
@@ -37,29 +38,28 @@ def write_tiled(write: Writer, node: ir.Node, max_seq_len: int | None = None) ->
     more than heads x BLOCK x total_seq scores exist at a time. The softmax is over whole rows, as
     it is without blocks. Up to BLOCK positions there is one step, and no Loop.
     """
-    blocks, presents = blocks_of(write, node)
+    blocks, presents = blocks_of(write, core)
     if max_seq_len is not None and max_seq_len <= BLOCK:
         result = blocks.at_once(write)
     else:
         is_long = write("Greater", write("Squeeze", blocks.seq), write.scalar(BLOCK))
-        result = choose(write, node, is_long, blocks.looped, blocks.at_once)
-    result.type = node.outputs[0].type
+        result = choose(write, core.node, is_long, blocks.looped, blocks.at_once)
+    result.type = core.node.outputs[0].type
     if blocks.is_merged:
-        result = give_merged(write, node, result)
-    return [result, *presents][: len(node.outputs)]
+        result = give_merged(write, core, result)
+    return [result, *presents][: len(core.node.outputs)]
 
 
-def blocks_of(write: Writer, node: ir.Node) -> tuple[Blocks, Sequence[ir.Value]]:
+def blocks_of(write: Writer, core: CanonicalCore) -> tuple[Blocks, Sequence[ir.Value]]:
     """The blocks of a core over its past and new keys, and its present keys and values."""
-    q, k, v, _, past_k, past_v = core_inputs(node)
-    if has_rows(node):
-        joined = join_rows(write, node)
-        blocks = Blocks(write, node, (q, joined.k, joined.v), joined.held)
+    q, k, v = core.operands
+    if core.rows is not None:
+        joined = join_rows(write, core)
+        blocks = Blocks(write, core, (q, joined.k, joined.v), joined.held)
         return blocks, (joined.present_k, joined.present_v)
-    if past_k is not None and past_v is not None:
-        k = write("Concat", past_k, k, axis=2)
-        v = write("Concat", past_v, v, axis=2)
-    return Blocks(write, node, (q, k, v)), (k, v)
+    if core.past is not None:
+        k, v = (write("Concat", old, x, axis=2) for old, x in zip(core.past, (k, v), strict=True))
+    return Blocks(write, core, (q, k, v)), (k, v)
 
 
 class Blocks:
@@ -68,7 +68,7 @@ class Blocks:
     def __init__(
         self,
         write: Writer,
-        node: ir.Node,
+        core: CanonicalCore,
         operands: tuple[ir.Value, ir.Value, ir.Value],
         held: ir.Value | None = None,
     ) -> None:
@@ -76,22 +76,21 @@ class Blocks:
 
         Args:
             write: Where the values go that the blocks share.
-            node: The core.
+            core: The core.
             operands: (batch, num_heads, seq, head_dim), (batch, num_kv_heads, slots, head_dim) and
                 (batch, num_kv_heads, slots, value_dim).
             held: int64 (batch,) or (1,). None: the queries are the last of the slots.
         """
-        self.node = node
-        self.bias = core_inputs(node)[3]
+        self.core = core
+        self.bias = core.bias
         self.q, self.k, self.v = q, k, _ = operands
-        self.is_merged = notes_of(node).packed_output is not None
-        self.is_causal = bool(node.attributes["is_causal"].as_int())
-        self.window = node.attributes["window"].as_int()
+        self.is_merged = core.packed_output is not None
+        self.is_causal, self.window = core.is_causal, core.window
         self.seq = write("Shape", q, start=2, end=3)
         self.slots = write("Shape", k, start=2, end=3)
         held = held or write("Sub", self.slots, self.seq)
         self.held, self.least, self.most = held, held, held
-        if has_rows(node):
+        if core.rows is not None:
             self.held = write("Unsqueeze", held, write.ints(1, 2, 3))
             self.least = write("ReduceMin", held, keepdims=1)
             self.most = write("ReduceMax", held, keepdims=1)
@@ -118,8 +117,8 @@ class Blocks:
             rows.type = q.type
             return self.block(inner, rows, start, size)
 
-        stacked = repeat(write, self.node, write("Squeeze", count), step)
-        heads, width = notes_of(self.node).num_heads, notes_of(self.node).value_dim
+        stacked = repeat(write, self.core.node, write("Squeeze", count), step)
+        heads, width = self.core.num_heads, self.core.value_dim
         if self.is_merged:
             # (count, batch, size, heads * width)
             joined = write("Transpose", stacked, perm=[1, 0, 2, 3])
@@ -151,11 +150,10 @@ class Blocks:
         count: ir.Value,
     ) -> ir.Value:
         """The output of some queries, with the heads where the reader wants them."""
-        result = attend(write, self.node, q, *keys, mask=mask, count=count)
+        result = attend(write, self.core, q, *keys, mask=mask, count=count)
         if not self.is_merged:
             return result
-        notes = notes_of(self.node)
-        return merge_heads(write, result, notes.num_heads, notes.value_dim)
+        return merge_heads(write, result, self.core.num_heads, self.core.value_dim)
 
     def places(self, write: Writer, start: ir.Value, count: ir.Value) -> ir.Value:
         """`count` numbers from `start` on."""

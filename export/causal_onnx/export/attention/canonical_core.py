@@ -1,4 +1,4 @@
-"""What is known of a canonical core besides what the node says, for those that write it anew."""
+"""One attention site in canonical form: its node, and what the steps that follow ask of it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,26 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["CoreNotes", "Heads", "Projected", "Rotary", "feature_pairs", "note", "notes_of"]
+from causal_onnx.export.attention.footprint import Footprint
+
+__all__ = [
+    "DOMAIN",
+    "CanonicalCore",
+    "Heads",
+    "Projected",
+    "Rotary",
+    "feature_pairs",
+    "is_canonical",
+]
 
 Array = npt.NDArray[Any]
 
-KEY = "causal_onnx.core"
+DOMAIN = "causal_onnx"
+
+
+def is_canonical(node: ir.Node) -> bool:
+    """Whether `node` is an attention core in canonical form."""
+    return node.domain == DOMAIN and node.op_type == "Attention"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +91,15 @@ def feature_pairs(half: int, interleaved: bool) -> tuple[slice, slice]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoreNotes:
-    """Of one canonical node."""
+class CanonicalCore:
+    """One canonical node (`canonical.py`), and what is known of it."""
 
+    node: ir.Node
+    footprint: Footprint
+    """What positions alone decide."""
+    has_bias: bool
+    """Position changes scores that count."""
+    has_batch: bool
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -86,7 +107,7 @@ class CoreNotes:
     bias_is_whole: bool = True
     """The bias has an entry for each query and key."""
     bias_is_known: bool = True
-    """No data decides it."""
+    """No data decides it, as it would decide a mask of padding."""
     packed_inputs: tuple[ir.Value, ...] = ()
     """q, k and v as (batch, seq, heads * width), where the graph has them all so."""
     packed_output: ir.Value | None = None
@@ -97,13 +118,61 @@ class CoreNotes:
     past_seq: ir.Value | None = None
     """int64 (1,): the new positions and those of the past, the same values for all cores."""
 
+    @property
+    def operands(self) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """q, k and v by head."""
+        q, k, v = self.node.inputs[:3]
+        assert q is not None
+        assert k is not None
+        assert v is not None
+        return q, k, v
 
-def note(node: ir.Node, notes: CoreNotes) -> None:
-    """Keep this of a canonical node, in the place of what was known."""
-    node.meta[KEY] = notes
+    @property
+    def bias(self) -> ir.Value | None:
+        """What is added to the scores."""
+        return self._input(3)
 
+    @property
+    def past(self) -> tuple[ir.Value, ir.Value] | None:
+        """Keys and values of the cache."""
+        k, v = self._input(4), self._input(5)
+        return None if k is None or v is None else (k, v)
 
-def notes_of(node: ir.Node) -> CoreNotes:
-    """What is known of a canonical node."""
-    found: CoreNotes = node.meta[KEY]
-    return found
+    @property
+    def rows(self) -> tuple[ir.Value, ir.Value] | None:
+        """`row_past` and `row_total`; None: the rows do not differ in length."""
+        past, total = self._input(6), self._input(7)
+        return None if past is None or total is None else (past, total)
+
+    @property
+    def sink(self) -> ir.Value | None:
+        """One more score per head."""
+        return self._input(8)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether a query sees no later key."""
+        return bool(self.node.attributes["is_causal"].as_int())
+
+    @property
+    def window(self) -> int:
+        """Itself and window - 1 keys before; 0: all before."""
+        return self.node.attributes["window"].as_int()
+
+    @property
+    def bounded(self) -> int:
+        """The most positions that the cache holds; 0: all."""
+        return self.node.attributes["bounded"].as_int()
+
+    @property
+    def scale(self) -> float:
+        """Of the scores."""
+        return self.node.attributes["scale"].as_float()
+
+    @property
+    def softcap(self) -> float:
+        """Of the scores; 0: none."""
+        return self.node.attributes["softcap"].as_float()
+
+    def _input(self, place: int) -> ir.Value | None:
+        return self.node.inputs[place] if place < len(self.node.inputs) else None
