@@ -65,13 +65,17 @@ class Axis:
 
 
 class Layouts:
-    """The class and the axes of each value, from the analysis at three choices of sizes."""
+    """The class and the axes of each value, from the analysis at three choices of sizes.
+
+    Of the graph as it was then: of a value that an edit makes there is what `note` was told.
+    """
 
     def __init__(self, model: ir.Model, max_seq_len: int | None = None):
         self.model = model
         self.signature: Signature = read_signature(model)
         self.sizes = probing_sizes(max_seq_len, self.signature.symbols)
         self.constants = Constants()
+        self._noted: dict[ir.Value, ir.Value] = {}
         self.base, *self._others = (
             run(model, self.signature, sizes, self.constants) for sizes in self.sizes
         )
@@ -109,11 +113,21 @@ class Layouts:
 
     def axes(self, value: ir.Value) -> tuple[Axis, ...]:
         """How each axis of `value` grows with the batch and the length."""
+        value = self._noted.get(value, value)
         if value.is_initializer() and value.const_value is not None:
             return tuple(Axis(int(str(n))) for n in value.const_value.shape)
         base = _shape(self.base, value)
         others = (_shape(other, value) for other in self._others)
         return tuple(self._axis(seen) for seen in zip(base, *others, strict=True))
+
+    def note(self, new: ir.Value, old: ir.Value) -> None:
+        """Remember that a value that a pass made has the axes of another."""
+        self._noted[new] = self._noted.get(old, old)
+
+    def width(self, value: ir.Value) -> int | None:
+        """The size of the last axis, if it is fixed."""
+        axes = self.axes(value)
+        return axes[-1].count if axes and axes[-1].is_fixed else None
 
     def free_axis(self, value: ir.Value, axis: int) -> str | None:
         """Which free axis an axis of `value` is; None: it is none, or part of one."""

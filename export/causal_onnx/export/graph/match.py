@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from causal_onnx.export.graph.edit import constant_value
-from causal_onnx.export.graph.facts import Axis, Layouts
+from causal_onnx.export.graph.facts import Layouts
 
 __all__ = [
-    "KnownAxes",
     "only_user",
     "other_input",
     "producer",
@@ -46,35 +45,14 @@ def only_user(value: ir.Value) -> ir.Node | None:
     return users.pop() if len(users) == 1 and not value.is_graph_output() else None
 
 
-class KnownAxes:
-    """The axes of values, as the analysis found them before the first rewriting."""
-
-    def __init__(self, layouts: Layouts):
-        self._layouts = layouts
-        self._new: dict[ir.Value, tuple[Axis, ...]] = {}
-
-    def __call__(self, value: ir.Value) -> tuple[Axis, ...]:
-        known = self._new.get(value)
-        return self._layouts.axes(value) if known is None else known
-
-    def note(self, value: ir.Value, axes: Sequence[Axis]) -> None:
-        """Remember the axes of a value that a pass made."""
-        self._new[value] = tuple(axes)
-
-    def width(self, value: ir.Value) -> int | None:
-        """The size of the last axis, if it is fixed."""
-        axes = self(value)
-        return axes[-1].count if axes and axes[-1].is_fixed else None
-
-
-def replace(sizes: KnownAxes, old: Sequence[ir.Value], node: ir.Node, before: ir.Node) -> None:
+def replace(layouts: Layouts, old: Sequence[ir.Value], node: ir.Node, before: ir.Node) -> None:
     """Put `node` before another and give the users of `old` its outputs; type and axes stay."""
     graph = before.graph
     assert graph is not None
     graph.insert_before(before, node)
     for value, new in zip(old, node.outputs, strict=False):
         new.type, new.shape = value.type, value.shape
-        sizes.note(new, sizes(value))
+        layouts.note(new, value)
         if value.is_graph_output():
             index = list(graph.outputs).index(value)
             new.name, value.name = value.name, f"{value.name}_replaced"

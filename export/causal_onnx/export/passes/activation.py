@@ -16,7 +16,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.analysis.evaluate import evaluate
-from causal_onnx.export.graph.match import KnownAxes, replace, scalar
+from causal_onnx.export.graph.facts import Layouts
+from causal_onnx.export.graph.match import replace, scalar
 
 __all__ = ["fuse_activations"]
 
@@ -53,7 +54,7 @@ KNOWN: Mapping[str, tuple[Callable[[Array], Array], str, str, Mapping[str, Any]]
 }
 
 
-def fuse_activations(model: ir.Model, sizes: KnownAxes) -> int:
+def fuse_activations(model: ir.Model, layouts: Layouts) -> int:
     """Rewrite every chain that computes SiLU, GELU, or GELU by tanh, in float32."""
     count = 0
     wanted = {name: function(GRID.astype(np.float64)) for name, (function, *_) in KNOWN.items()}
@@ -71,7 +72,7 @@ def fuse_activations(model: ir.Model, sizes: KnownAxes) -> int:
             _, domain, op_type, attributes = KNOWN[name]
             node = ir.node(op_type, [x], dict(attributes), domain=domain)
             node.metadata_props.update(last.metadata_props)
-            replace(sizes, last.outputs, node, last)
+            replace(layouts, last.outputs, node, last)
             count += 1
             break
     return count

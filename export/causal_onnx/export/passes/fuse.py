@@ -5,7 +5,6 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from causal_onnx.export.graph.facts import Layouts
-from causal_onnx.export.graph.match import KnownAxes
 from causal_onnx.export.passes.activation import fuse_activations
 from causal_onnx.export.passes.rms_norm import fuse_rms_norms
 from causal_onnx.export.passes.skip_norm import fuse_skip_norms
@@ -27,8 +26,8 @@ def fuse(model: ir.Model, target: str, max_seq_len: int | None = None) -> int:
         return 0
     # The residual sum is found beside the norm that reads it, so norms come first.
     passes = (fuse_rms_norms, fuse_skip_norms, fuse_activations)
-    sizes = KnownAxes(Layouts(model, max_seq_len))
-    count = sum(one(model, sizes) for one in passes)
+    layouts = Layouts(model, max_seq_len)
+    count = sum(one(model, layouts) for one in passes)
     if any(node.domain == CONTRIB for node in model.graph):
         model.opset_imports[CONTRIB] = 1
     return count

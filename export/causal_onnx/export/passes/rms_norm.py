@@ -5,8 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from causal_onnx.export.graph.edit import constant_value
+from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.match import (
-    KnownAxes,
     only_user,
     other_input,
     producer,
@@ -17,7 +17,7 @@ from causal_onnx.export.graph.match import (
 __all__ = ["fuse_rms_norms"]
 
 
-def fuse_rms_norms(model: ir.Model, sizes: KnownAxes) -> int:
+def fuse_rms_norms(model: ir.Model, layouts: Layouts) -> int:
     """Rewrite every RMS norm over the last axis that is written out in float32.
 
     Source: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, equation 4.
@@ -26,11 +26,11 @@ def fuse_rms_norms(model: ir.Model, sizes: KnownAxes) -> int:
     for mean in list(model.graph):
         if mean.op_type != "ReduceMean" or mean.domain:
             continue
-        found = _normalised(mean, sizes)
+        found = _normalised(mean, layouts)
         if found is None:
             continue
         x, eps, last = found
-        weighted = _weighted(x, last, sizes)
+        weighted = _weighted(x, last, layouts)
         if weighted is None:
             continue
         weight, result = weighted
@@ -38,19 +38,19 @@ def fuse_rms_norms(model: ir.Model, sizes: KnownAxes) -> int:
             "RMSNormalization", [x, weight], {"axis": -1, "epsilon": eps, "stash_type": 1}
         )
         node.metadata_props.update(result.metadata_props)
-        replace(sizes, result.outputs, node, result)
+        replace(layouts, result.outputs, node, result)
         count += 1
     return count
 
 
-def _normalised(mean: ir.Node, sizes: KnownAxes) -> tuple[ir.Value, float, ir.Node] | None:
+def _normalised(mean: ir.Node, layouts: Layouts) -> tuple[ir.Value, float, ir.Node] | None:
     """(x, eps, the node that gives x / sqrt(mean(x^2) + eps))."""
     x = _squared(mean.inputs[0])
     if x is None or x.dtype != ir.DataType.FLOAT:
         return None
     axes = constant_value(mean.inputs[1]) if len(mean.inputs) > 1 else None
     keeps = "keepdims" not in mean.attributes or mean.attributes["keepdims"].as_int() == 1
-    if axes is None or axes.tolist() not in ([-1], [len(sizes(x)) - 1]) or not keeps:
+    if axes is None or axes.tolist() not in ([-1], [len(layouts.axes(x)) - 1]) or not keeps:
         return None
     added = _single(mean.outputs[0], "Add")
     eps = None if added is None else scalar(other_input(added, mean.outputs[0]))
@@ -84,7 +84,7 @@ def _squared(value: ir.Value | None) -> ir.Value | None:
     return node.inputs[0] if scalar(node.inputs[1]) == 2.0 else None
 
 
-def _weighted(x: ir.Value, last: ir.Node, sizes: KnownAxes) -> tuple[ir.Value, ir.Node] | None:
+def _weighted(x: ir.Value, last: ir.Node, layouts: Layouts) -> tuple[ir.Value, ir.Node] | None:
     """(weight, the node after which it is applied), the weight a constant vector."""
     product = _single(last.outputs[0], "Mul")
     if product is None:
@@ -93,7 +93,7 @@ def _weighted(x: ir.Value, last: ir.Node, sizes: KnownAxes) -> tuple[ir.Value, i
     array = constant_value(weight)
     if weight is None or array is None or array.ndim != 1 or weight.dtype != x.dtype:
         return None
-    return (weight, product) if array.shape[0] == sizes.width(x) else None
+    return (weight, product) if array.shape[0] == layouts.width(x) else None
 
 
 def _single(value: ir.Value, *op_types: str) -> ir.Node | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from causal_onnx.export.graph.edit import constant_value
-from causal_onnx.export.graph.match import KnownAxes, producer, replace
+from causal_onnx.export.graph.facts import Layouts
+from causal_onnx.export.graph.match import producer, replace
 
 __all__ = ["fuse_skip_norms"]
 
@@ -16,7 +17,7 @@ _FUSED = {
 }
 
 
-def fuse_skip_norms(model: ir.Model, sizes: KnownAxes) -> int:
+def fuse_skip_norms(model: ir.Model, layouts: Layouts) -> int:
     """Rewrite every norm of a sum of two equal shapes (batch, seq, width).
 
     Source: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md.
@@ -27,7 +28,7 @@ def fuse_skip_norms(model: ir.Model, sizes: KnownAxes) -> int:
             continue
         total = norm.inputs[0]
         added = producer(total, "Add")
-        if added is None or total is None or not _is_residual(added, sizes):
+        if added is None or total is None or not _is_residual(added, layouts):
             continue
         eps = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
         node = ir.node(
@@ -39,10 +40,10 @@ def fuse_skip_norms(model: ir.Model, sizes: KnownAxes) -> int:
         )
         node.metadata_props.update(norm.metadata_props)
         # Where the sum stood: others may read it before the norm does.
-        replace(sizes, [norm.outputs[0]], node, added)
+        replace(layouts, [norm.outputs[0]], node, added)
         summed = node.outputs[3]
         summed.type, summed.shape = total.type, total.shape
-        sizes.note(summed, sizes(total))
+        layouts.note(summed, total)
         total.replace_all_uses_with(summed)
         model.graph.remove([norm, added], safe=True)
         count += 1
@@ -60,15 +61,15 @@ def _is_plain(norm: ir.Node) -> bool:
     )
 
 
-def _is_residual(added: ir.Node, sizes: KnownAxes) -> bool:
+def _is_residual(added: ir.Node, layouts: Layouts) -> bool:
     left, right = added.inputs
     assert left is not None
     assert right is not None
     return (
         not added.outputs[0].is_graph_output()
-        and len(sizes(left)) == 3
+        and len(layouts.axes(left)) == 3
         and left.dtype == ir.DataType.FLOAT
         and constant_value(left) is None
         and constant_value(right) is None
-        and sizes(left) == sizes(right)
+        and layouts.axes(left) == layouts.axes(right)
     )
