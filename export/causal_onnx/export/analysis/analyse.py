@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from causal_onnx.export.analysis.interpret import (
 from causal_onnx.export.analysis.make_input import make_input
 from causal_onnx.export.analysis.signature import CONTROL_ROLES, InputAxes, Signature, Sizes
 
-__all__ = ["Analysis", "default_grid", "other_sizes", "plain_input"]
+__all__ = ["Analysis", "EditedError", "default_grid", "other_sizes", "plain_input"]
 
 LENGTHS = (1, 2, 3, 5, 8, 13)
 PASTS = (0, 1, 4)
@@ -61,13 +61,13 @@ def other_sizes(model: ir.Model, signature: Signature) -> tuple[tuple[str, int],
     likely |= {dim // n for dim in dims for n in heads if dim % n == 0}
     candidates = sorted(n for n in likely if 1 < n <= 1024)
     seq = signature.fixed_seq or 2
+    control = tuple(spec for spec in signature.inputs if spec.role in CONTROL_ROLES)
     for size in (OTHER_SIZE, *candidates):
         other = tuple((name, size) for name in signature.symbols)
         past = 2 if signature.has_past else 0
         sizes = Sizes(batch=2, seq=seq, past_seq=past, other=other)
-        plain = {s.name: plain_input(s, sizes) for s in signature.inputs if s.role in CONTROL_ROLES}
         try:
-            run(model, signature, sizes, Constants(), inputs=plain, blank=True)
+            Analysis(model, signature, plain=control).follow(sizes, blank=True)
         except SizesRefusedError:
             continue
         except StuckError:
@@ -115,9 +115,17 @@ def plain_input(spec: InputAxes, sizes: Sizes) -> Known:
     return Known(make_input(spec, sizes, np.random.default_rng(0), None))
 
 
+class EditedError(RuntimeError):
+    """A graph was edited after it was first followed: what is known of it may be wrong by now."""
+
+
 @dataclass
 class Analysis:
-    """A graph, what its inputs are, and the runs over it."""
+    """A graph, what its inputs are, and the runs over it.
+
+    All is of the graph as it was in the beginning. Nodes may be added, and what is known of a value
+    stays true; once a node of those days reads or does something else, no further run is made.
+    """
 
     model: ir.Model
     """Without local functions."""
@@ -130,6 +138,41 @@ class Analysis:
     branching: list[Sizes] = field(default_factory=list)
     """Sizes that were run for the sake of branches that the usual ones do not enter."""
     _extra: dict[tuple[str, Sizes], Run | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        nodes = self.model.graph.all_nodes()
+        self._nodes = [(node, node.inputs, [*node.attributes.values()]) for node in nodes]
+        weights = self.model.graph.initializers.values()
+        self._weights = [(value, value.const_value) for value in weights]
+
+    def follow(
+        self,
+        sizes: Sizes,
+        inputs: Mapping[str, Abstract] | None = None,
+        *,
+        step: Callable[[], None] | None = None,
+        blank: bool = False,
+    ) -> Run:
+        """A run at `sizes`; the arguments and errors are those of `interpret.run`.
+
+        Raises:
+            EditedError: The graph is not the one that the other runs are of.
+        """
+        if any(
+            node.inputs is not read or [*node.attributes.values()] != attributes
+            for node, read, attributes in self._nodes
+        ) or any(value.const_value is not tensor for value, tensor in self._weights):
+            raise EditedError("the graph was edited: analyse it anew")
+        known = {spec.name: plain_input(spec, sizes) for spec in self.plain}
+        return run(
+            self.model,
+            self.signature,
+            sizes,
+            self.constants,
+            inputs={**(inputs or {}), **known},
+            step=step,
+            blank=blank,
+        )
 
     def probe_sizes(self) -> Sizes | None:
         """Sizes at which to look at layouts: small, batch 3, and like no other run."""
@@ -230,16 +273,8 @@ class Analysis:
     ) -> Run | None:
         key = (kind, sizes)
         if key not in self._extra:
-            known = {s.name: plain_input(s, sizes) for s in self.plain}
             try:
-                self._extra[key] = run(
-                    self.model,
-                    self.signature,
-                    sizes,
-                    self.constants,
-                    inputs={**(inputs or {}), **known},
-                    blank=blank,
-                )
+                self._extra[key] = self.follow(sizes, inputs, blank=blank)
             except (SizesRefusedError, StuckError):
                 self._extra[key] = None
         return self._extra[key]

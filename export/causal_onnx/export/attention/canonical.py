@@ -33,7 +33,7 @@ from onnx_ir.passes import common
 from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.attributes import UnsupportedError
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Abstract, Elements, Known
-from causal_onnx.export.analysis.interpret import Constants, Run, run
+from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.signature import Sizes, read_signature
 from causal_onnx.export.attention.arrange import Arranger
 from causal_onnx.export.attention.axis_map import Layout
@@ -103,9 +103,9 @@ def _analysis(model: ir.Model, max_seq_len: int | None) -> Analysis:
     sizes: Sequence[Sizes] = probing_sizes(max_seq_len, signature.symbols)
     if signature.fixed_seq is not None:
         sizes = [replace(sizes[0], seq=signature.fixed_seq)]
-    constants = Constants()
-    runs = [run(model, signature, size, constants) for size in sizes]
-    return Analysis(model, signature, constants, runs)
+    analysis = Analysis(model, signature)
+    analysis.runs += [analysis.follow(size) for size in sizes]
+    return analysis
 
 
 def _refuse_unfit(analysis: Analysis, core: AttentionCore) -> None:

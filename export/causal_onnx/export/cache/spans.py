@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.elements import NONE, Array, Elements, view
-from causal_onnx.export.analysis.interpret import input_elements, run
+from causal_onnx.export.analysis.interpret import input_elements
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.facts import Axis, Layouts
 
@@ -63,9 +63,8 @@ class Spans:
             elements = input_elements(spec, self.sizes)
             reach = np.where(elements.reach == NONE, NONE, self.sizes.seq - 1 - elements.reach)
             inputs[spec.name] = Elements(elements.shape, reach.astype(np.int32))
-        graph = (layouts.model, layouts.signature, self.sizes, layouts.constants)
-        self._last = run(*graph).values
-        self._first = run(*graph, inputs=inputs).values
+        self._last = layouts.analysis.follow(self.sizes).values
+        self._first = layouts.analysis.follow(self.sizes, inputs).values
 
     def of(self, value: ir.Value) -> tuple[Array, Array] | None:
         """(first, last), each of the value's shape, NONE where an element depends on no position.

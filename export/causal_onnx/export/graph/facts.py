@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from causal_onnx.export.analysis.analyse import Analysis
 from causal_onnx.export.analysis.elements import Array, Elements, Known
-from causal_onnx.export.analysis.interpret import Constants, Run, run
+from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.signature import Signature, Sizes, read_signature
 from causal_onnx.export.errors import NotSupportedError
 
@@ -67,18 +68,15 @@ class Axis:
 class Layouts:
     """The class and the axes of each value, from the analysis at three choices of sizes.
 
-    Of the graph as it was then: of a value that an edit makes there is what `note` was told.
+    Of the graph as it was then; of a value that an edit makes there is what `note` was told.
     """
 
     def __init__(self, model: ir.Model, max_seq_len: int | None = None):
         self.model = model
         self.signature: Signature = read_signature(model)
         self.sizes = probing_sizes(max_seq_len, self.signature.symbols)
-        self.constants = Constants()
-        self._noted: dict[ir.Value, ir.Value] = {}
-        self.base, *self._others = (
-            run(model, self.signature, sizes, self.constants) for sizes in self.sizes
-        )
+        self.analysis = Analysis(model, self.signature)
+        self.base, *self._others = (self.analysis.follow(sizes) for sizes in self.sizes)
 
     def is_tainted(self, value: ir.Value | None) -> bool:
         """Whether the value depends on the data of an input."""
@@ -113,7 +111,6 @@ class Layouts:
 
     def axes(self, value: ir.Value) -> tuple[Axis, ...]:
         """How each axis of `value` grows with the batch and the length."""
-        value = self._noted.get(value, value)
         if value.is_initializer() and value.const_value is not None:
             return tuple(Axis(int(str(n))) for n in value.const_value.shape)
         base = _shape(self.base, value)
@@ -121,8 +118,9 @@ class Layouts:
         return tuple(self._axis(seen) for seen in zip(base, *others, strict=True))
 
     def note(self, new: ir.Value, old: ir.Value) -> None:
-        """Remember that a value that a pass made has the axes of another."""
-        self._noted[new] = self._noted.get(old, old)
+        """Know of a value that a pass made what is known of another: they are equal."""
+        for found in (self.base, *self._others):
+            found.values[new] = found.values[old]
 
     def width(self, value: ir.Value) -> int | None:
         """The size of the last axis, if it is fixed."""

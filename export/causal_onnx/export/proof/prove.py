@@ -8,18 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.analysis.analyse import LENGTHS, Analysis, plain_input
+from causal_onnx.export.analysis.analyse import LENGTHS, Analysis
 from causal_onnx.export.analysis.assumptions import AssumptionKind
 from causal_onnx.export.analysis.branches import branch_sizes, missed_branches
 from causal_onnx.export.analysis.elements import Abstract, Elements, view
 from causal_onnx.export.analysis.graph import describe, source_of
-from causal_onnx.export.analysis.interpret import (
-    Constants,
-    Run,
-    SizesRefusedError,
-    StuckError,
-    run,
-)
+from causal_onnx.export.analysis.interpret import Constants, Run, SizesRefusedError, StuckError
 from causal_onnx.export.analysis.signature import (
     CAUSAL_ROLES,
     CONTROL_ROLES,
@@ -103,12 +97,11 @@ def _assumed_of(inputs: Sequence[InputAxes]) -> Iterator[Assumption]:
 def _attempt(
     analysis: Analysis, grid: Sequence[Sizes], step: Callable[[], None] | None
 ) -> StaticProof:
-    model, signature, constants = analysis.model, analysis.signature, analysis.constants
+    signature = analysis.signature
     refused: dict[str, ir.Node] = {}
     for sizes in _with_branches(analysis, grid):
-        inputs: dict[str, Abstract] = {s.name: plain_input(s, sizes) for s in analysis.plain}
         try:
-            found = run(model, signature, sizes, constants, inputs=inputs, step=step)
+            found = analysis.follow(sizes, step=step)
         except SizesRefusedError as error:
             past = f" after a past of {sizes.past_seq}" if sizes.past_seq else ""
             text = f"length {sizes.seq}{past}: {describe(error.node)}: {error.reason}"
@@ -130,7 +123,7 @@ def _attempt(
             refused=tuple(refused),
             analysis=analysis,
         )
-    proof = judge_runs(model, analysis.runs)
+    proof = judge_runs(analysis.model, analysis.runs)
     proof.analysis = analysis
     proof.refused = tuple(refused)
     return proof if proof.verdict != "causal" else _for_every_length(proof)
