@@ -73,10 +73,6 @@ class AttentionCore:
     num_kv_heads: int | None = None
     head_dim: int | None = None
     v_dim: int | None = None
-    nodes: list[ir.Node] = field(default_factory=list)
-    """From the product of q and k to the output, moves of the operands included."""
-    weights: ir.Value | None = None
-    """The softmax's output."""
     weights_used: bool = False
     """The weights have another use than the product with v, or are an output."""
     score_axes: tuple[int, int] | None = None

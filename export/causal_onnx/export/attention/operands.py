@@ -91,23 +91,19 @@ def product(node: ir.Node, run: Run) -> Terms | None:
     )
 
 
-def plainest(
-    run: Run, value: ir.Value, index: Index, nodes: list[ir.Node], *, scaled: bool = True
-) -> Operand:
-    """The operand past the scalings and moves that prepared it, which are added to `nodes`.
+def plainest(run: Run, value: ir.Value, index: Index, *, scaled: bool = True) -> Operand:
+    """The operand past the scalings and moves that prepared it.
 
     Args:
         run: At the sizes of `index`.
         value: A factor of a product, or an input of a fused operator.
         index: (batch, head, position, feature) -> flat index into it.
-        nodes: The core's nodes.
         scaled: Whether to go past scalings too.
 
     Raises:
         UnsupportedError: It is no rearrangement of (batch, head, position, feature).
     """
     best: Operand | None = None
-    passed: list[ir.Node] = []
     factor = 1.0
     while True:
         tensor = tensor_of(run, value)
@@ -116,13 +112,10 @@ def plainest(
         layout = layout_of(index, tensor.shape)
         if layout is not None and (best is None or layout.is_plainer(best.layout)):
             best = Operand(value, layout, factor)
-            nodes.extend(passed)
-            passed = []
         node = value.producer()
         step = None if node is None else _source_step(run, node, value, index)
-        if node is None or step is None or (step[2] != 1.0 and not scaled):
+        if step is None or (step[2] != 1.0 and not scaled):
             break
-        passed.append(node)
         value, index, more = step
         factor *= more
     if best is None:
@@ -130,14 +123,13 @@ def plainest(
     return best
 
 
-def outcome(run: Run, value: ir.Value, index: Index, nodes: list[ir.Node]) -> Operand:
-    """The output of a core as far forward as moves alone take it; they are added to `nodes`.
+def outcome(run: Run, value: ir.Value, index: Index) -> Operand:
+    """The output of a core as far forward as moves alone take it.
 
     Args:
         run: At the sizes of `index`.
         value: Where the sums over the keys come out.
         index: (batch, head, position, feature) -> flat index into it.
-        nodes: The core's nodes.
 
     Raises:
         UnsupportedError: It is no rearrangement of (batch, head, position, feature).
@@ -172,7 +164,6 @@ def outcome(run: Run, value: ir.Value, index: Index, nodes: list[ir.Node]) -> Op
         layout = layout_of(index, moved.shape)
         if layout is None or layout.picks is not None or layout.heads != index.shape[1]:
             return best
-        nodes.append(node)
         best = Operand(value, layout)
 
 

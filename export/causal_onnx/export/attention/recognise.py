@@ -69,7 +69,7 @@ def core_at(
 
 def _fused(analysis: Analysis, probe: Run, node: ir.Node) -> AttentionCore:
     """An attention operator: its operands are its inputs."""
-    core = AttentionCore(node=node, kind="fused", nodes=[node])
+    core = AttentionCore(node=node, kind="fused")
     contrib = node.domain == "com.microsoft"
     heads = attr(node, "num_heads" if contrib else "q_num_heads")
     kv_heads = attr(node, "kv_num_heads", heads)
@@ -89,7 +89,7 @@ def _fused(analysis: Analysis, probe: Run, node: ir.Node) -> AttentionCore:
             core.problem = f"input {value.name} has an unexpected shape"
             return core
         counts.append(operand.layout.heads)
-        operands.append(_plainer(probe, operand, core.nodes, scaled=len(operands) < 2))
+        operands.append(_plainer(probe, operand, scaled=len(operands) < 2))
     core.q, core.k, core.v = operands
     core.num_heads = counts[0]
     core.num_kv_heads = counts[1] if core.k.layout.picks else core.k.layout.heads
@@ -97,7 +97,7 @@ def _fused(analysis: Analysis, probe: Run, node: ir.Node) -> AttentionCore:
     if core.output is not None:
         index = _index(probe, core.output)
         if index is not None:
-            core.output = outcome(probe, core.output.value, index, core.nodes)
+            core.output = outcome(probe, core.output.value, index)
     core.head_dim = _width(core.q, probe)
     core.v_dim = _width(core.v, probe)
     scale = attr(node, "scale", 0.0) or (1 / math.sqrt(core.head_dim or 1))
@@ -138,13 +138,13 @@ def _operand(value: ir.Value, tensor: Abstract, heads: int | None) -> Operand | 
     return None
 
 
-def _plainer(run: Run, operand: Operand, nodes: list[ir.Node], *, scaled: bool) -> Operand:
+def _plainer(run: Run, operand: Operand, *, scaled: bool) -> Operand:
     """The operand of a fused operator before the moves (a transpose, repeated heads) into it."""
     index = _index(run, operand)
     if index is None:
         return operand
     try:
-        return plainest(run, operand.value, index, nodes, scaled=scaled)
+        return plainest(run, operand.value, index, scaled=scaled)
     except UnsupportedError:
         return operand
 

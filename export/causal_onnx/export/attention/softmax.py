@@ -43,8 +43,8 @@ class SoftmaxCore:
         self.analysis = analysis
         self.run = probe
         self.rows = rows
-        self.core = AttentionCore(node=node, kind="softmax", nodes=[node])
-        self.steps: list[tuple[str, ir.Node, float, MaskTerm | None]] = []
+        self.core = AttentionCore(node=node, kind="softmax")
+        self.steps: list[tuple[str, float, MaskTerm | None]] = []
         self.capped = False
         self.padded = False
         self.sink_factor = 1.0
@@ -60,7 +60,6 @@ class SoftmaxCore:
         labels = self.label(scores)
         if labels is None:
             return None
-        self.core.weights = self.core.node.outputs[0]
         try:
             self.back(scores, labels)
             self.interpret_steps()
@@ -155,7 +154,6 @@ class SoftmaxCore:
             node = value.producer()
             if node is None:
                 raise UnsupportedError("the scores are an input of the graph")
-            self.core.nodes.append(node)
             terms = product(node, self.run)
             if terms is not None:
                 self.query_and_key(node, terms, labels)
@@ -239,7 +237,7 @@ class SoftmaxCore:
     def check_sink(self, node: ir.Node) -> None:
         if self.core.sink is not None:
             raise UnsupportedError("two sinks are joined to the scores")
-        for kind, _, factor, _ in self.steps:
+        for kind, factor, _ in self.steps:
             if kind != "scale":
                 raise UnsupportedError(f"{node.op_type} joins a sink to the scores before a mask")
             self.sink_factor *= factor
@@ -296,7 +294,7 @@ class SoftmaxCore:
         if op in ("Mul", "Div") and len(others) == 1:
             factor = scalars[0]
             if factor is not None and not (op == "Div" and (main == 1 or factor == 0)):
-                self.steps.append(("scale", node, factor if op == "Mul" else 1 / factor, None))
+                self.steps.append(("scale", factor if op == "Mul" else 1 / factor, None))
                 return
             if op == "Mul":
                 self.term("multiply", node, others[0], inputs, scores)
@@ -314,7 +312,7 @@ class SoftmaxCore:
             return
         if op == "Tanh":
             self.capped = True
-            self.steps.append(("tanh", node, 1.0, None))
+            self.steps.append(("tanh", 1.0, None))
             return
         if op in ("Max", "Clip") and all(s is None or s <= VERY_NEGATIVE for s in scalars):
             return
@@ -344,7 +342,7 @@ class SoftmaxCore:
         assert value is not None
         known = isinstance(inputs[index], Known)
         term = MaskTerm(kind=kind, value=value, known=known, factor=factor, scores=scores)
-        self.steps.append((kind, node, factor, term))
+        self.steps.append((kind, factor, term))
 
     def where(
         self, node: ir.Node, main: int, inputs: Sequence[Abstract], scores: Layout | None
@@ -365,14 +363,14 @@ class SoftmaxCore:
             fill=fill,
             scores=scores,
         )
-        self.steps.append(("where", node, 1.0, term))
+        self.steps.append(("where", 1.0, term))
 
     def interpret_steps(self) -> None:
         """Scale, softcap and terms, from the steps in the order they are applied."""
         scale, after = 1.0, 1.0
         terms: list[MaskTerm] = []
         capped = False
-        for kind, _, factor, term in reversed(self.steps):
+        for kind, factor, term in reversed(self.steps):
             if kind == "scale":
                 if capped:
                     after *= factor
@@ -429,10 +427,10 @@ class SoftmaxCore:
         (q_letters, q_value), (k_letters, k_value) = sides if first_is_query else sides[::-1]
         q_index = self.operand_index(q_letters, q_value, terms, at_query)
         k_index = self.operand_index(k_letters, k_value, terms, at_key)
-        self.core.q = plainest(self.run, q_value, q_index, self.core.nodes)
-        self.core.k = plainest(self.run, k_value, k_index, self.core.nodes)
+        self.core.q = plainest(self.run, q_value, q_index)
+        self.core.k = plainest(self.run, k_value, k_index)
         factor = terms.factor * self.core.q.factor * self.core.k.factor
-        self.steps.append(("scale", node, factor, None))
+        self.steps.append(("scale", factor, None))
         self.core.num_heads = self.heads
         picked = self.core.k.layout.picks
         self.core.num_kv_heads = self.heads if picked else self.core.k.layout.heads
@@ -473,7 +471,6 @@ class SoftmaxCore:
         """From the weights to the product with v, and on to the output."""
         while True:
             node = self.next_node(value)
-            self.core.nodes.append(node)
             terms = product(node, self.run)
             if terms is not None:
                 self.values(node, terms, value, labels)
@@ -494,7 +491,6 @@ class SoftmaxCore:
         if not ways:
             names = ", ".join(n.op_type for n in rest) or "nothing"
             raise UnsupportedError(f"the weights go into {names}")
-        self.core.nodes.extend(checks)
         return ways[0]
 
     def step_forward(self, node: ir.Node, value: ir.Value, labels: Index) -> tuple[ir.Value, Index]:
@@ -535,7 +531,6 @@ class SoftmaxCore:
                     maker = below.producer()
                     assert maker is not None
                     if maker in sums:
-                        self.core.nodes.extend([node, *sums])
                         return node.outputs[0]
                     below = maker.inputs[0] if self.is_guard(maker) else None
         raise UnsupportedError("the weights are masked after the softmax and not renormalised")
@@ -600,11 +595,9 @@ class SoftmaxCore:
             return np.broadcast_to(found, full)
 
         at = index(v_letters, v_tensor.shape, at_key)
-        self.core.v = plainest(self.run, v_value, at, self.core.nodes, scaled=False)
+        self.core.v = plainest(self.run, v_value, at, scaled=False)
         self.core.v_dim = width
-        self.core.output = outcome(
-            self.run, out, index(terms.out, o_tensor.shape, at_query), self.core.nodes
-        )
+        self.core.output = outcome(self.run, out, index(terms.out, o_tensor.shape, at_query))
         if terms.factor != 1.0:
             self.core.problem = "the weighted sum is scaled"
 
