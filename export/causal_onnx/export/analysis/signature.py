@@ -137,10 +137,6 @@ class Signature:
     def has_batch(self) -> bool:
         return any("batch" in spec.axes for spec in self.inputs)
 
-    @property
-    def is_dynamic(self) -> bool:
-        return any("seq" in spec.axes for spec in self.inputs)
-
 
 SLOTS = re.compile(r"^past_slots_(\d+)$")
 """The axis of a cache that keeps only the last so many positions."""

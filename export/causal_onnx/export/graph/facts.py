@@ -56,11 +56,6 @@ class Axis:
     def is_seq(self) -> bool:
         return self == Axis(1, 0, 1)
 
-    @property
-    def is_batch(self) -> bool:
-        """The batch, possibly with heads folded in."""
-        return self.batches == 1 and not self.seqs
-
     def size(self, batch: int, seq: int) -> int:
         return int(self.count * batch**self.batches * seq**self.seqs)
 
