@@ -71,7 +71,8 @@ class Layouts:
         self.signature: Signature = read_signature(model)
         self.sizes = probing_sizes(max_seq_len, self.signature.symbols)
         self.analysis = Analysis(model, self.signature)
-        self.base, *self._others = (self.analysis.follow(sizes) for sizes in self.sizes)
+        self.analysis.runs += [self.analysis.follow(sizes) for sizes in self.sizes]
+        self.base = self.analysis.runs[0]
 
     def is_tainted(self, value: ir.Value | None) -> bool:
         """Whether the value depends on the data of an input."""
@@ -108,13 +109,12 @@ class Layouts:
         """How each axis of `value` grows with the batch and the length."""
         if value.is_initializer() and value.const_value is not None:
             return tuple(Axis(int(str(n))) for n in value.const_value.shape)
-        base = _shape(self.base, value)
-        others = (_shape(other, value) for other in self._others)
-        return tuple(self._axis(seen) for seen in zip(base, *others, strict=True))
+        shapes = (_shape(found, value) for found in self.analysis.runs)
+        return tuple(self._axis(seen) for seen in zip(*shapes, strict=True))
 
     def note(self, new: ir.Value, old: ir.Value) -> None:
         """Know of a value that a pass made what is known of another: they are equal."""
-        for found in (self.base, *self._others):
+        for found in self.analysis.runs:
             found.values[new] = found.values[old]
 
     def width(self, value: ir.Value) -> int | None:
@@ -124,7 +124,7 @@ class Layouts:
 
     def free_axis(self, value: ir.Value, axis: int) -> str | None:
         """Which free axis an axis of `value` is; None: it is none, or part of one."""
-        usual, seen = FREE, [_shape(found, value)[axis] for found in (self.base, *self._others)]
+        usual, seen = FREE, [_shape(found, value)[axis] for found in self.analysis.runs]
         plain = len(self.sizes) - len(self.signature.symbols)
         grown = [
             symbol
