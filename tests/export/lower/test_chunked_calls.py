@@ -214,12 +214,12 @@ def test_rows_that_are_swapped_are_found_by_the_export(
 ) -> None:
     real = grouped._operator
 
-    def broken(write, node, operands, last, total, *, new=None):  # type: ignore[no-untyped-def]
+    def broken(write, core, operands, last, total, *, new=None):  # type: ignore[no-untyped-def]
         if name == "last":
             last = swapped(write, last)
         else:
-            node.replace_input_with(4, swapped(write, node.inputs[4]))
-        return real(write, node, operands, last, total, new=new)
+            core.node.replace_input_with(4, swapped(write, core.node.inputs[4]))
+        return real(write, core, operands, last, total, new=new)
 
     monkeypatch.setattr(grouped, "_operator", broken)
     with pytest.raises(RewriteError, match=r"target='ort-1\.32' disagrees with DecoderLM"):
