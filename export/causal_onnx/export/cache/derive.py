@@ -225,8 +225,7 @@ def _shift(graph: ir.Graph, layouts: Layouts, edge: _Edge, lengths: Lengths) -> 
     value = edge.value
     axes = seq_axes(layouts, value)
     region = PositionRegion(layouts, value)
-    short, long = (z.seq for z in layouts.sizes[:2])
-    whole, longer = region.evaluate(2, short), region.evaluate(2, long)
+    whole, longer = layouts.at_two_lengths(value)
     if not edge.is_bias and whole.size and (longer == whole.flat[0]).all():
         return  # one number everywhere (`zeros_like`): as many as there are new positions will do
     rank = len(layouts.axes(value))

@@ -100,6 +100,17 @@ class Layouts:
         constant = self.constant(value)
         return None if constant is None else constant.value
 
+    def at_two_lengths(self, value: ir.Value) -> tuple[Array, Array]:
+        """The value at the base sizes, and at a greater length.
+
+        Raises:
+            NotSupportedError: Data decides it, or it could not be evaluated.
+        """
+        short, long = (found.values.get(value) for found in self.analysis.runs[:2])
+        if not isinstance(short, Known) or not isinstance(long, Known):
+            raise NotSupportedError(f"the value of {value.name} was not found by the analysis")
+        return short.value, long.value
+
     def scalar(self, value: ir.Value | None) -> float | None:
         """The number that a constant of one element holds."""
         known = self.constant(value)
