@@ -44,7 +44,6 @@ def valid_captures(
         subject.observed,
         opset=max(contract.opset, OLDEST_OPSET),
         module=subject.module,
-        precision=contract.precision,
     ):
         if isinstance(attempt, ExportError):
             errors.append(attempt)

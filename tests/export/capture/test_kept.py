@@ -9,7 +9,7 @@ import torch
 
 from causal_onnx.export import export
 from causal_onnx.export.capture.kept import reusing_captures
-from causal_onnx.models import DecoderLM, tiny_llama_config
+from causal_onnx.models import CausalMechanismV1
 from tests.export.modules import Head, example
 
 
@@ -43,11 +43,25 @@ def test_forms_of_one_opset_share_a_capture_and_nothing_else(
 
 
 def test_another_precision_is_captured_anew(tmp_path: Path, traced: list[object]) -> None:
-    decoder = DecoderLM(tiny_llama_config(), seed=0).eval()
+    module = CausalMechanismV1(32, 32, 12, seed=0)
     with reusing_captures():
         for precision in ("fp32", "fp16"):
-            export(decoder, tmp_path / f"{precision}.onnx", precision=precision)
+            export(module, tmp_path / f"{precision}.onnx", precision=precision)
     assert len(traced) == 2
+
+
+def test_weights_of_few_bits_are_rounded_in_one_capture(
+    tmp_path: Path, traced: list[object]
+) -> None:
+    module = CausalMechanismV1(32, 32, 12, seed=0)
+    precisions = ("int4", "fp32", "w8a8")
+    with reusing_captures():
+        for name in precisions:
+            export(module, tmp_path / f"{name}.onnx", precision=name)
+    assert len(traced) == 1
+    for name in precisions:
+        export(module, tmp_path / "alone.onnx", precision=name)
+        assert (tmp_path / "alone.onnx").read_bytes() == (tmp_path / f"{name}.onnx").read_bytes()
 
 
 def test_another_module_is_captured_anew(tmp_path: Path, traced: list[object]) -> None:

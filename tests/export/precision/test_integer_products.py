@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import CausalityError, DriftError, attest, export, verify
+from causal_onnx.export import CausalityError, DriftError, ExportReport, attest, export, verify
 from causal_onnx.export.precision.choose import coding_for
 from causal_onnx.export.precision.grid import Grid, round_to_grid
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
@@ -22,13 +23,27 @@ from causal_onnx.runtime.session.integer_products import exact_product_settings
 WIDTH = 64
 
 
-def attention(seed: int = 0) -> CausalMechanismV1:
-    return CausalMechanismV1(WIDTH, WIDTH, 12, seed=seed)
+@cache
+def attention() -> CausalMechanismV1:
+    """The same for all tests, so that it is captured once."""
+    return CausalMechanismV1(WIDTH, WIDTH, 12, seed=0)
 
 
 def exported(path: Path, module: nn.Module | None = None, **options: object) -> Path:
     export(module or attention(), path, precision="w8a8", **options)  # type: ignore[arg-type]
     return path
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """Of `attention` in this precision."""
+    return export(attention(), tmp_path_factory.mktemp("products") / "m.onnx", precision="w8a8")
+
+
+@pytest.fixture(scope="module")
+def file(report: ExportReport) -> Path:
+    """`attention` in this precision; no test changes it."""
+    return report.path
 
 
 def operators(path: Path) -> list[str]:
@@ -65,17 +80,16 @@ def rounded_like(module: nn.Module) -> nn.Module:
     return module
 
 
-def test_the_file_equals_pytorch_with_the_same_rounding(tmp_path: Path) -> None:
+def test_the_file_equals_pytorch_with_the_same_rounding(file: Path) -> None:
     module, x = attention(), features(3, 9)
-    model = load(exported(tmp_path / "m.onnx", module))
+    model = load(file)
     expected = rounded_like(module)(x).detach().numpy()
     np.testing.assert_allclose(model(x.numpy()), expected, rtol=0, atol=1e-5)
     far = module(x).detach().numpy()
     assert np.abs(expected - far).max() > 1e-3
 
 
-def test_what_is_proved_of_it(tmp_path: Path) -> None:
-    report = export(attention(), tmp_path / "m.onnx", precision="w8a8")
+def test_what_is_proved_of_it(report: ExportReport) -> None:
     assert report.certificate.every_length
     assert report.quantisation is not None
     assert report.quantisation.axes == {f"{name}_proj.weight": 1 for name in "qkv"}
@@ -85,8 +99,8 @@ def test_what_is_proved_of_it(tmp_path: Path) -> None:
     assert 1e-4 < report.drift.relative_error < 0.05
 
 
-def test_the_rounded_input_is_shared(tmp_path: Path) -> None:
-    found = operators(exported(tmp_path / "m.onnx"))
+def test_the_rounded_input_is_shared(file: Path) -> None:
+    found = operators(file)
     assert found.count("QuantizeLinear") == 1
     assert found.count("MatMulIntegerToFloat") >= 1
     assert "MatMul" not in found
@@ -95,36 +109,43 @@ def test_the_rounded_input_is_shared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "opset"), [("ort", 17), ("ort", 24), ("portable", 18), ("tiled", 20)]
 )
-def test_all_targets_compute_the_same(target: str, opset: int, tmp_path: Path) -> None:
-    one = load(exported(tmp_path / "a.onnx"))
-    other = exported(tmp_path / "b.onnx", target=target, opset=opset)
+def test_all_targets_compute_the_same(target: str, opset: int, file: Path, tmp_path: Path) -> None:
+    one = load(file)
+    other = exported(tmp_path / "m.onnx", target=target, opset=opset)
     x = features(2, 7).numpy()
     np.testing.assert_allclose(load(other)(x), one(x), rtol=0, atol=1e-5)
     is_standard = target != "ort"
     assert ("MatMulInteger" in operators(other)) == is_standard
 
 
+@pytest.fixture(scope="module")
+def plain_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`attention` in fp32."""
+    path = tmp_path_factory.mktemp("plain") / "m.onnx"
+    export(attention(), path)
+    return path
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("place", [0, 17, WIDTH - 1])
-def test_a_number_that_is_not_finite_is_not_hidden(bad: float, place: int, tmp_path: Path) -> None:
+def test_a_number_that_is_not_finite_is_not_hidden(
+    bad: float, place: int, file: Path, plain_file: Path
+) -> None:
     x = features(1, 6).numpy()
     x[0, 3, place] = bad
-    export(attention(), tmp_path / "fp32.onnx")
-    files = exported(tmp_path / "m.onnx"), tmp_path / "fp32.onnx"
-    ours, plain = (np.isfinite(load(path)(x)).all(-1) for path in files)
+    ours, plain = (np.isfinite(load(path)(x)).all(-1) for path in (file, plain_file))
     assert not ours[0, 3]
     np.testing.assert_array_equal(ours, plain)
 
 
-def test_rows_of_zeros_stay_zero(tmp_path: Path) -> None:
+def test_rows_of_zeros_stay_zero(file: Path) -> None:
     x = np.zeros((1, 4, WIDTH), np.float32)
-    module = CausalMechanismV1(WIDTH, WIDTH, 12, seed=0)
-    y = load(exported(tmp_path / "m.onnx", module))(x)
-    np.testing.assert_allclose(y, module(torch.from_numpy(x)).detach().numpy(), atol=1e-6)
+    expected = attention()(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(load(file)(x), expected, atol=1e-6)
 
 
-def test_a_row_has_the_same_bits_whatever_is_computed_beside_it(tmp_path: Path) -> None:
-    model = load(exported(tmp_path / "m.onnx"), threads=1)
+def test_a_row_has_the_same_bits_whatever_is_computed_beside_it(file: Path) -> None:
+    model = load(file, threads=1)
     x = features(8, 10).numpy()
     whole = model(x)
     for batch in range(1, 9):
@@ -143,15 +164,14 @@ def test_a_decoder_with_a_cache(tmp_path: Path) -> None:
     assert not verify(DecoderLM(tiny_llama_config(), seed=1), tmp_path / "m.onnx").passed
 
 
-def test_one_scale_for_the_whole_tensor_would_be_found(tmp_path: Path) -> None:
-    path = exported(tmp_path / "m.onnx")
-    model = onnx.load(path)
+def test_one_scale_for_the_whole_tensor_would_be_found(file: Path, tmp_path: Path) -> None:
+    model = onnx.load(file)
     reduce = [node for node in model.graph.node if node.op_type in ("ReduceMax", "ReduceMean")]
     for node in reduce:
         del node.input[1:]  # over all axes
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "broken.onnx")
-    assert attest(path).verdict == "causal"
+    assert attest(file).verdict == "causal"
     assert attest(tmp_path / "broken.onnx").verdict == "not_causal"
 
 
@@ -177,14 +197,13 @@ def test_rows_whose_sums_would_not_fit_stay() -> None:
 
 
 def test_a_processor_that_cuts_sums_off_does_not_load_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = exported(tmp_path / "m.onnx")
     export(attention(), tmp_path / "int8.onnx", precision="int8")
     exact_product_settings.cache_clear()
     monkeypatch.setattr(integer_products, "_is_exact", lambda settings: False)
     with pytest.raises(DeviceError, match="would give wrong numbers here"):
-        load(path)
+        load(file)
     assert load(tmp_path / "int8.onnx").selftest().passed
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +33,10 @@ from tests.export.captured import captured, run_model, zoo_inputs
 from tests.zoo import entry
 
 
-def attention(width: int = 64, seed: int = 0) -> CausalMechanismV1:
-    return CausalMechanismV1(width, width, 12, seed=seed)
+@cache
+def attention() -> CausalMechanismV1:
+    """The same for all tests, so that it is captured once; none changes it."""
+    return CausalMechanismV1(64, 64, 12, seed=0)
 
 
 class Copies(nn.Module):
@@ -41,18 +45,24 @@ class Copies(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(64, 2, 128, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
         return self.layers(x, mask=mask, is_causal=True)
 
 
+@cache
+def copies() -> Copies:
+    """The same for every precision, so that it is captured once."""
+    torch.manual_seed(0)
+    return Copies().eval()
+
+
 @pytest.mark.parametrize("precision", ["int8", "int4", "w8a8"])
 def test_layers_that_are_copies_are_rounded_alike(precision: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module, path = Copies().eval(), tmp_path / "m.onnx"
-    x = torch.randn(2, 7, 64)
+    module, path = copies(), tmp_path / "m.onnx"
+    x = torch.randn(2, 7, 64, generator=torch.Generator().manual_seed(0))
     report = export(module, path, example=x, precision=precision, effort="quick")
     assert report.parity.passed
     assert verify(module, path, example=x).passed
@@ -94,7 +104,7 @@ def test_coded_weights_equal_the_module_with_the_same_rounded_weights(
 def test_a_decoder_with_a_cache_stores_its_tied_head_once(tmp_path: Path) -> None:
     module = DecoderLM(tiny_llama_config(), seed=0)
     path = tmp_path / "m.onnx"
-    report = export(module, path, precision="int4", cache=True)
+    report = export(module, path, precision="int4", cache=True, effort="quick")
     assert report.quantisation is not None
     assert report.cache is not None
     assert report.cache.passed
@@ -118,7 +128,7 @@ def test_weights_shrink(precision: str, ratio: float, tmp_path: Path) -> None:
 def test_the_same_module_gives_the_same_bytes(tmp_path: Path) -> None:
     digests = set()
     for name in ("a.onnx", "b.onnx"):
-        export(attention(), tmp_path / name, precision="int4")
+        export(copy.deepcopy(attention()), tmp_path / name, precision="int4")  # captured anew
         digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
     assert len(digests) == 1
 
@@ -135,7 +145,7 @@ def test_a_hugging_face_decoder(tmp_path: Path) -> None:
         eos_token_id=0,
     )
     module = transformers.GPT2LMHeadModel(config).eval()
-    report = export(module, tmp_path / "m.onnx", precision="int8", cache=True)
+    report = export(module, tmp_path / "m.onnx", precision="int8", cache=True, effort="quick")
     assert report.quantisation is not None
     assert report.quantisation.axes["transformer.h.0.attn.c_attn.weight"] == 0
     assert report.quantisation.axes["transformer.wte.weight"] == 1
@@ -223,18 +233,23 @@ def test_a_limit_of_drift_for_a_module_that_does_not_change_is_refused(tmp_path:
     example = torch.randn(2, 6, 64).half()
     options = {"precision": "fp16", "max_drift": 0.1}
     with pytest.raises(ValueError, match="the module is in fp16 already, so max_drift has nothing"):
-        export(attention().half(), tmp_path / "m.onnx", example=example, **options)  # type: ignore[arg-type]
+        export(copy.deepcopy(attention()).half(), tmp_path / "m.onnx", example=example, **options)  # type: ignore[arg-type]
 
 
 def test_float64_weights_are_refused(tmp_path: Path) -> None:
     example = torch.randn(2, 6, 64, dtype=torch.float64)
     with pytest.raises(ValueError, match="this one has float64 weights"):
-        export(attention().double(), tmp_path / "m.onnx", example=example, precision="int8")
+        export(
+            copy.deepcopy(attention()).double(),
+            tmp_path / "m.onnx",
+            example=example,
+            precision="int8",
+        )
 
 
 def test_rounding_names_a_parameter_that_is_not_there() -> None:
     with pytest.raises(ValueError, match=r"'head.weight' cannot be rounded: there is no such"):
-        round_module(attention(), {"head.weight": 1}, Coding(grid=Grid(bits=8)))
+        round_module(copy.deepcopy(attention()), {"head.weight": 1}, Coding(grid=Grid(bits=8)))
 
 
 def test_rounded_weights_of_a_large_module_lie_in_a_file(
@@ -242,7 +257,7 @@ def test_rounded_weights_of_a_large_module_lie_in_a_file(
 ) -> None:
     names = [name for name, _ in attention().named_parameters() if name.endswith("weight")]
     coding, axes = Coding(grid=Grid(bits=4)), {names[0]: 1, names[1]: 0}
-    expected, large = attention(), attention()
+    expected, large = copy.deepcopy(attention()), copy.deepcopy(attention())
     round_module(expected, axes, coding)
     monkeypatch.setattr(rounding, "_MOST_IN_MEMORY", 0)
     round_module(large, axes, coding, folder=tmp_path)

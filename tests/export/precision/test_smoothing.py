@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,12 @@ from tests.export.precision.test_integer_products import rounded_like
 CHANNELS = [3, 17, 30]
 
 
+@cache
 def model(factor: float = 64.0, *, seed: int = 0, is_tied: bool = False) -> DecoderLM:
-    """A decoder some of whose channels are `factor` times as large after norms, and weigh less."""
+    """A decoder some of whose channels are `factor` times as large after norms, and weigh less.
+
+    The same for all tests, so that it is captured once.
+    """
     config = dataclasses.replace(tiny_llama_config(), tied_head=is_tied)
     module = DecoderLM(config, seed=seed).eval()
     with torch.no_grad():
@@ -51,7 +56,14 @@ def model(factor: float = 64.0, *, seed: int = 0, is_tied: bool = False) -> Deco
 
 
 def exported(path: Path, module: nn.Module | None = None, **options: Any) -> Any:
-    return export(module or model(), path, precision="w8a8", max_drift=9.0, **options)
+    options = {"max_drift": 9.0, "effort": "quick", **options}
+    return export(module or model(), path, precision="w8a8", **options)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of `model`; no test changes its file."""
+    return exported(tmp_path_factory.mktemp("smoothed") / "m.onnx")
 
 
 def smoothing(report: Any) -> dict[str, np.ndarray]:
@@ -101,22 +113,23 @@ def rounded(module: DecoderLM) -> DecoderLM:
     return module
 
 
-def test_large_channels_cost_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert exported(tmp_path / "a.onnx").parity.max_error < 0.05
+def test_large_channels_cost_little(
+    report: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert report.parity.max_error < 0.05
     monkeypatch.setattr(rounding, "find_places", lambda graph, limit: [])
     with pytest.raises(DriftError, match="with activations rounded too, results are off by"):
-        exported(tmp_path / "b.onnx")
+        exported(tmp_path / "m.onnx")
 
 
-def test_the_file_equals_pytorch_with_the_same_folding_and_rounding(tmp_path: Path) -> None:
-    module = model()
-    chosen = smoothing(exported(tmp_path / "m.onnx", module))
+def test_the_file_equals_pytorch_with_the_same_folding_and_rounding(report: Any) -> None:
+    module, chosen = model(), smoothing(report)
     layers = ("q_proj", "k_proj", "v_proj", "out_proj")
     assert {f"blocks.1.attention.{name}.weight" for name in layers} <= set(chosen)
     ids = torch.randint(256, (3, 9), generator=torch.Generator().manual_seed(0))
     expected = rounded(folded(module, chosen))(ids).detach().numpy()
     far = module(ids).detach().numpy()
-    got = load(tmp_path / "m.onnx")(ids.numpy())
+    got = load(report.path)(ids.numpy())
     # A last bit may turn a code into its neighbour, here and there.
     assert np.abs(got - expected).mean() < 0.02 * np.abs(far - expected).mean()
 
@@ -186,14 +199,13 @@ def test_values_of_attention_are_smoothed_through_it(make: Any, tmp_path: Path) 
     assert report.quantisation.parity.max_error < 1e-5
 
 
-def test_equal_modules_give_equal_files(tmp_path: Path) -> None:
-    for name in ("a.onnx", "b.onnx"):
-        assert smoothing(exported(tmp_path / name))
-    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+def test_equal_modules_give_equal_files(report: Any, tmp_path: Path) -> None:
+    assert smoothing(exported(tmp_path / "m.onnx", copy.deepcopy(model())))
+    assert (tmp_path / "m.onnx").read_bytes() == report.path.read_bytes()
 
 
 def test_a_tied_head_is_left_alone(tmp_path: Path) -> None:
-    module = model(is_tied=True)
+    module = copy.deepcopy(model(is_tied=True))
     with torch.no_grad():
         module.final_norm.weight[CHANNELS] *= 64
     report = exported(tmp_path / "m.onnx", module)
@@ -203,15 +215,15 @@ def test_a_tied_head_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_report_names_the_weight_to_keep(tmp_path: Path) -> None:
-    module = model(factor=1.0, is_tied=True)
+    module = copy.deepcopy(model(factor=1.0, is_tied=True))
     with torch.no_grad():
         module.final_norm.weight[CHANNELS] *= 64
-    before = exported(tmp_path / "a.onnx", module).drift
+    before = exported(tmp_path / "a.onnx", module, effort="normal").drift
     (first, error), *others = before.products
     assert first == "token_embedding.weight"
     assert error > others[0][1]
     assert f"products that lose most: {first} {error:.1e}" in before.summary()
-    after = exported(tmp_path / "b.onnx", module, keep={first: "fp32"}).drift
+    after = exported(tmp_path / "b.onnx", module, keep={first: "fp32"}, effort="normal").drift
     assert first not in dict(after.products)
     assert after.drift < 0.5 * before.drift
     with pytest.raises(DriftError, match=r"lose most: keep=\{'token_embedding.weight': 'fp32', "):
@@ -227,7 +239,7 @@ def test_a_reader_that_is_kept_in_fp32_follows(tmp_path: Path) -> None:
 
 
 def test_errors_are_carried_on_too(tmp_path: Path) -> None:
-    report = exported(tmp_path / "m.onnx", rounding="gptq")
+    report = exported(tmp_path / "m.onnx", rounding="gptq", effort="normal")
     assert smoothing(report)
     assert report.drift.drift < 0.01
     assert verify(model(), tmp_path / "m.onnx").passed

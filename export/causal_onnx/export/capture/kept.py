@@ -44,8 +44,9 @@ _kept: ContextVar[dict[Hashable, _Tried] | None] = ContextVar("kept captures", d
 def reusing_captures() -> Iterator[None]:
     """Inside, an export of a module that was exported before takes its captured graph.
 
-    Capturing is most of the time of an export, and the same for every form of one opset. The module
-    must not be changed meanwhile.
+    Capturing is most of the time of an export, and the same for every form of one opset, and for
+    all weights of few bits: they are rounded in the captured graph. The module must not be changed
+    meanwhile.
     """
     token = _kept.set({})
     try:
@@ -62,17 +63,17 @@ def captures_of(
     *,
     opset: int,
     module: nn.Module,
-    precision: str,
 ) -> Iterator[Capture | ExportError]:
     """`attempts`, from what was captured before where `reusing_captures` is on.
 
-    `source` is a copy of the caller's `module` with its weights as `precision` has them.
+    `source` is a copy of the caller's `module`, its weights narrowed or widened.
     """
     kept = _kept.get()
     if kept is None:
         yield from attempts(source, specs, sizes, observed, opset=opset)
         return
-    key = (id(module), _described(specs), sizes, opset, observed, precision)
+    dtypes = tuple(value.dtype for value in (*source.parameters(), *source.buffers()))
+    key = (id(module), _described(specs), sizes, opset, observed, dtypes)
     if key not in kept:
         kept[key] = _Tried(module, attempts(source, specs, sizes, observed, opset=opset))
     yield from _each(kept[key].get)
