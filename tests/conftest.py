@@ -9,31 +9,23 @@ import pytest
 TOGETHER = (
     "tests/demo/",
     "tests/examples/",
-    "tests/export/cache/test_derive.py",
-    "tests/export/cache/test_linear_attention.py",
-    "tests/export/cache/test_once.py",
-    "tests/export/cache/test_states.py",
-    "tests/export/lower/test_chunked_calls.py",
-    "tests/export/lower/test_grouped.py",
-    "tests/export/test_adapters.py",
-    "tests/export/test_encoder_decoder.py",
-    "tests/export/test_encoder_decoder_checkpoint.py",
-    "tests/exported/test_first_positions.py",
-    "tests/exported/test_generate.py",
-    "tests/exported/test_generate_huggingface.py",
-    "tests/exported/test_interrupts.py",
-    "tests/exported/test_stream.py",
-    "tests/serve/test_adapters.py",
+    "tests/serve/",
     "tests/test_site.py",
     "tests/tools/test_zoo_check.py",
 )
-"""Folders and files of which one process runs all tests: their fixtures export for seconds, or
-their tests use one capture. Marks of `--dist loadgroup` have no effect with pytest 9."""
+"""Places of which one process runs all tests: their fixtures export for seconds. Marks of
+`--dist loadgroup` have no effect with pytest 9."""
+
+BY_FILE = ("tests/cli/", "tests/export/", "tests/exported/", "tests/models/", "tests/runtime/")
+"""Folders of which one process runs all tests of a file: they share fixtures and captures."""
 
 
 def unit_of(test: str) -> str:
-    """What goes to a process as a whole: one of `TOGETHER`, or the test (its node id) alone."""
-    return next((place for place in TOGETHER if test.startswith(place)), test)
+    """What goes to a process as a whole: a place, a file, or the test (its node id) alone."""
+    for place in TOGETHER:
+        if test.startswith(place):
+            return place
+    return test.partition("::")[0] if test.startswith(BY_FILE) else test
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TOGETHER, unit_of
+from tests.conftest import BY_FILE, TOGETHER, unit_of
 
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("place", TOGETHER)
+@pytest.mark.parametrize("place", [*TOGETHER, *BY_FILE])
 def test_each_place_exists(place: str) -> None:
     assert (ROOT / place).exists()
 
 
-def test_the_tests_of_a_place_are_one_unit_and_others_are_alone() -> None:
+def test_the_tests_of_a_place_or_a_file_are_one_unit_and_others_are_alone() -> None:
     states = "tests/export/cache/test_states.py"
     assert unit_of(f"{states}::test_a[x]") == unit_of(f"{states}::test_b") == states
-    assert unit_of("tests/export/test_write.py::test_a") == "tests/export/test_write.py::test_a"
+    assert unit_of("tests/serve/test_app.py::test_a") == "tests/serve/"
+    assert unit_of("tests/zoo/test_zoo.py::test_a[b]") == "tests/zoo/test_zoo.py::test_a[b]"
 
 
 def test_processes_get_the_units(tmp_path: Path) -> None:

@@ -90,6 +90,14 @@ def padding(*kept: int, size: int) -> Tensor:
     return torch.arange(size) >= torch.tensor(kept)[:, None]
 
 
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> tuple[Decoder, ExportReport]:
+    """A decoder, and the file of it with a derived cache."""
+    module = Decoder()
+    path = tmp_path_factory.mktemp("cached")
+    return module, made(module, path, torch.randn(3, 5, DIM), cache=True)
+
+
 @pytest.mark.parametrize("target", ["ort", "portable", "tiled"])
 def test_a_memory_of_any_size_is_read_in_every_form(target: str, tmp_path: Path) -> None:
     module = Decoder()
@@ -145,23 +153,23 @@ def test_a_name_that_reads_as_one_of_ours_is_no_free_axis(
         made(Decoder(), tmp_path, torch.randn(3, 5, DIM), axes=[BATCHED, {0: "batch", 1: name}])
 
 
-def test_a_derived_cache_is_given_the_memory_in_every_call(tmp_path: Path) -> None:
-    module = Decoder()
-    report = made(module, tmp_path, torch.randn(3, 5, DIM), cache=True)
+def test_a_derived_cache_is_given_the_memory_in_every_call(
+    cached: tuple[Decoder, ExportReport],
+) -> None:
+    module, report = cached
     assert report.cache is not None
     assert report.cache.passed
     x, memory = torch.randn(2, 6, DIM), torch.randn(2, 11, DIM)
-    stream = load(tmp_path / "m.onnx").stream(batch=2)
+    stream = load(report.path).stream(batch=2)
     steps = [stream(x[:, t : t + 1].numpy(), memory.numpy()) for t in range(6)]
     expected = module(x, memory).detach().numpy()
     np.testing.assert_allclose(np.concatenate(steps, 1), expected, rtol=0, atol=1e-5)
 
 
-def test_a_memory_that_stays_is_given_once(tmp_path: Path) -> None:
-    module = Decoder()
-    made(module, tmp_path, torch.randn(3, 5, DIM), cache=True)
+def test_a_memory_that_stays_is_given_once(cached: tuple[Decoder, ExportReport]) -> None:
+    module, report = cached
     x, memory = torch.randn(2, 6, DIM), torch.randn(2, 11, DIM)
-    stream = load(tmp_path / "m.onnx").stream(batch=2, inputs={"memory": memory.numpy()})
+    stream = load(report.path).stream(batch=2, inputs={"memory": memory.numpy()})
     first = stream(x[:, :2].numpy())
     swapped = stream.select([1, 0])  # each row takes its memory along
     rest = swapped(x[[1, 0], 2:].numpy())[[1, 0]]
@@ -170,10 +178,9 @@ def test_a_memory_that_stays_is_given_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stream.fork()(x[:, 2:].numpy()), stream(x[:, 2:].numpy()))
 
 
-def test_what_stays_is_not_given_again(tmp_path: Path) -> None:
-    made(Decoder(), tmp_path, torch.randn(3, 5, DIM), cache=True)
+def test_what_stays_is_not_given_again(cached: tuple[Decoder, ExportReport]) -> None:
     x, memory = np.zeros((1, 2, DIM), np.float32), np.zeros((1, 4, DIM), np.float32)
-    stream = load(tmp_path / "m.onnx").stream(inputs={"memory": memory})
+    stream = load(cached[1].path).stream(inputs={"memory": memory})
     with pytest.raises(
         ValueError, match=r"at most 1: x .beside what the stream was started with, memory"
     ):

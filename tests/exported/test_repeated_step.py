@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from causal_onnx.export import export
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
 from causal_onnx.runtime import RunError, load
 from causal_onnx.runtime.session.runner import Runner
 from causal_onnx.runtime.stream.repeated_step import RepeatedStep
+from tests.export.quick import quick_export
 
 LONGEST = 90
 VOCAB = 31
@@ -40,7 +40,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     config = DecoderConfig(vocab_size=VOCAB, num_layers=2, attention=attention, mlp_dim=24)
     decoder = DecoderLM(config, seed=0).eval()
     path = tmp_path_factory.mktemp("repeated") / "m.onnx"
-    export(decoder, path, cache=True)
+    quick_export(decoder, path, cache=True)
     return Subject(decoder, path)
 
 

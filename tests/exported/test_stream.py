@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from causal_onnx.export import export
 from causal_onnx.models import (
     AttentionConfig,
     CausalMechanismV1,
@@ -23,6 +23,7 @@ from causal_onnx.runtime.session.device import Device
 from causal_onnx.runtime.session.device_memory import DeviceMemory
 from causal_onnx.runtime.session.runner import Runner
 from causal_onnx.runtime.stream.kv_cache import KVCache
+from tests.export.quick import quick_export
 
 WINDOW = 4
 
@@ -63,15 +64,20 @@ class OnDevice(Runner):
     cache_device = property(lambda self: Device("cpu"))
 
 
+@cache
+def decoder_of(config: DecoderConfig) -> DecoderLM:
+    """The same for both targets, so that it is captured once."""
+    return DecoderLM(config, seed=0).eval()
+
+
 @pytest.fixture(scope="module", params=list(FORMS))
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[DecoderLM, Path]:
     config, target = FORMS[request.param]
-    decoder = DecoderLM(config, seed=0).eval()
     path = tmp_path_factory.mktemp("stream") / "m.onnx"
-    export(decoder, path, cache=True, target=target)
-    return decoder, path
+    quick_export(decoder_of(config), path, cache=True, target=target)
+    return decoder_of(config), path
 
 
 @pytest.fixture(scope="module", params=[Runner, OnDevice])
@@ -313,28 +319,28 @@ def test_inputs_that_do_not_fit_are_refused(subject: Subject) -> None:
 
 def test_features_stream_with_and_without_a_batch_axis(tmp_path: Path) -> None:
     module = CausalMechanismV1(dim_in=8, dim_out=6, context_length=16).eval()
-    export(module, tmp_path / "m.onnx", cache=True)
     x = torch.randn(1, 9, 8)
-    stream = load(tmp_path / "m.onnx").stream()
+    stream = quick_export(module, tmp_path / "m.onnx", cache=True).stream()
     got = [stream(x[0, :4].numpy()), stream(x[0, 4:].numpy())]
     close(np.concatenate(got), module(x)[0].detach().numpy())
 
 
 def test_a_model_without_a_cache_cannot_be_fed_in_chunks(tmp_path: Path) -> None:
-    export(CausalMechanismV1(dim_in=8, dim_out=6, context_length=16), tmp_path / "m.onnx")
+    module = CausalMechanismV1(dim_in=8, dim_out=6, context_length=16)
+    model = quick_export(module, tmp_path / "m.onnx")
     with pytest.raises(ValueError, match="export it with cache=True"):
-        load(tmp_path / "m.onnx").stream()
+        model.stream()
 
 
 def test_long_chunks_of_a_window_go_block_by_block(tmp_path: Path) -> None:
     attention = AttentionConfig(embed_dim=16, num_heads=2, max_seq_len=640, window=70)
     config = DecoderConfig(vocab_size=31, num_layers=2, attention=attention, mlp_dim=24)
     decoder = DecoderLM(config, seed=0).eval()
-    export(decoder, tmp_path / "m.onnx", cache=True)
+    model = quick_export(decoder, tmp_path / "m.onnx", cache=True)
     bodies = [node.op_type for node in ir.load(tmp_path / "m.onnx").graph.all_nodes()]
     assert bodies.count("Loop") == 2
     ids = decoder.example_input(2, 640).numpy()
-    stream = load(tmp_path / "m.onnx", threads=1).stream(batch=2)
+    stream = model.stream(batch=2)
     got = [stream(ids[:, a:b]) for a, b in pairwise([0, 300, 301, 640])]
     with torch.no_grad():
         close(np.concatenate(got, 1), decoder(torch.from_numpy(ids)).numpy())

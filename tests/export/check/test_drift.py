@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import DriftReport, export
+from causal_onnx.export import DriftReport, ExportReport, export
 from causal_onnx.export.check import drift as drift_module
 from causal_onnx.export.check.drift import _divergence, measure_drift
 from causal_onnx.export.check.parity import Session
@@ -32,24 +32,31 @@ def test_divergence_is_that_of_pytorch() -> None:
     np.testing.assert_allclose(_divergence(p.numpy(), q.numpy()), expected.numpy(), rtol=1e-9)
 
 
-def test_a_language_model_is_measured_on_text(tmp_path: Path) -> None:
-    report = export(DecoderLM(tiny_llama_config(), seed=0), tmp_path / "m.onnx", precision="int4")
-    drift = report.drift
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """Of a language model in few bits."""
+    path = tmp_path_factory.mktemp("drift") / "m.onnx"
+    return export(DecoderLM(tiny_llama_config(), seed=0), path, precision="int4")
+
+
+def test_a_language_model_is_measured_on_text(decoders: ExportReport) -> None:
+    drift = decoders.drift
     assert drift is not None
     assert drift.mean_kl is not None
     assert drift.max_kl is not None
     assert 0 < drift.mean_kl <= drift.max_kl
     assert drift.positions == 1024
-    assert "mean KL" in str(report)
-    certificate = load(tmp_path / "m.onnx").certificate
+    assert "mean KL" in str(decoders)
+    certificate = load(decoders.path).certificate
     assert certificate is not None
     assert certificate["drift"]["mean_kl"] == pytest.approx(drift.mean_kl, rel=0.05)  # two digits
     assert certificate["quantisation"]["bits"] == 4
 
 
-def test_a_language_model_is_measured_on_text_that_it_writes_itself(tmp_path: Path) -> None:
-    module = DecoderLM(tiny_llama_config(), seed=0)
-    drift = export(module, tmp_path / "m.onnx", precision="int4").drift
+def test_a_language_model_is_measured_on_text_that_it_writes_itself(
+    decoders: ExportReport,
+) -> None:
+    drift = decoders.drift
     assert drift is not None
     assert drift.sampled_positions == 8 * 64
     assert drift.sampled_mean_kl is not None

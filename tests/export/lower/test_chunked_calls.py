@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ NEW, LAST = 16, 5
 """Where the operator takes each row's new positions, and its last position."""
 
 
+@cache
 def decoder() -> DecoderLM:
+    """The same for all files, so that it is captured once."""
     attention = AttentionConfig(
         embed_dim=64, num_heads=4, num_kv_heads=2, head_dim=16, max_seq_len=LIMIT, rotary="half"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,12 @@ COUNTS = 16
 """Where the operator takes the new positions of each row (`query_seqlens`)."""
 
 
+@cache
 def decoder(*, head_dim: int = 16, **attention: object) -> DecoderLM:
-    """One layer with two query heads to a key-value head, unless said otherwise."""
+    """One layer with two query heads to a key-value head, unless said otherwise.
+
+    The same for all tests, so that it is captured once.
+    """
     sizes = {"embed_dim": 64, "num_heads": 4, "num_kv_heads": 2, "head_dim": head_dim}
     config = AttentionConfig(**{**sizes, "max_seq_len": CAPACITY, **attention})  # type: ignore[arg-type]
     return DecoderLM(
@@ -32,6 +37,7 @@ def decoder(*, head_dim: int = 16, **attention: object) -> DecoderLM:
     )
 
 
+@cache
 def partly_rotary() -> nn.Module:
     """A Hugging Face decoder that turns a quarter of each head."""
     import transformers
@@ -142,12 +148,17 @@ def test_by_one_operator_for_all_calls_a_model_without_limit_is_turned_outside(
     assert "do_rotary" not in attributes(node)
 
 
+@cache
+def with_sinks() -> nn.Module:
+    """Heads of a width that the operator takes."""
+    torch.manual_seed(0)
+    return SinkLogits(dim=32)
+
+
 @pytest.mark.parametrize("target", ORT_FORMS)
 def test_a_sink_goes_into_the_operator(target: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    module = SinkLogits(dim=32)  # heads of a width that the operator takes
-    example = torch.randn(2, 5, 32)
-    report = export(module, tmp_path / "m.onnx", example=example, cache=True, target=target)
+    example = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    report = export(with_sinks(), tmp_path / "m.onnx", example=example, cache=True, target=target)
     assert report.cache is not None
     assert report.cache.passed
     node = operator(tmp_path / "m.onnx")

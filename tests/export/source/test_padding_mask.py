@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from causal_onnx.export import ExportError, export, verify
+from causal_onnx.export import ExportError, ExportReport, export, verify
 from causal_onnx.export.check.cache_rows import ragged_cases
 from causal_onnx.export.check.later_tokens import LaterTokens
 from causal_onnx.export.check.parity import Session
@@ -72,6 +73,19 @@ def example(value: bool = True) -> tuple[Tensor, Tensor]:
     return torch.randn(2, 5, 16), torch.full((2, 5), value)
 
 
+@cache
+def padded() -> Padded:
+    """The same for all tests, so that it is captured once."""
+    return Padded().eval()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """Of `padded`, with a cache."""
+    path = tmp_path_factory.mktemp("padded") / "m.onnx"
+    return export(padded(), path, example=example(), cache=True)
+
+
 @pytest.mark.parametrize("kind", [Padded, Ignoring])
 def test_the_mask_of_the_cache_takes_the_place_of_the_modules(
     kind: type[Padded], tmp_path: Path
@@ -87,9 +101,8 @@ def test_the_mask_of_the_cache_takes_the_place_of_the_modules(
     np.testing.assert_allclose(got[keep.numpy()], expected[keep].numpy(), rtol=0, atol=1e-5)
 
 
-def test_a_cached_file_is_verified_with_the_modules_own_example(tmp_path: Path) -> None:
-    export(Padded().eval(), tmp_path / "m.onnx", example=example(), cache=True)
-    assert verify(Padded().eval(), tmp_path / "m.onnx", example=example()).passed
+def test_a_cached_file_is_verified_with_the_modules_own_example(report: ExportReport) -> None:
+    assert verify(Padded().eval(), report.path, example=example()).passed
 
 
 def test_without_a_cache_the_mask_stays_an_input(tmp_path: Path) -> None:
@@ -109,9 +122,8 @@ def test_such_a_mask_gets_no_cache(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rows_are_compared_with_the_module_under_its_own_mask(tmp_path: Path) -> None:
-    report = export(Padded().eval(), tmp_path / "m.onnx", example=example(), cache=True)
-    session = Session(tmp_path / "m.onnx", report.contract)
+def test_rows_are_compared_with_the_module_under_its_own_mask(report: ExportReport) -> None:
+    session = Session(report.path, report.contract)
     source, specs = open_source(Padded(), example(), None)
     right, others, _ = fill_padding(source, specs)
     assert isinstance(right.filled, Filled)
