@@ -285,7 +285,9 @@ def has_blocks_of_several_sizes(x: Tensor) -> Tensor:
 def test_a_step_over_blocks_that_is_none_of_a_scan_is_refused(
     function: Callable[[Tensor], Tensor], reason: str, tmp_path: Path
 ) -> None:
-    message = rf"blocks of positions .* at \S*test_loops\.py:\d+ \(for .*: {reason}. Remedy.*unflatten"
+    message = (
+        rf"blocks of positions .* at \S*test_loops\.py:\d+ \(for .*: {reason}. Remedy.*unflatten"
+    )
     with pytest.raises(ExportError, match=message):
         export(Applied(function).eval(), tmp_path / "m.onnx", example=sample(5))
 
