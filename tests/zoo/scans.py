@@ -541,7 +541,7 @@ class StateSpaceBlocks(Qkv):
     def forward(self, x):
         q, k, v = self.split(x)
         state, outs = x.new_zeros(x.size(0), self.heads, 8, 8), []
-        for qs, ks, vs in zip(q.split(4, dim=2), k.split(4, dim=2), v.split(4, dim=2)):
+        for qs, ks, vs in zip(q.split(4, 2), k.split(4, 2), v.split(4, 2), strict=True):
             n = torch.arange(qs.size(2))
             decay = torch.where(n[:, None] >= n, 0.9 ** (n[:, None] - n).clamp(min=0), 0.0)
             carried = 0.9 ** (n + 1)[:, None] * (qs @ state)

@@ -111,7 +111,7 @@ def in_blocks_that_are_named_first(x: Tensor) -> Tensor:
 
 def in_blocks_of_several_tensors(x: Tensor) -> Tensor:
     h, rows = torch.zeros(x.shape[0], 1, WIDTH), []
-    for number, (a, b) in enumerate(zip(x.split(3, 1), torch.split(x.exp(), 3, 1), strict=True)):
+    for _, (a, b) in enumerate(zip(x.split(3, 1), torch.split(x.exp(), 3, 1), strict=True)):
         rows.append(a + b.cumsum(1) + h)
         h = 0.5 * h + b[:, :1]
     return torch.cat(rows, dim=1)

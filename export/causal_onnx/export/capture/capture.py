@@ -511,8 +511,9 @@ _REMEDIES = (
         "a Python loop over positions or a number taken from the example fixes the length. Build "
         "masks and positions from x.shape with torch.arange; a loop is captured if it is "
         "`for t in range(x.shape[1])` and each step reads and writes tensors at t alone, carries "
-        "tensors of one shape to the next, and appends one tensor to a list; or if it is `for block "
-        "in x.split(size, dim=1)`, or `for i in range(0, x.shape[1], size)` with x[:, i : i + size]",
+        "tensors of one shape to the next, and appends one tensor to a list; or if it is `for "
+        "block in x.split(size, dim=1)`, or `for i in range(0, x.shape[1], size)` with "
+        "x[:, i : i + size]",
     ),
     (
         "data",

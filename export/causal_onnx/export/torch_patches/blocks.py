@@ -51,16 +51,16 @@ def note_length(length: Any, size: int) -> None:
 
 
 class BlocksError(ExportError):
-    """Blocks of positions are used otherwise than in a loop that is a Scan: no way captures that."""
+    """Blocks of positions are used otherwise than in a loop that is a Scan: no way takes that."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"a loop over blocks of positions cannot be captured at {user_line()}: {reason}. Remedy: "
-            "let each step of a `for` read and write its own block alone, carry tensors of one "
-            "shape to the next, and append one tensor to a list; or write it without a loop: pad "
-            "with F.pad(x, (0, 0, 0, -x.shape[1] % size)), give the blocks an axis of their own "
-            "with x.unflatten(1, (-1, size)), shift them along it where one reads another, and cut "
-            "the result to x.shape[1]"
+            f"a loop over blocks of positions cannot be captured at {user_line()}: {reason}. "
+            "Remedy: let each step of a `for` read and write its own block alone, carry tensors of "
+            "one shape to the next, and append one tensor to a list; or write it without a loop: "
+            "pad with F.pad(x, (0, 0, 0, -x.shape[1] % size)), give the blocks an axis of their "
+            "own with x.unflatten(1, (-1, size)), shift them along it where one reads another, and "
+            "cut the result to x.shape[1]"
         )
 
 
@@ -136,7 +136,7 @@ def zipped(*parts: Any, **options: Any) -> Iterable[tuple[Any, ...]]:
     """`zip(*parts, **options)`."""
     if parts and all(isinstance(part, _OURS) for part in parts):
         return Zipped(parts)
-    return zip(*parts, **options)
+    return zip(*parts, **options)  # noqa: B905 - the caller's own options
 
 
 def numbered(part: Any, start: int = 0) -> Iterable[tuple[int, Any]]:

@@ -273,10 +273,10 @@ class _Position:
 
     def at_most(self, other: Any) -> _Position:
         """`min(start + size, length)`: the end of a block, of which what is there is read."""
-        if self.offset and isinstance(other, torch.SymInt) and self.length is not None:
-            # By their expressions: within a Scan's body nothing may be computed from outside of it.
-            if other.node.expr == self.length.node.expr:
-                return self
+        is_end = self.offset and self.length is not None and isinstance(other, torch.SymInt)
+        # By their expressions: within a Scan's body nothing may be computed from outside of it.
+        if is_end and other.node.expr == self.length.node.expr:
+            return self
         raise _NoStepError("it computes with its index")
 
     __radd__ = __add__

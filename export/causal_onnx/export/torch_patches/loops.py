@@ -1,9 +1,10 @@
-"""Loops over positions and blocks of them, rewritten so that they are traced as one Scan instead of step by step.
+"""Loops over positions, or over blocks of them, rewritten so that they are traced as one Scan.
 
 A trace writes out `for t in range(x.shape[1])`, `for block in x.split(16, 1)` or
-`for i in range(0, n, 16)` for the length of its example: "Constraints violated". Here the body of such a loop becomes a function of its own, in the code of the module and
-of what it calls, and `loop_scan.run` decides where it runs whether it is one step of a Scan. The
-rewritten code is in place while the module is captured, and does what it did in every other thread.
+`for i in range(0, n, 16)` for the length of its example: "Constraints violated". Here the body of
+such a loop becomes a function of its own, in the code of the module and of what it calls, and
+`loop_scan` decides where it runs whether it is one step of a Scan. The rewritten code is in place
+while the module is captured, and does what it did in every other thread.
 """
 
 from __future__ import annotations
@@ -392,8 +393,9 @@ def _call(  # noqa: PLR0917 - what the call hands over, in its order
         f"if True:\n"
         f"    def {_BODY}({', '.join([_ITEM, *names])}):\n"
         f"        return ({''.join(f'{name}, ' for name in names)})\n"
-        f"    {_STATE} = {_LOOPS}.{runner}({_BODY}, None, locals(), {names!r}, {appended!r}, {carried!r}, "
-        f"{live!r})\n" + "".join(f"    {name} = {_STATE}[{name!r}]\n" for name in names)
+        f"    {_STATE} = {_LOOPS}.{runner}({_BODY}, None, locals(), {names!r}, "
+        f"{appended!r}, {carried!r}, {live!r})\n"
+        + "".join(f"    {name} = {_STATE}[{name!r}]\n" for name in names)
     ).body[0]
     for node in ast.walk(whole):
         ast.copy_location(node, loop.target)
