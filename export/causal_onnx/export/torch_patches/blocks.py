@@ -148,4 +148,4 @@ def padded(tensor: Tensor, axis: int, size: int) -> Tensor:
     """(blocks, ..., size, ...): the blocks of a tensor along an axis, the last one padded."""
     behind = [0, 0] * (tensor.ndim - 1 - axis)
     whole = F.pad(tensor, [*behind, 0, -tensor.shape[axis] % size])
-    return whole.unflatten(axis, (-1, size)).movedim(axis, 0)
+    return torch.unflatten(whole, axis, (-1, size)).movedim(axis, 0)
