@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from causal_onnx.export import export
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
-from causal_onnx.runtime import Model, Sampling, load
+from causal_onnx.runtime import Model, Sampling
 from causal_onnx.runtime.contract import ORT_FORMS
+from tests.export.quick import quick_export
 
 PROMPTS = [[5, 3, 8, 1, 9], [2], [7, 7, 4]]
 
@@ -26,8 +24,14 @@ def model(
     request: pytest.FixtureRequest, decoder: DecoderLM, tmp_path_factory: pytest.TempPathFactory
 ) -> Model:
     path = tmp_path_factory.mktemp("generate") / "model.onnx"
-    export(decoder, path, cache=True, max_seq_len=24, target=request.param)
-    return load(path, threads=1)
+    return quick_export(decoder, path, cache=True, max_seq_len=24, target=request.param)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model of features, without a cache."""
+    module = CausalMechanismV1(dim_in=8, dim_out=6, context_length=16)
+    return quick_export(module, tmp_path_factory.mktemp("features") / "m.onnx")
 
 
 def greedy(decoder: DecoderLM, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
@@ -100,7 +104,7 @@ def test_long_prompts_are_read_in_chunks(model: Model, monkeypatch: pytest.Monke
     ]
 
 
-def test_what_cannot_be_generated_is_refused(model: Model, tmp_path: Path) -> None:
+def test_what_cannot_be_generated_is_refused(model: Model, features: Model) -> None:
     for prompt, count, message in (
         ([], 3, "the prompt is empty"),
         ([1], 0, "max_new_tokens must be at least 1, got 0"),
@@ -109,6 +113,5 @@ def test_what_cannot_be_generated_is_refused(model: Model, tmp_path: Path) -> No
     ):
         with pytest.raises(ValueError, match=message):
             model.generate(prompt, max_new_tokens=count)
-    export(CausalMechanismV1(dim_in=8, dim_out=6, context_length=16), tmp_path / "m.onnx")
     with pytest.raises(ValueError, match=r"needs a language model.*float32.*without a cache"):
-        load(tmp_path / "m.onnx").generate([1], max_new_tokens=1)
+        features.generate([1], max_new_tokens=1)

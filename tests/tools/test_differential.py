@@ -41,9 +41,8 @@ def test_a_decoder_that_reads_otherwise_is_found(
 ) -> None:
     for name, value in wrong.items():
         monkeypatch.setattr(decode, name, value)
-    _, found = run(range(6000))
-    assert found
-    assert any(re.search(message, text) for text in found)
+    parts = (run(range(start, start + 500))[1] for start in range(0, 6000, 500))
+    assert any(re.search(message, text) for found in parts for text in found)
 
 
 def test_a_difference_names_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
