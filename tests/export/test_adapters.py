@@ -399,7 +399,8 @@ def test_an_encoder_that_adapters_change_is_still_computed_once(tmp_path: Path) 
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
     config = transformers.T5Config(vocab_size=61, decoder_start_token_id=0, **sizes)
     module, place = transformers.T5ForConditionalGeneration(config).eval(), tmp_path / "m.onnx"
-    report = export(module, place, adaptable=["*.q", "*.v"], cache=True, effort="quick")
+    options = {"cache": True, "max_seq_len": 24, "effort": "quick"}
+    report = export(module, place, adaptable=["*.q", "*.v"], **options)
     assert report.contract.once_names == {"input_ids", "attention_mask"}
     pair = next(pair for pair in report.contract.adapters if pair.module.startswith("encoder."))
     layer = module.get_submodule(pair.module)
