@@ -78,6 +78,7 @@ def digests(folder: Path, *, threads: int, seed: str, first: str, locale: str) -
         env={**os.environ, **variables},
     )
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    assert [name for name in found if str(folder).encode() in (folder / name).read_bytes()] == []
     return found
 
 
