@@ -548,7 +548,7 @@ HARMLESS = {
         tensors=[tensor("rows", -1, 4), floats("one", 4)],
     ),
     "Einsum that sums what it needs no more": model(
-        node("Einsum", ["x", "d", "w", "e"], ["z"], text("equation", "abd,dn,ns,sp->abp")),
+        node("Einsum", ["x", "d", "w", "e"], ["z"], text("equation", "ijd,dn,ns,sp->ijp")),
         tensors=[floats("d", 4, 512), floats("w", 512, 512), floats("e", 512, 4)],
     ),
     "Einsum of inputs": model(node("Einsum", ["x", "x"], ["z"], text("equation", "bij,bkj->bik"))),
