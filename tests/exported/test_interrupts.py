@@ -18,12 +18,12 @@ import pytest
 import torch
 
 import causal_onnx.runtime
-from causal_onnx.export import export
 from causal_onnx.models import AttentionConfig, DecoderConfig, DecoderLM
 from causal_onnx.runtime import PrefixCache, load
 from causal_onnx.runtime.session.device import Device
 from causal_onnx.runtime.session.runner import Runner
 from causal_onnx.runtime.stream.stream import Stream
+from tests.export.quick import quick_export
 
 RUNTIME = str(Path(causal_onnx.runtime.__file__).parent)
 LONGEST, VOCAB = 80, 31
@@ -78,7 +78,7 @@ def make_subject(path: Path, window: int | None) -> Subject:
     config = DecoderConfig(vocab_size=VOCAB, num_layers=2, attention=attention, mlp_dim=24)
     decoder = DecoderLM(config, seed=0).eval()
     if not path.exists():
-        export(decoder, path, cache=True)
+        quick_export(decoder, path, cache=True)
     ids = np.random.default_rng(0).integers(0, VOCAB, (3, LONGEST))
     with torch.no_grad():
         return Subject(path, decoder(torch.from_numpy(ids)).numpy(), ids)
@@ -135,17 +135,18 @@ def keeps_denormals() -> bool:
 
 def interrupted(
     make: Callable[[], Stream], call: Callable[[Stream], object], **how: Any
-) -> Iterator[tuple[Stream, Stream]]:
-    """The stream before the call and after it was interrupted, at each place in turn."""
+) -> Iterator[tuple[tuple[int, ...], Stream]]:
+    """The lengths before a call, and the stream after it was interrupted, at each place in turn."""
     for at in itertools.count(1):
         stream = make()
+        before = stream.lengths
         error = KeyboardInterrupt if at % 2 else MemoryError
         with Interrupt(at, error, **how) as interrupt:
             call(stream)
         assert keeps_denormals()
         if not interrupt.hit:
             return
-        yield make(), stream
+        yield before, stream
 
 
 def refuses(stream: Stream) -> bool:
@@ -167,13 +168,14 @@ def refuses(stream: Stream) -> bool:
     return True
 
 
-def sound(subject: Subject, before: Stream, after: Stream, *counts: int) -> tuple[bool, bool]:
+def sound(
+    subject: Subject, before: tuple[int, ...], after: Stream, *counts: int
+) -> tuple[bool, bool]:
     """Whether an interrupted stream is right, or refuses; and whether it is the latter."""
     if after._is_in_use:
         return refuses(after), True
-    expected = before.lengths
-    moved = tuple(n + count for n, count in zip(expected, counts, strict=False))
-    return after.lengths in (expected, moved) and subject.is_right(after), False
+    moved = tuple(n + count for n, count in zip(before, counts, strict=False))
+    return after.lengths in (before, moved) and subject.is_right(after), False
 
 
 CALLS: dict[str, tuple[dict[str, Any], tuple[int, ...], dict[str, Any], tuple[int, ...]]] = {
@@ -222,7 +224,7 @@ def test_at_every_bytecode_of_a_repeated_step(subject: Subject, rows: tuple[int,
         return stream
 
     calls = interrupted(make, subject.step, opcodes=True)
-    found = [sound(subject, *streams, *[1] * len(rows)) for streams in calls]
+    found = [sound(subject, *states, *[1] * len(rows)) for states in calls]
     assert len(found) > 250
     assert all(is_sound for is_sound, _ in found)
 
@@ -238,7 +240,7 @@ def test_at_every_line_of_what_else_a_stream_does(
         "save": lambda stream: stream.save(tmp_path / "state"),
     }
     calls = interrupted(lambda: subject.started(2, 1), uses[name])
-    found = [sound(subject, *streams, -2) for streams in calls]
+    found = [sound(subject, *states, -2) for states in calls]
     assert len(found) > 15
     assert all(is_sound for is_sound, _ in found)
     if name == "save":
@@ -282,7 +284,7 @@ def test_real_interrupts_at_random_moments(subject: Subject) -> None:
                 hits += 1
                 assert keeps_denormals()
             if stream.lengths[0] <= LONGEST - 5:
-                assert sound(subject, stream, stream)[0]
+                assert sound(subject, stream.lengths, stream)[0]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
