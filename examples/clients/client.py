@@ -19,7 +19,7 @@ __all__ = [
     "Outcome",
     "clean_environment",
     "find_problem",
-    "last_line",
+    "json_lines",
     "run_client",
     "run_tool",
 ]
@@ -45,6 +45,8 @@ class Client:
     prepare: Callable[[bool], Sequence[str]]
     """Install and build, or with False take what is installed and build; gives the command, to
     which a bundle's folder is added. Raises `MissingError`."""
+    takes_several: bool = False
+    """The command takes the folders of several bundles, and prints a line for each."""
     environment: Mapping[str, str] | None = None
     prefix: str = ""
     """Of the bundles that it takes: in the portable form for runtimes other than onnxruntime."""
@@ -84,23 +86,26 @@ def run_client(client: Client, bundles: Sequence[Path], *, install: bool) -> Out
     except MissingError as error:
         return Outcome(name=client.name, untested=str(error))
     found: list[dict[str, Any]] = []
-    problems: list[str] = []
-    for bundle in bundles:
+    problems: dict[Path, str] = {}
+    for group in [bundles] if client.takes_several else [[bundle] for bundle in bundles]:
         done = subprocess.run(
-            [*command, str(bundle)],
+            [*command, *map(str, group)],
             env=clean_environment(client.environment),
             capture_output=True,
             text=True,
             check=False,
         )
-        said = last_line(done.stdout)
-        if "missing" in said:
-            return Outcome(name=client.name, untested=str(said["missing"]))
-        problem = find_problem(said, bundle)
-        if problem or done.returncode:
-            text = problem or f"exit code {done.returncode}"
-            problems.append(f"{bundle.name}: {text} {_cut(done.stderr.strip())}".strip())
-        found.append(said)
+        lines = json_lines(done.stdout)[-len(group) :]
+        lines += [{}] * (len(group) - len(lines))
+        for said in lines:
+            if "missing" in said:
+                return Outcome(name=client.name, untested=str(said["missing"]))
+        wrong = {b: find_problem(said, b) for b, said in zip(group, lines, strict=True)}
+        if done.returncode and not any(wrong.values()):
+            wrong = dict.fromkeys(group, f"exit code {done.returncode}")
+        told = _cut(done.stderr.strip())
+        problems |= {b: f"{b.name}: {text} {told}".strip() for b, text in wrong.items() if text}
+        found += lines
     errors = [float(said["error"]) for said in found if "error" in said]
     return Outcome(
         name=client.name,
@@ -109,7 +114,7 @@ def run_client(client: Client, bundles: Sequence[Path], *, install: bool) -> Out
         bundles=len(bundles),
         error=max(errors, default=math.inf),
         ms_per_call=tuple(float(said.get("ms_per_call", math.nan)) for said in found),
-        problems=tuple(problems),
+        problems=tuple(problems.values()),
     )
 
 
@@ -172,11 +177,14 @@ def run_tool(
     return done.stdout
 
 
-def last_line(text: str) -> dict[str, Any]:
-    """The last line of `text` that is a JSON object, or an empty one."""
-    lines = [line for line in text.splitlines() if line.startswith("{")]
+def json_lines(text: str) -> list[dict[str, Any]]:
+    """The lines of `text` that begin like a JSON object; an empty one for what is none."""
+    return [_object(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def _object(line: str) -> dict[str, Any]:
     try:
-        said = json.loads(lines[-1]) if lines else {}
+        said = json.loads(line)
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}

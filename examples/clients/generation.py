@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from causal_onnx.runtime import load
-from examples.clients.client import Client, MissingError, clean_environment, last_line
+from examples.clients.client import Client, MissingError, clean_environment, json_lines
 
 __all__ = ["Generated", "generate"]
 
@@ -61,7 +61,7 @@ def generate(client: Client, bundle: Path, *, install: bool, count: int = COUNT)
         text=True,
         check=False,
     )
-    said = last_line(done.stdout)
+    said = next(reversed(json_lines(done.stdout)), {})
     if done.returncode or "ids" not in said:
         return Generated(name=client.name, count=count, problem=done.stderr.strip()[-500:])
     expected = model.generate(prompt, max_new_tokens=count).ids

@@ -171,8 +171,16 @@ CLIENTS = (
     Client(name="C", prepare=prepare_c),
     Client(name="C++", prepare=prepare_cpp),
     Client(name="Rust", prepare=prepare_rust),
-    Client(name="browser, wasm", prepare=functools.partial(prepare_browser, "wasm")),
-    Client(name="browser, WebGPU", prepare=functools.partial(prepare_browser, "webgpu")),
+    Client(
+        name="browser, wasm",
+        prepare=functools.partial(prepare_browser, "wasm"),
+        takes_several=True,
+    ),
+    Client(
+        name="browser, WebGPU",
+        prepare=functools.partial(prepare_browser, "webgpu"),
+        takes_several=True,
+    ),
     Client(
         name="ONNX reference",
         prepare=functools.partial(prepare_engine, "reference"),
@@ -197,7 +205,7 @@ def prepare_transformersjs(install: bool) -> Sequence[str]:
     """transformers.js in Node."""
     folder = EXAMPLES / "transformersjs"
     _npm_install(folder, install)
-    run_tool([_need("npx"), "tsc"], folder=folder, why="the client does not compile")
+    _build([_need("npx"), "tsc"], folder, why="the client does not compile")
     return [_need("node"), str(folder / "dist" / "main.js")]
 
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +47,6 @@ def run_or_skip(client: Client, folders: list[Path]) -> Outcome:
     return outcome
 
 
-@pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
-def test_a_client_repeats_every_bundle(client: Client, bundles: list[Path]) -> None:
-    outcome = run_or_skip(client, bundles[:3])
-    print(outcome)
-    assert outcome.problems == ()
-    assert outcome.passed == 3
-    assert outcome.runtime.startswith("onnxruntime")
-
-
-@pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
-def test_a_client_takes_the_folder_that_a_checkpoint_becomes(client: Client, stories: Path) -> None:
-    outcome = run_or_skip(client, [stories])
-    assert outcome.problems == ()
-    assert outcome.passed == 1
-
-
 @pytest.fixture(scope="module")
 def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a decoder of another exporter becomes, with its weights in a second file."""
@@ -70,15 +54,6 @@ def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adopt(unpack("genai-llama", place), place / "model")
     assert (place / "model" / "model.onnx.data").is_file()
     return place / "model"
-
-
-@pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
-def test_a_client_takes_an_adopted_folder_with_weights_beside_the_model(
-    client: Client, adopted: Path
-) -> None:
-    outcome = run_or_skip(client, [adopted])
-    assert outcome.problems == ()
-    assert outcome.passed == 1
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +65,25 @@ def adaptable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
-def test_a_client_without_adapters_takes_a_model_that_takes_some(
-    client: Client, adaptable: Path
+def test_a_client_repeats_every_folder(
+    client: Client,
+    bundles: list[Path],
+    stories: Path,
+    adopted: Path,
+    adaptable: Path,
+    tmp_path: Path,
 ) -> None:
-    outcome = run_or_skip(client, [adaptable])
+    """What modules and a checkpoint become, what was adopted, has no longest sequence, or takes
+    adapters, which it is not given; of each kind what is wrong is named."""
+    endless = with_contract(
+        bundles[0], tmp_path / "endless", lambda contract: contract.update(max_seq_len=None)
+    )
+    folders = [*bundles[:3], stories, adopted, adaptable, endless]
+    outcome = run_or_skip(client, folders)
+    print(outcome)
     assert outcome.problems == ()
-    assert outcome.passed == 1
+    assert outcome.passed == len(folders)
+    assert outcome.runtime.startswith("onnxruntime")
 
 
 @pytest.mark.parametrize("client", GENERATORS, ids=lambda client: client.name)
@@ -253,17 +241,6 @@ def test_clients_know_every_key_of_a_contract(file: str, start: str, middle: str
     assert {field.name for field in fields(CachePair)} <= known
 
 
-@pytest.mark.parametrize("client", QUICK, ids=lambda client: client.name)
-def test_a_client_tests_a_model_without_a_longest_sequence(
-    client: Client, bundles: list[Path], tmp_path: Path
-) -> None:
-    folder = with_contract(
-        bundles[0], tmp_path / "endless", lambda contract: contract.update(max_seq_len=None)
-    )
-    outcome = run_or_skip(client, [folder])
-    assert (outcome.problems, outcome.passed) == ((), 1)
-
-
 @pytest.mark.parametrize("client", OUTSIDE_BROWSERS, ids=lambda client: client.name)
 def test_a_client_notices_a_cache_that_is_cut_otherwise(
     client: Client, bundles: list[Path], tmp_path: Path
@@ -323,6 +300,16 @@ def test_what_a_client_says_is_checked(
     found = find_problem({**GOOD, **changes}, bundles[1])
     assert found.startswith(problem)
     assert bool(found) == bool(problem)
+
+
+def test_of_several_folders_each_has_a_line_of_its_own(bundles: list[Path]) -> None:
+    lines = "\n".join(json.dumps({**GOOD, "error": error}) for error in (1e-7, 1.0))
+    several = replace(say(lines, code=1), takes_several=True)
+    (problem,) = run_client(several, bundles[1:3], install=False).problems
+    assert problem.startswith(f"{bundles[2].name}: largest error 1.0")
+    few = replace(say(json.dumps(GOOD)), takes_several=True)
+    (problem,) = run_client(few, bundles[1:3], install=False).problems
+    assert problem == f"{bundles[2].name}: it said nothing"
 
 
 def test_a_client_that_says_nothing_or_fails_has_failed(bundles: list[Path]) -> None:
