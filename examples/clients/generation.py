@@ -61,7 +61,7 @@ def generate(client: Client, bundle: Path, *, install: bool, count: int = COUNT)
         text=True,
         check=False,
     )
-    said = next(reversed(json_lines(done.stdout)), {})
+    said = (json_lines(done.stdout) or [{}])[-1]
     if done.returncode or "ids" not in said:
         return Generated(name=client.name, count=count, problem=done.stderr.strip()[-500:])
     expected = model.generate(prompt, max_new_tokens=count).ids
