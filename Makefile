@@ -3,7 +3,6 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.NOTPARALLEL:
 PYTHON ?=
 # Test processes. Two is what CI has; with more cores: make test JOBS=8
 JOBS ?= 2
@@ -18,6 +17,11 @@ SOURCES := export models runtime serve cli tests tools examples bench
 # One thread per test process: two of them with a pool each are slower than without.
 # Tests never reach for the network; this makes a library that tries fail at once.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+# Steps of one process each, such as mypy, run beside others; where make can, each says what it has to
+# say at its end.
+GROUPED := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+BESIDE = $(MAKE) --no-print-directory --jobs=2 $(GROUPED)
 
 .PHONY: help
 help:  ## Show this list
@@ -37,12 +41,17 @@ serve-demo: setup  ## Serve a trained model without PyTorch, stream from it by O
 	@$(BIN)/python -m examples.serving
 
 .PHONY: test
-test: lint test-thin test-clients  ## Everything CI runs
+test: setup  ## Everything CI runs
+	+@$(BESIDE) lint test-thin test-clients
 	@echo "== all tests"
 	@$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS)
 
 .PHONY: check
-check: lint  ## Format, style, types and the fast tests: for daily work
+check: setup  ## Format, style, types and the fast tests: for daily work
+	+@$(BESIDE) lint fast
+
+.PHONY: fast
+fast: setup  # the part of the tests that needs seconds
 	@echo "== fast tests"
 	@$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) -m "not slow" $(FAST)
 

@@ -75,6 +75,7 @@ def test_the_wheel_holds_every_module_and_mark_of_types(dist: Path) -> None:
     assert held >= sources
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_where_it_alone_is_installed(dist: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"

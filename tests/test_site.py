@@ -116,6 +116,7 @@ def missing_from(printed: str, page: Path) -> list[str]:
     return [line for line in lines if shape(line) not in shape(printed)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
     [["start/module", "how-to/long-context"], ["start/gpt", "how-to/padding"]],
