@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ PROMPTS = [[3, 4, 5], [3, 4, 5], [3, 4], [7]]
 MEANT = {"llama": ["q_proj", "v_proj", "up_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
 
 
+@cache
 def made(kind: str) -> Any:
+    """The same for all files, so that it is captured once; none changes it."""
     torch.manual_seed(0)
     if kind == "llama":
         sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
@@ -381,17 +384,15 @@ def test_a_name_that_is_not_loaded_is_refused(llama: Made) -> None:
         llama.file("plain")
 
 
-def test_the_commands_take_an_adapter(
-    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = prepare("llama", tmp_path_factory.mktemp("command"))
-    place, adapter = found.folder / "adaptable.onnx", found.folder / "three"
+@pytest.mark.slow
+def test_the_commands_take_an_adapter(given: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    place, adapter = given.folder / "adaptable.onnx", given.folder / "three"
     arguments = ["generate", str(place), "--ids", "3,4,5", "--max-new-tokens", "6"]
     assert main([*arguments, "--adapter", str(adapter)]) == 0
-    expected = found.file("adaptable").generate([3, 4, 5], max_new_tokens=6, adapter="three").ids
+    expected = given.file("adaptable").generate([3, 4, 5], max_new_tokens=6, adapter="three").ids
     assert capsys.readouterr().out.strip() == ",".join(map(str, expected))
-    assert main([*arguments, "--adapter", str(found.folder / "none")]) == 1
-    assert f"there is no adapter {found.folder / 'none'}" in capsys.readouterr().err
+    assert main([*arguments, "--adapter", str(given.folder / "none")]) == 1
+    assert f"there is no adapter {given.folder / 'none'}" in capsys.readouterr().err
 
 
 def test_an_encoder_that_adapters_change_is_still_computed_once(tmp_path: Path) -> None:
