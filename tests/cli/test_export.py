@@ -378,7 +378,7 @@ def test_a_checkpoint_becomes_a_folder_that_every_command_takes(
     pytest.importorskip("transformers", reason="Hugging Face folders need the extra `hf`")
     pytest.importorskip("tokenizers", reason="text needs the extra `text`")
     model = str(tmp_path / "model")
-    assert main(["export", str(STORIES), "-o", model]) == 0
+    assert main(["export", str(STORIES), "-o", model, "--effort", "quick"]) == 0
     assert "max_seq_len 256 (trained on 256)" in capsys.readouterr().out
     for command in ("verify-bundle", "selftest", "inspect", "attest"):
         assert main([command, model]) == 0, capsys.readouterr().err
@@ -394,7 +394,7 @@ def test_the_cache_of_a_checkpoint_can_be_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("transformers", reason="Hugging Face folders need the extra `hf`")
-    arguments = ["-o", str(tmp_path / "model"), "--no-cache", "--json"]
+    arguments = ["-o", str(tmp_path / "model"), "--no-cache", "--json", "--effort", "quick"]
     assert main(["export", str(STORIES.with_name("gpt-nano-sort")), *arguments]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["contract"]["cache"] == []
