@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from causal_onnx.runtime.generation.codes import Codes, Frame
     from causal_onnx.runtime.generation.constraint import Constraint
     from causal_onnx.runtime.generation.continuation import Continuation, Speculation
+    from causal_onnx.runtime.generation.depth import DepthDecoder
     from causal_onnx.runtime.generation.prefix_cache import PrefixCache, PrefixStats
     from causal_onnx.runtime.generation.sampling import Choice, Sampling
     from causal_onnx.runtime.generation.speculate import DraftHeads, DraftModel, PromptLookup
@@ -42,6 +43,7 @@ _LATER = {
     "generation.codes": ("Codes", "Frame"),
     "generation.constraint": ("Constraint",),
     "generation.continuation": ("Continuation", "Speculation"),
+    "generation.depth": ("DepthDecoder",),
     "generation.prefix_cache": ("PrefixCache", "PrefixStats"),
     "generation.sampling": ("Choice", "Sampling"),
     "generation.speculate": ("DraftHeads", "DraftModel", "PromptLookup"),
@@ -75,6 +77,7 @@ __all__ = [
     "Constraint",
     "Continuation",
     "Contract",
+    "DepthDecoder",
     "DeviceError",
     "DraftHeads",
     "DraftModel",

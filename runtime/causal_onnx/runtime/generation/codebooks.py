@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Codebooks", "find_codebooks", "has_codebooks"]
+__all__ = ["Codebooks", "count_codebooks", "find_codebooks", "has_codebooks", "signature"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +60,17 @@ class Codebooks:
             found[:, :, index, :size] = array
         return found
 
+    def scores(self, logits: Array, ids: Array) -> Iterator[Array]:
+        """What the ids of one position are chosen by, codebook after codebook: (batch, vocab).
+
+        Args:
+            logits: What `logits` returned, at one position of each row: (batch, codebooks, vocab).
+            ids: (batch, codebooks), where whoever chooses an id writes it before the next codebook.
+        """
+        del ids  # those of one position do not depend on each other here
+        for index, size in enumerate(self.vocab_sizes):
+            yield logits[:, index, :size]
+
 
 def find_codebooks(contract: Contract) -> Codebooks:
     """The codebooks of a model with a cache, from the shapes that its contract names.
@@ -71,18 +82,17 @@ def find_codebooks(contract: Contract) -> Codebooks:
     Raises:
         ValueError: There are none, or more than one output could be theirs.
     """
-    inputs = [spec for spec in contract.inputs if spec.name not in contract.optional_names]
-    outputs = [spec for spec in contract.outputs if spec.name not in contract.present_names]
-    count = _count(inputs)
+    own = contract.without_cache()
+    inputs, outputs, count = own.inputs, own.outputs, count_codebooks(contract)
     if not contract.cache or count is None:
-        raise ValueError(_refusal(contract, inputs, outputs))
+        raise ValueError(_refusal(contract))
     one = [spec for spec in outputs if len(_sizes(spec)) == 2 and _sizes(spec)[0] == count]
     one = [spec for spec in one if spec.name == "logits"] or one
     each = [spec for spec in outputs if spec.axes[:2] == ("batch", "seq") and len(spec.axes) == 3]
     each = [spec for spec in each if isinstance(spec.axes[2], int)]
     found = one or each
     if len(found) != (1 if one else count):
-        raise ValueError(_refusal(contract, inputs, outputs))
+        raise ValueError(_refusal(contract))
     books = Codebooks(count=count, inputs=tuple(inputs), outputs=tuple(found))
     for index, size in enumerate(books.vocab_sizes):
         spec = inputs[index if len(inputs) > 1 else 0]
@@ -105,8 +115,9 @@ def has_codebooks(contract: Contract) -> bool:
     return True
 
 
-def _count(inputs: Sequence[TensorSpec]) -> int | None:
-    """How many codebooks inputs of ids have; None: they are no such inputs."""
+def count_codebooks(contract: Contract) -> int | None:
+    """How many codebooks the inputs of ids have; None: they are no such inputs."""
+    inputs: Sequence[TensorSpec] = contract.without_cache().inputs
     if not all("int" in spec.dtype for spec in inputs):
         return None
     if len(inputs) == 1:
@@ -122,14 +133,21 @@ def _sizes(spec: TensorSpec) -> tuple[int, ...]:
     return fixed if is_whole and (len(fixed) < 2 or spec.axes[-1] == fixed[-1]) else ()
 
 
-def _refusal(
-    contract: Contract, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> str:
+def signature(contract: Contract) -> str:
+    """What a model takes and returns beside its cache, and whether it has one."""
+    own = contract.without_cache()
+    return (
+        f"{', '.join(spec.describe() for spec in own.inputs)} -> "
+        f"{', '.join(spec.describe() for spec in own.outputs)}"
+        + ("" if contract.cache else ", without a cache")
+    )
+
+
+def _refusal(contract: Contract) -> str:
     return (
         "generating codes needs a model with several codebooks, exported with cache=True: ids "
         "(batch, codebooks, seq) or (batch, seq, codebooks) in, logits with the same axes and "
         "(..., vocab) out, or an input (batch, seq) and an output (batch, seq, vocab) for each; "
-        f"this one is {', '.join(spec.describe() for spec in inputs)} -> "
-        f"{', '.join(spec.describe() for spec in outputs)}"
-        + ("" if contract.cache else ", without a cache")
+        f"this one is {signature(contract)}; if a second decoder chooses the codebooks of a frame, "
+        "give it as depth=..."
     )

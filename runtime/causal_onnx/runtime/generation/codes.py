@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from causal_onnx.runtime.generation.codebooks import Codebooks, find_codebooks
+from causal_onnx.runtime.generation.depth import (
+    DepthCodebooks,
+    DepthDecoder,
+    check_depth,
+    find_depth_codebooks,
+)
 from causal_onnx.runtime.generation.generate import generator_of, grow_alone, grow_together
 from causal_onnx.runtime.generation.language_model import conditioned
 from causal_onnx.runtime.generation.plan import MOST_NEW_TOKENS
@@ -64,6 +71,7 @@ def frames(
     sampling: Sampling | Sequence[Sampling] | None = None,
     stop: Collection[int] | Sequence[Collection[int]] = (),
     seed: int | None = None,
+    depth: DepthDecoder | LanguageModel | None = None,
     inputs: Mapping[str, Source] | None = None,
     adapter: str | None = None,
 ) -> Iterator[Frame]:
@@ -94,7 +102,10 @@ def frames(
         seed: Of the random numbers; the same seed gives the same ids. Each position takes one
             number for each codebook that is chosen there, in their order. None: other ones each
             time.
-        inputs: As for `Model.tokens`.
+        depth: A second, small decoder that chooses the codebooks of each position one after the
+            other, from the model's hidden state there: a loaded model, or a `DepthDecoder` with
+            its settings. None: the model scores all codebooks itself.
+        inputs: As for `Model.tokens`; the depth decoder has none of them.
         adapter: As for `Model.tokens`.
 
     Raises:
@@ -103,10 +114,19 @@ def frames(
         TypeError: The prompt is a text, or `sampling` no `Sampling`.
     """
     model = conditioned(model, inputs, adapter)
-    plan = _plan(model, max_new_frames, delays=delays, fill=fill, sampling=sampling, stop=stop)
+    plan = _plan(
+        model,
+        max_new_frames,
+        delays=delays,
+        fill=fill,
+        sampling=sampling,
+        stop=stop,
+        depth=depth,
+    )
     sequence = _Growing(_prompt(plan, prompt), plan, generator_of(seed, 0))
+    choosing = partial(_choose, plan.codebooks)
     return _flattened(
-        grow_alone(model, sequence.delayed_prompt, sequence, codebooks=plan.codebooks)
+        grow_alone(model, sequence.delayed_prompt, sequence, choosing, codebooks=plan.codebooks)
     )
 
 
@@ -120,6 +140,7 @@ def generate_codes(
     sampling: Sampling | Sequence[Sampling] | None = None,
     stop: Collection[int] | Sequence[Collection[int]] = (),
     seed: int | None = None,
+    depth: DepthDecoder | LanguageModel | None = None,
     inputs: Mapping[str, Source] | None = None,
     adapter: str | None = None,
 ) -> Codes:
@@ -134,6 +155,7 @@ def generate_codes(
         sampling: As for `frames`.
         stop: As for `frames`.
         seed: As for `frames`.
+        depth: As for `frames`.
         inputs: As for `frames`.
         adapter: As for `frames`.
 
@@ -150,6 +172,7 @@ def generate_codes(
         sampling=sampling,
         stop=stop,
         seed=seed,
+        depth=depth,
         inputs=inputs,
         adapter=adapter,
     )[0]
@@ -166,6 +189,7 @@ def generate_codes_batch(
     sampling: Sampling | Sequence[Sampling] | None = None,
     stop: Collection[int] | Sequence[Collection[int]] = (),
     seed: int | None = None,
+    depth: DepthDecoder | LanguageModel | None = None,
     inputs: Mapping[str, Source] | None = None,
     adapter: str | Sequence[str | None] | None = None,
 ) -> list[Codes]:
@@ -183,6 +207,7 @@ def generate_codes_batch(
         sampling: As for `frames`.
         stop: As for `frames`.
         seed: As for `frames`.
+        depth: As for `frames`.
         inputs: As for `Model.generate_batch`.
         adapter: As for `Model.generate_batch`.
 
@@ -196,7 +221,15 @@ def generate_codes_batch(
     """
     n = whole_number("n", n, most=MOST_ROWS, wanted="a positive integer")
     model = conditioned(model, inputs, adapter)
-    plan = _plan(model, max_new_frames, delays=delays, fill=fill, sampling=sampling, stop=stop)
+    plan = _plan(
+        model,
+        max_new_frames,
+        delays=delays,
+        fill=fill,
+        sampling=sampling,
+        stop=stop,
+        depth=depth,
+    )
     if not len(prompts):
         raise ValueError("prompts must hold at least one")
     found = [_prompt(plan, prompt) for prompt in prompts]
@@ -211,7 +244,8 @@ def generate_codes_batch(
         for index in range(len(found) * n)
     ]
     delayed = [sequence.delayed_prompt for sequence in sequences[::n]]
-    grow_together(model, delayed, sequences, codebooks=plan.codebooks)
+    choosing = partial(_choose, plan.codebooks)
+    grow_together(model, delayed, sequences, choosing, codebooks=plan.codebooks)
     return [sequence.codes() for sequence in sequences]
 
 
@@ -239,6 +273,8 @@ class _Growing:
         self._logprobs: list[list[float]] = [[] for _ in plan.delays]
         self._position = len(prompt)
         self._last: list[int] = []
+        self._next: list[int] = []
+        """The ids of the next position, of the codebooks that have one already."""
         self._count, self._why = plan.max_new_frames, "length"
         """Frames that the continuation has at the end, and why no more."""
         if plan.max_seq_len is not None:
@@ -270,31 +306,37 @@ class _Growing:
         """The ids of the position before the next, one of each codebook."""
         return self._last
 
-    def choose(self, logits: Array, *, is_last: bool) -> list[Frame]:
-        """Choose the next position from logits (codebooks, vocab); the frames that are complete."""
-        plan, start = self._plan, len(self._prompt)
-        self._last = []
-        for book, delay in enumerate(plan.delays):
-            frame = self._position - delay - start
-            if not 0 <= frame < self._count:
-                self._last.append(self._given(self._position, book))
-                continue
-            choice = choose(
-                logits[book, : plan.codebooks.vocab_sizes[book]],
-                plan.sampling[book],
-                prompt=self._prompt[:, book].tolist(),
-                continuation=self._ids[book],
-                is_final=frame == self._count - 1,
-                uniform=self._generator.random(),
-            )
-            self._last.append(choice.id)
-            self._ids[book].append(choice.id)
-            self._logprobs[book].append(choice.logprob)
-            if choice.id in plan.stop[book]:
-                self._count, self._why = frame + 1, "stop"
+    def choose(self, logits: Array) -> int:
+        """Choose the next codebook's id at the next position from logits (vocab,).
+
+        The id is that of the prompt, or the one that fills, where nothing is to be chosen.
+        """
+        plan, book = self._plan, len(self._next)
+        frame = self._position - plan.delays[book] - len(self._prompt)
+        if not 0 <= frame < self._count:
+            self._next.append(self._given(self._position, book))
+            return self._next[-1]
+        choice = choose(
+            logits,
+            plan.sampling[book],
+            prompt=self._prompt[:, book].tolist(),
+            continuation=self._ids[book],
+            is_final=frame == self._count - 1,
+            uniform=self._generator.random(),
+        )
+        self._next.append(choice.id)
+        self._ids[book].append(choice.id)
+        self._logprobs[book].append(choice.logprob)
+        if choice.id in plan.stop[book]:
+            self._count, self._why = frame + 1, "stop"
+        return choice.id
+
+    def advance(self) -> list[Frame]:
+        """Go to the position after, once all codebooks have an id; the frames that are complete."""
+        self._last, self._next = self._next, []
         self._position += 1
         before = self._complete
-        done = self._position - max(plan.delays) - start
+        done = self._position - max(self._plan.delays) - len(self._prompt)
         self._complete = min(max(done, 0), self._count)
         if self._complete == self._count:
             self.finish = self._why
@@ -324,6 +366,18 @@ class _Growing:
         return self._plan.fill[book]
 
 
+def _choose(
+    codebooks: Codebooks, sequences: Sequence[_Growing], logits: Array, _: Sequence[bool]
+) -> list[list[Frame]]:
+    """Choose the next position of each sequence; what room there is they know by themselves."""
+    ids = np.zeros((len(sequences), codebooks.count), np.int64)
+    for book, scores in enumerate(codebooks.scores(logits, ids)):
+        ids[:, book] = [
+            sequence.choose(own) for sequence, own in zip(sequences, scores, strict=True)
+        ]
+    return [sequence.advance() for sequence in sequences]
+
+
 def _flattened(steps: Iterator[list[Frame]]) -> Iterator[Frame]:
     for complete in steps:
         yield from complete
@@ -337,10 +391,15 @@ def _plan(
     fill: int | Sequence[int] | None,
     sampling: Sampling | Sequence[Sampling] | None,
     stop: Collection[int] | Sequence[Collection[int]],
+    depth: DepthDecoder | LanguageModel | None,
 ) -> _Plan:
     """Check all but the prompts."""
     contract = model.contract
-    codebooks = find_codebooks(contract)
+    codebooks: Codebooks
+    if depth is None:
+        codebooks = find_codebooks(contract)
+    else:
+        codebooks = find_depth_codebooks(contract, check_depth(depth))
     count = codebooks.count
     if max_new_frames is None:
         max_new_frames = MOST_NEW_TOKENS
@@ -355,6 +414,8 @@ def _plan(
             f"delays={tuple(lags)} leave places without an id, and the contract names no "
             "pad_token_id; say which id stands there: fill=..."
         )
+    if isinstance(codebooks, DepthCodebooks) and any(lags):
+        codebooks.check_fill(fills or ())
     one = Sampling() if sampling is None else sampling
     each = list(one) if isinstance(one, Sequence) else [one] * count
     if len(each) != count or not all(isinstance(item, Sampling) for item in each):

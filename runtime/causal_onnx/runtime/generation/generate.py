@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -38,7 +38,9 @@ __all__ = [
     "tokens",
 ]
 
-Chosen_co = TypeVar("Chosen_co", covariant=True)
+Chosen = TypeVar("Chosen")
+Grown = TypeVar("Grown", bound="Growing")
+Choose: TypeAlias = Callable[[Sequence[Grown], "Array", Sequence[bool]], list[Chosen]]
 
 
 def tokens(
@@ -223,10 +225,10 @@ def grow(
 ) -> tuple[GrowingSequence, Iterator[Choice]]:
     """A sequence, and the steps by which it grows: `tokens` for those who look at it meanwhile."""
     sequence = GrowingSequence(prompt, plan, generator_of(seed, 0))
-    return sequence, grow_alone(model, prompt, sequence, reader=plan.reader)
+    return sequence, grow_alone(model, prompt, sequence, _choose, reader=plan.reader)
 
 
-class Growing(Protocol[Chosen_co]):
+class Growing(Protocol):
     """What is continued position by position until it has a `finish`."""
 
     finish: str | None
@@ -236,15 +238,12 @@ class Growing(Protocol[Chosen_co]):
         """What was chosen last, and the model reads next: one id, or one of each codebook."""
         ...
 
-    def choose(self, logits: Array, *, is_last: bool) -> Chosen_co:
-        """Choose what comes next; `is_last`: the model takes no more."""
-        ...
-
 
 def grow_together(
     model: LanguageModel,
     prompts: Sequence[Sequence[Any]],
-    sequences: Sequence[Growing[Any]],
+    sequences: Sequence[Grown],
+    choose: Choose[Grown, Chosen],
     *,
     reader: PromptReader | None = None,
     codebooks: Codebooks | None = None,
@@ -255,6 +254,8 @@ def grow_together(
         model: A language model with a cache.
         prompts: What the sequences continue, each of them as many, next to each other.
         sequences: A multiple of the prompts.
+        choose: Chooses what comes next in each sequence, from the sequences, the logits after
+            them, and for each whether the model takes no more.
         reader: What may have read the prompts before.
         codebooks: Of a model with several; None: it has one.
     """
@@ -265,8 +266,7 @@ def grow_together(
     running = sequences
     limit = model.contract.max_seq_len
     while True:
-        for place, sequence in enumerate(running):
-            sequence.choose(logits[place], is_last=stream.lengths[place] == limit)
+        choose(running, logits, [length == limit for length in stream.lengths])
         going = [place for place, sequence in enumerate(running) if sequence.finish is None]
         if not going:
             return
@@ -279,16 +279,17 @@ def grow_together(
 def grow_alone(
     model: LanguageModel,
     prompt: Sequence[Any],
-    sequence: Growing[Chosen_co],
+    sequence: Grown,
+    choose: Choose[Grown, Chosen],
     *,
     reader: PromptReader | None = None,
     codebooks: Codebooks | None = None,
-) -> Iterator[Chosen_co]:
+) -> Iterator[Chosen]:
     """Continue one sequence, yielding what is chosen at each position; see `grow_together`."""
     stream, logits = start(model, [prompt], reader, codebooks)
     limit = model.contract.max_seq_len
     while True:
-        yield sequence.choose(logits[0], is_last=stream.lengths[0] == limit)
+        yield from choose([sequence], logits, [stream.lengths[0] == limit])
         if sequence.finish is not None:
             return
         logits = feed(stream, np.array([[sequence.last]], np.int64), codebooks=codebooks)[:, -1]
@@ -309,5 +310,14 @@ def _batch(
         GrowingSequence(prompts[index // n], plan, generator_of(seed, index))
         for index in range(len(prompts) * n)
     ]
-    grow_together(model, prompts, sequences, reader=plan.reader)
+    grow_together(model, prompts, sequences, _choose, reader=plan.reader)
     return [sequence.continuation() for sequence in sequences]
+
+
+def _choose(
+    sequences: Sequence[GrowingSequence], logits: Array, is_last: Sequence[bool]
+) -> list[Choice]:
+    return [
+        sequence.choose(scores, is_last=last)
+        for sequence, scores, last in zip(sequences, logits, is_last, strict=True)
+    ]

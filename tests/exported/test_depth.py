@@ -1,0 +1,213 @@
+"""Codes that a second decoder chooses frame by frame, beside plain loops over both modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from causal_onnx.runtime import DepthDecoder, Sampling
+from tests.exported.depth_modules import (
+    COUNT,
+    AtFirst,
+    Broadcast,
+    Everywhere,
+    Main,
+    MainWithFirst,
+    Pair,
+    depth_inputs,
+    export_depth,
+    make_pair,
+)
+from tests.zoo.codebooks import PLACES, VOCAB
+
+PROMPT = [[1, 2, 3], [5, 6, 7], [0, 8, 0], [9, 9, 2]]
+DELAYS = [None, (0, 1, 1, 1), (2, 0, 1, 3)]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        (MainWithFirst, AtFirst, 0),
+        (Main, AtFirst, 0),
+        (Main, Everywhere, VOCAB),
+        (MainWithFirst, Everywhere, None),
+        (MainWithFirst, Broadcast, None),
+    ],
+    ids=["csm", "all", "all-added", "moshi", "moshi-broadcast"],
+)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_pair(tmp_path_factory.mktemp("depth"), *request.param)
+
+
+def loop(
+    pair: Pair,
+    prompt: Sequence[Sequence[int]],
+    count: int,
+    *,
+    delays: Sequence[int] | None = None,
+    temperature: float | None = None,
+    seed: Sequence[int] = (0, 0),
+) -> list[list[int]]:
+    """`count` frames after a prompt, each id from full passes of both modules.
+
+    The whole grid is laid out first: ids that are known, and -1 where one is chosen.
+    """
+    lags, random = delays or (0,) * COUNT, np.random.default_rng(seed)
+    first, total = len(prompt[0]), len(prompt[0]) + count
+    grid = torch.full((COUNT, total + max(lags)), VOCAB)
+    for book, lag in enumerate(lags):
+        grid[book, lag : lag + total] = torch.tensor([*prompt[book], *[-1] * count])
+    for place in range(first, grid.shape[1]):
+        with torch.no_grad():
+            found = pair.main(grid[None, :, :place])
+        for book in range(COUNT):
+            if book == 0 and "logits" in found:
+                scores = found["logits"][0, -1]
+            else:
+                before = [] if pair.first_id is None else [pair.first_id]
+                ids = [*before, *grid[:book, place].tolist()]
+                with torch.no_grad():
+                    scores = pair.depth(*depth_inputs(pair, ids, found["hidden"][0, -1]))[0, -1]
+            if grid[book, place] == -1:
+                grid[book, place] = pick(scores, temperature, random)
+    return [grid[book, lag + first : lag + total].tolist() for book, lag in enumerate(lags)]
+
+
+def pick(scores: torch.Tensor, temperature: float | None, random: np.random.Generator) -> int:
+    uniform = random.random()
+    if temperature is None:
+        return int(scores.argmax())
+    cumulative = (scores.double() / temperature).softmax(-1).cumsum(-1)
+    return int((cumulative > uniform).int().argmax())
+
+
+def as_lists(ids: tuple[tuple[int, ...], ...]) -> list[list[int]]:
+    return [list(book) for book in ids]
+
+
+@pytest.mark.parametrize("delays", DELAYS, ids=str)
+def test_greedy_codes_are_those_of_a_plain_loop(pair: Pair, delays: Any) -> None:
+    options = {"max_new_frames": 10, "delays": delays, "fill": VOCAB, "depth": pair.decoder}
+    found = pair.model.generate_codes(PROMPT, **options)
+    assert as_lists(found.ids) == loop(pair, PROMPT, 10, delays=delays)
+    assert found.finish == "length"
+    assert len(set(zip(*found.ids, strict=True))) > 2
+    frames = list(pair.model.frames(PROMPT, **options))
+    assert [frame.ids for frame in frames] == list(zip(*found.ids, strict=True))
+    assert [frame.logprobs for frame in frames] == list(zip(*found.logprobs, strict=True))
+
+
+@pytest.mark.parametrize("delays", DELAYS[:2], ids=str)
+def test_drawn_codes_are_those_of_a_plain_loop(pair: Pair, delays: Any) -> None:
+    options = {"max_new_frames": 8, "delays": delays, "fill": VOCAB, "depth": pair.decoder}
+    for seed in range(3):
+        found = pair.model.generate_codes(
+            PROMPT, sampling=Sampling(temperature=1.3), seed=seed, **options
+        )
+        drawn = loop(pair, PROMPT, 8, delays=delays, temperature=1.3, seed=(seed, 0))
+        assert as_lists(found.ids) == drawn
+
+
+def test_prompts_together_become_what_each_becomes_alone(pair: Pair) -> None:
+    """Also where one of them ends before the others and leaves the batch."""
+    prompts = [PROMPT, [[7], [8], [2], [0]], None]
+    options = {"max_new_frames": 8, "fill": VOCAB, "depth": pair.decoder}
+    alone = [pair.model.generate_codes(prompt, **options) for prompt in prompts]
+    only_one = set(alone[1].ids[2][:5]) - set(alone[0].ids[2]) - set(alone[2].ids[2])
+    for stop in (set(), only_one):
+        options["stop"] = [[], [], sorted(stop), []]
+        alone = [pair.model.generate_codes(prompt, **options) for prompt in prompts]
+        together = pair.model.generate_codes_batch(prompts, **options)
+        assert [row.ids for row in together] == [row.ids for row in alone]
+        assert [row.finish for row in together] == [row.finish for row in alone]
+
+
+def test_copies_of_a_prompt_have_random_numbers_of_their_own(pair: Pair) -> None:
+    found = pair.model.generate_codes_batch(
+        [PROMPT],
+        n=3,
+        max_new_frames=5,
+        sampling=Sampling(temperature=1.3),
+        seed=4,
+        depth=pair.decoder,
+    )
+    for index, row in enumerate(found):
+        drawn = loop(pair, PROMPT, 5, temperature=1.3, seed=(4, index))
+        assert as_lists(row.ids) == drawn
+
+
+def test_each_codebook_has_its_sampling_and_its_stop(pair: Pair) -> None:
+    options = {"max_new_frames": 12, "depth": pair.decoder}
+    plain = pair.model.generate_codes(PROMPT, **options)
+    never = Sampling(logit_bias=dict.fromkeys(range(4), -np.inf))
+    samplings = [Sampling(), Sampling(), never, Sampling()]
+    found = pair.model.generate_codes(PROMPT, sampling=samplings, **options)
+    assert min(plain.ids[2]) < 4 <= min(found.ids[2])
+    wanted = plain.ids[3][4]
+    stopped = pair.model.generate_codes(PROMPT, stop=[[], [], [], [wanted]], **options)
+    place = plain.ids[3].index(wanted)
+    assert stopped.finish == "stop"
+    assert stopped.ids == tuple(ids[: place + 1] for ids in plain.ids)
+
+
+def test_the_main_models_limit_ends_with_whole_frames(pair: Pair) -> None:
+    found = pair.model.generate_codes(PROMPT, delays=DELAYS[1], fill=VOCAB, depth=pair.decoder)
+    count = PLACES + 1 - len(PROMPT[0]) - 1
+    assert (found.finish, {len(ids) for ids in found.ids}) == ("limit", {count})
+    assert as_lists(found.ids) == loop(pair, PROMPT, count, delays=DELAYS[1])
+
+
+class Recurrent(Everywhere):
+    """Its state cannot take back what it has read, so each frame has a stream of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decay = torch.nn.Parameter(torch.rand(12))
+
+    def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids) + self.project(hidden)[:, None]
+        x = torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1] * self.decay + x
+        return (x.unsqueeze(2) @ self.heads[torch.arange(x.shape[1])]).squeeze(2)
+
+
+def test_a_state_that_cannot_be_rewound_begins_anew(tmp_path: Path) -> None:
+    made = make_pair(tmp_path, Main, Everywhere, 3)
+    torch.manual_seed(5)
+    depth = Recurrent().eval()
+    model = export_depth(depth, tmp_path / "recurrent.onnx")
+    pair = Pair(made.main, depth, 3, made.model, DepthDecoder(model=model, first_id=3))
+    found = pair.model.generate_codes(PROMPT, max_new_frames=8, depth=pair.decoder)
+    assert as_lists(found.ids) == loop(pair, PROMPT, 8)
+
+
+def test_a_model_stands_for_a_decoder_with_the_first_id_0(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, MainWithFirst, AtFirst, 0)
+    found = pair.model.generate_codes(PROMPT, max_new_frames=6, depth=pair.decoder.model)
+    assert as_lists(found.ids) == loop(pair, PROMPT, 6)
+    with pytest.raises(ValueError, match="give it as depth=") as refused:
+        pair.model.generate_codes(PROMPT)
+    assert "hidden: float32 (batch, seq, 24)" in str(refused.value)
+
+
+def test_what_the_depth_decoder_cannot_read_is_refused(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, MainWithFirst, AtFirst, 0)
+    small = export_depth(AtFirst(size=VOCAB).eval(), tmp_path / "small.onnx")
+    options = {"max_new_frames": 2, "depth": small}
+    pair.model.generate_codes(PROMPT, **options)
+    with pytest.raises(ValueError, match=r"delays leave the id 11 \(fill\) in places of codebook"):
+        pair.model.generate_codes(PROMPT, delays=(0, 1, 1, 1), fill=VOCAB, **options)
+    tight = export_depth(AtFirst(places=3).eval(), tmp_path / "tight.onnx")
+    with pytest.raises(ValueError, match=r"at most 3 positions, and a frame of 4 .* needs 4"):
+        pair.model.generate_codes(PROMPT, depth=tight)
+
+
+@pytest.mark.parametrize("call", ["generate_codes", "frames"])
+def test_what_is_no_model_is_refused(tmp_path: Path, call: str) -> None:
+    pair = make_pair(tmp_path, Main, AtFirst, 0)
+    with pytest.raises(TypeError, match=r"depth must be a loaded model, .* got 'depth.onnx'"):
+        getattr(pair.model, call)(PROMPT, depth="depth.onnx")
