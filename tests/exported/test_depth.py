@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from causal_onnx.runtime import DepthDecoder, Sampling
+from tests.export.quick import quick_export
 from tests.exported.depth_modules import (
     COUNT,
     AtFirst,
@@ -167,11 +169,11 @@ class Recurrent(Everywhere):
 
     def __init__(self) -> None:
         super().__init__()
-        self.decay = torch.nn.Parameter(torch.rand(12))
+        self.decay = nn.Parameter(torch.rand(12))
 
     def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         x = self.embed(ids) + self.project(hidden)[:, None]
-        x = torch.nn.functional.pad(x, (0, 0, 1, 0))[:, :-1] * self.decay + x
+        x = nn.functional.pad(x, (0, 0, 1, 0))[:, :-1] * self.decay + x
         return (x.unsqueeze(2) @ self.heads[torch.arange(x.shape[1])]).squeeze(2)
 
 
@@ -211,3 +213,80 @@ def test_what_is_no_model_is_refused(tmp_path: Path, call: str) -> None:
     pair = make_pair(tmp_path, Main, AtFirst, 0)
     with pytest.raises(TypeError, match=r"depth must be a loaded model, .* got 'depth.onnx'"):
         getattr(pair.model, call)(PROMPT, depth="depth.onnx")
+
+
+class CsmMain(nn.Module):
+    """The backbone of transformers' CSM, and its head for the first codebook."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, codes: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.backbone(input_ids=codes, use_cache=False).last_hidden_state
+        return {"logits": self.head(hidden), "hidden": hidden}
+
+
+class CsmDepth(nn.Module):
+    """Its depth decoder, with the position of each id and head written as they are meant."""
+
+    def __init__(self, decoder: Any) -> None:
+        super().__init__()
+        self.model, self.heads = decoder.model, decoder.codebooks_head.weight
+        self.vocab = decoder.config.vocab_size
+
+    def forward(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(ids.shape[1])
+        books = (places - 1).clamp(min=0)
+        x = self.model.embed_tokens(ids + books * self.vocab)
+        x = torch.where((places == 0)[:, None], hidden, x)
+        # Without a mask, transformers looks for packed sequences where seq is the batch, and fails.
+        mask = torch.ones_like(ids)
+        x = self.model(inputs_embeds=x, attention_mask=mask, use_cache=False).last_hidden_state
+        return torch.einsum("bsw,swv->bsv", x, self.heads[books])
+
+
+def test_csm_writes_what_its_modules_in_transformers_write(tmp_path: Path) -> None:
+    from transformers import (
+        CsmBackboneModel,
+        CsmConfig,
+        CsmDepthDecoderConfig,
+        CsmDepthDecoderForCausalLM,
+    )
+
+    shared = {"num_codebooks": COUNT, "vocab_size": 19, "num_hidden_layers": 1, "head_dim": 8}
+    shared |= {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
+    torch.manual_seed(0)
+    small = CsmDepthDecoderConfig(
+        **shared, hidden_size=16, backbone_hidden_size=24, max_position_embeddings=COUNT + 1
+    )
+    config = CsmConfig(
+        **shared, hidden_size=24, max_position_embeddings=64, depth_decoder_config=small
+    )
+    backbone = CsmBackboneModel(config).eval()
+    decoder = CsmDepthDecoderForCausalLM(small).eval()
+    head = nn.Linear(24, 19, bias=False)
+    for weight in (*backbone.parameters(), *decoder.parameters()):
+        if weight.ndim > 1:
+            nn.init.normal_(weight, std=0.4)
+    codes = torch.arange(2 * 5 * COUNT).reshape(2, 5, COUNT) % 19
+    seq, options = {0: "batch", 1: "seq"}, {"cache": True}
+    model = quick_export(
+        CsmMain(backbone, head).eval(), tmp_path / "m.onnx", example=codes, axes=[seq], **options
+    )
+    example = (codes[:, :4, 0], torch.randn(2, 4, 24))
+    depth = quick_export(
+        CsmDepth(decoder).eval(), tmp_path / "d.onnx", example=example, axes=[seq] * 2, **options
+    )
+    found = model.generate_codes(PROMPT, max_new_frames=12, depth=depth)
+    grid = torch.tensor(PROMPT).T[None]
+    with torch.no_grad():
+        for _ in range(12):
+            state = backbone(input_ids=grid, use_cache=False).last_hidden_state[:, -1]
+            ids = torch.tensor([[0, int(head(state).argmax())]])
+            while ids.shape[1] <= COUNT:
+                scores = decoder(input_ids=ids, backbone_last_hidden_state=state).logits[:, -1:]
+                ids = torch.cat([ids, scores.argmax(-1)], 1)
+            grid = torch.cat([grid, ids[:, None, 1:]], 1)
+    assert as_lists(found.ids) == grid[0, len(PROMPT[0]) :].T.tolist()
+    assert len({*zip(*found.ids, strict=True)}) > 3
