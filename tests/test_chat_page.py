@@ -12,6 +12,13 @@ from torch import nn
 
 from tests.cli.test_chat import write_folder
 from tests.export.quick import quick_export
+from tests.exported.depth_modules import (
+    AtFirst,
+    Everywhere,
+    MainWithFirst,
+    export_depth,
+    export_main,
+)
 from tests.test_readme import blocks_of, commands_of, complaint
 from tests.zoo.codebooks import DIM, First
 
@@ -46,6 +53,9 @@ def test_python_blocks_run(tmp_path: Path, page: str, printed: str) -> None:
         write_folder(tmp_path / folder)
     if page == "generation":
         write_codes(tmp_path / "codes.onnx")
+        export_main(MainWithFirst().eval(), tmp_path / "frames.onnx")
+        export_depth(AtFirst().eval(), tmp_path / "depth.onnx")
+        export_depth(Everywhere().eval(), tmp_path / "beside.onnx")
     script = "\n".join(blocks_of((DOCS / f"{page}.md").read_text(encoding="utf-8"), "python"))
     done = subprocess.run(
         [sys.executable, "-c", script],
