@@ -21,10 +21,10 @@ PUBLIC = {
     """,
     "causal_onnx.runtime": """
         Artifact ArtifactError BundleReport CausalOnnxError Chat Choice Codes Constraint
-        Continuation Contract DepthDecoder DeviceError DraftHeads DraftModel Frame Limits Model PrefixCache
-        PrefixStats Profile PromptLookup Reply RunError Sampling SelfTestCase SelfTestReport
-        Speculation Stream TensorSpec Tokenizer ToolCall TrialLimits UnsafeFileError __version__
-        load read_artifact verify_bundle write_bundle
+        Continuation Contract DepthDecoder DeviceError DraftHeads DraftModel Frame Limits Model
+        PrefixCache PrefixStats Profile PromptLookup Reply RunError Sampling SelfTestCase
+        SelfTestReport Speculation Stream TensorSpec Tokenizer ToolCall TrialLimits UnsafeFileError
+        __version__ load read_artifact verify_bundle write_bundle
     """,
     "causal_onnx.serve": """
         BadRequestError BusyError Engine EngineOptions EngineState Generation GrpcServer

@@ -194,6 +194,8 @@ def test_a_model_stands_for_a_decoder_with_the_first_id_0(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="give it as depth=") as refused:
         pair.model.generate_codes(PROMPT)
     assert "hidden: float32 (batch, seq, 24)" in str(refused.value)
+    with pytest.raises(ValueError, match=r"several codebooks there is generate_codes\(\.\.\.\)"):
+        pair.model.generate([1, 2])
 
 
 def test_what_the_depth_decoder_cannot_read_is_refused(tmp_path: Path) -> None:

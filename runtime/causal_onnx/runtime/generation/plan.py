@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from causal_onnx.runtime.generation.codebooks import has_codebooks
+from causal_onnx.runtime.generation.codebooks import count_codebooks, has_codebooks
 from causal_onnx.runtime.generation.constraint import Constraint, Grammar
 from causal_onnx.runtime.generation.continuation import Plan
 from causal_onnx.runtime.generation.sampling import Sampling
@@ -170,7 +170,8 @@ def check_model(model: LanguageModel) -> None:
 
 def _remedy(contract: Contract, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
     """What continues several codebooks, how inputs beside the ids are given, or how heads are."""
-    if has_codebooks(contract):
+    is_codes = len(inputs) == 1 and count_codebooks(contract) is not None  # with a depth decoder
+    if is_codes or has_codebooks(contract):
         return "; for models with several codebooks there is generate_codes(...)"
     if contract.cache and len(inputs) == 1 and {len(spec.axes) for spec in outputs} == {4}:
         return (
