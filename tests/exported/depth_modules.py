@@ -64,6 +64,13 @@ class AtFirst(Depth):
         return self.scores(torch.where(is_first, self.project(hidden), self.embed(ids)))
 
 
+class AddedAtFirst(AtFirst):
+    """The hidden state (batch, seq, width) is added to the first id."""
+
+    def forward(self, ids: Tensor, hidden: Tensor) -> Tensor:
+        return self.scores(self.embed(ids) + self.project(hidden))
+
+
 class Everywhere(Depth):
     """The hidden state (batch, width) is added to each id, as in Moshi."""
 

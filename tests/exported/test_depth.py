@@ -15,6 +15,7 @@ from causal_onnx.runtime import DepthDecoder, Sampling
 from tests.export.quick import quick_export
 from tests.exported.depth_modules import (
     COUNT,
+    AddedAtFirst,
     AtFirst,
     Broadcast,
     Everywhere,
@@ -35,12 +36,12 @@ DELAYS = [None, (0, 1, 1, 1), (2, 0, 1, 3)]
     scope="module",
     params=[
         (MainWithFirst, AtFirst, 0),
-        (Main, AtFirst, 0),
+        (Main, AddedAtFirst, 2),
         (Main, Everywhere, VOCAB),
         (MainWithFirst, Everywhere, None),
         (MainWithFirst, Broadcast, None),
     ],
-    ids=["csm", "all", "all-added", "moshi", "moshi-broadcast"],
+    ids=["csm", "all", "all-everywhere", "moshi", "moshi-broadcast"],
 )
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return make_pair(tmp_path_factory.mktemp("depth"), *request.param)
