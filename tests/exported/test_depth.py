@@ -47,6 +47,11 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return make_pair(tmp_path_factory.mktemp("depth"), *request.param)
 
 
+@pytest.fixture(scope="module")
+def csm(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_pair(tmp_path_factory.mktemp("csm"), MainWithFirst, AtFirst, 0)
+
+
 def loop(
     pair: Pair,
     prompt: Sequence[Sequence[int]],
@@ -178,44 +183,40 @@ class Recurrent(Everywhere):
         return (x.unsqueeze(2) @ self.heads[torch.arange(x.shape[1])]).squeeze(2)
 
 
-def test_a_state_that_cannot_be_rewound_begins_anew(tmp_path: Path) -> None:
-    made = make_pair(tmp_path, Main, Everywhere, 3)
+def test_a_state_that_cannot_be_rewound_begins_anew(csm: Pair, tmp_path: Path) -> None:
     torch.manual_seed(5)
     depth = Recurrent().eval()
     model = export_depth(depth, tmp_path / "recurrent.onnx")
-    pair = Pair(made.main, depth, 3, made.model, DepthDecoder(model=model, first_id=3))
+    pair = Pair(csm.main, depth, 3, csm.model, DepthDecoder(model=model, first_id=3))
     found = pair.model.generate_codes(PROMPT, max_new_frames=8, depth=pair.decoder)
     assert as_lists(found.ids) == loop(pair, PROMPT, 8)
 
 
-def test_a_model_stands_for_a_decoder_with_the_first_id_0(tmp_path: Path) -> None:
-    pair = make_pair(tmp_path, MainWithFirst, AtFirst, 0)
-    found = pair.model.generate_codes(PROMPT, max_new_frames=6, depth=pair.decoder.model)
-    assert as_lists(found.ids) == loop(pair, PROMPT, 6)
+def test_a_model_stands_for_a_decoder_with_the_first_id_0(csm: Pair) -> None:
+    found = csm.model.generate_codes(PROMPT, max_new_frames=6, depth=csm.decoder.model)
+    assert as_lists(found.ids) == loop(csm, PROMPT, 6)
     with pytest.raises(ValueError, match="give it as depth=") as refused:
-        pair.model.generate_codes(PROMPT)
+        csm.model.generate_codes(PROMPT)
     assert "hidden: float32 (batch, seq, 24)" in str(refused.value)
     with pytest.raises(ValueError, match=r"several codebooks there is generate_codes\(\.\.\.\)"):
-        pair.model.generate([1, 2])
+        csm.model.generate([1, 2])
 
 
-def test_what_the_depth_decoder_cannot_read_is_refused(tmp_path: Path) -> None:
-    pair = make_pair(tmp_path, MainWithFirst, AtFirst, 0)
+def test_what_the_depth_decoder_cannot_read_is_refused(csm: Pair, tmp_path: Path) -> None:
     small = export_depth(AtFirst(size=VOCAB).eval(), tmp_path / "small.onnx")
     options = {"max_new_frames": 2, "depth": small}
-    pair.model.generate_codes(PROMPT, **options)
+    csm.model.generate_codes(PROMPT, **options)
     with pytest.raises(ValueError, match=r"delays leave the id 11 \(fill\) in places of codebook"):
-        pair.model.generate_codes(PROMPT, delays=(0, 1, 1, 1), fill=VOCAB, **options)
+        csm.model.generate_codes(PROMPT, delays=(0, 1, 1, 1), fill=VOCAB, **options)
     tight = export_depth(AtFirst(places=3).eval(), tmp_path / "tight.onnx")
     with pytest.raises(ValueError, match=r"at most 3 positions, and a frame of 4 .* needs 4"):
-        pair.model.generate_codes(PROMPT, depth=tight)
+        csm.model.generate_codes(PROMPT, depth=tight)
 
 
 @pytest.mark.parametrize("call", ["generate_codes", "frames"])
-def test_what_is_no_model_is_refused(tmp_path: Path, call: str) -> None:
-    pair = make_pair(tmp_path, Main, AtFirst, 0)
+def test_what_is_no_model_is_refused(csm: Pair, call: str) -> None:
     with pytest.raises(TypeError, match=r"depth must be a loaded model, .* got 'depth.onnx'"):
-        getattr(pair.model, call)(PROMPT, depth="depth.onnx")
+        getattr(csm.model, call)(PROMPT, depth="depth.onnx")
 
 
 class CsmMain(nn.Module):
