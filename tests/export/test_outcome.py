@@ -17,7 +17,7 @@ from causal_onnx.export import ExportError, export
 from causal_onnx.export.capture import capture
 from causal_onnx.export.capture import grown_buffers as caches
 from causal_onnx.export.check import parity
-from causal_onnx.export.graph import position_region as region
+from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.outcome import Refusal, SessionError, ask, ask_onnxruntime
 from causal_onnx.export.source import dry_run, probe
 from causal_onnx.export.source import module as source
@@ -192,7 +192,7 @@ def test_onnxruntimes_refusal_is_typed_and_a_wrong_call_of_ours_is_not() -> None
 def test_a_slip_in_an_evaluation_is_no_refusal(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(region, "constant", broken)
+    monkeypatch.setattr(Layouts, "at_two_lengths", broken)
     with pytest.raises(AttributeError, match="a slip of ours"):
         export(Masked().eval(), tmp_path / "m.onnx", example=example(), cache=True)
 
