@@ -14,7 +14,7 @@ from torch import nn
 
 from causal_onnx.export import ExportError, export, export_checkpoint
 from causal_onnx.export.checkpoint.mapped import move_to_file
-from causal_onnx.export.checkpoint.widened import are_mapped, widened
+from causal_onnx.export.checkpoint.widened import widened
 from tests.export.test_checkpoint import LLAMA
 
 LARGE = {
@@ -99,11 +99,17 @@ def test_a_folder_that_is_missing_is_an_error(tmp_path: Path) -> None:
     ("dtype", "mapped"), [(torch.float32, True), (torch.bfloat16, False), (torch.float16, False)]
 )
 def test_a_loader_maps_what_is_in_fp32(tmp_path: Path, dtype: torch.dtype, mapped: bool) -> None:
-    assert are_mapped(saved(tmp_path, dtype)) is mapped
-    (tmp_path / "consolidated.safetensors").write_bytes(b"the same in a layout that is not read")
-    assert are_mapped(tmp_path) is mapped
-    (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    assert not are_mapped(tmp_path)
+    folder = saved(tmp_path / "checkpoint", dtype)
+    (tmp_path / "scratch").mkdir()
+    for beside in (None, "consolidated.safetensors"):
+        if beside is not None:
+            (folder / beside).write_bytes(b"the same in a layout that is not read")
+        with widened(folder, tmp_path / "scratch") as (source, is_mapped):
+            assert (source == folder) is mapped
+            assert is_mapped
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with widened(folder, tmp_path / "scratch") as found:
+        assert found == (folder, False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -117,9 +123,10 @@ def test_a_widened_checkpoint_holds_the_same_numbers(
     before = sorted(folder.iterdir())
     assert (len(before) > 4) is (shard == "4KB")
     (tmp_path / "scratch").mkdir()
-    with widened(folder, tmp_path / "scratch") as wide:
+    with widened(folder, tmp_path / "scratch") as (wide, _):
         assert wide.name == folder.name
-        assert are_mapped(wide)
+        with widened(wide, tmp_path / "scratch") as found:
+            assert found == (wide, True)
         loaded = transformers.LlamaForCausalLM.from_pretrained(wide, dtype=torch.float32)
     assert list((tmp_path / "scratch").iterdir()) == []
     assert sorted(folder.iterdir()) == before
@@ -131,17 +138,17 @@ def test_a_widened_checkpoint_holds_the_same_numbers(
 
 def test_what_cannot_be_widened_is_read_where_it_is(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.float64):
-        with widened(saved(tmp_path / str(dtype), dtype), tmp_path) as same:
-            assert same == tmp_path / str(dtype)
+        with widened(saved(tmp_path / str(dtype), dtype), tmp_path) as found:
+            assert found == (tmp_path / str(dtype), dtype == torch.float32)
     damaged = saved(tmp_path / "damaged", torch.bfloat16)
     (damaged / "model.safetensors").write_bytes(b"damaged")
-    with widened(damaged, tmp_path) as same:
-        assert same == damaged
+    with widened(damaged, tmp_path) as found:
+        assert found == (damaged, False)
     sharded = saved(tmp_path / "sharded", torch.bfloat16)
     (sharded / "model.safetensors").rename(sharded / "model-1.safetensors")
     (sharded / "model.safetensors.index.json").write_text('{"weight_map": {"a": "missing"}}')
-    with widened(sharded, tmp_path) as same:
-        assert same == sharded
+    with widened(sharded, tmp_path) as found:
+        assert found == (sharded, False)
 
 
 def test_a_checkpoint_that_does_not_fit_is_named_by_its_own_folder(tmp_path: Path) -> None:

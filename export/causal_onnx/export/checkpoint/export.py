@@ -23,7 +23,7 @@ from causal_onnx.export.checkpoint.huggingface import (
     read_config,
 )
 from causal_onnx.export.checkpoint.mapped import move_to_file
-from causal_onnx.export.checkpoint.widened import are_mapped, widened
+from causal_onnx.export.checkpoint.widened import widened
 from causal_onnx.export.errors import ExportError
 from causal_onnx.export.folder import FILE_SUFFIX, check_folder, device_of, export_into
 from causal_onnx.export.pipeline import export
@@ -203,8 +203,7 @@ def _open(place: Path, *, adapter: Path | None, trust_remote_code: bool, scratch
         if adapter is not None:
             raise ExportError(f"an adapter is merged into a Hugging Face folder; {place} is none")
         return _Opened(module=load_checkpoint(place), folder=place if place.is_dir() else None)
-    with widened(place, scratch) as source:
-        is_mapped = are_mapped(source)
+    with widened(place, scratch) as (source, is_mapped):
         module, warnings = open_huggingface(
             place, trust_remote_code=trust_remote_code, source=source
         )

@@ -18,7 +18,7 @@ from causal_onnx.export.capture.isolation import trim_memory
 from causal_onnx.runtime.errors import ArtifactError
 from causal_onnx.runtime.json_text import read_json_object
 
-__all__ = ["are_mapped", "widened"]
+__all__ = ["widened"]
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -42,21 +42,17 @@ class _Weight:
     wide_bytes: int
 
 
-def are_mapped(folder: Path) -> bool:
-    """Whether a loader maps the weights in `folder`: all are in fp32, in safetensors files.
-
-    Others are read and converted, and so lie in the memory of the process.
-    """
-    return {one.kind for one in _weights_of(folder)} == {WIDE}
-
-
 @contextlib.contextmanager
-def widened(folder: Path, scratch: Path) -> Iterator[Path]:
+def widened(folder: Path, scratch: Path) -> Iterator[tuple[Path, bool]]:
     """A folder with the same checkpoint in fp32, so that a loader maps it and converts nothing.
 
     The weights go one after another into files, which end with the context; what has been mapped
     of them stays. Where there is nothing to widen, or the weights are of other types or in other
     files, it is `folder` itself.
+
+    Yields:
+        The folder, and whether a loader maps its weights. Otherwise it reads and converts them, and
+        they lie in the memory of the process.
 
     Args:
         folder: Of Hugging Face's layout.
@@ -68,7 +64,7 @@ def widened(folder: Path, scratch: Path) -> Iterator[Path]:
     weights = _weights_of(folder)
     kinds = {one.kind for one in weights}
     if not kinds & NARROW or kinds - NARROW - {WIDE}:
-        yield folder
+        yield folder, kinds == {WIDE}
         return
     with tempfile.TemporaryDirectory(dir=scratch) as made:
         # transformers keeps code that a checkpoint brings by the name of its folder.
@@ -79,7 +75,7 @@ def widened(folder: Path, scratch: Path) -> Iterator[Path]:
                 (target / path.name).symlink_to(path)
         _write(weights, target)
         trim_memory()
-        yield target
+        yield target, True
 
 
 def _weights_of(folder: Path) -> list[_Weight]:
