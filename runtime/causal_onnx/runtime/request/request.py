@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-__all__ = ["Request", "RequestChecker", "are_ids", "check_batch"]
+__all__ = ["Request", "RequestChecker", "are_ids"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +46,8 @@ class RequestChecker:
         cast: bool = False,
         check_finite: bool = False,
         batch: int | None = None,
-        largest_batch: int | None = None,
     ) -> None:
-        """Prepare.
-
-        Args:
-            contract: What requests are checked against.
-            cast: As for `load`.
-            check_finite: As for `load`.
-            batch: How many rows each request must have; None: any number.
-            largest_batch: The most rows that it may have; None: any number.
-
-        Raises:
-            ValueError: `batch` is more than `largest_batch`.
-        """
-        check_batch(batch or 1, largest_batch)
-        self._largest_batch = largest_batch
+        """`batch`: how many rows each request must have; None: any."""
         self._contract = contract
         self._specs = {spec.name: spec for spec in contract.inputs}
         self._past = contract.past_names
@@ -239,7 +225,6 @@ class RequestChecker:
                 f"input {name!r} has a batch of {sizes['batch']}, but the stream was started with "
                 f"batch={self._batch}"
             )
-        check_batch(sizes.get("batch", 1), self._largest_batch)
         if self._bounds:
             if "past_seq" not in sizes:
                 sizes["past_seq"] = sizes["total_seq"] - sizes["seq"]
@@ -375,21 +360,6 @@ class RequestChecker:
         return (
             f"input {name!r} has {axis} {size}, but input {other!r} has {axis} {theirs}; "
             "they must agree"
-        )
-
-
-def check_batch(rows: int, largest: int | None) -> None:
-    """Check the rows of a call.
-
-    Raises:
-        ValueError: There are more than the scan of the file found harmless.
-    """
-    if largest is not None and rows > largest:
-        raise ValueError(
-            f"a call has a batch of {rows}, but this file was loaded for {largest} at most: with "
-            "more, it could take more memory or time than the limits of `load` allow. Make several "
-            "calls, or raise the limits: load(..., limits=Limits(max_memory_bytes=..., "
-            "max_value_elements=..., max_work=...))"
         )
 
 

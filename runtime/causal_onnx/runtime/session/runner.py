@@ -22,7 +22,7 @@ from causal_onnx.runtime.contract import Contract
 from causal_onnx.runtime.errors import ArtifactError, RunError
 from causal_onnx.runtime.request.adapters import Adapters
 from causal_onnx.runtime.request.example import make_request
-from causal_onnx.runtime.request.request import RequestChecker, check_batch
+from causal_onnx.runtime.request.request import RequestChecker
 from causal_onnx.runtime.scan import Limits, scan
 from causal_onnx.runtime.session import bfloat16
 from causal_onnx.runtime.session.denormals import run_flushed
@@ -269,13 +269,17 @@ class Runner:
         return self.checker_of(self.contract)
 
     def checker_of(self, contract: Contract, *, batch: int | None = None) -> RequestChecker:
-        """A checker of requests against another contract, by the options of this model."""
+        """A checker of requests against another contract, by the options of this model.
+
+        Raises:
+            ValueError: `batch` is more rows than the file was judged for.
+        """
+        self._check_batch(batch or 1)
         return RequestChecker(
             contract,
             cast=self.options.cast,
             check_finite=self.options.check_finite,
             batch=batch,
-            largest_batch=self.largest_batch,
         )
 
     @property
@@ -306,7 +310,8 @@ class Runner:
         """Check a request, run it, and return the outputs in `names`; None: all.
 
         Raises:
-            ValueError: The inputs are not what the contract allows.
+            ValueError: The inputs are not what the contract allows, or have more rows than the file
+                was judged for.
             RunError: onnxruntime failed.
         """
         self._refuse_forked()
@@ -329,7 +334,6 @@ class Runner:
             RunError: onnxruntime failed.
         """
         self._refuse_forked()
-        self._check_rows(feeds)
         return dict(zip(self._output_names, self._outputs(feeds, self._output_names), strict=True))
 
     def new_binding(self) -> Any:
@@ -377,11 +381,19 @@ class Runner:
             )
 
     def _check_rows(self, feeds: Mapping[str, Array | DeviceMemory]) -> None:
-        """Of inputs that no checker has seen as they are: calls that were joined, and streams."""
         if self.largest_batch is not None:
             for name, axis in self._input_batch_axes.items():
                 if name in feeds:
-                    check_batch(feeds[name].shape[axis], self.largest_batch)
+                    self._check_batch(feeds[name].shape[axis])
+
+    def _check_batch(self, rows: int) -> None:
+        if self.largest_batch is not None and rows > self.largest_batch:
+            raise ValueError(
+                f"a call has a batch of {rows}, but this file was loaded for {self.largest_batch} "
+                "at most: with more, it could take more memory or time than the limits of `load` "
+                "allow. Make several calls, or raise the limits: load(..., "
+                "limits=Limits(max_memory_bytes=..., max_value_elements=..., max_work=...))"
+            )
 
     def _failed(self, feeds: Mapping[str, Array | DeviceMemory], error: Exception) -> RunError:
         shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
@@ -390,6 +402,7 @@ class Runner:
         )
 
     def _outputs(self, feeds: Mapping[str, Array], names: list[str]) -> list[Array]:
+        self._check_rows(feeds)
         try:
             outputs: list[Array] = self._call(
                 lambda: (
