@@ -15,6 +15,7 @@ import torch
 from causal_onnx.cli.main import main
 from causal_onnx.runtime import Model, Sampling
 from tests.export.quick import quick_export
+from tests.exported.code_loop import Scores, as_lists, plain_loop
 from tests.zoo.codebooks import BOOKS, DIM, PLACES, VOCAB, Books, Each, First, Last
 
 PROMPT = [[1, 2, 3, 4], [5, 6, 7, 8], [0, 8, 0, 8]]
@@ -84,41 +85,13 @@ def logits(module: Books, ids: torch.Tensor) -> list[torch.Tensor]:
 
 
 def loop(
-    module: Books,
-    prompt: Sequence[Sequence[int]],
-    count: int,
-    *,
-    delays: Sequence[int] | None = None,
-    temperature: float | None = None,
-    seed: Sequence[int] = (0, 0),
+    module: Books, prompt: Sequence[Sequence[int]], count: int, **options: Any
 ) -> list[list[int]]:
-    """`count` frames after a prompt, each position from a pass over all before it.
+    def scores_after(grid: torch.Tensor, place: int) -> Scores:
+        found = logits(module, grid[None, :, :place])
+        return lambda book: found[book][0, -1]
 
-    The whole grid is laid out first: ids that are known, and -1 where one is chosen.
-    """
-    lags, random = delays or (0,) * BOOKS, np.random.default_rng(seed)
-    first, total = len(prompt[0]), len(prompt[0]) + count
-    grid = torch.tensor(module.sizes)[:, None].repeat(1, total + max(lags))
-    for book, lag in enumerate(lags):
-        grid[book, lag : lag + total] = torch.tensor([*prompt[book], *[-1] * count])
-    for place in range(first, grid.shape[1]):
-        scores = logits(module, grid[None, :, :place])
-        for book in range(BOOKS):
-            if grid[book, place] == -1:
-                grid[book, place] = pick(scores[book][0, -1], temperature, random)
-    return [grid[book, lag + first : lag + total].tolist() for book, lag in enumerate(lags)]
-
-
-def pick(scores: torch.Tensor, temperature: float | None, random: np.random.Generator) -> int:
-    uniform = random.random()
-    if temperature is None:
-        return int(scores.argmax())
-    cumulative = (scores.double() / temperature).softmax(-1).cumsum(-1)
-    return int((cumulative > uniform).int().argmax())
-
-
-def as_lists(ids: tuple[tuple[int, ...], ...]) -> list[list[int]]:
-    return [list(book) for book in ids]
+    return plain_loop(scores_after, torch.tensor(module.sizes), prompt, count, **options)
 
 
 @pytest.mark.parametrize("delays", DELAYS, ids=str)

@@ -13,6 +13,7 @@ from torch import nn
 
 from causal_onnx.runtime import DepthDecoder, Sampling
 from tests.export.quick import quick_export
+from tests.exported.code_loop import Scores, as_lists, plain_loop
 from tests.exported.depth_modules import (
     COUNT,
     AddedAtFirst,
@@ -53,49 +54,25 @@ def csm(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 def loop(
-    pair: Pair,
-    prompt: Sequence[Sequence[int]],
-    count: int,
-    *,
-    delays: Sequence[int] | None = None,
-    temperature: float | None = None,
-    seed: Sequence[int] = (0, 0),
+    pair: Pair, prompt: Sequence[Sequence[int]], count: int, **options: Any
 ) -> list[list[int]]:
-    """`count` frames after a prompt, each id from full passes of both modules.
+    """The plain loop, with full passes of both modules."""
 
-    The whole grid is laid out first: ids that are known, and -1 where one is chosen.
-    """
-    lags, random = delays or (0,) * COUNT, np.random.default_rng(seed)
-    first, total = len(prompt[0]), len(prompt[0]) + count
-    grid = torch.full((COUNT, total + max(lags)), VOCAB)
-    for book, lag in enumerate(lags):
-        grid[book, lag : lag + total] = torch.tensor([*prompt[book], *[-1] * count])
-    for place in range(first, grid.shape[1]):
+    def scores_after(grid: torch.Tensor, place: int) -> Scores:
         with torch.no_grad():
             found = pair.main(grid[None, :, :place])
-        for book in range(COUNT):
+
+        def scores(book: int) -> Any:
             if book == 0 and "logits" in found:
-                scores = found["logits"][0, -1]
-            else:
-                before = [] if pair.first_id is None else [pair.first_id]
-                ids = [*before, *grid[:book, place].tolist()]
-                with torch.no_grad():
-                    scores = pair.depth(*depth_inputs(pair, ids, found["hidden"][0, -1]))[0, -1]
-            if grid[book, place] == -1:
-                grid[book, place] = pick(scores, temperature, random)
-    return [grid[book, lag + first : lag + total].tolist() for book, lag in enumerate(lags)]
+                return found["logits"][0, -1]
+            before = [] if pair.first_id is None else [pair.first_id]
+            ids = [*before, *grid[:book, place].tolist()]
+            with torch.no_grad():
+                return pair.depth(*depth_inputs(pair, ids, found["hidden"][0, -1]))[0, -1]
 
+        return scores
 
-def pick(scores: torch.Tensor, temperature: float | None, random: np.random.Generator) -> int:
-    uniform = random.random()
-    if temperature is None:
-        return int(scores.argmax())
-    cumulative = (scores.double() / temperature).softmax(-1).cumsum(-1)
-    return int((cumulative > uniform).int().argmax())
-
-
-def as_lists(ids: tuple[tuple[int, ...], ...]) -> list[list[int]]:
-    return [list(book) for book in ids]
+    return plain_loop(scores_after, torch.full((COUNT,), VOCAB), prompt, count, **options)
 
 
 @pytest.mark.parametrize("delays", DELAYS, ids=str)
