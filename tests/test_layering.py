@@ -160,8 +160,8 @@ ORDER = {
     """,
     "export": """
         analysis proof report errors outcome graph attention attestation adoption passes cache lower
-        torch_patches source capture precision write subject captures forms check
-        folder arguments pipeline checkpoint __init__
+        torch_patches source capture precision write arguments subject captures forms check
+        folder best_form pipeline checkpoint __init__
     """,
     "serve": """
         errors keys options engine tracing registry service web operate requests openai

@@ -4,23 +4,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from causal_onnx.export.capture.capture import NEWEST_OPSET
 from causal_onnx.export.passes import opset17
 from causal_onnx.export.precision.choose import PRECISIONS, Coding, coding_for, default_opset
-from causal_onnx.export.source.budget import EFFORTS
+from causal_onnx.export.source.budget import EFFORTS, NORMAL
 from causal_onnx.runtime.artifact.drafts import check_target
 
-__all__ = ["OPSETS", "check_file", "check_options", "read_causal"]
+__all__ = ["OPSETS", "ExportOptions", "check_file", "read_options"]
 
 OPSETS = {"ort": 24, "ort-1.32": 24, "portable": 20, "tiled": 20}
 """Default opset per target. 24 writes SDPA as one `Attention` node, which onnxruntime >= 1.28 (all
 this project runs on) computes right; 20 is read by every runtime of the last years."""
 
 
-def check_options(
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Arguments of `export` that go together; what they mean is said there."""
+
+    cache: bool = False
+    target: str = "ort"
+    precision: str = "fp32"
+    opset: int | None = None
+    max_seq_len: int | None = None
+    """If given, a graph that is valid for less will not do."""
+    max_drift: float | None = None
+    same_bits: bool = False
+    """Look for which calls a row's bits depend on what else is computed."""
+    effort: str = NORMAL
+    causal_block: int | None = None
+    """How many positions of a block see each other; None: each sees itself and earlier ones."""
+    coding: Coding | None = None
+    """How weights are rounded; None: they are not."""
+
+
+def read_options(
     *,
+    causal: str,
+    cache: bool,
     target: str,
     precision: str,
     block_size: int | None,
@@ -31,15 +54,16 @@ def check_options(
     max_drift: float | None,
     same_bits: bool,
     effort: str,
-) -> tuple[int, Coding | None]:
-    """Refuse what no module can be exported with.
+) -> ExportOptions:
+    """Refuse what no module can be exported with; the arguments are those of `export`.
 
     Returns:
-        The operator set, the one asked for or the target's own; and how weights are rounded.
+        The options, with the target's own operator set if none is asked for.
 
     Raises:
         ValueError: An argument is not one of its values, or two do not go together.
     """
+    causal_block = _read_causal(causal, cache=cache)
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if target not in OPSETS:
@@ -61,15 +85,21 @@ def check_options(
         raise ValueError("same_bits runs the file, and bfloat16 runs on CUDA only")
     if effort not in EFFORTS:
         raise ValueError(f"effort must be one of {', '.join(EFFORTS)}, got {effort!r}")
-    return opset, coding
+    return ExportOptions(
+        cache=cache,
+        target=target,
+        precision=precision,
+        opset=opset,
+        max_seq_len=max_seq_len,
+        max_drift=max_drift,
+        same_bits=same_bits,
+        effort=effort,
+        causal_block=causal_block,
+        coding=coding,
+    )
 
 
-def read_causal(causal: str, *, cache: bool) -> int | None:
-    """How many positions of a block see each other; None: each sees itself and earlier ones.
-
-    Raises:
-        ValueError: `causal` says neither, or a cache is asked for beside blocks.
-    """
+def _read_causal(causal: str, *, cache: bool) -> int | None:
     if causal == "positions":
         return None
     found = re.fullmatch(r"blocks of ([1-9][0-9]*)", causal) if isinstance(causal, str) else None

@@ -131,7 +131,7 @@ def _refuse_bound(bound: Bound, subject: Subject, text: str) -> None:
             f"{text}. A file takes any batch and every length up to its limit. Remedy: build "
             "masks and positions from x.shape, without Python branches on the batch or length"
         )
-    if subject.is_limit_asked:
+    if subject.options.max_seq_len is not None:
         raise ExportError(
             f"max_seq_len is {subject.contract.max_seq_len}, but {text}. Remedy: ask for at most "
             f"{bound.largest}, or build masks and positions from x.shape, without Python branches "
@@ -163,7 +163,7 @@ def simplified(
     if contract.precision != "bf16":
         for model in (untouched, capture.model):
             compute_wide(model)  # some modules of fp32 make a bias in bfloat16
-    coding = subject.coding
+    coding = subject.options.coding
     if coding is None:
         return untouched, subject
     reference = subject.reference.fresh()

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from torch import nn
 
-from causal_onnx.export.arguments import check_file, check_options, read_causal
-from causal_onnx.export.capture.capture import Capture
-from causal_onnx.export.capture.isolation import isolated, release_memory
-from causal_onnx.export.captures import farthest, simplified, valid_captures
-from causal_onnx.export.check.blame import blamed, naming_the_node
-from causal_onnx.export.check.causality import perturb_source
-from causal_onnx.export.check.check_file import prove_and_write
-from causal_onnx.export.errors import (
-    CausalityError,
-    DriftError,
-    ExportError,
-    NotSupportedError,
-    RewriteError,
-)
+from causal_onnx.export.arguments import check_file, read_options
+from causal_onnx.export.best_form import write_in_best_form
+from causal_onnx.export.capture.isolation import freeing_memory, isolated
+from causal_onnx.export.captures import farthest, valid_captures
+from causal_onnx.export.check.blame import naming_the_node
+from causal_onnx.export.check.causality import leaking, perturb_source
+from causal_onnx.export.errors import CausalityError, DriftError, ExportError, RewriteError
 from causal_onnx.export.folder import FILE_SUFFIX, device_of, export_into
-from causal_onnx.export.forms import forms_of, say_consequence
-from causal_onnx.export.report import ExportReport, Fallback, Progress
+from causal_onnx.export.report import ExportReport, Progress
 from causal_onnx.export.source.budget import NORMAL
 from causal_onnx.export.source.inputs import Input
 from causal_onnx.export.source.module import Axes, Example
@@ -135,62 +126,9 @@ def export(
         OSError: The file cannot be written there; the module was not called.
         FileExistsError: The folder exists, and is neither empty nor a model's folder to replace.
     """
-    path = Path(path)
-    causal_block = read_causal(causal, cache=cache)
-
-    def write(file: Path) -> ExportReport:
-        return _export_file(
-            module,
-            file,
-            example=example,
-            axes=axes,
-            inputs=inputs,
-            adaptable=adaptable,
-            causal_block=causal_block,
-            cache=cache,
-            target=target,
-            precision=precision,
-            block_size=block_size,
-            rounding=rounding,
-            keep=keep,
-            opset=opset,
-            max_seq_len=max_seq_len,
-            max_drift=max_drift,
-            same_bits=same_bits,
-            effort=effort,
-            progress=progress,
-        )
-
-    if path.suffix == FILE_SUFFIX:
-        return write(path)
-    return export_into(
-        path, write, replaces=replace, device=device_of(precision), progress=progress
-    )
-
-
-def _export_file(
-    module: nn.Module,
-    path: Path,
-    *,
-    example: Example | None,
-    axes: Axes | None,
-    inputs: Mapping[str, Input] | None,
-    adaptable: Collection[str | Path],
-    causal_block: int | None,
-    cache: bool,
-    target: str,
-    precision: str,
-    block_size: int | None,
-    rounding: str,
-    keep: Mapping[str, str] | None,
-    opset: int | None,
-    max_seq_len: int | None,
-    max_drift: float | None,
-    same_bits: bool,
-    effort: str,
-    progress: Progress | None,
-) -> ExportReport:
-    opset, coding = check_options(
+    options = read_options(
+        causal=causal,
+        cache=cache,
         target=target,
         precision=precision,
         block_size=block_size,
@@ -202,98 +140,38 @@ def _export_file(
         same_bits=same_bits,
         effort=effort,
     )
-    check_file(path)
-    begun = ""
 
-    def tell(step: str, fraction: float) -> None:
-        nonlocal begun
-        if step != begun:
-            begun = step
-            release_memory()
-        if progress is not None:
-            progress(step, fraction)
+    def write(file: Path) -> ExportReport:
+        check_file(file)
+        tell = freeing_memory(progress)
+        with isolated():
+            tell("probe", 0.0)
+            subject = prepare(module, example, axes, inputs, adaptable=adaptable, options=options)
+            return _write_proved(subject, file, tell)
 
-    with isolated():
-        tell("probe", 0.0)
-        subject = prepare(
-            module,
-            example,
-            axes,
-            inputs,
-            adaptable=adaptable,
-            cache=cache,
-            max_seq_len=max_seq_len,
-            target=target,
-            precision=precision,
-            opset=opset,
-            max_drift=max_drift,
-            coding=coding,
-            causal_block=causal_block,
-            effort=effort,
-        )
-        subject = dataclasses.replace(subject, asks_for_bits=same_bits)
-        leak = perturb_source(subject.reference.fresh(), subject.specs, subject.contract)
-        errors: list[ExportError] = []
-        tell("capture", 0.0)
-        for capture, within in valid_captures(subject, errors):
-            plain = capture.model.clone()
-            try:
-                if leak is not None:
-                    raise CausalityError(
-                        f"{subject.name} is {leak.summary()}; no file was written"
-                        f"{_mask_wanted(subject)}",
-                        leak,
-                    )
-                return _finish(capture, within, path, cache=cache, tell=tell)
-            except CausalityError as error:  # another capture of the same module would do the same
-                raise naming_the_node(error, plain, within.contract) from None
-            except (DriftError, RewriteError):
-                raise  # as would this, or it would hide a defect
-            except ExportError as error:
-                errors.append(error)
-    raise farthest(errors)
+    path = Path(path)
+    if path.suffix == FILE_SUFFIX:
+        return write(path)
+    return export_into(
+        path, write, replaces=replace, device=device_of(precision), progress=progress
+    )
 
 
-def _mask_wanted(subject: Subject) -> str:
-    """What to do where a mask over pairs is given, and is not causal."""
-    for spec in subject.specs:
-        positions = [label for label in spec.axes.values() if label in ("seq", "total_seq")]
-        if len(positions) == 2 and spec.kind != "pairs":
-            return (
-                f". The input {spec.name!r} in the example lets queries see later keys: pass a "
-                "causal one, and the file is proved for causal ones"
-            )
-    return ""
-
-
-def _finish(
-    capture: Capture, subject: Subject, path: Path, *, cache: bool, tell: Progress
-) -> ExportReport:
-    """Turn one capture into a verified file, in the best form that supports what is in it.
-
-    Raises:
-        NotSupportedError: No form does.
-        RewriteError: A form disagrees with the module, and the capture does not.
-        ParityError: The capture itself disagrees with the module.
-    """
-    # The last folders of the path are made with the file.
-    folder = next(place for place in path.absolute().parents if place.is_dir())
-    captured, subject = simplified(capture, subject, folder)
-    fallbacks: list[Fallback] = []
-    grids = subject.coding.grids if subject.coding is not None else ()
-    for form in forms_of(capture.model, subject.contract, cache=cache, grids=grids):
-        if isinstance(form, Fallback):
-            fallbacks.append(form)
-            continue
+def _write_proved(subject: Subject, path: Path, tell: Progress) -> ExportReport:
+    """Write the first capture of the module that can be proved."""
+    leak = perturb_source(subject.reference.fresh(), subject.specs, subject.contract)
+    errors: list[ExportError] = []
+    tell("capture", 0.0)
+    for capture, within in valid_captures(subject, errors):
+        plain = capture.model.clone()
         try:
-            report = prove_and_write(form, subject, path, tell)
-        except (CausalityError, DriftError):
-            raise  # no form changes what the module computes, nor what the weights are
+            if leak is not None:
+                raise leaking(subject, leak)
+            return write_in_best_form(capture, within, path, tell)
+        except CausalityError as error:  # another capture of the same module would do the same
+            raise naming_the_node(error, plain, within.contract) from None
+        except (DriftError, RewriteError):
+            raise  # as would this, or it would hide a defect
         except ExportError as error:
-            cause = blamed(error, form, captured, subject, path)
-            if cause is error:
-                raise
-            raise cause from error
-        warnings = (*subject.warnings, *map(say_consequence, fallbacks))
-        return dataclasses.replace(report, warnings=warnings, fallbacks=(*fallbacks, *form.left))
-    raise NotSupportedError(fallbacks[0].reason)
+            errors.append(error)
+    raise farthest(errors)

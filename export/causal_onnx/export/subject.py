@@ -8,14 +8,15 @@ from pathlib import Path
 
 from torch import nn
 
+from causal_onnx.export.arguments import ExportOptions
 from causal_onnx.export.cache.lengths import MASK
 from causal_onnx.export.cache.refusals import ALL_POSITIONS
 from causal_onnx.export.capture.capture import capture_sizes
 from causal_onnx.export.errors import ExportError, NotSupportedError
-from causal_onnx.export.precision.choose import Coding, in_precision
+from causal_onnx.export.precision.choose import in_precision
 from causal_onnx.export.precision.rounding import Rounded
 from causal_onnx.export.source import probe
-from causal_onnx.export.source.budget import NORMAL, Budget
+from causal_onnx.export.source.budget import Budget
 from causal_onnx.export.source.inputs import ADAPTER_RANK, CallSizes, Input, InputSpec, free_axes
 from causal_onnx.export.source.language import special_tokens, trained_length
 from causal_onnx.export.source.meaning import find_meanings
@@ -48,20 +49,15 @@ class Subject:
     """What the file must equal."""
     full: Source | None = None
     """In fp32, where the file's precision is lower: what drift is measured from."""
-    coding: Coding | None = None
-    """How its weights are rounded; None: they are not."""
+    options: ExportOptions
+    """What the caller asked for."""
     rounded: Rounded | None = None
     """The weights that `reference` and the captured graph hold rounded."""
-    max_drift: float | None = None
-    asks_for_bits: bool = False
-    """Look for which calls a row's bits depend on what else is computed."""
     specs: tuple[InputSpec, ...]
     observed: Observed
     contract: Contract
     sizes: CallSizes
     """To capture at."""
-    is_limit_asked: bool
-    """The caller gave `max_seq_len`: a graph that is valid for less will not do."""
     trained_len: int | None = None
     """The positions that the module was trained on, by its configuration."""
     budget: Budget
@@ -83,19 +79,11 @@ def prepare(
     inputs: Mapping[str, Input] | None = None,
     *,
     adaptable: Collection[str | Path] = (),
-    cache: bool,
-    max_seq_len: int | None,
-    target: str,
-    precision: str,
-    opset: int | None,
-    max_drift: float | None = None,
-    coding: Coding | None = None,
-    causal_block: int | None = None,
-    effort: str = NORMAL,
+    options: ExportOptions,
 ) -> Subject:
     """Open the module and learn from calling it what the contract must say.
 
-    The arguments are those of `export`; `coding` is made of them.
+    The arguments are those of `export`.
 
     Raises:
         ExportError: It is random in eval mode, keeps state, or has no dynamic sequence axis.
@@ -108,22 +96,20 @@ def prepare(
         axes,
         inputs,
         adaptable=adaptable,
-        cache=cache,
-        precision=precision,
-        max_drift=max_drift,
+        options=options,
     )
     source = opened.source
     # Every look goes to a copy: what a call leaves behind (a grown mask) must not be captured.
     specs = _look_at_inputs(source, opened.specs, is_batch_given=axes is not None)
     trained = trained_length(module)
-    lengths = _find_lengths(source, specs, max_seq_len, trained)
+    lengths = _find_lengths(source, specs, options.max_seq_len, trained)
     fixed_seq = lengths.fixed_seq
     sizes = capture_sizes(source.fresh(), specs, lengths.limit, fixed_seq)
     probe.refuse_random(source.fresh(), specs, sizes)
     probe.refuse_unused_layers(source.fresh(), specs, sizes)
     other = other_sizes(source.fresh(), specs, sizes, fixed_seq)
     outputs = describe_outputs(source.fresh(), specs, sizes, other, fixed_seq)
-    if cache:
+    if options.cache:
         _refuse_own_cache(module, specs, outputs)
     tokens = special_tokens(module, specs)
     warnings = [*opened.warnings, *lengths.warnings, *tokens.warnings]
@@ -138,8 +124,7 @@ def prepare(
         source=source,
         reference=opened.reference,
         full=opened.full,
-        coding=coding,
-        max_drift=max_drift,
+        options=options,
         specs=specs,
         observed=Observed(
             output_names=tuple(spec.name for spec in outputs),
@@ -152,19 +137,18 @@ def prepare(
             max_seq_len=lengths.limit,
             free_axes=opened.free_axes,
             adapters=tuple(layer.pair for layer in source.adaptable.layers),
-            causal_block=causal_block,
+            causal_block=options.causal_block,
             min_seq_len=fixed_seq or 1,
             unbatched=probe.takes_unbatched(source.fresh(), specs, sizes),
-            form=target,
+            form=options.target,
             precision=opened.precision,
-            opset=opset,
+            opset=options.opset,
             eos_token_ids=tokens.eos,
             bos_token_id=tokens.bos,
             pad_token_id=tokens.pad,
         ),
         sizes=sizes,
-        budget=Budget(opened.reference, specs, effort),
-        is_limit_asked=max_seq_len is not None,
+        budget=Budget(opened.reference, specs, options.effort),
         trained_len=trained,
         warnings=tuple(warnings),
     )
@@ -209,10 +193,9 @@ def _open(
     inputs: Mapping[str, Input] | None,
     *,
     adaptable: Collection[str | Path],
-    cache: bool,
-    precision: str,
-    max_drift: float | None,
+    options: ExportOptions,
 ) -> _Opened:
+    precision = options.precision
     whole, specs = open_source(module, example, axes, inputs, adaptable)
     probe.refuse_broken(whole.fresh(), specs)
     specs = find_meanings(whole.fresh(), specs)
@@ -224,14 +207,14 @@ def _open(
         for name in free_axes(specs)
     )
     filled = None
-    if cache:
+    if options.cache:
         whole, specs, filled = fill_padding(whole, specs)
     source, reference, specs, found, warnings = in_precision(whole, specs, precision)
     if filled is not None and filled != MASK:
         warnings.append(
             f"the padding mask {filled!r} is no input: the cache's {MASK!r} replaces it"
         )
-    if max_drift is not None and whole is source:
+    if options.max_drift is not None and whole is source:
         raise ValueError(f"the module is in {precision} already, so max_drift has nothing to bound")
     is_lower = precision != "fp32" and whole is not source
     return _Opened(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from causal_onnx.export import ExportReport, attest, export
+from causal_onnx.export.arguments import ExportOptions
 from causal_onnx.export.check.cache_chunks import prove_cache
 from causal_onnx.export.check.parity import Session
 from causal_onnx.export.subject import prepare
@@ -292,7 +293,8 @@ def test_a_graph_that_keeps_something_else_is_found_out(
     model, contract = ir.load(written), load(written).contract
     mutate(model)
     write_model(model, tmp_path / "m.onnx", dict(model.metadata_props))
-    subject = prepare(translator(), EXAMPLE, [IDS, SOURCE], None, **PREPARED)
+    options = ExportOptions(cache=True, opset=24, effort="quick")
+    subject = prepare(translator(), EXAMPLE, [IDS, SOURCE], options=options)
     found = prove_cache(
         Session(tmp_path / "m.onnx", contract),
         subject.reference.fresh(),
@@ -301,19 +303,6 @@ def test_a_graph_that_keeps_something_else_is_found_out(
         tolerance=1e-5,
     )
     assert found.passed == (mutate.__name__ == "<lambda>")
-
-
-PREPARED: dict[str, Any] = {
-    "cache": True,
-    "max_seq_len": None,
-    "target": "ort",
-    "precision": "fp32",
-    "opset": 24,
-    "max_drift": None,
-    "coding": None,
-    "causal_block": None,
-    "effort": "quick",
-}
 
 
 def test_the_proof_looks_into_the_branch_of_rows_that_begin(written: Path) -> None:

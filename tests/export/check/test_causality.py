@@ -9,6 +9,7 @@ import pytest
 from torch import Tensor
 
 from causal_onnx.export import CausalityError, export
+from causal_onnx.export.arguments import ExportOptions
 from causal_onnx.export.check.causality import perturb_source
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.subject import prepare
@@ -34,11 +35,7 @@ def test_the_unchanged_input_is_run_once_for_all_cuts(monkeypatch: pytest.Monkey
         Head().eval(),
         example(),
         None,
-        cache=False,
-        max_seq_len=None,
-        target="ort",
-        precision="fp32",
-        opset=24,
+        options=ExportOptions(opset=24),
     )
     lengths: list[int] = []
     run = Source.run

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from causal_onnx.export.attention.axis_map import Layout
-from causal_onnx.export.attention.footprint import Footprint
+from causal_onnx.export.attention.footprint import UNKNOWN, Footprint
 
 __all__ = ["AttentionCore", "MaskTerm", "Operand"]
 
@@ -39,7 +39,7 @@ class MaskTerm:
     """Of the scores (or weights) it is applied to and broadcasts to: s is the query, d the key."""
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionCore:
     """One attention: out[t] = sum over j of softmax(scale q[t] k[j], masked)[j] v[j]."""
 
@@ -53,7 +53,7 @@ class AttentionCore:
     output: Operand | None = None
     scale: float | None = None
     softcap: float | None = None
-    terms: list[MaskTerm] = field(default_factory=list)
+    terms: tuple[MaskTerm, ...] = ()
     """In the order they are applied."""
     sink: ir.Value | None = None
     """Scores appended to each row and dropped after the softmax; the node's output for a padding
@@ -66,7 +66,7 @@ class AttentionCore:
     """The sinks stand before the keys."""
     is_causal: bool = False
     """The fused operator masks later positions by itself."""
-    footprint: Footprint = field(default_factory=lambda: Footprint(kind="other", never_later=False))
+    footprint: Footprint = UNKNOWN
     bias: str = ""
     """"", "ALiBi" or "position bias": what known terms add to the scores that are seen."""
     num_heads: int | None = None

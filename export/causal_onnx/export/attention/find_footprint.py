@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.analysis.signature import Sizes
 from causal_onnx.export.attention.core import AttentionCore
 from causal_onnx.export.attention.footprint import (
+    UNKNOWN,
     BoolMatrix,
     Footprint,
     Seen,
@@ -36,20 +38,20 @@ LONGEST_EVALUATED = 4200
 USUAL_LENGTHS = (11, 67)
 
 
-def find_footprint(analysis: Analysis, core: AttentionCore) -> None:
-    """What the core sees at all sizes that were run, and at one past the numbers in its mask."""
+def find_footprint(analysis: Analysis, core: AttentionCore) -> AttentionCore:
+    """The core, with what it sees at the sizes that were run and at one past its masks' numbers."""
     # A core inside a branch is computed by some of the runs alone.
     own = [(run, seen) for run in analysis.runs if (seen := _seen_in(core, run)) is not None]
     if not own:
-        return
+        return core
     found = [seen for _, seen in own]
     for sizes in _large_sizes(analysis, core, [run.sizes for run, _ in own]):
         run = analysis.blank(sizes)
         seen = None if run is None else _seen_by_terms(core, run)
         if seen is not None:
             found.append(seen)
-    core.footprint = footprint_of(found)
-    _bias(core, *max(own, key=lambda item: item[0].sizes.seq))
+    bias = _bias(core, *max(own, key=lambda item: item[0].sizes.seq))
+    return replace(core, footprint=footprint_of(found), bias=bias)
 
 
 def _seen_in(core: AttentionCore, run: Run) -> Seen | None:
@@ -124,7 +126,7 @@ def _large_sizes(analysis: Analysis, core: AttentionCore, followed: Sequence[Siz
     return sizes
 
 
-def _bias(core: AttentionCore, run: Run, seen: Seen) -> None:
+def _bias(core: AttentionCore, run: Run, seen: Seen) -> str:
     """Name what the known additive terms do to the scores that are seen."""
     rows, columns = seen.keys.shape[-2:]
     total = np.zeros((1, rows, columns))
@@ -137,7 +139,7 @@ def _bias(core: AttentionCore, run: Run, seen: Seen) -> None:
             total = total + _flat(spread(core, term, value, run), run)
         except UnsupportedError:
             continue
-    core.bias = position_bias(total, seen.keys[0], seen.past)
+    return position_bias(total, seen.keys[0], seen.past)
 
 
 def footprint_by_positions(analysis: Analysis, core: AttentionCore) -> tuple[Footprint, bool]:
@@ -154,7 +156,7 @@ def footprint_by_positions(analysis: Analysis, core: AttentionCore) -> tuple[Foo
     Raises:
         UnsupportedError: The mask does more than to hide keys and to add to scores.
     """
-    unknown = Footprint(kind="other", never_later=False), True
+    unknown = UNKNOWN, True
     lengths = _telling_lengths(analysis, core)
     if lengths is None:
         return unknown

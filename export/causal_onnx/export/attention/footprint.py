@@ -11,6 +11,7 @@ import numpy.typing as npt
 from causal_onnx.export.analysis.elements import VERY_NEGATIVE, Known, Tensor, view
 
 __all__ = [
+    "UNKNOWN",
     "BoolMatrix",
     "Footprint",
     "Seen",
@@ -55,6 +56,9 @@ class Footprint:
         if self.kind == "other" and self.never_later:
             return "other, never a later key"
         return self.kind
+
+
+UNKNOWN = Footprint(kind="other", never_later=False)
 
 
 @dataclass(frozen=True, slots=True)

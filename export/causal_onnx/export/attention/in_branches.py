@@ -42,8 +42,7 @@ def _in_graph(analysis: Analysis, probe: Run, graph: ir.Graph) -> list[Attention
             rows = analysis.by_batch(probe.sizes) if node.op_type == "Softmax" else None
             core = core_at(analysis, probe, rows, node)
             if core is not None:
-                find_footprint(analysis, core)
-                found.append(core)
+                found.append(find_footprint(analysis, core))
     return found
 
 

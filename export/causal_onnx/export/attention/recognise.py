@@ -8,6 +8,7 @@ scores, to the product that made them, and forward to the product with the value
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -69,55 +70,53 @@ def core_at(
 
 def _fused(analysis: Analysis, probe: Run, node: ir.Node) -> AttentionCore:
     """An attention operator: its operands are its inputs."""
-    core = AttentionCore(node=node, kind="fused")
     contrib = node.domain == "com.microsoft"
     heads = attr(node, "num_heads" if contrib else "q_num_heads")
     kv_heads = attr(node, "kv_num_heads", heads)
-    core.softcap = attr(node, "softcap", 0.0) or None
+    core = AttentionCore(node=node, kind="fused", softcap=attr(node, "softcap", 0.0) or None)
     packed = node.op_type == "Attention" and contrib
     values = [node.inputs[i] if i < len(node.inputs) else None for i in range(3)]
     if packed or any(value is None for value in values):
-        core.problem = "its queries, keys and values are packed in one tensor"
-        core.num_heads, core.num_kv_heads = heads, kv_heads
-        return core
+        problem = "its queries, keys and values are packed in one tensor"
+        return replace(core, problem=problem, num_heads=heads, num_kv_heads=kv_heads)
     operands: list[Operand] = []
     counts: list[int] = []
     for value, count in zip(values, (heads, kv_heads, kv_heads), strict=True):
         assert value is not None
         operand = _operand(value, tensor_of(probe, value), count)
         if operand is None:
-            core.problem = f"input {value.name} has an unexpected shape"
-            return core
+            return replace(core, problem=f"input {value.name} has an unexpected shape")
         counts.append(operand.layout.heads)
         operands.append(_plainer(probe, operand, scaled=len(operands) < 2))
-    core.q, core.k, core.v = operands
-    core.num_heads = counts[0]
-    core.num_kv_heads = counts[1] if core.k.layout.picks else core.k.layout.heads
-    core.output = _operand(node.outputs[0], tensor_of(probe, node.outputs[0]), counts[0])
-    if core.output is not None:
-        index = _index(probe, core.output)
-        if index is not None:
-            core.output = outcome(probe, core.output.value, index)
-    core.head_dim = _width(core.q, probe)
-    core.v_dim = _width(core.v, probe)
-    scale = attr(node, "scale", 0.0) or (1 / math.sqrt(core.head_dim or 1))
-    core.scale = scale * core.q.factor * core.k.factor
-    core.is_causal = bool(attr(node, "unidirectional" if contrib else "is_causal", 0))
+    q, k, v = operands
+    output = _operand(node.outputs[0], tensor_of(probe, node.outputs[0]), counts[0])
+    index = None if output is None else _index(probe, output)
+    if output is not None and index is not None:
+        output = outcome(probe, output.value, index)
+    head_dim = _width(q, probe)
+    scale = attr(node, "scale", 0.0) or (1 / math.sqrt(head_dim or 1))
+    terms: tuple[MaskTerm, ...] = ()
     if not contrib and len(node.inputs) > 3 and node.inputs[3] is not None:
         mask = node.inputs[3]
         found = tensor_of(probe, mask)
         known = isinstance(found, Known)
-        scores = Layout((("b",), ("h",), ("s",), ("d",)), core.num_heads)
-        core.terms.append(
-            MaskTerm(
-                kind="where" if _is_choice(mask, found) else "add",
-                value=mask,
-                known=known,
-                fill=-math.inf,
-                scores=scores,
-            )
-        )
-    return core
+        scores = Layout((("b",), ("h",), ("s",), ("d",)), counts[0])
+        kind = "where" if _is_choice(mask, found) else "add"
+        terms = (MaskTerm(kind=kind, value=mask, known=known, fill=-math.inf, scores=scores),)
+    return replace(
+        core,
+        q=q,
+        k=k,
+        v=v,
+        output=output,
+        num_heads=counts[0],
+        num_kv_heads=counts[1] if k.layout.picks else k.layout.heads,
+        head_dim=head_dim,
+        v_dim=_width(v, probe),
+        scale=scale * q.factor * k.factor,
+        is_causal=bool(attr(node, "unidirectional" if contrib else "is_causal", 0)),
+        terms=terms,
+    )
 
 
 def _is_choice(mask: ir.Value, found: Abstract) -> bool:

@@ -65,7 +65,7 @@ class SoftmaxCore:
             self.interpret_steps()
             self.forward(self.core.node.outputs[0], labels)
         except UnsupportedError as error:
-            self.core.problem = str(error)
+            self.core = replace(self.core, problem=str(error))
         return self.core
 
     def label(self, scores: ir.Value) -> Index | None:
@@ -78,7 +78,7 @@ class SoftmaxCore:
         query_axis = self.query_axis(scores, tensor.shape, key_axis)
         if query_axis is None:
             return None
-        self.core.score_axes = (query_axis, key_axis)
+        self.core = replace(self.core, score_axes=(query_axis, key_axis))
         lead = [i for i in range(rank) if i not in (key_axis, query_axis)]
         order = [*lead, query_axis, key_axis]
         shape = [tensor.shape[i] for i in order]
@@ -217,8 +217,8 @@ class SoftmaxCore:
                 index = (slice(None),) * axis + (slice(start, end),)
                 kept = labels[index]
                 self.check_sink(node)
-                self.core.sink = others[0]
-                self.core.sink_scores = self.scores_of_sink(others[0], kept, axis)
+                scores = self.scores_of_sink(others[0], kept, axis)
+                self.core = replace(self.core, sink=others[0], sink_scores=scores)
                 return value, kept
             start = end
         raise UnsupportedError("the scores are joined from several parts")
@@ -230,8 +230,8 @@ class SoftmaxCore:
         score = 0.0 if fill is None else scalar_of(fill)
         if score is None or attr(node, "mode", "constant") != "constant":
             raise UnsupportedError("the scores are padded with other than a number")
-        self.core.sink = node.outputs[0]
-        self.core.sink_scores = (score * self.sink_factor,) * self.heads
+        scores = (score * self.sink_factor,) * self.heads
+        self.core = replace(self.core, sink=node.outputs[0], sink_scores=scores)
         self.padded = True
 
     def check_sink(self, node: ir.Node) -> None:
@@ -385,11 +385,9 @@ class SoftmaxCore:
                 assert term is not None
                 terms.append(term)
         if capped:
-            self.core.softcap = after
-            self.core.scale = scale * after
-        else:
-            self.core.scale = scale
-        self.core.terms = terms
+            self.core = replace(self.core, softcap=after)
+            scale *= after
+        self.core = replace(self.core, scale=scale, terms=tuple(terms))
 
     def query_and_key(self, node: ir.Node, terms: Terms, labels: Index) -> None:
         """Read q and k off the product."""
@@ -402,13 +400,14 @@ class SoftmaxCore:
         if missing and self.core.sink is None:
             raise UnsupportedError("some of the scores do not come from the product")
         if missing:
-            self.core.sink_columns = missing
-            self.core.sink_first = bool(self.columns[0] > 0)
-            if self.core.sink_first and self.columns[-1] < self.keys - 1:
+            first = bool(self.columns[0] > 0)
+            self.core = replace(self.core, sink_columns=missing, sink_first=first)
+            if first and self.columns[-1] < self.keys - 1:
                 raise UnsupportedError("sinks are joined to the scores on both sides")
         if missing and self.padded and self.core.sink_scores is not None:
             weight = float(np.log(missing))
-            self.core.sink_scores = tuple(s + weight for s in self.core.sink_scores)
+            scores = tuple(score + weight for score in self.core.sink_scores)
+            self.core = replace(self.core, sink_scores=scores)
         shape = labels.shape
         at_query = np.unravel_index(table[:, :, :, 0], shape)
         at_key = np.unravel_index(table[:, :, 0, :], shape)
@@ -427,14 +426,17 @@ class SoftmaxCore:
         (q_letters, q_value), (k_letters, k_value) = sides if first_is_query else sides[::-1]
         q_index = self.operand_index(q_letters, q_value, terms, at_query)
         k_index = self.operand_index(k_letters, k_value, terms, at_key)
-        self.core.q = plainest(self.run, q_value, q_index)
-        self.core.k = plainest(self.run, k_value, k_index)
-        factor = terms.factor * self.core.q.factor * self.core.k.factor
-        self.steps.append(("scale", factor, None))
-        self.core.num_heads = self.heads
-        picked = self.core.k.layout.picks
-        self.core.num_kv_heads = self.heads if picked else self.core.k.layout.heads
-        self.core.head_dim = int(q_index.shape[3])
+        q = plainest(self.run, q_value, q_index)
+        k = plainest(self.run, k_value, k_index)
+        self.steps.append(("scale", terms.factor * q.factor * k.factor, None))
+        self.core = replace(
+            self.core,
+            q=q,
+            k=k,
+            num_heads=self.heads,
+            num_kv_heads=self.heads if k.layout.picks else k.layout.heads,
+            head_dim=int(q_index.shape[3]),
+        )
 
     def moves_with_keys(self, at_key: tuple[Index, ...], terms: Terms) -> bool:
         return any(
@@ -484,7 +486,7 @@ class SoftmaxCore:
         guarded = {use.node for n in checks for use in n.outputs[0].uses()}
         rest = [n for n in dict.fromkeys(uses) if n not in checks]
         if len(rest) > 1 or value.is_graph_output():
-            self.core.weights_used = True
+            self.core = replace(self.core, weights_used=True)
         ways = [n for n in rest if product(n, self.run) is not None] or [
             n for n in rest if n.op_type in WEIGHT_OPS or n.op_type in MOVES or n in guarded
         ]
@@ -515,7 +517,7 @@ class SoftmaxCore:
                 scores = self.layout(labels)
                 term = MaskTerm(kind="after", value=mask, known=True, scores=scores)
                 out = self.renormalised(out, scores)
-                self.core.terms.append(term)
+                self.core = replace(self.core, terms=(*self.core.terms, term))
                 return out, labels
         raise UnsupportedError(f"{op} is applied to the weights")
 
@@ -595,11 +597,14 @@ class SoftmaxCore:
             return np.broadcast_to(found, full)
 
         at = index(v_letters, v_tensor.shape, at_key)
-        self.core.v = plainest(self.run, v_value, at, scaled=False)
-        self.core.v_dim = width
-        self.core.output = outcome(self.run, out, index(terms.out, o_tensor.shape, at_query))
+        self.core = replace(
+            self.core,
+            v=plainest(self.run, v_value, at, scaled=False),
+            v_dim=width,
+            output=outcome(self.run, out, index(terms.out, o_tensor.shape, at_query)),
+        )
         if terms.factor != 1.0:
-            self.core.problem = "the weighted sum is scaled"
+            raise UnsupportedError("the weighted sum is scaled")
 
 
 def _scaled(term: MaskTerm, factor: float) -> MaskTerm:

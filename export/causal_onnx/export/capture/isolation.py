@@ -12,7 +12,10 @@ from contextvars import ContextVar
 import numpy as np
 import torch
 
+from causal_onnx.export.report import Progress
+
 __all__ = [
+    "freeing_memory",
     "isolated",
     "release_memory",
     "settled",
@@ -97,6 +100,21 @@ def release_memory() -> None:
     """
     gc.collect()
     trim_memory()
+
+
+def freeing_memory(progress: Progress | None) -> Progress:
+    """`progress`, before which memory is given back as another step begins."""
+    begun = ""
+
+    def tell(step: str, fraction: float) -> None:
+        nonlocal begun
+        if step != begun:
+            begun = step
+            release_memory()
+        if progress is not None:
+            progress(step, fraction)
+
+    return tell
 
 
 def trim_memory() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from causal_onnx.export.check.parity import Session, tolerance_for
+from causal_onnx.export.errors import CausalityError
 from causal_onnx.export.lower import switching_lengths
 from causal_onnx.export.outcome import Refusal, ask
 from causal_onnx.export.report import CausalityCase, CausalityReport
@@ -17,10 +18,11 @@ from causal_onnx.export.source.arrays import Array, to_numpy
 from causal_onnx.export.source.budget import Budget
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, changed_values, make_inputs
 from causal_onnx.export.source.module import Source
+from causal_onnx.export.subject import Subject
 from causal_onnx.runtime.artifact.golden import relative_error
 from causal_onnx.runtime.contract import Contract
 
-__all__ = ["perturb", "perturb_source"]
+__all__ = ["leaking", "perturb", "perturb_source"]
 
 ROUNDING = 1e-5
 """Where the source itself is causal only up to rounding (a mask after the softmax, renormalised),
@@ -214,3 +216,22 @@ def _compare(
             worst = max(worst, relative_error(new, old), float(np.finfo(np.float32).tiny))
         moved |= not np.array_equal(a.take(tail, axis), b.take(tail, axis))
     return worst, moved
+
+
+def leaking(subject: Subject, leak: CausalityReport) -> CausalityError:
+    """What to raise for a module that is not causal itself."""
+    return CausalityError(
+        f"{subject.name} is {leak.summary()}; no file was written{_mask_wanted(subject)}", leak
+    )
+
+
+def _mask_wanted(subject: Subject) -> str:
+    """What to do where a mask over pairs is given, and is not causal."""
+    for spec in subject.specs:
+        positions = [label for label in spec.axes.values() if label in ("seq", "total_seq")]
+        if len(positions) == 2 and spec.kind != "pairs":
+            return (
+                f". The input {spec.name!r} in the example lets queries see later keys: pass a "
+                "causal one, and the file is proved for causal ones"
+            )
+    return ""

@@ -87,7 +87,7 @@ def prove_and_write(form: Form, subject: Subject, path: Path, tell: Progress) ->
         drift = _check_drift(draft, session, parity)
         causality = _check_by_perturbing(draft, session)
         del session  # which holds the weights; the file is loaded once more
-        bits = compare_bits(place, subject.specs, draft.ran) if subject.asks_for_bits else None
+        bits = compare_bits(place, subject.specs, draft.ran) if subject.options.same_bits else None
         certificate = _check_by_proof(draft, causality)
         described = describe_source(subject.module)
         found = _Found(
@@ -332,7 +332,12 @@ def _measured_drift(draft: _Draft, session: Session) -> DriftReport:
     assert subject.full is not None
     full, contract = subject.full.fresh(), draft.form.contract
     drift = measure_drift(
-        session, full, subject.specs, contract, subject.max_drift, effort=subject.budget.effort
+        session,
+        full,
+        subject.specs,
+        contract,
+        subject.options.max_drift,
+        effort=subject.budget.effort,
     )
     if subject.rounded is None:
         return drift

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from causal_onnx.export.arguments import ExportOptions
 from causal_onnx.export.capture.isolation import isolated, with_callers_threads
 from causal_onnx.export.captures import farthest, simplified, valid_captures
 from causal_onnx.export.check.parity import Session, compare
@@ -62,12 +63,16 @@ def verify(
             axes,
             inputs,
             adaptable=[pair.module for pair in contract.adapters],
-            cache=bool(contract.cache),
-            max_seq_len=contract.max_seq_len,
-            target=contract.form,
-            precision=contract.precision if contract.precision in PRECISIONS else "fp32",
-            opset=contract.opset,
-            coding=coding_of_record(contract.precision, contract.form, contract.opset or 0, found),
+            options=ExportOptions(
+                cache=bool(contract.cache),
+                max_seq_len=contract.max_seq_len,
+                target=contract.form,
+                precision=contract.precision if contract.precision in PRECISIONS else "fp32",
+                opset=contract.opset,
+                coding=coding_of_record(
+                    contract.precision, contract.form, contract.opset or 0, found
+                ),
+            ),
         )
         _refuse_another_interface(contract, subject.contract)
         subject = _rounded(subject, found)
@@ -84,7 +89,7 @@ def verify(
 
 def _rounded(subject: Subject, record: Mapping[str, Any]) -> Subject:
     """The subject with a reference whose weights are rounded as the file's are."""
-    coding = subject.coding
+    coding = subject.options.coding
     if coding is None:
         return subject
     if coding.rounding == "nearest":

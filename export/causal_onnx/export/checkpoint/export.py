@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from causal_onnx.export.arguments import check_file, check_options
+from causal_onnx.export.arguments import check_file, read_options
 from causal_onnx.export.checkpoint.adapter import base_of, merge_adapter
 from causal_onnx.export.checkpoint.huggingface import (
     CONFIG,
@@ -105,7 +105,9 @@ def export_checkpoint(
     is_folder = goal.suffix != FILE_SUFFIX
     device = "cpu"
     # All of this before the weights are loaded, which takes minutes of a large model.
-    check_options(
+    read_options(
+        causal="positions",
+        cache=is_folder if cache is None else cache,
         target=target,
         precision=precision,
         block_size=block_size,
