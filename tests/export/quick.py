@@ -9,7 +9,7 @@ from unittest import mock
 
 from torch import nn
 
-from causal_onnx.export import export, pipeline
+from causal_onnx.export import best_form, export
 from causal_onnx.export.write import write_model
 from causal_onnx.runtime import Model, load
 from causal_onnx.runtime.contract import CONTRACT_KEY
@@ -30,6 +30,6 @@ def quick_export(module: nn.Module, path: Path, **options: Any) -> Model:
         write_model(form.model, target, {CONTRACT_KEY: form.contract.to_json()})
         return Unproved()
 
-    with mock.patch.object(pipeline, "prove_and_write", write):
+    with mock.patch.object(best_form, "prove_and_write", write):
         export(module, path, **options)
     return load(path, threads=1)

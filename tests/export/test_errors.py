@@ -96,7 +96,7 @@ def test_a_leak_names_the_node_and_the_line_before_the_graph_is_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "causal_onnx.export.pipeline.simplified", lambda *_, **__: pytest.fail("too late")
+        "causal_onnx.export.best_form.simplified", lambda *_, **__: pytest.fail("too late")
     )
     with pytest.raises(CausalityError, match=r"NOT causal: at length \d+, .* moved") as caught:
         export(Sees().eval(), tmp_path / "m.onnx", example=example())
