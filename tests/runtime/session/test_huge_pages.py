@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +118,26 @@ def test_a_model_computes_the_same_with_and_without(monkeypatch: pytest.MonkeyPa
     assert not asked
     load(fixture("small"))
     assert asked
+
+
+def test_memory_of_the_first_two_longer_calls_lies_on_huge_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, ...]] = []
+    shape: tuple[int, ...] = ()
+
+    @contextlib.contextmanager
+    def spy() -> Iterator[None]:
+        asked.append(shape)
+        yield
+
+    monkeypatch.setattr("causal_onnx.runtime.session.runner.on_huge_pages", spy)
+    model, without = load(fixture("small")), load(fixture("small"), huge_pages=False)
+    values = np.random.default_rng(0).standard_normal((2, 120)).astype(np.float32)
+    for shape in [(1, 1), (2, 31), (2, 40), (2, 40), (2, 40), (1, 100), (2, 51), (1, 60)]:
+        x = values[: shape[0], : shape[1]]
+        assert model(x).tobytes() == without(x).tobytes()
+    assert asked == [(2, 40), (2, 40), (2, 51)]
 
 
 def test_a_session_that_fails_raises_its_own_error() -> None:

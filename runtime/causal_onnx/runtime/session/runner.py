@@ -29,6 +29,7 @@ from causal_onnx.runtime.session.denormals import run_flushed
 from causal_onnx.runtime.session.device import Device
 from causal_onnx.runtime.session.device_memory import DeviceMemory
 from causal_onnx.runtime.session.graph_check import check_signature
+from causal_onnx.runtime.session.huge_pages import Growth, on_huge_pages
 from causal_onnx.runtime.session.open import (
     Lender,
     SessionSettings,
@@ -145,6 +146,11 @@ class Runner:
         self._errors = onnxruntime_errors()
         # A GPU flushes by itself, and its calling thread computes nothing.
         self._flushes = options.flush_denormals and device.kind == "cpu"
+        sequence = next((spec for spec in contract.inputs if "seq" in spec.axes), None)
+        self._growth = None
+        if options.huge_pages and device.kind == "cpu" and sequence is not None:
+            width = math.prod(size for size in sequence.axes if isinstance(size, int))
+            self._growth, self._sequence = Growth(width), sequence.name
 
     @classmethod
     def open(
@@ -350,7 +356,7 @@ class Runner:
         self._refuse_forked()
         self._check_rows(feeds)
         try:
-            self._call(lambda: self.session.run_with_iobinding(binding))
+            self._call(feeds, lambda: self.session.run_with_iobinding(binding))
         except self._errors as error:
             raise self._failed(feeds, error) from error
 
@@ -405,18 +411,22 @@ class Runner:
         self._check_rows(feeds)
         try:
             outputs: list[Array] = self._call(
+                feeds,
                 lambda: (
                     self._run_bfloat16(feeds, names)
                     if self._has_bfloat16
                     else self.session.run(names, feeds)
-                )
+                ),
             )
         except self._errors as error:
             raise self._failed(feeds, error) from error
         return outputs
 
-    def _call(self, call: Callable[[], Any]) -> Any:
+    def _call(self, feeds: Mapping[str, Array | DeviceMemory], call: Callable[[], Any]) -> Any:
         """Call the session in the mode for denormals that was asked for."""
+        if self._growth is not None and self._growth.may_come(feeds[self._sequence].size):
+            with on_huge_pages():
+                return run_flushed(call) if self._flushes else call()
         return run_flushed(call) if self._flushes else call()
 
     def _run_bfloat16(self, feeds: Mapping[str, Array], names: list[str]) -> list[Array]:
