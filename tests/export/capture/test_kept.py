@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from causal_onnx.export import export
-from causal_onnx.export.capture.kept import Kept, reusing_captures
+from causal_onnx.export.capture.kept import reusing_captures
 from causal_onnx.models import CausalMechanismV1
-from tests.export.conftest import content_of
 from tests.export.modules import Head, example
 
 
@@ -63,21 +62,6 @@ def test_weights_of_few_bits_are_rounded_in_one_capture(
     for name in precisions:
         export(module, tmp_path / "alone.onnx", precision=name)
         assert (tmp_path / "alone.onnx").read_bytes() == (tmp_path / f"{name}.onnx").read_bytes()
-
-
-def test_modules_of_one_content_are_captured_once_where_content_is_what_counts(
-    tmp_path: Path, traced: list[object]
-) -> None:
-    kept = Kept(identity=content_of)
-    with reusing_captures(kept):
-        for name, seed in (("first", 0), ("alike", 0), ("other", 1)):
-            module = CausalMechanismV1(32, 32, 12, seed=seed)
-            export(module, tmp_path / f"{name}.onnx")
-    assert len(traced) == len(kept.tried) == 2
-    first, alike = tmp_path / "first.onnx", tmp_path / "alike.onnx"
-    assert first.read_bytes() == alike.read_bytes()
-    kept.forget_all_but(1)
-    assert len(kept.tried) == 1
 
 
 def test_another_module_is_captured_anew(tmp_path: Path, traced: list[object]) -> None:

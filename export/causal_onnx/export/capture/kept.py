@@ -14,7 +14,7 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.source.inputs import CallSizes, InputSpec
 from causal_onnx.export.source.module import Observed, Source
 
-__all__ = ["Kept", "captures_of", "reusing_captures"]
+__all__ = ["captures_of", "reusing_captures"]
 
 
 @dataclass
@@ -37,36 +37,18 @@ class _Tried:
         return result if isinstance(result, ExportError) else _copied(result)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What was captured so far."""
-
-    identity: Callable[[nn.Module], Hashable] = id
-    """What is the same for two modules that compute the same."""
-    tried: dict[Hashable, _Tried] = field(default_factory=dict)
-    """In the order in which they were first captured."""
-
-    def forget_all_but(self, count: int) -> None:
-        """Let go of what was captured first."""
-        for key in list(self.tried)[:-count]:
-            del self.tried[key]
-
-
-_kept: ContextVar[Kept | None] = ContextVar("kept captures", default=None)
+_kept: ContextVar[dict[Hashable, _Tried] | None] = ContextVar("kept captures", default=None)
 
 
 @contextlib.contextmanager
-def reusing_captures(kept: Kept | None = None) -> Iterator[None]:
+def reusing_captures() -> Iterator[None]:
     """Inside, an export of a module that was exported before takes its captured graph.
 
     Capturing is most of the time of an export, and the same for every form of one opset, and for
     all weights of few bits: they are rounded in the captured graph. The module must not be changed
     meanwhile.
-
-    Args:
-        kept: Where captures are kept; None: until the end of the block, by the module's identity.
     """
-    token = _kept.set(kept or Kept())
+    token = _kept.set({})
     try:
         yield
     finally:
@@ -91,11 +73,10 @@ def captures_of(
         yield from attempts(source, specs, sizes, observed, opset=opset)
         return
     dtypes = tuple(value.dtype for value in (*source.parameters(), *source.buffers()))
-    key = (kept.identity(module), _described(specs), sizes, opset, observed, dtypes)
-    if key not in kept.tried:
-        rest = attempts(source, specs, sizes, observed, opset=opset)
-        kept.tried[key] = _Tried(module, rest)
-    yield from _each(kept.tried[key].get)
+    key = (id(module), _described(specs), sizes, opset, observed, dtypes)
+    if key not in kept:
+        kept[key] = _Tried(module, attempts(source, specs, sizes, observed, opset=opset))
+    yield from _each(kept[key].get)
 
 
 def _each(get: Callable[[int], Capture | ExportError | None]) -> Iterator[Capture | ExportError]:
