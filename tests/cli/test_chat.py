@@ -10,6 +10,7 @@ import re
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -158,9 +159,11 @@ def test_a_model_without_a_template_says_what_to_do(
     assert main(["chat", str(folder), *options]) == 0
 
 
-# Makes the terminal its own, so that Ctrl-C reaches it.
+# Makes the terminal its own, so that Ctrl-C reaches it, and heeds it: whoever runs the tests in the
+# background may have it ignored.
 CHILD = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
+signal.signal(signal.SIGINT, signal.default_int_handler)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from causal_onnx.cli.main import main
 sys.exit(main(sys.argv[1:]))
@@ -190,9 +193,11 @@ class Terminal:
 
     def until(self, text: str, *, least: int = 0, seconds: float = 120) -> str:
         """What is shown up to `text`, which comes after at least `least` characters."""
+        end = time.monotonic() + seconds
         while (place := self._shown.find(text, least)) < 0:
-            if not select.select([self._screen], [], [], seconds)[0]:
-                raise TimeoutError(self._shown)
+            rest = end - time.monotonic()  # over, too, where other things are shown without end
+            if rest < 0 or not select.select([self._screen], [], [], rest)[0]:
+                raise TimeoutError(self._shown[-2000:])
             try:
                 new = os.read(self._screen, 1 << 16)
             except OSError:  # the command has ended
