@@ -424,7 +424,9 @@ class Runner:
 
     def _call(self, feeds: Mapping[str, Array | DeviceMemory], call: Callable[[], Any]) -> Any:
         """Call the session in the mode for denormals that was asked for."""
-        if self._growth is not None and self._growth.may_come(feeds[self._sequence].size):
+        if self._growth is not None and self._growth.may_come(
+            math.prod(feeds[self._sequence].shape)
+        ):
             with on_huge_pages():
                 return run_flushed(call) if self._flushes else call()
         return run_flushed(call) if self._flushes else call()
