@@ -146,7 +146,9 @@ class Runner:
         self._errors = onnxruntime_errors()
         # A GPU flushes by itself, and its calling thread computes nothing.
         self._flushes = options.flush_denormals and device.kind == "cpu"
-        sequence = next((spec for spec in contract.inputs if "seq" in spec.axes), None)
+        optional = contract.optional_names
+        needed = (spec for spec in contract.inputs if spec.name not in optional)
+        sequence = next((spec for spec in needed if "seq" in spec.axes), None)
         self._growth = None
         if options.huge_pages and device.kind == "cpu" and sequence is not None:
             width = math.prod(size for size in sequence.axes if isinstance(size, int))
