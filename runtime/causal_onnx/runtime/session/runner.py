@@ -145,7 +145,8 @@ class Runner:
         )
         self._errors = onnxruntime_errors()
         # A GPU flushes by itself, and its calling thread computes nothing.
-        self._flushes = options.flush_denormals and device.kind == "cpu"
+        flushes = options.flush_denormals and device.kind == "cpu"
+        self._in_mode = run_flushed if flushes else _run_as_is
         optional = contract.optional_names
         needed = (spec for spec in contract.inputs if spec.name not in optional)
         sequence = next((spec for spec in needed if "seq" in spec.axes), None)
@@ -430,8 +431,8 @@ class Runner:
             math.prod(feeds[self._sequence].shape)
         ):
             with on_huge_pages():
-                return run_flushed(call) if self._flushes else call()
-        return run_flushed(call) if self._flushes else call()
+                return self._in_mode(call)
+        return self._in_mode(call)
 
     def _run_bfloat16(self, feeds: Mapping[str, Array], names: list[str]) -> list[Array]:
         """Run with bfloat16 as bits, which `InferenceSession.run` cannot pass to or from numpy."""
@@ -451,6 +452,10 @@ class Runner:
             else np.asarray(result.numpy())
             for result in results
         ]
+
+
+def _run_as_is(call: Callable[[], Any]) -> Any:
+    return call()
 
 
 def _files(
