@@ -27,7 +27,7 @@ from causal_onnx.export.attention.footprint import (
 from causal_onnx.export.attention.mask_terms import Masked, mask_at, spread
 from causal_onnx.export.attention.operands import tensor_of
 
-__all__ = ["find_footprint", "footprint_by_positions"]
+__all__ = ["footprint_by_positions", "with_footprint"]
 
 MAX_MASK = 1 << 25
 """Largest mask, in elements, that is evaluated to tell the footprint at a large length."""
@@ -38,7 +38,7 @@ LONGEST_EVALUATED = 4200
 USUAL_LENGTHS = (11, 67)
 
 
-def find_footprint(analysis: Analysis, core: AttentionCore) -> AttentionCore:
+def with_footprint(analysis: Analysis, core: AttentionCore) -> AttentionCore:
     """The core, with what it sees at the sizes that were run and at one past its masks' numbers."""
     # A core inside a branch is computed by some of the runs alone.
     own = [(run, seen) for run in analysis.runs if (seen := _seen_in(core, run)) is not None]

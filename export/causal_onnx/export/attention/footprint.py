@@ -59,6 +59,7 @@ class Footprint:
 
 
 UNKNOWN = Footprint(kind="other", never_later=False)
+"""Of a core whose mask could not be read: a query may see any key."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.analysis.branches import branch_of
 from causal_onnx.export.analysis.interpret import Run
 from causal_onnx.export.attention.core import AttentionCore
-from causal_onnx.export.attention.find_footprint import find_footprint
+from causal_onnx.export.attention.find_footprint import with_footprint
 from causal_onnx.export.attention.recognise import core_at
 
 __all__ = ["find_all_cores"]
@@ -42,7 +42,7 @@ def _in_graph(analysis: Analysis, probe: Run, graph: ir.Graph) -> list[Attention
             rows = analysis.by_batch(probe.sizes) if node.op_type == "Softmax" else None
             core = core_at(analysis, probe, rows, node)
             if core is not None:
-                found.append(find_footprint(analysis, core))
+                found.append(with_footprint(analysis, core))
     return found
 
 

@@ -103,11 +103,12 @@ def export_checkpoint(
     """
     place, goal = Path(checkpoint), Path(path)
     is_folder = goal.suffix != FILE_SUFFIX
+    cache = is_folder if cache is None else cache
     device = "cpu"
     # All of this before the weights are loaded, which takes minutes of a large model.
     read_options(
         causal="positions",
-        cache=is_folder if cache is None else cache,
+        cache=cache,
         target=target,
         precision=precision,
         block_size=block_size,
@@ -143,7 +144,7 @@ def export_checkpoint(
                 opened.module,
                 file,
                 adaptable=adaptable,
-                cache=is_folder if cache is None else cache,
+                cache=cache,
                 target=target,
                 precision=precision,
                 block_size=block_size,
