@@ -30,11 +30,25 @@ def test_processes_get_the_units(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     (tmp_path / "tests" / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
-    case = "import os, pathlib, pytest\n@pytest.mark.parametrize('n', range(9))\ndef test_it(n):\n"
-    for folder, name in ((place, "together"), (tmp_path / "tests", "alone")):
-        note = f"    pathlib.Path({str(tmp_path)!r}, f'{name}-{{os.getpid()}}').touch()\n"
-        (folder / f"test_{name}.py").write_text(case + note)
+    case = "import os, pathlib, pytest, time\n@pytest.mark.parametrize('n', range(9))\n"
+    (place / "test_together.py").write_text(
+        f"{case}def test_it(n):\n    {_note(tmp_path, 'together')}"
+    )
+    # Each waits for a test of the other process: were they one unit, none would come.
+    wait = f"""
+    end = time.monotonic() + 60
+    while len(list(pathlib.Path({str(tmp_path)!r}).glob('alone-*'))) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+"""
+    alone = f"{case}def test_it(n):\n    {_note(tmp_path, 'alone')}{wait}"
+    (tmp_path / "tests" / "test_alone.py").write_text(alone)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert len(list(tmp_path.glob("together-*"))) == 1
     assert len(list(tmp_path.glob("alone-*"))) == 2
+
+
+def _note(folder: Path, name: str) -> str:
+    """A statement that notes in `folder` which process runs it."""
+    return f"pathlib.Path({str(folder)!r}, f'{name}-{{os.getpid()}}').touch()"
