@@ -388,6 +388,8 @@ def _largest(
     high = candidates[first] + 1
     if accepts(high) is None:
         return None
+    if accepts(high - 1) and accepts((low + high) // 2):  # the limit is mostly the number itself
+        return high - 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if accepts(middle) else (low, middle)
