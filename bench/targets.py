@@ -90,8 +90,9 @@ _WORKS: tuple[tuple[str, str, str, Bounds], ...] = (
     (BATCH_ROW, "ours-fp32", "apart-fp32", (3.0, 6.0)),
     (BATCH_ROW, "ours-int4", "apart-int4", (3.0, 6.0)),
 )
-EQUAL = 1.02
-"""Drifts that are printed alike are equal."""
+EQUAL = 1.1
+"""Drifts that differ by no more are equal: that of one file differs by as much between two prompts.
+Our int4 in blocks of 32 and Q4_0 round to the same grid."""
 _EQUAL_DRIFT_PLACE = 10
 """Among them: before the other decoding."""
 
