@@ -14,15 +14,15 @@ from causal_onnx.export.errors import ExportError
 from causal_onnx.export.source.inputs import CallSizes, InputSpec
 from causal_onnx.export.source.module import Observed, Source
 
-__all__ = ["Kept", "captures_of", "reusing_captures"]
+__all__ = ["captures_of", "reusing_captures"]
 
 
 @dataclass
 class _Tried:
     """The ways tried so far for one module and opset, and the rest of them."""
 
-    held: tuple[Source, nn.Module]
-    """What the key is of: identities in it stay their own while it is held."""
+    module: nn.Module
+    """The caller's; held, so that the key (its identity) stays its own."""
     rest: Iterator[Capture | ExportError]
     results: list[Capture | ExportError] = field(default_factory=list)
 
@@ -37,40 +37,18 @@ class _Tried:
         return result if isinstance(result, ExportError) else _copied(result)
 
 
-def _by_identity(source: Source, module: nn.Module) -> Hashable:
-    return id(module)
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What was captured so far, and when a module counts as captured before."""
-
-    key_of: Callable[[Source, nn.Module], Hashable] = _by_identity
-    """Of the copy that is captured and the caller's module: equal where their graphs are."""
-    tried: dict[Hashable, _Tried] = field(default_factory=dict)
-    """In the order in which they were first captured."""
-
-    def forget_all_but(self, count: int) -> None:
-        """Let go of what was captured first."""
-        for key in list(self.tried)[:-count]:
-            del self.tried[key]
-
-
-_kept: ContextVar[Kept | None] = ContextVar("kept captures", default=None)
+_kept: ContextVar[dict[Hashable, _Tried] | None] = ContextVar("kept captures", default=None)
 
 
 @contextlib.contextmanager
-def reusing_captures(kept: Kept | None = None) -> Iterator[None]:
+def reusing_captures() -> Iterator[None]:
     """Inside, an export of a module that was exported before takes its captured graph.
 
     Capturing is most of the time of an export, and the same for every form of one opset, and for
     all weights of few bits: they are rounded in the captured graph. The module must not be changed
     meanwhile.
-
-    Args:
-        kept: Where captures are kept; None: until the end of the block, by the module's identity.
     """
-    token = _kept.set(kept or Kept())
+    token = _kept.set({})
     try:
         yield
     finally:
@@ -95,13 +73,10 @@ def captures_of(
         yield from attempts(source, specs, sizes, observed, opset=opset)
         return
     dtypes = tuple(value.dtype for value in (*source.parameters(), *source.buffers()))
-    own = kept.key_of(source, module)
-    key = (own, _described(specs), sizes, opset, observed, dtypes)
-    known = kept.tried.get(key)
-    if known is None or kept.key_of(*known.held) != own:  # a graph shares its module's weights
-        rest = attempts(source, specs, sizes, observed, opset=opset)
-        kept.tried[key] = _Tried((source, module), rest)
-    yield from _each(kept.tried[key].get)
+    key = (id(module), _described(specs), sizes, opset, observed, dtypes)
+    if key not in kept:
+        kept[key] = _Tried(module, attempts(source, specs, sizes, observed, opset=opset))
+    yield from _each(kept[key].get)
 
 
 def _each(get: Callable[[int], Capture | ExportError | None]) -> Iterator[Capture | ExportError]:
