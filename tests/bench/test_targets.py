@@ -74,7 +74,7 @@ def test_a_peer_that_is_missing_has_its_reason_in_the_row() -> None:
     [
         ({"ours-int4": 0.2, "ours-int4-128": 0.1, "llama-q4_0": 0.15}, {"(one thread)": 4.0}),
         ({"ours-int4": 0.1, "ours-int4-128": 0.2, "llama-q4_0": 0.15}, {"(one thread)": 2.0}),
-        ({"ours-int4": 0.1, "ours-int4-128": 0.16, "llama-q4_0": 0.15}, {"(one thread)": 4.0}),
+        ({"ours-int4": 0.1, "ours-int4-128": 0.151, "llama-q4_0": 0.15}, {"(one thread)": 4.0}),
         ({"ours-int4": 0.2, "ours-int4-128": 0.3, "llama-q4_0": 0.15}, {}),
     ],
 )
@@ -87,6 +87,7 @@ def test_only_files_of_no_more_drift_are_set_beside_llama(
     row = rows[what, "llama.cpp Q4_0"]
     assert row.found == found
     assert ("both of ours drift more: int4 in blocks of 32 20.0 %" in row.to_row()) == (not found)
+    assert ("at 2.00x (one thread); int4 in blocks of 128 30.0 %" in row.to_row()) == (not found)
 
 
 def test_the_slowest_length_of_the_module_counts() -> None:
