@@ -16,6 +16,7 @@ SOURCES := export models runtime serve cli tests tools examples bench
 
 # One thread per test process: two of them with a pool each are slower than without.
 # Tests never reach for the network; this makes a library that tries fail at once.
+# Bytecode is kept: many tests start processes, and each would compile the sources again.
 TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 # Steps of one process each, such as mypy, run beside others; where make can, each says what it has to

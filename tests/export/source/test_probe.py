@@ -87,6 +87,17 @@ def test_a_limit_far_beyond_the_example_is_found_to_the_position() -> None:
     assert find_max_seq_len(*opened(raising(4099))) == 4099
 
 
+def test_a_number_of_the_module_is_no_limit_where_a_shorter_length_is_refused() -> None:
+    def gap(_: Any, x: Tensor) -> Tensor:
+        if x.shape[1] > 100 and x.shape[1] != 300:
+            raise ValueError("too long")
+        return x
+
+    source, specs = opened(gap)
+    source.module.longest = 300
+    assert find_max_seq_len(source, specs) == 100
+
+
 def test_a_run_as_long_as_its_input_is_not_compared_with_a_shorter_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
