@@ -31,6 +31,7 @@ from causal_onnx.export.source.inputs import CallSizes, InputSpec, free_axes, ma
 from causal_onnx.export.source.module import Observed, Source
 from causal_onnx.export.source.probe import runs
 from causal_onnx.export.torch_patches.blocks import BlocksError, watching_blocks
+from causal_onnx.export.torch_patches.decomposition import decomposed_where_needed
 from causal_onnx.export.torch_patches.loop_scan import why_not
 from causal_onnx.export.torch_patches.patched import patched
 from causal_onnx.export.torch_patches.translator import listed_once, tried_where_they_can_match
@@ -303,7 +304,7 @@ def _export_program(
 
 def _translate(program: ExportedProgram, opset: int, *, optimize: bool) -> ir.Model:
     # At opset 23 exactly, `optimize=True` fuses rotary embeddings wrongly for batch >= 2.
-    with tried_where_they_can_match(), listed_once():
+    with tried_where_they_can_match(), listed_once(), decomposed_where_needed():
         translated = handed_over(
             torch.onnx.export,
             program,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,12 +17,15 @@ from causal_onnx.export.torch_patches.blocks import Blocks
 __all__ = ["methods", "replacements"]
 
 _original_chunk = torch.chunk
+_original_diff = torch.diff
 _original_exp = torch.exp
+_original_flatten = torch.flatten
 _original_max_pool1d = F.max_pool1d
 _original_get_item = Tensor.__getitem__
 _original_multiply = Tensor.__mul__
 _original_set_item = Tensor.__setitem__
 _original_split = Tensor.split
+_original_unflatten = Tensor.unflatten
 _original_unfold = Tensor.unfold
 
 
@@ -36,6 +40,8 @@ def replacements() -> list[tuple[Any, Callable[..., Any]]]:
         (torch.triu_indices, _triu_indices),
         (torch.tril_indices, _tril_indices),
         (torch.chunk, _chunk),
+        (torch.diff, _diff),
+        (torch.flatten, _flatten),
     ]
 
 
@@ -49,7 +55,11 @@ def methods() -> dict[str, Callable[..., Any]]:
         "__rmul__": _multiply,
         "exp": _exp,
         "chunk": _chunk,
+        "diff": _diff,
+        "flatten": _flatten,
+        "expand_as": _expand_as,
         "split": _split,
+        "unflatten": _unflatten,
         "unfold": _unfold,
     }
 
@@ -104,6 +114,47 @@ def _chunk(input: Tensor, chunks: int, dim: int = 0) -> Sequence[Tensor]:
     size = (length + chunks - 1) // chunks
     sizes = [size] * (chunks - 1)
     return handed_over(_original_split, input, [*sizes, length - size * (chunks - 1)], dim)
+
+
+def _diff(
+    input: Tensor,
+    n: int = 1,
+    dim: int = -1,
+    prepend: Tensor | None = None,
+    append: Tensor | None = None,
+) -> Tensor:
+    """`diff` by way of slices: for want of a translation, all of a program is traced once more."""
+    if n != 1:
+        return handed_over(_original_diff, input, n, dim, prepend, append)  # type: ignore[no-any-return]
+    parts = [part for part in (prepend, input, append) if part is not None]
+    joined = torch.cat(parts, dim) if len(parts) > 1 else input
+    later: Tensor = torch.ops.aten.slice(joined, dim, 1)
+    earlier: Tensor = torch.ops.aten.slice(joined, dim, 0, -1)
+    return later ^ earlier if joined.dtype == torch.bool else later - earlier
+
+
+def _flatten(input: Tensor, start_dim: Any = 0, end_dim: Any = -1, **named: Any) -> Tensor:
+    """`flatten` by way of the sizes, for the same reason."""
+    if named or not input.ndim or not isinstance(start_dim, int):
+        return handed_over(_original_flatten, input, start_dim, end_dim, **named)  # type: ignore[no-any-return]
+    first, last = range(input.ndim)[start_dim], range(input.ndim)[end_dim]
+    if first > last:
+        return handed_over(_original_flatten, input, start_dim, end_dim)  # type: ignore[no-any-return]
+    shape = input.shape
+    return input.reshape(*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :])
+
+
+def _unflatten(input: Tensor, dim: Any, sizes: Any) -> Tensor:
+    """`unflatten` by way of the sizes, for the same reason."""
+    if not isinstance(dim, int) or not input.ndim:
+        return handed_over(_original_unflatten, input, dim, sizes)  # type: ignore[no-any-return]
+    axis = range(input.ndim)[dim]
+    return input.reshape(*input.shape[:axis], *sizes, *input.shape[axis + 1 :])
+
+
+def _expand_as(input: Tensor, other: Tensor) -> Tensor:
+    """`expand_as` by way of the sizes, for the same reason."""
+    return input.expand(other.shape)
 
 
 def _split(tensor: Tensor, split_size_or_sections: Any, dim: int = 0) -> Sequence[Tensor]:
