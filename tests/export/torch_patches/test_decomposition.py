@@ -124,6 +124,12 @@ def _behind_a_view(x: Tensor) -> Tensor:
     return y + first
 
 
+def _behind_what_may_be_a_copy(x: Tensor) -> Tensor:
+    y = x * 2
+    y.reshape(-1).mul_(3)
+    return y
+
+
 def _into_a_view(x: Tensor) -> Tensor:
     y = x * 2
     y[..., :1].mul_(3)
@@ -134,7 +140,9 @@ def _of_whole_numbers(x: Tensor) -> Tensor:
     return (x > 0).to(torch.int64).add_(1).to(x.dtype) * x
 
 
-@pytest.mark.parametrize("then", [_behind_a_view, _into_a_view, _of_whole_numbers])
+@pytest.mark.parametrize(
+    "then", [_behind_a_view, _behind_what_may_be_a_copy, _into_a_view, _of_whole_numbers]
+)
 def test_what_is_written_into_is_traced_again(
     then: Callable[[Tensor], Tensor], tmp_path: Path, decomposed: list[list[str]]
 ) -> None:

@@ -67,13 +67,15 @@ def _with_translated_names(
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in outputs):
         return None
     graph = copy.deepcopy(program.graph)  # of the nodes; they share what they say of their values
-    passed: set[fx.Node] = set()
+    passed: dict[fx.Node, bool] = {}
     for node in graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        if node.op != "call_function" or not (
-            _is_written_anew(node, passed, translated) or _has_other_name(node)
-        ):
+        if node.op != "call_function":
+            return None
+        written_anew = _is_written_anew(node, passed, translated)
+        is_new = _is_new(node)  # by its own name: `contiguous` may be its argument
+        if not (written_anew or _has_other_name(node)):
             return None
         if node.target is _itself:
             (source,) = node.args
@@ -84,7 +86,7 @@ def _with_translated_names(
             continue
         if not _stays(node.target, translated):
             return None
-        passed.add(node)
+        passed[node] = is_new
     graph.eliminate_dead_code()
     renamed = copy.copy(program)
     renamed._graph_module = fx.GraphModule(program.graph_module, graph)
@@ -114,11 +116,12 @@ def _has_other_name(node: fx.Node) -> bool:
 
 
 def _is_written_anew(
-    node: fx.Node, passed: Collection[fx.Node], translated: Collection[Any]
+    node: fx.Node, passed: Mapping[fx.Node, bool], translated: Collection[Any]
 ) -> bool:
     """Let an operator that writes into a tensor make another one, if nobody can tell.
 
-    Nobody can where the tensor was made for it alone: no view of it and no earlier reader is left.
+    Nobody can where the tensor is new and nothing has read it. `passed`: the nodes before, and
+    whether the memory of their values is that of no other.
     """
     target = node.target
     if not isinstance(target, OpOverload) or not target._schema.is_mutable:
@@ -126,7 +129,7 @@ def _is_written_anew(
     name, kind = target._schema.name.removeprefix("aten::"), target._overloadname
     functional: Any = getattr(getattr(_aten, name.removesuffix("_"), None), kind, None)
     into = node.args[0]
-    if functional not in translated or not isinstance(into, fx.Node) or not _is_new(into):
+    if functional not in translated or not isinstance(into, fx.Node) or not passed.get(into):
         return False
     if any(user in passed for user in into.users):
         return False
