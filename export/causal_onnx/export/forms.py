@@ -20,7 +20,10 @@ from causal_onnx.export.passes import opset17
 from causal_onnx.export.passes.fuse import fuse
 from causal_onnx.export.passes.length_limit import enforce_max_seq_len
 from causal_onnx.export.passes.position_matrices import compute_position_matrices
-from causal_onnx.export.passes.tied_weights import share_transposed_weights
+from causal_onnx.export.passes.tied_weights import (
+    multiply_by_transposed_weights,
+    share_transposed_weights,
+)
 from causal_onnx.export.passes.transposed_products import part_transposes
 from causal_onnx.export.precision.codes import quantise
 from causal_onnx.export.precision.grid import Grid
@@ -186,6 +189,8 @@ def _finish(model: ir.Model, contract: Contract, grids: Sequence[Grid]) -> Contr
     part_transposes(model)
     if grids:
         quantise(model, contract.form, grids)
+    if contract.form in ORT_FORMS:
+        multiply_by_transposed_weights(model)
     if contract.max_seq_len is not None:
         _limit(model, contract, contract.max_seq_len)
     if contract.opset == opset17.OPSET:

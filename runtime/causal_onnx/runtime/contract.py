@@ -19,6 +19,7 @@ __all__ = [
     "CERTIFICATE_KEY",
     "CHUNKED",
     "CONTRACT_KEY",
+    "CONTRIB",
     "FORMAT",
     "GOLDEN_KEY",
     "INPUT_KINDS",
@@ -280,6 +281,9 @@ class AdapterPair:
 
 CHUNKED = "ort-1.32"
 """The form whose cached attention is one operator for all calls, which came with that version."""
+
+CONTRIB = "com.microsoft"
+"""The domain of onnxruntime's own operators."""
 
 ORT_FORMS = ("ort", CHUNKED)
 """The forms with operators of onnxruntime's own."""

@@ -17,10 +17,10 @@ from onnx import parser
 from onnx_ir.passes import common
 
 from causal_onnx.export.analysis.attributes import UnsupportedError, attr, required_attr
+from causal_onnx.runtime.contract import CONTRIB
 
 __all__ = ["Body", "Shape", "body_of", "written"]
 
-CONTRIB = "com.microsoft"
 OPSET = 24
 """Of the bodies that are written here."""
 MOST = 19

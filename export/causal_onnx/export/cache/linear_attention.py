@@ -26,10 +26,11 @@ from causal_onnx.export.cache.spans import BATCH
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.onnxruntime_versions import refuse_unknown
+from causal_onnx.runtime.contract import CONTRIB
 
-__all__ = ["CONTRIB", "OPERATOR", "Heads", "StepDecay", "heads_of"]
+__all__ = ["OPERATOR", "Heads", "StepDecay", "heads_of"]
 
-CONTRIB, OPERATOR = "com.microsoft", "LinearAttention"
+OPERATOR = "LinearAttention"
 
 _KEEP_SIGN = {
     "Transpose": 1, "Unsqueeze": 1, "Squeeze": 1, "Identity": 1, "Expand": 1, "Reshape": 1,

@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.analysis.attributes import attr
 from causal_onnx.export.cache.lengths import Lengths
-from causal_onnx.export.cache.linear_attention import CONTRIB, OPERATOR, Heads
+from causal_onnx.export.cache.linear_attention import OPERATOR, Heads
 from causal_onnx.export.cache.mixture import Factor, Labels, Mixture
 from causal_onnx.export.cache.refusals import named
 from causal_onnx.export.cache.region import Region
@@ -30,6 +30,7 @@ from causal_onnx.export.cache.spans import BATCH, state_order
 from causal_onnx.export.errors import NotSupportedError
 from causal_onnx.export.graph.subgraphs import name_inside
 from causal_onnx.export.graph.writer import Writer
+from causal_onnx.runtime.contract import CONTRIB
 
 __all__ = [
     "LinearAttentionWriter",

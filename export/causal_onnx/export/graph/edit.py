@@ -10,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["constant", "constant_value", "copy_output", "insert_before_uses"]
+__all__ = [
+    "constant",
+    "constant_value",
+    "copy_output",
+    "insert_before_uses",
+    "replace_node",
+]
 
 
 def constant(graph: ir.Graph, array: npt.NDArray[Any], name: str | None = None) -> ir.Value:
@@ -74,3 +80,17 @@ def copy_output(graph: ir.Graph, value: ir.Value) -> None:
     producer = copy.producer()
     assert producer is not None
     graph.append(producer)
+
+
+def replace_node(node: ir.Node, result: ir.Value) -> None:
+    """Give the users of `node` another value, under the same name."""
+    old = node.outputs[0]
+    result.type, result.shape = old.type, old.shape
+    graph = node.graph
+    assert graph is not None
+    if old.is_graph_output():
+        graph.outputs[list(graph.outputs).index(old)] = result
+    name, old.name = old.name, None
+    result.name = name
+    old.replace_all_uses_with(result)
+    graph.remove(node, safe=True)

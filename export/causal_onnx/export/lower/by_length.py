@@ -21,11 +21,12 @@ from causal_onnx.export.lower.attention import (
     write_attention,
 )
 from causal_onnx.export.lower.cache_rows import join_rows
-from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
+from causal_onnx.export.lower.contrib import fits_operator, operator_attributes
 from causal_onnx.export.lower.heads import give_merged, merge_heads, split_heads
 from causal_onnx.export.lower.positions import window_mask
 from causal_onnx.export.lower.primitives import primitives_of_rows, write_primitives
 from causal_onnx.export.lower.tiled import Blocks
+from causal_onnx.runtime.contract import CONTRIB
 
 __all__ = ["LONGEST_LOOPED", "LONGEST_SHORT", "write_by_length"]
 

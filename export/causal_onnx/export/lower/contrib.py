@@ -11,9 +11,7 @@ import onnx_ir as ir
 
 from causal_onnx.export.attention.canonical_core import CanonicalCore
 
-__all__ = ["CONTRIB", "fits_operator", "operator_attributes"]
-
-CONTRIB = "com.microsoft"
+__all__ = ["fits_operator", "operator_attributes"]
 
 
 def fits_operator(core: CanonicalCore) -> bool:

@@ -23,8 +23,9 @@ from causal_onnx.export.attention.canonical_core import (
 )
 from causal_onnx.export.graph.subgraphs import name_inside
 from causal_onnx.export.graph.writer import Writer
-from causal_onnx.export.lower.contrib import CONTRIB, fits_operator, operator_attributes
+from causal_onnx.export.lower.contrib import fits_operator, operator_attributes
 from causal_onnx.export.lower.packed_projection import join_projections
+from causal_onnx.runtime.contract import CONTRIB
 
 __all__ = ["fits_grouped", "shares_buffers", "write_chunked", "write_grouped"]
 

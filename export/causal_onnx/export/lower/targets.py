@@ -10,7 +10,6 @@ from causal_onnx.export.attention.canonical_core import DOMAIN, CanonicalCore, i
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attention import write_attention
 from causal_onnx.export.lower.by_length import LONGEST_LOOPED, LONGEST_SHORT, write_by_length
-from causal_onnx.export.lower.contrib import CONTRIB
 from causal_onnx.export.lower.grouped import (
     fits_grouped,
     shares_buffers,
@@ -19,7 +18,7 @@ from causal_onnx.export.lower.grouped import (
 )
 from causal_onnx.export.lower.primitives import write_primitives
 from causal_onnx.export.lower.tiled import BLOCK, write_tiled
-from causal_onnx.runtime.contract import CHUNKED, ORT_FORMS
+from causal_onnx.runtime.contract import CHUNKED, CONTRIB, ORT_FORMS
 
 __all__ = ["LOOPED", "lower", "shared_pasts", "switching_lengths"]
 

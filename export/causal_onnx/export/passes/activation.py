@@ -18,10 +18,10 @@ import onnx_ir as ir
 from causal_onnx.export.analysis.evaluate import evaluate
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.match import replace, scalar
+from causal_onnx.runtime.contract import CONTRIB
 
 __all__ = ["fuse_activations"]
 
-CONTRIB = "com.microsoft"
 Array = npt.NDArray[Any]
 
 ELEMENTWISE = {"Add", "Div", "Erf", "Exp", "Mul", "Neg", "Pow", "Reciprocal", "Sigmoid", "Sub"}

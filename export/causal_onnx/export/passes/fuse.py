@@ -8,11 +8,10 @@ from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.passes.activation import fuse_activations
 from causal_onnx.export.passes.rms_norm import fuse_rms_norms
 from causal_onnx.export.passes.skip_norm import fuse_skip_norms
-from causal_onnx.runtime.contract import ORT_FORMS
+from causal_onnx.runtime.contract import CONTRIB, ORT_FORMS
 
 __all__ = ["fuse"]
 
-CONTRIB = "com.microsoft"
 OLDEST_OPSET = 23
 """From here on ONNX has `RMSNormalization`, which the skip form is found by."""
 

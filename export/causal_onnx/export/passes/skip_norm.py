@@ -7,10 +7,10 @@ import onnx_ir as ir
 from causal_onnx.export.graph.edit import constant_value
 from causal_onnx.export.graph.facts import Layouts
 from causal_onnx.export.graph.match import producer, replace
+from causal_onnx.runtime.contract import CONTRIB
 
 __all__ = ["fuse_skip_norms"]
 
-CONTRIB = "com.microsoft"
 _FUSED = {
     "RMSNormalization": "SkipSimplifiedLayerNormalization",
     "LayerNormalization": "SkipLayerNormalization",

@@ -1,13 +1,15 @@
-"""Store a weight once that the graph holds twice, as it is and transposed (a tied head)."""
+"""A weight that the graph needs as it is and transposed (a tied head) is held once."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from causal_onnx.export.graph.edit import constant_value
+from causal_onnx.export.graph.edit import constant_value, replace_node
+from causal_onnx.export.graph.writer import Writer
+from causal_onnx.runtime.contract import CONTRIB
 
-__all__ = ["share_transposed_weights"]
+__all__ = ["multiply_by_transposed_weights", "share_transposed_weights"]
 
 SMALLEST_BYTES = 1 << 10
 """Below, the node that transposes is no smaller than the weight."""
@@ -45,6 +47,41 @@ def share_transposed_weights(model: ir.Model) -> int:
             by_shape.setdefault((rows, columns), []).append(value)
         count += 1
     return count
+
+
+def multiply_by_transposed_weights(model: ir.Model) -> int:
+    """Write products with a matrix that is stored transposed for onnxruntime; returns how many.
+
+    Its FusedMatMul reads the matrix as it is stored. Where a Transpose stands before a MatMul,
+    onnxruntime computes it when it loads the file, and holds a second copy meanwhile: for 135M
+    parameters with a vocabulary of 49,152, 113 MB and a fifth of a second. The kernel is the same.
+    On the CPU it is for fp32 alone.
+    """
+    count = 0
+    for node in list(model.graph.all_nodes()):
+        if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx"):
+            continue
+        rows, turned = node.inputs
+        stored = _stored_transposed(turned)
+        if stored is None:
+            continue
+        assert isinstance(node.graph, ir.Graph)
+        model.opset_imports[CONTRIB] = 1
+        write = Writer(node.graph, node, model.graph)
+        replace_node(node, write("FusedMatMul", rows, stored, domain=CONTRIB, transB=1))
+        count += 1
+    return count
+
+
+def _stored_transposed(value: ir.Value | None) -> ir.Value | None:
+    """The fp32 matrix of the file of which a value is the transpose, or None."""
+    turn = None if value is None else value.producer()
+    if turn is None or turn.op_type != "Transpose":
+        return None
+    stored = turn.inputs[0]
+    if stored is None or not stored.is_initializer() or stored.dtype != ir.DataType.FLOAT:
+        return None
+    return stored if stored.shape is not None and len(stored.shape) == 2 else None
 
 
 def _transposed_twin(value: ir.Value, candidates: list[ir.Value]) -> ir.Value | None:

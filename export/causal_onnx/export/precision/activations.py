@@ -17,10 +17,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from causal_onnx.export.graph.cleanup import tidy
-from causal_onnx.export.graph.edit import constant_value
+from causal_onnx.export.graph.edit import constant_value, replace_node
 from causal_onnx.export.graph.writer import Writer
-from causal_onnx.export.precision.codes import CONTRIB, replace_node
-from causal_onnx.runtime.contract import ORT_FORMS
+from causal_onnx.runtime.contract import CONTRIB, ORT_FORMS
 
 __all__ = ["round_activations"]
 

@@ -15,14 +15,14 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from causal_onnx.export.graph.edit import replace_node
 from causal_onnx.export.graph.weights import Use, find_uses
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.precision.grid import SMALLEST_ELEMENTS, Coded, Grid, code, decode
-from causal_onnx.runtime.contract import ORT_FORMS
+from causal_onnx.runtime.contract import CONTRIB, ORT_FORMS
 
-__all__ = ["CONTRIB", "FAST_LEVEL", "quantise", "replace_node", "set_accuracy_level"]
+__all__ = ["FAST_LEVEL", "quantise", "set_accuracy_level"]
 
-CONTRIB = "com.microsoft"
 
 EXACT_LEVEL, FAST_LEVEL = 0, 4
 """Of MatMulNBits: products in fp32, or of activations that are rounded to 8 bits in blocks, too."""
@@ -161,17 +161,3 @@ def _standard_lookup(write: Writer, use: Use, coded: Coded) -> ir.Value:
 def _flag(node: ir.Node, name: str) -> bool:
     attribute = node.attributes.get(name)
     return attribute is not None and bool(attribute.as_int())
-
-
-def replace_node(node: ir.Node, result: ir.Value) -> None:
-    """Give the users of `node` another value, under the same name."""
-    old = node.outputs[0]
-    result.type, result.shape = old.type, old.shape
-    graph = node.graph
-    assert graph is not None
-    if old.is_graph_output():
-        graph.outputs[list(graph.outputs).index(old)] = result
-    name, old.name = old.name, None
-    result.name = name
-    old.replace_all_uses_with(result)
-    graph.remove(node, safe=True)

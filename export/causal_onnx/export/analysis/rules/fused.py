@@ -30,8 +30,7 @@ from causal_onnx.export.analysis.elements import (
 from causal_onnx.export.analysis.rules.elementwise import combine
 from causal_onnx.export.analysis.rules.reduction import mix
 from causal_onnx.export.analysis.rules.registry import Context, rule
-
-CONTRIB = "com.microsoft"
+from causal_onnx.runtime.contract import CONTRIB
 
 
 @rule("GroupNorm", "SkipGroupNorm", domain=CONTRIB)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from causal_onnx.runtime.contract import CONTRIB
 from causal_onnx.runtime.scan.rules import (
     attention,
     contraction,
@@ -25,7 +26,6 @@ from causal_onnx.runtime.scan.values import Node, Value
 
 __all__ = ["ALLOWED", "CONTRIB", "OPSETS", "Rule"]
 
-CONTRIB = "com.microsoft"
 
 OPSETS = {"": (13, 26), CONTRIB: (1, 1)}
 """Domain -> the versions of its operators that were reviewed, from the first to the last."""
