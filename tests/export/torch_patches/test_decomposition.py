@@ -136,14 +136,18 @@ def _into_a_view(x: Tensor) -> Tensor:
     return y
 
 
+def _by_rows(x: Tensor) -> Tensor:
+    return torch.vmap(lambda row: row * row.T.sum(0)[:, None])(x)
+
+
 def _of_whole_numbers(x: Tensor) -> Tensor:
     return (x > 0).to(torch.int64).add_(1).to(x.dtype) * x
 
 
 @pytest.mark.parametrize(
-    "then", [_behind_a_view, _behind_what_may_be_a_copy, _into_a_view, _of_whole_numbers]
+    "then", [_behind_a_view, _behind_what_may_be_a_copy, _into_a_view, _by_rows, _of_whole_numbers]
 )
-def test_what_is_written_into_is_traced_again(
+def test_what_has_no_other_name_is_traced_again(
     then: Callable[[Tensor], Tensor], tmp_path: Path, decomposed: list[list[str]]
 ) -> None:
     export(With(then).eval(), tmp_path / "m.onnx", example=example())

@@ -243,8 +243,8 @@ def _value(node: Any) -> torch.Tensor | None:
 
 def _stays(target: Any, translated: frozenset[Any]) -> bool:
     """Whether the exporter's decomposition would leave an operator, or changes its name alone."""
-    if not isinstance(target, OpOverload):  # an operator of sizes, or one that holds a graph
-        return not isinstance(target, torch._ops.HigherOrderOperator)
+    if not isinstance(target, OpOverload):  # an operator of sizes; `vmap` and graphs are others
+        return target in translated and not isinstance(target, torch._ops.HigherOrderOperator)
     if target == _aten.reshape.default:  # to `view`, behind a copy where one is needed
         return True
     if target._schema.is_mutable or target in _decomposed(translated):
