@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -236,3 +238,31 @@ def test_windows_have_pytorchs_numbers_at_every_length(
     for seq in (1, 2, 30):
         x = torch.randn(3, seq, DIM, generator=torch.Generator().manual_seed(seq))
         np.testing.assert_array_equal(model(x.numpy()), module(x).numpy())
+
+
+def test_modules_that_were_seen_are_looked_at_again_where_they_hold_more() -> None:
+    module = ModuleType("holder")
+    vars(module).update(own=torch.cosh, exp=torch.exp)
+    seen, original = replace.Seen(), torch.cosh
+
+    def held(*functions: Any) -> list[tuple[str, Any]]:
+        found = seen.places(frozenset(map(id, functions)))
+        return sorted((name, value) for place, name, value in found if place is module)
+
+    sys.modules[module.__name__] = module
+    try:
+        assert held(torch.exp) == [("exp", torch.exp)]
+        vars(module).update(log=torch.log, again=torch.exp)
+        assert [name for name, _ in held(torch.exp)] == ["again", "exp"]
+        del module.exp
+        assert [name for name, _ in held(torch.exp)] == ["again"]
+        assert [name for name, _ in held(torch.exp, torch.log)] == ["again", "log"]
+        module.again = torch.log
+        assert held(torch.exp, torch.log) == [("again", torch.log), ("log", torch.log)]
+        module.log = module.again = torch.cosh
+        assert held(torch.exp, torch.log) == []
+        with replace.functions_replaced([(torch.cosh, broken)], seen):
+            assert module.own is module.log is torch.cosh is not original
+        assert module.own is module.log is torch.cosh is original
+    finally:
+        del sys.modules[module.__name__]

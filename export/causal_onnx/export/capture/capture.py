@@ -35,6 +35,7 @@ from causal_onnx.export.torch_patches.decomposition import decomposed_where_need
 from causal_onnx.export.torch_patches.loop_scan import why_not
 from causal_onnx.export.torch_patches.patched import patched
 from causal_onnx.export.torch_patches.translator import listed_once, tried_where_they_can_match
+from causal_onnx.export.torch_patches.type_promotion import promoted_by_recorded_values
 from causal_onnx.export.torch_patches.user_code import line_of_error, quoted_line
 from causal_onnx.export.torch_patches.watch import Answer, replaying, watching_sizes
 
@@ -304,7 +305,12 @@ def _export_program(
 
 def _translate(program: ExportedProgram, opset: int, *, optimize: bool) -> ir.Model:
     # At opset 23 exactly, `optimize=True` fuses rotary embeddings wrongly for batch >= 2.
-    with tried_where_they_can_match(), listed_once(), decomposed_where_needed():
+    with (
+        tried_where_they_can_match(),
+        listed_once(),
+        decomposed_where_needed(),
+        promoted_by_recorded_values(),
+    ):
         translated = handed_over(
             torch.onnx.export,
             program,

@@ -27,6 +27,7 @@ from causal_onnx.export.outcome import Refusal, ask, handed_over
 from causal_onnx.export.source.inputs import CallSizes, InputSpec, make_inputs
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.torch_patches.patched import patched
+from causal_onnx.export.torch_patches.replace import Seen
 
 __all__ = ["DryRun", "dry_run"]
 
@@ -45,6 +46,9 @@ operators, and some modules hundreds of layers."""
 
 _short_steps: WeakKeyDictionary[Source, int] = WeakKeyDictionary()
 """Operators of a short call, of sources that had more than `MOST_STEPS` in a longer one."""
+
+_seen: WeakKeyDictionary[Source, Seen] = WeakKeyDictionary()
+"""Of each source: its runs follow one another."""
 
 _aten = torch.ops.aten
 
@@ -112,9 +116,10 @@ def _followed(
     error: Exception | None = None
     shapes: tuple[torch.Size, ...] = ()
     module, inputs = source.fresh(), make_inputs(specs, sizes)
+    seen = _seen.setdefault(source, Seen())
     try:
         # The replacements make plain tensors of what cannot be followed (flex_attention, biases).
-        with torch.no_grad(), _silent(), patched(zero_masked_rows=False), mode:
+        with torch.no_grad(), _silent(), patched(zero_masked_rows=False, seen=seen), mode:
             outcome = ask(module, *(x.clone() for x in inputs))
         if isinstance(outcome, Refusal):
             error = outcome.error

@@ -25,6 +25,7 @@ from causal_onnx.export.torch_patches import (
 )
 from causal_onnx.export.torch_patches.loops import functions_of, rewritten
 from causal_onnx.export.torch_patches.replace import (
+    Seen,
     attribute_replaced,
     code_replaced,
     functions_replaced,
@@ -34,7 +35,9 @@ __all__ = ["patched"]
 
 
 @contextlib.contextmanager
-def patched(*, zero_masked_rows: bool, module: torch.nn.Module | None = None) -> Iterator[None]:
+def patched(
+    *, zero_masked_rows: bool, module: torch.nn.Module | None = None, seen: Seen | None = None
+) -> Iterator[None]:
     """Replace what cannot be captured by equal code that can; restore everything on leaving.
 
     A second thread that comes here waits until the first has left.
@@ -44,6 +47,7 @@ def patched(*, zero_masked_rows: bool, module: torch.nn.Module | None = None) ->
             it. Needed below opset 23, where the exported softmax gives the mean of every value,
             later positions included; the `Attention` operator of opset 23 gives 0 itself.
         module: What is captured: `len` of a tensor is replaced in its code. None: nowhere.
+        seen: Of earlier calls for the same module; None: every loaded module is looked through.
     """
     functions = [
         *attention.replacements(zero_masked_rows=zero_masked_rows),
@@ -56,7 +60,7 @@ def patched(*, zero_masked_rows: bool, module: torch.nn.Module | None = None) ->
     ]
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        enter(functions_replaced(functions))
+        enter(functions_replaced(functions, seen))
         if module is not None:
             enter(_lengths_kept(module))
             enter(_loops_rewritten(module))

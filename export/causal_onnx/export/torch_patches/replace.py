@@ -12,7 +12,7 @@ from typing import Any
 
 from causal_onnx.export.outcome import handed_over
 
-__all__ = ["attribute_replaced", "code_replaced", "functions_replaced"]
+__all__ = ["Seen", "attribute_replaced", "code_replaced", "functions_replaced"]
 
 _LOCK = threading.RLock()
 """Held by the thread whose replacements are in place. Those of two threads would be restored in
@@ -93,34 +93,66 @@ def code_replaced(function: FunctionType, code: CodeType) -> Iterator[None]:
             function.__code__ = original
 
 
+class Seen:
+    """Which functions the loaded modules hold, for replacements soon after one another.
+
+    A look through every module takes 10 ms. One that was looked through for the same functions is
+    not looked at again while it has as many names as then.
+    """
+
+    def __init__(self) -> None:
+        self._functions: frozenset[int] = frozenset()
+        self._sizes: dict[ModuleType, int] = {}
+        self._names: dict[ModuleType, list[str]] = {}
+
+    def places(self, functions: frozenset[int]) -> list[tuple[ModuleType, str, Any]]:
+        """Modules, names there and values, of those `functions` (by id) that are held now."""
+        if functions != self._functions:
+            self._functions = functions
+            self._sizes.clear()
+            self._names.clear()
+        for module in list(sys.modules.values()):
+            if not isinstance(module, ModuleType) or _keeps_originals(module):
+                continue
+            held = vars(module)
+            if self._sizes.get(module) == len(held):
+                continue
+            self._sizes[module] = len(held)
+            # Of thousands of modules few have one.
+            if not functions.isdisjoint(map(id, list(held.values()))):
+                self._names[module] = [
+                    n for n, value in list(held.items()) if id(value) in functions
+                ]
+        return [
+            (module, name, value)
+            for module, names in self._names.items()
+            for name in names
+            if id(value := vars(module).get(name)) in functions
+        ]
+
+
 @contextlib.contextmanager
-def functions_replaced(pairs: Sequence[tuple[Any, Callable[..., Any]]]) -> Iterator[None]:
+def functions_replaced(
+    pairs: Sequence[tuple[Any, Callable[..., Any]]], seen: Seen | None = None
+) -> Iterator[None]:
     """Replace functions under every name they were imported as, in every loaded module.
 
     Args:
         pairs: What is replaced, and what is called instead.
+        seen: Of earlier replacements of the same functions. None: every module is looked through.
     """
     if not pairs:  # no module need be looked at
         yield
         return
     with _turn() as turn:
-        by_id = {id(original): (original, _ours(new, original, turn)) for original, new in pairs}
-        replaced = by_id.keys()
-        places = [
-            (module, name, *by_id[id(value)])
-            for module in list(sys.modules.values())
-            if isinstance(module, ModuleType) and not _keeps_originals(module)
-            # Of thousands of modules few have one.
-            if not replaced.isdisjoint(map(id, list(vars(module).values())))
-            for name, value in list(vars(module).items())
-            if id(value) in by_id
-        ]
+        by_id = {id(original): _ours(new, original, turn) for original, new in pairs}
+        places = (Seen() if seen is None else seen).places(frozenset(by_id))
         try:
-            for module, name, _, new in places:
-                setattr(module, name, new)
+            for module, name, original in places:
+                setattr(module, name, by_id[id(original)])
             yield
         finally:
-            for module, name, original, _ in places:
+            for module, name, original in places:
                 setattr(module, name, original)
 
 
