@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -202,12 +203,30 @@ def test_opsets(opset: int, tmp_path: Path) -> None:
     assert {o.domain for o in proto.opset_import} == {""}
 
 
-def test_both_forms_of_the_ort_target_are_compared(tmp_path: Path) -> None:
-    config = AttentionConfig(embed_dim=32, num_heads=2, max_seq_len=700)
-    report = export(MultiHeadAttention(config, seed=0), tmp_path / "m.onnx")
-    operators = {n.op_type for n in onnx.load(tmp_path / "m.onnx").graph.node}
-    assert "If" in operators
-    assert {1, 257, 700} <= {case.seq for case in report.parity.cases}
+@pytest.mark.parametrize(
+    ("options", "switches", "long_form"),
+    [
+        ({}, {257}, "GroupQueryAttention"),
+        ({"alibi": True}, {257}, "Loop"),
+        ({"precision": "fp16"}, {257, 641}, "GroupQueryAttention"),
+    ],
+    ids=["fp32", "alibi", "fp16"],
+)
+def test_both_forms_of_the_ort_target_are_compared(
+    options: dict[str, Any], switches: set[int], long_form: str, tmp_path: Path
+) -> None:
+    path, alibi = tmp_path / "m.onnx", options.pop("alibi", False)
+    config = AttentionConfig(embed_dim=32, num_heads=2, max_seq_len=700, alibi=alibi)
+    report = export(MultiHeadAttention(config, seed=0), path, **options)
+    (choice,) = [node for node in onnx.load(path).graph.node if node.op_type == "If"]
+    long, short = (
+        {node.op_type for node in branch.g.node}
+        for branch in sorted(choice.attribute, key=lambda x: x.name, reverse=True)
+    )
+    assert long_form in long
+    assert "Attention" in short
+    lengths = {case.seq for case in report.parity.cases}
+    assert {1, 700} | switches == {n for n in lengths if n == 1 or 100 < n <= 700}
 
 
 class LastOnly(nn.Module):

@@ -127,7 +127,7 @@ def _shapes(
     budget: Budget, specs: Sequence[InputSpec], contract: Contract
 ) -> tuple[list[CallSizes], list[str]]:
     """The shapes to run, and those left out with the reason."""
-    wanted = _with_block((2, 3, 7, 17, 33, 257, *switching_lengths(contract.form)), contract)
+    wanted = _with_block((2, 3, 7, 17, 33, 257, *switching_lengths(contract)), contract)
     least, limit = contract.min_seq_len, contract.max_seq_len or max(wanted)
     lengths = sorted({min(max(n, least), limit) for n in wanted} - {1})
     shapes = [CallSizes(batch=2, seq=n) for n in lengths]

@@ -206,7 +206,7 @@ def grid(
         if label == "seq"
     )
     wanted = {1, 2, 3, 13, example - 1, example, example + 1}
-    switches = switching_lengths(contract.form)
+    switches = switching_lengths(contract)
     top = contract.max_seq_len or max((257, *switches))
     lengths = sorted(n for n in {*wanted, *switches, top} if contract.min_seq_len <= n <= top)
     has_batch = any("batch" in spec.axes.values() for spec in specs)

@@ -18,20 +18,15 @@ def choose(
     condition: ir.Value,
     then: Callable[[Writer], ir.Value],
     other: Callable[[Writer], ir.Value],
-    *,
-    stem: str = "",
 ) -> ir.Value:
-    """What `then` writes where the condition holds when the graph runs, else what `other` does.
-
-    `stem` tells the names of a choice within a branch of the same core from those around it.
-    """
+    """What `then` writes where the condition holds when the graph runs, else what `other` does."""
     branches = []
     for name, build in (("then", then), ("else", other)):
         graph = _subgraph(write, name)
         result = build(write.inside(graph, node))
         result.type = node.outputs[0].type
         graph.outputs.append(result)
-        name_inside(graph, f"{node.outputs[0].name}_{stem}{name}")
+        name_inside(graph, f"{node.outputs[0].name}_{name}")
         branches.append(graph)
     attributes = {"then_branch": branches[0], "else_branch": branches[1]}
     return write.node("If", [condition], attributes).outputs[0]

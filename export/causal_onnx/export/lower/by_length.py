@@ -1,13 +1,13 @@
 """Attention for onnxruntime: the form of a core is chosen by the length, when the graph runs.
 
-Few positions go to the `Attention` operator, more to a Loop over blocks of queries (fp32, for the
-CPU), many to the flash kernel of `GroupQueryAttention` where that computes the core.
+Few positions go to the `Attention` operator, more to the flash kernel of `GroupQueryAttention`, or
+where that does not compute the core to a Loop over blocks of queries (fp32, for the CPU).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,23 +28,22 @@ from causal_onnx.export.lower.primitives import primitives_of_rows, write_primit
 from causal_onnx.export.lower.tiled import Blocks
 from causal_onnx.runtime.contract import CONTRIB
 
-__all__ = ["LONGEST_LOOPED", "LONGEST_SHORT", "write_by_length"]
+__all__ = ["LONGEST_SHORT", "LONGEST_SHORT_HALF", "write_by_length"]
 
 LONGEST_SHORT = 256
-"""Up to here `Attention` takes no more time than blocks of queries, in fp32 on the CPU."""
-LONGEST_SHORT_FP16 = 640
-"""Up to here `Attention` is faster than the flash kernel; half precision has no blocks."""
-LONGEST_LOOPED = 2048
-"""Up to here blocks of queries are faster than the flash kernel.
-
-Processor time of a whole module relative to PyTorch eager (768 wide, 12 heads, batch 1, one thread,
-AMD Zen 4, onnxruntime 1.32):
-
-    seq             256   512   640  1024  2048  4096  8192
-    Attention-24   0.88  0.91  0.96
-    blocks         0.87  0.83  0.86  0.91  0.96  1.08  1.27
-    flash kernel                     1.01  1.04  1.03  1.03
-"""
+"""Up to here `Attention` takes no more time than the other forms, in fp32 on the CPU."""
+LONGEST_SHORT_HALF = 640
+"""Up to here `Attention` is faster than the flash kernel in half precision."""
+# Time of a whole module relative to PyTorch eager (768 wide, 12 heads, batch 1, onnxruntime 1.32).
+# Threads have little to share in a block of queries, so the kernel is taken wherever it fits.
+#
+#     seq                                  384   512  1024  2048  4096  8192
+#     Xeon, 1 thread:  blocks             0.98  1.06  1.22  1.36  1.13
+#                      flash kernel       0.98  1.04  1.22  1.20  1.12
+#           2 threads: blocks             1.42  1.38  1.45  1.63  1.19
+#                      flash kernel       0.99  1.04  1.16  1.19  1.20
+#     Zen 4, 1 thread: blocks                   0.83  0.91  0.96  1.08  1.27
+#                      flash kernel                   1.01  1.04  1.03  1.03
 
 
 def write_by_length(
@@ -62,13 +61,8 @@ def write_by_length(
     """
     forms = _Forms(write, core)
     most = math.inf if max_seq_len is None else max_seq_len
-    long: Callable[[Writer], ir.Value]
-    if forms.has_blocks and forms.has_flash and most > LONGEST_LOOPED:
-        switch, long = LONGEST_SHORT, forms.blocks_or_flash
-    elif forms.has_blocks:
-        switch, long = LONGEST_SHORT, forms.blocks
-    else:
-        switch, long = LONGEST_SHORT_FP16, forms.flash
+    long = forms.flash if forms.has_flash else forms.blocks
+    switch = LONGEST_SHORT if forms.has_blocks else LONGEST_SHORT_HALF
     if most > switch and (forms.has_blocks or forms.has_flash):
         chosen = choose(write, core.node, forms.beyond(write, switch), long, forms.short)
     else:
@@ -116,11 +110,6 @@ class _Forms:
             return Blocks(write, self.core, (q, k, v)).looped(write)
         joined = self.joined
         return Blocks(write, self.core, (q, joined.k, joined.v), joined.held).looped(write)
-
-    def blocks_or_flash(self, write: Writer) -> ir.Value:
-        """The loop, and the flash kernel where even that is slower."""
-        is_longer = self.beyond(write, LONGEST_LOOPED)
-        return choose(write, self.core.node, is_longer, self.flash, self.blocks, stem="long_")
 
     def flash(self, write: Writer) -> ir.Value:
         """The flash kernel of the contrib operator."""

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from causal_onnx.export.attention.canonical_core import DOMAIN, CanonicalCore, is_canonical
 from causal_onnx.export.graph.writer import Writer
 from causal_onnx.export.lower.attention import write_attention
-from causal_onnx.export.lower.by_length import LONGEST_LOOPED, LONGEST_SHORT, write_by_length
+from causal_onnx.export.lower.by_length import LONGEST_SHORT, LONGEST_SHORT_HALF, write_by_length
 from causal_onnx.export.lower.grouped import (
     fits_grouped,
     shares_buffers,
@@ -18,7 +18,7 @@ from causal_onnx.export.lower.grouped import (
 )
 from causal_onnx.export.lower.primitives import write_primitives
 from causal_onnx.export.lower.tiled import BLOCK, write_tiled
-from causal_onnx.runtime.contract import CHUNKED, CONTRIB, ORT_FORMS
+from causal_onnx.runtime.contract import CHUNKED, CONTRIB, ORT_FORMS, Contract
 
 __all__ = ["LOOPED", "lower", "shared_pasts", "switching_lengths"]
 
@@ -33,10 +33,12 @@ LOOPED: dict[str, tuple[int, ...]] = {
 """Lengths at which a form has several blocks of queries."""
 
 
-def switching_lengths(target: str) -> tuple[int, ...]:
+def switching_lengths(contract: Contract) -> tuple[int, ...]:
     """Lengths at which a form computes by other nodes than at short ones, or more often."""
-    flash = (LONGEST_LOOPED + 1,) if target in ORT_FORMS else ()
-    return (*LOOPED.get(target, ()), *flash)
+    dtypes = {spec.dtype for spec in (*contract.inputs, *contract.outputs)}
+    is_half = contract.precision in ("fp16", "bf16") or dtypes & {"float16", "bfloat16"}
+    half = (LONGEST_SHORT_HALF + 1,) if contract.form in ORT_FORMS and is_half else ()
+    return (*LOOPED.get(contract.form, ()), *half)
 
 
 def shared_pasts(model: ir.Model, cores: Sequence[CanonicalCore], target: str) -> frozenset[str]:
@@ -66,7 +68,7 @@ def lower(
 
     "portable": from opset 23 on the standard `Attention` operator, below (and for cores with a
     sink, which that does not know) MatMul and Softmax. "ort": from opset 23 on that too where the
-    sequence is short, else blocks of queries or onnxruntime's flash kernel; cached attention goes
+    sequence is short, else onnxruntime's flash kernel or blocks of queries; cached attention goes
     to that kernel where the call fits it, and with "ort-1.32" in every call. "tiled": a Loop over
     blocks of queries. Key/value heads are not repeated in any form.
     """
