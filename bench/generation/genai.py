@@ -32,6 +32,7 @@ def generation(
     built: str,
     session: dict[str, Any] | None = None,
     provider: dict[str, dict[str, str]] | None = None,
+    piece: int | None = None,
     peers: str = str(PEERS),
 ) -> Prepare:
     """Prompts and tokens by `Generator`.
@@ -44,6 +45,7 @@ def generation(
         built: The folder in it that the builder wrote.
         session: More entries of `session_options`.
         provider: Options of an execution provider, by its name.
+        piece: Positions of a prompt that are appended at once; None: all.
         peers: Where the package is installed.
     """
     sys.path.append(peers)
@@ -68,7 +70,8 @@ def generation(
 
         def prefill() -> Any:
             generator.rewind_to(0)
-            generator.append_tokens(ids)
+            for start in range(0, len(ids), piece or len(ids)):
+                generator.append_tokens(ids[start : start + (piece or len(ids))])
             return generator.get_logits()[:, -1]
 
         def decode() -> Any:

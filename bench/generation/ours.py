@@ -34,8 +34,9 @@ def generation(
     precision: str,
     device: str = "cpu",
 ) -> Prepare:
-    """Prompts, and tokens one by one, by `model.stream()`."""
+    """Prompts as `generate` reads them, and tokens one by one, by `model.stream()`."""
     from causal_onnx.runtime import load  # noqa: PLC0415 - only here
+    from causal_onnx.runtime.generation.prompt import prefill as read  # noqa: PLC0415
 
     model = load(Path(ours) / ours_name(precision), threads=threads, device=device)
 
@@ -46,7 +47,7 @@ def generation(
 
         def prefill() -> Any:
             stream.rewind(0)
-            return np.asarray(stream(ids, last_only=True)[:, -1], np.float32)
+            return np.asarray(read(stream, ids.tolist()), np.float32)
 
         def decode() -> Any:
             stream.rewind(work.prompt - 1)

@@ -26,6 +26,8 @@ APART = "apart"
 """Ours, one sequence of a batch after another."""
 EAGER = "eager"
 OURS = ("ours", APART)
+PIECE = 256
+"""Positions of a prompt that the tuned onnxruntime-genai reads at once."""
 
 
 class Subject(subject.Subject):
@@ -150,7 +152,7 @@ def _ours(precision: str, device: str) -> Subject:
         factory="bench.generation.ours:generation",
         title=f"causal-onnx {precision}",
         about=f"`export(model, path, cache=True, {_said(precision, device)})`, "
-        "`load(path, threads=...)`, `model.stream()`; prompts with `last_only=True`",
+        "`load(path, threads=...)`, `model.stream()`; prompts as `generate` reads them",
         options={"precision": precision, "device": device},
     )
 
@@ -182,10 +184,12 @@ def _tuned(precision: str) -> Subject:
         title=f"onnxruntime-genai {precision}, tuned",
         about="the same, built with `prune_lm_head=true` too, so that a prompt's last position "
         "alone has logits, and run with `session.set_denormal_as_zero`, its weights on huge pages "
-        "by `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` (ours lie there by `load`)",
+        "by `GLIBC_TUNABLES=glibc.malloc.hugetlb=1` (ours lie there by `load`); prompts are "
+        f"appended in pieces of {PIECE}, which is 1.03 to 1.3 times as fast",
         options={
             "built": f"tuned-{precision}",
             "session": {"session.set_denormal_as_zero": "1"},
+            "piece": PIECE,
         },
         environment={"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
     )

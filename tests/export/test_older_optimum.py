@@ -17,6 +17,7 @@ from onnx import helper
 
 from causal_onnx.export import adopt
 from causal_onnx.runtime import ArtifactError, Model, load
+from causal_onnx.runtime.session.runner import Runner
 from tests.runtime.foreign.files import reference, unpack
 
 KINDS = {"steps": "merged-llama", "single": "optimum-llama"}
@@ -122,3 +123,20 @@ def test_no_folder_is_made_of_it(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"one position per call.* runs as it is: load\(path\)"):
         adopt(path, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_long_prompt_is_read_in_one_call_where_no_chunk_follows_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("causal_onnx.runtime.generation.prompt.CHUNK", 3)
+    model = load_older("steps", tmp_path)
+    calls: list[int] = []
+    run = Runner.run_step
+
+    def counted(self: Runner, feeds: dict[str, Any]) -> Any:
+        calls.append(feeds["input_ids"].shape[1])
+        return run(self, feeds)
+
+    monkeypatch.setattr(Runner, "run_step", counted)
+    model.generate(ROWS[0], max_new_tokens=2)
+    assert calls == [8, 1]

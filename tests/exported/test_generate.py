@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,9 @@ import torch
 from causal_onnx.models import CausalMechanismV1, DecoderLM, tiny_llama_config
 from causal_onnx.runtime import Model, Sampling
 from causal_onnx.runtime.contract import ORT_FORMS
+from causal_onnx.runtime.generation.prompt import feed, prefill
+from causal_onnx.runtime.session.device import Device
+from causal_onnx.runtime.stream.stream import Stream
 from tests.export.quick import quick_export
 
 PROMPTS = [[5, 3, 8, 1, 9], [2], [7, 7, 4]]
@@ -102,6 +107,27 @@ def test_long_prompts_are_read_in_chunks(model: Model, monkeypatch: pytest.Monke
         type(row)(ids=row.ids, logprobs=pytest.approx(row.logprobs, abs=1e-5), finish=row.finish)
         for row in expected
     ]
+
+
+@pytest.mark.parametrize(("chunk", "calls"), [(2, [2, 2, 1]), (4, [4, 1]), (256, [5])])
+def test_a_cpu_reads_a_long_prompt_in_chunks_and_a_gpu_in_larger_ones(
+    model: Model, chunk: int, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "causal_onnx.runtime.generation.prompt"
+    monkeypatch.setattr(f"{module}.CHUNK", chunk)
+    read: list[int] = []
+
+    def counted(stream: Stream, ids: Any, *args: Any, **named: Any) -> Any:
+        read.append(ids.shape[1])
+        return feed(stream, ids, *args, **named)
+
+    monkeypatch.setattr(f"{module}.feed", counted)
+    prefill(model.stream(), PROMPTS[:1])
+    assert read == calls
+    stream = model.stream()
+    monkeypatch.setattr(Stream, "device", Device("cuda"))
+    prefill(stream, PROMPTS[:1])
+    assert read == [*calls, 5]
 
 
 def test_what_cannot_be_generated_is_refused(model: Model, features: Model) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from causal_onnx.runtime.generation.plan import check_model
-from causal_onnx.runtime.generation.prompt import CHUNK, Prefill
+from causal_onnx.runtime.generation.prompt import Prefill
 from causal_onnx.runtime.request.whole_numbers import whole_number
 from causal_onnx.runtime.stream import cache_blocks as blocks
 
@@ -147,7 +147,7 @@ class PrefixCache:
         # What a window has left behind is gone: it is copied at the end of each block.
         windows: list[list[blocks.Block]] = [[] for _ in prompts]
         while prefill.is_going:
-            prefill.step(size if has_window else CHUNK)
+            prefill.step(size if has_window else None)
             for row, prompt in enumerate(prompts):
                 done = len(known[row]) + len(windows[row]) + 1
                 if has_window and stream.lengths[row] == done * size <= len(prompt):

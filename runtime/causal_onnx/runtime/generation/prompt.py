@@ -27,8 +27,12 @@ __all__ = [
     "start",
 ]
 
-CHUNK = 512
-"""Positions of a prompt that are read at once: its logits are held for no more than these."""
+CHUNK = 256
+"""Positions of a prompt that a CPU reads at once. Attention computes the scores of all queries of a
+call for all its keys, so that in one call of 2,048 half of them are of later positions and thrown
+away; and what a call computes leaves the processor's caches. Measured: docs/generation.md."""
+GPU_CHUNK = 512
+"""The same of a GPU, for which every call takes a while to begin."""
 
 
 class PromptReader(Protocol):
@@ -79,7 +83,7 @@ def prefill(
     """
     steps = Prefill(stream, prompts, codebooks)
     while steps.is_going:
-        steps.step(CHUNK)
+        steps.step()
     return steps.logits
 
 
@@ -126,8 +130,13 @@ class Prefill:
         assert self._logits is not None
         return self._logits
 
-    def step(self, count: int) -> None:
-        """Read up to `count` positions more."""
+    def step(self, count: int | None = None) -> None:
+        """Read up to `count` positions more; None: as many as are read fastest."""
+        if count is None:
+            count = CHUNK if self._stream.device.kind == "cpu" else GPU_CHUNK
+            if not self._stream.takes_chunks:
+                # Behind the first call, the graph would read one position after the other.
+                count = int(self._ids.shape[1])
         start, lengths = self._start, self._lengths
         chunk = self._ids[:, start : start + count]
         new = np.clip(lengths - start, 0, chunk.shape[1])

@@ -25,6 +25,7 @@ from causal_onnx.runtime.stream.staying import Begun, free_axis_places
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from causal_onnx.runtime.session.device import Device
     from causal_onnx.runtime.session.runner import Runner
     from causal_onnx.runtime.stream.given import Given
 
@@ -166,6 +167,16 @@ class Stream:
     def covered(self) -> tuple[int, ...]:
         """For how many of its first positions each row was given inputs when it was started."""
         return tuple(self._covered.tolist())
+
+    @property
+    def device(self) -> Device:
+        """Where the model computes."""
+        return self._model.device
+
+    @property
+    def takes_chunks(self) -> bool:
+        """Whether one call of the graph may read several positions behind others."""
+        return self._model.contract.ragged not in ("steps", "single")
 
     @property
     def _moving(self) -> list[str]:
@@ -345,8 +356,8 @@ class Stream:
 
     def _takes_chunks(self, read: Read) -> bool:
         """Whether a call for rows that were read so far may be of several positions."""
-        ragged = self._model.contract.ragged
-        return ragged != "single" and (ragged != "steps" or read.used == 0)
+        is_start = self._model.contract.ragged == "steps" and read.used == 0
+        return self.takes_chunks or is_start
 
     def _one_by_one(
         self, feeds: Mapping[str, Array], new: Array, seq: int, *, last_only: bool
