@@ -43,6 +43,7 @@ def write_codes(path: Path) -> None:
     quick_export(FourBooks().eval(), path, example=example, axes=axes, cache=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "printed"), [("chat", "'role': 'assistant'"), ("generation", "PrefixStats(")]
 )

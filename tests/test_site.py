@@ -128,6 +128,7 @@ def test_pages_do_what_they_say(names: list[str], tmp_path: Path) -> None:
         assert missing_from(follow(page, tmp_path), page) == []
 
 
+@pytest.mark.slow
 def test_what_the_first_tutorial_breaks_is_refused(tmp_path: Path) -> None:
     text = (ROOT / "docs/start/module.md").read_text(encoding="utf-8")
     source = files_of(text)["attention.py"]

@@ -10,6 +10,7 @@ from causal_onnx.cli.main import main
 from tests.runtime.foreign.files import unpack
 
 
+@pytest.mark.slow
 def test_every_command_takes_an_adopted_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -85,6 +85,7 @@ def test_each_line_of_a_pipe_is_a_turn(
     assert json.loads(saved.read_text(encoding="utf-8")) == messages
 
 
+@pytest.mark.slow
 def test_reset_forgets_and_quit_ends(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -372,6 +372,7 @@ def test_example_values_fit_what_the_name_says() -> None:
     assert mask.all()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_becomes_a_folder_that_every_command_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,12 +43,13 @@ FORMS = {
     "plain": {},
     "cached": {"cache": True},
     "portable": {"target": "portable"},
-    "tiled": {"target": "tiled"},
-    "int8": {"precision": "int8", "cache": True},
     "int4": {"precision": "int4"},
-    "gptq": {"precision": "int4", "rounding": "gptq", "block_size": 64},
-    "w8a8": {"precision": "w8a8", "cache": True},
-    "fp16": {"precision": "fp16"},
+    # The rest of their checks is that of the others.
+    "tiled": {"target": "tiled", "effort": "quick"},
+    "int8": {"precision": "int8", "cache": True, "effort": "quick"},
+    "gptq": {"precision": "int4", "rounding": "gptq", "block_size": 64, "effort": "quick"},
+    "w8a8": {"precision": "w8a8", "cache": True, "effort": "quick"},
+    "fp16": {"precision": "fp16", "effort": "quick"},
 }
 names = list(FORMS)
 if first == "warm":

@@ -116,6 +116,7 @@ def test_a_mask_that_does_more_than_pad_is_left_alone(kind: type[Padded]) -> Non
     assert fill_padding(source, specs) == (source, specs, None)
 
 
+@pytest.mark.slow
 def test_such_a_mask_gets_no_cache(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no cache can be derived"):
         export(Counting().eval(), tmp_path / "m.onnx", example=example(), cache=True)

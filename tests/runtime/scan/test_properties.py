@@ -53,6 +53,7 @@ def is_refused(content: bytes) -> bool:
     return False
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_refused_clearly(content: bytes) -> None:
