@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from torch import Tensor
+from torch.nn import functional
 
 from causal_onnx.export import CausalityError, export
 from causal_onnx.export.arguments import ExportOptions
-from causal_onnx.export.check.causality import perturb_source
+from causal_onnx.export.check.causality import perturb, perturb_source
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.subject import prepare
+from causal_onnx.runtime import load
 from tests.export.modules import Head, example
 from tests.zoo import entry
 
@@ -50,3 +52,37 @@ def test_positions_may_see_only_those_before_them(tmp_path: Path) -> None:
     report = export(item.factory(), tmp_path / "m.onnx", example=item.inputs(2, 5), axes=item.axes)
     assert report.causality.is_causal
     assert {case.seq for case in report.causality.cases if not case.future_moved} >= {2}
+
+
+class Delayed(Head):
+    """Each position sees those at least so many before it."""
+
+    def __init__(self, delay: int) -> None:
+        super().__init__()
+        self.delay = delay
+
+    def forward(self, x: Tensor) -> Any:
+        return functional.pad(self.core(x), (0, 0, self.delay, 0))[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize("delay", [2, 5])
+def test_positions_may_see_only_those_far_before_them(delay: int, tmp_path: Path) -> None:
+    report = export(Delayed(delay).eval(), tmp_path / "m.onnx", example=example())
+    still = {case.seq for case in report.causality.cases} - {
+        case.seq for case in report.causality.cases if case.future_moved
+    }
+    assert still == {n for n in (2, 3, 7, 17) if n <= delay + 1}
+    certificate = load(tmp_path / "m.onnx").certificate
+    assert certificate is not None
+    assert certificate["verdict"] == "causal"
+
+
+def test_a_length_at_which_nothing_moves_is_none_behind_one_at_which_something_does() -> None:
+    subject = prepare(Head().eval(), example(), None, options=ExportOptions(opset=24))
+
+    def session(inputs: Any) -> Any:
+        (x,) = inputs
+        return [x.cumsum(1) * (x.shape[1] < 7)]
+
+    report = perturb(session, subject.reference, subject.specs, subject.contract)
+    assert {case.seq for case in report.cases if case.passed} == {2, 3}

@@ -65,14 +65,15 @@ def perturb(
     # A source that rounds by the future (it masks after the softmax, say) need not do so at the
     # very cut where the graph does.
     is_inexact = any(case.source_past_error for case in cases)
-    # Where each position sees only those before it, changing the last one moves nothing, and at
-    # length 2 no change does: a length is evidence if one of its cuts moves something.
+    # Where each position sees only those some places before it, changing the last ones moves
+    # nothing, and at short lengths no change does: a length is evidence if one of its cuts moves
+    # something, and from the shortest such length on every one has to be.
     moving = {case.seq for case in cases if case.future_moved}
     return CausalityReport(
         cases=tuple(
             replace(
                 case,
-                passed=(case.seq in moving or (case.seq == 2 and bool(moving)))
+                passed=(case.seq in moving or case.seq < min(moving, default=0))
                 and (case.past_error == 0.0 or (is_inexact and case.past_error <= rounding)),
             )
             for case in cases
