@@ -45,7 +45,7 @@ class With(Head):
 
 
 def _converted(x: Tensor) -> Tensor:
-    y = x.to(torch.float64).to(x) + x.to(torch.float32) + x.to("cpu", torch.float16).float()
+    y = x.to(torch.float64).to(x) + x.to(torch.float32) + x.to("cpu", torch.float64).float()
     return y.to(torch.float32, copy=True) + (x > 0).to(dtype=torch.float32)
 
 
