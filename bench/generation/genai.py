@@ -68,10 +68,12 @@ def generation(
         parameters.set_search_options(max_length=longest, do_sample=False)
         generator = genai.Generator(model, parameters)
 
+        size = piece or len(ids)
+
         def prefill() -> Any:
             generator.rewind_to(0)
-            for start in range(0, len(ids), piece or len(ids)):
-                generator.append_tokens(ids[start : start + (piece or len(ids))])
+            for start in range(0, len(ids), size):
+                generator.append_tokens(ids[start : start + size])
             return generator.get_logits()[:, -1]
 
         def decode() -> Any:

@@ -271,6 +271,11 @@ class Returning(Head):
         return self.shape(x, self.core(x), self)
 
 
+def through(function: Callable[[Tensor], Tensor]) -> Returning:
+    """A head whose result goes through a function."""
+    return Returning(lambda _, result, __: function(result))
+
+
 @dataclass
 class Result:
     hidden: Tensor

@@ -15,7 +15,7 @@ from causal_onnx.export.check.causality import perturb, perturb_source
 from causal_onnx.export.source.module import Source
 from causal_onnx.export.subject import prepare
 from causal_onnx.runtime import load
-from tests.export.modules import Head, example
+from tests.export.modules import Head, example, through
 from tests.zoo import entry
 
 
@@ -54,20 +54,10 @@ def test_positions_may_see_only_those_before_them(tmp_path: Path) -> None:
     assert {case.seq for case in report.causality.cases if not case.future_moved} >= {2}
 
 
-class Delayed(Head):
-    """Each position sees those at least so many before it."""
-
-    def __init__(self, delay: int) -> None:
-        super().__init__()
-        self.delay = delay
-
-    def forward(self, x: Tensor) -> Any:
-        return functional.pad(self.core(x), (0, 0, self.delay, 0))[:, : x.shape[1]]
-
-
 @pytest.mark.parametrize("delay", [2, 5])
 def test_positions_may_see_only_those_far_before_them(delay: int, tmp_path: Path) -> None:
-    report = export(Delayed(delay).eval(), tmp_path / "m.onnx", example=example())
+    module = through(lambda y: functional.pad(y, (0, 0, delay, 0))[:, : y.shape[1]])
+    report = export(module.eval(), tmp_path / "m.onnx", example=example())
     still = {case.seq for case in report.causality.cases} - {
         case.seq for case in report.causality.cases if case.future_moved
     }

@@ -16,7 +16,7 @@ from causal_onnx.export import export
 from causal_onnx.export.capture import capture
 from causal_onnx.export.torch_patches.translator import listed_once
 from causal_onnx.runtime import load
-from tests.export.modules import Head, example
+from tests.export.modules import example, through
 
 
 @pytest.fixture
@@ -31,17 +31,6 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(_fx_passes, "decompose_with_registry", counted)
     return seen
-
-
-class With(Head):
-    """A head whose output goes through a function."""
-
-    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.then = then
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.then(self.core(x))
 
 
 def _converted(x: Tensor) -> Tensor:
@@ -105,12 +94,12 @@ def _nothing_done_to_the_result(x: Tensor) -> Tensor:
 def test_what_has_a_translation_is_not_traced_again(
     then: Callable[[Tensor], Tensor], tmp_path: Path, decomposed: list[list[str]]
 ) -> None:
-    export(With(then).eval(), tmp_path / "m.onnx", example=example())
+    export(through(then).eval(), tmp_path / "m.onnx", example=example())
     assert decomposed == []
     with pytest.MonkeyPatch.context() as always:
         # Decomposes always: what stands in its place is entered already and changes nothing.
         always.setattr(capture, "decomposed_where_needed", listed_once)
-        export(With(then).eval(), tmp_path / "again.onnx", example=example())
+        export(through(then).eval(), tmp_path / "again.onnx", example=example())
     assert len(decomposed) == 1
     x = np.random.default_rng(0).standard_normal((3, 11, example().shape[-1]), dtype=np.float32)
     one, other = (load(tmp_path / name, threads=1) for name in ("m.onnx", "again.onnx"))
@@ -150,25 +139,25 @@ def _of_whole_numbers(x: Tensor) -> Tensor:
 def test_what_has_no_other_name_is_traced_again(
     then: Callable[[Tensor], Tensor], tmp_path: Path, decomposed: list[list[str]]
 ) -> None:
-    export(With(then).eval(), tmp_path / "m.onnx", example=example())
+    export(through(then).eval(), tmp_path / "m.onnx", example=example())
     assert len(decomposed) == 1
     x = torch.randn(3, 11, example().shape[-1], generator=torch.Generator().manual_seed(0))
-    expected = With(then).eval()(x).detach().numpy()
+    expected = through(then).eval()(x).detach().numpy()
     assert_allclose(load(tmp_path / "m.onnx", threads=1)(x.numpy()), expected, atol=1e-5)
 
 
 def test_what_does_nothing_is_another_name_of_what_is_written_into(tmp_path: Path) -> None:
     # PyTorch's decomposition takes it for a copy: the file computed 8x here, and was refused.
-    export(With(_seen_by_another_name).eval(), tmp_path / "m.onnx", example=example())
+    export(through(_seen_by_another_name).eval(), tmp_path / "m.onnx", example=example())
     x = torch.randn(3, 11, example().shape[-1], generator=torch.Generator().manual_seed(0))
-    expected = With(_seen_by_another_name).eval()(x).detach().numpy()
+    expected = through(_seen_by_another_name).eval()(x).detach().numpy()
     assert_allclose(load(tmp_path / "m.onnx", threads=1)(x.numpy()), expected, atol=1e-5)
 
 
 def test_a_difference_is_slices_but_for_a_second_one(
     tmp_path: Path, decomposed: list[list[str]]
 ) -> None:
-    export(With(_differences).eval(), tmp_path / "m.onnx", example=example())
+    export(through(_differences).eval(), tmp_path / "m.onnx", example=example())
     (operators,) = decomposed
     assert operators.count("aten.diff.default") == 1
 

@@ -14,7 +14,7 @@ from torch.onnx._internal.fx.passes import type_promotion
 from causal_onnx.export import export
 from causal_onnx.export.capture import capture
 from causal_onnx.export.torch_patches.type_promotion import promoted_by_recorded_values
-from tests.export.modules import Head, example
+from tests.export.modules import Head, example, through
 
 
 @pytest.fixture
@@ -30,17 +30,6 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(fx.Interpreter, "run_node", counted)
     return seen
-
-
-class With(Head):
-    """A head whose output goes through a function."""
-
-    def __init__(self, then: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.then = then
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.then(self.core(x))
 
 
 def _flags(x: Tensor) -> Tensor:
@@ -67,10 +56,10 @@ def test_the_file_is_that_of_a_program_that_was_computed_again(
     computed: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    export(With(then).eval(), tmp_path / "m.onnx", example=example())
+    export(through(then).eval(), tmp_path / "m.onnx", example=example())
     converted = list(computed)
     monkeypatch.setattr(capture, "promoted_by_recorded_values", contextlib.nullcontext)
-    export(With(then).eval(), tmp_path / "again.onnx", example=example())
+    export(through(then).eval(), tmp_path / "again.onnx", example=example())
     assert (tmp_path / "m.onnx").read_bytes() == (tmp_path / "again.onnx").read_bytes()
     assert converted
     assert "aten.softmax.int" not in converted

@@ -48,7 +48,8 @@ _short_steps: WeakKeyDictionary[Source, int] = WeakKeyDictionary()
 """Operators of a short call, of sources that had more than `MOST_STEPS` in a longer one."""
 
 _seen: WeakKeyDictionary[Source, Seen] = WeakKeyDictionary()
-"""Of each source: its runs follow one another."""
+"""What modules hold of the functions that are replaced, as the runs of each source found it; they
+follow soon after one another."""
 
 _aten = torch.ops.aten
 

@@ -30,9 +30,11 @@ __all__ = [
 CHUNK = 256
 """Positions of a prompt that a CPU reads at once. Attention computes the scores of all queries of a
 call for all its keys, so that in one call of 2,048 half of them are of later positions and thrown
-away; and what a call computes leaves the processor's caches. Measured: docs/generation.md."""
+away; and what a longer call computes does not fit the processor's caches. The times stand in
+docs/generation.md, "Long prompts"."""
 GPU_CHUNK = 512
-"""The same of a GPU, for which every call takes a while to begin."""
+"""Positions of a prompt that a GPU reads at once: each call takes a while to begin there. Larger
+than on a CPU without a measurement."""
 
 
 class PromptReader(Protocol):
